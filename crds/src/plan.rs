@@ -1,0 +1,250 @@
+//! What a worker is to run: every value parsed and resolved, every default filled in.
+//! `validate` makes it out of the documents; nothing here repeats a default.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// One pipeline with all that refers to it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Plan {
+    /// `metadata.name` of the Pipeline.
+    pub name: String,
+    /// `metadata.namespace` of the Pipeline, `default` where absent.
+    pub namespace: String,
+    /// Whose data this is: `spec.replication.identity`, else `<namespace>/<name>`.
+    pub identity: String,
+    /// SHA-256, in hex, of the documents that this plan was made of; the same for the same documents in any order.
+    pub config_hash: String,
+    /// Where and how topics are stored.
+    pub storage: Storage,
+    /// How long rows are kept.
+    pub retention: Retention,
+    /// How results reach their sinks.
+    pub delivery: Delivery,
+    /// Health, metrics and status.
+    pub admin: Admin,
+    /// In the order of the documents.
+    pub sources: Vec<Source>,
+    /// In the order of the documents.
+    pub joins: Vec<Join>,
+    /// In the order of the documents.
+    pub sinks: Vec<Sink>,
+}
+
+/// Where a value of the plan was written: the index of its document and the path of the object in it,
+/// such as `(0, "spec.joins[1]")` for an inline join and `(2, "spec")` for a stand-alone one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Place {
+    /// Index into the documents that were validated.
+    pub document: usize,
+    /// Path in that document, in the form `spec.joins[1]`.
+    pub path: String,
+}
+
+/// `spec.storage`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Storage {
+    /// 1–64.
+    pub shard_count: usize,
+    /// Relative to the working directory.
+    pub data_dir: PathBuf,
+    /// Connections that read at once.
+    pub reader_pool_size: usize,
+    /// Messages that one shard commits together at most.
+    pub batch_messages_max: usize,
+    /// How long a message waits for others before its batch is committed.
+    pub flush_interval: Duration,
+    /// What an acknowledged message survives.
+    pub synchronous: Synchronous,
+}
+
+/// `spec.storage.synchronous`, SQLite's setting of that name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Synchronous {
+    /// Survives a crash of the process.
+    Normal,
+    /// Survives a crash of the machine too.
+    Full,
+}
+
+/// `spec.retention`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Retention {
+    /// Age at which a row expires.
+    pub duration: Duration,
+    /// How often expired rows are looked for.
+    pub clean_interval: Duration,
+    /// Whether results that leave by expiry are sent as deleted.
+    pub emit_expiry: bool,
+    /// How long a deleted key is remembered.
+    pub tombstone_duration: Duration,
+}
+
+/// `spec.delivery`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Delivery {
+    /// What a sink is promised.
+    pub guarantee: Guarantee,
+    /// How long the outbox keeps what every sink has had, for SSE clients that come back.
+    pub replay_window: Duration,
+    /// Size above which the outbox is compacted.
+    pub outbox_bytes_max: u64,
+    /// Failures in a row that open a sink's circuit.
+    pub circuit_failures: u32,
+    /// The dead-letter queue.
+    pub dlq: Dlq,
+}
+
+/// `spec.delivery.guarantee`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Guarantee {
+    /// Tried once.
+    BestEffort,
+    /// Tried until the sink has it, or the dead-letter queue lets go of it.
+    AtLeastOnce,
+}
+
+/// `spec.delivery.dlq`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Dlq {
+    /// The file; `None` is `<data_dir>/dlq.db`.
+    pub path: Option<PathBuf>,
+    /// Wait before the first retry.
+    pub retry_interval: Duration,
+    /// Retries before a letter is given up; `None` never gives up before `ttl`.
+    pub retries_max: Option<u32>,
+    /// What the wait grows by from retry to retry.
+    pub backoff_multiplier: f64,
+    /// The longest wait.
+    pub backoff_max: Duration,
+    /// Age at which a letter is dropped.
+    pub ttl: Duration,
+    /// Size above which the oldest letters are dropped.
+    pub bytes_max: u64,
+    /// How often `ttl` and `bytes_max` are enforced.
+    pub cleanup_interval: Duration,
+}
+
+/// `spec.admin`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Admin {
+    /// Address to listen on, `host:port` or `:port`.
+    pub addr: String,
+}
+
+/// A source and where it was written.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Source {
+    /// Unique among the sources.
+    pub name: String,
+    /// Where it was written.
+    pub place: Place,
+    /// What it reads.
+    pub kind: SourceKind,
+}
+
+/// What a source reads.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub enum SourceKind {
+    /// Requests to an address of ours.
+    Http(HttpSource),
+    /// Lines of a file.
+    File(FileSource),
+    /// A kind that the API knows and the worker does not run yet: its field name (`api`, `kafka`).
+    Unsupported(&'static str),
+}
+
+/// `http` of a source.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct HttpSource {
+    /// Address to listen on, `host:port` or `:port`.
+    pub addr: String,
+    /// Topics it takes; empty takes any.
+    pub topics: Vec<String>,
+    /// Largest body of one request, in bytes.
+    pub body_bytes_max: u64,
+}
+
+/// `file` of a source.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct FileSource {
+    /// As written: `-` is standard input, a relative path is relative to the manifest's folder.
+    pub path: String,
+    /// How lines are read.
+    pub format: FileFormat,
+    /// Topic of every row; `None`: each line is `{topic, key, payload}` (NDJSON only).
+    pub topic: Option<String>,
+    /// Columns (CSV) or top-level fields (NDJSON) whose values, joined by `|`, are the key; set when `topic` is.
+    pub key_columns: Vec<String>,
+    /// CSV fields that stand for null.
+    pub null_values: Vec<String>,
+    /// Rows a second at most.
+    pub rows_per_second_max: Option<u32>,
+    /// Whether to wait for more at the end of the file.
+    pub follow: bool,
+}
+
+/// `file.format` of a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum FileFormat {
+    /// Comma-separated values with a header line.
+    Csv,
+    /// One JSON document a line.
+    Ndjson,
+}
+
+/// A join and where it was written.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Join {
+    /// Unique among topics, joins and windows.
+    pub name: String,
+    /// Where it was written.
+    pub place: Place,
+    /// The SELECT as written.
+    pub query: String,
+    /// Output column that is the result key; `None` is the first.
+    pub key_column: Option<String>,
+    /// Second name of the field `key` in results.
+    pub result_key: Option<String>,
+    /// Names of the sinks that take it: those that it names and those that name it, in the order of the sinks.
+    pub sinks: Vec<String>,
+}
+
+/// A sink and where it was written.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Sink {
+    /// Unique among the sinks.
+    pub name: String,
+    /// Where it was written.
+    pub place: Place,
+    /// Where it delivers to.
+    pub kind: SinkKind,
+    /// Names of the joins it takes, in the order of the joins.
+    pub joins: Vec<String>,
+}
+
+/// Where a sink delivers to.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub enum SinkKind {
+    /// Server-Sent Events from an address of ours.
+    Sse(SseSink),
+    /// One JSON line a result on standard output.
+    Stdout,
+    /// A kind that the API knows and the worker does not run yet: its field name (`http`, `kafka`, `sqlite`).
+    Unsupported(&'static str),
+}
+
+/// `sse` of a sink.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SseSink {
+    /// Address to listen on, `host:port` or `:port`.
+    pub addr: String,
+    /// Origins that browsers may come from; `*` alone is any.
+    pub cors_origins: Vec<String>,
+    /// Time between heartbeat comments.
+    pub heartbeat_interval: Duration,
+    /// Clients at once.
+    pub clients_max: u32,
+}
