@@ -1,1 +1,120 @@
-fn main(){}
+//! The program `litejoin`: arguments, logging, signals, exit codes.
+
+mod admin;
+mod cli;
+mod clock;
+mod delivery;
+mod epoch;
+mod join;
+mod listen;
+mod manifest;
+mod message;
+mod results;
+mod runtime;
+mod sink;
+mod source;
+mod status;
+mod storage;
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{Arguments, Command, LogFormat};
+use crate::storage::writer::chain;
+
+/// The manifests are wrong: their author must put them right.
+const EXIT_INVALID: u8 = 2;
+
+/// A second signal has cut the stop short.
+const EXIT_INTERRUPTED: i32 = 130;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match arguments.command {
+        Command::Run(run) => {
+            start_logging(&arguments.log, arguments.log_format);
+            let pipeline = match cli::load(&run.files, run.data_dir, run.once) {
+                Ok((pipeline, warnings)) => {
+                    complain(&warnings);
+                    pipeline
+                }
+                Err(complaints) => {
+                    complain(&complaints);
+                    return ExitCode::from(EXIT_INVALID);
+                }
+            };
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("tokio starts");
+            let outcome = runtime.block_on(async {
+                let (stop, stopped) = mpsc::channel(1);
+                tokio::spawn(watch_signals(stop));
+                runtime::run(pipeline, stopped).await
+            });
+            // A thread that reads standard input can't be waited for.
+            runtime.shutdown_background();
+            match outcome {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    complain(&format!("error: {}\n", chain(&error)));
+                    ExitCode::FAILURE
+                }
+            }
+        }
+        Command::Validate(validate) => match cli::load(&validate.files, None, false) {
+            Ok((pipeline, warnings)) => {
+                complain(&warnings);
+                say(&format!("{}\n", cli::summary(&pipeline.plan)));
+                ExitCode::SUCCESS
+            }
+            Err(complaints) => {
+                complain(&complaints);
+                ExitCode::from(EXIT_INVALID)
+            }
+        },
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "litejoin", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+/// Stops the pipeline at the first signal, and the process at the second.
+async fn watch_signals(stop: mpsc::Sender<()>) {
+    let mut terminate = signal(SignalKind::terminate()).expect("signals can be handled");
+    let mut interrupt = signal(SignalKind::interrupt()).expect("signals can be handled");
+    for signals in 0.. {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if signals > 0 {
+            std::process::exit(EXIT_INTERRUPTED);
+        }
+        let _ = stop.send(()).await;
+    }
+}
+
+fn start_logging(filter: &str, format: LogFormat) {
+    let terminal = std::io::stderr().is_terminal();
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Json => logs.json().flatten_event(true).with_target(false).init(),
+        LogFormat::Auto if !terminal => logs.json().flatten_event(true).with_target(false).init(),
+        LogFormat::Auto | LogFormat::Human => logs.with_ansi(terminal).with_target(false).init(),
+    }
+}
+
+/// Writes to standard error; whoever closed it does not want to know.
+fn complain(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// Writes to standard output; whoever closed it does not want to know.
+fn say(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}

@@ -1,0 +1,181 @@
+//! The command line, and the way from files to a pipeline that can run.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use litejoin_crds::plan::{Plan, SourceKind};
+use litejoin_crds::{Complaint, Place, unsupported, validate};
+
+use crate::join::check::{self, Catalog, QueryError};
+use crate::manifest::{self, Manifest};
+use crate::runtime::Pipeline;
+
+/// Joins live data with plain SQL, on one machine, durably.
+///
+/// A pipeline is a manifest: sources fill topics (tables), joins are SQL over them, sinks get every result that
+/// changes. The same manifest runs on a laptop and on Kubernetes.
+#[derive(Debug, Parser)]
+#[command(
+    name = "litejoin",
+    version,
+    after_help = "Examples:\n  litejoin run -f examples/flights            real flights, joined while you watch\n  \
+                  litejoin run -f pipeline.yaml -f sinks/      several files and folders make one pipeline\n  \
+                  litejoin validate -f pipeline.yaml           say everything that is wrong, run nothing"
+)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+
+    /// What to log: error, warn, info, debug, trace, or a tracing filter
+    #[arg(long, global = true, value_name = "FILTER", default_value = "info", env = "LITEJOIN_LOG")]
+    pub(crate) log: String,
+
+    /// How to log: for people, for machines, or for people on a terminal and for machines elsewhere
+    #[arg(long, global = true, value_enum, default_value = "auto", env = "LITEJOIN_LOG_FORMAT")]
+    pub(crate) log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    Auto,
+    Human,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a pipeline until ctrl-C
+    ///
+    /// Data goes to storage.dataDir (./data unless the manifest says otherwise), below the working directory.
+    /// Ctrl-C stops in order: sources, what is on its way, sinks. Nothing that was acknowledged is ever lost, not
+    /// even by kill -9.
+    #[command(after_help = "Exit codes: 0 stopped as asked, 1 could not start, 2 the manifests are wrong, 130 a second ctrl-C")]
+    Run(Run),
+    /// Check manifests and say everything that is wrong with them, with file and line
+    #[command(after_help = "Exit codes: 0 fine, 2 wrong")]
+    Validate(Validate),
+    /// Print a completion script for your shell
+    ///
+    /// For example: litejoin completions bash > /etc/bash_completion.d/litejoin
+    Completions {
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Parser)]
+pub(crate) struct Run {
+    /// Manifest, or folder of manifests (*.yaml, *.yml, *.json); `-` is standard input. May be repeated
+    #[arg(short = 'f', long = "file", value_name = "PATH", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+
+    /// Keep the data here instead of storage.dataDir
+    #[arg(long, value_name = "DIR", env = "LITEJOIN_DATA_DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+
+    /// Stop when every source has come to its end and every sink has its results
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+#[derive(Debug, Parser)]
+pub(crate) struct Validate {
+    /// Manifest, or folder of manifests (*.yaml, *.yml, *.json); `-` is standard input. May be repeated
+    #[arg(short = 'f', long = "file", value_name = "PATH", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+}
+
+/// Reads manifests and checks all there is to check without running anything. Gives the pipeline with warnings,
+/// or all complaints, each on a line of its own.
+pub(crate) fn load(files: &[PathBuf], data_dir: Option<PathBuf>, once: bool) -> Result<(Pipeline, String), String> {
+    let manifest = manifest::load(files)
+        .map_err(|errors| errors.iter().map(|error| format!("{error}\n")).collect::<String>())?;
+    let refused = unsupported(&manifest.documents);
+    let (mut plan, warnings) = match validate(&manifest.documents) {
+        Ok(valid) => valid,
+        Err(mut complaints) => {
+            complaints.extend(refused);
+            return Err(manifest.render(&complaints));
+        }
+    };
+    let topics = declared_topics(&plan);
+    let catalog = Catalog { topics: &topics, open: takes_any_topic(&plan) };
+    let joins = match check::check(&plan.joins, catalog) {
+        Ok(joins) if refused.is_empty() => joins,
+        Ok(_) => return Err(manifest.render(&refused)),
+        Err(errors) => return Err(render_queries(&manifest, &errors) + &manifest.render(&refused)),
+    };
+    if let Some(data_dir) = data_dir {
+        plan.storage.data_dir = data_dir;
+    }
+    let source_paths = source_paths(&plan, &manifest);
+    let warnings: Vec<Complaint> = warnings;
+    Ok((Pipeline { plan, joins, source_paths, once }, manifest.render(&warnings)))
+}
+
+/// One line about a pipeline that is fine.
+pub(crate) fn summary(plan: &Plan) -> String {
+    let count = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
+    format!(
+        "pipeline {} is fine: {}, {}, {}",
+        plan.name,
+        count(plan.sources.len(), "source"),
+        count(plan.joins.len(), "join"),
+        count(plan.sinks.len(), "sink")
+    )
+}
+
+fn declared_topics(plan: &Plan) -> Vec<String> {
+    let mut topics: Vec<String> = Vec::new();
+    for source in &plan.sources {
+        let names: &[String] = match &source.kind {
+            SourceKind::Http(spec) => &spec.topics,
+            SourceKind::File(spec) => spec.topic.as_slice(),
+            SourceKind::Unsupported(_) => &[],
+        };
+        for name in names {
+            if !topics.iter().any(|topic| topic.eq_ignore_ascii_case(name)) {
+                topics.push(name.clone());
+            }
+        }
+    }
+    topics
+}
+
+fn takes_any_topic(plan: &Plan) -> bool {
+    plan.sources.iter().any(|source| match &source.kind {
+        SourceKind::Http(spec) => spec.topics.is_empty(),
+        SourceKind::File(spec) => spec.topic.is_none(),
+        // What it fills is not known here; its own complaint is enough.
+        SourceKind::Unsupported(_) => true,
+    })
+}
+
+/// Files of file sources; a relative path is relative to the folder of its manifest.
+fn source_paths(plan: &Plan, manifest: &Manifest) -> BTreeMap<String, PathBuf> {
+    let paths = plan.sources.iter().filter_map(|source| match &source.kind {
+        SourceKind::File(spec) if spec.path == "-" => Some((source.name.clone(), PathBuf::from("-"))),
+        SourceKind::File(spec) => {
+            let folder = manifest.folder(source.place.document);
+            let folder = if folder == Path::new(".") { Path::new("") } else { folder };
+            Some((source.name.clone(), folder.join(&spec.path)))
+        }
+        _ => None,
+    });
+    paths.collect()
+}
+
+fn render_queries(manifest: &Manifest, errors: &[QueryError]) -> String {
+    let lines = errors.iter().map(|error| {
+        let path = format!("{}.{}", error.place.path, error.field);
+        let place = Place { document: error.place.document, path: path.clone() };
+        let location = if error.field == "query" {
+            manifest.locate_within(&place, error.line)
+        } else {
+            manifest.locate(&place)
+        };
+        let location = location.map(|location| format!("{location}: ")).unwrap_or_default();
+        format!("{location}{path}: {}\n", error.message)
+    });
+    lines.collect()
+}

@@ -1,0 +1,88 @@
+//! Whether a sink is worth trying. After some failures in a row its circuit opens: nothing is sent until a wait
+//! has passed, then a single result, the probe. If that succeeds the circuit closes. Pure: the caller brings
+//! the time.
+
+use std::time::{Duration, Instant};
+
+/// The circuit of one sink.
+#[derive(Debug)]
+pub(crate) struct Circuit {
+    failures_max: u32,
+    failures: u32,
+    open_until: Option<Instant>,
+}
+
+/// What may be sent now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Passage {
+    /// As much as there is.
+    Open,
+    /// One result, to see whether the sink is back.
+    Probe,
+    /// Nothing before that time.
+    Wait(Instant),
+}
+
+impl Circuit {
+    pub(crate) fn new(failures_max: u32) -> Self {
+        Self { failures_max: failures_max.max(1), failures: 0, open_until: None }
+    }
+
+    pub(crate) fn passage(&self, now: Instant) -> Passage {
+        match self.open_until {
+            None => Passage::Open,
+            Some(until) if until <= now => Passage::Probe,
+            Some(until) => Passage::Wait(until),
+        }
+    }
+
+    /// Whether the sink is being left alone (or probed).
+    pub(crate) fn is_open(&self) -> bool {
+        self.open_until.is_some()
+    }
+
+    /// How often in a row the open circuit's probe has failed, for the schedule of the next one.
+    pub(crate) fn probes_failed(&self) -> u32 {
+        (self.failures + 1).saturating_sub(self.failures_max)
+    }
+
+    /// Notes a delivery. Returns whether this closes the circuit.
+    pub(crate) fn succeeded(&mut self) -> bool {
+        self.failures = 0;
+        self.open_until.take().is_some()
+    }
+
+    /// Notes a failure that may pass with time; `wait` is how long the sink is left alone if this opens the
+    /// circuit, or keeps it open. Returns whether it opens now.
+    pub(crate) fn failed(&mut self, now: Instant, wait: Duration) -> bool {
+        let was_open = self.is_open();
+        self.failures = self.failures.saturating_add(1);
+        if self.failures >= self.failures_max {
+            self.open_until = Some(now + wait);
+        }
+        !was_open && self.is_open()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_opens_after_failures_in_a_row_and_closes_with_a_probe() {
+        let start = Instant::now();
+        let wait = Duration::from_secs(30);
+        let mut circuit = Circuit::new(2);
+        assert!(!circuit.failed(start, wait));
+        assert!(!circuit.succeeded(), "it was not open");
+        assert!(!circuit.failed(start, wait));
+        assert!(circuit.failed(start, wait), "the second in a row");
+        assert_eq!(circuit.passage(start), Passage::Wait(start + wait));
+        assert_eq!(circuit.passage(start + wait), Passage::Probe);
+        assert!(!circuit.failed(start + wait, wait), "it was open already");
+        assert_eq!(circuit.probes_failed(), 2);
+        assert_eq!(circuit.passage(start + wait), Passage::Wait(start + 2 * wait));
+        assert!(circuit.succeeded());
+        assert_eq!(circuit.passage(start), Passage::Open);
+    }
+}

@@ -1,0 +1,260 @@
+//! `dlq.db`: results that a sink did not take, and messages that a source could not read.
+//!
+//! ```text
+//! letters(sink, join_name, key, …)    at most one for each sink and key: the newest result
+//! rejected(id, source, position, …)   messages, with the place in their source and the reason
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use litejoin_crds::plan::Synchronous;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use crate::results::event::{Event, JoinId, Op, Position};
+use crate::storage::sqlite::{self, SqliteError};
+
+const SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS letters (
+        sink TEXT NOT NULL,
+        join_name TEXT NOT NULL,
+        key TEXT NOT NULL,
+        lineage TEXT NOT NULL,
+        epoch INTEGER NOT NULL,
+        n INTEGER NOT NULL,
+        op TEXT NOT NULL,
+        rows TEXT NOT NULL,
+        timestamp INTEGER NOT NULL,
+        reason TEXT NOT NULL,
+        attempts INTEGER NOT NULL,
+        stored_at INTEGER NOT NULL,
+        retry_at INTEGER,
+        PRIMARY KEY (sink, join_name, key)
+    ) WITHOUT ROWID;
+    CREATE INDEX IF NOT EXISTS letters_due ON letters (sink, retry_at) WHERE retry_at IS NOT NULL;
+    CREATE INDEX IF NOT EXISTS letters_age ON letters (stored_at);
+    CREATE TABLE IF NOT EXISTS rejected (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        source TEXT NOT NULL,
+        position TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        body BLOB,
+        stored_at INTEGER NOT NULL,
+        UNIQUE (source, position)
+    );";
+
+/// Bytes of a rejected message that are kept.
+const BODY_BYTES_KEPT: usize = 4_096;
+
+/// The dead-letter queue of the pipeline.
+pub(crate) struct DeadLetters {
+    path: PathBuf,
+    connection: Mutex<Connection>,
+}
+
+/// A result that a sink did not take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Letter {
+    pub(crate) join_name: String,
+    /// Lineage of the result's id; it may be older than the directory's.
+    pub(crate) lineage: String,
+    pub(crate) event: Event,
+    /// Deliveries that have failed.
+    pub(crate) attempts: u32,
+}
+
+/// Why a letter is put into the queue, and when it is tried again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Postmark {
+    pub(crate) reason: String,
+    pub(crate) attempts: u32,
+    /// Seconds since the epoch; `None` waits for somebody to ask for it.
+    pub(crate) retry_at: Option<i64>,
+}
+
+impl DeadLetters {
+    pub(crate) fn open(path: &Path, synchronous: Synchronous) -> Result<Self, SqliteError> {
+        let connection = sqlite::open_writer(path, synchronous)?;
+        connection.execute_batch(SCHEMA).map_err(|source| SqliteError::new(path, "make the tables", source))?;
+        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection) })
+    }
+
+    /// Puts a letter in, or replaces the older one of its key. Putting the same one in again changes nothing
+    /// but its postmark; an older one is ignored.
+    pub(crate) fn put(&self, sink: &str, letter: &Letter, mark: &Postmark, now: i64) -> Result<(), SqliteError> {
+        self.doing("store a dead letter", |connection| {
+            let event = &letter.event;
+            connection
+                .prepare_cached(
+                    "INSERT INTO letters (sink, join_name, key, lineage, epoch, n, op, rows, timestamp, reason, attempts,
+                                          stored_at, retry_at)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+                     ON CONFLICT DO UPDATE SET lineage = excluded.lineage, epoch = excluded.epoch, n = excluded.n,
+                         op = excluded.op, rows = excluded.rows, timestamp = excluded.timestamp,
+                         reason = excluded.reason, attempts = excluded.attempts, stored_at = excluded.stored_at,
+                         retry_at = excluded.retry_at
+                     WHERE lineage <> excluded.lineage OR (epoch, n) <= (excluded.epoch, excluded.n)",
+                )?
+                .execute(params![
+                    sink,
+                    letter.join_name,
+                    event.key,
+                    letter.lineage,
+                    event.position.epoch,
+                    event.position.n,
+                    event.op.as_str(),
+                    event.rows,
+                    event.timestamp,
+                    mark.reason,
+                    mark.attempts,
+                    now,
+                    mark.retry_at
+                ])?;
+            Ok(())
+        })
+    }
+
+    /// Takes a letter out after it was delivered, unless a newer one has come in its place.
+    pub(crate) fn remove(&self, sink: &str, letter: &Letter) -> Result<(), SqliteError> {
+        self.doing("remove a dead letter", |connection| {
+            connection
+                .prepare_cached(
+                    "DELETE FROM letters WHERE sink = ?1 AND join_name = ?2 AND key = ?3 AND epoch = ?4 AND n = ?5
+                         AND lineage = ?6",
+                )?
+                .execute(params![
+                    sink,
+                    letter.join_name,
+                    letter.event.key,
+                    letter.event.position.epoch,
+                    letter.event.position.n,
+                    letter.lineage
+                ])?;
+            Ok(())
+        })
+    }
+
+    /// Whether a letter holds back this key.
+    pub(crate) fn holds(&self, sink: &str, join_name: &str, key: &str) -> Result<bool, SqliteError> {
+        self.doing("look for a dead letter", |connection| {
+            connection
+                .prepare_cached("SELECT 1 FROM letters WHERE sink = ?1 AND join_name = ?2 AND key = ?3")?
+                .query_row(params![sink, join_name, key], |_| Ok(()))
+                .optional()
+                .map(|found| found.is_some())
+        })
+    }
+
+    /// Letters of a sink that are due at `now`, the longest due first, at most `limit`.
+    pub(crate) fn due(&self, sink: &str, now: i64, limit: usize) -> Result<Vec<Letter>, SqliteError> {
+        self.doing("read dead letters", |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT join_name, lineage, epoch, n, key, op, rows, timestamp, attempts FROM letters
+                 WHERE sink = ?1 AND retry_at <= ?2 ORDER BY retry_at LIMIT ?3",
+            )?;
+            statement.query_map(params![sink, now, limit], read_letter)?.collect()
+        })
+    }
+
+    /// When the next letter of a sink is due, in seconds since the epoch.
+    pub(crate) fn next_due(&self, sink: &str) -> Result<Option<i64>, SqliteError> {
+        self.doing("read dead letters", |connection| {
+            connection
+                .prepare_cached("SELECT min(retry_at) FROM letters WHERE sink = ?1 AND retry_at IS NOT NULL")?
+                .query_row([sink], |row| row.get(0))
+        })
+    }
+
+    /// Number of letters of a sink.
+    pub(crate) fn count(&self, sink: &str) -> Result<u64, SqliteError> {
+        self.doing("count dead letters", |connection| {
+            connection
+                .prepare_cached("SELECT count(*) FROM letters WHERE sink = ?1")?
+                .query_row([sink], |row| row.get(0))
+        })
+    }
+
+    /// Stores a message that a source could not read; the same place again changes nothing.
+    pub(crate) fn reject(
+        &self,
+        source: &str,
+        position: &str,
+        reason: &str,
+        body: &[u8],
+        now: i64,
+    ) -> Result<(), SqliteError> {
+        self.doing("store a rejected message", |connection| {
+            connection
+                .prepare_cached(
+                    "INSERT OR IGNORE INTO rejected (source, position, reason, body, stored_at)
+                     VALUES (?1, ?2, ?3, ?4, ?5)",
+                )?
+                .execute(params![source, position, reason, &body[..body.len().min(BODY_BYTES_KEPT)], now])?;
+            Ok(())
+        })
+    }
+
+    /// Drops what is older than `before`, then the oldest until the file's content is below `bytes_max`.
+    /// Returns how many letters and messages went.
+    pub(crate) fn clean(&self, before: i64, bytes_max: u64) -> Result<u64, SqliteError> {
+        self.doing("clean the dead letters", |connection| {
+            let transaction = connection.transaction()?;
+            let mut dropped = 0;
+            for table in ["letters", "rejected"] {
+                dropped += transaction.execute(&format!("DELETE FROM {table} WHERE stored_at < ?1"), [before])?;
+            }
+            loop {
+                let page_bytes: u64 = transaction.query_row(
+                    "SELECT (page_count - freelist_count) * page_size
+                     FROM pragma_page_count, pragma_freelist_count, pragma_page_size",
+                    [],
+                    |row| row.get(0),
+                )?;
+                if page_bytes <= bytes_max {
+                    break;
+                }
+                let letters = transaction.execute(
+                    "DELETE FROM letters WHERE (sink, join_name, key) IN
+                         (SELECT sink, join_name, key FROM letters ORDER BY stored_at LIMIT 1000)",
+                    [],
+                )?;
+                let rejected = transaction.execute(
+                    "DELETE FROM rejected WHERE id IN (SELECT id FROM rejected ORDER BY id LIMIT 1000)",
+                    [],
+                )?;
+                if letters + rejected == 0 {
+                    break;
+                }
+                dropped += letters + rejected;
+            }
+            transaction.commit()?;
+            Ok(dropped as u64)
+        })
+    }
+
+    fn doing<T>(
+        &self,
+        what: &str,
+        work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, SqliteError> {
+        work(&mut self.connection.lock().unwrap_or_else(PoisonError::into_inner))
+            .map_err(|source| SqliteError::new(&self.path, what, source))
+    }
+}
+
+fn read_letter(row: &Row<'_>) -> rusqlite::Result<Letter> {
+    Ok(Letter {
+        join_name: row.get(0)?,
+        lineage: row.get(1)?,
+        event: Event {
+            position: Position { epoch: row.get(2)?, n: row.get(3)? },
+            // Letters outlive the numbers of joins, so they go by name.
+            join: JoinId(0),
+            key: row.get(4)?,
+            op: Op::parse(row.get_ref(5)?.as_str()?).unwrap_or(Op::Updated),
+            rows: row.get(6)?,
+            timestamp: row.get(7)?,
+        },
+        attempts: row.get(8)?,
+    })
+}

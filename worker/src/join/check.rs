@@ -1,0 +1,405 @@
+//! What a query reads and yields, found out by SQLite itself: each query is prepared on empty tables under an
+//! authorizer that lets it read topics and other joins, and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use litejoin_crds::plan;
+use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
+use rusqlite::{Connection, ErrorCode};
+
+use super::rows::Columns;
+use crate::storage::sqlite::{open_memory, quoted};
+
+/// A join whose query has been understood.
+#[derive(Debug, Clone)]
+pub(crate) struct CheckedJoin {
+    pub(crate) name: String,
+    /// The SELECT, without a semicolon behind it.
+    pub(crate) query: String,
+    pub(crate) columns: Columns,
+    /// Topics that it reads, also through other joins, in their declared spelling.
+    pub(crate) topics: BTreeSet<String>,
+    /// Whether it yields other rows as time passes.
+    pub(crate) reads_clock: bool,
+    pub(crate) result_key: Option<String>,
+    /// Whether any sink takes it.
+    pub(crate) has_sinks: bool,
+}
+
+impl CheckedJoin {
+    /// What the stored results depend on beside the topics: if it changes, they are evaluated anew.
+    pub(crate) fn definition(&self, joins: &[CheckedJoin]) -> String {
+        // Another join that is read by name stands for its own query.
+        let read: Vec<String> = joins
+            .iter()
+            .filter(|other| other.name != self.name && mentions(&self.query, &other.name))
+            .map(|other| other.definition(&[]))
+            .collect();
+        format!("{}\n{:?}\n{}", self.query, self.columns, read.join("\n"))
+    }
+}
+
+/// What is wrong with a query, and where in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct QueryError {
+    pub(crate) place: plan::Place,
+    /// The field below `place` that is to blame.
+    pub(crate) field: &'static str,
+    /// Line within the query, from 0.
+    pub(crate) line: usize,
+    pub(crate) message: String,
+}
+
+/// What queries may read beside each other.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Catalog<'a> {
+    pub(crate) topics: &'a [String],
+    /// Whether a source takes any topic, so that names which are not declared may come to life.
+    pub(crate) open: bool,
+}
+
+/// Columns of a topic as queries see them. Without a rowid, since rows of different shards have none in common.
+pub(crate) fn topic_table_sql(name: &str) -> String {
+    format!(
+        "CREATE TABLE {} (key TEXT PRIMARY KEY, payload TEXT, timestamp INTEGER, _change TEXT) WITHOUT ROWID",
+        quoted(name)
+    )
+}
+
+/// Checks all joins, and returns them so that each comes after those that it reads. All complaints at once.
+pub(crate) fn check(joins: &[plan::Join], catalog: Catalog<'_>) -> Result<Vec<CheckedJoin>, Vec<QueryError>> {
+    let mut workbench = Workbench::new(catalog);
+    let mut checked = Vec::new();
+    let mut errors = Vec::new();
+    let mut waiting: Vec<&plan::Join> = joins.iter().collect();
+    loop {
+        let mut postponed = Vec::new();
+        let before = waiting.len();
+        for join in waiting {
+            match workbench.check(join, joins) {
+                Ok(found) => checked.push(found),
+                Err(Problem::NeedsJoin) => postponed.push(join),
+                Err(Problem::Wrong(error)) => {
+                    errors.push(error);
+                    workbench.broken.insert(join.name.to_ascii_lowercase());
+                }
+                Err(Problem::NeedsBroken) => {
+                    workbench.broken.insert(join.name.to_ascii_lowercase());
+                }
+            }
+        }
+        if postponed.is_empty() {
+            break;
+        }
+        if postponed.len() == before {
+            let names: Vec<&str> = postponed.iter().map(|join| join.name.as_str()).collect();
+            for join in &postponed {
+                let message = format!("the joins {} read each other in a circle; break it", names.join(", "));
+                errors.push(QueryError { place: join.place.clone(), field: "query", line: 0, message });
+            }
+            break;
+        }
+        waiting = postponed;
+    }
+    if errors.is_empty() { Ok(checked) } else { Err(errors) }
+}
+
+enum Problem {
+    NeedsJoin,
+    NeedsBroken,
+    Wrong(QueryError),
+}
+
+struct Workbench<'a> {
+    connection: Connection,
+    catalog: Catalog<'a>,
+    seen: Arc<Mutex<Seen>>,
+    /// Joins that were understood, by lower-case name, with the topics they read.
+    topics_of: BTreeMap<String, (BTreeSet<String>, bool)>,
+    broken: BTreeSet<String>,
+}
+
+/// What the authorizer has noted during one prepare.
+#[derive(Debug, Default)]
+struct Seen {
+    tables: BTreeSet<String>,
+    functions: BTreeSet<String>,
+    denied: Option<String>,
+}
+
+/// The schema in which topics lie while queries are checked. Nobody can guess it, so a schema-qualified name
+/// never fits.
+const SCHEMA: &str = "lj_7f3c9b1e";
+
+/// Functions whose value does not follow from the topics.
+const UNREPEATABLE: [&str; 7] =
+    ["random", "randomblob", "changes", "total_changes", "last_insert_rowid", "load_extension", "sqlite_offset"];
+
+/// Functions that read the clock when they are asked for now.
+const CLOCK: [&str; 10] = [
+    "date",
+    "time",
+    "datetime",
+    "julianday",
+    "unixepoch",
+    "strftime",
+    "timediff",
+    "current_date",
+    "current_time",
+    "current_timestamp",
+];
+
+/// Table functions that a query may read.
+const TABLE_FUNCTIONS: [&str; 2] = ["json_each", "json_tree"];
+
+impl<'a> Workbench<'a> {
+    fn new(catalog: Catalog<'a>) -> Self {
+        let connection = open_memory().expect("SQLite opens a database in memory");
+        connection
+            .execute_batch(&format!("ATTACH ':memory:' AS {SCHEMA}"))
+            .expect("SQLite attaches a database in memory");
+        let bench = Self {
+            connection,
+            catalog,
+            seen: Arc::default(),
+            topics_of: BTreeMap::new(),
+            broken: BTreeSet::new(),
+        };
+        for topic in catalog.topics {
+            bench.add_topic(topic);
+        }
+        bench
+    }
+
+    fn add_topic(&self, name: &str) {
+        let sql = topic_table_sql(name).replacen("CREATE TABLE ", &format!("CREATE TABLE {SCHEMA}."), 1);
+        self.connection.execute_batch(&sql).expect("names of topics are plain, and none is there twice");
+    }
+
+    fn check(&mut self, join: &plan::Join, joins: &[plan::Join]) -> Result<CheckedJoin, Problem> {
+        let query = join.query.trim().trim_end_matches(|c: char| c == ';' || c.is_whitespace()).to_owned();
+        let columns = loop {
+            *self.seen() = Seen::default();
+            match self.prepare(&query) {
+                Ok(columns) => break columns,
+                Err(error) => self.explain(join, joins, &query, error)?,
+            }
+        };
+        let wrong = |field, message| Problem::Wrong(QueryError { place: join.place.clone(), field, line: 0, message });
+        let (functions, tables) = {
+            let seen = self.seen();
+            (seen.functions.clone(), seen.tables.clone())
+        };
+        if let Some(function) = UNREPEATABLE.iter().find(|function| functions.contains(**function)) {
+            return Err(wrong("query", format!("{function}() gives another value each time; results must follow from the topics")));
+        }
+        let columns = columns.map_err(|message| wrong("query", message))?;
+        if let Some((first, second, name)) = twin(&columns) {
+            return Err(wrong(
+                "query",
+                format!("columns {first} and {second} are both called {name:?}; give one another name with AS"),
+            ));
+        }
+        let key_column = match &join.key_column {
+            None => 0,
+            Some(name) => columns.iter().position(|column| column.eq_ignore_ascii_case(name)).ok_or_else(|| {
+                let hint = near(name, columns.iter().map(String::as_str));
+                wrong(
+                    "keyColumn",
+                    format!("the query yields no column {name:?}{hint}; its columns are {}", columns.join(", ")),
+                )
+            })?,
+        };
+
+        let mut topics = BTreeSet::new();
+        let mut reads_clock = functions.iter().any(|function| CLOCK.contains(&function.as_str())) && says_now(&query);
+        for table in &tables {
+            if let Some((inner, clock)) = self.topics_of.get(table) {
+                topics.extend(inner.iter().cloned());
+                reads_clock |= clock;
+            } else if let Some(topic) = self.catalog.topics.iter().find(|topic| topic.eq_ignore_ascii_case(table)) {
+                topics.insert(topic.clone());
+            } else if !TABLE_FUNCTIONS.contains(&table.as_str()) {
+                topics.insert(table.clone());
+            }
+        }
+        let view = format!("CREATE VIEW {SCHEMA}.{} AS {query}\n", quoted(&join.name));
+        self.connection
+            .execute_batch(&view)
+            .map_err(|error| wrong("query", format!("other joins could not read it: {}", short(&error).0)))?;
+        self.topics_of.insert(join.name.to_ascii_lowercase(), (topics.clone(), reads_clock));
+        Ok(CheckedJoin {
+            name: join.name.clone(),
+            query,
+            columns: Columns::new(&columns, key_column),
+            topics,
+            reads_clock,
+            result_key: join.result_key.clone(),
+            has_sinks: !join.sinks.is_empty(),
+        })
+    }
+
+    /// Prepares the query under the authorizer and gives its columns, or what is wrong with a query that SQLite
+    /// takes and we don't.
+    fn prepare(&self, query: &str) -> Result<Result<Vec<String>, String>, rusqlite::Error> {
+        let seen = Arc::clone(&self.seen);
+        let authorize = move |context: AuthContext<'_>| {
+            authorize(&mut seen.lock().unwrap_or_else(PoisonError::into_inner), &context)
+        };
+        self.connection.authorizer(Some(authorize))?;
+        let outcome = self.connection.prepare(query).map(|statement| {
+            if statement.is_explain() != 0 {
+                return Err("starts with EXPLAIN; leave that out".to_owned());
+            }
+            if statement.column_count() == 0 || !statement.readonly() {
+                return Err("is no SELECT; a join is one SELECT".to_owned());
+            }
+            if statement.parameter_count() > 0 {
+                return Err("has parameters (?), and nothing to fill them with; write the values".to_owned());
+            }
+            Ok(statement.column_names().into_iter().map(str::to_owned).collect())
+        });
+        self.connection.authorizer(None::<fn(AuthContext<'_>) -> Authorization>)?;
+        outcome
+    }
+
+    /// Says in the user's terms why SQLite refused a query. `Ok` means that a topic was added: try again.
+    fn explain(
+        &self,
+        join: &plan::Join,
+        joins: &[plan::Join],
+        query: &str,
+        error: rusqlite::Error,
+    ) -> Result<(), Problem> {
+        let (message, offset) = short(&error);
+        let line = offset.map_or(0, |offset| query.bytes().take(offset).filter(|byte| *byte == b'\n').count());
+        let wrong = |message| {
+            Problem::Wrong(QueryError { place: join.place.clone(), field: "query", line: line + leading(&join.query), message })
+        };
+        if matches!(error, rusqlite::Error::MultipleStatement) {
+            return Err(wrong("holds more than one statement; a join is one SELECT".to_owned()));
+        }
+        if error.sqlite_error_code() == Some(ErrorCode::AuthorizationForStatementDenied) {
+            let what = self.seen().denied.take().unwrap_or(message);
+            return Err(wrong(what));
+        }
+        if let Some(name) = message.strip_prefix("no such table: ") {
+            if let Some((schema, table)) = name.split_once('.') {
+                return Err(wrong(format!("{name} names a schema; write {table} without {schema}.")));
+            }
+            let lower = name.to_ascii_lowercase();
+            if self.broken.contains(&lower) {
+                return Err(Problem::NeedsBroken);
+            }
+            if joins.iter().any(|other| other.name.eq_ignore_ascii_case(name)) {
+                return if join.name.eq_ignore_ascii_case(name) {
+                    Err(wrong(format!("join {name:?} reads itself; read the topics instead")))
+                } else {
+                    Err(Problem::NeedsJoin)
+                };
+            }
+            if self.catalog.open && is_topic_name(name) {
+                self.add_topic(name);
+                return Ok(());
+            }
+            let known = self.catalog.topics.iter().map(String::as_str).chain(joins.iter().map(|join| join.name.as_str()));
+            let hint = near(name, known.clone());
+            let present: Vec<&str> = known.filter(|known| *known != join.name).collect();
+            let present = if present.is_empty() { "there are none".to_owned() } else { present.join(", ") };
+            return Err(wrong(format!("no source fills topic {name:?}{hint}; topics and joins: {present}")));
+        }
+        if message == "no such column: rowid" {
+            return Err(wrong("topics have no rowid, since they are spread over shards; use key".to_owned()));
+        }
+        Err(wrong(message))
+    }
+
+    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Lets a query read, and notes what.
+fn authorize(seen: &mut Seen, context: &AuthContext<'_>) -> Authorization {
+    let mut deny = |what: String| {
+        seen.denied.get_or_insert(what);
+        Authorization::Deny
+    };
+    match context.action {
+        AuthAction::Select | AuthAction::Recursive => Authorization::Allow,
+        AuthAction::Read { table_name, .. } => {
+            let lower = table_name.to_ascii_lowercase();
+            if lower.starts_with("sqlite_") || lower.starts_with("pragma_") {
+                return deny(format!("{table_name} may not be read; a join reads topics and other joins"));
+            }
+            seen.tables.insert(lower);
+            Authorization::Allow
+        }
+        AuthAction::Function { function_name } => {
+            let lower = function_name.to_ascii_lowercase();
+            if lower == "load_extension" {
+                return deny("load_extension() is not allowed in a join".to_owned());
+            }
+            seen.functions.insert(lower);
+            Authorization::Allow
+        }
+        AuthAction::Attach { .. } | AuthAction::Detach { .. } | AuthAction::Pragma { .. } => {
+            deny("is no SELECT; a join is one SELECT, without ATTACH or PRAGMA".to_owned())
+        }
+        _ => deny("is no SELECT; a join only reads".to_owned()),
+    }
+}
+
+/// SQLite's message without the query behind it, and the byte of the query that it means.
+fn short(error: &rusqlite::Error) -> (String, Option<usize>) {
+    match error {
+        rusqlite::Error::SqlInputError { msg, offset, .. } => (msg.clone(), usize::try_from(*offset).ok()),
+        rusqlite::Error::SqliteFailure(_, Some(message)) => (message.clone(), None),
+        other => (other.to_string(), None),
+    }
+}
+
+/// Lines that `trim` takes away in front of the query.
+fn leading(query: &str) -> usize {
+    query.len().checked_sub(query.trim_start().len()).map_or(0, |end| query[..end].matches('\n').count())
+}
+
+/// Two columns of one name, counted from 1.
+fn twin(columns: &[String]) -> Option<(usize, usize, &str)> {
+    columns.iter().enumerate().find_map(|(second, name)| {
+        let first = columns[..second].iter().position(|other| other.eq_ignore_ascii_case(name))?;
+        Some((first + 1, second + 1, name.as_str()))
+    })
+}
+
+/// Whether a query that calls a date function asks for the present.
+fn says_now(query: &str) -> bool {
+    let lower = query.to_ascii_lowercase();
+    let dense: String = lower.chars().filter(|c| !c.is_whitespace()).collect();
+    lower.contains("'now'")
+        || lower.contains("current_")
+        || ["date()", "time()", "datetime()", "julianday()", "unixepoch()"].iter().any(|call| dense.contains(call))
+}
+
+fn is_topic_name(name: &str) -> bool {
+    name.starts_with(|first: char| first.is_ascii_alphabetic())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        && !name.to_ascii_lowercase().starts_with("sqlite_")
+}
+
+fn mentions(query: &str, name: &str) -> bool {
+    query.to_ascii_lowercase().contains(&name.to_ascii_lowercase())
+}
+
+/// `; did you mean "…"?` for the nearest of `known`, or nothing.
+fn near<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> String {
+    known
+        .map(|known| (strsim::damerau_levenshtein(&name.to_ascii_lowercase(), &known.to_ascii_lowercase()), known))
+        .filter(|(distance, known)| *distance > 0 && *distance <= (known.len().max(3) / 3))
+        .min()
+        .map_or_else(String::new, |(_, known)| format!("; did you mean {known:?}?"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,19 @@
+//! `results.db`: the results of every join, the outbox that sinks read, and how far each join and sink is.
+//! One transaction an epoch writes results, outbox and applied sequence numbers, so a crash leaves either all
+//! of an epoch or nothing of it.
+//!
+//! ```text
+//! meta(name, value)                                lineage, epoch_applied, epoch_reserved, outbox horizon
+//! joins(id, name, definition, epoch, stale)        applied(join_id, shard, seq)
+//! results(join_id, key, rows, op, epoch, n, …)     outbox(epoch, n, join_id, key, op, rows, timestamp)
+//! cursors(sink, epoch, n)                          subscriptions(sink, join_id)
+//! ```
+
+pub(crate) mod event;
+pub(crate) mod outbox;
+pub(crate) mod reader;
+pub(crate) mod store;
+
+pub(crate) use event::{Event, Op, Position};
+pub(crate) use reader::Reader;
+pub(crate) use store::Results;

@@ -1,0 +1,148 @@
+//! A changed result as it is stored and as it is sent. Pure.
+
+use std::fmt;
+use std::fmt::Write as _;
+
+/// A place in the outbox: the epoch, and the number within it from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct Position {
+    pub(crate) epoch: u64,
+    pub(crate) n: u64,
+}
+
+impl Position {
+    /// Before everything in an epoch and after all before it, once the first of the epoch is `n` 1.
+    pub(crate) fn start_of(epoch: u64) -> Self {
+        Self { epoch, n: 0 }
+    }
+}
+
+/// What happened to a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Op {
+    Created,
+    Updated,
+    Deleted,
+}
+
+impl Op {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Updated => "updated",
+            Self::Deleted => "deleted",
+        }
+    }
+
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        [Self::Created, Self::Updated, Self::Deleted].into_iter().find(|op| op.as_str() == text)
+    }
+}
+
+/// The number of a join in `results.db`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct JoinId(pub(crate) i64);
+
+/// A changed result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Event {
+    pub(crate) position: Position,
+    pub(crate) join: JoinId,
+    /// The result key as JSON.
+    pub(crate) key: String,
+    pub(crate) op: Op,
+    /// The rows as a JSON array; empty when the result was deleted.
+    pub(crate) rows: String,
+    /// Seconds since the epoch at which the result was stored.
+    pub(crate) timestamp: i64,
+}
+
+/// How the results of one join are written out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Envelope {
+    pub(crate) lineage: String,
+    pub(crate) join_name: String,
+    /// Second name of the field `key`.
+    pub(crate) result_key: Option<String>,
+}
+
+impl Envelope {
+    /// `{"query","key","rows","op","id","epoch","timestamp"}` on one line; `_replay` marks what is sent again
+    /// as part of the present state.
+    pub(crate) fn json(&self, event: &Event, replay: bool) -> String {
+        let mut json = String::with_capacity(event.rows.len() + 160);
+        let quoted = |text: &str| serde_json::to_string(text).expect("a string is always JSON");
+        let _ = write!(json, "{{\"query\":{},\"key\":{}", quoted(&self.join_name), event.key);
+        if let Some(alias) = &self.result_key {
+            let _ = write!(json, ",{}:{}", quoted(alias), event.key);
+        }
+        let _ = write!(
+            json,
+            ",\"rows\":{},\"op\":\"{}\",\"id\":\"{}\",\"epoch\":{},\"timestamp\":{}",
+            event.rows,
+            event.op.as_str(),
+            ResultId { lineage: &self.lineage, position: event.position },
+            event.position.epoch,
+            event.timestamp
+        );
+        json.push_str(if replay { ",\"_replay\":true}" } else { "}" });
+        json
+    }
+}
+
+/// `<lineage>.<epoch>.<n>`, the same over retries and restarts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ResultId<'a> {
+    pub(crate) lineage: &'a str,
+    pub(crate) position: Position,
+}
+
+impl fmt::Display for ResultId<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}.{}.{}", self.lineage, self.position.epoch, self.position.n)
+    }
+}
+
+impl<'a> ResultId<'a> {
+    /// Reads an id back; `None` for anything else.
+    pub(crate) fn parse(text: &'a str) -> Option<Self> {
+        let mut parts = text.split('.');
+        let (lineage, epoch, n) = (parts.next()?, parts.next()?, parts.next()?);
+        if parts.next().is_some() || lineage.is_empty() {
+            return None;
+        }
+        Some(Self { lineage, position: Position { epoch: epoch.parse().ok()?, n: n.parse().ok()? } })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_is_one_line_of_json() {
+        let event = Event {
+            position: Position { epoch: 7, n: 2 },
+            join: JoinId(1),
+            key: "\"o1\"".to_owned(),
+            op: Op::Updated,
+            rows: r#"[{"order_id":"o1"}]"#.to_owned(),
+            timestamp: 1_700_000_000,
+        };
+        let envelope =
+            Envelope { lineage: "abc".to_owned(), join_name: "enriched".to_owned(), result_key: Some("order".to_owned()) };
+        assert_eq!(
+            envelope.json(&event, true),
+            r#"{"query":"enriched","key":"o1","order":"o1","rows":[{"order_id":"o1"}],"op":"updated","id":"abc.7.2","epoch":7,"timestamp":1700000000,"_replay":true}"#
+        );
+    }
+
+    #[test]
+    fn ids_read_back() {
+        let id = ResultId { lineage: "abc", position: Position { epoch: 7, n: 2 } };
+        assert_eq!(ResultId::parse(&id.to_string()), Some(id));
+        for text in ["", "abc", "abc.7", "abc.7.x", "abc.7.2.1", ".7.2", "7.2"] {
+            assert_eq!(ResultId::parse(text), None, "{text}");
+        }
+    }
+}

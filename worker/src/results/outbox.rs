@@ -1,0 +1,188 @@
+//! Keeping the outbox small. It holds what a sink still has to get, and what an SSE client that comes back may
+//! ask for; above its size limit it keeps only the newest event of each key for sinks that lag.
+
+use rusqlite::{Connection, params};
+
+use super::event::{JoinId, Position};
+use super::store::{Results, meta, set};
+use crate::storage::sqlite::SqliteError;
+
+/// What an event takes beside its key and rows, in bytes; an estimate.
+const EVENT_OVERHEAD_BYTES: u64 = 64;
+
+/// Events that one transaction removes or looks at, so that epochs need not wait long.
+const EVENTS_PER_STEP: usize = 10_000;
+
+/// Bytes that an event counts for.
+pub(crate) fn event_bytes(key_bytes: usize, rows_bytes: usize) -> u64 {
+    EVENT_OVERHEAD_BYTES + (key_bytes + rows_bytes) as u64
+}
+
+/// What may leave the outbox.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Keep {
+    /// Events stored at or after this time (seconds since the epoch) stay, unless the outbox is too large.
+    pub(crate) since: i64,
+    /// The cursor of the slowest sink that must get everything; `None` if no sink must.
+    pub(crate) slowest: Option<Position>,
+    pub(crate) bytes_max: u64,
+}
+
+/// What a pass over the outbox did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Tidied {
+    /// Events that every sink has had.
+    pub(crate) trimmed: u64,
+    /// Events that were superseded before a lagging sink had them.
+    pub(crate) compacted: u64,
+    /// What is left, in bytes.
+    pub(crate) bytes: u64,
+}
+
+impl Results {
+    /// Moves a sink's cursor forward.
+    pub(crate) fn move_cursor(&self, sink: &str, position: Position) -> Result<(), SqliteError> {
+        self.doing("move a cursor", |connection| {
+            connection
+                .prepare_cached(
+                    "INSERT INTO cursors (sink, epoch, n) VALUES (?1, ?2, ?3)
+                     ON CONFLICT DO UPDATE SET epoch = excluded.epoch, n = excluded.n",
+                )?
+                .execute(params![sink, position.epoch, position.n])?;
+            Ok(())
+        })
+    }
+
+    /// The cursor of the sink that is furthest behind; the very beginning if no sink has one yet.
+    pub(crate) fn slowest_cursor(&self) -> Result<Position, SqliteError> {
+        self.doing("read the cursors", |connection| {
+            connection
+                .prepare_cached("SELECT epoch, n FROM cursors ORDER BY epoch, n LIMIT 1")?
+                .query_map([], |row| Ok(Position { epoch: row.get(0)?, n: row.get(1)? }))?
+                .next()
+                .transpose()
+                .map(Option::unwrap_or_default)
+        })
+    }
+
+    /// Notes that a sink has been handed the present state of a join.
+    pub(crate) fn subscribe(&self, sink: &str, join: JoinId) -> Result<(), SqliteError> {
+        self.doing("store a subscription", |connection| {
+            connection.execute("INSERT OR IGNORE INTO subscriptions VALUES (?1, ?2)", params![sink, join.0])?;
+            Ok(())
+        })
+    }
+
+    /// Forgets the cursors and subscriptions of sinks that are not among `sinks`.
+    pub(crate) fn forget_other_sinks(&self, sinks: &[&str]) -> Result<(), SqliteError> {
+        self.doing("forget old sinks", |connection| {
+            let names = serde_json::to_string(sinks).expect("names are always JSON");
+            for table in ["cursors", "subscriptions"] {
+                let sql = format!("DELETE FROM {table} WHERE sink NOT IN (SELECT value FROM json_each(?1))");
+                connection.execute(&sql, [&names])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Removes what may go, in steps that let epochs through in between.
+    pub(crate) fn tidy_outbox(&self, keep: Keep) -> Result<Tidied, SqliteError> {
+        let mut tidied = Tidied { bytes: self.outbox_bytes()?, ..Tidied::default() };
+        while let Some((count, bytes)) = self.trim_step(keep, tidied.bytes > keep.bytes_max)? {
+            tidied.trimmed += count;
+            tidied.bytes = bytes;
+        }
+        let mut after = Position::default();
+        while tidied.bytes > keep.bytes_max {
+            let Some((up_to, count, bytes)) = self.compact_step(after)? else { break };
+            after = up_to;
+            tidied.compacted += count;
+            tidied.bytes = bytes;
+        }
+        Ok(tidied)
+    }
+
+    /// Size of the outbox in bytes.
+    pub(crate) fn outbox_bytes(&self) -> Result<u64, SqliteError> {
+        self.doing("read the outbox", |connection| Ok(meta(connection, "outbox_bytes")?.unwrap_or(0)))
+    }
+
+    /// Removes old events that every sink has had; all that every sink has had if the outbox is `too_large`.
+    fn trim_step(&self, keep: Keep, too_large: bool) -> Result<Option<(u64, u64)>, SqliteError> {
+        self.doing("trim the outbox", |connection| {
+            let transaction = connection.transaction()?;
+            let mut last = None;
+            {
+                let mut statement = transaction
+                    .prepare_cached("SELECT epoch, n, timestamp FROM outbox ORDER BY epoch, n LIMIT ?1")?;
+                let mut rows = statement.query([EVENTS_PER_STEP])?;
+                while let Some(row) = rows.next()? {
+                    let position = Position { epoch: row.get(0)?, n: row.get(1)? };
+                    let wanted_by_sink = keep.slowest.is_some_and(|slowest| position > slowest);
+                    let wanted_by_window = !too_large && row.get::<_, i64>(2)? >= keep.since;
+                    if wanted_by_sink || wanted_by_window {
+                        break;
+                    }
+                    last = Some(position);
+                }
+            }
+            let Some(last) = last else { return Ok(None) };
+            let (count, bytes) = remove(
+                &transaction,
+                "DELETE FROM outbox WHERE (epoch, n) <= (?1, ?2) RETURNING length(CAST(key AS BLOB)), \
+                 length(CAST(rows AS BLOB))",
+                params![last.epoch, last.n],
+            )?;
+            set(&transaction, "horizon_epoch", last.epoch)?;
+            set(&transaction, "horizon_n", last.n)?;
+            transaction.commit()?;
+            Ok(Some((count, bytes)))
+        })
+    }
+
+    /// Removes superseded events among the next few thousand after `after`. An event is superseded when the
+    /// stored result is newer, or when the result is gone and the event is not the one that says so.
+    fn compact_step(&self, after: Position) -> Result<Option<(Position, u64, u64)>, SqliteError> {
+        self.doing("compact the outbox", |connection| {
+            let transaction = connection.transaction()?;
+            let up_to: Option<Position> = transaction
+                .prepare_cached(
+                    "SELECT epoch, n FROM (SELECT epoch, n FROM outbox WHERE (epoch, n) > (?1, ?2)
+                                           ORDER BY epoch, n LIMIT ?3)
+                     ORDER BY epoch DESC, n DESC LIMIT 1",
+                )?
+                .query_map(params![after.epoch, after.n, EVENTS_PER_STEP], |row| {
+                    Ok(Position { epoch: row.get(0)?, n: row.get(1)? })
+                })?
+                .next()
+                .transpose()?;
+            let Some(up_to) = up_to else { return Ok(None) };
+            let (count, bytes) = remove(
+                &transaction,
+                "DELETE FROM outbox WHERE (epoch, n) > (?1, ?2) AND (epoch, n) <= (?3, ?4) AND (
+                     EXISTS (SELECT 1 FROM results AS r WHERE r.join_id = outbox.join_id AND r.key = outbox.key
+                             AND (r.epoch, r.n) > (outbox.epoch, outbox.n))
+                     OR op <> 'deleted' AND NOT EXISTS (SELECT 1 FROM results AS r
+                             WHERE r.join_id = outbox.join_id AND r.key = outbox.key))
+                 RETURNING length(CAST(key AS BLOB)), length(CAST(rows AS BLOB))",
+                params![after.epoch, after.n, up_to.epoch, up_to.n],
+            )?;
+            transaction.commit()?;
+            Ok(Some((up_to, count, bytes)))
+        })
+    }
+}
+
+/// Runs a DELETE that returns the bytes of keys and rows; gives the number of events and the new size.
+fn remove(connection: &Connection, sql: &str, parameters: impl rusqlite::Params) -> rusqlite::Result<(u64, u64)> {
+    let (mut count, mut removed) = (0, 0);
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query(parameters)?;
+    while let Some(row) = rows.next()? {
+        count += 1;
+        removed += event_bytes(row.get(0)?, row.get(1)?);
+    }
+    let bytes = meta::<u64>(connection, "outbox_bytes")?.unwrap_or(0).saturating_sub(removed);
+    set(connection, "outbox_bytes", bytes)?;
+    Ok((count, bytes))
+}

@@ -1,0 +1,352 @@
+//! The writing side of `results.db`. The evaluator commits epochs, sinks move their cursors, and both go
+//! through one connection.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use litejoin_crds::plan::Synchronous;
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+
+use super::event::{JoinId, Op, Position};
+use crate::storage::sqlite::{self, SqliteError};
+
+/// Epoch numbers that are reserved at a time. A restart skips what is left of them.
+const EPOCHS_RESERVED: u64 = 10_000;
+
+const SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS joins (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        name TEXT NOT NULL UNIQUE,
+        definition TEXT NOT NULL,
+        epoch INTEGER NOT NULL,
+        stale INTEGER NOT NULL
+    );
+    CREATE TABLE IF NOT EXISTS applied (
+        join_id INTEGER NOT NULL,
+        shard INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
+        PRIMARY KEY (join_id, shard)
+    ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS results (
+        join_id INTEGER NOT NULL,
+        key TEXT NOT NULL,
+        rows TEXT NOT NULL,
+        op TEXT NOT NULL,
+        epoch INTEGER NOT NULL,
+        n INTEGER NOT NULL,
+        timestamp INTEGER NOT NULL,
+        PRIMARY KEY (join_id, key)
+    ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS outbox (
+        epoch INTEGER NOT NULL,
+        n INTEGER NOT NULL,
+        join_id INTEGER NOT NULL,
+        key TEXT NOT NULL,
+        op TEXT NOT NULL,
+        rows TEXT NOT NULL,
+        timestamp INTEGER NOT NULL,
+        PRIMARY KEY (epoch, n)
+    ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS cursors (sink TEXT PRIMARY KEY, epoch INTEGER NOT NULL, n INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS subscriptions (
+        sink TEXT NOT NULL,
+        join_id INTEGER NOT NULL,
+        PRIMARY KEY (sink, join_id)
+    ) WITHOUT ROWID;";
+
+/// The writing side of `results.db`.
+pub(crate) struct Results {
+    path: PathBuf,
+    connection: Mutex<Connection>,
+    lineage: String,
+}
+
+/// How far a join had come when the file was last written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub(crate) id: JoinId,
+    /// By shard; `None` where nothing was applied under this definition.
+    pub(crate) applied: Vec<Option<i64>>,
+    /// Whether its results are known not to follow from what was applied.
+    pub(crate) stale: bool,
+}
+
+/// A changed result that is about to be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Change<'a> {
+    pub(crate) op: Op,
+    /// The result key as JSON.
+    pub(crate) key: &'a str,
+    /// The rows as a JSON array; empty when the result was deleted.
+    pub(crate) rows: &'a str,
+}
+
+/// An epoch on its way into the file; dropped without [`Self::commit`] it leaves nothing.
+pub(crate) struct EpochWriter<'a> {
+    path: &'a Path,
+    transaction: Transaction<'a>,
+    epoch: u64,
+    now: i64,
+    next_n: u64,
+    outbox_bytes: u64,
+}
+
+/// What a committed epoch has added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Committed {
+    /// The last event of the epoch, or its start if there was none.
+    pub(crate) position: Position,
+    pub(crate) events: u64,
+    pub(crate) outbox_bytes: u64,
+}
+
+impl Results {
+    /// Opens the file, making it if it is not there. `lineage` is the directory's; `false` comes back if the
+    /// file belongs to another one (then nothing was touched).
+    pub(crate) fn open(path: &Path, synchronous: Synchronous, lineage: &str) -> Result<(Self, bool), SqliteError> {
+        let connection = sqlite::open_writer(path, synchronous)?;
+        let check = || -> rusqlite::Result<bool> {
+            connection.execute_batch(SCHEMA)?;
+            connection.execute("INSERT OR IGNORE INTO meta VALUES ('lineage', ?1)", [lineage])?;
+            let stored: String =
+                connection.query_row("SELECT value FROM meta WHERE name = 'lineage'", [], |row| row.get(0))?;
+            Ok(stored == lineage)
+        };
+        let same = check().map_err(|source| SqliteError::new(path, "read the results", source))?;
+        Ok((Self { path: path.to_owned(), connection: Mutex::new(connection), lineage: lineage.to_owned() }, same))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn lineage(&self) -> &str {
+        &self.lineage
+    }
+
+    /// Reserves epoch numbers durably and returns the first of them: above every number promised before.
+    pub(crate) fn reserve_epochs(&self) -> Result<u64, SqliteError> {
+        self.doing("reserve epoch numbers", |connection| {
+            let reserved: u64 = meta(connection, "epoch_reserved")?.unwrap_or(0);
+            set_durably(connection, "epoch_reserved", reserved + EPOCHS_RESERVED)?;
+            Ok(reserved + 1)
+        })
+    }
+
+    /// Extends the reservation if fewer than half a block is left above `next_epoch`.
+    pub(crate) fn extend_reservation(&self, next_epoch: u64, reserved: &mut u64) -> Result<(), SqliteError> {
+        if next_epoch + EPOCHS_RESERVED / 2 > *reserved {
+            let wanted = next_epoch + EPOCHS_RESERVED;
+            self.doing("reserve epoch numbers", |connection| set_durably(connection, "epoch_reserved", wanted))?;
+            *reserved = wanted;
+        }
+        Ok(())
+    }
+
+    /// The last number that [`Self::reserve_epochs`] has reserved when it returned `first`.
+    pub(crate) fn last_reserved(first: u64) -> u64 {
+        first + EPOCHS_RESERVED - 1
+    }
+
+    /// Registers the joins of the pipeline by name and definition, forgets those that are gone, and says how far
+    /// each has come. A join whose definition changed keeps its results, so that only differences are sent.
+    pub(crate) fn register(&self, joins: &[(&str, String)], shard_count: usize) -> Result<Vec<Progress>, SqliteError> {
+        self.doing("register the joins", |connection| {
+            let transaction = connection.transaction()?;
+            let names = serde_json::to_string(&joins.iter().map(|(name, _)| name).collect::<Vec<_>>())
+                .expect("names are always JSON");
+            for table in ["results", "outbox", "applied", "subscriptions"] {
+                transaction.execute(
+                    &format!(
+                        "DELETE FROM {table} WHERE join_id IN
+                             (SELECT id FROM joins WHERE name NOT IN (SELECT value FROM json_each(?1)))"
+                    ),
+                    [&names],
+                )?;
+            }
+            transaction.execute("DELETE FROM joins WHERE name NOT IN (SELECT value FROM json_each(?1))", [&names])?;
+            let mut progress = Vec::with_capacity(joins.len());
+            for (name, definition) in joins {
+                let stored: Option<(i64, String, bool)> = transaction
+                    .query_row("SELECT id, definition, stale FROM joins WHERE name = ?1", [name], |row| {
+                        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+                    })
+                    .optional()?;
+                let (id, stale) = match stored {
+                    Some((id, stored, stale)) if stored == *definition => (id, stale),
+                    Some((id, ..)) => {
+                        transaction.execute(
+                            "UPDATE joins SET definition = ?2, stale = 1 WHERE id = ?1",
+                            params![id, definition],
+                        )?;
+                        (id, true)
+                    }
+                    None => {
+                        transaction.execute(
+                            "INSERT INTO joins (name, definition, epoch, stale) VALUES (?1, ?2, 0, 1)",
+                            params![name, definition],
+                        )?;
+                        (transaction.last_insert_rowid(), true)
+                    }
+                };
+                let mut applied = vec![None; shard_count];
+                let mut statement = transaction.prepare("SELECT shard, seq FROM applied WHERE join_id = ?1")?;
+                let mut rows = statement.query([id])?;
+                while let Some(row) = rows.next()? {
+                    if let Some(seq) = applied.get_mut(row.get::<_, usize>(0)?) {
+                        *seq = Some(row.get(1)?);
+                    }
+                }
+                progress.push(Progress { id: JoinId(id), applied, stale });
+            }
+            transaction.commit()?;
+            Ok(progress)
+        })
+    }
+
+    /// Begins to write an epoch at the time `now`, and keeps everybody else from writing until it is dropped.
+    pub(crate) fn with_epoch<T, E: From<SqliteError>>(
+        &self,
+        epoch: u64,
+        now: i64,
+        work: impl FnOnce(&mut EpochWriter<'_>) -> Result<T, E>,
+    ) -> Result<(T, Committed), E> {
+        let mut connection = self.lock();
+        let transaction = connection
+            .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
+            .map_err(|source| SqliteError::new(&self.path, "begin an epoch", source))?;
+        let mut writer =
+            EpochWriter { path: &self.path, transaction, epoch, now, next_n: 1, outbox_bytes: 0 };
+        let value = work(&mut writer)?;
+        let committed = Committed {
+            position: Position { epoch, n: writer.next_n - 1 },
+            events: writer.next_n - 1,
+            outbox_bytes: writer.outbox_bytes,
+        };
+        let finish = |writer: EpochWriter<'_>| -> rusqlite::Result<()> {
+            set(&writer.transaction, "epoch_applied", epoch)?;
+            if writer.outbox_bytes > 0 {
+                let before: u64 = meta(&writer.transaction, "outbox_bytes")?.unwrap_or(0);
+                set(&writer.transaction, "outbox_bytes", before + writer.outbox_bytes)?;
+            }
+            writer.transaction.commit()
+        };
+        finish(writer).map_err(|source| SqliteError::new(&self.path, "commit an epoch", source))?;
+        Ok((value, committed))
+    }
+
+    /// Runs `work` on the one writing connection, as a step named `what` in errors.
+    pub(super) fn doing<T>(
+        &self,
+        what: &str,
+        work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, SqliteError> {
+        work(&mut self.lock()).map_err(|source| SqliteError::new(&self.path, what, source))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl EpochWriter<'_> {
+    /// Stores a changed result, and puts it into the outbox if it is `sent`.
+    pub(crate) fn store(&mut self, join: JoinId, change: Change<'_>, sent: bool) -> Result<(), SqliteError> {
+        let n = self.next_n;
+        let store = || -> rusqlite::Result<()> {
+            if change.op == Op::Deleted {
+                self.transaction
+                    .prepare_cached("DELETE FROM results WHERE join_id = ?1 AND key = ?2")?
+                    .execute(params![join.0, change.key])?;
+            } else {
+                self.transaction
+                    .prepare_cached(
+                        "INSERT INTO results (join_id, key, rows, op, epoch, n, timestamp)
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                         ON CONFLICT DO UPDATE SET rows = excluded.rows, op = excluded.op, epoch = excluded.epoch,
+                             n = excluded.n, timestamp = excluded.timestamp",
+                    )?
+                    .execute(params![
+                        join.0,
+                        change.key,
+                        change.rows,
+                        change.op.as_str(),
+                        self.epoch,
+                        n,
+                        self.now
+                    ])?;
+            }
+            if sent {
+                self.transaction
+                    .prepare_cached(
+                        "INSERT INTO outbox (epoch, n, join_id, key, op, rows, timestamp)
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                    )?
+                    .execute(params![
+                        self.epoch,
+                        n,
+                        join.0,
+                        change.key,
+                        change.op.as_str(),
+                        change.rows,
+                        self.now
+                    ])?;
+            }
+            Ok(())
+        };
+        store().map_err(|source| SqliteError::new(self.path, "store a result", source))?;
+        self.next_n += 1;
+        if sent {
+            self.outbox_bytes += super::outbox::event_bytes(change.key.len(), change.rows.len());
+        }
+        Ok(())
+    }
+
+    /// Says that a join's results follow from everything up to `seqs`; or, if `stale`, that they don't.
+    pub(crate) fn applied(&mut self, join: JoinId, seqs: &[i64], stale: bool) -> Result<(), SqliteError> {
+        let write = || -> rusqlite::Result<()> {
+            self.transaction
+                .prepare_cached("UPDATE joins SET epoch = ?2, stale = ?3 WHERE id = ?1")?
+                .execute(params![join.0, self.epoch, stale])?;
+            let mut statement = self.transaction.prepare_cached(
+                "INSERT INTO applied (join_id, shard, seq) VALUES (?1, ?2, ?3)
+                 ON CONFLICT DO UPDATE SET seq = excluded.seq WHERE seq <> excluded.seq",
+            )?;
+            for (shard, seq) in seqs.iter().enumerate() {
+                statement.execute(params![join.0, shard, seq])?;
+            }
+            Ok(())
+        };
+        write().map_err(|source| SqliteError::new(self.path, "store what was applied", source))
+    }
+}
+
+/// Reads a value of `meta`.
+pub(super) fn meta<T: rusqlite::types::FromSql>(connection: &Connection, name: &str) -> rusqlite::Result<Option<T>> {
+    connection
+        .prepare_cached("SELECT value FROM meta WHERE name = ?1")?
+        .query_row([name], |row| row.get(0))
+        .optional()
+}
+
+/// Writes a value of `meta`.
+pub(super) fn set(
+    connection: &Connection,
+    name: &str,
+    value: impl rusqlite::ToSql,
+) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value")?
+        .execute(params![name, value])?;
+    Ok(())
+}
+
+/// Writes a value so that it survives a crash of the machine, whatever `storage.synchronous` says.
+fn set_durably(connection: &Connection, name: &str, value: u64) -> rusqlite::Result<()> {
+    let before: i64 = connection.query_row("PRAGMA synchronous", [], |row| row.get(0))?;
+    sqlite::set_synchronous(connection, Synchronous::Full)?;
+    let outcome = set(connection, name, value);
+    connection.pragma_update(None, "synchronous", before)?;
+    outcome
+}

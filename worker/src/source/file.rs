@@ -1,0 +1,267 @@
+//! Rows of a file, or of standard input, as messages of a topic. A file's place is stored with the data, so a
+//! restart goes on where the shards have it; what standard input has sent can't be sent again.
+
+mod read;
+mod rows;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use litejoin_crds::plan;
+use tokio::sync::{mpsc, watch};
+use tracing::{error, info, warn};
+
+use self::read::{Block, FileRow, Reading, Rejected};
+use crate::clock;
+use crate::delivery::dead_letters::DeadLetters;
+use crate::status::SourceStatus;
+use crate::storage::ingest::{Batch, Ingest};
+use crate::storage::shard::Stream;
+use crate::storage::writer::chain;
+
+/// Blocks that wait between reading and writing.
+const BLOCKS_MAX: usize = 8;
+
+/// Bytes of rows that are written together at most.
+const CHUNK_BYTES_MAX: usize = 8 << 20;
+
+/// Shortest pause of a source with a rate: rows go out in groups, not one by one.
+const PACE: Duration = Duration::from_millis(20);
+
+/// How often every shard is told how far the file has been read.
+const FRONTIER_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Waits between attempts to store rows that could not be stored.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// Refused rows that are logged one by one; all of them are in the dead-letter queue.
+const REFUSALS_LOGGED: u64 = 5;
+
+/// A file source, ready to run.
+pub(crate) struct FileReader {
+    pub(crate) name: String,
+    pub(crate) spec: plan::FileSource,
+    /// Where the file is; `-` is standard input.
+    pub(crate) path: PathBuf,
+    pub(crate) ingest: Ingest,
+    pub(crate) letters: Arc<DeadLetters>,
+    pub(crate) status: Arc<SourceStatus>,
+    pub(crate) stopping: watch::Receiver<bool>,
+    /// Rows that fill a batch in every shard.
+    pub(crate) chunk_rows: usize,
+    /// Streams of this source that the shards know, each with the least offset over all shards.
+    pub(crate) stored: HashMap<String, u64>,
+}
+
+/// Checks before the start what can be checked: the file is there, and has the columns of the key.
+pub(crate) fn check(path: &Path, spec: &plan::FileSource) -> Result<(), String> {
+    if path == Path::new("-") {
+        return Ok(());
+    }
+    let shown = path.display();
+    let is_dir = std::fs::metadata(path)
+        .map_err(|error| format!("{shown}: {}; file.path is relative to the folder of its manifest", plain(&error)))?
+        .is_dir();
+    if is_dir {
+        return Err(format!("{shown}: is a folder; file.path must name a file"));
+    }
+    if spec.format == plan::FileFormat::Csv {
+        let header = read::csv_header(path).map_err(|error| format!("{shown}: {error}"))?;
+        if !(header.is_empty() && spec.follow) {
+            read::key_columns(&header, &spec.key_columns).map_err(|error| format!("{shown}: {error}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn plain(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "this user may not read it".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// Rows that are about to be written.
+struct Chunk {
+    batch: Batch,
+    rows: usize,
+    bytes: usize,
+    /// Offset behind the last row.
+    next: u64,
+}
+
+impl FileReader {
+    /// Reads to the end of the file, or until the worker stops.
+    pub(crate) async fn run(mut self) {
+        let (stream, start) = match self.place() {
+            Ok(place) => place,
+            Err(problem) => {
+                error!(source = self.name, error = problem, "could not read the file");
+                self.status.error.set(&problem);
+                return;
+            }
+        };
+        if start > 0 {
+            info!(source = self.name, byte = start, "going on where the data stops");
+        }
+        let (sender, blocks) = mpsc::channel(BLOCKS_MAX);
+        let reading = Reading {
+            spec: self.spec.clone(),
+            topics: Arc::clone(&self.ingest.topics),
+            stopping: self.stopping.clone(),
+            blocks: sender,
+        };
+        let path = self.path.clone();
+        let handle = tokio::runtime::Handle::current();
+        // A thread of its own, and nobody waits for it: a read of standard input can't be broken off.
+        std::thread::Builder::new()
+            .name(format!("file-{}", self.name))
+            .spawn(move || {
+                let _entered = handle.enter();
+                reading.run(&path, start);
+            })
+            .expect("a thread can be started");
+        self.write_all(blocks, stream, start).await;
+    }
+
+    /// The stream under which the file's place is stored, and the byte from which to read.
+    fn place(&self) -> Result<(Option<String>, u64), String> {
+        if self.path == Path::new("-") {
+            return Ok((None, 0));
+        }
+        let io = |error: std::io::Error| format!("{}: {}", self.path.display(), plain(&error));
+        let fingerprint = read::fingerprint(&self.path).map_err(io)?;
+        let length = std::fs::metadata(&self.path).map_err(io)?.len();
+        let base = format!("{}:{fingerprint:016x}", self.name);
+        // A file that became shorter is read again from its start, under the next name: the shards would drop
+        // what they think they have seen.
+        for generation in 0_u32.. {
+            let stream = if generation == 0 { base.clone() } else { format!("{base}#{generation}") };
+            match self.stored.get(&stream) {
+                None => return Ok((Some(stream), 0)),
+                Some(next) if *next <= length => return Ok((Some(stream), *next)),
+                Some(_) => warn!(source = self.name, "the file is shorter than what was read of it before"),
+            }
+        }
+        unreachable!("one of four billion names is free")
+    }
+
+    async fn write_all(&mut self, mut blocks: mpsc::Receiver<Block>, stream: Option<String>, start: u64) {
+        let started = Instant::now();
+        let mut told = Instant::now();
+        let (mut paced, mut refused) = (0_u64, 0_u64);
+        let mut chunk = self.chunk(start);
+        let mut stopping = self.stopping.clone();
+        loop {
+            let block = tokio::select! {
+                block = blocks.recv() => block,
+                _ = stopping.wait_for(|stopping| *stopping) => None,
+            };
+            let rows = match block {
+                Some(Block::Rows(rows)) => rows,
+                Some(Block::Failed(problem)) => {
+                    error!(source = self.name, error = problem, "could not read on");
+                    self.status.error.set(&problem);
+                    continue;
+                }
+                None => break,
+            };
+            for row in rows {
+                if *stopping.borrow() {
+                    break;
+                }
+                if let Some(rate) = self.spec.rows_per_second_max {
+                    let due = started + Duration::from_secs_f64(paced as f64 / f64::from(rate));
+                    if due > Instant::now() {
+                        chunk = self.write(chunk, stream.as_deref(), false).await;
+                        let until = (due + PACE).into();
+                        tokio::select! {
+                            () = tokio::time::sleep_until(until) => {}
+                            _ = stopping.wait_for(|stopping| *stopping) => break,
+                        }
+                    }
+                    paced += 1;
+                }
+                self.take(row, &mut chunk, &mut refused);
+                if chunk.rows >= self.chunk_rows || chunk.bytes >= CHUNK_BYTES_MAX {
+                    chunk = self.write(chunk, stream.as_deref(), false).await;
+                }
+            }
+            if blocks.is_empty() {
+                let frontier = told.elapsed() >= FRONTIER_INTERVAL;
+                if frontier {
+                    told = Instant::now();
+                }
+                chunk = self.write(chunk, stream.as_deref(), frontier).await;
+            }
+        }
+        let next = self.write(chunk, stream.as_deref(), true).await.next;
+        if !*stopping.borrow() {
+            self.status.finished.store(true, Ordering::Relaxed);
+            let rows = self.status.accepted.value();
+            info!(source = self.name, rows, refused, byte = next, "read to the end of the file");
+        }
+    }
+
+    fn chunk(&self, next: u64) -> Chunk {
+        Chunk { batch: self.ingest.batch(), rows: 0, bytes: 0, next }
+    }
+
+    /// Adds a row to the chunk, or puts it into the dead-letter queue.
+    fn take(&self, row: FileRow, chunk: &mut Chunk, refused: &mut u64) {
+        chunk.next = row.next;
+        match row.outcome {
+            Ok(message) => {
+                chunk.bytes += message.key.len() + message.payload.as_ref().map_or(0, |payload| payload.len());
+                chunk.rows += 1;
+                chunk.batch.push(message);
+            }
+            Err(Rejected { at, reason, body }) => {
+                *refused += 1;
+                self.status.refused.add(1);
+                let position = format!("{}: byte {at}", self.path.display());
+                self.status.error.set(&format!("{position}: {reason}"));
+                if *refused <= REFUSALS_LOGGED {
+                    warn!(source = self.name, position, reason, "refused a row; it is in the dead-letter queue");
+                }
+                let stored = self.letters.reject(&self.name, &position, &reason, &body, clock::epoch_seconds());
+                if let Err(error) = stored {
+                    error!(source = self.name, position, error = chain(&error), "could not keep a refused row");
+                }
+            }
+        }
+    }
+
+    /// Writes the chunk, again and again until every shard has it or the worker stops, and returns an empty one.
+    async fn write(&self, chunk: Chunk, stream: Option<&str>, frontier: bool) -> Chunk {
+        let next = chunk.next;
+        if chunk.rows == 0 && !frontier {
+            return chunk;
+        }
+        let place = stream.map(|name| Stream { name: name.into(), next });
+        let room = self.ingest.room(chunk.bytes).await;
+        let batch = chunk.batch.seal();
+        let mut pause = RETRY_MIN;
+        loop {
+            let outcome = self.ingest.write(&batch, place.clone(), frontier && place.is_some()).await;
+            let Some(problem) = outcome.error() else { break };
+            if self.status.error.set(&problem.to_string()) {
+                warn!(source = self.name, error = %problem, "waiting to store rows");
+            }
+            let mut stopping = self.stopping.clone();
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = stopping.wait_for(|stopping| *stopping) => return self.chunk(next),
+            }
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+        drop(room);
+        self.status.accepted.add(chunk.rows as u64);
+        self.chunk(next)
+    }
+}

@@ -1,0 +1,228 @@
+//! Messages pushed over HTTP: `POST /ingest`, answered after the commit.
+//!
+//! | answer | when |
+//! |---|---|
+//! | 200 `{"accepted": N, "epoch": E}` | all stored; they are seen in epoch E |
+//! | 400, with `refused` item by item | some can't be taken; the others are stored |
+//! | 413 | the body is larger than `maxBodyBytes` |
+//! | 429 | too much is on its way to the shards |
+//! | 503, 507 | the worker stops, a shard fails, or the disk is full: what is listed was not stored |
+
+pub(crate) mod body;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use futures::StreamExt;
+use litejoin_crds::plan;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use self::body::{Framing, Item, ItemError, Refusal};
+use crate::message::Message;
+use crate::status::SourceStatus;
+use crate::storage::ingest::Ingest;
+use crate::storage::topics::TopicId;
+use crate::storage::writer::WriteError;
+
+/// Refused messages that an answer lists; the rest is counted.
+const REFUSALS_LISTED: usize = 100;
+
+/// How long a client may take to send its body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Bytes of a body that is too large which are still read, so that the client gets to see the answer.
+const DRAINED_BYTES_MAX: u64 = 256 << 20;
+
+/// What every request of one http source shares.
+pub(crate) struct HttpState {
+    pub(crate) spec: plan::HttpSource,
+    pub(crate) ingest: Ingest,
+    pub(crate) status: Arc<SourceStatus>,
+    pub(crate) stopping: watch::Receiver<bool>,
+}
+
+/// The endpoints of one http source.
+pub(crate) fn router(state: Arc<HttpState>) -> Router {
+    Router::new()
+        .route("/ingest", post(ingest))
+        .route("/health", get(async || axum::Json(json!({"status": "ok"}))))
+        .with_state(state)
+}
+
+async fn ingest(State(state): State<Arc<HttpState>>, headers: HeaderMap, body: Body) -> Response {
+    if *state.stopping.borrow() {
+        return retry_later(StatusCode::SERVICE_UNAVAILABLE, &WriteError::Stopping.to_string());
+    }
+    // A page on some other site may make a browser send this without asking; only scripts on our own may.
+    if headers.contains_key(header::ORIGIN) && !is_json(&headers) {
+        let message = "a browser must send Content-Type: application/json or application/x-ndjson";
+        return answer(StatusCode::UNSUPPORTED_MEDIA_TYPE, json!({"error": message}));
+    }
+    let limit = state.spec.body_bytes_max;
+    let declared = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if declared.is_some_and(|declared| declared > limit) {
+        drain(body, declared.unwrap_or_default()).await;
+        return too_large(limit);
+    }
+    let wanted = usize::try_from(declared.unwrap_or(limit)).unwrap_or(usize::MAX);
+    let Some(room) = state.ingest.try_room(wanted) else {
+        return retry_later(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too many messages are on their way to the shards; send this again in a second",
+        );
+    };
+    let capacity = usize::try_from(limit).unwrap_or(usize::MAX);
+    let body = match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, capacity)).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(error)) if is_over_limit(&error) => return too_large(limit),
+        Ok(Err(error)) => {
+            return answer(StatusCode::BAD_REQUEST, json!({"error": format!("the body broke off: {error}")}));
+        }
+        Err(_) => {
+            let message = format!("the body did not arrive within {} seconds", BODY_TIMEOUT.as_secs());
+            return answer(StatusCode::REQUEST_TIMEOUT, json!({"error": message}));
+        }
+    };
+    let framing = if has_type(&headers, &["application/x-ndjson", "application/jsonl"]) {
+        Framing::Lines
+    } else {
+        Framing::Guess
+    };
+    let response = store(&state, &body, framing).await;
+    drop(room);
+    response
+}
+
+/// Reads the body, stores what can be stored, and answers for each message.
+async fn store(state: &HttpState, body: &[u8], framing: Framing) -> Response {
+    let mut batch = state.ingest.batch();
+    // Number of the item and its shard, for those that were handed over.
+    let mut handed: Vec<(usize, usize)> = Vec::new();
+    let read = body::read(body, framing, |item, parsed| {
+        let message = admit(state, parsed)?;
+        handed.push((item, batch.push(message)));
+        Ok(())
+    });
+    let (total, mut refused) = match read {
+        Ok(read) => read,
+        Err(error) => {
+            state.status.refused.add(1);
+            return answer(StatusCode::BAD_REQUEST, json!({"error": error, "accepted": 0}));
+        }
+    };
+    let was_refused = !refused.is_empty();
+    let outcome = state.ingest.write(&batch.seal(), None, false).await;
+    let mut failed: Option<WriteError> = None;
+    let mut accepted = 0_u64;
+    for (item, shard) in handed {
+        match &outcome.shards[shard] {
+            Some(Err(error)) => {
+                refused.push(Refusal { item, line: None, error: error.to_string() });
+                failed.get_or_insert_with(|| error.clone());
+            }
+            _ => accepted += 1,
+        }
+    }
+    state.status.accepted.add(accepted);
+    state.status.refused.add(refused.len() as u64);
+    let mut reply = json!({"accepted": accepted});
+    if let Some(epoch) = outcome.epoch() {
+        reply["epoch"] = json!(epoch);
+    }
+    if refused.is_empty() {
+        state.status.error.clear();
+        return answer(StatusCode::OK, reply);
+    }
+    refused.sort_by_key(|refusal| refusal.item);
+    let first = &refused[0];
+    let place = first.line.map_or_else(|| format!("item {}", first.item), |line| format!("line {line}"));
+    let error = match (total, &failed) {
+        (1, _) => first.error.clone(),
+        (_, _) => format!("{} of {total} messages were refused; {place}: {}", refused.len(), first.error),
+    };
+    state.status.error.set(&error);
+    reply["error"] = json!(error);
+    refused.truncate(REFUSALS_LISTED);
+    reply["refused"] = json!(refused);
+    match failed {
+        Some(WriteError::DiskFull) => answer(StatusCode::INSUFFICIENT_STORAGE, reply),
+        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], axum::Json(reply)).into_response(),
+        None => {
+            debug_assert!(was_refused);
+            answer(StatusCode::BAD_REQUEST, reply)
+        }
+    }
+}
+
+fn admit(state: &HttpState, item: Item<'_>) -> Result<Message, ItemError> {
+    let topic = topic(state, item.topic())?;
+    Ok(item.into_message(topic, 0)?)
+}
+
+fn topic(state: &HttpState, name: &str) -> Result<TopicId, ItemError> {
+    let allowed = &state.spec.topics;
+    if allowed.is_empty() {
+        return Ok(state.ingest.topics.find_or_add(name)?);
+    }
+    match allowed.iter().find(|allowed| allowed.eq_ignore_ascii_case(name)) {
+        Some(allowed) => Ok(state.ingest.topics.find_or_add(allowed)?),
+        None => Err(ItemError::OtherTopic { name: name.to_owned(), allowed: allowed.join(", ") }),
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    has_type(headers, &["application/json", "application/x-ndjson", "application/jsonl"])
+}
+
+fn has_type(headers: &HeaderMap, types: &[&str]) -> bool {
+    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else { return false };
+    let essence = value.split(';').next().unwrap_or_default().trim();
+    types.iter().any(|known| known.eq_ignore_ascii_case(essence))
+}
+
+fn is_over_limit(error: &axum::Error) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        if error.to_string().contains("length limit exceeded") {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// Reads a body to nowhere, so that the client sees the answer instead of a broken connection.
+async fn drain(body: Body, declared: u64) {
+    if declared > DRAINED_BYTES_MAX {
+        return;
+    }
+    let mut pieces = body.into_data_stream();
+    let _ = tokio::time::timeout(BODY_TIMEOUT, async {
+        while let Some(Ok(piece)) = pieces.next().await {
+            drop(piece);
+        }
+    })
+    .await;
+}
+
+fn too_large(limit: u64) -> Response {
+    let message = format!("the body is larger than the {limit} bytes that maxBodyBytes allows; send it in pieces");
+    answer(StatusCode::PAYLOAD_TOO_LARGE, json!({"error": message}))
+}
+
+fn retry_later(code: StatusCode, message: &str) -> Response {
+    (code, [(header::RETRY_AFTER, "1")], axum::Json(json!({"error": message}))).into_response()
+}
+
+fn answer(code: StatusCode, value: Value) -> Response {
+    (code, axum::Json(value)).into_response()
+}

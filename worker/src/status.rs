@@ -1,0 +1,288 @@
+//! What the worker tells about itself: counters that the rooms raise, and their two outlets, `/status` (JSON)
+//! and `/metrics` (Prometheus). Counters are since the start of the process.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use serde_json::{Value, json};
+
+use crate::storage::shard::Counts;
+
+pub(crate) mod prometheus;
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(crate) fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A number that goes up and down.
+#[derive(Debug, Default)]
+pub(crate) struct Gauge(AtomicI64);
+
+impl Gauge {
+    pub(crate) fn set(&self, value: u64) {
+        self.0.store(i64::try_from(value).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+
+    pub(crate) fn add(&self, change: i64) -> i64 {
+        self.0.fetch_add(change, Ordering::Relaxed) + change
+    }
+
+    pub(crate) fn value(&self) -> i64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The last thing that went wrong, until it goes right again.
+#[derive(Debug, Default)]
+pub(crate) struct LastError(Mutex<Option<String>>);
+
+impl LastError {
+    /// Returns whether this is news.
+    pub(crate) fn set(&self, error: &str) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = last.as_deref() != Some(error);
+        *last = Some(error.to_owned());
+        news
+    }
+
+    /// Returns whether there was an error.
+    pub(crate) fn clear(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take().is_some()
+    }
+
+    pub(crate) fn text(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct SourceStatus {
+    pub(crate) accepted: Counter,
+    pub(crate) refused: Counter,
+    pub(crate) error: LastError,
+    /// Where it listens or what it reads, once it does.
+    pub(crate) at: Mutex<Option<String>>,
+    pub(crate) finished: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct TopicStatus {
+    counts: Mutex<Counts>,
+}
+
+impl TopicStatus {
+    pub(crate) fn add(&self, counts: Counts) {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner) += counts;
+    }
+
+    fn counts(&self) -> Counts {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct JoinStatus {
+    pub(crate) evaluations: Counter,
+    pub(crate) evaluation_microseconds: Counter,
+    pub(crate) results_changed: Counter,
+    pub(crate) epoch: Gauge,
+    pub(crate) error: LastError,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct SinkStatus {
+    pub(crate) delivered: Counter,
+    pub(crate) failed: Counter,
+    pub(crate) dropped: Counter,
+    pub(crate) dead_letters: Gauge,
+    /// Epochs between the last one applied and the sink's cursor.
+    pub(crate) lag_epochs: Gauge,
+    pub(crate) clients: Gauge,
+    pub(crate) circuit_open: AtomicBool,
+    pub(crate) error: LastError,
+    /// Where it listens, once it does.
+    pub(crate) at: Mutex<Option<String>>,
+}
+
+/// Everything that is told. Sources, joins and sinks are known from the start, topics may be added.
+#[derive(Debug)]
+pub(crate) struct Status {
+    pub(crate) pipeline: String,
+    pub(crate) identity: String,
+    pub(crate) config_hash: String,
+    pub(crate) started_at: i64,
+    pub(crate) ready: AtomicBool,
+    pub(crate) lineage: Mutex<String>,
+    pub(crate) epoch_applied: Gauge,
+    pub(crate) outbox_bytes: Gauge,
+    pub(crate) outbox_compacted: Counter,
+    pub(crate) inflight_bytes: Gauge,
+    pub(crate) rejected: Counter,
+    /// What keeps results from being stored.
+    pub(crate) results_error: LastError,
+    shard_errors: Vec<LastError>,
+    topics: RwLock<BTreeMap<Arc<str>, Arc<TopicStatus>>>,
+    sources: BTreeMap<String, Arc<SourceStatus>>,
+    joins: BTreeMap<String, Arc<JoinStatus>>,
+    sinks: BTreeMap<String, Arc<SinkStatus>>,
+}
+
+impl Status {
+    pub(crate) fn new(plan: &litejoin_crds::plan::Plan, started_at: i64) -> Self {
+        fn each<T: Default>(names: impl Iterator<Item = String>) -> BTreeMap<String, Arc<T>> {
+            names.map(|name| (name, Arc::default())).collect()
+        }
+        Self {
+            pipeline: plan.name.clone(),
+            identity: plan.identity.clone(),
+            config_hash: plan.config_hash.clone(),
+            started_at,
+            ready: AtomicBool::new(false),
+            lineage: Mutex::default(),
+            epoch_applied: Gauge::default(),
+            outbox_bytes: Gauge::default(),
+            outbox_compacted: Counter::default(),
+            inflight_bytes: Gauge::default(),
+            rejected: Counter::default(),
+            results_error: LastError::default(),
+            shard_errors: (0..plan.storage.shard_count).map(|_| LastError::default()).collect(),
+            topics: RwLock::default(),
+            sources: each(plan.sources.iter().map(|source| source.name.clone())),
+            joins: each(plan.joins.iter().map(|join| join.name.clone())),
+            sinks: each(plan.sinks.iter().map(|sink| sink.name.clone())),
+        }
+    }
+
+    /// The counters of a source of the plan.
+    pub(crate) fn source(&self, name: &str) -> Arc<SourceStatus> {
+        Arc::clone(&self.sources[name])
+    }
+
+    /// The counters of a join of the plan.
+    pub(crate) fn join(&self, name: &str) -> Arc<JoinStatus> {
+        Arc::clone(&self.joins[name])
+    }
+
+    /// The counters of a sink of the plan.
+    pub(crate) fn sink(&self, name: &str) -> Arc<SinkStatus> {
+        Arc::clone(&self.sinks[name])
+    }
+
+    /// The counters of a topic, from its first message on.
+    pub(crate) fn topic(&self, name: &Arc<str>) -> Arc<TopicStatus> {
+        if let Some(topic) = self.topics.read().unwrap_or_else(PoisonError::into_inner).get(name) {
+            return Arc::clone(topic);
+        }
+        Arc::clone(self.topics.write().unwrap_or_else(PoisonError::into_inner).entry(Arc::clone(name)).or_default())
+    }
+
+    /// Notes that a shard could not be written; returns whether this is news.
+    pub(crate) fn storage_failed(&self, shard_index: usize, error: &str) -> bool {
+        self.shard_errors[shard_index].set(error)
+    }
+
+    pub(crate) fn storage_recovered(&self, shard_index: usize) {
+        if self.shard_errors[shard_index].clear() {
+            tracing::info!(shard = shard_index, "the shard can be written again");
+        }
+    }
+
+    /// What keeps data from being stored right now, if anything.
+    pub(crate) fn storage_error(&self) -> Option<String> {
+        let of_shard = self
+            .shard_errors
+            .iter()
+            .enumerate()
+            .find_map(|(index, error)| error.text().map(|error| format!("shard_{index}.db: {error}")));
+        of_shard.or_else(|| self.results_error.text().map(|error| format!("results.db: {error}")))
+    }
+
+    /// The whole as JSON.
+    pub(crate) fn json(&self, now: i64) -> Value {
+        let map = |entries: Vec<(String, Value)>| Value::Object(entries.into_iter().collect());
+        let uptime = (now - self.started_at).max(0);
+        let rate = |count: u64| count as f64 / uptime.max(1) as f64;
+        let at = |at: &Mutex<Option<String>>| at.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let sources = self.sources.iter().map(|(name, source)| {
+            let value = json!({
+                "at": at(&source.at),
+                "accepted": source.accepted.value(),
+                "acceptedPerSecond": rate(source.accepted.value()),
+                "refused": source.refused.value(),
+                "finished": source.finished.load(Ordering::Relaxed),
+                "lastError": source.error.text(),
+            });
+            (name.clone(), value)
+        });
+        let topics = self.topics.read().unwrap_or_else(PoisonError::into_inner);
+        let topics = topics.iter().map(|(name, topic)| {
+            let counts = topic.counts();
+            let value = json!({
+                "created": counts.created,
+                "updated": counts.updated,
+                "deleted": counts.deleted,
+                "unchanged": counts.unchanged,
+                "superseded": counts.superseded,
+                "stale": counts.stale,
+                "replayed": counts.replayed,
+                "expired": counts.expired,
+            });
+            (name.to_string(), value)
+        });
+        let joins = self.joins.iter().map(|(name, join)| {
+            let value = json!({
+                "epoch": join.epoch.value(),
+                "evaluations": join.evaluations.value(),
+                "evaluationSeconds": join.evaluation_microseconds.value() as f64 / 1e6,
+                "resultsChanged": join.results_changed.value(),
+                "lastError": join.error.text(),
+            });
+            (name.clone(), value)
+        });
+        let sinks = self.sinks.iter().map(|(name, sink)| {
+            let value = json!({
+                "at": at(&sink.at),
+                "delivered": sink.delivered.value(),
+                "deliveredPerSecond": rate(sink.delivered.value()),
+                "failed": sink.failed.value(),
+                "dropped": sink.dropped.value(),
+                "deadLetters": sink.dead_letters.value(),
+                "lagEpochs": sink.lag_epochs.value(),
+                "clients": sink.clients.value(),
+                "circuit": if sink.circuit_open.load(Ordering::Relaxed) { "open" } else { "closed" },
+                "lastError": sink.error.text(),
+            });
+            (name.clone(), value)
+        });
+        json!({
+            "pipeline": self.pipeline,
+            "identity": self.identity,
+            "configHash": self.config_hash,
+            "version": env!("CARGO_PKG_VERSION"),
+            "ready": self.ready.load(Ordering::Relaxed),
+            "uptimeSeconds": uptime,
+            "lineage": *self.lineage.lock().unwrap_or_else(PoisonError::into_inner),
+            "epoch": self.epoch_applied.value(),
+            "outboxBytes": self.outbox_bytes.value(),
+            "outboxCompacted": self.outbox_compacted.value(),
+            "inflightBytes": self.inflight_bytes.value(),
+            "rejectedMessages": self.rejected.value(),
+            "storageError": self.storage_error(),
+            "sources": map(sources.collect()),
+            "topics": map(topics.collect()),
+            "joins": map(joins.collect()),
+            "sinks": map(sinks.collect()),
+        })
+    }
+}

@@ -1,0 +1,192 @@
+//! `/metrics`: the counters of [`Status`] in the Prometheus text format.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use super::Status;
+
+/// Writes all metrics.
+pub(crate) fn encode(status: &Arc<Status>) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Scrape(Arc::clone(status))));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+#[derive(Debug)]
+struct Scrape(Arc<Status>);
+
+/// Values of one metric with their labels.
+type Series = Vec<(Vec<(&'static str, String)>, f64)>;
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let status = &self.0;
+        let mut metric = |name: &str, help: &str, kind: MetricType, series: Series| -> Result<(), fmt::Error> {
+            let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
+            for (labels, value) in series {
+                let labels: Vec<(&str, String)> = labels;
+                let encoder = metric.encode_family(&labels)?;
+                match kind {
+                    MetricType::Counter => ConstCounter::new(value).encode(encoder)?,
+                    _ => ConstGauge::new(value).encode(encoder)?,
+                }
+            }
+            Ok(())
+        };
+        let one = |value: f64| vec![(Vec::new(), value)];
+        let flag = |value: bool| f64::from(u8::from(value));
+        let (counter, gauge) = (MetricType::Counter, MetricType::Gauge);
+
+        metric("litejoin_ready", "1 while the worker serves", gauge, one(flag(status.ready.load(Ordering::Relaxed))))?;
+        metric(
+            "litejoin_epoch_applied",
+            "Number of the last epoch whose results are stored",
+            gauge,
+            one(status.epoch_applied.value() as f64),
+        )?;
+        metric(
+            "litejoin_outbox_bytes",
+            "Results that sinks may still ask for",
+            gauge,
+            one(status.outbox_bytes.value() as f64),
+        )?;
+        metric(
+            "litejoin_outbox_compacted",
+            "Results that a lagging sink never got, since a newer one of the same key had come",
+            counter,
+            one(status.outbox_compacted.value() as f64),
+        )?;
+        metric(
+            "litejoin_ingest_inflight_bytes",
+            "Messages on their way from sources to shards",
+            gauge,
+            one(status.inflight_bytes.value() as f64),
+        )?;
+        metric(
+            "litejoin_rejected_messages",
+            "Messages that a source could not take and put into the dead-letter queue",
+            counter,
+            one(status.rejected.value() as f64),
+        )?;
+        metric(
+            "litejoin_storage_failing",
+            "1 while data can't be stored",
+            gauge,
+            one(flag(status.storage_error().is_some())),
+        )?;
+
+        let topics = status.topics.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut changes = Series::new();
+        for (name, topic) in topics.iter() {
+            let counts = topic.counts();
+            for (op, count) in [
+                ("created", counts.created),
+                ("updated", counts.updated),
+                ("deleted", counts.deleted),
+                ("unchanged", counts.unchanged),
+                ("superseded", counts.superseded),
+                ("stale", counts.stale),
+                ("replayed", counts.replayed),
+                ("expired", counts.expired),
+            ] {
+                changes.push((vec![("topic", name.to_string()), ("op", op.to_owned())], count as f64));
+            }
+        }
+        metric("litejoin_topic_messages", "Messages by what they did to their topic", counter, changes)?;
+
+        let of_sources = |value: fn(&super::SourceStatus) -> f64| -> Series {
+            status.sources.iter().map(|(name, source)| (vec![("source", name.clone())], value(source))).collect()
+        };
+        metric(
+            "litejoin_source_accepted",
+            "Messages that a source has stored",
+            counter,
+            of_sources(|source| source.accepted.value() as f64),
+        )?;
+        metric(
+            "litejoin_source_refused",
+            "Messages that a source has refused",
+            counter,
+            of_sources(|source| source.refused.value() as f64),
+        )?;
+
+        let of_joins = |value: fn(&super::JoinStatus) -> f64| -> Series {
+            status.joins.iter().map(|(name, join)| (vec![("join", name.clone())], value(join))).collect()
+        };
+        metric(
+            "litejoin_join_evaluations",
+            "Evaluations of a join",
+            counter,
+            of_joins(|join| join.evaluations.value() as f64),
+        )?;
+        metric(
+            "litejoin_join_evaluation_seconds",
+            "Time spent on evaluating a join",
+            counter,
+            of_joins(|join| join.evaluation_microseconds.value() as f64 / 1e6),
+        )?;
+        metric(
+            "litejoin_join_results_changed",
+            "Results of a join that have changed",
+            counter,
+            of_joins(|join| join.results_changed.value() as f64),
+        )?;
+        metric(
+            "litejoin_join_failing",
+            "1 while a join's query fails",
+            gauge,
+            of_joins(|join| f64::from(u8::from(join.error.text().is_some()))),
+        )?;
+
+        let of_sinks = |value: fn(&super::SinkStatus) -> f64| -> Series {
+            status.sinks.iter().map(|(name, sink)| (vec![("sink", name.clone())], value(sink))).collect()
+        };
+        metric(
+            "litejoin_sink_delivered",
+            "Results that a sink has taken",
+            counter,
+            of_sinks(|sink| sink.delivered.value() as f64),
+        )?;
+        metric(
+            "litejoin_sink_failed",
+            "Deliveries to a sink that failed",
+            counter,
+            of_sinks(|sink| sink.failed.value() as f64),
+        )?;
+        metric(
+            "litejoin_sink_dropped",
+            "Results that a best-effort sink did not take",
+            counter,
+            of_sinks(|sink| sink.dropped.value() as f64),
+        )?;
+        metric(
+            "litejoin_sink_dead_letters",
+            "Results of a sink in the dead-letter queue",
+            gauge,
+            of_sinks(|sink| sink.dead_letters.value() as f64),
+        )?;
+        metric(
+            "litejoin_sink_lag_epochs",
+            "Epochs that a sink is behind",
+            gauge,
+            of_sinks(|sink| sink.lag_epochs.value() as f64),
+        )?;
+        metric("litejoin_sink_clients", "Connected SSE clients", gauge, of_sinks(|sink| sink.clients.value() as f64))?;
+        metric(
+            "litejoin_sink_circuit_open",
+            "1 while a sink is left alone after repeated failures",
+            gauge,
+            of_sinks(|sink| f64::from(u8::from(sink.circuit_open.load(Ordering::Relaxed)))),
+        )
+    }
+}

@@ -1,0 +1,218 @@
+//! Where epochs are cut. Writers pass the gate only around COMMIT; a cut closes it for as long as it takes to
+//! read one number a shard. So an epoch is a vector of sequence numbers: everything committed up to them is in it.
+//!
+//! Invariant: a commit that is told epoch E is contained in the cut that gets number E, and in no earlier one.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+/// One epoch: for each shard, the last sequence number of its `_chg` that belongs to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cut {
+    pub(crate) epoch: u64,
+    pub(crate) seqs: Vec<i64>,
+    /// Whether rows in it left by retention only, so that their results leave without an event.
+    pub(crate) quiet: bool,
+}
+
+/// Counts epochs and holds writers for the moment of a cut.
+#[derive(Debug)]
+pub(crate) struct EpochGate {
+    passage: RwLock<Passage>,
+    signal: Mutex<Signal>,
+    rung: Condvar,
+}
+
+/// What a writer reads and changes while it passes; the lock inside is for the few numbers alone.
+#[derive(Debug)]
+struct Passage {
+    next_epoch: u64,
+    /// Sequence numbers of the last cut.
+    cut: Vec<i64>,
+    committed: Vec<Mutex<i64>>,
+}
+
+#[derive(Debug, Default)]
+struct Signal {
+    dirty: bool,
+    stopped: bool,
+    /// Cuts made by the retention cleaner, which come before any new one.
+    queued: VecDeque<Cut>,
+}
+
+/// Why [`EpochGate::wait`] returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wake {
+    /// Something was committed.
+    Dirty,
+    /// Nothing was, for the whole time-out.
+    Idle,
+    /// There will be no more commits.
+    Stopped,
+}
+
+impl EpochGate {
+    /// Starts with `next_epoch` for the next cut, and `seqs` as what the last one contained.
+    pub(crate) fn new(next_epoch: u64, seqs: Vec<i64>) -> Self {
+        let committed = seqs.iter().copied().map(Mutex::new).collect();
+        Self {
+            passage: RwLock::new(Passage { next_epoch, cut: seqs, committed }),
+            signal: Mutex::default(),
+            rung: Condvar::new(),
+        }
+    }
+
+    /// Runs `commit`, after which `last_seq` is the shard's newest sequence number, and returns the epoch in
+    /// which all that the shard has committed is seen.
+    pub(crate) fn pass<E>(
+        &self,
+        shard_index: usize,
+        last_seq: i64,
+        commit: impl FnOnce() -> Result<(), E>,
+    ) -> Result<u64, E> {
+        let passage = self.passage.read().unwrap_or_else(PoisonError::into_inner);
+        commit()?;
+        *passage.committed[shard_index].lock().unwrap_or_else(PoisonError::into_inner) = last_seq;
+        let changed = last_seq > passage.cut[shard_index];
+        let epoch = if changed { passage.next_epoch } else { passage.next_epoch - 1 };
+        drop(passage);
+        if changed {
+            self.ring(|signal| signal.dirty = true);
+        }
+        Ok(epoch)
+    }
+
+    /// Cuts an epoch if anything was committed since the last one.
+    pub(crate) fn cut(&self) -> Option<Cut> {
+        if let Some(queued) = self.signal.lock().unwrap_or_else(PoisonError::into_inner).queued.pop_front() {
+            return Some(queued);
+        }
+        self.cut_now(false)
+    }
+
+    /// Cuts an epoch for the retention cleaner, which has stopped all writers; it is evaluated in its turn.
+    pub(crate) fn queue_cut(&self, quiet: bool) {
+        if let Some(cut) = self.cut_now(quiet) {
+            self.ring(|signal| {
+                signal.queued.push_back(cut);
+                signal.dirty = true;
+            });
+        }
+    }
+
+    fn cut_now(&self, quiet: bool) -> Option<Cut> {
+        let mut passage = self.passage.write().unwrap_or_else(PoisonError::into_inner);
+        let seqs: Vec<i64> = passage
+            .committed
+            .iter()
+            .map(|seq| *seq.lock().unwrap_or_else(PoisonError::into_inner))
+            .collect();
+        if seqs == passage.cut {
+            return None;
+        }
+        let epoch = passage.next_epoch;
+        passage.next_epoch += 1;
+        passage.cut.clone_from(&seqs);
+        Some(Cut { epoch, seqs, quiet })
+    }
+
+    /// Takes a number for an epoch in which no topic changed, only results did (a new query, the passing of time).
+    pub(crate) fn empty_cut(&self) -> Cut {
+        let mut passage = self.passage.write().unwrap_or_else(PoisonError::into_inner);
+        let epoch = passage.next_epoch;
+        passage.next_epoch += 1;
+        Cut { epoch, seqs: passage.cut.clone(), quiet: false }
+    }
+
+    /// Runs `work` while no commit can pass, and returns what each shard has committed by then.
+    pub(crate) fn hold<E>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<Vec<i64>, E> {
+        let passage = self.passage.write().unwrap_or_else(PoisonError::into_inner);
+        work()?;
+        Ok(passage.committed.iter().map(|seq| *seq.lock().unwrap_or_else(PoisonError::into_inner)).collect())
+    }
+
+    /// The number of the next cut.
+    pub(crate) fn next_epoch(&self) -> u64 {
+        self.passage.read().unwrap_or_else(PoisonError::into_inner).next_epoch
+    }
+
+    /// Waits until something is committed, at most for `timeout`.
+    pub(crate) fn wait(&self, timeout: Duration) -> Wake {
+        let signal = self.signal.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut signal, _) = self
+            .rung
+            .wait_timeout_while(signal, timeout, |signal| !signal.dirty && !signal.stopped)
+            .unwrap_or_else(PoisonError::into_inner);
+        if signal.dirty {
+            signal.dirty = !signal.queued.is_empty();
+            Wake::Dirty
+        } else if signal.stopped {
+            Wake::Stopped
+        } else {
+            Wake::Idle
+        }
+    }
+
+    /// Waits for at most `timeout`, or until [`Self::stop`]; commits do not end it. For pauses after a failure.
+    pub(crate) fn pause(&self, timeout: Duration) {
+        let signal = self.signal.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = self.rung.wait_timeout_while(signal, timeout, |signal| !signal.stopped);
+    }
+
+    /// Says that no commit will follow: the evaluator finishes what is there and ends.
+    pub(crate) fn stop(&self) {
+        self.ring(|signal| signal.stopped = true);
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.signal.lock().unwrap_or_else(PoisonError::into_inner).stopped
+    }
+
+    fn ring(&self, change: impl FnOnce(&mut Signal)) {
+        change(&mut self.signal.lock().unwrap_or_else(PoisonError::into_inner));
+        self.rung.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn commit(gate: &EpochGate, shard_index: usize, seq: i64) -> u64 {
+        gate.pass::<()>(shard_index, seq, || Ok(())).expect("the commit succeeds")
+    }
+
+    #[test]
+    fn a_commit_is_told_the_first_cut_that_contains_it() {
+        let gate = EpochGate::new(7, vec![0, 0]);
+        assert_eq!(gate.cut(), None, "nothing was committed");
+        assert_eq!(commit(&gate, 0, 3), 7);
+        assert_eq!(commit(&gate, 1, 1), 7);
+        assert_eq!(gate.cut(), Some(Cut { epoch: 7, seqs: vec![3, 1], quiet: false }));
+        assert_eq!(commit(&gate, 0, 3), 7, "it changed nothing, so the epoch before has it all");
+        assert_eq!(commit(&gate, 0, 4), 8);
+    }
+
+    #[test]
+    fn a_quiet_cut_comes_before_later_commits() {
+        let gate = EpochGate::new(1, vec![0]);
+        commit(&gate, 0, 1);
+        gate.queue_cut(false);
+        commit(&gate, 0, 2);
+        gate.queue_cut(true);
+        commit(&gate, 0, 3);
+        let cuts: Vec<_> = std::iter::from_fn(|| gate.cut()).map(|cut| (cut.epoch, cut.seqs[0], cut.quiet)).collect();
+        assert_eq!(cuts, [(1, 1, false), (2, 2, true), (3, 3, false)]);
+    }
+
+    #[test]
+    fn waiting_ends_with_a_commit_or_with_the_stop() {
+        let gate = EpochGate::new(1, vec![0]);
+        assert_eq!(gate.wait(Duration::ZERO), Wake::Idle);
+        commit(&gate, 0, 1);
+        assert_eq!(gate.wait(Duration::ZERO), Wake::Dirty);
+        gate.stop();
+        assert_eq!(gate.wait(Duration::from_secs(60)), Wake::Stopped);
+    }
+}

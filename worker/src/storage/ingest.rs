@@ -1,0 +1,147 @@
+//! The way in: messages go to the writers of their shards, and the sender learns in which epoch they are seen.
+//! What is on its way is bounded in bytes; a sender that finds no room waits or is told to come back.
+
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use super::hash::shard_index;
+use super::shard::{ShardBatch, Stream};
+use super::topics::Topics;
+use super::writer::{Command, WriteError};
+use crate::message::Message;
+
+/// Bytes of messages that may be on their way to the writers, over all sources.
+pub(crate) const INFLIGHT_BYTES_MAX: usize = 64 << 20;
+
+/// Messages grouped by shard, in their order.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    shards: Vec<Vec<Message>>,
+}
+
+/// A batch that is complete; it can be written again if that fails.
+#[derive(Debug)]
+pub(crate) struct SealedBatch {
+    shards: Vec<Arc<Vec<Message>>>,
+}
+
+impl Batch {
+    pub(crate) fn new(shard_count: usize) -> Self {
+        Self { shards: (0..shard_count).map(|_| Vec::new()).collect() }
+    }
+
+    /// Adds a message and returns the shard it goes to.
+    pub(crate) fn push(&mut self, message: Message) -> usize {
+        let index = shard_index(&message.key, self.shards.len());
+        self.shards[index].push(message);
+        index
+    }
+
+    pub(crate) fn seal(self) -> SealedBatch {
+        SealedBatch { shards: self.shards.into_iter().map(Arc::new).collect() }
+    }
+}
+
+/// What became of a batch, shard by shard; `None` where it had nothing for the shard.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) shards: Vec<Option<Result<u64, WriteError>>>,
+}
+
+impl Outcome {
+    /// The epoch in which everything that was stored is seen; `None` if nothing was.
+    pub(crate) fn epoch(&self) -> Option<u64> {
+        self.shards.iter().flatten().filter_map(|outcome| outcome.as_ref().ok()).max().copied()
+    }
+
+    /// The first thing that went wrong, if any.
+    pub(crate) fn error(&self) -> Option<&WriteError> {
+        self.shards.iter().flatten().find_map(|outcome| outcome.as_ref().err())
+    }
+}
+
+/// The way in, shared by all sources.
+#[derive(Clone)]
+pub(crate) struct Ingest {
+    pub(crate) topics: Arc<Topics>,
+    /// `None` once the worker stops taking messages.
+    writers: Arc<Mutex<Option<Vec<Sender<Command>>>>>,
+    shard_count: usize,
+    room: Arc<Semaphore>,
+}
+
+impl Ingest {
+    pub(crate) fn new(topics: Arc<Topics>, writers: Vec<Sender<Command>>) -> Self {
+        let shard_count = writers.len();
+        let room = Arc::new(Semaphore::new(INFLIGHT_BYTES_MAX));
+        Self { topics, writers: Arc::new(Mutex::new(Some(writers))), shard_count, room }
+    }
+
+    pub(crate) fn batch(&self) -> Batch {
+        Batch::new(self.shard_count)
+    }
+
+    /// Takes room for `bytes`, or says at once that there is none.
+    pub(crate) fn try_room(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes.clamp(1, INFLIGHT_BYTES_MAX)).expect("64 MiB fits");
+        Arc::clone(&self.room).try_acquire_many_owned(bytes).ok()
+    }
+
+    /// Waits for room for `bytes`.
+    pub(crate) async fn room(&self, bytes: usize) -> OwnedSemaphorePermit {
+        let bytes = u32::try_from(bytes.clamp(1, INFLIGHT_BYTES_MAX)).expect("64 MiB fits");
+        Arc::clone(&self.room).acquire_many_owned(bytes).await.expect("the semaphore is never closed")
+    }
+
+    /// Bytes that are on their way now.
+    pub(crate) fn inflight_bytes(&self) -> usize {
+        INFLIGHT_BYTES_MAX - self.room.available_permits()
+    }
+
+    /// Hands a batch to the writers and waits until every shard has committed or refused its part. With a
+    /// `stream`, its place is stored in each shard that the batch touches, or in all of them with `frontier`.
+    pub(crate) async fn write(&self, batch: &SealedBatch, stream: Option<Stream>, frontier: bool) -> Outcome {
+        let mut waiting = Vec::with_capacity(self.shard_count);
+        {
+            let writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+            for (index, messages) in batch.shards.iter().enumerate() {
+                if messages.is_empty() && !frontier {
+                    waiting.push(None);
+                    continue;
+                }
+                let (done, answer) = oneshot::channel();
+                let batch = ShardBatch { messages: Arc::clone(messages), stream: stream.clone() };
+                if let Some(writers) = writers.as_ref() {
+                    // A writer that is gone drops the command, and with it `done`: the answer is then Stopping.
+                    let _ = writers[index].send(Command::Write { batch, done });
+                }
+                waiting.push(Some(answer));
+            }
+        }
+        let mut shards = Vec::with_capacity(waiting.len());
+        for answer in waiting {
+            shards.push(match answer {
+                Some(answer) => Some(answer.await.unwrap_or(Err(WriteError::Stopping))),
+                None => None,
+            });
+        }
+        Outcome { shards }
+    }
+
+    /// Sends a command of its own to each writer; `false` once the worker stops.
+    pub(crate) fn command_all(&self, commands: Vec<Command>) -> bool {
+        let writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(writers) = writers.as_ref() else { return false };
+        for (writer, command) in writers.iter().zip(commands) {
+            writer.send(command).expect("a writer runs until its sender is gone");
+        }
+        true
+    }
+
+    /// Takes no more messages; the writers end when they have committed what they have.
+    pub(crate) fn close(&self) {
+        self.writers.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}

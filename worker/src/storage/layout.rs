@@ -1,0 +1,244 @@
+//! The data directory: its lock, and the layout manifest that says what lies in it and whose it is.
+//!
+//! ```text
+//! data/layout.json   shard count, hash version, identity, lineage     data/lock      held while a worker runs
+//! data/shard_N.db    topics                                           data/results.db, data/dlq.db
+//! ```
+//! A manifest in state `creating` means that files may be missing; in state `ready` a missing shard is an
+//! error, never an empty start.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::hash::HASH_VERSION;
+
+/// Version of the files in a data directory; raised when an older worker could no longer read them.
+pub(crate) const FORMAT_VERSION: u32 = 1;
+
+/// What lies in a data directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Layout {
+    pub(crate) format_version: u32,
+    /// Random, once for each directory that was laid out.
+    pub(crate) layout_id: String,
+    pub(crate) shard_count: usize,
+    pub(crate) hash_version: u32,
+    /// Whose data it is.
+    pub(crate) identity: String,
+    /// Random, new for each new or restored directory. Epochs and result ids only grow within one.
+    pub(crate) lineage: String,
+    pub(crate) state: State,
+}
+
+/// How far the making of a directory has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum State {
+    Creating,
+    Ready,
+}
+
+/// Why a data directory can't be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LayoutError {
+    #[error("{path}: could not {doing}; storage.dataDir (or --data-dir) must be a folder that this user may write to")]
+    Io { path: String, doing: &'static str, source: std::io::Error },
+    #[error("{path}: the disk is full; free some space, or point storage.dataDir (or --data-dir) elsewhere")]
+    DiskFull { path: String },
+    #[error(
+        "{path}: the data directory is in use by process {holder}; stop that one, or give this one its own --data-dir"
+    )]
+    InUse { path: String, holder: String },
+    #[error("{path}: not a layout manifest ({detail}); restore the file, or move the directory away to start empty")]
+    Unreadable { path: String, detail: String },
+    #[error(
+        "{path}: holds {found} shards, and the pipeline wants storage.shardCount {wanted}; set it back to {found}, or \
+         move the directory away to start empty"
+    )]
+    ShardCount { path: String, found: usize, wanted: usize },
+    #[error(
+        "{path}: holds the data of pipeline {found:?}, and this is {wanted:?}; give this pipeline its own --data-dir"
+    )]
+    Identity { path: String, found: String, wanted: String },
+    #[error(
+        "{path}: written in format {found} (hash version {found_hash}), and this worker reads format {FORMAT_VERSION} \
+         (hash version {HASH_VERSION}); run the version of litejoin that wrote it"
+    )]
+    Format { path: String, found: u32, found_hash: u32 },
+    #[error(
+        "{path}: shard files without a layout manifest beside them; restore layout.json, or move the directory away \
+         to start empty"
+    )]
+    NoManifest { path: String },
+    #[error("{path}: shard file {missing} is missing; restore it, or move the directory away to start empty")]
+    MissingShard { path: String, missing: String },
+}
+
+/// A data directory that is locked by this process until it is dropped.
+#[derive(Debug)]
+pub(crate) struct DataDir {
+    path: PathBuf,
+    layout: Layout,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Locks `path`, creating it if need be, and checks or writes its manifest.
+    pub(crate) fn open(path: &Path, shard_count: usize, identity: &str) -> Result<Self, LayoutError> {
+        let io = |doing| move |source| io_error(path, doing, source);
+        std::fs::create_dir_all(path).map_err(io("create the data directory"))?;
+        let lock = lock(path)?;
+        let layout = match read(path)? {
+            Some(layout) => {
+                check(path, &layout, shard_count, identity)?;
+                layout
+            }
+            None if path.join(shard_file_name(0)).exists() => {
+                return Err(LayoutError::NoManifest { path: path.display().to_string() });
+            }
+            None => {
+                let layout = Layout {
+                    format_version: FORMAT_VERSION,
+                    layout_id: random_id(),
+                    shard_count,
+                    hash_version: HASH_VERSION,
+                    identity: identity.to_owned(),
+                    lineage: random_id(),
+                    state: State::Creating,
+                };
+                write(path, &layout)?;
+                layout
+            }
+        };
+        Ok(Self { path: path.to_owned(), layout, _lock: lock })
+    }
+
+    /// Says that every file has been made.
+    pub(crate) fn mark_ready(&mut self) -> Result<(), LayoutError> {
+        if self.layout.state == State::Creating {
+            self.layout.state = State::Ready;
+            write(&self.path, &self.layout)?;
+        }
+        Ok(())
+    }
+
+    /// Begins a new lineage: what was promised in the old one (epochs, ids) holds no longer.
+    pub(crate) fn renew_lineage(&mut self) -> Result<(), LayoutError> {
+        self.layout.lineage = random_id();
+        write(&self.path, &self.layout)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub(crate) fn shard_path(&self, shard_index: usize) -> PathBuf {
+        self.path.join(shard_file_name(shard_index))
+    }
+}
+
+fn shard_file_name(shard_index: usize) -> String {
+    format!("shard_{shard_index}.db")
+}
+
+fn lock(path: &Path) -> Result<File, LayoutError> {
+    let file = path.join("lock");
+    let mut lock = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&file)
+        .map_err(|source| io_error(path, "open the lock file", source))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            let _ = lock.read_to_string(&mut holder);
+            let holder = if holder.trim().is_empty() { "unknown".to_owned() } else { holder.trim().to_owned() };
+            return Err(LayoutError::InUse { path: path.display().to_string(), holder });
+        }
+        Err(TryLockError::Error(source)) => return Err(io_error(path, "lock the data directory", source)),
+    }
+    let write = |lock: &mut File| -> std::io::Result<()> {
+        lock.set_len(0)?;
+        lock.rewind()?;
+        lock.write_all(std::process::id().to_string().as_bytes())
+    };
+    write(&mut lock).map_err(|source| io_error(path, "write the lock file", source))?;
+    Ok(lock)
+}
+
+fn read(path: &Path) -> Result<Option<Layout>, LayoutError> {
+    let file = path.join("layout.json");
+    match std::fs::read(&file) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| LayoutError::Unreadable {
+            path: file.display().to_string(),
+            detail: error.to_string(),
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(io_error(path, "read the layout manifest", source)),
+    }
+}
+
+/// Replaces the manifest in one step, durably: a crash leaves the old one or the new one.
+fn write(path: &Path, layout: &Layout) -> Result<(), LayoutError> {
+    let replace = || -> std::io::Result<()> {
+        let next = path.join("layout.json.next");
+        let mut file = File::create(&next)?;
+        file.write_all(&serde_json::to_vec_pretty(layout).expect("a layout has only plain fields"))?;
+        file.sync_all()?;
+        std::fs::rename(&next, path.join("layout.json"))?;
+        File::open(path)?.sync_all()
+    };
+    replace().map_err(|source| io_error(path, "write the layout manifest", source))
+}
+
+fn check(path: &Path, layout: &Layout, shard_count: usize, identity: &str) -> Result<(), LayoutError> {
+    let shown = path.display().to_string();
+    if layout.format_version != FORMAT_VERSION || layout.hash_version != HASH_VERSION {
+        let (found, found_hash) = (layout.format_version, layout.hash_version);
+        return Err(LayoutError::Format { path: shown, found, found_hash });
+    }
+    if layout.identity != identity {
+        let (found, wanted) = (layout.identity.clone(), identity.to_owned());
+        return Err(LayoutError::Identity { path: shown, found, wanted });
+    }
+    if layout.shard_count != shard_count {
+        return Err(LayoutError::ShardCount { path: shown, found: layout.shard_count, wanted: shard_count });
+    }
+    if layout.state == State::Ready
+        && let Some(missing) = (0..shard_count).map(shard_file_name).find(|name| !path.join(name).exists())
+    {
+        return Err(LayoutError::MissingShard { path: shown, missing });
+    }
+    Ok(())
+}
+
+fn io_error(path: &Path, doing: &'static str, source: std::io::Error) -> LayoutError {
+    let path = path.display().to_string();
+    match source.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => LayoutError::DiskFull { path },
+        _ => LayoutError::Io { path, doing, source },
+    }
+}
+
+/// 64 random bits as 13 letters and digits that sort and double-click well.
+fn random_id() -> String {
+    const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+    let mut bits: u64 = rand::random();
+    let mut id = String::with_capacity(13);
+    for _ in 0..13 {
+        id.push(char::from(ALPHABET[(bits & 31) as usize]));
+        bits >>= 5;
+    }
+    id
+}

@@ -1,0 +1,197 @@
+//! Reading a shard's change log. It only grows until it is trimmed, and it is trimmed only below what every
+//! join has applied, so a range of sequence numbers reads the same at any time: no snapshot is held.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rusqlite::Connection;
+
+use super::sqlite::{self, SqliteError};
+use super::topics::{TopicId, Topics};
+
+/// The reading side of one shard file.
+pub(crate) struct ShardReader {
+    path: PathBuf,
+    connection: Connection,
+    /// Topics by their number in this file.
+    topics: HashMap<i64, TopicId>,
+}
+
+/// One entry of `_chg`: what stands in the topic afterwards. The old image stays in the file; only keyed
+/// evaluation reads it.
+pub(crate) struct LoggedChange<'a> {
+    pub(crate) topic: TopicId,
+    pub(crate) key: &'a str,
+    /// `None`: the row is gone.
+    pub(crate) new: Option<&'a str>,
+    pub(crate) timestamp: i64,
+    pub(crate) change: Option<&'a str>,
+}
+
+/// A row of a topic.
+pub(crate) struct TopicRow<'a> {
+    pub(crate) key: &'a str,
+    pub(crate) payload: &'a str,
+    pub(crate) timestamp: i64,
+    pub(crate) change: Option<&'a str>,
+}
+
+impl ShardReader {
+    pub(crate) fn open(path: &Path) -> Result<Self, SqliteError> {
+        Ok(Self { path: path.to_owned(), connection: sqlite::open_reader(path)?, topics: HashMap::new() })
+    }
+
+    /// Fixes what this reader sees, until [`Self::release`]. BEGIN alone fixes nothing in SQLite, the first read does.
+    pub(crate) fn hold(&self) -> Result<(), SqliteError> {
+        self.doing("begin to read", |connection| {
+            connection.execute_batch("BEGIN; SELECT 1 FROM _topics LIMIT 1;")
+        })
+    }
+
+    /// Sees the newest state again.
+    pub(crate) fn release(&self) {
+        if !self.connection.is_autocommit() {
+            // A read transaction has nothing to lose.
+            let _ = self.connection.execute_batch("COMMIT");
+        }
+    }
+
+    /// Calls `each` for every entry in `after < seq <= to`, in order.
+    pub(crate) fn changes<E: From<SqliteError>>(
+        &mut self,
+        after: i64,
+        to: i64,
+        topics: &Topics,
+        mut each: impl FnMut(LoggedChange<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let failed = |source| SqliteError::new(&self.path, "read changes", source);
+        let mut statement = self
+            .connection
+            .prepare_cached(
+                "SELECT topic, key, new, timestamp, change FROM _chg WHERE seq > ?1 AND seq <= ?2 ORDER BY seq",
+            )
+            .map_err(failed)?;
+        let mut rows = statement.query([after, to]).map_err(failed)?;
+        while let Some(row) = rows.next().map_err(failed)? {
+            let id: i64 = row.get(0).map_err(failed)?;
+            let topic = match self.topics.get(&id) {
+                Some(topic) => *topic,
+                None => {
+                    let topic = topic_of(&self.connection, id, topics).map_err(failed)?;
+                    self.topics.insert(id, topic);
+                    topic
+                }
+            };
+            let text = |index| row.get_ref(index).and_then(|value| Ok(value.as_str_or_null()?)).map_err(failed);
+            each(LoggedChange {
+                topic,
+                key: text(1)?.unwrap_or_default(),
+                new: text(2)?,
+                timestamp: row.get(3).map_err(failed)?,
+                change: text(4)?,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Whether `_chg` still holds every entry after `seq`.
+    pub(crate) fn reaches_back_to(&self, seq: i64) -> Result<bool, SqliteError> {
+        self.doing("read the change log", |connection| {
+            connection.query_row(
+                "SELECT ?1 >= (SELECT ifnull(max(seq), 0) FROM sqlite_sequence WHERE name = '_chg')
+                     OR EXISTS (SELECT 1 FROM _chg WHERE seq = ?1 + 1)",
+                [seq],
+                |row| row.get(0),
+            )
+        })
+    }
+
+    /// Calls `each` for every row of a topic, in no order.
+    pub(crate) fn rows<E: From<SqliteError>>(
+        &self,
+        topic_name: &str,
+        mut each: impl FnMut(TopicRow<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let failed = |source| SqliteError::new(&self.path, "read a topic", source);
+        let known: bool = self
+            .connection
+            .query_row("SELECT EXISTS (SELECT 1 FROM _topics WHERE name = ?1)", [topic_name], |row| row.get(0))
+            .map_err(failed)?;
+        if !known {
+            return Ok(());
+        }
+        let sql = format!("SELECT key, payload, timestamp, _change FROM {}", sqlite::quoted(topic_name));
+        let mut statement = self.connection.prepare(&sql).map_err(failed)?;
+        let mut rows = statement.query([]).map_err(failed)?;
+        while let Some(row) = rows.next().map_err(failed)? {
+            let text = |index| row.get_ref(index).and_then(|value| Ok(value.as_str_or_null()?)).map_err(failed);
+            each(TopicRow {
+                key: text(0)?.unwrap_or_default(),
+                payload: text(1)?.unwrap_or_default(),
+                timestamp: row.get(2).map_err(failed)?,
+                change: text(3)?,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Keys of rows older than `before`, at most `limit`, and the oldest timestamp that stays if all of them go
+    /// (`None` where nothing stays, or more than `limit` are due).
+    pub(crate) fn expired(
+        &self,
+        topic_name: &str,
+        before: i64,
+        limit: usize,
+    ) -> Result<(Vec<String>, Option<i64>), SqliteError> {
+        let mut keys = Vec::new();
+        let mut oldest_kept: Option<i64> = None;
+        self.doing("look for expired rows", |connection| {
+            let known: bool = connection.query_row(
+                "SELECT EXISTS (SELECT 1 FROM _topics WHERE name = ?1)",
+                [topic_name],
+                |row| row.get(0),
+            )?;
+            if !known {
+                return Ok(());
+            }
+            let sql = format!("SELECT key, timestamp FROM {}", sqlite::quoted(topic_name));
+            let mut statement = connection.prepare_cached(&sql)?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                let timestamp: i64 = row.get(1)?;
+                if timestamp >= before {
+                    oldest_kept = Some(oldest_kept.map_or(timestamp, |oldest| oldest.min(timestamp)));
+                } else {
+                    keys.push(row.get(0)?);
+                    if keys.len() == limit {
+                        oldest_kept = None;
+                        break;
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        Ok((keys, oldest_kept))
+    }
+
+    /// Number of rows in a topic.
+    pub(crate) fn count(&self, topic_name: &str) -> Result<u64, SqliteError> {
+        let mut count = 0;
+        self.rows::<SqliteError>(topic_name, |_| {
+            count += 1;
+            Ok(())
+        })?;
+        Ok(count)
+    }
+
+    fn doing<T>(&self, what: &str, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, SqliteError> {
+        work(&self.connection).map_err(|source| SqliteError::new(&self.path, what, source))
+    }
+}
+
+fn topic_of(connection: &Connection, id: i64, topics: &Topics) -> rusqlite::Result<TopicId> {
+    let name: Arc<str> =
+        connection.query_row("SELECT name FROM _topics WHERE id = ?1", [id], |row| Ok(row.get_ref(0)?.as_str()?.into()))?;
+    Ok(topics.declare(&name))
+}

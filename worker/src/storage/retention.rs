@@ -1,0 +1,111 @@
+//! The retention cleaner. Rows that are too old leave in an epoch of their own, so that results which leave
+//! with them can do so without an event:
+//!
+//! ```text
+//! readers find due rows → every writer stops at a barrier → cut what was before → writers delete
+//!                       → cut what expired (quiet) → writers go on
+//! ```
+//! A pass takes a few hundred rows a shard, so writers stand still for milliseconds.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Barrier};
+
+use litejoin_crds::plan::Retention;
+use tracing::warn;
+
+use super::gate::EpochGate;
+use super::ingest::Ingest;
+use super::log::ShardReader;
+use super::sqlite::SqliteError;
+use super::topics::TopicId;
+use super::writer::{Command, Expiry, chain};
+
+/// Rows that one pass removes from a topic of one shard at most.
+const ROWS_PER_PASS_MAX: usize = 500;
+
+/// Looks for expired rows and has them removed.
+pub(crate) struct Cleaner {
+    retention: Retention,
+    shard_paths: Vec<PathBuf>,
+    ingest: Ingest,
+    gate: Arc<EpochGate>,
+    /// By shard: topics in which nothing is due before the time beside them, so that they need not be read.
+    oldest: Vec<Vec<(TopicId, i64)>>,
+}
+
+impl Cleaner {
+    pub(crate) fn new(retention: Retention, shard_paths: Vec<PathBuf>, ingest: Ingest, gate: Arc<EpochGate>) -> Self {
+        let oldest = vec![Vec::new(); shard_paths.len()];
+        Self { retention, shard_paths, ingest, gate, oldest }
+    }
+
+    /// Removes everything that is due at `now`, pass by pass, until nothing is or `stopping` says so.
+    pub(crate) fn clean(&mut self, now: i64, stopping: impl Fn() -> bool) {
+        while !stopping() {
+            match self.pass(now) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    warn!(error = chain(&error), "could not look for expired rows; trying again later");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Returns whether there may be more to do.
+    fn pass(&mut self, now: i64) -> Result<bool, SqliteError> {
+        let before = now - seconds(self.retention.duration);
+        let tombstones_before = now - seconds(self.retention.tombstone_duration);
+        let mut due = false;
+        let mut more = false;
+        let mut found = Vec::with_capacity(self.shard_paths.len());
+        for (shard_path, oldest) in self.shard_paths.iter().zip(&mut self.oldest) {
+            let reader = ShardReader::open(shard_path)?;
+            let mut candidates = Vec::new();
+            for (topic, name) in self.ingest.topics.all() {
+                if oldest.iter().any(|(known, oldest)| *known == topic && *oldest >= before) {
+                    continue;
+                }
+                let (keys, oldest_kept) = reader.expired(&name, before, ROWS_PER_PASS_MAX)?;
+                oldest.retain(|(known, _)| *known != topic);
+                if keys.is_empty() {
+                    // Rows that arrive later are no older than now, unless they carry a time of their own.
+                    oldest.push((topic, oldest_kept.unwrap_or(now).min(before + RECHECK_SECONDS)));
+                } else {
+                    more |= keys.len() == ROWS_PER_PASS_MAX;
+                    due = true;
+                    candidates.push((topic, keys));
+                }
+            }
+            found.push(candidates);
+        }
+        if !due {
+            return Ok(false);
+        }
+        let barrier = Arc::new(Barrier::new(found.len() + 1));
+        let commands = found
+            .into_iter()
+            .map(|candidates| {
+                Command::Expire(Expiry { candidates, before, tombstones_before, barrier: Arc::clone(&barrier) })
+            })
+            .collect();
+        if !self.ingest.command_all(commands) {
+            return Ok(false);
+        }
+        barrier.wait();
+        self.gate.queue_cut(false);
+        barrier.wait();
+        barrier.wait();
+        self.gate.queue_cut(!self.retention.emit_expiry);
+        barrier.wait();
+        Ok(more)
+    }
+}
+
+/// A topic is read again after this many seconds at the latest, for messages that brought an old time along.
+const RECHECK_SECONDS: i64 = 600;
+
+fn seconds(duration: std::time::Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,491 @@
+//! One shard file: its tables, and what a batch of messages does to them in one transaction.
+//!
+//! ```text
+//! "orders"(key, payload, timestamp, _change)      one table a topic, last value of a key wins
+//! _topics(id, name)                               numbers of topics within this file
+//! _chg(seq, topic, key, old, new, …)              old and new image of every change, until the joins have it
+//! _offsets(stream, next)                          how far each source's stream is in this shard
+//! _tombstones(topic, key, timestamp)              deleted keys, so that an older message can't revive them
+//! ```
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use litejoin_crds::plan::Synchronous;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::change;
+use super::sqlite::{self, SqliteError, quoted};
+use super::topics::{TopicId, Topics};
+use crate::message::Message;
+
+/// What a `_chg` entry came from.
+pub(crate) const KIND_WRITE: i64 = 0;
+/// See [`KIND_WRITE`]: a row that retention removed.
+pub(crate) const KIND_EXPIRY: i64 = 1;
+
+/// Entries of `_chg` that one transaction trims at most, so that no commit waits for a long delete.
+const TRIM_ENTRIES_MAX: i64 = 4_000;
+
+const SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS _topics (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE COLLATE NOCASE);
+    CREATE TABLE IF NOT EXISTS _chg (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        topic INTEGER NOT NULL,
+        key TEXT NOT NULL,
+        old TEXT,
+        new TEXT,
+        old_timestamp INTEGER,
+        timestamp INTEGER NOT NULL,
+        change TEXT,
+        kind INTEGER NOT NULL
+    );
+    CREATE TABLE IF NOT EXISTS _offsets (stream TEXT PRIMARY KEY, next INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS _tombstones (
+        topic INTEGER NOT NULL,
+        key TEXT NOT NULL,
+        timestamp INTEGER NOT NULL,
+        PRIMARY KEY (topic, key)
+    ) WITHOUT ROWID;";
+
+/// Creates a topic's table; `name` is a plain identifier.
+pub(crate) fn topic_table_sql(name: &str) -> String {
+    format!(
+        "CREATE TABLE IF NOT EXISTS {} (key TEXT PRIMARY KEY, payload TEXT, timestamp INTEGER, _change TEXT)",
+        quoted(name)
+    )
+}
+
+/// The writing side of one shard file.
+pub(crate) struct Shard {
+    path: PathBuf,
+    connection: Connection,
+    tables: HashMap<TopicId, Table>,
+    offsets: HashMap<Box<str>, u64>,
+    /// Whether `_tombstones` may hold anything; while it can't, inserts need not look.
+    has_tombstones: bool,
+    /// Newest `seq` of `_chg` that was committed.
+    last_seq: i64,
+    /// Oldest `seq` that may still be in `_chg`.
+    first_seq: i64,
+}
+
+/// A topic in this file, with the statements of the hot path spelled out once.
+struct Table {
+    id: i64,
+    select: String,
+    insert: String,
+    update: String,
+    delete: String,
+}
+
+/// Messages of one source that belong to this shard, with the stream they come from.
+#[derive(Debug)]
+pub(crate) struct ShardBatch {
+    pub(crate) messages: Arc<Vec<Message>>,
+    /// `None` for sources that can't go back.
+    pub(crate) stream: Option<Stream>,
+}
+
+/// A place in a source's stream: everything below `next` has been handed over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stream {
+    pub(crate) name: Box<str>,
+    pub(crate) next: u64,
+}
+
+/// What messages did to a topic.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) created: u64,
+    pub(crate) updated: u64,
+    pub(crate) deleted: u64,
+    /// The payload was there already, or the deleted key was not.
+    pub(crate) unchanged: u64,
+    /// A later message of the same batch had the same key.
+    pub(crate) superseded: u64,
+    /// The message's own time was older than what is stored.
+    pub(crate) stale: u64,
+    /// The message was below the offset that the shard has seen already.
+    pub(crate) replayed: u64,
+    pub(crate) expired: u64,
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.created += other.created;
+        self.updated += other.updated;
+        self.deleted += other.deleted;
+        self.unchanged += other.unchanged;
+        self.superseded += other.superseded;
+        self.stale += other.stale;
+        self.replayed += other.replayed;
+        self.expired += other.expired;
+    }
+}
+
+/// What a transaction that is still open has done; dropped when it is rolled back.
+#[derive(Debug, Default)]
+pub(crate) struct Pending {
+    pub(crate) counts: Vec<(TopicId, Counts)>,
+    /// Newest `seq` once it is committed.
+    pub(crate) last_seq: i64,
+    offsets: Vec<Stream>,
+    new_tables: Vec<TopicId>,
+    tombstones: bool,
+    trimmed_to: Option<i64>,
+}
+
+impl Shard {
+    /// Opens the file for writing, making its tables if they are not there, and declares the topics it holds.
+    pub(crate) fn open(path: &Path, synchronous: Synchronous, topics: &Topics) -> Result<Self, SqliteError> {
+        let connection = sqlite::open_writer(path, synchronous)?;
+        let load = || -> rusqlite::Result<_> {
+            connection.execute_batch(SCHEMA)?;
+            let names = connection
+                .prepare("SELECT id, name FROM _topics")?
+                .query_map([], |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))?
+                .collect::<rusqlite::Result<Vec<(i64, String)>>>()?;
+            let offsets = connection
+                .prepare("SELECT stream, next FROM _offsets")?
+                .query_map([], |row| Ok((row.get::<_, String>(0)?.into_boxed_str(), row.get(1)?)))?
+                .collect::<rusqlite::Result<HashMap<Box<str>, u64>>>()?;
+            let has_tombstones =
+                connection.query_row("SELECT EXISTS (SELECT 1 FROM _tombstones)", [], |row| row.get(0))?;
+            let last_seq = connection
+                .query_row("SELECT seq FROM sqlite_sequence WHERE name = '_chg'", [], |row| row.get(0))
+                .optional()?
+                .unwrap_or(0);
+            let first_seq = connection.query_row("SELECT ifnull(min(seq), ?1 + 1) FROM _chg", [last_seq], |row| {
+                row.get(0)
+            })?;
+            Ok((names, offsets, has_tombstones, last_seq, first_seq))
+        };
+        let (names, offsets, has_tombstones, last_seq, first_seq) =
+            load().map_err(|source| SqliteError::new(path, "read the shard", source))?;
+        let tables = names.into_iter().map(|(id, name)| (topics.declare(&name), Table::new(id, &name))).collect();
+        let path = path.to_owned();
+        Ok(Self { path, connection, tables, offsets, has_tombstones, last_seq, first_seq })
+    }
+
+    /// Newest `seq` of `_chg` that was committed.
+    pub(crate) fn last_seq(&self) -> i64 {
+        self.last_seq
+    }
+
+    /// How far each stream is in this shard.
+    pub(crate) fn offsets(&self) -> &HashMap<Box<str>, u64> {
+        &self.offsets
+    }
+
+    /// Opens a transaction and applies `batches` in order. On an error it is rolled back.
+    pub(crate) fn write(
+        &mut self,
+        batches: &[ShardBatch],
+        topics: &Topics,
+        now: i64,
+        trim_to: i64,
+    ) -> Result<Pending, SqliteError> {
+        self.in_transaction("write a batch", |shard, pending| {
+            let messages = shard.coalesce(batches, pending);
+            shard.ensure_tables(messages.iter().map(|message| message.topic), topics, pending)?;
+            for run in messages.chunk_by(|a, b| a.topic == b.topic) {
+                shard.apply(run, now, pending)?;
+            }
+            for batch in batches {
+                if let Some(stream) = &batch.stream {
+                    shard.advance(stream, pending)?;
+                }
+            }
+            shard.trim(trim_to, pending)
+        })
+    }
+
+    /// Opens a transaction and removes rows that are older than `before`, out of the `candidates` that a reader
+    /// found, and tombstones older than `tombstones_before`.
+    pub(crate) fn expire(
+        &mut self,
+        candidates: &[(TopicId, Vec<String>)],
+        before: i64,
+        tombstones_before: i64,
+        now: i64,
+    ) -> Result<Pending, SqliteError> {
+        self.in_transaction("remove expired rows", |shard, pending| {
+            for (topic, keys) in candidates {
+                let Some(table) = shard.tables.get(topic) else { continue };
+                let mut counts = Counts::default();
+                let mut select = shard.connection.prepare_cached(&table.select)?;
+                let mut delete = shard.connection.prepare_cached(&table.delete)?;
+                let mut log = shard.connection.prepare_cached(LOG)?;
+                for key in keys {
+                    let old: Option<(String, i64)> =
+                        select.query_row([key], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+                    if let Some((old, old_timestamp)) = old
+                        && old_timestamp < before
+                    {
+                        delete.execute([key])?;
+                        let change = None::<&str>;
+                        log.execute(params![
+                            table.id, key, old, None::<&str>, old_timestamp, now, change, KIND_EXPIRY
+                        ])?;
+                        counts.expired += 1;
+                    }
+                }
+                if counts.expired > 0 {
+                    pending.last_seq = shard.connection.last_insert_rowid();
+                }
+                pending.counts.push((*topic, counts));
+            }
+            if shard.has_tombstones {
+                shard
+                    .connection
+                    .prepare_cached("DELETE FROM _tombstones WHERE timestamp < ?1")?
+                    .execute([tombstones_before])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Makes the open transaction durable, as durable as `storage.synchronous` asks.
+    pub(crate) fn commit(&mut self, pending: Pending) -> Result<Vec<(TopicId, Counts)>, SqliteError> {
+        if let Err(source) = self.connection.execute_batch("COMMIT") {
+            self.roll_back(&pending);
+            return Err(SqliteError::new(&self.path, "commit a batch", source));
+        }
+        self.last_seq = pending.last_seq;
+        self.has_tombstones |= pending.tombstones;
+        if let Some(trimmed_to) = pending.trimmed_to {
+            self.first_seq = trimmed_to + 1;
+        }
+        for stream in pending.offsets {
+            self.offsets.insert(stream.name, stream.next);
+        }
+        Ok(pending.counts)
+    }
+
+    /// Moves what the WAL holds into the file; for a planned stop.
+    pub(crate) fn checkpoint(&self) -> Result<(), SqliteError> {
+        self.connection
+            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+            .map_err(|source| SqliteError::new(&self.path, "checkpoint", source))
+    }
+
+    fn in_transaction(
+        &mut self,
+        doing: &str,
+        work: impl FnOnce(&mut Self, &mut Pending) -> rusqlite::Result<()>,
+    ) -> Result<Pending, SqliteError> {
+        let mut pending = Pending { last_seq: self.last_seq, ..Pending::default() };
+        let outcome = self.connection.execute_batch("BEGIN IMMEDIATE").and_then(|()| work(self, &mut pending));
+        match outcome {
+            Ok(()) => Ok(pending),
+            Err(source) => {
+                self.roll_back(&pending);
+                Err(SqliteError::new(&self.path, doing, source))
+            }
+        }
+    }
+
+    fn roll_back(&mut self, pending: &Pending) {
+        if !self.connection.is_autocommit() {
+            // What can't be rolled back now is rolled back when the file is next opened.
+            let _ = self.connection.execute_batch("ROLLBACK");
+        }
+        for topic in &pending.new_tables {
+            self.tables.remove(topic);
+        }
+    }
+
+    /// Orders messages by topic, drops what the shard has seen already, and keeps only the last of several
+    /// messages with one key: between two commits nobody can see the others. Messages that carry their own
+    /// time all stay, since the last one to arrive need not win.
+    fn coalesce<'a>(&self, batches: &'a [ShardBatch], pending: &mut Pending) -> Vec<&'a Message> {
+        let total = batches.iter().map(|batch| batch.messages.len()).sum();
+        let mut kept: Vec<Option<&Message>> = Vec::with_capacity(total);
+        let mut last: HashMap<(TopicId, &str), usize, fnv::FnvBuildHasher> =
+            HashMap::with_capacity_and_hasher(total, fnv::FnvBuildHasher::default());
+        for batch in batches {
+            let seen = batch.stream.as_ref().and_then(|stream| self.offsets.get(&stream.name)).copied().unwrap_or(0);
+            for message in batch.messages.iter() {
+                if batch.stream.is_some() && message.source_offset < seen {
+                    pending.count(message.topic).replayed += 1;
+                    continue;
+                }
+                if message.timestamp.is_none()
+                    && let Some(earlier) = last.insert((message.topic, &message.key), kept.len())
+                    && kept[earlier].is_some_and(|message| message.timestamp.is_none())
+                {
+                    kept[earlier] = None;
+                    pending.count(message.topic).superseded += 1;
+                }
+                kept.push(Some(message));
+            }
+        }
+        let mut messages: Vec<&Message> = kept.into_iter().flatten().collect();
+        messages.sort_by_key(|message| message.topic);
+        messages
+    }
+
+    fn ensure_tables(
+        &mut self,
+        used: impl Iterator<Item = TopicId>,
+        topics: &Topics,
+        pending: &mut Pending,
+    ) -> rusqlite::Result<()> {
+        for topic in used {
+            if self.tables.contains_key(&topic) {
+                continue;
+            }
+            let name = topics.name(topic);
+            self.connection.execute_batch(&topic_table_sql(&name))?;
+            self.connection.execute("INSERT OR IGNORE INTO _topics (name) VALUES (?1)", [&*name])?;
+            let id = self.connection.query_row("SELECT id FROM _topics WHERE name = ?1", [&*name], |row| row.get(0))?;
+            self.tables.insert(topic, Table::new(id, &name));
+            pending.new_tables.push(topic);
+        }
+        Ok(())
+    }
+
+    /// Applies messages of one topic.
+    fn apply(&self, messages: &[&Message], now: i64, pending: &mut Pending) -> rusqlite::Result<()> {
+        let topic = messages[0].topic;
+        let table = &self.tables[&topic];
+        let connection = &self.connection;
+        let mut select = connection.prepare_cached(&table.select)?;
+        let mut insert = connection.prepare_cached(&table.insert)?;
+        let mut update = connection.prepare_cached(&table.update)?;
+        let mut delete = connection.prepare_cached(&table.delete)?;
+        let mut log = connection.prepare_cached(LOG)?;
+        let mut bury = connection.prepare_cached(
+            "INSERT INTO _tombstones (topic, key, timestamp) VALUES (?1, ?2, ?3)
+             ON CONFLICT DO UPDATE SET timestamp = max(timestamp, excluded.timestamp)",
+        )?;
+        let mut unbury = connection.prepare_cached("DELETE FROM _tombstones WHERE topic = ?1 AND key = ?2")?;
+        let mut buried =
+            connection.prepare_cached("SELECT timestamp FROM _tombstones WHERE topic = ?1 AND key = ?2")?;
+
+        let mut counts = Counts::default();
+        let mut logged = false;
+        for message in messages {
+            let key = &*message.key;
+            let timestamp = message.timestamp.unwrap_or(now);
+            let mut rows = select.query([key])?;
+            let row = rows.next()?;
+            let stored: Option<(&str, i64)> = match row {
+                Some(row) => Some((row.get_ref(0)?.as_str()?, row.get(1)?)),
+                None => None,
+            };
+            let tombstones = self.has_tombstones || pending.tombstones;
+            let newest = match stored {
+                Some((_, stored_timestamp)) => Some(stored_timestamp),
+                None if tombstones && message.timestamp.is_some() => {
+                    buried.query_row(params![table.id, key], |row| row.get(0)).optional()?
+                }
+                None => None,
+            };
+            if message.timestamp.is_some() && newest.is_some_and(|newest| newest > timestamp) {
+                counts.stale += 1;
+                continue;
+            }
+            match (stored, message.payload.as_deref()) {
+                (None, None) => {
+                    bury.execute(params![table.id, key, timestamp])?;
+                    pending.tombstones = true;
+                    counts.unchanged += 1;
+                }
+                (Some((old, old_timestamp)), None) => {
+                    log.execute(params![
+                        table.id, key, old, None::<&str>, old_timestamp, timestamp, None::<&str>, KIND_WRITE
+                    ])?;
+                    logged = true;
+                    drop(rows);
+                    delete.execute([key])?;
+                    bury.execute(params![table.id, key, timestamp])?;
+                    pending.tombstones = true;
+                    counts.deleted += 1;
+                }
+                (Some((old, _)), Some(new)) if old == new => counts.unchanged += 1,
+                (Some((old, old_timestamp)), Some(new)) => {
+                    let change = change::updated(old, new);
+                    log.execute(params![table.id, key, old, new, old_timestamp, timestamp, change, KIND_WRITE])?;
+                    logged = true;
+                    drop(rows);
+                    update.execute(params![key, new, timestamp, change])?;
+                    counts.updated += 1;
+                }
+                (None, Some(new)) => {
+                    let change = change::CREATED;
+                    drop(rows);
+                    insert.execute(params![key, new, timestamp, change])?;
+                    log.execute(params![
+                        table.id, key, None::<&str>, new, None::<i64>, timestamp, change, KIND_WRITE
+                    ])?;
+                    logged = true;
+                    if tombstones {
+                        unbury.execute(params![table.id, key])?;
+                    }
+                    counts.created += 1;
+                }
+            }
+        }
+        if logged {
+            pending.last_seq = connection.query_row("SELECT max(seq) FROM _chg", [], |row| row.get(0))?;
+        }
+        *pending.count(topic) += counts;
+        Ok(())
+    }
+
+    fn advance(&self, stream: &Stream, pending: &mut Pending) -> rusqlite::Result<()> {
+        if self.offsets.get(&stream.name).is_some_and(|&seen| seen >= stream.next) {
+            return Ok(());
+        }
+        self.connection
+            .prepare_cached(
+                "INSERT INTO _offsets (stream, next) VALUES (?1, ?2)
+                 ON CONFLICT DO UPDATE SET next = max(next, excluded.next)",
+            )?
+            .execute(params![stream.name, stream.next])?;
+        pending.offsets.push(stream.clone());
+        Ok(())
+    }
+
+    /// Removes entries of `_chg` that every join has applied, a few thousand at most.
+    fn trim(&self, trim_to: i64, pending: &mut Pending) -> rusqlite::Result<()> {
+        let to = trim_to.min(self.first_seq + TRIM_ENTRIES_MAX);
+        if to >= self.first_seq {
+            self.connection.prepare_cached("DELETE FROM _chg WHERE seq <= ?1")?.execute([to])?;
+            pending.trimmed_to = Some(to);
+        }
+        Ok(())
+    }
+}
+
+const LOG: &str = "INSERT INTO _chg (topic, key, old, new, old_timestamp, timestamp, change, kind)
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+
+impl Pending {
+    fn count(&mut self, topic: TopicId) -> &mut Counts {
+        let index = match self.counts.iter().position(|(counted, _)| *counted == topic) {
+            Some(index) => index,
+            None => {
+                self.counts.push((topic, Counts::default()));
+                self.counts.len() - 1
+            }
+        };
+        &mut self.counts[index].1
+    }
+}
+
+impl Table {
+    fn new(id: i64, name: &str) -> Self {
+        let table = quoted(name);
+        Self {
+            id,
+            select: format!("SELECT payload, timestamp FROM {table} WHERE key = ?1"),
+            insert: format!("INSERT INTO {table} (key, payload, timestamp, _change) VALUES (?1, ?2, ?3, ?4)"),
+            update: format!("UPDATE {table} SET payload = ?2, timestamp = ?3, _change = ?4 WHERE key = ?1"),
+            delete: format!("DELETE FROM {table} WHERE key = ?1"),
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The thread that writes one shard. It gathers messages until a batch is full or the oldest has waited for
+//! `flushInterval`, commits them through the gate, and then tells each sender.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use tracing::{error, warn};
+
+use super::gate::EpochGate;
+use super::shard::{Pending, Shard, ShardBatch};
+use super::sqlite::SqliteError;
+use super::topics::{TopicId, Topics};
+use crate::clock;
+use crate::status::Status;
+
+/// What a writer is asked to do.
+pub(crate) enum Command {
+    Write { batch: ShardBatch, done: oneshot::Sender<Result<u64, WriteError>> },
+    Expire(Expiry),
+}
+
+/// One shard's part in an expiry pass; see [`super::retention`].
+pub(crate) struct Expiry {
+    pub(crate) candidates: Vec<(TopicId, Vec<String>)>,
+    pub(crate) before: i64,
+    pub(crate) tombstones_before: i64,
+    pub(crate) barrier: Arc<Barrier>,
+}
+
+/// Why a batch was not stored. None of it was.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum WriteError {
+    #[error("the disk is full; nothing of this was stored, send it again when there is space")]
+    DiskFull,
+    #[error("the shard could not be written ({detail}); send it again")]
+    Failed { detail: String },
+    #[error("the worker is stopping; send it again")]
+    Stopping,
+}
+
+impl WriteError {
+    fn new(error: &SqliteError) -> Self {
+        if error.is_disk_full() { Self::DiskFull } else { Self::Failed { detail: chain(error) } }
+    }
+}
+
+/// What a writer needs beside its shard.
+pub(crate) struct Writer {
+    pub(crate) shard_index: usize,
+    pub(crate) shard: Shard,
+    pub(crate) topics: Arc<Topics>,
+    pub(crate) gate: Arc<EpochGate>,
+    pub(crate) status: Arc<Status>,
+    pub(crate) batch_messages_max: usize,
+    pub(crate) flush_interval: Duration,
+    /// Newest `seq` that every join has applied.
+    pub(crate) trim_to: Arc<AtomicI64>,
+}
+
+impl Writer {
+    /// Runs until every sender is gone.
+    pub(crate) fn run(mut self, commands: &Receiver<Command>) {
+        while let Ok(first) = commands.recv() {
+            let mut batches = Vec::new();
+            let mut waiting = Vec::new();
+            let mut expiry = None;
+            let mut messages = 0;
+            let deadline = Instant::now() + self.flush_interval;
+            let mut next = Ok(first);
+            loop {
+                match next {
+                    Ok(Command::Write { batch, done }) => {
+                        messages += batch.messages.len();
+                        batches.push(batch);
+                        waiting.push(done);
+                    }
+                    Ok(Command::Expire(wanted)) => {
+                        expiry = Some(wanted);
+                        break;
+                    }
+                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+                }
+                if messages >= self.batch_messages_max {
+                    break;
+                }
+                next = commands.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+            }
+            if !batches.is_empty() {
+                let outcome = self.write(&batches);
+                for done in waiting {
+                    // A sender that has gone away has lost interest in the answer, not in the data.
+                    let _ = done.send(outcome.clone());
+                }
+            }
+            if let Some(expiry) = expiry {
+                self.expire(&expiry);
+            }
+        }
+        if let Err(error) = self.shard.checkpoint() {
+            warn!(shard = self.shard_index, error = chain(&error), "could not checkpoint; the WAL stays beside the file");
+        }
+    }
+
+    fn write(&mut self, batches: &[ShardBatch]) -> Result<u64, WriteError> {
+        let now = clock::epoch_seconds();
+        let trim_to = self.trim_to.load(Ordering::Relaxed);
+        let outcome = self.shard.write(batches, &self.topics, now, trim_to).and_then(|pending| self.commit(pending));
+        self.report(outcome)
+    }
+
+    fn expire(&mut self, expiry: &Expiry) {
+        // All writers stand still here; the cleaner cuts an epoch of what was before.
+        expiry.barrier.wait();
+        expiry.barrier.wait();
+        let now = clock::epoch_seconds();
+        let outcome = self
+            .shard
+            .expire(&expiry.candidates, expiry.before, expiry.tombstones_before, now)
+            .and_then(|pending| self.commit(pending));
+        // What could not be removed now is found again by the next pass.
+        let _ = self.report(outcome);
+        // And here it cuts the epoch that holds nothing but the expired rows.
+        expiry.barrier.wait();
+        expiry.barrier.wait();
+    }
+
+    fn commit(&mut self, pending: Pending) -> Result<u64, SqliteError> {
+        let mut counts = Vec::new();
+        let shard = &mut self.shard;
+        let epoch = self.gate.pass(self.shard_index, pending.last_seq, || {
+            counts = shard.commit(pending)?;
+            Ok::<(), SqliteError>(())
+        })?;
+        for (topic, counts) in counts {
+            self.status.topic(&self.topics.name(topic)).add(counts);
+        }
+        Ok(epoch)
+    }
+
+    fn report(&self, outcome: Result<u64, SqliteError>) -> Result<u64, WriteError> {
+        match outcome {
+            Ok(epoch) => {
+                self.status.storage_recovered(self.shard_index);
+                Ok(epoch)
+            }
+            Err(error) => {
+                let write_error = WriteError::new(&error);
+                if self.status.storage_failed(self.shard_index, &write_error.to_string()) {
+                    error!(shard = self.shard_index, error = chain(&error), "could not commit a batch");
+                }
+                Err(write_error)
+            }
+        }
+    }
+}
+
+/// An error with its causes on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
