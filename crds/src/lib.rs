@@ -5,6 +5,7 @@
 //! once. The schemas that the cluster enforces (`crd`) come from the same types, so a laptop refuses what an
 //! API server refuses.
 #![deny(missing_docs)]
+#![allow(clippy::duplicated_attributes, reason = "each printer column of a kind has a name and a type")]
 
 pub mod address;
 pub mod complaint;

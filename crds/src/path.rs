@@ -21,8 +21,8 @@ pub fn parent(path: &str) -> Option<&str> {
     if path.is_empty() {
         return None;
     }
-    if path.ends_with("\"]") {
-        return path[..path.len() - 2].rfind("[\"").map(|at| &path[..at]);
+    if let Some(quoted) = path.strip_suffix("\"]") {
+        return quoted.rfind("[\"").map(|at| &path[..at]);
     }
     if path.ends_with(']') {
         return path.rfind('[').map(|at| &path[..at]);
