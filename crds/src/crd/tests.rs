@@ -1,3 +1,5 @@
+//! The generated files are committed, and schemas keep what the cluster and our users rely on.
+
 use super::*;
 
 use std::fs;

@@ -1,3 +1,5 @@
+//! Mistakes of form: each is found, at its path, with what to write instead.
+
 use super::*;
 
 use expect_test::{Expect, expect};

@@ -235,27 +235,25 @@ fn read_pipeline(value: &Value, index: usize, name: String, findings: &[Finding]
         }
     }
     let in_lists = |path: &str| LISTS.iter().any(|(_, list)| path.starts_with(&format!("spec.{list}")));
-    let marred: HashSet<String> = findings
-        .iter()
-        .filter(|finding| finding.path.starts_with("spec") && !in_lists(&finding.path))
-        .map(|finding| finding.path.split('.').take(2).collect::<Vec<_>>().join("."))
-        .collect();
+    let section = |finding: &Finding| finding.path.split('.').take(2).collect::<Vec<_>>().join(".");
     let whole = || {
         // Something in a section cannot do without what was taken out: the section goes too.
-        let sections: Vec<Finding> = findings
-            .iter()
-            .map(|finding| Finding {
-                path: finding.path.split('.').take(2).collect::<Vec<_>>().join("."),
-                ..finding.clone()
-            })
-            .collect();
+        let sections = findings.iter().map(|finding| Finding { path: section(finding), ..finding.clone() });
+        let sections: Vec<Finding> = sections.collect();
         salvage(&settings, "spec", &sections)
     };
     let spec = salvage(&settings, "spec", findings).or_else(whole).unwrap_or_default();
-    if !marred.is_empty() {
-        let sections = settings.as_object().into_iter().flat_map(|spec| spec.keys());
-        let places = sections.map(|section| Place { document: index, path: path::field("spec", section) });
-        contents.marred.extend(places);
+    for finding in findings.iter().filter(|finding| !in_lists(&finding.path)) {
+        let mut sections = vec![section(finding)];
+        if sections[0] == "spec.replication" {
+            // Others are asked whether they have it.
+            sections.extend([
+                "spec.storage".to_owned(),
+                "spec.delivery".to_owned(),
+                "spec.sources".to_owned(),
+            ]);
+        }
+        contents.marred.extend(sections.into_iter().map(|path| Place { document: index, path }));
     }
     let namespace = value["metadata"]["namespace"].as_str().unwrap_or("default").to_owned();
     contents.pipeline = Some(PipelineDocument { name, namespace, document: index, spec });

@@ -1,3 +1,5 @@
+//! Manifest snippets and all that is said about each, whole.
+
 use super::*;
 
 use expect_test::{Expect, expect};
@@ -196,17 +198,23 @@ fn documents_are_of_our_kinds() {
             4 : InvalidType: a document is an object with apiVersion, kind, metadata and spec
         "#]],
     );
-    check("{apiVersion: litejoin.io/v1alpha1, metadata: {name: s}}", expect![[r#"
+    check(
+        "{apiVersion: litejoin.io/v1alpha1, metadata: {name: s}}",
+        expect![[r#"
         0 kind: MissingField: required field is missing; allowed: Pipeline, Source, Join, Window, Sink
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn one_pipeline_and_all_belong_to_it() {
     let sink = "{apiVersion: litejoin.io/v1alpha1, kind: Sink, metadata: {name: s}, spec: {pipelineRef: {name: order}, stdout: {}}}";
-    check(sink, expect![[r#"
+    check(
+        sink,
+        expect![[r#"
         0 : NoPipeline: no Pipeline among the documents; add one: {apiVersion: litejoin.io/v1alpha1, kind: Pipeline, metadata: {name: order}, spec: {}}
-    "#]]);
+    "#]],
+    );
     check(
         &format!(
             "{sink}\n---\n{{apiVersion: litejoin.io/v1alpha1, kind: Pipeline, metadata: {{name: orders, namespace: a}}, spec: {{}}}}\n---\n{{apiVersion: litejoin.io/v1alpha1, kind: Pipeline, metadata: {{name: other}}, spec: {{}}}}"
@@ -228,10 +236,13 @@ fn one_pipeline_and_all_belong_to_it() {
             1 metadata.namespace: Conflict: got "b", the Pipeline is in "a"; pipelineRef reaches only its own namespace
         "#]],
     );
-    check("{apiVersion: litejoin.io/v1alpha1, kind: Pipeline, metadata: {}}", expect![[r#"
+    check(
+        "{apiVersion: litejoin.io/v1alpha1, kind: Pipeline, metadata: {}}",
+        expect![[r#"
         0 spec: MissingField: required field is missing
         0 metadata.name: MissingField: required field is missing; name the pipeline, for example metadata: {name: orders}
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -288,9 +299,12 @@ sinks:
             0 spec.sinks[0].joins[2]: UnknownReference: no join or window is called "*"; allowed: totals, broken
         "#]],
     );
-    check(&pipeline("joins: [{name: totals, query: SELECT 1, sinks: [console]}]"), expect![[r#"
+    check(
+        &pipeline("joins: [{name: totals, query: SELECT 1, sinks: [console]}]"),
+        expect![[r#"
         0 spec.joins[0].sinks[0]: UnknownReference: no sink is called "console"; there is none, add one to spec.sinks or as a Sink of its own
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -386,16 +400,30 @@ fn connectors_need_their_companions() {
         &pipeline(
             r#"sources:
 - {name: a, api: {url: "https://x.example", interval: 30s, keyPath: id}}
-- {name: b, topic: b, api: {url: "https://x.example", interval: 30, keyPath: id, body: x, watermark: {strategy: cursor, path: next}, pagination: {type: offset, path: x, sizeParam: limit}}}
-- {name: c, topic: c, api: {url: "${URL}", interval: 0s, keyPath: id, watermark: {strategy: etag, param: x}, pagination: {type: cursor}, rateLimit: {requests: 0, per: 1s}}}
-- {name: d, kafka: {brokers: "k:9092", topics: [orders.v1, "^x.*", plain], topicNames: {other: not-plain}}}"#,
+- {name: b, topic: b, api: {url: "https://x.example", interval: 30s, keyPath: id, body: x, watermark: {strategy: cursor, path: next}, pagination: {type: offset, path: x, sizeParam: limit}}}
+- {name: c, topic: c, api: {url: "${URL}", interval: 0s, keyPath: id, watermark: {strategy: etag, param: x}, pagination: {type: cursor}, rateLimit: {requests: 5, per: 0s}}}
+- {name: d, kafka: {brokers: "k:9092", topics: [orders.v1, "^x.*", plain], topicNames: {other: not-plain}}}
+- {name: e, topic: e, kafka: {brokers: "k:9092", topics: [orders.v1], topicNames: {orders.v1: e}}}
+- {name: f, topic: f, api: {url: "https://x.example", interval: 30, keyPath: id, rateLimit: {requests: 0, per: 1s}}}"#,
         ),
         expect![[r#"
-            0 spec.sources[1].api.interval: InvalidDuration: got "30", write a unit: "30s", "30ms", "30m" or "30h"
-            0 spec.sources[2].api.rateLimit.requests: OutOfRange: got 0, allowed 1 to 1000000
+            0 spec.sources[5].api.interval: InvalidDuration: got "30", write a unit: "30s", "30ms", "30m" or "30h"
+            0 spec.sources[5].api.rateLimit.requests: OutOfRange: got 0, allowed 1 to 1000000
             0 spec.sources[0].topic: Conflict: an api source needs a topic to fill; add topic beside api
+            0 spec.sources[1].api.body: Conflict: a GET has no body; remove it or write method: POST
+            0 spec.sources[1].api.watermark.param: Conflict: strategy cursor needs param; add api.watermark.param
+            0 spec.sources[1].api.pagination.param: Conflict: type offset needs param; add api.pagination.param
+            0 spec.sources[1].api.pagination.path: Conflict: type offset has no path; remove it
+            0 spec.sources[1].api.pagination.size: Conflict: type offset needs size, the records on a page; add api.pagination.size
+            0 spec.sources[1].api.pagination.sizeParam: Conflict: sizeParam needs size, what it sends; add api.pagination.size
+            0 spec.sources[2].api.interval: InvalidDuration: got "0s", allowed only more than zero
+            0 spec.sources[2].api.watermark.param: Conflict: strategy etag has no param; remove it or write strategy: timestamp or cursor
+            0 spec.sources[2].api.pagination.param: Conflict: type cursor needs param; add api.pagination.param
+            0 spec.sources[2].api.pagination.path: Conflict: type cursor needs path; add api.pagination.path
+            0 spec.sources[2].api.rateLimit.per: InvalidDuration: got "0s", allowed only more than zero
             0 spec.sources[3].kafka.topicNames.other: InvalidName: got "not-plain", a topic is a table: letters, digits and _, a letter first; write for example "not_plain"
             0 spec.sources[3].kafka.topics[0]: InvalidName: the Kafka topic "orders.v1" cannot be a table of that name; add topicNames: {orders.v1: orders_v1}
+            0 spec.sources[4].kafka.topicNames: Conflict: topic sends all records to one topic; remove topic or topicNames
         "#]],
     );
 }
@@ -446,9 +474,14 @@ admin: {addr: "9090"}"#,
             0 spec.replication.restore.fromUrl: InvalidValue: got "s3://", allowed: s3://…, gcs://…, abs://…, sftp://… or file://…
             0 spec.replication.restore.timestamp: InvalidValue: got "yesterday", write a time with its zone, such as "2026-05-01T12:00:00Z"
             0 spec.replication.identity: InvalidValue: got "../x", which is no path; write for example "production/orders"
+            0 spec.storage.ephemeral: Conflict: needs replication.enabled: true, else every restart loses the data
+            0 spec.storage.onNodeLoss: Conflict: Replace needs replication.enabled: true to restore from; else write Wait
+            0 spec.delivery.after: Conflict: replicated needs replication.enabled: true; else write committed
+            0 spec.storage.reshard: Conflict: from and to are both 8; write the number of shards that the data has and the one it is to have
             0 spec.storage.flushInterval: InvalidDuration: got "5m", allowed at most "1m"
             0 spec.retention.duration: InvalidDuration: got "100ms", allowed at least "1s"
             0 spec.retention.cleanInterval: InvalidDuration: got "0s", allowed only more than zero
+            0 spec.delivery.dlq.maxBackoff: Conflict: got "5m", shorter than retryInterval "10m"; write at least as long a time
             0 spec.delivery.outboxMaxBytes: OutOfRange: got 1024 bytes, allowed at least 1048576
         "#]],
     );

@@ -1,3 +1,5 @@
+//! Files in, lines out: where fields are, and what is said about files that cannot be read.
+
 use super::*;
 
 use expect_test::{Expect, expect};
