@@ -1,2 +1,49 @@
-//! The API.
+//! The API of LiteJoin: what a user may write, what it means, and what is wrong with it.
+//!
+//! Data and pure functions only. The way of a document: `structure` holds it against the schema of its kind,
+//! the types read it, `validate` turns all documents of a pipeline into a `plan`, and says every complaint at
+//! once. The schemas that the cluster enforces (`crd`) come from the same types, so a laptop refuses what an
+//! API server refuses.
+#![deny(missing_docs)]
+#![allow(clippy::duplicated_attributes, reason = "each printer column of a kind has a name and a type")]
+
+pub mod address;
+pub mod complaint;
+pub mod crd;
+pub mod credentials;
+pub mod defaults;
+pub mod duration;
+pub mod hash;
+pub mod join;
+pub mod kind;
+pub mod names;
+pub mod path;
+pub mod pipeline;
 pub mod plan;
+pub mod pod;
+pub mod quantity;
+pub mod replication;
+pub mod sink;
+pub mod source;
+pub mod status;
+pub mod structure;
+pub mod unsupported;
+pub mod validate;
+pub mod window;
+
+pub use complaint::{Complaint, Reason, Severity};
+pub use join::{Join, JoinSpec};
+pub use pipeline::{Pipeline, PipelineSpec};
+pub use plan::{Place, Plan};
+pub use sink::{Sink, SinkSpec};
+pub use source::{Source, SourceSpec};
+pub use unsupported::unsupported;
+pub use validate::{Document, validate};
+pub use window::{Window, WindowSpec};
+
+/// The API group.
+pub const GROUP: &str = "litejoin.io";
+/// The version of the API group.
+pub const VERSION: &str = "v1alpha1";
+/// `apiVersion` of every document of ours.
+pub const API_VERSION: &str = "litejoin.io/v1alpha1";

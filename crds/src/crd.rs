@@ -1,0 +1,116 @@
+//! The CustomResourceDefinitions: what kube derives from the types, and what it cannot say patched in.
+//!
+//! The same schemas check documents on a laptop (`structure`). `crds/*.yaml` and the chart `litejoin-crds` are
+//! written by the test below, never by hand.
+
+use std::sync::OnceLock;
+
+use kube::CustomResourceExt;
+use serde_json::{Map, Value, json};
+
+use crate::kind::Kind;
+
+pub(crate) mod rules;
+
+#[cfg(test)]
+mod tests;
+
+/// Returns the definition of a kind, as applied to a cluster.
+pub fn definition(kind: Kind) -> Value {
+    let derived = match kind {
+        Kind::Pipeline => serde_json::to_value(crate::Pipeline::crd()),
+        Kind::Source => serde_json::to_value(crate::Source::crd()),
+        Kind::Join => serde_json::to_value(crate::Join::crd()),
+        Kind::Window => serde_json::to_value(crate::Window::crd()),
+        Kind::Sink => serde_json::to_value(crate::Sink::crd()),
+    };
+    let mut definition = derived.expect("a definition is plain data");
+    let schema = &mut definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    tidy(schema, false);
+    schema["properties"]["status"]["default"] = pending_status(kind);
+    match kind {
+        Kind::Pipeline => {
+            schema["x-kubernetes-validations"] = rules::pipeline_root();
+            let spec = &mut schema["properties"]["spec"]["properties"];
+            for list in ["sources", "joins", "windows", "sinks"] {
+                keyed_by_name(&mut spec[list]);
+            }
+            keyed_by_name(&mut spec["podTemplate"]["properties"]["env"]);
+            keyed_by_name(&mut spec["resources"]["properties"]["claims"]);
+            spec["podTemplate"]["properties"]["imagePullSecrets"]["x-kubernetes-list-type"] = json!("atomic");
+        }
+        _ => schema["x-kubernetes-validations"] = rules::child_root(),
+    }
+    definition
+}
+
+/// Returns the schema of a kind's documents.
+pub fn schema(kind: Kind) -> &'static Value {
+    static SCHEMAS: [OnceLock<Value>; 5] = [const { OnceLock::new() }; 5];
+    SCHEMAS[kind as usize]
+        .get_or_init(|| definition(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"].take())
+}
+
+/// Names of the list's items tell them apart, so that two writers can each own some of them.
+fn keyed_by_name(list: &mut Value) {
+    list["x-kubernetes-list-type"] = json!("map");
+    list["x-kubernetes-list-map-keys"] = json!(["name"]);
+}
+
+/// What tools read before the operator has seen an object, so that none takes it for ready.
+fn pending_status(kind: Kind) -> Value {
+    let types: &[&str] = match kind {
+        Kind::Pipeline => &["Ready"],
+        _ => &["Ready", "Accepted", "Programmed"],
+    };
+    let conditions: Vec<Value> = types
+        .iter()
+        .map(|kind| {
+            json!({
+                "type": kind,
+                "status": "Unknown",
+                "reason": "Pending",
+                "message": "waiting for the operator",
+                "lastTransitionTime": "1970-01-01T00:00:00Z",
+            })
+        })
+        .collect();
+    json!({ "observedGeneration": -1, "conditions": conditions })
+}
+
+/// Takes out what an API server warns about or would act on against our will: `nullable` (a null counts as
+/// absent), formats it does not know, defaults of objects and lists, and every default inside a list.
+fn tidy(schema: &mut Value, in_list: bool) {
+    let Some(map) = schema.as_object_mut() else { return };
+    map.remove("nullable");
+    let formats = ["int32", "int64", "double", "float", "date-time", "byte"];
+    if map.get("format").and_then(Value::as_str).is_some_and(|format| !formats.contains(&format)) {
+        map.remove("format");
+    }
+    let default_is_plain = map.get("default").is_some_and(|value| !value.is_object() && !value.is_null());
+    let default_is_empty = map.get("default").and_then(Value::as_array).is_some_and(Vec::is_empty);
+    if in_list || !default_is_plain || default_is_empty {
+        map.remove("default");
+    }
+    for bound in ["minimum", "maximum"] {
+        whole(map, bound);
+    }
+    if let Some(properties) = map.get_mut("properties").and_then(Value::as_object_mut) {
+        properties.values_mut().for_each(|property| tidy(property, in_list));
+    }
+    if let Some(values) = map.get_mut("additionalProperties") {
+        tidy(values, in_list);
+    }
+    if let Some(items) = map.get_mut("items") {
+        tidy(items, true);
+    }
+}
+
+/// Writes a bound without a fraction as a whole number.
+fn whole(map: &mut Map<String, Value>, bound: &str) {
+    if let Some(number) = map.get(bound).and_then(Value::as_f64)
+        && number.fract() == 0.0
+    {
+        map.insert(bound.to_owned(), json!(number as i64));
+    }
+}

@@ -1,0 +1,44 @@
+//! The five kinds of documents.
+
+/// A kind of document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// What is stored and how, and, inline, what flows in and out.
+    Pipeline,
+    /// Where messages come from.
+    Source,
+    /// A query kept up to date.
+    Join,
+    /// A query over stretches of time.
+    Window,
+    /// Where results go.
+    Sink,
+}
+
+impl Kind {
+    /// All of them, the Pipeline first.
+    pub const ALL: [Kind; 5] = [Kind::Pipeline, Kind::Source, Kind::Join, Kind::Window, Kind::Sink];
+
+    /// The names of all of them.
+    pub const NAMES: [&str; 5] = ["Pipeline", "Source", "Join", "Window", "Sink"];
+
+    /// As in the field `kind`.
+    pub fn as_str(self) -> &'static str {
+        Kind::NAMES[self as usize]
+    }
+
+    /// As in the address of the API and in the lists of a Pipeline's spec.
+    pub fn plural(self) -> &'static str {
+        ["pipelines", "sources", "joins", "windows", "sinks"][self as usize]
+    }
+
+    /// As in a sentence.
+    pub fn noun(self) -> &'static str {
+        ["pipeline", "source", "join", "window", "sink"][self as usize]
+    }
+
+    /// The kind of that name.
+    pub fn from_name(name: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.as_str() == name)
+    }
+}

@@ -1,0 +1,133 @@
+//! What may be a name. Topics, joins and windows are tables in queries, so they share one namespace, read
+//! as SQLite reads it: without regard to case.
+
+/// Pattern of a topic's name: a plain SQL identifier that needs no quotes.
+pub const TOPIC_PATTERN: &str = r"^[A-Za-z][A-Za-z0-9_]*$";
+/// Pattern of the name of a source, join, window or sink; with `-` it needs double quotes in a query.
+pub const NAME_PATTERN: &str = r"^[A-Za-z][A-Za-z0-9_-]*$";
+/// The longest name, in bytes: a DNS label's.
+pub const NAME_LENGTH_MAX: usize = 63;
+/// The longest name of a Pipeline, in bytes: its StatefulSet's pods add a suffix to it.
+pub const PIPELINE_LENGTH_MAX: usize = 52;
+/// Pattern of the name of a Pipeline: a DNS label.
+pub const PIPELINE_PATTERN: &str = r"^[a-z]([a-z0-9-]*[a-z0-9])?$";
+
+/// Fields of a result, which a join's `resultKey` may not be called.
+pub const RESULT_FIELDS: [&str; 8] = ["query", "key", "rows", "op", "id", "epoch", "timestamp", "_replay"];
+
+/// Whether a text matches `TOPIC_PATTERN`.
+pub fn is_topic(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+/// Whether a text matches `NAME_PATTERN`.
+pub fn is_name(text: &str) -> bool {
+    is_topic(&text.replace('-', "_"))
+}
+
+/// Whether a text matches `PIPELINE_PATTERN`.
+pub fn is_pipeline(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_lowercase())
+        && !text.ends_with('-')
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
+/// Returns why a text cannot name a topic and what to write instead, or `None` if it can.
+pub fn topic_trouble(text: &str) -> Option<String> {
+    if let Some(trouble) = common_trouble(text) {
+        return Some(trouble);
+    }
+    if is_topic(text) {
+        return None;
+    }
+    let allowed = "a topic is a table: letters, digits and _, a letter first";
+    Some(match plain(text) {
+        Some(plain) => format!("got {text:?}, {allowed}; write for example {plain:?}"),
+        None => format!("got {text:?}, {allowed}"),
+    })
+}
+
+/// Returns why a text cannot name a source, join, window or sink and what to write instead, or `None` if it can.
+pub fn name_trouble(text: &str) -> Option<String> {
+    if let Some(trouble) = common_trouble(text) {
+        return Some(trouble);
+    }
+    if is_name(text) {
+        return None;
+    }
+    let allowed = "a name has letters, digits, - and _, a letter first";
+    Some(match plain(text) {
+        Some(plain) => format!("got {text:?}, {allowed}; write for example {plain:?}"),
+        None => format!("got {text:?}, {allowed}"),
+    })
+}
+
+/// What no name may be, whatever it names.
+fn common_trouble(text: &str) -> Option<String> {
+    if text.is_empty() {
+        return Some("got \"\", a name must not be empty".to_owned());
+    }
+    if text.len() > NAME_LENGTH_MAX {
+        return Some(format!(
+            "got a name of {} bytes, allowed at most {NAME_LENGTH_MAX}; shorten it",
+            text.len()
+        ));
+    }
+    if text.starts_with('_') {
+        let rest = text.trim_start_matches('_');
+        return Some(format!(
+            "got {text:?}, names that begin with _ are LiteJoin's own; write for example {rest:?}"
+        ));
+    }
+    if text.to_ascii_lowercase().starts_with("sqlite_") {
+        let rest = &text["sqlite_".len()..];
+        return Some(format!(
+            "got {text:?}, names that begin with sqlite_ are SQLite's own; write for example {rest:?}"
+        ));
+    }
+    None
+}
+
+/// The text with what is not allowed in a topic's name replaced by `_`, if a name comes out of it.
+fn plain(text: &str) -> Option<String> {
+    let plain: String = text.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    is_topic(&plain).then_some(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_say_what_to_write_instead() {
+        assert_eq!(topic_trouble("orders_2"), None);
+        assert_eq!(name_trouble("order-user-join"), None);
+        let table = [
+            (
+                topic_trouble("order-lines"),
+                "got \"order-lines\", a topic is a table: letters, digits and _, a letter first; write for example \"order_lines\"",
+            ),
+            (
+                topic_trouble("2024"),
+                "got \"2024\", a topic is a table: letters, digits and _, a letter first",
+            ),
+            (
+                topic_trouble("_chg"),
+                "got \"_chg\", names that begin with _ are LiteJoin's own; write for example \"chg\"",
+            ),
+            (
+                name_trouble("SQLite_stat1"),
+                "got \"SQLite_stat1\", names that begin with sqlite_ are SQLite's own; write for example \"stat1\"",
+            ),
+            (
+                name_trouble("a.b"),
+                "got \"a.b\", a name has letters, digits, - and _, a letter first; write for example \"a_b\"",
+            ),
+            (name_trouble(""), "got \"\", a name must not be empty"),
+        ];
+        for (trouble, message) in table {
+            assert_eq!(trouble.as_deref(), Some(message));
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! `Pipeline`: what is stored, how long, how results are delivered; and, written inline, what flows in and out.
+
+use k8s_openapi::api::core::v1::ResourceRequirements;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::defaults;
+use crate::duration::DurationText;
+use crate::join::InlineJoin;
+use crate::pod::PodTemplate;
+use crate::quantity::{Bytes, QuantityText};
+use crate::replication::ReplicationSpec;
+use crate::sink::InlineSink;
+use crate::source::InlineSource;
+use crate::status::PipelineStatus;
+use crate::window::InlineWindow;
+
+/// A pipeline: sources that fill topics, joins and windows over them, sinks that take the results. What refers
+/// to it may be written inside it, or stand alone and name it in `spec.pipelineRef`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, CustomResource, JsonSchema)]
+#[kube(
+    group = "litejoin.io",
+    version = "v1alpha1",
+    kind = "Pipeline",
+    plural = "pipelines",
+    shortname = "ljp",
+    category = "litejoin",
+    namespaced,
+    status = "PipelineStatus",
+    derive = "PartialEq",
+    doc = "Joins live data over SQLite: sources fill topics, joins and windows query them, sinks take the results.",
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason"
+    ),
+    printcolumn(name = "Shards", type_ = "integer", json_path = ".status.layout.shardCount"),
+    printcolumn(name = "Lag", type_ = "string", json_path = ".status.lag"),
+    printcolumn(
+        name = "Replicated",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='ReplicationHealthy')].status"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = crate::crd::rules::pipeline_spec()))]
+pub struct PipelineSpec {
+    /// Image of the worker; the operator's own version where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub image: Option<String>,
+    /// Pods that run the pipeline: 1, or 0 for a pipeline at rest.
+    #[serde(default = "default_replicas")]
+    pub replicas: u32,
+    /// Whether the pipeline rests: no pod, everything else stays.
+    pub suspend: bool,
+    /// Whether the operator leaves everything as it is, for repairs by hand.
+    pub reconciliation_paused: bool,
+    /// Any text; a new one restarts the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub restart_nonce: Option<String>,
+    /// Where and how topics are stored.
+    pub storage: StorageSpec,
+    /// How long rows are kept.
+    pub retention: RetentionSpec,
+    /// How results reach their sinks.
+    pub delivery: DeliverySpec,
+    /// Copies of the data at another place, by Litestream.
+    pub replication: ReplicationSpec,
+    /// Health, metrics and status.
+    pub admin: AdminSpec,
+    /// Sources of this pipeline.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 200))]
+    pub sources: Vec<InlineSource>,
+    /// Joins of this pipeline.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 200))]
+    pub joins: Vec<InlineJoin>,
+    /// Windows of this pipeline.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 200))]
+    pub windows: Vec<InlineWindow>,
+    /// Sinks of this pipeline.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 200))]
+    pub sinks: Vec<InlineSink>,
+    /// CPU and memory of the worker's container.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+    /// What else the pod is to have.
+    pub pod_template: PodTemplate,
+}
+
+fn default_replicas() -> u32 {
+    defaults::REPLICAS
+}
+
+/// Where and how topics are stored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StorageSpec {
+    /// Shards that topics are spread over, 1 to 64. Each is a file with a writer of its own. Fixed once data is
+    /// there: changing it takes `reshard`.
+    #[schemars(range(min = 1, max = 64))]
+    pub shard_count: u32,
+    /// Folder of the data, relative to the working directory; in a cluster the volume is mounted there.
+    #[schemars(length(min = 1, max = 1024))]
+    pub data_dir: String,
+    /// Connections that read at once, 1 to 256.
+    #[schemars(range(min = 1, max = 256))]
+    pub reader_pool_size: u32,
+    /// Messages one shard commits together at most, 1 to 100000. More means fewer syncs and later results.
+    #[schemars(range(min = 1, max = 100000))]
+    pub batch_size: u32,
+    /// How long a message waits for others before its batch is committed.
+    pub flush_interval: DurationText,
+    /// What an acknowledged message survives: `normal` a crash of the process, `full` a crash of the machine.
+    pub synchronous: SynchronousMode,
+    /// Size of the volume, such as `10Gi`; it can only grow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<QuantityText>,
+    /// Storage class of the volume; the cluster's default where absent. Fixed once the volume is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub storage_class_name: Option<String>,
+    /// How the volume may be mounted. Only `ReadWriteOncePod` keeps a second pod from writing to it.
+    pub access_mode: AccessMode,
+    /// Whether the volume stays when the Pipeline is deleted.
+    pub retain_on_delete: bool,
+    /// Whether the data lives in the pod only and comes back from the replica; needs `replication`.
+    pub ephemeral: bool,
+    /// What happens to a pod on a node that does not answer: `Wait` for the node, or `Replace` pod and volume
+    /// and restore from the replica; `Replace` needs `replication`.
+    pub on_node_loss: OnNodeLoss,
+    /// Consent to another `shardCount`: the data is moved to a new layout while the pipeline is stopped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reshard: Option<ReshardSpec>,
+}
+
+impl Default for StorageSpec {
+    fn default() -> Self {
+        StorageSpec {
+            shard_count: defaults::SHARD_COUNT,
+            data_dir: defaults::DATA_DIR.to_owned(),
+            reader_pool_size: defaults::READER_POOL_SIZE,
+            batch_size: defaults::BATCH_SIZE,
+            flush_interval: defaults::FLUSH_INTERVAL.into(),
+            synchronous: SynchronousMode::Normal,
+            size: None,
+            storage_class_name: None,
+            access_mode: AccessMode::ReadWriteOncePod,
+            retain_on_delete: defaults::RETAIN_ON_DELETE,
+            ephemeral: false,
+            on_node_loss: OnNodeLoss::Wait,
+            reshard: None,
+        }
+    }
+}
+
+/// SQLite's setting `synchronous`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SynchronousMode {
+    /// Survives a crash of the process.
+    Normal,
+    /// Survives a crash of the machine too.
+    Full,
+}
+
+/// How a volume may be mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum AccessMode {
+    /// By one pod.
+    ReadWriteOncePod,
+    /// By the pods of one node.
+    ReadWriteOnce,
+}
+
+/// What happens to a pod on a node that does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnNodeLoss {
+    /// It waits for the node.
+    Wait,
+    /// Pod and volume are replaced, and restored from the replica.
+    Replace,
+}
+
+/// Consent to a change of `shardCount`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReshardSpec {
+    /// The `shardCount` that the data has.
+    #[schemars(range(min = 1, max = 64))]
+    pub from_shard_count: u32,
+    /// The `shardCount` that it is to have; the same number as in `storage.shardCount`.
+    #[schemars(range(min = 1, max = 64))]
+    pub to_shard_count: u32,
+}
+
+/// How long rows are kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RetentionSpec {
+    /// Age at which a row expires, since its last write.
+    pub duration: DurationText,
+    /// How often expired rows are looked for.
+    pub clean_interval: DurationText,
+    /// Whether results that leave because their rows expired are sent as deleted.
+    pub emit_expiry: bool,
+    /// How long a deleted key is remembered, so that an older write cannot revive it.
+    pub tombstone_duration: DurationText,
+}
+
+impl Default for RetentionSpec {
+    fn default() -> Self {
+        RetentionSpec {
+            duration: defaults::RETENTION_DURATION.into(),
+            clean_interval: defaults::RETENTION_CLEAN_INTERVAL.into(),
+            emit_expiry: false,
+            tombstone_duration: defaults::RETENTION_TOMBSTONE_DURATION.into(),
+        }
+    }
+}
+
+/// How results reach their sinks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DeliverySpec {
+    /// What a sink is promised: `best_effort` tries once, `at_least_once` until the sink has it or the
+    /// dead-letter queue lets go of it.
+    pub guarantee: DeliveryGuarantee,
+    /// When a result may leave: once it is `committed` here, or once it is `replicated` too.
+    pub after: Durability,
+    /// How long results are kept that every sink has had, for SSE clients that come back.
+    pub replay_window: DurationText,
+    /// Size, such as `1Gi`, above which what a lagging sink still has to get is compacted to the newest of each
+    /// key.
+    pub outbox_max_bytes: Bytes,
+    /// Failures in a row after which a sink is left alone for a while, at least 1.
+    #[schemars(range(min = 1, max = 1000000))]
+    pub circuit_failures: u32,
+    /// What happens to a result that could not be delivered.
+    pub dlq: DlqSpec,
+}
+
+impl Default for DeliverySpec {
+    fn default() -> Self {
+        DeliverySpec {
+            guarantee: DeliveryGuarantee::AtLeastOnce,
+            after: Durability::Committed,
+            replay_window: defaults::REPLAY_WINDOW.into(),
+            outbox_max_bytes: Bytes::Number(defaults::OUTBOX_BYTES_MAX),
+            circuit_failures: defaults::CIRCUIT_FAILURES,
+            dlq: DlqSpec::default(),
+        }
+    }
+}
+
+/// What a sink is promised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DeliveryGuarantee {
+    /// Tried once.
+    BestEffort,
+    /// Tried until the sink has it, or the dead-letter queue lets go of it.
+    AtLeastOnce,
+}
+
+/// How safe something is before it counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// In the files of the pipeline.
+    #[default]
+    Committed,
+    /// In the replica too.
+    Replicated,
+}
+
+/// The dead-letter queue: results that could not be delivered, and messages that could not be read.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DlqSpec {
+    /// Its file; `dlq.db` in the data folder where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub path: Option<String>,
+    /// Wait before the first retry.
+    pub retry_interval: DurationText,
+    /// Retries before a letter is given up; 0 is no limit.
+    #[schemars(range(min = 0, max = 1000000))]
+    pub max_retries: u32,
+    /// What the wait grows by from retry to retry, 1 to 100.
+    #[schemars(range(min = 1, max = 100))]
+    pub backoff_multiplier: f64,
+    /// The longest wait between retries.
+    pub max_backoff: DurationText,
+    /// Age at which a letter is dropped.
+    pub ttl: DurationText,
+    /// Size in MB (of 2^20 bytes) above which the oldest letters are dropped.
+    #[schemars(range(min = 1, max = 1048576))]
+    pub max_size_mb: u32,
+    /// How often age and size are checked.
+    pub cleanup_interval: DurationText,
+}
+
+impl Default for DlqSpec {
+    fn default() -> Self {
+        DlqSpec {
+            path: None,
+            retry_interval: defaults::DLQ_RETRY_INTERVAL.into(),
+            max_retries: defaults::DLQ_MAX_RETRIES,
+            backoff_multiplier: defaults::DLQ_BACKOFF_MULTIPLIER,
+            max_backoff: defaults::DLQ_MAX_BACKOFF.into(),
+            ttl: defaults::DLQ_TTL.into(),
+            max_size_mb: defaults::DLQ_MAX_SIZE_MB,
+            cleanup_interval: defaults::DLQ_CLEANUP_INTERVAL.into(),
+        }
+    }
+}
+
+/// Health, metrics and status, to be read only.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AdminSpec {
+    /// Address to listen on, `host:port` or `:port`.
+    #[schemars(length(min = 1, max = 262))]
+    pub addr: String,
+}
+
+impl Default for AdminSpec {
+    fn default() -> Self {
+        AdminSpec { addr: defaults::ADMIN_ADDR.to_owned() }
+    }
+}
+
+/// The Pipeline that a document belongs to, in the same namespace. It cannot be changed afterwards.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PipelineRef {
+    /// Name of the Pipeline.
+    #[schemars(length(min = 1, max = 52))]
+    pub name: String,
+}

@@ -1,0 +1,134 @@
+//! `spec.replication`: copies of the shards at another place, kept by Litestream.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::credentials::SecretRef;
+use crate::defaults;
+use crate::duration::DurationText;
+
+/// Beginnings of a `replicaUrl`: the backends.
+pub const SCHEMES: [&str; 5] = ["s3://", "gcs://", "abs://", "sftp://", "file://"];
+
+/// Copies of the data at another place, kept by Litestream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = crate::crd::rules::replication()))]
+pub struct ReplicationSpec {
+    /// Whether the data is replicated.
+    pub enabled: bool,
+    /// Who runs Litestream: `sidecar` beside the worker, or `embedded` as its child process.
+    pub mode: ReplicationMode,
+    /// Where the replica lives: s3://, gcs://, abs://, sftp:// or file://. No two pipelines share one prefix: each
+    /// writes below its identity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub replica_url: Option<String>,
+    /// How often what is new is shipped.
+    pub sync_interval: DurationText,
+    /// Whether files that are missing at the start are restored.
+    pub restore_on_boot: bool,
+    /// How often a whole snapshot is written.
+    pub snapshot_interval: DurationText,
+    /// How long snapshots, and what leads from one to the next, are kept.
+    pub retention: DurationText,
+    /// Whose data this is; `<namespace>/<name>` where absent. A pipeline of the same identity takes the replica
+    /// over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub identity: Option<String>,
+    /// Secret with the credentials of the backend, as environment variables; without it the pod's own identity
+    /// or environment counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credentials_secret_ref: Option<SecretRef>,
+    /// Image of Litestream; the one this version was tested with where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub image: Option<String>,
+    /// Endpoint of an S3-compatible store, such as `https://minio.storage:9000`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub endpoint: Option<String>,
+    /// Region of the bucket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub region: Option<String>,
+    /// Encryption by the store, where it offers one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_side_encryption: Option<ServerSideEncryption>,
+    /// What is restored, and when.
+    pub restore: RestoreSpec,
+}
+
+impl Default for ReplicationSpec {
+    fn default() -> Self {
+        ReplicationSpec {
+            enabled: false,
+            mode: ReplicationMode::Sidecar,
+            replica_url: None,
+            sync_interval: defaults::REPLICATION_SYNC_INTERVAL.into(),
+            restore_on_boot: defaults::REPLICATION_RESTORE_ON_BOOT,
+            snapshot_interval: defaults::REPLICATION_SNAPSHOT_INTERVAL.into(),
+            retention: defaults::REPLICATION_RETENTION.into(),
+            identity: None,
+            credentials_secret_ref: None,
+            image: None,
+            endpoint: None,
+            region: None,
+            server_side_encryption: None,
+            restore: RestoreSpec::default(),
+        }
+    }
+}
+
+/// Who runs Litestream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ReplicationMode {
+    /// A container or process beside the worker.
+    Sidecar,
+    /// The worker, as its child process.
+    Embedded,
+}
+
+/// Encryption by the store.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServerSideEncryption {
+    /// The algorithm, as the store calls it, such as `AES256` or `aws:kms`.
+    #[schemars(length(min = 1, max = 64))]
+    pub algorithm: String,
+    /// Identifier of the key, for algorithms that want one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 2048))]
+    pub key_id: Option<String>,
+}
+
+/// What is restored, and when.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RestoreSpec {
+    /// Go back to this point in time (RFC 3339, such as `2026-05-01T12:00:00Z`), once for each new value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 40))]
+    pub timestamp: Option<String>,
+    /// Start from another pipeline's replica, which is only read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub from_url: Option<String>,
+    /// What happens when files are missing: `Auto` restores them if something was ever replicated, `Required`
+    /// stops when there is no replica, `Never` starts empty.
+    pub policy: RestorePolicy,
+}
+
+/// What happens when files are missing at the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum RestorePolicy {
+    /// They are restored if anything was ever replicated.
+    #[default]
+    Auto,
+    /// The pipeline starts empty.
+    Never,
+    /// They are restored, and without a replica nothing starts.
+    Required,
+}

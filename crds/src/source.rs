@@ -1,0 +1,176 @@
+//! `Source`: where messages come from. Exactly one of its kinds is written.
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::defaults;
+use crate::names::{NAME_PATTERN, TOPIC_PATTERN};
+use crate::pipeline::{Durability, PipelineRef};
+use crate::quantity::Bytes;
+use crate::status::ChildStatus;
+
+pub mod api;
+pub mod kafka;
+
+use api::ApiSourceSpec;
+use kafka::KafkaSourceSpec;
+
+/// The kinds of a source: exactly one of these fields is written.
+pub const KINDS: [&str; 4] = ["http", "file", "api", "kafka"];
+
+/// A source that stands alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, CustomResource, JsonSchema)]
+#[kube(
+    group = "litejoin.io",
+    version = "v1alpha1",
+    kind = "Source",
+    plural = "sources",
+    shortname = "ljsrc",
+    category = "litejoin",
+    namespaced,
+    status = "ChildStatus",
+    derive = "PartialEq",
+    selectable = ".spec.pipelineRef.name",
+    doc = "Fills topics of a Pipeline with messages: over HTTP, from a file, by polling an API, or from Kafka.",
+    printcolumn(name = "Pipeline", type_ = "string", json_path = ".spec.pipelineRef.name"),
+    printcolumn(name = "Type", type_ = "string", json_path = ".status.type"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason"
+    ),
+    printcolumn(
+        name = "Programmed",
+        type_ = "string",
+        priority = 1,
+        json_path = ".status.conditions[?(@.type=='Programmed')].status"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceSpec {
+    /// The Pipeline it belongs to.
+    pub pipeline_ref: PipelineRef,
+    /// What it reads.
+    #[serde(flatten)]
+    pub source: SourceBody,
+}
+
+/// A source inside a Pipeline.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InlineSource {
+    /// Its name, unique among the sources of the pipeline.
+    #[schemars(regex(pattern = NAME_PATTERN), length(max = 63))]
+    pub name: String,
+    /// What it reads.
+    #[serde(flatten)]
+    pub source: SourceBody,
+}
+
+/// What a source reads: exactly one of `http`, `file`, `api` and `kafka`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::crd::rules::source_body()))]
+pub struct SourceBody {
+    /// Takes messages over HTTP: POST /ingest with `{topic, key, payload}`, an array of them, or one a line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpSourceSpec>,
+    /// Reads a file, or standard input, line by line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<FileSourceSpec>,
+    /// Polls an HTTP API and takes what has changed since; needs `topic`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api: Option<ApiSourceSpec>,
+    /// Consumes Kafka topics.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kafka: Option<KafkaSourceSpec>,
+    /// Topic that an `api` source fills, or a `kafka` source in place of topics named as in Kafka. The other kinds
+    /// name their topics themselves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = TOPIC_PATTERN), length(max = 63))]
+    pub topic: Option<String>,
+    /// When a message is acknowledged: once it is `committed` here, or once it is `replicated` too.
+    #[serde(default)]
+    pub ack: Durability,
+}
+
+/// Messages over HTTP.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpSourceSpec {
+    /// Address to listen on, `host:port` or `:port`.
+    #[schemars(length(min = 1, max = 262))]
+    pub addr: String,
+    /// Topics it takes; absent takes any, up to 100.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 100),
+        inner(regex(pattern = TOPIC_PATTERN), length(max = 63)),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    pub topics: Vec<String>,
+    /// Largest body of one request, such as `16Mi`.
+    #[serde(default = "default_body_bytes_max")]
+    pub max_body_bytes: Bytes,
+}
+
+fn default_body_bytes_max() -> Bytes {
+    Bytes::Number(defaults::HTTP_SOURCE_BODY_BYTES_MAX)
+}
+
+/// Lines of a file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::crd::rules::file_source()))]
+pub struct FileSourceSpec {
+    /// The file, relative to the folder of the manifest; `-` is standard input.
+    #[schemars(length(min = 1, max = 4096))]
+    pub path: String,
+    /// How lines are read; by the ending of `path` where absent: .csv, .ndjson, .jsonl.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<FileSourceFormat>,
+    /// Topic of every row; needs `keyColumns`. Without it each line is `{topic, key, payload}` (ndjson only).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = TOPIC_PATTERN), length(max = 63))]
+    pub topic: Option<String>,
+    /// Columns (csv) or top-level fields (ndjson) whose values, joined by `|`, are the key.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 16),
+        inner(length(min = 1, max = 256)),
+        extend("x-kubernetes-list-type" = "atomic")
+    )]
+    pub key_columns: Vec<String>,
+    /// Fields (csv) that stand for null; an empty one where absent.
+    #[serde(default = "default_null_values")]
+    #[schemars(length(max = 16), inner(length(max = 256)), extend("x-kubernetes-list-type" = "atomic"))]
+    pub null_values: Vec<String>,
+    /// Rows a second at most, at least 1; as fast as they can be stored where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10000000))]
+    pub rate: Option<u32>,
+    /// Whether to wait for more at the end of the file.
+    #[serde(default)]
+    pub follow: bool,
+}
+
+fn default_null_values() -> Vec<String> {
+    vec![defaults::FILE_SOURCE_NULL_VALUE.to_owned()]
+}
+
+/// How lines of a file are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum FileSourceFormat {
+    /// Comma-separated values with a header line.
+    Csv,
+    /// One JSON document a line.
+    Ndjson,
+}

@@ -1,0 +1,57 @@
+//! `kafka` of a source: consumes Kafka topics.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::credentials::{ClientTls, KafkaSasl};
+
+/// Consumes Kafka topics. Where it reads on is stored with the data, never taken from the broker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KafkaSourceSpec {
+    /// Addresses of brokers, `host:port`, with commas between.
+    #[schemars(length(min = 1, max = 4096))]
+    pub brokers: String,
+    /// Kafka topics; one that begins with `^` is a pattern.
+    #[schemars(
+        length(min = 1, max = 100),
+        inner(length(min = 1, max = 249)),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    pub topics: Vec<String>,
+    /// Topics by the Kafka topics that fill them, where the names differ, such as `{orders.v1: orders}`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 100))]
+    pub topic_names: BTreeMap<String, String>,
+    /// Consumer group; `litejoin-<namespace>-<pipeline>` where absent. Used for monitoring and for sharing
+    /// partitions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 249))]
+    pub group_id: Option<String>,
+    /// Where to start when nothing is stored: at the `earliest` record or at the `latest`.
+    #[serde(default)]
+    pub start_offset: StartOffset,
+    /// Path of the key in the payload, in gjson syntax; the record's own key where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub key_path: Option<String>,
+    /// How to say who we are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sasl: Option<KafkaSasl>,
+    /// How the brokers are checked; without it the connection is not encrypted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ClientTls>,
+}
+
+/// Where to start when no offset is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum StartOffset {
+    /// At the oldest record there is.
+    #[default]
+    Earliest,
+    /// At the next record to come.
+    Latest,
+}

@@ -1,0 +1,134 @@
+//! What the operator reports: conditions as kstatus and Gateway API have them, and a few facts beside.
+//!
+//! `Ready` is the summary of every kind; `Reconciling` and `Stalled` are there only while they are true. Children
+//! have `Accepted` (valid and attached), `ResolvedRefs` (what they name exists) and `Programmed` (the worker runs
+//! this generation). The Pipeline has ConfigValid, StorageReady, WorkerReady, ReplicationHealthy, Resharding,
+//! Paused and Degraded.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Status of a Pipeline.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PipelineStatus {
+    /// Generation of the spec that this status is about; -1 before the operator has seen any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// What holds and what does not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// How the data is laid out on disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layout: Option<LayoutStatus>,
+    /// How far the replica is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replication: Option<ReplicationStatus>,
+    /// The last change of `shardCount`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reshard: Option<ReshardStatus>,
+    /// The last restores and changes of layout, newest first, at most 5.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 5), extend("x-kubernetes-list-type" = "atomic"))]
+    pub history: Vec<HistoryEntry>,
+    /// Config that the worker runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config_hash: Option<String>,
+    /// Version of the operator whose output the objects have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_version: Option<String>,
+    /// How far results are behind messages, in coarse steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lag: Option<String>,
+}
+
+/// How the data is laid out on disk.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LayoutStatus {
+    /// Shards that the data has.
+    pub shard_count: u32,
+    /// Identifier of the layout.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layout_id: Option<String>,
+    /// Checksum of the layout's manifest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manifest_checksum: Option<String>,
+}
+
+/// How far the replica is.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReplicationStatus {
+    /// When the replica last had everything, to the minute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_sync_time: Option<Time>,
+    /// Incarnation that is being written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<i64>,
+    /// `restore.timestamp` that was gone back to last; the same value is not gone back to again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restored_timestamp: Option<String>,
+}
+
+/// Phases of a change of `shardCount` during which no other may begin.
+pub const RESHARD_PHASES_ACTIVE: [&str; 4] = ["Pausing", "Copying", "Verifying", "Switching"];
+
+/// A change of `shardCount`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReshardStatus {
+    /// Pending, Pausing, Copying, Verifying, Switching, Done or Failed.
+    #[schemars(length(max = 64))]
+    pub phase: String,
+    /// Shards that the data had.
+    pub from_shard_count: u32,
+    /// Shards that it gets.
+    pub to_shard_count: u32,
+    /// Job that does it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job: Option<String>,
+    /// Share that is done, in percent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<u32>,
+    /// When it began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Time>,
+    /// What happened, and what to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// Something that happened to the data.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HistoryEntry {
+    /// When.
+    pub time: Time,
+    /// What, in one CamelCase word.
+    pub reason: String,
+    /// The details.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// Status of a Source, Join, Window or Sink.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ChildStatus {
+    /// Generation of the spec that this status is about; -1 before the operator has seen any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// What holds and what does not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// Which of its kinds is written, such as `http` or `sse`.
+    #[serde(skip_serializing_if = "Option::is_none", rename = "type")]
+    pub kind: Option<String>,
+    /// Config with which the worker acknowledged it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config_hash: Option<String>,
+}

@@ -1,0 +1,109 @@
+//! Turns the documents of one pipeline into a plan, or says everything that is wrong with them at once.
+//!
+//! Three steps: `read` holds each document against its schema and types it, the rooms below look at meaning
+//! (names, references, values that need each other), and `plan` puts the parsed values together. A value that
+//! the first step refused is taken out, so that one mistake makes one complaint. SQL is not looked at here:
+//! the worker asks SQLite.
+
+use serde_json::Value;
+
+use crate::complaint::{Complaint, Reason, Severity};
+use crate::hash::config_hash;
+use crate::plan::{Place, Plan};
+
+mod connections;
+mod joins;
+mod listeners;
+mod names;
+mod read;
+mod settings;
+mod sinks;
+mod sources;
+mod windows;
+
+use read::Contents;
+
+/// One document of a manifest, as JSON.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Document {
+    /// The whole of it: apiVersion, kind, metadata, spec.
+    pub value: Value,
+}
+
+/// Returns the plan of the pipeline that the documents make, with warnings; or every complaint, in the order of
+/// the documents. A place in a complaint or in the plan is an index into `documents` and a path in that one.
+pub fn validate(documents: &[Document]) -> Result<(Plan, Vec<Complaint>), Vec<Complaint>> {
+    let mut complaints = Complaints::default();
+    let contents = read::read(documents, &mut complaints);
+    let plan = plan(&contents, config_hash(documents), &mut complaints);
+    let mut found = complaints.found;
+    found.retain(|complaint| !contents.follows_from_another(complaint));
+    found.sort_by_key(|complaint| complaint.place.document);
+    let refused = found.iter().any(|complaint| complaint.severity == Severity::Error);
+    match plan {
+        Some(plan) if !refused => {
+            let mut warnings = Complaints::default();
+            joins::unused(&contents, &plan, &mut warnings);
+            sinks::unused(&plan, &windows::sinks_taking(&contents), &mut warnings);
+            found.extend(warnings.found);
+            Ok((plan, found))
+        }
+        _ => Err(found),
+    }
+}
+
+/// Puts the plan together. Its values are what was written only if there are no complaints.
+fn plan(contents: &Contents, config_hash: String, complaints: &mut Complaints) -> Option<Plan> {
+    names::check(contents, complaints);
+    listeners::check(contents, complaints);
+    windows::check(contents, complaints);
+    let sources = sources::plan(contents, complaints);
+    let joins = joins::plan(contents, complaints);
+    let sinks = sinks::plan(contents, &joins, complaints);
+    let pipeline = contents.pipeline.as_ref()?;
+    let settings = settings::plan(pipeline, complaints);
+    let own_identity = format!("{}/{}", pipeline.namespace, pipeline.name);
+    Some(Plan {
+        name: pipeline.name.clone(),
+        namespace: pipeline.namespace.clone(),
+        identity: pipeline.spec.replication.identity.clone().unwrap_or(own_identity),
+        config_hash,
+        storage: settings.storage,
+        retention: settings.retention,
+        delivery: settings.delivery,
+        admin: settings.admin,
+        sources,
+        joins,
+        sinks,
+    })
+}
+
+/// What has been found so far.
+#[derive(Default)]
+pub(crate) struct Complaints {
+    found: Vec<Complaint>,
+}
+
+impl Complaints {
+    /// Adds an error about `field`, a path below `place`; an empty one is the place itself.
+    fn error(&mut self, place: &Place, field: &str, reason: Reason, message: impl Into<String>) {
+        self.found.push(Complaint::error(place.document, below(place, field), reason, message));
+    }
+
+    /// Adds a warning about `field`, a path below `place`; an empty one is the place itself.
+    fn warning(&mut self, place: &Place, field: &str, reason: Reason, message: impl Into<String>) {
+        self.found.push(Complaint::warning(place.document, below(place, field), reason, message));
+    }
+}
+
+/// The path of a field below a place.
+fn below(place: &Place, field: &str) -> String {
+    match (place.path.is_empty(), field.is_empty()) {
+        (_, true) => place.path.clone(),
+        (true, false) => field.to_owned(),
+        (false, false) => format!("{}.{field}", place.path),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,209 @@
+//! Connections that we open: URLs, brokers, credentials, and what an `api` source needs.
+
+use crate::complaint::Reason;
+use crate::credentials::{Auth, ClientTls, Credential, KafkaSasl, PemSource};
+use crate::sink::{HttpSinkSpec, KafkaSinkSpec};
+use crate::source::api::{
+    ApiMethod, ApiPagination, ApiSourceSpec, ApiWatermark, PaginationKind, WatermarkStrategy,
+};
+use crate::source::kafka::KafkaSourceSpec;
+use crate::validate::settings::Scope;
+
+/// Checks the `api` of a source.
+pub(crate) fn api_source(api: &ApiSourceSpec, scope: &mut Scope<'_>) {
+    url("api.url", &api.url, scope);
+    scope.positive("api.interval", &api.interval);
+    scope.positive("api.timeout", &api.timeout);
+    scope.positive("api.maxBackoff", &api.max_backoff);
+    if api.body.is_some() && api.method == ApiMethod::Get {
+        scope.error("api.body", Reason::Conflict, "a GET has no body; remove it or write method: POST");
+    }
+    if let Some(watermark) = &api.watermark {
+        api_watermark(watermark, scope);
+    }
+    if let Some(pagination) = &api.pagination {
+        api_pagination(pagination, scope);
+    }
+    if let Some(rate_limit) = &api.rate_limit {
+        scope.positive("api.rateLimit.per", &rate_limit.per);
+    }
+    headers("api.headers", api.headers.keys(), scope);
+    auth("api.auth", api.auth.as_ref(), scope);
+    tls("api.tls", api.tls.as_ref(), scope);
+    if let Some(proxy) = &api.proxy {
+        url("api.proxy", proxy, scope);
+    }
+}
+
+fn api_watermark(watermark: &ApiWatermark, scope: &mut Scope<'_>) {
+    let (noun, sends) = match watermark.strategy {
+        WatermarkStrategy::Timestamp => ("timestamp", true),
+        WatermarkStrategy::Cursor => ("cursor", true),
+        WatermarkStrategy::Etag => ("etag", false),
+        WatermarkStrategy::None => ("none", false),
+    };
+    for (name, value) in [("path", &watermark.path), ("param", &watermark.param)] {
+        if sends && value.is_none() {
+            let message = format!("strategy {noun} needs {name}; add api.watermark.{name}");
+            scope.error(&format!("api.watermark.{name}"), Reason::Conflict, message);
+        } else if !sends && value.is_some() {
+            let message =
+                format!("strategy {noun} has no {name}; remove it or write strategy: timestamp or cursor");
+            scope.error(&format!("api.watermark.{name}"), Reason::Conflict, message);
+        }
+    }
+}
+
+fn api_pagination(pagination: &ApiPagination, scope: &mut Scope<'_>) {
+    let (noun, wants_param, wants_path) = match pagination.kind {
+        PaginationKind::Page => ("page", true, false),
+        PaginationKind::Offset => ("offset", true, false),
+        PaginationKind::Cursor => ("cursor", true, true),
+        PaginationKind::Link => ("link", false, false),
+    };
+    for (name, wanted, there) in
+        [("param", wants_param, pagination.param.is_some()), ("path", wants_path, pagination.path.is_some())]
+    {
+        if wanted && !there {
+            let message = format!("type {noun} needs {name}; add api.pagination.{name}");
+            scope.error(&format!("api.pagination.{name}"), Reason::Conflict, message);
+        } else if !wanted && there {
+            let message = format!("type {noun} has no {name}; remove it");
+            scope.error(&format!("api.pagination.{name}"), Reason::Conflict, message);
+        }
+    }
+    if pagination.kind == PaginationKind::Offset && pagination.size.is_none() {
+        let message = "type offset needs size, the records on a page; add api.pagination.size";
+        scope.error("api.pagination.size", Reason::Conflict, message);
+    }
+    if pagination.size_param.is_some() && pagination.size.is_none() {
+        let message = "sizeParam needs size, what it sends; add api.pagination.size";
+        scope.error("api.pagination.sizeParam", Reason::Conflict, message);
+    }
+}
+
+/// Checks the `kafka` of a source.
+pub(crate) fn kafka_source(kafka: &KafkaSourceSpec, scope: &mut Scope<'_>) {
+    brokers("kafka.brokers", &kafka.brokers, scope);
+    sasl("kafka.sasl", kafka.sasl.as_ref(), scope);
+    tls("kafka.tls", kafka.tls.as_ref(), scope);
+}
+
+/// Checks the `kafka` of a sink.
+pub(crate) fn kafka_sink(kafka: &KafkaSinkSpec, scope: &mut Scope<'_>) {
+    brokers("kafka.brokers", &kafka.brokers, scope);
+    sasl("kafka.sasl", kafka.sasl.as_ref(), scope);
+    tls("kafka.tls", kafka.tls.as_ref(), scope);
+}
+
+/// Checks the `http` of a sink.
+pub(crate) fn http_sink(http: &HttpSinkSpec, scope: &mut Scope<'_>) {
+    url("http.url", &http.url, scope);
+    scope.positive("http.timeout", &http.timeout);
+    headers("http.headers", http.headers.keys(), scope);
+    auth("http.auth", http.auth.as_ref(), scope);
+    if let Some(signing_key) = &http.signing_key {
+        credential("http.signingKey", signing_key, scope);
+    }
+    tls("http.tls", http.tls.as_ref(), scope);
+    if let Some(proxy) = &http.proxy {
+        url("http.proxy", proxy, scope);
+    }
+}
+
+/// A URL may hold credentials, so messages do not repeat it.
+fn url(field: &str, text: &str, scope: &mut Scope<'_>) {
+    let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    if rest.is_none_or(str::is_empty) && !text.starts_with("${") {
+        let message = "is no URL; write for example https://api.example.com/orders";
+        scope.error(field, Reason::InvalidValue, message);
+    } else if rest.is_some_and(|rest| rest.split('/').next().is_some_and(|host| host.contains('@'))) {
+        let message = "holds a user or password; remove it and use auth, which takes a Secret or ${ENV}";
+        scope.error(field, Reason::InvalidValue, message);
+    }
+}
+
+fn brokers(field: &str, text: &str, scope: &mut Scope<'_>) {
+    for broker in text.split(',').map(str::trim) {
+        let port = broker.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));
+        if port.is_none_or(|port| !port.parse::<u16>().is_ok_and(|port| port > 0)) {
+            let message = format!(
+                "got {broker:?}, write host:port, with commas between several, such as \"kafka-0:9092,kafka-1:9092\""
+            );
+            scope.error(field, Reason::InvalidAddress, message);
+        }
+    }
+}
+
+fn headers<'a>(field: &str, names: impl Iterator<Item = &'a String>, scope: &mut Scope<'_>) {
+    for name in names {
+        let at = crate::path::field(field, name);
+        if name.is_empty()
+            || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+        {
+            let message = format!("got {name:?}, which is no name of a header; write for example \"Accept\"");
+            scope.error(&at, Reason::InvalidName, message);
+        } else if name.eq_ignore_ascii_case("authorization") {
+            let message =
+                "a credential has no place among the headers; use auth, which takes a Secret or ${ENV}";
+            scope.error(&at, Reason::InvalidValue, message);
+        }
+    }
+}
+
+fn auth(field: &str, auth: Option<&Auth>, scope: &mut Scope<'_>) {
+    let Some(Auth { bearer, basic, header }) = auth else { return };
+    one_of(
+        field,
+        &[("bearer", bearer.is_some()), ("basic", basic.is_some()), ("header", header.is_some())],
+        scope,
+    );
+    if let Some(bearer) = bearer {
+        credential(&format!("{field}.bearer"), bearer, scope);
+    }
+    if let Some(basic) = basic {
+        credential(&format!("{field}.basic.username"), &basic.username, scope);
+        credential(&format!("{field}.basic.password"), &basic.password, scope);
+    }
+    if let Some(header) = header {
+        credential(&format!("{field}.header.value"), &header.value, scope);
+    }
+}
+
+fn sasl(field: &str, sasl: Option<&KafkaSasl>, scope: &mut Scope<'_>) {
+    if let Some(sasl) = sasl {
+        credential(&format!("{field}.username"), &sasl.username, scope);
+        credential(&format!("{field}.password"), &sasl.password, scope);
+    }
+}
+
+fn tls(field: &str, tls: Option<&ClientTls>, scope: &mut Scope<'_>) {
+    let Some(tls) = tls else { return };
+    for (name, pem) in [("ca", &tls.ca), ("cert", &tls.cert), ("key", &tls.key)] {
+        if let Some(PemSource { secret_key_ref, path }) = pem {
+            let written = [("secretKeyRef", secret_key_ref.is_some()), ("path", path.is_some())];
+            one_of(&format!("{field}.{name}"), &written, scope);
+        }
+    }
+    if tls.cert.is_some() != tls.key.is_some() {
+        scope.error(field, Reason::Conflict, "cert and key go together; add the other or remove both");
+    }
+}
+
+fn credential(field: &str, credential: &Credential, scope: &mut Scope<'_>) {
+    let written = [("secretKeyRef", credential.secret_key_ref.is_some()), ("env", credential.env.is_some())];
+    one_of(field, &written, scope);
+}
+
+/// That exactly one of some fields is written.
+fn one_of(field: &str, fields: &[(&str, bool)], scope: &mut Scope<'_>) {
+    let written: Vec<&str> = fields.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect();
+    let names: Vec<&str> = fields.iter().map(|(name, _)| *name).collect();
+    let names = names.join(", ");
+    let message = match written.len() {
+        1 => return,
+        0 => format!("got none of {names}; write exactly one"),
+        _ => format!("got {}; write exactly one of {names}", written.join(" and ")),
+    };
+    scope.error(field, Reason::NotExactlyOne, message);
+}

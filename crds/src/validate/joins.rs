@@ -1,0 +1,93 @@
+//! Joins: their sinks, and the names in their results. The query itself is SQLite's to judge.
+
+use crate::complaint::{Reason, near_or_allowed};
+use crate::kind::Kind;
+use crate::names::RESULT_FIELDS;
+use crate::path;
+use crate::plan::{Join, Plan};
+use crate::validate::Complaints;
+use crate::validate::read::{Contents, Named};
+
+/// Checks the joins and resolves which sinks take each.
+pub(crate) fn plan(contents: &Contents, complaints: &mut Complaints) -> Vec<Join> {
+    for named in &contents.joins {
+        let body = &named.body;
+        check_sinks(contents, named, &body.sinks, complaints);
+        if body.query.trim().is_empty() {
+            complaints.error(
+                &named.place,
+                "query",
+                Reason::InvalidValue,
+                "got an empty query; write one SELECT",
+            );
+        }
+        if let Some(result_key) = &body.result_key
+            && RESULT_FIELDS.contains(&result_key.as_str())
+        {
+            let message =
+                format!("got {result_key:?}, which is a field of every result; choose another name");
+            complaints.error(&named.place, "resultKey", Reason::InvalidName, message);
+        }
+    }
+    let takes = |join: &Named<_>, sink: &Named<crate::sink::SinkBody>, sinks: &[String]| {
+        sinks.contains(&sink.name) || sink.body.joins.contains(&join.name)
+    };
+    contents
+        .joins
+        .iter()
+        .map(|join| Join {
+            name: join.name.clone(),
+            place: join.place.clone(),
+            query: join.body.query.clone(),
+            key_column: join.body.key_column.clone(),
+            result_key: join.body.result_key.clone(),
+            sinks: contents
+                .sinks
+                .iter()
+                .filter(|sink| takes(join, sink, &join.body.sinks))
+                .map(|sink| sink.name.clone())
+                .collect(),
+        })
+        .collect()
+}
+
+/// That the sinks of a join or window exist.
+pub(crate) fn check_sinks<T>(
+    contents: &Contents,
+    named: &Named<T>,
+    sinks: &[String],
+    complaints: &mut Complaints,
+) {
+    let known = contents.names(Kind::Sink);
+    for (index, sink) in sinks.iter().enumerate().filter(|(_, sink)| !known.contains(&sink.as_str())) {
+        let hint =
+            near_or_allowed(sink, &known, "; there is none, add one to spec.sinks or as a Sink of its own");
+        let message = format!("no sink is called {sink:?}{hint}");
+        complaints.error(&named.place, &path::item("sinks", index), Reason::UnknownReference, message);
+    }
+}
+
+/// Warns of joins that nobody takes and no other query could read.
+pub(crate) fn unused(contents: &Contents, plan: &Plan, complaints: &mut Complaints) {
+    for join in plan.joins.iter().filter(|join| join.sinks.is_empty()) {
+        let others =
+            plan.joins.iter().filter(|other| other.name != join.name).map(|other| other.query.as_str());
+        let windows = contents.windows.iter().map(|window| window.body.query.as_str());
+        if !others.chain(windows).any(|query| mentions(query, &join.name)) {
+            let message = format!(
+                "no sink takes the join {:?} and no other query reads it; add sinks: [<a sink's name>]",
+                join.name
+            );
+            complaints.warning(&join.place, "", Reason::Unused, message);
+        }
+    }
+}
+
+/// Whether a name stands in a query as a word of its own.
+fn mentions(query: &str, name: &str) -> bool {
+    let (query, name) = (query.to_ascii_lowercase(), name.to_ascii_lowercase());
+    let part = |c: char| c.is_alphanumeric() || c == '_';
+    query
+        .match_indices(&name)
+        .any(|(at, _)| !query[..at].ends_with(part) && !query[at + name.len()..].starts_with(part))
+}

@@ -1,0 +1,242 @@
+//! The settings of a Pipeline: durations within their bounds, and values that need each other.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::complaint::Reason;
+use crate::duration::{DURATION_MAX, DurationText};
+use crate::pipeline::{DeliveryGuarantee, Durability, OnNodeLoss, PipelineSpec, SynchronousMode};
+use crate::plan::{Admin, Delivery, Dlq, Guarantee, Place, Retention, Storage, Synchronous};
+use crate::quantity::Bytes;
+use crate::replication::SCHEMES;
+use crate::validate::Complaints;
+use crate::validate::read::PipelineDocument;
+
+/// The parts of a plan that come from the Pipeline alone.
+pub(crate) struct Settings {
+    pub(crate) storage: Storage,
+    pub(crate) retention: Retention,
+    pub(crate) delivery: Delivery,
+    pub(crate) admin: Admin,
+}
+
+/// The rows of topics carry whole seconds.
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Checks the settings and parses them.
+pub(crate) fn plan(pipeline: &PipelineDocument, complaints: &mut Complaints) -> Settings {
+    let spec = &pipeline.spec;
+    let place = Place { document: pipeline.document, path: "spec".to_owned() };
+    let mut scope = Scope { place: &place, complaints };
+    if spec.replicas > 1 {
+        let message = format!(
+            "got {}, allowed 0 or 1: one pod holds all shards; give it more cores by resources",
+            spec.replicas
+        );
+        scope.error("replicas", Reason::OutOfRange, message);
+    }
+    replication(spec, &mut scope);
+    Settings {
+        storage: storage(spec, &mut scope),
+        retention: retention(spec, &mut scope),
+        delivery: delivery(spec, &mut scope),
+        admin: Admin { addr: spec.admin.addr.clone() },
+    }
+}
+
+fn storage(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Storage {
+    let storage = &spec.storage;
+    if let Some(reshard) = &storage.reshard
+        && reshard.from_shard_count == reshard.to_shard_count
+    {
+        let message = format!(
+            "from and to are both {}; write the number of shards that the data has and the one it is to have",
+            reshard.from_shard_count
+        );
+        scope.error("storage.reshard", Reason::Conflict, message);
+    }
+    Storage {
+        shard_count: storage.shard_count as usize,
+        data_dir: PathBuf::from(&storage.data_dir),
+        reader_pool_size: storage.reader_pool_size as usize,
+        batch_messages_max: storage.batch_size as usize,
+        flush_interval: scope.duration("storage.flushInterval", &storage.flush_interval, TINY, MINUTE),
+        synchronous: match storage.synchronous {
+            SynchronousMode::Normal => Synchronous::Normal,
+            SynchronousMode::Full => Synchronous::Full,
+        },
+    }
+}
+
+fn retention(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Retention {
+    let retention = &spec.retention;
+    Retention {
+        duration: scope.duration("retention.duration", &retention.duration, SECOND, DURATION_MAX),
+        clean_interval: scope.duration("retention.cleanInterval", &retention.clean_interval, TENTH, DAY),
+        emit_expiry: retention.emit_expiry,
+        tombstone_duration: scope.duration(
+            "retention.tombstoneDuration",
+            &retention.tombstone_duration,
+            SECOND,
+            DURATION_MAX,
+        ),
+    }
+}
+
+fn delivery(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Delivery {
+    let delivery = &spec.delivery;
+    let dlq = &delivery.dlq;
+    let retry_interval =
+        scope.duration("delivery.dlq.retryInterval", &dlq.retry_interval, TINY, DURATION_MAX);
+    let backoff_max = scope.duration("delivery.dlq.maxBackoff", &dlq.max_backoff, TINY, DURATION_MAX);
+    if backoff_max < retry_interval && !backoff_max.is_zero() {
+        let message = format!(
+            "got {:?}, shorter than retryInterval {:?}; write at least as long a time",
+            dlq.max_backoff.0, dlq.retry_interval.0
+        );
+        scope.error("delivery.dlq.maxBackoff", Reason::Conflict, message);
+    }
+    Delivery {
+        guarantee: match delivery.guarantee {
+            DeliveryGuarantee::BestEffort => Guarantee::BestEffort,
+            DeliveryGuarantee::AtLeastOnce => Guarantee::AtLeastOnce,
+        },
+        replay_window: scope.duration("delivery.replayWindow", &delivery.replay_window, SECOND, DURATION_MAX),
+        outbox_bytes_max: scope.bytes(
+            "delivery.outboxMaxBytes",
+            &delivery.outbox_max_bytes,
+            OUTBOX_BYTES_LEAST,
+        ),
+        circuit_failures: delivery.circuit_failures,
+        dlq: Dlq {
+            path: dlq.path.as_ref().map(PathBuf::from),
+            retry_interval,
+            retries_max: (dlq.max_retries > 0).then_some(dlq.max_retries),
+            backoff_multiplier: dlq.backoff_multiplier,
+            backoff_max,
+            ttl: scope.duration("delivery.dlq.ttl", &dlq.ttl, SECOND, DURATION_MAX),
+            bytes_max: u64::from(dlq.max_size_mb) << 20,
+            cleanup_interval: scope.duration(
+                "delivery.dlq.cleanupInterval",
+                &dlq.cleanup_interval,
+                TENTH,
+                DURATION_MAX,
+            ),
+        },
+    }
+}
+
+fn replication(spec: &PipelineSpec, scope: &mut Scope<'_>) {
+    let replication = &spec.replication;
+    scope.duration("replication.syncInterval", &replication.sync_interval, TENTH, DAY);
+    scope.duration("replication.snapshotInterval", &replication.snapshot_interval, MINUTE, DURATION_MAX);
+    scope.duration("replication.retention", &replication.retention, MINUTE, DURATION_MAX);
+    for (field, url) in
+        [("replicaUrl", &replication.replica_url), ("restore.fromUrl", &replication.restore.from_url)]
+    {
+        if let Some(url) = url
+            && !SCHEMES.iter().any(|scheme| url.starts_with(scheme) && url.len() > scheme.len())
+        {
+            let message = format!("got {url:?}, allowed: s3://…, gcs://…, abs://…, sftp://… or file://…");
+            scope.error(&format!("replication.{field}"), Reason::InvalidValue, message);
+        }
+    }
+    if let Some(timestamp) = &replication.restore.timestamp
+        && timestamp.parse::<jiff::Timestamp>().is_err()
+    {
+        let message =
+            format!("got {timestamp:?}, write a time with its zone, such as \"2026-05-01T12:00:00Z\"");
+        scope.error("replication.restore.timestamp", Reason::InvalidValue, message);
+    }
+    if let Some(identity) = &replication.identity
+        && identity.split('/').any(|part| matches!(part, "" | "." | ".."))
+    {
+        let message = format!("got {identity:?}, which is no path; write for example \"production/orders\"");
+        scope.error("replication.identity", Reason::InvalidValue, message);
+    }
+    if replication.enabled {
+        if replication.replica_url.is_none() {
+            let message = "replication is enabled without a replicaUrl; add the place the copies go to, such as replicaUrl: s3://bucket/prefix";
+            scope.error("replication.enabled", Reason::Conflict, message);
+        }
+        return;
+    }
+    if spec.storage.ephemeral {
+        let message = "needs replication.enabled: true, else every restart loses the data";
+        scope.error("storage.ephemeral", Reason::Conflict, message);
+    }
+    if spec.storage.on_node_loss == OnNodeLoss::Replace {
+        let message = "Replace needs replication.enabled: true to restore from; else write Wait";
+        scope.error("storage.onNodeLoss", Reason::Conflict, message);
+    }
+    if spec.delivery.after == Durability::Replicated {
+        let message = "replicated needs replication.enabled: true; else write committed";
+        scope.error("delivery.after", Reason::Conflict, message);
+    }
+}
+
+/// The shortest duration there is.
+const TINY: Duration = Duration::from_nanos(1);
+const TENTH: Duration = Duration::from_millis(100);
+const MINUTE: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Below it the outbox would be compacted with every batch.
+const OUTBOX_BYTES_LEAST: u64 = 1 << 20;
+
+/// Where values are looked at, and what is said about them.
+pub(crate) struct Scope<'a> {
+    pub(crate) place: &'a Place,
+    pub(crate) complaints: &'a mut Complaints,
+}
+
+impl Scope<'_> {
+    pub(crate) fn error(&mut self, field: &str, reason: Reason, message: impl Into<String>) {
+        self.complaints.error(self.place, field, reason, message);
+    }
+
+    /// Parses a duration from `min` to `max`; zero, with a complaint, if it is not within them.
+    pub(crate) fn duration(
+        &mut self,
+        field: &str,
+        text: &DurationText,
+        min: Duration,
+        max: Duration,
+    ) -> Duration {
+        let message = match text.parse() {
+            Ok(duration) if duration >= min && duration <= max => return duration,
+            Ok(duration) if duration.is_zero() => format!("got {:?}, allowed only more than zero", text.0),
+            Ok(duration) if duration < min => format!("got {:?}, allowed at least {:?}", text.0, shown(min)),
+            Ok(_) => format!("got {:?}, allowed at most {:?}", text.0, shown(max)),
+            Err(message) => message,
+        };
+        self.error(field, Reason::InvalidDuration, message);
+        Duration::ZERO
+    }
+
+    /// Parses a positive duration.
+    pub(crate) fn positive(&mut self, field: &str, text: &DurationText) -> Duration {
+        self.duration(field, text, TINY, DURATION_MAX)
+    }
+
+    /// Parses an amount of bytes of at least `min`; zero, with a complaint, if it is less.
+    pub(crate) fn bytes(&mut self, field: &str, bytes: &Bytes, min: u64) -> u64 {
+        match bytes.parse() {
+            Ok(bytes) if bytes >= min => return bytes,
+            Ok(bytes) => {
+                self.error(field, Reason::OutOfRange, format!("got {bytes} bytes, allowed at least {min}"))
+            }
+            Err(message) => self.error(field, Reason::InvalidValue, message),
+        }
+        0
+    }
+}
+
+/// A bound as a user would write it.
+fn shown(duration: Duration) -> String {
+    match duration.as_secs() {
+        0 => format!("{}ms", duration.as_millis()),
+        seconds if seconds % 3600 == 0 => format!("{}h", seconds / 3600),
+        seconds if seconds % 60 == 0 => format!("{}m", seconds / 60),
+        seconds => format!("{seconds}s"),
+    }
+}

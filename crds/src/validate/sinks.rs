@@ -1,0 +1,115 @@
+//! Sinks: one kind each, and the joins they take.
+
+use crate::complaint::{Reason, near_or_allowed};
+use crate::kind::Kind;
+use crate::path;
+use crate::plan::{Join, Plan, Sink, SinkKind, SseSink};
+use crate::sink::{KINDS, SinkBody, SseSinkSpec};
+use crate::validate::read::{Contents, Named};
+use crate::validate::settings::Scope;
+use crate::validate::{Complaints, connections};
+
+/// Checks the sinks and resolves which joins each takes.
+pub(crate) fn plan(contents: &Contents, joins: &[Join], complaints: &mut Complaints) -> Vec<Sink> {
+    let mut known = contents.names(Kind::Join);
+    known.extend(contents.names(Kind::Window));
+    let mut sinks = Vec::new();
+    for named in &contents.sinks {
+        let mut scope = Scope { place: &named.place, complaints };
+        for (index, join) in
+            named.body.joins.iter().enumerate().filter(|(_, join)| !known.contains(&join.as_str()))
+        {
+            let hint = near_or_allowed(
+                join,
+                &known,
+                "; there is none, add one to spec.joins or as a Join of its own",
+            );
+            let message = format!("no join or window is called {join:?}{hint}");
+            scope.error(&path::item("joins", index), Reason::UnknownReference, message);
+        }
+        if let Some(kind) = kind(named, &mut scope) {
+            let taken = joins.iter().filter(|join| join.sinks.contains(&named.name));
+            let joins = taken.map(|join| join.name.clone()).collect();
+            sinks.push(Sink { name: named.name.clone(), place: named.place.clone(), kind, joins });
+        }
+    }
+    sinks
+}
+
+fn kind(named: &Named<SinkBody>, scope: &mut Scope<'_>) -> Option<SinkKind> {
+    let SinkBody { sse, stdout, http, kafka, sqlite, .. } = &named.body;
+    let written = [sse.is_some(), stdout.is_some(), http.is_some(), kafka.is_some(), sqlite.is_some()];
+    let written: Vec<&str> =
+        KINDS.into_iter().zip(written).filter(|(_, there)| *there).map(|(kind, _)| kind).collect();
+    match written.len() {
+        0 => {
+            let message =
+                "says nowhere to deliver to; add exactly one of sse, stdout, http, kafka and sqlite";
+            scope.error("", Reason::NotExactlyOne, message);
+        }
+        1 => {}
+        _ => {
+            let message =
+                format!("got {}; a sink has exactly one, make others of the rest", written.join(" and "));
+            scope.error("", Reason::NotExactlyOne, message);
+        }
+    }
+    if let Some(http) = http {
+        connections::http_sink(http, scope);
+    }
+    if let Some(kafka) = kafka {
+        connections::kafka_sink(kafka, scope);
+    }
+    let sse = sse.as_ref().map(|sse| sse_sink(sse, scope));
+    match (sse, stdout, written.first()) {
+        (Some(sse), _, _) => Some(SinkKind::Sse(sse)),
+        (_, Some(_), _) => Some(SinkKind::Stdout),
+        (_, _, Some(kind)) => Some(SinkKind::Unsupported(kind)),
+        _ => None,
+    }
+}
+
+fn sse_sink(sse: &SseSinkSpec, scope: &mut Scope<'_>) -> SseSink {
+    for (index, origin) in sse.cors_origins.iter().enumerate() {
+        let at = path::item("sse.corsOrigins", index);
+        if origin == "*" && sse.cors_origins.len() > 1 {
+            scope.error(
+                &at,
+                Reason::Conflict,
+                "\"*\" is any origin; write it alone, or the origins without it",
+            );
+        } else if origin != "*" && !is_origin(origin) {
+            let message = format!(
+                "got {origin:?}, write scheme and host as a browser sends them, such as \"https://app.example.com\""
+            );
+            scope.error(&at, Reason::InvalidValue, message);
+        }
+    }
+    SseSink {
+        addr: sse.addr.clone(),
+        cors_origins: sse.cors_origins.clone(),
+        heartbeat_interval: scope.positive("sse.heartbeatInterval", &sse.heartbeat_interval),
+        clients_max: sse.max_clients,
+    }
+}
+
+/// Whether a text is an origin as browsers send it: scheme, host and perhaps a port, nothing behind.
+fn is_origin(text: &str) -> bool {
+    text.split_once("://").is_some_and(|(scheme, host)| {
+        !scheme.is_empty()
+            && !host.is_empty()
+            && scheme.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.".contains(&b))
+            && host.bytes().all(|b| b.is_ascii_graphic() && !b"/?#,".contains(&b))
+    })
+}
+
+/// Warns of sinks that take nothing.
+pub(crate) fn unused(plan: &Plan, windows_take: &[String], complaints: &mut Complaints) {
+    for sink in plan.sinks.iter().filter(|sink| sink.joins.is_empty() && !windows_take.contains(&sink.name)) {
+        let message = format!(
+            "the sink {:?} takes no join; add joins: [<a join's name>], or its name to a join's sinks",
+            sink.name
+        );
+        complaints.warning(&sink.place, "", Reason::Unused, message);
+    }
+}

@@ -1,0 +1,181 @@
+//! Sources: one kind each, and what each kind needs.
+
+use crate::complaint::Reason;
+use crate::names::topic_trouble;
+use crate::path;
+use crate::pipeline::Durability;
+use crate::plan::{FileFormat, FileSource, HttpSource, Source, SourceKind};
+use crate::source::kafka::KafkaSourceSpec;
+use crate::source::{FileSourceFormat, FileSourceSpec, HttpSourceSpec, KINDS, SourceBody};
+use crate::validate::read::{Contents, Named};
+use crate::validate::settings::Scope;
+use crate::validate::{Complaints, connections};
+
+/// The smallest limit of a body: below it no message fits.
+const BODY_BYTES_LEAST: u64 = 64;
+
+/// Checks the sources and parses them.
+pub(crate) fn plan(contents: &Contents, complaints: &mut Complaints) -> Vec<Source> {
+    let replicated = contents.pipeline.as_ref().is_none_or(|pipeline| pipeline.spec.replication.enabled);
+    let mut stdin: Option<&str> = None;
+    let mut sources = Vec::new();
+    for named in &contents.sources {
+        let mut scope = Scope { place: &named.place, complaints };
+        if named.body.ack == Durability::Replicated && !replicated {
+            let message = "replicated needs replication.enabled: true in the Pipeline; else write committed";
+            scope.error("ack", Reason::Conflict, message);
+        }
+        if named.body.file.as_ref().is_some_and(|file| file.path == "-") {
+            if let Some(other) = stdin {
+                let message = format!(
+                    "sources {other:?} and {:?} both read standard input; give one a file",
+                    named.name
+                );
+                scope.error("file.path", Reason::Conflict, message);
+            }
+            stdin = Some(&named.name);
+        }
+        if let Some(kind) = kind(named, &mut scope) {
+            sources.push(Source { name: named.name.clone(), place: named.place.clone(), kind });
+        }
+    }
+    sources
+}
+
+fn kind(named: &Named<SourceBody>, scope: &mut Scope<'_>) -> Option<SourceKind> {
+    let SourceBody { http, file, api, kafka, topic, .. } = &named.body;
+    let written = [http.is_some(), file.is_some(), api.is_some(), kafka.is_some()];
+    let written: Vec<&str> =
+        KINDS.into_iter().zip(written).filter(|(_, there)| *there).map(|(kind, _)| kind).collect();
+    match written.len() {
+        0 => {
+            let message = "says nothing to read; add exactly one of http, file, api and kafka";
+            scope.error("", Reason::NotExactlyOne, message);
+        }
+        1 => {}
+        _ => {
+            let message =
+                format!("got {}; a source has exactly one, make others of the rest", written.join(" and "));
+            scope.error("", Reason::NotExactlyOne, message);
+        }
+    }
+    if topic.is_some() && (http.is_some() || file.is_some()) {
+        let instead = if http.is_some() { "http.topics" } else { "file.topic" };
+        let message = format!("topic belongs to api and kafka sources; write {instead} instead");
+        scope.error("topic", Reason::Conflict, message);
+    }
+    if let Some(api) = api {
+        if topic.is_none() {
+            scope.error(
+                "topic",
+                Reason::Conflict,
+                "an api source needs a topic to fill; add topic beside api",
+            );
+        }
+        connections::api_source(api, scope);
+    }
+    if let Some(kafka) = kafka {
+        kafka_topics(kafka, topic.is_some(), scope);
+        connections::kafka_source(kafka, scope);
+    }
+    let file = file.as_ref().map(|file| file_source(file, scope));
+    let http = http.as_ref().map(|http| http_source(http, scope));
+    match (http, file, written.first()) {
+        (Some(http), _, _) => Some(SourceKind::Http(http)),
+        (_, Some(file), _) => file.map(SourceKind::File),
+        (_, _, Some(kind)) => Some(SourceKind::Unsupported(kind)),
+        _ => None,
+    }
+}
+
+fn http_source(http: &HttpSourceSpec, scope: &mut Scope<'_>) -> HttpSource {
+    HttpSource {
+        addr: http.addr.clone(),
+        topics: http.topics.clone(),
+        body_bytes_max: scope.bytes("http.maxBodyBytes", &http.max_body_bytes, BODY_BYTES_LEAST),
+    }
+}
+
+/// Checks a file source; `None`, with a complaint, if its format is unknown.
+fn file_source(file: &FileSourceSpec, scope: &mut Scope<'_>) -> Option<FileSource> {
+    let by_ending =
+        [(".csv", FileFormat::Csv), (".ndjson", FileFormat::Ndjson), (".jsonl", FileFormat::Ndjson)]
+            .into_iter()
+            .find(|(ending, _)| file.path.ends_with(ending))
+            .map(|(_, format)| format);
+    let format = match file.format {
+        Some(FileSourceFormat::Csv) => Some(FileFormat::Csv),
+        Some(FileSourceFormat::Ndjson) => Some(FileFormat::Ndjson),
+        None => by_ending,
+    };
+    let has_keys = !file.key_columns.is_empty();
+    match &file.topic {
+        Some(_) if !has_keys => {
+            let message =
+                "topic needs keyColumns; add the columns whose values are the key, such as keyColumns: [id]";
+            scope.error("file.keyColumns", Reason::Conflict, message);
+        }
+        None if format == Some(FileFormat::Csv) => {
+            let message = "a csv file needs topic and keyColumns; its lines carry neither topic nor key";
+            scope.error("file.topic", Reason::Conflict, message);
+        }
+        None if has_keys => {
+            let message = "keyColumns needs topic; without it each line brings its own topic and key";
+            scope.error("file.keyColumns", Reason::Conflict, message);
+        }
+        _ => {}
+    }
+    for (index, column) in file.key_columns.iter().enumerate() {
+        if file.key_columns[..index].contains(column) {
+            let message = format!("got column {column:?} twice; remove one");
+            scope.error(&path::item("file.keyColumns", index), Reason::DuplicateName, message);
+        }
+    }
+    let Some(format) = format else {
+        let message = match file.path.as_str() {
+            "-" => "standard input has no ending that says its format; add format: csv or format: ndjson"
+                .to_owned(),
+            path => format!(
+                "the ending of {path:?} says no format (.csv, .ndjson, .jsonl); add format: csv or format: ndjson"
+            ),
+        };
+        scope.error("file.format", Reason::Conflict, message);
+        return None;
+    };
+    Some(FileSource {
+        path: file.path.clone(),
+        format,
+        topic: file.topic.clone(),
+        key_columns: file.key_columns.clone(),
+        null_values: file.null_values.clone(),
+        rows_per_second_max: file.rate,
+        follow: file.follow,
+    })
+}
+
+/// That every Kafka topic leads to a topic that can be a table.
+fn kafka_topics(kafka: &KafkaSourceSpec, one_topic: bool, scope: &mut Scope<'_>) {
+    if one_topic && !kafka.topic_names.is_empty() {
+        let message = "topic sends all records to one topic; remove topic or topicNames";
+        scope.error("kafka.topicNames", Reason::Conflict, message);
+    }
+    for (kafka_topic, topic) in &kafka.topic_names {
+        if let Some(message) = topic_trouble(topic) {
+            scope.error(&path::field("kafka.topicNames", kafka_topic), Reason::InvalidName, message);
+        }
+    }
+    if one_topic {
+        return;
+    }
+    for (index, kafka_topic) in kafka.topics.iter().enumerate().filter(|(_, topic)| !topic.starts_with('^')) {
+        if !kafka.topic_names.contains_key(kafka_topic) && topic_trouble(kafka_topic).is_some() {
+            let plain: String =
+                kafka_topic.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+            let message = format!(
+                "the Kafka topic {kafka_topic:?} cannot be a table of that name; add topicNames: {{{kafka_topic}: {}}}",
+                plain.trim_matches('_')
+            );
+            scope.error(&path::item("kafka.topics", index), Reason::InvalidName, message);
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! `Window`: a SELECT over the messages of one topic in one stretch of time.
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::defaults;
+use crate::duration::DurationText;
+use crate::names::{NAME_PATTERN, TOPIC_PATTERN};
+use crate::pipeline::PipelineRef;
+use crate::status::ChildStatus;
+
+/// A window that stands alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, CustomResource, JsonSchema)]
+#[kube(
+    group = "litejoin.io",
+    version = "v1alpha1",
+    kind = "Window",
+    plural = "windows",
+    shortname = "ljw",
+    category = "litejoin",
+    namespaced,
+    status = "ChildStatus",
+    derive = "PartialEq",
+    selectable = ".spec.pipelineRef.name",
+    doc = "A SELECT over the messages of one topic in one stretch of time: tumbling, sliding or session.",
+    printcolumn(name = "Pipeline", type_ = "string", json_path = ".spec.pipelineRef.name"),
+    printcolumn(name = "Type", type_ = "string", json_path = ".spec.type"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason"
+    ),
+    printcolumn(
+        name = "Programmed",
+        type_ = "string",
+        priority = 1,
+        json_path = ".status.conditions[?(@.type=='Programmed')].status"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct WindowSpec {
+    /// The Pipeline it belongs to.
+    pub pipeline_ref: PipelineRef,
+    /// What is aggregated, and over which time.
+    #[serde(flatten)]
+    pub window: WindowBody,
+}
+
+/// A window inside a Pipeline.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InlineWindow {
+    /// Its name, unique among topics, joins and windows of the pipeline; queries read it by this name.
+    #[schemars(regex(pattern = NAME_PATTERN), length(max = 63))]
+    pub name: String,
+    /// What is aggregated, and over which time.
+    #[serde(flatten)]
+    pub window: WindowBody,
+}
+
+/// What is aggregated, and over which time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::crd::rules::window_body()))]
+pub struct WindowBody {
+    /// How time is cut: `tumbling` (one after another, needs `size`), `sliding` (overlapping, needs `size` and
+    /// `slide`), `session` (until nothing comes for a while, needs `gap`).
+    #[serde(rename = "type")]
+    pub kind: WindowKind,
+    /// Topic whose messages are aggregated.
+    #[schemars(regex(pattern = TOPIC_PATTERN), length(max = 63))]
+    pub topic: String,
+    /// One SELECT over that topic; it sees the messages of one window.
+    #[schemars(length(min = 1, max = 65536))]
+    pub query: String,
+    /// Length of a tumbling or sliding window, in whole seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<DurationText>,
+    /// Time from the start of a sliding window to the start of the next, in whole seconds, at most `size`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slide: Option<DurationText>,
+    /// Time without a message that ends a session, in whole seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gap: Option<DurationText>,
+    /// Output column whose value, with the window, is the key of a result; the window alone where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub key_column: Option<String>,
+    /// When results are sent: when the window is `final`, or on every `update` too.
+    #[serde(default)]
+    pub emit: WindowEmit,
+    /// Time that the payload carries; without it the time of arrival counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub event_time: Option<EventTime>,
+    /// Sinks that take its results; a sink may name the window instead.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 63)), extend("x-kubernetes-list-type" = "set"))]
+    pub sinks: Vec<String>,
+}
+
+/// How time is cut into windows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WindowKind {
+    /// One after another.
+    Tumbling,
+    /// Overlapping.
+    Sliding,
+    /// Until nothing comes for a while.
+    Session,
+}
+
+/// When the results of a window are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WindowEmit {
+    /// Once, when no more messages are taken.
+    #[default]
+    Final,
+    /// Whenever they change.
+    Update,
+}
+
+/// Time that the payload carries.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EventTime {
+    /// SQLite JSON path of the time in the payload, such as `$.created_at`: epoch seconds or an RFC 3339 text.
+    #[schemars(length(min = 1, max = 512))]
+    pub path: String,
+    /// How far the watermark stays behind the newest time seen.
+    #[serde(default = "default_watermark_delay")]
+    pub watermark_delay: DurationText,
+    /// Time without a message after which the clock moves the watermark on; never where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<DurationText>,
+    /// How long a window takes messages after the watermark has passed its end; later ones are dead letters.
+    #[serde(default = "default_allowed_lateness")]
+    pub allowed_lateness: DurationText,
+}
+
+fn default_watermark_delay() -> DurationText {
+    defaults::WINDOW_WATERMARK_DELAY.into()
+}
+
+fn default_allowed_lateness() -> DurationText {
+    defaults::WINDOW_ALLOWED_LATENESS.into()
+}
