@@ -14,6 +14,6 @@ pub(crate) mod outbox;
 pub(crate) mod reader;
 pub(crate) mod store;
 
-pub(crate) use event::{Event, Op, Position};
+pub(crate) use event::Position;
 pub(crate) use reader::Reader;
 pub(crate) use store::Results;

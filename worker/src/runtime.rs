@@ -23,7 +23,7 @@ use crate::join::CheckedJoin;
 use crate::listen::{ListenError, listen};
 use crate::results::event::{Envelope, JoinId};
 use crate::results::outbox::Keep;
-use crate::results::{Position, Reader, Results};
+use crate::results::{Reader, Results};
 use crate::sink::sse::{self, SseState};
 use crate::sink::stdout::Stdout;
 use crate::source::file::{self, FileReader};

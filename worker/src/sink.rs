@@ -29,7 +29,7 @@ pub(crate) enum Outcome {
 pub(crate) type Outcomes<'a> = Pin<Box<dyn Future<Output = Vec<Outcome>> + Send + 'a>>;
 
 /// A sink that results are written to.
-pub(crate) trait Sink: Send {
+pub(crate) trait Sink: Send + Sync {
     /// Delivers results in their order and says what became of each. A call may be given up at any await; what
     /// was not answered for is delivered again.
     fn deliver<'a>(&'a mut self, results: &'a [Delivery]) -> Outcomes<'a>;

@@ -242,7 +242,7 @@ impl<'a> Workbench<'a> {
 
     /// Prepares the query under the authorizer and gives its columns, or what is wrong with a query that SQLite
     /// takes and we don't.
-    fn prepare(&self, query: &str) -> Result<Result<Vec<String>, String>, rusqlite::Error> {
+    fn prepare(&mut self, query: &str) -> Result<Result<Vec<String>, String>, rusqlite::Error> {
         let seen = Arc::clone(&self.seen);
         let authorize = move |context: AuthContext<'_>| {
             authorize(&mut seen.lock().unwrap_or_else(PoisonError::into_inner), &context)

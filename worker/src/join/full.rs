@@ -72,11 +72,6 @@ impl Full {
         outcome
     }
 
-    /// Lets a query be stopped from another thread, at a planned stop.
-    pub(crate) fn interrupt_handle(&self) -> rusqlite::InterruptHandle {
-        self.connection.get_interrupt_handle()
-    }
-
     /// Runs the query and puts its rows, by key, into `_fresh`.
     fn run(&self, join: &CheckedJoin) -> Result<(), FullError> {
         let failed = |error: rusqlite::Error| FullError::Query { message: message_of(&error) };

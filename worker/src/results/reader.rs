@@ -39,11 +39,6 @@ impl Reader {
         Ok(Self { path: path.to_owned(), free: Mutex::new(free), returned: Condvar::new() })
     }
 
-    /// The last epoch that was applied.
-    pub(crate) fn epoch_applied(&self) -> Result<u64, SqliteError> {
-        self.doing("read the epoch", |connection| Ok(meta(connection, "epoch_applied")?.unwrap_or(0)))
-    }
-
     /// Everything at or before this place may be gone from the outbox.
     pub(crate) fn horizon(&self) -> Result<Position, SqliteError> {
         self.doing("read the outbox", read_horizon)

@@ -95,18 +95,6 @@ impl ShardReader {
         Ok(())
     }
 
-    /// Whether `_chg` still holds every entry after `seq`.
-    pub(crate) fn reaches_back_to(&self, seq: i64) -> Result<bool, SqliteError> {
-        self.doing("read the change log", |connection| {
-            connection.query_row(
-                "SELECT ?1 >= (SELECT ifnull(max(seq), 0) FROM sqlite_sequence WHERE name = '_chg')
-                     OR EXISTS (SELECT 1 FROM _chg WHERE seq = ?1 + 1)",
-                [seq],
-                |row| row.get(0),
-            )
-        })
-    }
-
     /// Calls `each` for every row of a topic, in no order.
     pub(crate) fn rows<E: From<SqliteError>>(
         &self,
@@ -173,16 +161,6 @@ impl ShardReader {
             Ok(())
         })?;
         Ok((keys, oldest_kept))
-    }
-
-    /// Number of rows in a topic.
-    pub(crate) fn count(&self, topic_name: &str) -> Result<u64, SqliteError> {
-        let mut count = 0;
-        self.rows::<SqliteError>(topic_name, |_| {
-            count += 1;
-            Ok(())
-        })?;
-        Ok(count)
     }
 
     fn doing<T>(&self, what: &str, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, SqliteError> {

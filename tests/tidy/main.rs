@@ -1,0 +1,15 @@
+//! What a reader may count on in every file of this repository, checked by plain `cargo test`.
+//! A file for each subject; each test lists all its complaints at once: where, what, and what to do.
+
+mod arrows;
+mod formatting;
+mod modules;
+mod source;
+mod tree;
+mod words;
+
+/// Fails with all complaints, one a line; passes when there are none.
+#[track_caller]
+fn assert_none(complaints: &[String]) {
+    assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
+}
