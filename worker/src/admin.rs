@@ -28,7 +28,8 @@ async fn readyz(State(status): State<Arc<Status>>) -> Response {
     if status.ready.load(Ordering::Relaxed) {
         axum::Json(json!({"status": "ready"})).into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, axum::Json(json!({"status": "starting or stopping"}))).into_response()
+        (StatusCode::SERVICE_UNAVAILABLE, axum::Json(json!({"status": "starting or stopping"})))
+            .into_response()
     }
 }
 

@@ -50,7 +50,9 @@ pub(crate) enum Command {
     /// Data goes to storage.dataDir (./data unless the manifest says otherwise), below the working directory.
     /// Ctrl-C stops in order: sources, what is on its way, sinks. Nothing that was acknowledged is ever lost, not
     /// even by kill -9.
-    #[command(after_help = "Exit codes: 0 stopped as asked, 1 could not start, 2 the manifests are wrong, 130 a second ctrl-C")]
+    #[command(
+        after_help = "Exit codes: 0 stopped as asked, 1 could not start, 2 the manifests are wrong, 130 a second ctrl-C"
+    )]
     Run(Run),
     /// Check manifests and say everything that is wrong with them, with file and line
     #[command(after_help = "Exit codes: 0 fine, 2 wrong")]
@@ -58,9 +60,7 @@ pub(crate) enum Command {
     /// Print a completion script for your shell
     ///
     /// For example: litejoin completions bash > /etc/bash_completion.d/litejoin
-    Completions {
-        shell: clap_complete::Shell,
-    },
+    Completions { shell: clap_complete::Shell },
 }
 
 #[derive(Debug, Parser)]
@@ -87,7 +87,11 @@ pub(crate) struct Validate {
 
 /// Reads manifests and checks all there is to check without running anything. Gives the pipeline with warnings,
 /// or all complaints, each on a line of its own.
-pub(crate) fn load(files: &[PathBuf], data_dir: Option<PathBuf>, once: bool) -> Result<(Pipeline, String), String> {
+pub(crate) fn load(
+    files: &[PathBuf],
+    data_dir: Option<PathBuf>,
+    once: bool,
+) -> Result<(Pipeline, String), String> {
     let manifest = manifest::load(files)
         .map_err(|errors| errors.iter().map(|error| format!("{error}\n")).collect::<String>())?;
     let refused = unsupported(&manifest.documents);

@@ -146,7 +146,9 @@ impl Evaluator {
         }
         if work.ticked.elapsed() >= TICK && !work.quiet {
             work.ticked = Instant::now();
-            work.due.extend(self.joins.iter().enumerate().filter_map(|(index, join)| join.reads_clock.then_some(index)));
+            work.due.extend(
+                self.joins.iter().enumerate().filter_map(|(index, join)| join.reads_clock.then_some(index)),
+            );
         }
         if pending.is_none() && work.due.is_empty() {
             return Ok(false);
@@ -171,7 +173,8 @@ impl Evaluator {
                 for topic in &read {
                     shard.rows::<EpochError>(topic, |row| {
                         rows += 1;
-                        let image = TopicImage { payload: row.payload, timestamp: row.timestamp, change: row.change };
+                        let image =
+                            TopicImage { payload: row.payload, timestamp: row.timestamp, change: row.change };
                         engine.absorb(topic, row.key, Some(image))?;
                         Ok(())
                     })?;
@@ -185,7 +188,8 @@ impl Evaluator {
             .iter()
             .enumerate()
             .filter(|(index, progress)| {
-                let current = progress.applied.iter().zip(&absorbed).all(|(applied, now)| *applied == Some(*now));
+                let current =
+                    progress.applied.iter().zip(&absorbed).all(|(applied, now)| *applied == Some(*now));
                 progress.stale || !current || self.joins[*index].reads_clock
             })
             .map(|(index, _)| index)
@@ -278,7 +282,9 @@ impl Evaluator {
                 });
                 let status = self.status.join(&join.name);
                 status.evaluations.add(1);
-                status.evaluation_microseconds.add(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX));
+                status
+                    .evaluation_microseconds
+                    .add(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX));
                 match outcome {
                     Ok(()) => {
                         status.error.clear();
@@ -286,17 +292,29 @@ impl Evaluator {
                     Err(EpochError::Full(FullError::Query { message })) => {
                         failed.insert(*index);
                         if status.error.set(&message) {
-                            warn!(join = join.name, error = message, "the join's query failed; its results stay as they were");
+                            warn!(
+                                join = join.name,
+                                error = message,
+                                "the join's query failed; its results stay as they were"
+                            );
                         }
                     }
                     Err(error) => return Err(error),
                 }
             }
-            if !news && failed.is_empty() && changed.iter().all(|changed| *changed == 0) && !self.is_any_behind(&seqs) {
+            if !news
+                && failed.is_empty()
+                && changed.iter().all(|changed| *changed == 0)
+                && !self.is_any_behind(&seqs)
+            {
                 return Err(EpochError::Unchanged);
             }
             for (index, progress) in self.progress.iter().enumerate() {
-                writer.applied(progress.id, &seqs, failed.contains(&index) || (progress.stale && !work.due.contains(&index)))?;
+                writer.applied(
+                    progress.id,
+                    &seqs,
+                    failed.contains(&index) || (progress.stale && !work.due.contains(&index)),
+                )?;
             }
             Ok(changed)
         })?;

@@ -48,7 +48,8 @@ fn main() -> ExitCode {
                     return ExitCode::from(EXIT_INVALID);
                 }
             };
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("tokio starts");
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("tokio starts");
             let outcome = runtime.block_on(async {
                 let (stop, stopped) = mpsc::channel(1);
                 tokio::spawn(watch_signals(stop));

@@ -109,7 +109,8 @@ mod tests {
 
     #[test]
     fn depth_counts_brackets_outside_strings() {
-        let cases = [("1", 0), ("{}", 1), (r#"{"a":[1,{"b":2}]}"#, 3), (r#"{"a":"[[[\"[["}"#, 1), ("[[],[]]", 2)];
+        let cases =
+            [("1", 0), ("{}", 1), (r#"{"a":[1,{"b":2}]}"#, 3), (r#"{"a":"[[[\"[["}"#, 1), ("[[],[]]", 2)];
         for (json, expected) in cases {
             assert_eq!(depth(json), expected, "{json}");
         }

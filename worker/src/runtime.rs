@@ -95,7 +95,8 @@ pub(crate) async fn run(pipeline: Pipeline, mut stop: mpsc::Receiver<()>) -> Res
     let Pipeline { plan, joins, source_paths, once } = pipeline;
     for source in &plan.sources {
         if let (SourceKind::File(spec), Some(path)) = (&source.kind, source_paths.get(&source.name)) {
-            file::check(path, spec).map_err(|problem| StartError::Source { name: source.name.clone(), problem })?;
+            file::check(path, spec)
+                .map_err(|problem| StartError::Source { name: source.name.clone(), problem })?;
         }
         let ends = matches!(&source.kind, SourceKind::File(spec) if !spec.follow);
         if once && !ends {
@@ -168,13 +169,15 @@ pub(crate) async fn run(pipeline: Pipeline, mut stop: mpsc::Receiver<()>) -> Res
 
     let mut sinks = JoinSet::new();
     let mut servers = JoinSet::new();
-    let Listeners { sources: mut source_listeners, sinks: mut sink_listeners, admin: admin_listener } = listeners;
+    let Listeners { sources: mut source_listeners, sinks: mut sink_listeners, admin: admin_listener } =
+        listeners;
     for sink in &plan.sinks {
         let counters = status.sink(&sink.name);
         let join_ids: Vec<JoinId> = sink.joins.iter().map(|name| ids[name]).collect();
         match &sink.kind {
             SinkKind::Sse(spec) => {
-                let (listener, local) = sink_listeners.remove(&sink.name).expect("every sse sink was given a listener");
+                let (listener, local) =
+                    sink_listeners.remove(&sink.name).expect("every sse sink was given a listener");
                 *counters.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(local.to_string());
                 info!(sink = sink.name, address = %local, "serving results: /subscribe, /snapshot");
                 let state = Arc::new(SseState {
@@ -182,7 +185,10 @@ pub(crate) async fn run(pipeline: Pipeline, mut stop: mpsc::Receiver<()>) -> Res
                     envelopes: Arc::clone(&envelopes),
                     lineage: store.results.lineage().to_owned(),
                     reader: Arc::clone(&store.reader),
-                    snapshot_reader: Arc::new(Reader::open(store.results.path(), SseState::SNAPSHOT_CONNECTIONS)?),
+                    snapshot_reader: Arc::new(Reader::open(
+                        store.results.path(),
+                        SseState::SNAPSHOT_CONNECTIONS,
+                    )?),
                     snapshots: SseState::snapshot_permits(),
                     applied: applied.clone(),
                     stopping: sink_stopping.clone(),
@@ -216,8 +222,17 @@ pub(crate) async fn run(pipeline: Pipeline, mut stop: mpsc::Receiver<()>) -> Res
     store.results.forget_other_sinks(&pushed)?;
 
     let mut upkeep = JoinSet::new();
-    upkeep.spawn(tidy_outbox(plan.clone(), Arc::clone(&store.results), Arc::clone(&status), source_stopping.clone()));
-    upkeep.spawn(clean_letters(plan.delivery.dlq.clone(), Arc::clone(&store.letters), source_stopping.clone()));
+    upkeep.spawn(tidy_outbox(
+        plan.clone(),
+        Arc::clone(&store.results),
+        Arc::clone(&status),
+        source_stopping.clone(),
+    ));
+    upkeep.spawn(clean_letters(
+        plan.delivery.dlq.clone(),
+        Arc::clone(&store.letters),
+        source_stopping.clone(),
+    ));
     let cleaner = Cleaner::new(plan.retention.clone(), shard_paths, ingest.clone(), Arc::clone(&gate));
     upkeep.spawn(clean_topics(cleaner, plan.retention.clean_interval, source_stopping.clone()));
 
@@ -240,8 +255,10 @@ pub(crate) async fn run(pipeline: Pipeline, mut stop: mpsc::Receiver<()>) -> Res
                 serve(&mut sources, listener, http::router(state), source_stopping.clone());
             }
             SourceKind::File(spec) => {
-                let path = source_paths.get(&source.name).cloned().unwrap_or_else(|| PathBuf::from(&spec.path));
-                *counters.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(path.display().to_string());
+                let path =
+                    source_paths.get(&source.name).cloned().unwrap_or_else(|| PathBuf::from(&spec.path));
+                *counters.at.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some(path.display().to_string());
                 let prefix = format!("{}:", source.name);
                 let stored = offsets
                     .iter()
@@ -417,7 +434,12 @@ fn join(thread: JoinHandle<()>) {
     }
 }
 
-fn serve(tasks: &mut JoinSet<()>, listener: TcpListener, router: Router, mut stopping: watch::Receiver<bool>) {
+fn serve(
+    tasks: &mut JoinSet<()>,
+    listener: TcpListener,
+    router: Router,
+    mut stopping: watch::Receiver<bool>,
+) {
     tasks.spawn(async move {
         let stopped = async move {
             let _ = stopping.wait_for(|stopping| *stopping).await;
@@ -436,7 +458,12 @@ async fn tick(interval: Duration, stopping: &mut watch::Receiver<bool>) -> bool 
     }
 }
 
-async fn tidy_outbox(plan: Plan, results: Arc<Results>, status: Arc<Status>, mut stopping: watch::Receiver<bool>) {
+async fn tidy_outbox(
+    plan: Plan,
+    results: Arc<Results>,
+    status: Arc<Status>,
+    mut stopping: watch::Receiver<bool>,
+) {
     let has_pushed = plan.sinks.iter().any(|sink| is_pushed(&sink.kind));
     let must_get_all = has_pushed && plan.delivery.guarantee == Guarantee::AtLeastOnce;
     let window = i64::try_from(plan.delivery.replay_window.as_secs()).unwrap_or(i64::MAX);

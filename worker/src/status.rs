@@ -184,7 +184,9 @@ impl Status {
         if let Some(topic) = self.topics.read().unwrap_or_else(PoisonError::into_inner).get(name) {
             return Arc::clone(topic);
         }
-        Arc::clone(self.topics.write().unwrap_or_else(PoisonError::into_inner).entry(Arc::clone(name)).or_default())
+        Arc::clone(
+            self.topics.write().unwrap_or_else(PoisonError::into_inner).entry(Arc::clone(name)).or_default(),
+        )
     }
 
     /// Notes that a shard could not be written; returns whether this is news.

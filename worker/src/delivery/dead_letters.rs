@@ -75,13 +75,21 @@ pub(crate) struct Postmark {
 impl DeadLetters {
     pub(crate) fn open(path: &Path, synchronous: Synchronous) -> Result<Self, SqliteError> {
         let connection = sqlite::open_writer(path, synchronous)?;
-        connection.execute_batch(SCHEMA).map_err(|source| SqliteError::new(path, "make the tables", source))?;
+        connection
+            .execute_batch(SCHEMA)
+            .map_err(|source| SqliteError::new(path, "make the tables", source))?;
         Ok(Self { path: path.to_owned(), connection: Mutex::new(connection) })
     }
 
     /// Puts a letter in, or replaces the older one of its key. Putting the same one in again changes nothing
     /// but its postmark; an older one is ignored.
-    pub(crate) fn put(&self, sink: &str, letter: &Letter, mark: &Postmark, now: i64) -> Result<(), SqliteError> {
+    pub(crate) fn put(
+        &self,
+        sink: &str,
+        letter: &Letter,
+        mark: &Postmark,
+        now: i64,
+    ) -> Result<(), SqliteError> {
         self.doing("store a dead letter", |connection| {
             let event = &letter.event;
             connection
@@ -201,7 +209,8 @@ impl DeadLetters {
             let transaction = connection.transaction()?;
             let mut dropped = 0;
             for table in ["letters", "rejected"] {
-                dropped += transaction.execute(&format!("DELETE FROM {table} WHERE stored_at < ?1"), [before])?;
+                dropped +=
+                    transaction.execute(&format!("DELETE FROM {table} WHERE stored_at < ?1"), [before])?;
             }
             loop {
                 let page_bytes: u64 = transaction.query_row(

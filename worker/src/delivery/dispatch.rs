@@ -109,12 +109,16 @@ impl Dispatcher {
     /// over as it stands; results that change meanwhile follow from the outbox, in order.
     async fn begin(&mut self, circuit: &mut Circuit) -> Result<Position, SqliteError> {
         let name = self.name.clone();
-        let (cursor, known, end) =
-            self.read(move |reader| Ok((reader.cursor(&name)?, reader.subscriptions(&name)?, reader.end()?))).await?;
+        let (cursor, known, end) = self
+            .read(move |reader| Ok((reader.cursor(&name)?, reader.subscriptions(&name)?, reader.end()?)))
+            .await?;
         let mut start = cursor.unwrap_or(end);
         let horizon = self.read(Reader::horizon).await?;
         if start < horizon {
-            warn!(sink = self.name, "the outbox no longer reaches back to where the sink was; going on from its start");
+            warn!(
+                sink = self.name,
+                "the outbox no longer reaches back to where the sink was; going on from its start"
+            );
             start = horizon;
         }
         if cursor != Some(start) {
@@ -132,7 +136,12 @@ impl Dispatcher {
 
     /// Sends the present results of a join, but for those that changed after `up_to`: they follow from the outbox.
     /// Returns whether it came to the end before the worker stopped.
-    async fn hand_over(&mut self, join: JoinId, up_to: Position, circuit: &mut Circuit) -> Result<bool, SqliteError> {
+    async fn hand_over(
+        &mut self,
+        join: JoinId,
+        up_to: Position,
+        circuit: &mut Circuit,
+    ) -> Result<bool, SqliteError> {
         let mut after: Option<String> = None;
         loop {
             if *self.stopping.borrow() {
@@ -170,7 +179,10 @@ impl Dispatcher {
         let (after, joins) = (*cursor, self.joins.clone());
         let Some(page) = self.read(move |reader| reader.after(after, &joins, limit)).await? else {
             *cursor = self.read(Reader::horizon).await?;
-            warn!(sink = self.name, "the outbox no longer reaches back to where the sink was; going on from its start");
+            warn!(
+                sink = self.name,
+                "the outbox no longer reaches back to where the sink was; going on from its start"
+            );
             return Ok(Round::Again);
         };
         if page.up_to == *cursor {
@@ -194,7 +206,8 @@ impl Dispatcher {
         if due.is_empty() {
             return Ok(false);
         }
-        let deliveries: Vec<Delivery> = due.iter().filter_map(|letter| self.delivery_of_letter(letter)).collect();
+        let deliveries: Vec<Delivery> =
+            due.iter().filter_map(|letter| self.delivery_of_letter(letter)).collect();
         if deliveries.len() < due.len() {
             // Letters of joins that are gone: nobody can say how they were written out.
             for letter in due.iter().filter(|letter| self.delivery_of_letter(letter).is_none()) {
@@ -299,7 +312,13 @@ impl Dispatcher {
     }
 
     /// Puts a letter into the queue; `attempts` counts failed deliveries, 0 is due at once.
-    fn store_letter(&self, letter: &Letter, reason: String, attempts: u32, again: bool) -> Result<(), SqliteError> {
+    fn store_letter(
+        &self,
+        letter: &Letter,
+        reason: String,
+        attempts: u32,
+        again: bool,
+    ) -> Result<(), SqliteError> {
         let now = clock::epoch_seconds();
         let policy = &self.delivery.dlq;
         let given_up = policy.retries_max.is_some_and(|retries_max| attempts > retries_max);
@@ -324,7 +343,12 @@ impl Dispatcher {
 
     fn letter(&self, event: Event) -> Letter {
         let envelope = &self.envelopes[&event.join];
-        Letter { join_name: envelope.join_name.clone(), lineage: envelope.lineage.clone(), event, attempts: 0 }
+        Letter {
+            join_name: envelope.join_name.clone(),
+            lineage: envelope.lineage.clone(),
+            event,
+            attempts: 0,
+        }
     }
 
     fn delivery_of_letter(&self, letter: &Letter) -> Option<Delivery> {

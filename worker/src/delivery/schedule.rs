@@ -29,10 +29,19 @@ mod tests {
             bytes_max: 1,
             cleanup_interval: Duration::from_secs(1),
         };
-        for (attempt, jitter, seconds) in
-            [(0, 0.0, 30.0), (1, 0.0, 60.0), (3, 0.0, 240.0), (4, 0.0, 300.0), (4_000_000, 0.0, 300.0), (0, 1.0, 33.0)]
-        {
-            assert_eq!(retry_delay(&policy, attempt, jitter), Duration::from_secs_f64(seconds), "{attempt} {jitter}");
+        for (attempt, jitter, seconds) in [
+            (0, 0.0, 30.0),
+            (1, 0.0, 60.0),
+            (3, 0.0, 240.0),
+            (4, 0.0, 300.0),
+            (4_000_000, 0.0, 300.0),
+            (0, 1.0, 33.0),
+        ] {
+            assert_eq!(
+                retry_delay(&policy, attempt, jitter),
+                Duration::from_secs_f64(seconds),
+                "{attempt} {jitter}"
+            );
         }
     }
 }

@@ -133,8 +133,15 @@ struct Seen {
 const SCHEMA: &str = "lj_7f3c9b1e";
 
 /// Functions whose value does not follow from the topics.
-const UNREPEATABLE: [&str; 7] =
-    ["random", "randomblob", "changes", "total_changes", "last_insert_rowid", "load_extension", "sqlite_offset"];
+const UNREPEATABLE: [&str; 7] = [
+    "random",
+    "randomblob",
+    "changes",
+    "total_changes",
+    "last_insert_rowid",
+    "load_extension",
+    "sqlite_offset",
+];
 
 /// Functions that read the clock when they are asked for now.
 const CLOCK: [&str; 10] = [
@@ -186,39 +193,54 @@ impl<'a> Workbench<'a> {
                 Err(error) => self.explain(join, joins, &query, error)?,
             }
         };
-        let wrong = |field, message| Problem::Wrong(QueryError { place: join.place.clone(), field, line: 0, message });
+        let wrong = |field, message| {
+            Problem::Wrong(QueryError { place: join.place.clone(), field, line: 0, message })
+        };
         let (functions, tables) = {
             let seen = self.seen();
             (seen.functions.clone(), seen.tables.clone())
         };
         if let Some(function) = UNREPEATABLE.iter().find(|function| functions.contains(**function)) {
-            return Err(wrong("query", format!("{function}() gives another value each time; results must follow from the topics")));
+            return Err(wrong(
+                "query",
+                format!("{function}() gives another value each time; results must follow from the topics"),
+            ));
         }
         let columns = columns.map_err(|message| wrong("query", message))?;
         if let Some((first, second, name)) = twin(&columns) {
             return Err(wrong(
                 "query",
-                format!("columns {first} and {second} are both called {name:?}; give one another name with AS"),
+                format!(
+                    "columns {first} and {second} are both called {name:?}; give one another name with AS"
+                ),
             ));
         }
         let key_column = match &join.key_column {
             None => 0,
-            Some(name) => columns.iter().position(|column| column.eq_ignore_ascii_case(name)).ok_or_else(|| {
-                let hint = near(name, columns.iter().map(String::as_str));
-                wrong(
-                    "keyColumn",
-                    format!("the query yields no column {name:?}{hint}; its columns are {}", columns.join(", ")),
-                )
-            })?,
+            Some(name) => {
+                columns.iter().position(|column| column.eq_ignore_ascii_case(name)).ok_or_else(|| {
+                    let hint = near(name, columns.iter().map(String::as_str));
+                    wrong(
+                        "keyColumn",
+                        format!(
+                            "the query yields no column {name:?}{hint}; its columns are {}",
+                            columns.join(", ")
+                        ),
+                    )
+                })?
+            }
         };
 
         let mut topics = BTreeSet::new();
-        let mut reads_clock = functions.iter().any(|function| CLOCK.contains(&function.as_str())) && says_now(&query);
+        let mut reads_clock =
+            functions.iter().any(|function| CLOCK.contains(&function.as_str())) && says_now(&query);
         for table in &tables {
             if let Some((inner, clock)) = self.topics_of.get(table) {
                 topics.extend(inner.iter().cloned());
                 reads_clock |= clock;
-            } else if let Some(topic) = self.catalog.topics.iter().find(|topic| topic.eq_ignore_ascii_case(table)) {
+            } else if let Some(topic) =
+                self.catalog.topics.iter().find(|topic| topic.eq_ignore_ascii_case(table))
+            {
                 topics.insert(topic.clone());
             } else if !TABLE_FUNCTIONS.contains(&table.as_str()) {
                 topics.insert(table.clone());
@@ -258,7 +280,7 @@ impl<'a> Workbench<'a> {
             if statement.parameter_count() > 0 {
                 return Err("has parameters (?), and nothing to fill them with; write the values".to_owned());
             }
-            Ok(statement.column_names().into_iter().map(str::to_owned).collect())
+            Ok(statement.column_names().map(str::to_owned).collect())
         });
         self.connection.authorizer(None::<fn(AuthContext<'_>) -> Authorization>)?;
         outcome
@@ -273,9 +295,15 @@ impl<'a> Workbench<'a> {
         error: rusqlite::Error,
     ) -> Result<(), Problem> {
         let (message, offset) = short(&error);
-        let line = offset.map_or(0, |offset| query.bytes().take(offset).filter(|byte| *byte == b'\n').count());
+        let line =
+            offset.map_or(0, |offset| query.bytes().take(offset).filter(|byte| *byte == b'\n').count());
         let wrong = |message| {
-            Problem::Wrong(QueryError { place: join.place.clone(), field: "query", line: line + leading(&join.query), message })
+            Problem::Wrong(QueryError {
+                place: join.place.clone(),
+                field: "query",
+                line: line + leading(&join.query),
+                message,
+            })
         };
         if matches!(error, rusqlite::Error::MultipleStatement) {
             return Err(wrong("holds more than one statement; a join is one SELECT".to_owned()));
@@ -303,7 +331,12 @@ impl<'a> Workbench<'a> {
                 self.add_topic(name);
                 return Ok(());
             }
-            let known = self.catalog.topics.iter().map(String::as_str).chain(joins.iter().map(|join| join.name.as_str()));
+            let known = self
+                .catalog
+                .topics
+                .iter()
+                .map(String::as_str)
+                .chain(joins.iter().map(|join| join.name.as_str()));
             let hint = near(name, known.clone());
             let present: Vec<&str> = known.filter(|known| *known != join.name).collect();
             let present = if present.is_empty() { "there are none".to_owned() } else { present.join(", ") };
@@ -379,7 +412,9 @@ fn says_now(query: &str) -> bool {
     let dense: String = lower.chars().filter(|c| !c.is_whitespace()).collect();
     lower.contains("'now'")
         || lower.contains("current_")
-        || ["date()", "time()", "datetime()", "julianday()", "unixepoch()"].iter().any(|call| dense.contains(call))
+        || ["date()", "time()", "datetime()", "julianday()", "unixepoch()"]
+            .iter()
+            .any(|call| dense.contains(call))
 }
 
 fn is_topic_name(name: &str) -> bool {
@@ -395,7 +430,9 @@ fn mentions(query: &str, name: &str) -> bool {
 /// `; did you mean "…"?` for the nearest of `known`, or nothing.
 fn near<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> String {
     known
-        .map(|known| (strsim::damerau_levenshtein(&name.to_ascii_lowercase(), &known.to_ascii_lowercase()), known))
+        .map(|known| {
+            (strsim::damerau_levenshtein(&name.to_ascii_lowercase(), &known.to_ascii_lowercase()), known)
+        })
         .filter(|(distance, known)| *distance > 0 && *distance <= (known.len().max(3) / 3))
         .min()
         .map_or_else(String::new, |(_, known)| format!("; did you mean {known:?}?"))

@@ -63,7 +63,11 @@ mod tests {
     }
 
     fn rows(pairs: &[(&str, &str)]) -> std::vec::IntoIter<(String, String)> {
-        pairs.iter().map(|(key, rows)| ((*key).to_owned(), (*rows).to_owned())).collect::<Vec<_>>().into_iter()
+        pairs
+            .iter()
+            .map(|(key, rows)| ((*key).to_owned(), (*rows).to_owned()))
+            .collect::<Vec<_>>()
+            .into_iter()
     }
 
     #[test]
@@ -71,14 +75,10 @@ mod tests {
         let mut fresh = rows(&[("a", "[1]"), ("b", "[2]"), ("d", "[4,5]"), ("e", "[6]")]);
         let mut stored = Rows(rows(&[("b", "[3]"), ("c", "[1]"), ("d", "[5,4]")]));
         let mut seen = Vec::new();
-        diff::<rusqlite::Error>(
-            || Ok(fresh.next()),
-            &mut stored,
-            &mut |change| {
-                seen.push(format!("{} {} {}", change.op.as_str(), change.key, change.rows));
-                Ok(())
-            },
-        )
+        diff::<rusqlite::Error>(|| Ok(fresh.next()), &mut stored, &mut |change| {
+            seen.push(format!("{} {} {}", change.op.as_str(), change.key, change.rows));
+            Ok(())
+        })
         .expect("nothing fails");
         assert_eq!(seen, ["created a [1]", "updated b [2]", "deleted c []", "created e [6]"]);
     }

@@ -56,7 +56,9 @@ impl Full {
         for join in joins {
             make(&format!("CREATE VIEW {} AS {}\n", quoted(&join.name), join.query))?;
         }
-        make("CREATE TABLE _fresh (key TEXT NOT NULL, n INTEGER NOT NULL, row TEXT NOT NULL, PRIMARY KEY (key, n)) WITHOUT ROWID")?;
+        make(
+            "CREATE TABLE _fresh (key TEXT NOT NULL, n INTEGER NOT NULL, row TEXT NOT NULL, PRIMARY KEY (key, n)) WITHOUT ROWID",
+        )?;
         Ok(Self { connection, statements })
     }
 
@@ -101,10 +103,12 @@ impl Engine for Full {
         let Some((upsert, delete)) = self.statements.get(topic) else { return Ok(()) };
         let absorb = || -> rusqlite::Result<()> {
             match row {
-                Some(row) => self
-                    .connection
-                    .prepare_cached(upsert)?
-                    .execute(params![key, row.payload, row.timestamp, row.change])?,
+                Some(row) => self.connection.prepare_cached(upsert)?.execute(params![
+                    key,
+                    row.payload,
+                    row.timestamp,
+                    row.change
+                ])?,
                 None => self.connection.prepare_cached(delete)?.execute([key])?,
             };
             Ok(())
@@ -120,10 +124,14 @@ impl Engine for Full {
     ) -> Result<(), E> {
         self.connection.execute_batch("BEGIN").map_err(copy("fill"))?;
         let outcome = self.run(join);
-        self.connection.execute_batch(if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" }).map_err(copy("fill"))?;
+        self.connection
+            .execute_batch(if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" })
+            .map_err(copy("fill"))?;
         outcome?;
-        let mut statement =
-            self.connection.prepare_cached("SELECT key, row FROM _fresh ORDER BY key, n").map_err(copy("read"))?;
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT key, row FROM _fresh ORDER BY key, n")
+            .map_err(copy("read"))?;
         let mut rows = statement.query([]).map_err(copy("read"))?;
         let mut ahead: Option<(String, String)> = None;
         let fresh = || -> rusqlite::Result<Option<(String, String)>> {
@@ -134,7 +142,9 @@ impl Engine for Full {
             loop {
                 match (rows.next()?, &mut current) {
                     (None, _) => break,
-                    (Some(row), None) => current = Some((row.get(0)?, format!("[{}", row.get_ref(1)?.as_str()?))),
+                    (Some(row), None) => {
+                        current = Some((row.get(0)?, format!("[{}", row.get_ref(1)?.as_str()?)))
+                    }
                     (Some(row), Some((key, rows))) if row.get_ref(0)?.as_str()? == key.as_str() => {
                         rows.push(',');
                         rows.push_str(row.get_ref(1)?.as_str()?);
@@ -150,9 +160,11 @@ impl Engine for Full {
             }
             Ok(current)
         };
-        diff::diff::<Step<E>>(fresh, stored, &mut |change| emit(change).map_err(Step::Emit)).map_err(|step| match step {
-            Step::Read(error) => FullError::Stored(error).into(),
-            Step::Emit(error) => error,
+        diff::diff::<Step<E>>(fresh, stored, &mut |change| emit(change).map_err(Step::Emit)).map_err(|step| {
+            match step {
+                Step::Read(error) => FullError::Stored(error).into(),
+                Step::Emit(error) => error,
+            }
         })
     }
 }

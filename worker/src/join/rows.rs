@@ -17,8 +17,10 @@ pub(crate) struct Columns {
 
 impl Columns {
     pub(crate) fn new(names: &[String], key_column: usize) -> Self {
-        let labels =
-            names.iter().map(|name| format!("{}:", serde_json::to_string(name).expect("a string is JSON"))).collect();
+        let labels = names
+            .iter()
+            .map(|name| format!("{}:", serde_json::to_string(name).expect("a string is JSON")))
+            .collect();
         Self { labels, key_column }
     }
 
@@ -51,8 +53,12 @@ fn write_value(json: &mut String, value: ValueRef<'_>) {
         ValueRef::Integer(integer) => {
             let _ = write!(json, "{integer}");
         }
-        ValueRef::Real(real) if real.is_infinite() => json.push_str(if real > 0.0 { "9e999" } else { "-9e999" }),
-        ValueRef::Real(real) => json.push_str(&serde_json::to_string(&real).expect("a finite number is JSON")),
+        ValueRef::Real(real) if real.is_infinite() => {
+            json.push_str(if real > 0.0 { "9e999" } else { "-9e999" })
+        }
+        ValueRef::Real(real) => {
+            json.push_str(&serde_json::to_string(&real).expect("a finite number is JSON"))
+        }
         ValueRef::Text(text) => write_string(json, &String::from_utf8_lossy(text)),
         ValueRef::Blob(blob) => write_string(json, &STANDARD.encode(blob)),
     }

@@ -129,8 +129,11 @@ mod tests {
             rows: r#"[{"order_id":"o1"}]"#.to_owned(),
             timestamp: 1_700_000_000,
         };
-        let envelope =
-            Envelope { lineage: "abc".to_owned(), join_name: "enriched".to_owned(), result_key: Some("order".to_owned()) };
+        let envelope = Envelope {
+            lineage: "abc".to_owned(),
+            join_name: "enriched".to_owned(),
+            result_key: Some("order".to_owned()),
+        };
         assert_eq!(
             envelope.json(&event, true),
             r#"{"query":"enriched","key":"o1","order":"o1","rows":[{"order_id":"o1"}],"op":"updated","id":"abc.7.2","epoch":7,"timestamp":1700000000,"_replay":true}"#

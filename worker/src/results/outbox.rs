@@ -68,7 +68,8 @@ impl Results {
     /// Notes that a sink has been handed the present state of a join.
     pub(crate) fn subscribe(&self, sink: &str, join: JoinId) -> Result<(), SqliteError> {
         self.doing("store a subscription", |connection| {
-            connection.execute("INSERT OR IGNORE INTO subscriptions VALUES (?1, ?2)", params![sink, join.0])?;
+            connection
+                .execute("INSERT OR IGNORE INTO subscriptions VALUES (?1, ?2)", params![sink, join.0])?;
             Ok(())
         })
     }
@@ -174,7 +175,11 @@ impl Results {
 }
 
 /// Runs a DELETE that returns the bytes of keys and rows; gives the number of events and the new size.
-fn remove(connection: &Connection, sql: &str, parameters: impl rusqlite::Params) -> rusqlite::Result<(u64, u64)> {
+fn remove(
+    connection: &Connection,
+    sql: &str,
+    parameters: impl rusqlite::Params,
+) -> rusqlite::Result<(u64, u64)> {
     let (mut count, mut removed) = (0, 0);
     let mut statement = connection.prepare_cached(sql)?;
     let mut rows = statement.query(parameters)?;

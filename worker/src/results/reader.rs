@@ -107,7 +107,9 @@ impl Reader {
             let sql = "SELECT epoch, n, join_id, key, op, rows, timestamp FROM results WHERE join_id = ?1";
             for join in joins {
                 let (sql, keys) = match key {
-                    Some(key) => (format!("{sql} AND key IN (?2, ?3) ORDER BY key"), Some(key_spellings(key))),
+                    Some(key) => {
+                        (format!("{sql} AND key IN (?2, ?3) ORDER BY key"), Some(key_spellings(key)))
+                    }
                     None => (format!("{sql} ORDER BY key"), None),
                 };
                 let mut statement = transaction.prepare_cached(&sql).map_err(failed)?;
@@ -164,7 +166,8 @@ impl Reader {
     /// Joins whose present state the sink has been handed.
     pub(crate) fn subscriptions(&self, sink: &str) -> Result<Vec<JoinId>, SqliteError> {
         self.doing("read subscriptions", |connection| {
-            let mut statement = connection.prepare_cached("SELECT join_id FROM subscriptions WHERE sink = ?1")?;
+            let mut statement =
+                connection.prepare_cached("SELECT join_id FROM subscriptions WHERE sink = ?1")?;
             statement.query_map([sink], |row| Ok(JoinId(row.get(0)?)))?.collect()
         })
     }

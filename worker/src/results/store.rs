@@ -104,17 +104,25 @@ pub(crate) struct Committed {
 impl Results {
     /// Opens the file, making it if it is not there. `lineage` is the directory's; `false` comes back if the
     /// file belongs to another one (then nothing was touched).
-    pub(crate) fn open(path: &Path, synchronous: Synchronous, lineage: &str) -> Result<(Self, bool), SqliteError> {
+    pub(crate) fn open(
+        path: &Path,
+        synchronous: Synchronous,
+        lineage: &str,
+    ) -> Result<(Self, bool), SqliteError> {
         let connection = sqlite::open_writer(path, synchronous)?;
         let check = || -> rusqlite::Result<bool> {
             connection.execute_batch(SCHEMA)?;
             connection.execute("INSERT OR IGNORE INTO meta VALUES ('lineage', ?1)", [lineage])?;
             let stored: String =
-                connection.query_row("SELECT value FROM meta WHERE name = 'lineage'", [], |row| row.get(0))?;
+                connection
+                    .query_row("SELECT value FROM meta WHERE name = 'lineage'", [], |row| row.get(0))?;
             Ok(stored == lineage)
         };
         let same = check().map_err(|source| SqliteError::new(path, "read the results", source))?;
-        Ok((Self { path: path.to_owned(), connection: Mutex::new(connection), lineage: lineage.to_owned() }, same))
+        Ok((
+            Self { path: path.to_owned(), connection: Mutex::new(connection), lineage: lineage.to_owned() },
+            same,
+        ))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -138,7 +146,9 @@ impl Results {
     pub(crate) fn extend_reservation(&self, next_epoch: u64, reserved: &mut u64) -> Result<(), SqliteError> {
         if next_epoch + EPOCHS_RESERVED / 2 > *reserved {
             let wanted = next_epoch + EPOCHS_RESERVED;
-            self.doing("reserve epoch numbers", |connection| set_durably(connection, "epoch_reserved", wanted))?;
+            self.doing("reserve epoch numbers", |connection| {
+                set_durably(connection, "epoch_reserved", wanted)
+            })?;
             *reserved = wanted;
         }
         Ok(())
@@ -151,7 +161,11 @@ impl Results {
 
     /// Registers the joins of the pipeline by name and definition, forgets those that are gone, and says how far
     /// each has come. A join whose definition changed keeps its results, so that only differences are sent.
-    pub(crate) fn register(&self, joins: &[(&str, String)], shard_count: usize) -> Result<Vec<Progress>, SqliteError> {
+    pub(crate) fn register(
+        &self,
+        joins: &[(&str, String)],
+        shard_count: usize,
+    ) -> Result<Vec<Progress>, SqliteError> {
         self.doing("register the joins", |connection| {
             let transaction = connection.transaction()?;
             let names = serde_json::to_string(&joins.iter().map(|(name, _)| name).collect::<Vec<_>>())
@@ -165,7 +179,8 @@ impl Results {
                     [&names],
                 )?;
             }
-            transaction.execute("DELETE FROM joins WHERE name NOT IN (SELECT value FROM json_each(?1))", [&names])?;
+            transaction
+                .execute("DELETE FROM joins WHERE name NOT IN (SELECT value FROM json_each(?1))", [&names])?;
             let mut progress = Vec::with_capacity(joins.len());
             for (name, definition) in joins {
                 let stored: Option<(i64, String, bool)> = transaction
@@ -191,7 +206,8 @@ impl Results {
                     }
                 };
                 let mut applied = vec![None; shard_count];
-                let mut statement = transaction.prepare("SELECT shard, seq FROM applied WHERE join_id = ?1")?;
+                let mut statement =
+                    transaction.prepare("SELECT shard, seq FROM applied WHERE join_id = ?1")?;
                 let mut rows = statement.query([id])?;
                 while let Some(row) = rows.next()? {
                     if let Some(seq) = applied.get_mut(row.get::<_, usize>(0)?) {
@@ -323,7 +339,10 @@ impl EpochWriter<'_> {
 }
 
 /// Reads a value of `meta`.
-pub(super) fn meta<T: rusqlite::types::FromSql>(connection: &Connection, name: &str) -> rusqlite::Result<Option<T>> {
+pub(super) fn meta<T: rusqlite::types::FromSql>(
+    connection: &Connection,
+    name: &str,
+) -> rusqlite::Result<Option<T>> {
     connection
         .prepare_cached("SELECT value FROM meta WHERE name = ?1")?
         .query_row([name], |row| row.get(0))
@@ -331,11 +350,7 @@ pub(super) fn meta<T: rusqlite::types::FromSql>(connection: &Connection, name: &
 }
 
 /// Writes a value of `meta`.
-pub(super) fn set(
-    connection: &Connection,
-    name: &str,
-    value: impl rusqlite::ToSql,
-) -> rusqlite::Result<()> {
+pub(super) fn set(connection: &Connection, name: &str, value: impl rusqlite::ToSql) -> rusqlite::Result<()> {
     connection
         .prepare_cached("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value")?
         .execute(params![name, value])?;

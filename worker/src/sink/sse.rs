@@ -200,7 +200,10 @@ impl Feed {
             for event in &page.events {
                 let envelope = &self.state.envelopes[&event.join];
                 let id = ResultId { lineage: &self.state.lineage, position: event.position };
-                let sent = SseEvent::default().id(id.to_string()).event("join_result").data(envelope.json(event, false));
+                let sent = SseEvent::default()
+                    .id(id.to_string())
+                    .event("join_result")
+                    .data(envelope.json(event, false));
                 self.send(sent).await?;
                 self.state.status.delivered.add(1);
             }
@@ -234,11 +237,13 @@ impl Feed {
             let mut after: Option<String> = None;
             loop {
                 let (join, from) = (*join, after.clone());
-                let events = self.read(move |reader| reader.present(join, from.as_deref(), end, PAGE.events)).await?;
+                let events =
+                    self.read(move |reader| reader.present(join, from.as_deref(), end, PAGE.events)).await?;
                 let Some(last) = events.last() else { break };
                 after = Some(last.key.clone());
                 for event in &events {
-                    self.send(SseEvent::default().event("join_result").data(envelope.json(event, true))).await?;
+                    self.send(SseEvent::default().event("join_result").data(envelope.json(event, true)))
+                        .await?;
                 }
             }
         }

@@ -64,7 +64,9 @@ pub(crate) fn check(path: &Path, spec: &plan::FileSource) -> Result<(), String> 
     }
     let shown = path.display();
     let is_dir = std::fs::metadata(path)
-        .map_err(|error| format!("{shown}: {}; file.path is relative to the folder of its manifest", plain(&error)))?
+        .map_err(|error| {
+            format!("{shown}: {}; file.path is relative to the folder of its manifest", plain(&error))
+        })?
         .is_dir();
     if is_dir {
         return Err(format!("{shown}: is a folder; file.path must name a file"));
@@ -217,7 +219,8 @@ impl FileReader {
         chunk.next = row.next;
         match row.outcome {
             Ok(message) => {
-                chunk.bytes += message.key.len() + message.payload.as_ref().map_or(0, |payload| payload.len());
+                chunk.bytes +=
+                    message.key.len() + message.payload.as_ref().map_or(0, |payload| payload.len());
                 chunk.rows += 1;
                 chunk.batch.push(message);
             }
@@ -227,11 +230,20 @@ impl FileReader {
                 let position = format!("{}: byte {at}", self.path.display());
                 self.status.error.set(&format!("{position}: {reason}"));
                 if *refused <= REFUSALS_LOGGED {
-                    warn!(source = self.name, position, reason, "refused a row; it is in the dead-letter queue");
+                    warn!(
+                        source = self.name,
+                        position, reason, "refused a row; it is in the dead-letter queue"
+                    );
                 }
-                let stored = self.letters.reject(&self.name, &position, &reason, &body, clock::epoch_seconds());
+                let stored =
+                    self.letters.reject(&self.name, &position, &reason, &body, clock::epoch_seconds());
                 if let Err(error) = stored {
-                    error!(source = self.name, position, error = chain(&error), "could not keep a refused row");
+                    error!(
+                        source = self.name,
+                        position,
+                        error = chain(&error),
+                        "could not keep a refused row"
+                    );
                 }
             }
         }

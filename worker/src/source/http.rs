@@ -66,9 +66,8 @@ async fn ingest(State(state): State<Arc<HttpState>>, headers: HeaderMap, body: B
         return answer(StatusCode::UNSUPPORTED_MEDIA_TYPE, json!({"error": message}));
     }
     let limit = state.spec.body_bytes_max;
-    let declared = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let declared =
+        headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|declared| declared > limit) {
         drain(body, declared.unwrap_or_default()).await;
         return too_large(limit);
@@ -155,7 +154,9 @@ async fn store(state: &HttpState, body: &[u8], framing: Framing) -> Response {
     reply["refused"] = json!(refused);
     match failed {
         Some(WriteError::DiskFull) => answer(StatusCode::INSUFFICIENT_STORAGE, reply),
-        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], axum::Json(reply)).into_response(),
+        Some(_) => {
+            (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], axum::Json(reply)).into_response()
+        }
         None => {
             debug_assert!(was_refused);
             answer(StatusCode::BAD_REQUEST, reply)
@@ -184,7 +185,9 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 fn has_type(headers: &HeaderMap, types: &[&str]) -> bool {
-    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else { return false };
+    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else {
+        return false;
+    };
     let essence = value.split(';').next().unwrap_or_default().trim();
     types.iter().any(|known| known.eq_ignore_ascii_case(essence))
 }
@@ -215,7 +218,8 @@ async fn drain(body: Body, declared: u64) {
 }
 
 fn too_large(limit: u64) -> Response {
-    let message = format!("the body is larger than the {limit} bytes that maxBodyBytes allows; send it in pieces");
+    let message =
+        format!("the body is larger than the {limit} bytes that maxBodyBytes allows; send it in pieces");
     answer(StatusCode::PAYLOAD_TOO_LARGE, json!({"error": message}))
 }
 

@@ -6,9 +6,9 @@ use std::sync::atomic::Ordering;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::Status;
@@ -31,23 +31,29 @@ type Series = Vec<(Vec<(&'static str, String)>, f64)>;
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let status = &self.0;
-        let mut metric = |name: &str, help: &str, kind: MetricType, series: Series| -> Result<(), fmt::Error> {
-            let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
-            for (labels, value) in series {
-                let labels: Vec<(&str, String)> = labels;
-                let encoder = metric.encode_family(&labels)?;
-                match kind {
-                    MetricType::Counter => ConstCounter::new(value).encode(encoder)?,
-                    _ => ConstGauge::new(value).encode(encoder)?,
+        let mut metric =
+            |name: &str, help: &str, kind: MetricType, series: Series| -> Result<(), fmt::Error> {
+                let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
+                for (labels, value) in series {
+                    let labels: Vec<(&str, String)> = labels;
+                    let encoder = metric.encode_family(&labels)?;
+                    match kind {
+                        MetricType::Counter => ConstCounter::new(value).encode(encoder)?,
+                        _ => ConstGauge::new(value).encode(encoder)?,
+                    }
                 }
-            }
-            Ok(())
-        };
+                Ok(())
+            };
         let one = |value: f64| vec![(Vec::new(), value)];
         let flag = |value: bool| f64::from(u8::from(value));
         let (counter, gauge) = (MetricType::Counter, MetricType::Gauge);
 
-        metric("litejoin_ready", "1 while the worker serves", gauge, one(flag(status.ready.load(Ordering::Relaxed))))?;
+        metric(
+            "litejoin_ready",
+            "1 while the worker serves",
+            gauge,
+            one(flag(status.ready.load(Ordering::Relaxed))),
+        )?;
         metric(
             "litejoin_epoch_applied",
             "Number of the last epoch whose results are stored",
@@ -105,7 +111,11 @@ impl Collector for Scrape {
         metric("litejoin_topic_messages", "Messages by what they did to their topic", counter, changes)?;
 
         let of_sources = |value: fn(&super::SourceStatus) -> f64| -> Series {
-            status.sources.iter().map(|(name, source)| (vec![("source", name.clone())], value(source))).collect()
+            status
+                .sources
+                .iter()
+                .map(|(name, source)| (vec![("source", name.clone())], value(source)))
+                .collect()
         };
         metric(
             "litejoin_source_accepted",
@@ -181,7 +191,12 @@ impl Collector for Scrape {
             gauge,
             of_sinks(|sink| sink.lag_epochs.value() as f64),
         )?;
-        metric("litejoin_sink_clients", "Connected SSE clients", gauge, of_sinks(|sink| sink.clients.value() as f64))?;
+        metric(
+            "litejoin_sink_clients",
+            "Connected SSE clients",
+            gauge,
+            of_sinks(|sink| sink.clients.value() as f64),
+        )?;
         metric(
             "litejoin_sink_circuit_open",
             "1 while a sink is left alone after repeated failures",

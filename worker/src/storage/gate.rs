@@ -103,11 +103,8 @@ impl EpochGate {
 
     fn cut_now(&self, quiet: bool) -> Option<Cut> {
         let mut passage = self.passage.write().unwrap_or_else(PoisonError::into_inner);
-        let seqs: Vec<i64> = passage
-            .committed
-            .iter()
-            .map(|seq| *seq.lock().unwrap_or_else(PoisonError::into_inner))
-            .collect();
+        let seqs: Vec<i64> =
+            passage.committed.iter().map(|seq| *seq.lock().unwrap_or_else(PoisonError::into_inner)).collect();
         if seqs == passage.cut {
             return None;
         }
@@ -202,7 +199,8 @@ mod tests {
         commit(&gate, 0, 2);
         gate.queue_cut(true);
         commit(&gate, 0, 3);
-        let cuts: Vec<_> = std::iter::from_fn(|| gate.cut()).map(|cut| (cut.epoch, cut.seqs[0], cut.quiet)).collect();
+        let cuts: Vec<_> =
+            std::iter::from_fn(|| gate.cut()).map(|cut| (cut.epoch, cut.seqs[0], cut.quiet)).collect();
         assert_eq!(cuts, [(1, 1, false), (2, 2, true), (3, 3, false)]);
     }
 

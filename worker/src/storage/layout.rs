@@ -45,7 +45,9 @@ pub(crate) enum State {
 /// Why a data directory can't be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LayoutError {
-    #[error("{path}: could not {doing}; storage.dataDir (or --data-dir) must be a folder that this user may write to")]
+    #[error(
+        "{path}: could not {doing}; storage.dataDir (or --data-dir) must be a folder that this user may write to"
+    )]
     Io { path: String, doing: &'static str, source: std::io::Error },
     #[error("{path}: the disk is full; free some space, or point storage.dataDir (or --data-dir) elsewhere")]
     DiskFull { path: String },
@@ -53,7 +55,9 @@ pub(crate) enum LayoutError {
         "{path}: the data directory is in use by process {holder}; stop that one, or give this one its own --data-dir"
     )]
     InUse { path: String, holder: String },
-    #[error("{path}: not a layout manifest ({detail}); restore the file, or move the directory away to start empty")]
+    #[error(
+        "{path}: not a layout manifest ({detail}); restore the file, or move the directory away to start empty"
+    )]
     Unreadable { path: String, detail: String },
     #[error(
         "{path}: holds {found} shards, and the pipeline wants storage.shardCount {wanted}; set it back to {found}, or \
@@ -163,7 +167,8 @@ fn lock(path: &Path) -> Result<File, LayoutError> {
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
             let _ = lock.read_to_string(&mut holder);
-            let holder = if holder.trim().is_empty() { "unknown".to_owned() } else { holder.trim().to_owned() };
+            let holder =
+                if holder.trim().is_empty() { "unknown".to_owned() } else { holder.trim().to_owned() };
             return Err(LayoutError::InUse { path: path.display().to_string(), holder });
         }
         Err(TryLockError::Error(source)) => return Err(io_error(path, "lock the data directory", source)),

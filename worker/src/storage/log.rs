@@ -83,7 +83,8 @@ impl ShardReader {
                     topic
                 }
             };
-            let text = |index| row.get_ref(index).and_then(|value| Ok(value.as_str_or_null()?)).map_err(failed);
+            let text =
+                |index| row.get_ref(index).and_then(|value| Ok(value.as_str_or_null()?)).map_err(failed);
             each(LoggedChange {
                 topic,
                 key: text(1)?.unwrap_or_default(),
@@ -104,7 +105,9 @@ impl ShardReader {
         let failed = |source| SqliteError::new(&self.path, "read a topic", source);
         let known: bool = self
             .connection
-            .query_row("SELECT EXISTS (SELECT 1 FROM _topics WHERE name = ?1)", [topic_name], |row| row.get(0))
+            .query_row("SELECT EXISTS (SELECT 1 FROM _topics WHERE name = ?1)", [topic_name], |row| {
+                row.get(0)
+            })
             .map_err(failed)?;
         if !known {
             return Ok(());
@@ -113,7 +116,8 @@ impl ShardReader {
         let mut statement = self.connection.prepare(&sql).map_err(failed)?;
         let mut rows = statement.query([]).map_err(failed)?;
         while let Some(row) = rows.next().map_err(failed)? {
-            let text = |index| row.get_ref(index).and_then(|value| Ok(value.as_str_or_null()?)).map_err(failed);
+            let text =
+                |index| row.get_ref(index).and_then(|value| Ok(value.as_str_or_null()?)).map_err(failed);
             each(TopicRow {
                 key: text(0)?.unwrap_or_default(),
                 payload: text(1)?.unwrap_or_default(),
@@ -163,13 +167,18 @@ impl ShardReader {
         Ok((keys, oldest_kept))
     }
 
-    fn doing<T>(&self, what: &str, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, SqliteError> {
+    fn doing<T>(
+        &self,
+        what: &str,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, SqliteError> {
         work(&self.connection).map_err(|source| SqliteError::new(&self.path, what, source))
     }
 }
 
 fn topic_of(connection: &Connection, id: i64, topics: &Topics) -> rusqlite::Result<TopicId> {
-    let name: Arc<str> =
-        connection.query_row("SELECT name FROM _topics WHERE id = ?1", [id], |row| Ok(row.get_ref(0)?.as_str()?.into()))?;
+    let name: Arc<str> = connection.query_row("SELECT name FROM _topics WHERE id = ?1", [id], |row| {
+        Ok(row.get_ref(0)?.as_str()?.into())
+    })?;
     Ok(topics.declare(&name))
 }

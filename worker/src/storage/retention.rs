@@ -34,7 +34,12 @@ pub(crate) struct Cleaner {
 }
 
 impl Cleaner {
-    pub(crate) fn new(retention: Retention, shard_paths: Vec<PathBuf>, ingest: Ingest, gate: Arc<EpochGate>) -> Self {
+    pub(crate) fn new(
+        retention: Retention,
+        shard_paths: Vec<PathBuf>,
+        ingest: Ingest,
+        gate: Arc<EpochGate>,
+    ) -> Self {
         let oldest = vec![Vec::new(); shard_paths.len()];
         Self { retention, shard_paths, ingest, gate, oldest }
     }
@@ -87,7 +92,12 @@ impl Cleaner {
         let commands = found
             .into_iter()
             .map(|candidates| {
-                Command::Expire(Expiry { candidates, before, tombstones_before, barrier: Arc::clone(&barrier) })
+                Command::Expire(Expiry {
+                    candidates,
+                    before,
+                    tombstones_before,
+                    barrier: Arc::clone(&barrier),
+                })
             })
             .collect();
         if !self.ingest.command_all(commands) {

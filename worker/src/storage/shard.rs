@@ -157,14 +157,15 @@ impl Shard {
                 .query_row("SELECT seq FROM sqlite_sequence WHERE name = '_chg'", [], |row| row.get(0))
                 .optional()?
                 .unwrap_or(0);
-            let first_seq = connection.query_row("SELECT ifnull(min(seq), ?1 + 1) FROM _chg", [last_seq], |row| {
-                row.get(0)
-            })?;
+            let first_seq =
+                connection
+                    .query_row("SELECT ifnull(min(seq), ?1 + 1) FROM _chg", [last_seq], |row| row.get(0))?;
             Ok((names, offsets, has_tombstones, last_seq, first_seq))
         };
         let (names, offsets, has_tombstones, last_seq, first_seq) =
             load().map_err(|source| SqliteError::new(path, "read the shard", source))?;
-        let tables = names.into_iter().map(|(id, name)| (topics.declare(&name), Table::new(id, &name))).collect();
+        let tables =
+            names.into_iter().map(|(id, name)| (topics.declare(&name), Table::new(id, &name))).collect();
         let path = path.to_owned();
         Ok(Self { path, connection, tables, offsets, has_tombstones, last_seq, first_seq })
     }
@@ -227,7 +228,14 @@ impl Shard {
                         delete.execute([key])?;
                         let change = None::<&str>;
                         log.execute(params![
-                            table.id, key, old, None::<&str>, old_timestamp, now, change, KIND_EXPIRY
+                            table.id,
+                            key,
+                            old,
+                            None::<&str>,
+                            old_timestamp,
+                            now,
+                            change,
+                            KIND_EXPIRY
                         ])?;
                         counts.expired += 1;
                     }
@@ -277,7 +285,8 @@ impl Shard {
         work: impl FnOnce(&mut Self, &mut Pending) -> rusqlite::Result<()>,
     ) -> Result<Pending, SqliteError> {
         let mut pending = Pending { last_seq: self.last_seq, ..Pending::default() };
-        let outcome = self.connection.execute_batch("BEGIN IMMEDIATE").and_then(|()| work(self, &mut pending));
+        let outcome =
+            self.connection.execute_batch("BEGIN IMMEDIATE").and_then(|()| work(self, &mut pending));
         match outcome {
             Ok(()) => Ok(pending),
             Err(source) => {
@@ -306,7 +315,8 @@ impl Shard {
         let mut last: HashMap<(TopicId, &str), usize, fnv::FnvBuildHasher> =
             HashMap::with_capacity_and_hasher(total, fnv::FnvBuildHasher::default());
         for batch in batches {
-            let seen = batch.stream.as_ref().and_then(|stream| self.offsets.get(&stream.name)).copied().unwrap_or(0);
+            let seen =
+                batch.stream.as_ref().and_then(|stream| self.offsets.get(&stream.name)).copied().unwrap_or(0);
             for message in batch.messages.iter() {
                 if batch.stream.is_some() && message.source_offset < seen {
                     pending.count(message.topic).replayed += 1;
@@ -340,7 +350,9 @@ impl Shard {
             let name = topics.name(topic);
             self.connection.execute_batch(&topic_table_sql(&name))?;
             self.connection.execute("INSERT OR IGNORE INTO _topics (name) VALUES (?1)", [&*name])?;
-            let id = self.connection.query_row("SELECT id FROM _topics WHERE name = ?1", [&*name], |row| row.get(0))?;
+            let id =
+                self.connection
+                    .query_row("SELECT id FROM _topics WHERE name = ?1", [&*name], |row| row.get(0))?;
             self.tables.insert(topic, Table::new(id, &name));
             pending.new_tables.push(topic);
         }
@@ -361,7 +373,8 @@ impl Shard {
             "INSERT INTO _tombstones (topic, key, timestamp) VALUES (?1, ?2, ?3)
              ON CONFLICT DO UPDATE SET timestamp = max(timestamp, excluded.timestamp)",
         )?;
-        let mut unbury = connection.prepare_cached("DELETE FROM _tombstones WHERE topic = ?1 AND key = ?2")?;
+        let mut unbury =
+            connection.prepare_cached("DELETE FROM _tombstones WHERE topic = ?1 AND key = ?2")?;
         let mut buried =
             connection.prepare_cached("SELECT timestamp FROM _tombstones WHERE topic = ?1 AND key = ?2")?;
 
@@ -396,7 +409,14 @@ impl Shard {
                 }
                 (Some((old, old_timestamp)), None) => {
                     log.execute(params![
-                        table.id, key, old, None::<&str>, old_timestamp, timestamp, None::<&str>, KIND_WRITE
+                        table.id,
+                        key,
+                        old,
+                        None::<&str>,
+                        old_timestamp,
+                        timestamp,
+                        None::<&str>,
+                        KIND_WRITE
                     ])?;
                     logged = true;
                     drop(rows);
@@ -408,7 +428,16 @@ impl Shard {
                 (Some((old, _)), Some(new)) if old == new => counts.unchanged += 1,
                 (Some((old, old_timestamp)), Some(new)) => {
                     let change = change::updated(old, new);
-                    log.execute(params![table.id, key, old, new, old_timestamp, timestamp, change, KIND_WRITE])?;
+                    log.execute(params![
+                        table.id,
+                        key,
+                        old,
+                        new,
+                        old_timestamp,
+                        timestamp,
+                        change,
+                        KIND_WRITE
+                    ])?;
                     logged = true;
                     drop(rows);
                     update.execute(params![key, new, timestamp, change])?;
@@ -419,7 +448,14 @@ impl Shard {
                     drop(rows);
                     insert.execute(params![key, new, timestamp, change])?;
                     log.execute(params![
-                        table.id, key, None::<&str>, new, None::<i64>, timestamp, change, KIND_WRITE
+                        table.id,
+                        key,
+                        None::<&str>,
+                        new,
+                        None::<i64>,
+                        timestamp,
+                        change,
+                        KIND_WRITE
                     ])?;
                     logged = true;
                     if tombstones {

@@ -45,7 +45,10 @@ struct Inner {
 
 impl Topics {
     /// Starts with the declared `names`, which were validated; none may be called like one of `joins`.
-    pub(crate) fn new<'a>(names: impl IntoIterator<Item = &'a str>, joins: impl IntoIterator<Item = &'a str>) -> Self {
+    pub(crate) fn new<'a>(
+        names: impl IntoIterator<Item = &'a str>,
+        joins: impl IntoIterator<Item = &'a str>,
+    ) -> Self {
         let topics = Self {
             inner: RwLock::default(),
             joins: joins.into_iter().map(str::to_ascii_lowercase).collect(),

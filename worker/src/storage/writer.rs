@@ -100,14 +100,19 @@ impl Writer {
             }
         }
         if let Err(error) = self.shard.checkpoint() {
-            warn!(shard = self.shard_index, error = chain(&error), "could not checkpoint; the WAL stays beside the file");
+            warn!(
+                shard = self.shard_index,
+                error = chain(&error),
+                "could not checkpoint; the WAL stays beside the file"
+            );
         }
     }
 
     fn write(&mut self, batches: &[ShardBatch]) -> Result<u64, WriteError> {
         let now = clock::epoch_seconds();
         let trim_to = self.trim_to.load(Ordering::Relaxed);
-        let outcome = self.shard.write(batches, &self.topics, now, trim_to).and_then(|pending| self.commit(pending));
+        let outcome =
+            self.shard.write(batches, &self.topics, now, trim_to).and_then(|pending| self.commit(pending));
         self.report(outcome)
     }
 

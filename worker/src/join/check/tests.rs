@@ -27,7 +27,7 @@ fn complaint(query: &str) -> String {
 #[test]
 fn a_query_that_cannot_run_says_why() {
     let cases = [
-        ("SELECT key\nFORM orders", "1: near \"FORM\": syntax error"),
+        ("SELECT key\nFORM orders", "1: near \"orders\": syntax error"),
         ("\n\nSELECT key,\n  amuont FROM orders", "3: no such column: amuont"),
         (
             "SELECT key FROM ordres",
@@ -35,16 +35,31 @@ fn a_query_that_cannot_run_says_why() {
         ),
         ("SELECT key FROM main.orders", "0: main.orders names a schema; write orders without main."),
         ("SELECT key FROM enriched", "0: join \"enriched\" reads itself; read the topics instead"),
-        ("SELECT o.key, c.key FROM orders o, customers c", "0: columns 1 and 2 are both called \"key\"; give one another name with AS"),
+        (
+            "SELECT o.key, c.key FROM orders o, customers c",
+            "0: columns 1 and 2 are both called \"key\"; give one another name with AS",
+        ),
         ("SELECT rowid FROM orders", "0: no such column: rowid"),
-        ("SELECT name FROM sqlite_schema", "0: sqlite_master may not be read; a join reads topics and other joins"),
+        (
+            "SELECT name FROM sqlite_schema",
+            "0: sqlite_master may not be read; a join reads topics and other joins",
+        ),
         ("DELETE FROM orders", "0: is no SELECT; a join only reads"),
         ("PRAGMA user_version", "0: is no SELECT; a join is one SELECT, without ATTACH or PRAGMA"),
         ("SELECT key FROM orders; SELECT 1", "0: holds more than one statement; a join is one SELECT"),
-        ("SELECT key FROM orders WHERE key = ?", "0: has parameters (?), and nothing to fill them with; write the values"),
+        (
+            "SELECT key FROM orders WHERE key = ?",
+            "0: has parameters (?), and nothing to fill them with; write the values",
+        ),
         ("EXPLAIN SELECT key FROM orders", "0: starts with EXPLAIN; leave that out"),
-        ("SELECT key, random() AS r FROM orders", "0: random() gives another value each time; results must follow from the topics"),
-        ("SELECT key FROM orders WHERE key = \"x\"", "0: no such column: \"x\" - should this be a string literal in single-quotes?"),
+        (
+            "SELECT key, random() AS r FROM orders",
+            "0: random() gives another value each time; results must follow from the topics",
+        ),
+        (
+            "SELECT key FROM orders WHERE key = \"x\"",
+            "0: no such column: \"x\" - should this be a string literal in single-quotes?",
+        ),
     ];
     for (query, expected) in cases {
         assert_eq!(complaint(query), expected, "{query}");
@@ -72,7 +87,9 @@ fn joins_come_after_those_they_read_and_know_their_topics() {
     let checked = check(&joins, Catalog { topics: &topics(), open: false }).expect("both are fine");
     let seen: Vec<_> = checked
         .iter()
-        .map(|join| (join.name.as_str(), join.topics.iter().map(String::as_str).collect::<Vec<_>>(), join.reads_clock))
+        .map(|join| {
+            (join.name.as_str(), join.topics.iter().map(String::as_str).collect::<Vec<_>>(), join.reads_clock)
+        })
         .collect();
     assert_eq!(seen, [("first", vec!["orders"], true), ("second", vec!["customers", "orders"], true)]);
     assert!(checked[1].definition(&checked).contains("unixepoch"));

@@ -93,9 +93,8 @@ impl Reading {
                     continue;
                 }
                 match topic {
-                    Some(topic) => {
-                        json_message(text, &self.spec.key_columns, topic, at).map_err(|error| error.to_string())
-                    }
+                    Some(topic) => json_message(text, &self.spec.key_columns, topic, at)
+                        .map_err(|error| error.to_string()),
                     None => self.ingest_message(text, at),
                 }
             };
@@ -176,10 +175,9 @@ pub(crate) fn key_columns(header: &[String], wanted: &[String]) -> Result<Vec<us
     wanted
         .iter()
         .map(|name| {
-            header
-                .iter()
-                .position(|column| column == name)
-                .ok_or_else(|| format!("no column {name:?} for the key; its columns are {}", header.join(", ")))
+            header.iter().position(|column| column == name).ok_or_else(|| {
+                format!("no column {name:?} for the key; its columns are {}", header.join(", "))
+            })
         })
         .collect()
 }

@@ -97,7 +97,13 @@ pub(crate) fn json_message(
         }
     }
     check_key(&key)?;
-    Ok(Message { topic, key: key.into_boxed_str(), payload: Some(text.into()), timestamp: None, source_offset })
+    Ok(Message {
+        topic,
+        key: key.into_boxed_str(),
+        payload: Some(text.into()),
+        timestamp: None,
+        source_offset,
+    })
 }
 
 fn quoted(text: &str) -> String {
@@ -120,10 +126,20 @@ mod tests {
     fn csv_values_are_typed_by_their_look() {
         let header: Vec<String> = ["id", "a", "b", "c", "d"].map(str::to_owned).into();
         let nulls = ["NA".to_owned(), String::new()];
-        let message = csv_message(&header, ["x1", "1.50", "007", "NA", "say \"hi\""].into_iter(), &[0, 1], &nulls, TopicId(3), 9)
-            .expect("a message");
+        let message = csv_message(
+            &header,
+            ["x1", "1.50", "007", "NA", "say \"hi\""].into_iter(),
+            &[0, 1],
+            &nulls,
+            TopicId(3),
+            9,
+        )
+        .expect("a message");
         assert_eq!(&*message.key, "x1|1.50");
-        assert_eq!(message.payload.as_deref(), Some(r#"{"id":"x1","a":1.50,"b":"007","c":null,"d":"say \"hi\""}"#));
+        assert_eq!(
+            message.payload.as_deref(),
+            Some(r#"{"id":"x1","a":1.50,"b":"007","c":null,"d":"say \"hi\""}"#)
+        );
         let missing = csv_message(&header, ["NA", "1", "", "", ""].into_iter(), &[0], &nulls, TopicId(3), 9);
         assert_eq!(
             missing.expect_err("no key").to_string(),
@@ -152,7 +168,10 @@ mod tests {
             (b"{\"id\":", "no JSON: EOF while parsing a value at line 1 column 6"),
             (b"{\"id\":\"\xff\"}", "no UTF-8 (first bad byte at 7)"),
         ] {
-            assert_eq!(json_message(line, &columns, TopicId(0), 0).expect_err("refused").to_string(), expected);
+            assert_eq!(
+                json_message(line, &columns, TopicId(0), 0).expect_err("refused").to_string(),
+                expected
+            );
         }
     }
 }

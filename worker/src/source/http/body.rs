@@ -70,11 +70,16 @@ pub(crate) fn read(
         Ok(text) => text,
         // The lines that are UTF-8 are still read.
         Err(_) if framing == Framing::Lines => return Ok(read_lines(body, each)),
-        Err(error) => return Err(format!("the body is no UTF-8 (first bad byte at {})", error.valid_up_to())),
+        Err(error) => {
+            return Err(format!("the body is no UTF-8 (first bad byte at {})", error.valid_up_to()));
+        }
     };
     let start = text.trim_start();
     if start.is_empty() {
-        return Err("the body is empty; send {\"topic\":…,\"key\":…,\"payload\":…}, an array of them, or one a line".to_owned());
+        return Err(
+            "the body is empty; send {\"topic\":…,\"key\":…,\"payload\":…}, an array of them, or one a line"
+                .to_owned(),
+        );
     }
     let mut refusals = Vec::new();
     if framing == Framing::Guess && start.starts_with('[') {
@@ -95,7 +100,9 @@ pub(crate) fn read(
                 }
                 return Ok((1, refusals));
             }
-            Err(error) if !start.trim_end().contains('\n') => return Err(format!("the body is no JSON: {error}")),
+            Err(error) if !start.trim_end().contains('\n') => {
+                return Err(format!("the body is no JSON: {error}"));
+            }
             Err(_) => {}
         }
     }
@@ -218,8 +225,10 @@ mod tests {
         .join("\n");
         let (kept, refusals) = messages(&body, Framing::Guess);
         assert_eq!(kept.len(), 2);
-        let shown: Vec<_> =
-            refusals.iter().map(|refusal| format!("{} {:?} {}", refusal.item, refusal.line, refusal.error)).collect();
+        let shown: Vec<_> = refusals
+            .iter()
+            .map(|refusal| format!("{} {:?} {}", refusal.item, refusal.line, refusal.error))
+            .collect();
         assert_eq!(
             shown,
             [
