@@ -76,6 +76,8 @@ struct Work {
     shards: Vec<ShardReader>,
     /// By shard, the last sequence number absorbed.
     absorbed: Vec<i64>,
+    /// The last cut absorbed; what it brought may still wait to be stored.
+    absorbed_epoch: u64,
     /// Indexes of joins to evaluate in the next epoch.
     due: BTreeSet<usize>,
     /// Whether results that leave in the next epoch leave without an event.
@@ -134,14 +136,26 @@ impl Evaluator {
         let work = match work {
             Some(work) => work,
             None => {
-                *work = Some(self.begin()?);
-                work.as_mut().expect("just made")
+                let begun = work.insert(self.begin()?);
+                if begun.due.is_empty() {
+                    // Everything promised before is in the results that are stored.
+                    let position = Position::start_of(self.gate.next_epoch() - 1);
+                    self.status.epoch_applied.set(position.epoch);
+                    self.applied.send_if_modified(|applied| {
+                        let newer = position > *applied;
+                        *applied = position.max(*applied);
+                        newer
+                    });
+                }
+                begun
             }
         };
         if pending.is_none() {
             *pending = self.gate.cut();
         }
-        if let Some(cut) = pending.as_ref() {
+        if let Some(cut) = pending.as_ref()
+            && work.absorbed_epoch != cut.epoch
+        {
             self.absorb(work, cut)?;
         }
         if work.ticked.elapsed() >= TICK && !work.quiet {
@@ -195,7 +209,7 @@ impl Evaluator {
             .map(|(index, _)| index)
             .collect();
         debug!(rows, milliseconds = started.elapsed().as_millis(), "the working copy is ready");
-        Ok(Work { engine, shards, absorbed, due, quiet: false, ticked: started })
+        Ok(Work { engine, shards, absorbed, absorbed_epoch: 0, due, quiet: false, ticked: started })
     }
 
     /// Takes in what the cut has beyond what was taken in before.
@@ -232,6 +246,7 @@ impl Evaluator {
             }
         }
         work.quiet = cut.quiet && news && !overdue;
+        work.absorbed_epoch = cut.epoch;
         Ok(())
     }
 

@@ -198,7 +198,6 @@ pub(crate) async fn run(pipeline: Pipeline, mut stop: mpsc::Receiver<()>) -> Res
                 serve(&mut servers, listener, sse::router(state), sink_stopping.clone());
             }
             SinkKind::Stdout => {
-                counters.dead_letters.set(store.letters.count(&sink.name)?);
                 let dispatcher = Dispatcher {
                     name: sink.name.clone(),
                     sink: Box::new(Stdout::new(closed.clone())),
@@ -211,6 +210,8 @@ pub(crate) async fn run(pipeline: Pipeline, mut stop: mpsc::Receiver<()>) -> Res
                     status: counters,
                     applied: applied.clone(),
                     stopping: sink_stopping.clone(),
+                    has_letters: true,
+                    counted: None,
                 };
                 sinks.spawn(dispatcher.run());
             }
@@ -225,6 +226,7 @@ pub(crate) async fn run(pipeline: Pipeline, mut stop: mpsc::Receiver<()>) -> Res
     upkeep.spawn(tidy_outbox(
         plan.clone(),
         Arc::clone(&store.results),
+        ingest.clone(),
         Arc::clone(&status),
         source_stopping.clone(),
     ));
@@ -461,6 +463,7 @@ async fn tick(interval: Duration, stopping: &mut watch::Receiver<bool>) -> bool 
 async fn tidy_outbox(
     plan: Plan,
     results: Arc<Results>,
+    ingest: Ingest,
     status: Arc<Status>,
     mut stopping: watch::Receiver<bool>,
 ) {
@@ -468,6 +471,7 @@ async fn tidy_outbox(
     let must_get_all = has_pushed && plan.delivery.guarantee == Guarantee::AtLeastOnce;
     let window = i64::try_from(plan.delivery.replay_window.as_secs()).unwrap_or(i64::MAX);
     while tick(TIDY_INTERVAL, &mut stopping).await {
+        status.inflight_bytes.set(ingest.inflight_bytes() as u64);
         let results = Arc::clone(&results);
         let bytes_max = plan.delivery.outbox_bytes_max;
         let since = clock::epoch_seconds() - window;

@@ -22,6 +22,10 @@ pub(crate) enum Outcome {
     /// It may go through later.
     Failed(String),
     /// It never will as it is.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "standard output takes everything; other sinks will not")
+    )]
     Refused(String),
 }
 

@@ -173,6 +173,15 @@ impl DeadLetters {
         })
     }
 
+    /// Whether there is any letter of a sink.
+    pub(crate) fn has_any(&self, sink: &str) -> Result<bool, SqliteError> {
+        self.doing("look for dead letters", |connection| {
+            connection
+                .prepare_cached("SELECT EXISTS (SELECT 1 FROM letters WHERE sink = ?1)")?
+                .query_row([sink], |row| row.get(0))
+        })
+    }
+
     /// Number of letters of a sink.
     pub(crate) fn count(&self, sink: &str) -> Result<u64, SqliteError> {
         self.doing("count dead letters", |connection| {

@@ -1,7 +1,7 @@
 //! The loop that runs one sink: due letters first, then the outbox from the sink's cursor on. A dead letter is
 //! stored before the cursor moves, so a crash in between delivers twice and loses nothing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::circuit::{Circuit, Passage};
 use super::dead_letters::{DeadLetters, Letter, Postmark};
 use super::schedule::retry_delay;
-use crate::clock;
+use crate::clock::{self, Moment};
 use crate::results::event::{Envelope, Event, JoinId, ResultId};
 use crate::results::reader::PageLimit;
 use crate::results::{Position, Reader, Results};
@@ -31,6 +31,9 @@ const LETTERS_PER_ROUND: usize = 100;
 /// How long one call of a sink may take before it counts as failed.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How often letters are counted for show.
+const COUNT_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Wait after a failure of our own files.
 const FILE_RETRY: Duration = Duration::from_secs(1);
 
@@ -47,6 +50,16 @@ pub(crate) struct Dispatcher {
     pub(crate) status: Arc<SinkStatus>,
     pub(crate) applied: watch::Receiver<Position>,
     pub(crate) stopping: watch::Receiver<bool>,
+    /// Whether the queue may hold letters of this sink.
+    pub(crate) has_letters: bool,
+    /// When the letters were last counted.
+    pub(crate) counted: Option<Instant>,
+}
+
+/// What an outcome means for the result.
+enum Verdict {
+    Delivered,
+    Failed { reason: String, again: bool },
 }
 
 /// Whether there is more to do at once.
@@ -74,14 +87,15 @@ impl Dispatcher {
         loop {
             let end = *self.applied.borrow_and_update();
             let stopping = *self.stopping.borrow();
-            self.status.lag_epochs.set(end.epoch.saturating_sub(cursor.epoch));
-            let round = match self.round(&mut cursor, &mut circuit).await {
+            let round = match self.round(&mut cursor, &mut circuit, Moment::now()).await {
                 Ok(round) => round,
                 Err(error) => {
                     self.pause_after(&error).await;
-                    Round::Again
+                    if stopping { Round::Idle } else { Round::Again }
                 }
             };
+            let lag = if round == Round::Idle { 0 } else { end.epoch.saturating_sub(cursor.epoch) };
+            self.status.lag_epochs.set(lag);
             self.status.circuit_open.store(circuit.is_open(), Ordering::Relaxed);
             match round {
                 Round::Again if stopping && circuit.is_open() => return,
@@ -108,6 +122,7 @@ impl Dispatcher {
     /// Finds where the sink is. A join that it takes for the first time and that has results already is handed
     /// over as it stands; results that change meanwhile follow from the outbox, in order.
     async fn begin(&mut self, circuit: &mut Circuit) -> Result<Position, SqliteError> {
+        self.has_letters = self.letters.has_any(&self.name)?;
         let name = self.name.clone();
         let (cursor, known, end) = self
             .read(move |reader| Ok((reader.cursor(&name)?, reader.subscriptions(&name)?, reader.end()?)))
@@ -115,10 +130,7 @@ impl Dispatcher {
         let mut start = cursor.unwrap_or(end);
         let horizon = self.read(Reader::horizon).await?;
         if start < horizon {
-            warn!(
-                sink = self.name,
-                "the outbox no longer reaches back to where the sink was; going on from its start"
-            );
+            self.warn_of_horizon();
             start = horizon;
         }
         if cursor != Some(start) {
@@ -134,8 +146,8 @@ impl Dispatcher {
         Ok(start)
     }
 
-    /// Sends the present results of a join, but for those that changed after `up_to`: they follow from the outbox.
-    /// Returns whether it came to the end before the worker stopped.
+    /// Sends the present results of a join, but for those that changed after `up_to`: they follow from the
+    /// outbox. Returns whether it came to the end before the worker stopped.
     async fn hand_over(
         &mut self,
         join: JoinId,
@@ -147,7 +159,8 @@ impl Dispatcher {
             if *self.stopping.borrow() {
                 return Ok(false);
             }
-            let limit = match circuit.passage(Instant::now()) {
+            let now = Moment::now();
+            let limit = match circuit.passage(now.instant) {
                 Passage::Wait(until) => {
                     tokio::select! {
                         () = tokio::time::sleep_until(until.into()) => {}
@@ -160,121 +173,149 @@ impl Dispatcher {
             };
             let from = after.clone();
             let events = self.read(move |reader| reader.present(join, from.as_deref(), up_to, limit)).await?;
-            let Some(last) = events.last() else { return Ok(true) };
-            after = Some(last.key.clone());
-            self.send(events, circuit).await?;
+            if events.is_empty() {
+                return Ok(true);
+            }
+            let keys: Vec<String> = events.iter().map(|event| event.key.clone()).collect();
+            let handled = self.send(events, circuit, now).await?;
+            if let Some(last) = handled.checked_sub(1) {
+                after = Some(keys[last].clone());
+            }
         }
     }
 
     /// Tries what is due, then a page of the outbox.
-    async fn round(&mut self, cursor: &mut Position, circuit: &mut Circuit) -> Result<Round, SqliteError> {
-        let limit = match circuit.passage(Instant::now()) {
+    async fn round(
+        &mut self,
+        cursor: &mut Position,
+        circuit: &mut Circuit,
+        now: Moment,
+    ) -> Result<Round, SqliteError> {
+        let limit = match circuit.passage(now.instant) {
             Passage::Wait(until) => return Ok(Round::Wait(until)),
             Passage::Probe => PageLimit { events: 1, bytes: 1 },
             Passage::Open => PAGE,
         };
-        if self.retry_letters(circuit, limit.events).await? && circuit.is_open() {
+        if self.retry_letters(circuit, limit.events, now).await? && circuit.is_open() {
             return Ok(Round::Again);
         }
         let (after, joins) = (*cursor, self.joins.clone());
         let Some(page) = self.read(move |reader| reader.after(after, &joins, limit)).await? else {
             *cursor = self.read(Reader::horizon).await?;
-            warn!(
-                sink = self.name,
-                "the outbox no longer reaches back to where the sink was; going on from its start"
-            );
+            self.warn_of_horizon();
             return Ok(Round::Again);
         };
         if page.up_to == *cursor {
             return Ok(Round::Idle);
         }
-        self.send(page.events, circuit).await?;
-        *cursor = page.up_to;
-        self.move_cursor(*cursor).await?;
-        Ok(if page.more || circuit.is_open() { Round::Again } else { Round::Idle })
+        let positions: Vec<Position> = page.events.iter().map(|event| event.position).collect();
+        let handled = self.send(page.events, circuit, now).await?;
+        let reached = match handled.checked_sub(1) {
+            _ if handled == positions.len() => page.up_to,
+            Some(last) => positions[last],
+            None => *cursor,
+        };
+        if reached > *cursor {
+            *cursor = reached;
+            self.move_cursor(reached).await?;
+        }
+        Ok(if page.more || reached < page.up_to { Round::Again } else { Round::Idle })
     }
 
     /// Tries letters that are due, and returns whether there were any.
-    async fn retry_letters(&mut self, circuit: &mut Circuit, limit: usize) -> Result<bool, SqliteError> {
-        if self.status.dead_letters.value() == 0 {
+    async fn retry_letters(
+        &mut self,
+        circuit: &mut Circuit,
+        limit: usize,
+        now: Moment,
+    ) -> Result<bool, SqliteError> {
+        if !self.has_letters {
             return Ok(false);
         }
-        let now = clock::epoch_seconds();
         let name = self.name.clone();
         let letters = Arc::clone(&self.letters);
-        let due = blocking(move || letters.due(&name, now, limit.min(LETTERS_PER_ROUND))).await?;
+        let due = blocking(move || letters.due(&name, now.seconds, limit.min(LETTERS_PER_ROUND))).await?;
         if due.is_empty() {
             return Ok(false);
         }
-        let deliveries: Vec<Delivery> =
-            due.iter().filter_map(|letter| self.delivery_of_letter(letter)).collect();
-        if deliveries.len() < due.len() {
-            // Letters of joins that are gone: nobody can say how they were written out.
-            for letter in due.iter().filter(|letter| self.delivery_of_letter(letter).is_none()) {
-                self.letters.remove(&self.name, letter)?;
-            }
-            self.count_letters()?;
-            return Ok(true);
+        let (known, orphans): (Vec<Letter>, Vec<Letter>) =
+            due.into_iter().partition(|letter| self.envelope(&letter.join_name).is_some());
+        for letter in orphans {
+            // Its join is gone, and with it the way it was written out.
+            self.letters.remove(&self.name, &letter)?;
         }
-        let outcomes = self.deliver(&deliveries).await;
-        for (letter, outcome) in due.iter().zip(outcomes) {
-            match self.judge(outcome, circuit) {
-                None => self.letters.remove(&self.name, letter)?,
-                Some((reason, again)) => self.store_letter(letter, reason, letter.attempts + 1, again)?,
+        let outcomes = self.deliver(&known).await;
+        for (letter, outcome) in known.iter().zip(outcomes) {
+            match self.judge(outcome, circuit, now) {
+                Verdict::Delivered => self.letters.remove(&self.name, letter)?,
+                Verdict::Failed { reason, again } => {
+                    self.store_letter(letter, reason, letter.attempts + 1, again, now)?;
+                }
             }
         }
+        self.has_letters = self.letters.has_any(&self.name)?;
         self.count_letters()?;
         Ok(true)
     }
 
-    /// Hands results to the sink, in order; what it does not take goes to the dead-letter queue.
-    async fn send(&mut self, events: Vec<Event>, circuit: &mut Circuit) -> Result<(), SqliteError> {
-        let mut ready = Vec::with_capacity(events.len());
-        let held = self.status.dead_letters.value() > 0;
-        for event in events {
-            let letter = self.letter(event);
-            if held && self.letters.holds(&self.name, &letter.join_name, &letter.event.key)? {
-                // It takes the place of the older one and is tried in its turn, soon.
-                self.store_letter(&letter, "an older result of the key was held back".to_owned(), 0, true)?;
-            } else {
-                ready.push(letter);
+    /// Hands results to the sink, in order, and returns how many of them are dealt with: delivered, or in the
+    /// dead-letter queue. It stops at the first one that fails while the circuit is open.
+    async fn send(
+        &mut self,
+        events: Vec<Event>,
+        circuit: &mut Circuit,
+        now: Moment,
+    ) -> Result<usize, SqliteError> {
+        let letters: Vec<Letter> = events.into_iter().map(|event| self.letter(event)).collect();
+        let mut handled = 0;
+        while handled < letters.len() {
+            let mut call: Vec<Letter> = Vec::new();
+            let mut keys = HashSet::new();
+            for letter in &letters[handled..] {
+                let key = (letter.join_name.as_str(), letter.event.key.as_str());
+                // Two results of one key must not be in one call: if the first fails, the second would overtake.
+                if keys.contains(&key) {
+                    break;
+                }
+                if self.has_letters && self.letters.holds(&self.name, key.0, key.1)? {
+                    if !call.is_empty() {
+                        break;
+                    }
+                    // It takes the place of the older one and is tried in its turn, at once.
+                    let reason = "an older result of the key had failed".to_owned();
+                    self.store_letter(letter, reason, 0, true, now)?;
+                    handled += 1;
+                    continue;
+                }
+                keys.insert(key);
+                call.push(letter.clone());
             }
-        }
-        // Two results of one key must not be in one call: if the first fails, the second would overtake it.
-        while !ready.is_empty() {
-            let mut keys = std::collections::HashSet::new();
-            let count = ready
-                .iter()
-                .position(|letter| !keys.insert((letter.join_name.clone(), letter.event.key.clone())))
-                .unwrap_or(ready.len());
-            let rest = ready.split_off(count);
-            let deliveries: Vec<Delivery> =
-                ready.iter().filter_map(|letter| self.delivery_of_letter(letter)).collect();
-            let outcomes = self.deliver(&deliveries).await;
-            let mut failed = false;
-            for (letter, outcome) in ready.iter().zip(outcomes) {
-                if let Some((reason, again)) = self.judge(outcome, circuit) {
-                    failed = true;
-                    if self.delivery.guarantee == Guarantee::AtLeastOnce {
-                        self.store_letter(letter, reason, 1, again)?;
-                    } else {
+            let outcomes = self.deliver(&call).await;
+            for (letter, outcome) in call.iter().zip(outcomes) {
+                let was_open = circuit.is_open();
+                match self.judge(outcome, circuit, now) {
+                    Verdict::Delivered => {}
+                    Verdict::Failed { .. } if self.delivery.guarantee == Guarantee::BestEffort => {
                         self.status.dropped.add(1);
                     }
+                    // The sink as a whole is away: wait here.
+                    Verdict::Failed { again: true, .. } if was_open => return Ok(handled),
+                    Verdict::Failed { reason, again } => self.store_letter(letter, reason, 1, again, now)?,
                 }
-            }
-            self.count_letters()?;
-            ready = rest;
-            if failed && !ready.is_empty() {
-                // What was held back by this failure goes to the queue as well, and the rest goes on.
-                let events = ready.drain(..).map(|letter| letter.event).collect();
-                return Box::pin(self.send(events, circuit)).await;
+                handled += 1;
             }
         }
-        Ok(())
+        self.count_letters()?;
+        Ok(handled)
     }
 
-    async fn deliver(&mut self, deliveries: &[Delivery]) -> Vec<Outcome> {
-        match tokio::time::timeout(DELIVERY_TIMEOUT, self.sink.deliver(deliveries)).await {
+    async fn deliver(&mut self, letters: &[Letter]) -> Vec<Outcome> {
+        let deliveries: Vec<Delivery> =
+            letters.iter().filter_map(|letter| self.delivery_of(letter)).collect();
+        if deliveries.is_empty() {
+            return Vec::new();
+        }
+        match tokio::time::timeout(DELIVERY_TIMEOUT, self.sink.deliver(&deliveries)).await {
             Ok(outcomes) => outcomes,
             Err(_) => {
                 let reason = format!("no answer within {} seconds", DELIVERY_TIMEOUT.as_secs());
@@ -283,8 +324,8 @@ impl Dispatcher {
         }
     }
 
-    /// Counts an outcome; gives the reason of a failure and whether it is tried again.
-    fn judge(&self, outcome: Outcome, circuit: &mut Circuit) -> Option<(String, bool)> {
+    /// Counts an outcome, and says what follows from it.
+    fn judge(&self, outcome: Outcome, circuit: &mut Circuit, now: Moment) -> Verdict {
         match outcome {
             Outcome::Delivered => {
                 self.status.delivered.add(1);
@@ -292,53 +333,61 @@ impl Dispatcher {
                     info!(sink = self.name, "the sink takes results again");
                 }
                 self.status.error.clear();
-                None
+                Verdict::Delivered
             }
             Outcome::Failed(reason) => {
                 self.status.failed.add(1);
                 let wait = retry_delay(&self.delivery.dlq, circuit.probes_failed(), rand::random());
-                if circuit.failed(Instant::now(), wait) {
+                if circuit.failed(now.instant, wait) {
                     warn!(sink = self.name, reason, "the sink keeps failing; leaving it alone for a while");
                 }
                 self.status.error.set(&reason);
-                Some((reason, true))
+                Verdict::Failed { reason, again: true }
             }
             Outcome::Refused(reason) => {
                 self.status.failed.add(1);
                 self.status.error.set(&reason);
-                Some((reason, false))
+                Verdict::Failed { reason, again: false }
             }
         }
     }
 
     /// Puts a letter into the queue; `attempts` counts failed deliveries, 0 is due at once.
     fn store_letter(
-        &self,
+        &mut self,
         letter: &Letter,
         reason: String,
         attempts: u32,
         again: bool,
+        now: Moment,
     ) -> Result<(), SqliteError> {
-        let now = clock::epoch_seconds();
         let policy = &self.delivery.dlq;
         let given_up = policy.retries_max.is_some_and(|retries_max| attempts > retries_max);
         let retry_at = (again && !given_up).then(|| match attempts {
-            0 => now,
-            attempts => {
-                let wait = retry_delay(policy, attempts - 1, rand::random());
-                now + i64::try_from(wait.as_secs()).unwrap_or(i64::MAX)
-            }
+            0 => now.seconds,
+            attempts => now.after(retry_delay(policy, attempts - 1, rand::random())).seconds,
         });
-        self.letters.put(&self.name, letter, &Postmark { reason, attempts, retry_at }, now)?;
-        self.status.dead_letters.set(self.status.dead_letters.value().max(1).unsigned_abs());
+        self.letters.put(&self.name, letter, &Postmark { reason, attempts, retry_at }, now.seconds)?;
+        self.has_letters = true;
         Ok(())
     }
 
-    fn count_letters(&self) -> Result<(), SqliteError> {
-        if self.status.dead_letters.value() > 0 {
+    /// Brings the number of letters that is shown up to date, now and then: counting takes time.
+    fn count_letters(&mut self) -> Result<(), SqliteError> {
+        if !self.has_letters {
+            self.status.dead_letters.set(0);
+        } else if self.counted.is_none_or(|counted| counted.elapsed() >= COUNT_INTERVAL) {
             self.status.dead_letters.set(self.letters.count(&self.name)?);
+            self.counted = Some(Instant::now());
         }
         Ok(())
+    }
+
+    fn warn_of_horizon(&self) {
+        warn!(
+            sink = self.name,
+            "the outbox no longer reaches back to where the sink was; going on from its start"
+        );
     }
 
     fn letter(&self, event: Event) -> Letter {
@@ -351,9 +400,9 @@ impl Dispatcher {
         }
     }
 
-    fn delivery_of_letter(&self, letter: &Letter) -> Option<Delivery> {
-        let envelope = self.envelopes.values().find(|envelope| envelope.join_name == letter.join_name)?;
-        let envelope = Envelope { lineage: letter.lineage.clone(), ..envelope.clone() };
+    fn delivery_of(&self, letter: &Letter) -> Option<Delivery> {
+        let envelope =
+            Envelope { lineage: letter.lineage.clone(), ..self.envelope(&letter.join_name)?.clone() };
         let id = ResultId { lineage: &letter.lineage, position: letter.event.position };
         Some(Delivery {
             id: id.to_string(),
@@ -362,11 +411,18 @@ impl Dispatcher {
         })
     }
 
+    fn envelope(&self, join_name: &str) -> Option<&Envelope> {
+        self.envelopes.values().find(|envelope| envelope.join_name == join_name)
+    }
+
     /// Time until the next letter is due, an hour if there is none.
     async fn next_due(&self) -> Duration {
+        let hour = Duration::from_secs(3_600);
+        if !self.has_letters {
+            return hour;
+        }
         let (letters, name) = (Arc::clone(&self.letters), self.name.clone());
         let due = blocking(move || letters.next_due(&name)).await.ok().flatten();
-        let hour = Duration::from_secs(3_600);
         due.map_or(hour, |due| {
             let seconds = u64::try_from((due - clock::epoch_seconds()).max(0)).unwrap_or(0);
             Duration::from_secs(seconds).clamp(Duration::from_millis(100), hour)

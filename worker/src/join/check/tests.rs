@@ -39,7 +39,7 @@ fn a_query_that_cannot_run_says_why() {
             "SELECT o.key, c.key FROM orders o, customers c",
             "0: columns 1 and 2 are both called \"key\"; give one another name with AS",
         ),
-        ("SELECT rowid FROM orders", "0: no such column: rowid"),
+        ("SELECT rowid FROM orders", "0: topics have no rowid, since they are spread over shards; use key"),
         (
             "SELECT name FROM sqlite_schema",
             "0: sqlite_master may not be read; a join reads topics and other joins",
