@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand, ValueEnum};
-use litejoin_crds::plan::{Plan, SourceKind};
+use litejoin_crds::plan::{self, Plan, SourceKind};
 use litejoin_crds::{Complaint, Place, unsupported, validate};
 
 use crate::join::check::{self, Catalog, QueryError};
@@ -28,11 +28,25 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 
     /// What to log: error, warn, info, debug, trace, or a tracing filter
-    #[arg(long, global = true, value_name = "FILTER", default_value = "info", env = "LITEJOIN_LOG")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILTER",
+        default_value = "info",
+        env = "LITEJOIN_LOG",
+        hide_env_values = true
+    )]
     pub(crate) log: String,
 
     /// How to log: for people, for machines, or for people on a terminal and for machines elsewhere
-    #[arg(long, global = true, value_enum, default_value = "auto", env = "LITEJOIN_LOG_FORMAT")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value = "auto",
+        env = "LITEJOIN_LOG_FORMAT",
+        hide_env_values = true
+    )]
     pub(crate) log_format: LogFormat,
 }
 
@@ -70,7 +84,7 @@ pub(crate) struct Run {
     pub(crate) files: Vec<PathBuf>,
 
     /// Keep the data here instead of storage.dataDir
-    #[arg(long, value_name = "DIR", env = "LITEJOIN_DATA_DIR")]
+    #[arg(long, value_name = "DIR", env = "LITEJOIN_DATA_DIR", hide_env_values = true)]
     pub(crate) data_dir: Option<PathBuf>,
 
     /// Stop when every source has come to its end and every sink has its results
@@ -99,7 +113,10 @@ pub(crate) fn load(
         Ok(valid) => valid,
         Err(mut complaints) => {
             complaints.extend(refused);
-            return Err(manifest.render(&complaints));
+            // Which topics there are is not certain now, but what SQLite can't parse is wrong in any case.
+            let catalog = Catalog { topics: &[], open: true };
+            let queries = check::check(&written_joins(&manifest), catalog).err().unwrap_or_default();
+            return Err(manifest.render(&complaints) + &render_queries(&manifest, &queries));
         }
     };
     let topics = declared_topics(&plan);
@@ -115,6 +132,33 @@ pub(crate) fn load(
     let source_paths = source_paths(&plan, &manifest);
     let warnings: Vec<Complaint> = warnings;
     Ok((Pipeline { plan, joins, source_paths, once }, manifest.render(&warnings)))
+}
+
+/// The joins as they are written, in documents that are otherwise wrong.
+fn written_joins(manifest: &Manifest) -> Vec<plan::Join> {
+    let mut joins: Vec<plan::Join> = Vec::new();
+    for (document, written) in manifest.documents.iter().enumerate() {
+        let spec = &written.value["spec"];
+        let inline = spec["joins"].as_array().into_iter().flatten().enumerate();
+        let inline = inline.map(|(index, join)| (&join["name"], join, format!("spec.joins[{index}]")));
+        let alone = (written.value["kind"] == "Join")
+            .then(|| (&written.value["metadata"]["name"], spec, "spec".to_owned()));
+        for (name, join, path) in inline.chain(alone) {
+            let (Some(name), Some(query)) = (name.as_str(), join["query"].as_str()) else { continue };
+            if joins.iter().any(|other| other.name.eq_ignore_ascii_case(name)) {
+                continue;
+            }
+            joins.push(plan::Join {
+                name: name.to_owned(),
+                place: Place { document, path },
+                query: query.to_owned(),
+                key_column: join["keyColumn"].as_str().map(str::to_owned),
+                result_key: None,
+                sinks: Vec::new(),
+            });
+        }
+    }
+    joins
 }
 
 /// One line about a pipeline that is fine.

@@ -167,6 +167,17 @@ impl ShardReader {
         Ok((keys, oldest_kept))
     }
 
+    /// Whether any tombstone is older than `before`.
+    pub(crate) fn has_tombstones_before(&self, before: i64) -> Result<bool, SqliteError> {
+        self.doing("look for old tombstones", |connection| {
+            connection.query_row(
+                "SELECT EXISTS (SELECT 1 FROM _tombstones WHERE timestamp < ?1)",
+                [before],
+                |row| row.get(0),
+            )
+        })
+    }
+
     fn doing<T>(
         &self,
         what: &str,

@@ -67,6 +67,7 @@ impl Cleaner {
         let mut found = Vec::with_capacity(self.shard_paths.len());
         for (shard_path, oldest) in self.shard_paths.iter().zip(&mut self.oldest) {
             let reader = ShardReader::open(shard_path)?;
+            due |= reader.has_tombstones_before(tombstones_before)?;
             let mut candidates = Vec::new();
             for (topic, name) in self.ingest.topics.all() {
                 if oldest.iter().any(|(known, oldest)| *known == topic && *oldest >= before) {

@@ -107,6 +107,8 @@ pub(crate) fn open_scratch(path: &Path) -> Result<Connection, SqliteError> {
         connection.pragma_update(None, "synchronous", "OFF")?;
         connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
         connection.pragma_update(None, "cache_size", SCRATCH_CACHE_KIB)?;
+        // What a query sorts or materializes may be large: it spills to the folder for temporary files.
+        connection.pragma_update(None, "temp_store", "FILE")?;
         Ok(connection)
     };
     open().map_err(|source| SqliteError::new(path, "open the scratch file", source))
