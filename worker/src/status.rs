@@ -128,7 +128,6 @@ pub(crate) struct Status {
     pub(crate) outbox_bytes: Gauge,
     pub(crate) outbox_compacted: Counter,
     pub(crate) inflight_bytes: Gauge,
-    pub(crate) rejected: Counter,
     /// What keeps results from being stored.
     pub(crate) results_error: LastError,
     shard_errors: Vec<LastError>,
@@ -154,7 +153,6 @@ impl Status {
             outbox_bytes: Gauge::default(),
             outbox_compacted: Counter::default(),
             inflight_bytes: Gauge::default(),
-            rejected: Counter::default(),
             results_error: LastError::default(),
             shard_errors: (0..plan.storage.shard_count).map(|_| LastError::default()).collect(),
             topics: RwLock::default(),
@@ -279,7 +277,6 @@ impl Status {
             "outboxBytes": self.outbox_bytes.value(),
             "outboxCompacted": self.outbox_compacted.value(),
             "inflightBytes": self.inflight_bytes.value(),
-            "rejectedMessages": self.rejected.value(),
             "storageError": self.storage_error(),
             "sources": map(sources.collect()),
             "topics": map(topics.collect()),

@@ -79,12 +79,6 @@ impl Collector for Scrape {
             one(status.inflight_bytes.value() as f64),
         )?;
         metric(
-            "litejoin_rejected_messages",
-            "Messages that a source could not take and put into the dead-letter queue",
-            counter,
-            one(status.rejected.value() as f64),
-        )?;
-        metric(
             "litejoin_storage_failing",
             "1 while data can't be stored",
             gauge,
@@ -125,7 +119,7 @@ impl Collector for Scrape {
         )?;
         metric(
             "litejoin_source_refused",
-            "Messages that a source has refused",
+            "Messages that a source has refused; a file's are in the dead-letter queue",
             counter,
             of_sources(|source| source.refused.value() as f64),
         )?;
