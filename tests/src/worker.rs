@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
@@ -264,15 +264,19 @@ impl Worker {
         self.ended().await
     }
 
+    /// Waits for the end of the process, and returns its exit code; none if a signal has ended it.
+    pub async fn wait(&mut self) -> Option<i32> {
+        let ended = async || self.child.try_wait().expect("a child can be asked");
+        until("the end of the worker", ended).await.code()
+    }
+
     /// Waits for the end of the process and of its output.
     pub async fn ended(mut self) -> Ended {
-        let status: ExitStatus =
-            until("the end of the worker", async || self.child.try_wait().expect("a child can be asked"))
-                .await;
+        let code = self.wait().await;
         self.stdout.wait_for_end().await;
         self.stderr.wait_for_end().await;
         let text = |lines: &Lines| lines.all().iter().map(|line| format!("{line}\n")).collect();
-        Ended { code: status.code(), stdout: text(&self.stdout), stderr: text(&self.stderr) }
+        Ended { code, stdout: text(&self.stdout), stderr: text(&self.stderr) }
     }
 }
 

@@ -2,3 +2,6 @@
 //! subject. Build it first: `cargo build --workspace && cargo test -p litejoin-tests --test system`.
 
 mod golden;
+mod manifests;
+mod messages;
+mod starting;
