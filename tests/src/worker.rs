@@ -232,6 +232,12 @@ impl Worker {
         self.stderr.all().join("\n")
     }
 
+    /// Waits until it has logged `count` lines.
+    pub async fn wait_for_log(&self, count: usize) {
+        let what = format!("{count} lines in the log");
+        until(&what, async || (self.stderr.all().len() >= count).then_some(())).await;
+    }
+
     /// What it has written to standard output so far, line by line.
     pub fn stdout(&self) -> Vec<String> {
         self.stdout.all()

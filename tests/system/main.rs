@@ -2,6 +2,7 @@
 //! subject. Build it first: `cargo build --workspace && cargo test -p litejoin-tests --test system`.
 
 mod golden;
+mod kill;
 mod manifests;
 mod messages;
 mod starting;
