@@ -172,13 +172,15 @@ impl Worker {
     /// Waits until the log says that the pipeline runs, and learns from it what listens where.
     pub async fn wait_until_it_runs(&mut self) {
         let found = until("the worker to run", async || {
-            let addresses = addresses(&self.stderr.all());
-            let runs = self.stderr.all().iter().any(|line| line.contains(RUNS));
-            if !runs && self.child.try_wait().expect("a child can be asked").is_some() {
+            let log = self.stderr.all();
+            if log.iter().any(|line| line.contains(RUNS)) {
+                return Some(Some(addresses(&log)));
+            }
+            if self.child.try_wait().expect("a child can be asked").is_some() {
                 self.stderr.wait_for_end().await;
                 return Some(None);
             }
-            runs.then_some(addresses)
+            None
         })
         .await;
         self.addresses = found.unwrap_or_else(|| panic!("the worker ended before it ran"));
@@ -342,7 +344,7 @@ impl Lines {
 }
 
 /// Reads from log lines what listens where.
-fn addresses(log: &[String]) -> Option<BTreeMap<String, SocketAddr>> {
+fn addresses(log: &[String]) -> BTreeMap<String, SocketAddr> {
     let mut addresses = BTreeMap::new();
     for line in log {
         let Ok(line) = serde_json::from_str::<Value>(line) else { continue };
@@ -353,5 +355,5 @@ fn addresses(log: &[String]) -> Option<BTreeMap<String, SocketAddr>> {
         let address = address.parse().unwrap_or_else(|_| panic!("no address: {address}"));
         addresses.insert(named.unwrap_or_else(|| "admin".to_owned()), address);
     }
-    Some(addresses)
+    addresses
 }
