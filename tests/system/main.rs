@@ -7,3 +7,4 @@ mod kill;
 mod manifests;
 mod messages;
 mod starting;
+mod subscribers;
