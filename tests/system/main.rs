@@ -4,7 +4,9 @@
 mod disk_full;
 mod golden;
 mod kill;
+mod lifecycle;
 mod manifests;
 mod messages;
 mod starting;
 mod subscribers;
+mod time;
