@@ -371,7 +371,8 @@ impl Store {
             .collect::<Result<Vec<_>, _>>()?;
         let results = Self::open_results(&mut data_dir, storage)?;
         let dlq_path = plan.delivery.dlq.path.clone().unwrap_or_else(|| data_dir.path().join("dlq.db"));
-        let letters = Arc::new(DeadLetters::open(&dlq_path, storage.synchronous)?);
+        let letters =
+            Arc::new(DeadLetters::open(&dlq_path, storage.synchronous, plan.delivery.dlq.bytes_max)?);
         data_dir.mark_ready()?;
         let first_epoch = results.reserve_epochs()?;
         let reader = Arc::new(Reader::open(results.path(), storage.reader_pool_size)?);
@@ -500,8 +501,7 @@ async fn clean_letters(policy: plan::Dlq, letters: Arc<DeadLetters>, mut stoppin
     while tick(policy.cleanup_interval, &mut stopping).await {
         let letters = Arc::clone(&letters);
         let before = clock::epoch_seconds() - i64::try_from(policy.ttl.as_secs()).unwrap_or(i64::MAX);
-        let bytes_max = policy.bytes_max;
-        match blocking(move || letters.clean(before, bytes_max)).await {
+        match blocking(move || letters.clean(before)).await {
             Ok(0) => {}
             Ok(dropped) => warn!(dropped, "dropped dead letters that were too old or too many"),
             Err(error) => warn!(error = chain(&error), "could not clean the dead-letter queue; trying again"),
