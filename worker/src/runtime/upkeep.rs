@@ -18,7 +18,7 @@ use crate::storage::ingest::Ingest;
 use crate::storage::retention::Cleaner;
 use crate::storage::writer::chain;
 
-/// How often the outbox is looked at.
+/// How often the outbox is looked at, and rates are sampled.
 const TIDY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Waits for `interval`; `false` if the worker stops first.
@@ -40,6 +40,7 @@ pub(super) async fn tidy_outbox(
     let must_get_all = has_pushed && plan.delivery.guarantee == Guarantee::AtLeastOnce;
     let window = i64::try_from(plan.delivery.replay_window.as_secs()).unwrap_or(i64::MAX);
     while tick(TIDY_INTERVAL, &mut stopping).await {
+        status.sample_rates(TIDY_INTERVAL.as_secs_f64());
         status.inflight_bytes.set(ingest.inflight_bytes() as u64);
         let results = Arc::clone(&results);
         let bytes_max = plan.delivery.outbox_bytes_max;
