@@ -1,0 +1,4 @@
+//! The built worker as its users meet it: a process with a manifest, sockets, files and signals. A file for each
+//! subject. Build it first: `cargo build --workspace && cargo test -p litejoin-tests --test system`.
+
+mod golden;
