@@ -525,3 +525,6 @@ impl Table {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
