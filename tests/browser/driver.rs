@@ -76,7 +76,7 @@ impl Drop for Browser {
             let (address, path) = self.session["http://".len()..].split_once('/').unwrap_or_default();
             let mut connection = TcpStream::connect(address)?;
             write!(connection, "DELETE /{path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-            connection.read_to_end(&mut Vec::new()).map(|_| ())
+            connection.read_exact(&mut [0])
         };
         if let Err(error) = end() {
             eprintln!("the browser could not be ended: {error}");
