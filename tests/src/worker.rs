@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
@@ -172,13 +172,15 @@ impl Worker {
     /// Waits until the log says that the pipeline runs, and learns from it what listens where.
     pub async fn wait_until_it_runs(&mut self) {
         let found = until("the worker to run", async || {
-            let addresses = addresses(&self.stderr.all());
-            let runs = self.stderr.all().iter().any(|line| line.contains(RUNS));
-            if !runs && self.child.try_wait().expect("a child can be asked").is_some() {
+            let log = self.stderr.all();
+            if log.iter().any(|line| line.contains(RUNS)) {
+                return Some(Some(addresses(&log)));
+            }
+            if self.child.try_wait().expect("a child can be asked").is_some() {
                 self.stderr.wait_for_end().await;
                 return Some(None);
             }
-            runs.then_some(addresses)
+            None
         })
         .await;
         self.addresses = found.unwrap_or_else(|| panic!("the worker ended before it ran"));
@@ -232,6 +234,12 @@ impl Worker {
         self.stderr.all().join("\n")
     }
 
+    /// Waits until it has logged `count` lines.
+    pub async fn wait_for_log(&self, count: usize) {
+        let what = format!("{count} lines in the log");
+        until(&what, async || (self.stderr.all().len() >= count).then_some(())).await;
+    }
+
     /// What it has written to standard output so far, line by line.
     pub fn stdout(&self) -> Vec<String> {
         self.stdout.all()
@@ -264,15 +272,19 @@ impl Worker {
         self.ended().await
     }
 
+    /// Waits for the end of the process, and returns its exit code; none if a signal has ended it.
+    pub async fn wait(&mut self) -> Option<i32> {
+        let ended = async || self.child.try_wait().expect("a child can be asked");
+        until("the end of the worker", ended).await.code()
+    }
+
     /// Waits for the end of the process and of its output.
     pub async fn ended(mut self) -> Ended {
-        let status: ExitStatus =
-            until("the end of the worker", async || self.child.try_wait().expect("a child can be asked"))
-                .await;
+        let code = self.wait().await;
         self.stdout.wait_for_end().await;
         self.stderr.wait_for_end().await;
         let text = |lines: &Lines| lines.all().iter().map(|line| format!("{line}\n")).collect();
-        Ended { code: status.code(), stdout: text(&self.stdout), stderr: text(&self.stderr) }
+        Ended { code, stdout: text(&self.stdout), stderr: text(&self.stderr) }
     }
 }
 
@@ -332,7 +344,7 @@ impl Lines {
 }
 
 /// Reads from log lines what listens where.
-fn addresses(log: &[String]) -> Option<BTreeMap<String, SocketAddr>> {
+fn addresses(log: &[String]) -> BTreeMap<String, SocketAddr> {
     let mut addresses = BTreeMap::new();
     for line in log {
         let Ok(line) = serde_json::from_str::<Value>(line) else { continue };
@@ -343,5 +355,5 @@ fn addresses(log: &[String]) -> Option<BTreeMap<String, SocketAddr>> {
         let address = address.parse().unwrap_or_else(|_| panic!("no address: {address}"));
         addresses.insert(named.unwrap_or_else(|| "admin".to_owned()), address);
     }
-    Some(addresses)
+    addresses
 }
