@@ -279,7 +279,7 @@ pub(crate) async fn run(pipeline: Pipeline, mut stop: mpsc::Receiver<()>) -> Res
                     letters: Arc::clone(&store.letters),
                     status: counters,
                     stopping: source_stopping.clone(),
-                    chunk_rows: plan.storage.batch_messages_max * plan.storage.shard_count,
+                    batch_messages_max: plan.storage.batch_messages_max,
                     stored,
                 };
                 files.spawn(reader.run());
