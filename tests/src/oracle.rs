@@ -128,7 +128,7 @@ impl Oracle {
     fn rows(&self, query: &str) -> Vec<(Vec<String>, Map<String, Value>)> {
         let work = || -> rusqlite::Result<_> {
             let mut statement = self.connection.prepare(query.trim().trim_end_matches(';'))?;
-            let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+            let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
             let mut rows = statement.query([])?;
             let mut found = Vec::new();
             while let Some(row) = rows.next()? {

@@ -167,7 +167,7 @@ pub(crate) async fn run(pipeline: Pipeline, mut stop: mpsc::Receiver<()>) -> Res
     info!(pipeline = plan.name, data = %store.data_dir.path().display(), "the pipeline runs; stop it with ctrl-C");
 
     tokio::select! {
-        _ = stop.recv() => info!("stopping: sources first, then what is on its way; a second signal ends at once"),
+        Some(()) = stop.recv() => info!("stopping: sources first, then what is on its way; a second signal ends at once"),
         Some(()) = stdout_closed.recv() => info!("nobody reads standard output any more; stopping"),
         () = all_ended(&mut files), if once => info!("every source has come to its end; stopping"),
     }

@@ -85,7 +85,7 @@ impl Sources<'_> {
                         letters: Arc::clone(self.letters),
                         status: counters,
                         stopping: self.stopping.clone(),
-                        chunk_rows: self.plan.storage.batch_messages_max * self.plan.storage.shard_count,
+                        batch_messages_max: self.plan.storage.batch_messages_max,
                         stored: stored.map(|(stream, next)| (stream.clone(), *next)).collect(),
                     };
                     files.spawn(reader.run());

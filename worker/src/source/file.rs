@@ -11,22 +11,24 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use litejoin_crds::plan;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use self::read::{Block, FileRow, Reading, Rejected};
 use crate::clock;
 use crate::delivery::dead_letters::DeadLetters;
+use crate::message::Message;
 use crate::status::SourceStatus;
 use crate::storage::ingest::{Batch, Ingest};
-use crate::storage::shard::Stream;
+use crate::storage::shard::{ShardBatch, Stream};
 use crate::storage::writer::chain;
 
 /// Blocks that wait between reading and writing.
 const BLOCKS_MAX: usize = 8;
 
-/// Bytes of rows that are written together at most.
-const CHUNK_BYTES_MAX: usize = 8 << 20;
+/// Parts of blocks that wait for a shard: enough to fill its next transaction while it is busy with one.
+const LANE_PARTS_MAX: usize = 24;
 
 /// Shortest pause of a source with a rate: rows go out in groups, not one by one.
 const PACE: Duration = Duration::from_millis(20);
@@ -51,8 +53,8 @@ pub(crate) struct FileReader {
     pub(crate) letters: Arc<DeadLetters>,
     pub(crate) status: Arc<SourceStatus>,
     pub(crate) stopping: watch::Receiver<bool>,
-    /// Rows that fill a batch in every shard.
-    pub(crate) chunk_rows: usize,
+    /// Rows of one transaction of a shard.
+    pub(crate) batch_messages_max: usize,
     /// Streams of this source that the shards know, each with the least offset over all shards.
     pub(crate) stored: HashMap<String, u64>,
 }
@@ -88,18 +90,38 @@ fn plain(error: &std::io::Error) -> String {
     }
 }
 
-/// Rows that are about to be written.
+/// Rows that are about to be handed to the lanes.
 struct Chunk {
     batch: Batch,
-    rows: usize,
     bytes: usize,
     /// Offset behind the last row.
     next: u64,
 }
 
+/// What a chunk has for one shard.
+struct Part {
+    messages: Vec<Message>,
+    /// Offset behind the last row of the chunk.
+    next: u64,
+    /// Held until every part of the chunk is stored.
+    room: Arc<OwnedSemaphorePermit>,
+}
+
+/// The way of one source's rows into one shard. It writes one batch after another, so that no shard can store a
+/// place behind rows that it could not store; and since each shard has a lane of its own, none waits for another.
+struct Lane {
+    shard_index: usize,
+    source: String,
+    stream: Option<Box<str>>,
+    ingest: Ingest,
+    status: Arc<SourceStatus>,
+    stopping: watch::Receiver<bool>,
+    messages_max: usize,
+}
+
 impl FileReader {
     /// Reads to the end of the file, or until the worker stops.
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(self) {
         let (stream, start) = match self.place() {
             Ok(place) => place,
             Err(problem) => {
@@ -153,12 +175,14 @@ impl FileReader {
         unreachable!("one of four billion names is free")
     }
 
-    async fn write_all(&mut self, mut blocks: mpsc::Receiver<Block>, stream: Option<String>, start: u64) {
+    async fn write_all(&self, mut blocks: mpsc::Receiver<Block>, stream: Option<String>, start: u64) {
         let started = Instant::now();
         let mut told = Instant::now();
         let (mut paced, mut refused) = (0_u64, 0_u64);
         let mut chunk = self.chunk(start);
         let mut stopping = self.stopping.clone();
+        let mut lanes = JoinSet::new();
+        let senders = self.open_lanes(stream.as_deref(), &mut lanes);
         loop {
             let block = tokio::select! {
                 block = blocks.recv() => block,
@@ -180,7 +204,7 @@ impl FileReader {
                 if let Some(rate) = self.spec.rows_per_second_max {
                     let due = started + Duration::from_secs_f64(paced as f64 / f64::from(rate));
                     if due > Instant::now() {
-                        chunk = self.write(chunk, stream.as_deref(), false).await;
+                        chunk = self.hand_over(chunk, &senders, false).await;
                         let until = (due + PACE).into();
                         tokio::select! {
                             () = tokio::time::sleep_until(until) => {}
@@ -190,19 +214,16 @@ impl FileReader {
                     paced += 1;
                 }
                 self.take(row, &mut chunk, &mut refused);
-                if chunk.rows >= self.chunk_rows || chunk.bytes >= CHUNK_BYTES_MAX {
-                    chunk = self.write(chunk, stream.as_deref(), false).await;
-                }
             }
-            if blocks.is_empty() {
-                let frontier = told.elapsed() >= FRONTIER_INTERVAL;
-                if frontier {
-                    told = Instant::now();
-                }
-                chunk = self.write(chunk, stream.as_deref(), frontier).await;
+            let frontier = stream.is_some() && told.elapsed() >= FRONTIER_INTERVAL;
+            if frontier {
+                told = Instant::now();
             }
+            chunk = self.hand_over(chunk, &senders, frontier).await;
         }
-        let next = self.write(chunk, stream.as_deref(), true).await.next;
+        let next = self.hand_over(chunk, &senders, stream.is_some()).await.next;
+        drop(senders);
+        while lanes.join_next().await.is_some() {}
         if !*stopping.borrow() {
             self.status.finished.store(true, Ordering::Relaxed);
             let rows = self.status.accepted.value();
@@ -210,8 +231,28 @@ impl FileReader {
         }
     }
 
+    /// Starts a lane for each shard and returns their ends.
+    fn open_lanes(&self, stream: Option<&str>, lanes: &mut JoinSet<()>) -> Vec<mpsc::Sender<Part>> {
+        (0..self.ingest.shard_count())
+            .map(|shard_index| {
+                let (sender, parts) = mpsc::channel(LANE_PARTS_MAX);
+                let lane = Lane {
+                    shard_index,
+                    source: self.name.clone(),
+                    stream: stream.map(Box::from),
+                    ingest: self.ingest.clone(),
+                    status: Arc::clone(&self.status),
+                    stopping: self.stopping.clone(),
+                    messages_max: self.batch_messages_max,
+                };
+                lanes.spawn(lane.run(parts));
+                sender
+            })
+            .collect()
+    }
+
     fn chunk(&self, next: u64) -> Chunk {
-        Chunk { batch: self.ingest.batch(), rows: 0, bytes: 0, next }
+        Chunk { batch: self.ingest.batch(), bytes: 0, next }
     }
 
     /// Adds a row to the chunk, or puts it into the dead-letter queue.
@@ -221,7 +262,6 @@ impl FileReader {
             Ok(message) => {
                 chunk.bytes +=
                     message.key.len() + message.payload.as_ref().map_or(0, |payload| payload.len());
-                chunk.rows += 1;
                 chunk.batch.push(message);
             }
             Err(Rejected { at, reason, body }) => {
@@ -249,31 +289,61 @@ impl FileReader {
         }
     }
 
-    /// Writes the chunk, again and again until every shard has it or the worker stops, and returns an empty one.
-    async fn write(&self, chunk: Chunk, stream: Option<&str>, frontier: bool) -> Chunk {
+    /// Gives each lane its part of the chunk as soon as it has room, and returns an empty chunk. With `frontier`,
+    /// shards without a part are told as well how far the file has been read.
+    async fn hand_over(&self, chunk: Chunk, lanes: &[mpsc::Sender<Part>], frontier: bool) -> Chunk {
         let next = chunk.next;
-        if chunk.rows == 0 && !frontier {
+        if chunk.bytes == 0 && !frontier {
             return chunk;
         }
-        let place = stream.map(|name| Stream { name: name.into(), next });
-        let room = self.ingest.room(chunk.bytes).await;
-        let batch = chunk.batch.seal();
+        let room = Arc::new(self.ingest.room(chunk.bytes).await);
+        for (lane, messages) in lanes.iter().zip(chunk.batch.into_shards()) {
+            if !messages.is_empty() || frontier {
+                // A lane ends before its sender is gone only when the worker stops.
+                let _ = lane.send(Part { messages, next, room: Arc::clone(&room) }).await;
+            }
+        }
+        self.chunk(next)
+    }
+}
+
+impl Lane {
+    /// Writes parts until there are no more, or the worker stops while one can't be stored.
+    async fn run(mut self, mut parts: mpsc::Receiver<Part>) {
+        while let Some(mut part) = parts.recv().await {
+            // What has come in while the shard was busy goes into one transaction.
+            let mut rooms = vec![part.room];
+            while part.messages.len() < self.messages_max
+                && let Ok(mut more) = parts.try_recv()
+            {
+                part.messages.append(&mut more.messages);
+                part.next = more.next;
+                rooms.push(more.room);
+            }
+            let rows = part.messages.len() as u64;
+            if !self.write(part.messages, part.next).await {
+                return;
+            }
+            self.status.accepted.add(rows);
+        }
+    }
+
+    /// Writes messages again and again until the shard has them; `false` if the worker stops first.
+    async fn write(&mut self, messages: Vec<Message>, next: u64) -> bool {
+        let messages = Arc::new(messages);
         let mut pause = RETRY_MIN;
         loop {
-            let outcome = self.ingest.write(&batch, place.clone(), frontier && place.is_some()).await;
-            let Some(problem) = outcome.error() else { break };
+            let stream = self.stream.clone().map(|name| Stream { name, next });
+            let batch = ShardBatch { messages: Arc::clone(&messages), stream };
+            let Err(problem) = self.ingest.write_shard(self.shard_index, batch).await else { return true };
             if self.status.error.set(&problem.to_string()) {
-                warn!(source = self.name, error = %problem, "waiting to store rows");
+                warn!(source = self.source, error = %problem, "waiting to store rows");
             }
-            let mut stopping = self.stopping.clone();
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                _ = stopping.wait_for(|stopping| *stopping) => return self.chunk(next),
+                _ = self.stopping.wait_for(|stopping| *stopping) => return false,
             }
             pause = (pause * 2).min(RETRY_MAX);
         }
-        drop(room);
-        self.status.accepted.add(chunk.rows as u64);
-        self.chunk(next)
     }
 }

@@ -119,7 +119,7 @@ async fn store(state: &HttpState, body: &[u8], framing: Framing) -> Response {
         }
     };
     let was_refused = !refused.is_empty();
-    let outcome = state.ingest.write(&batch.seal(), None, false).await;
+    let outcome = state.ingest.write(batch).await;
     let mut failed: Option<WriteError> = None;
     let mut accepted = 0_u64;
     for (item, shard) in handed {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::hash::shard_index;
-use super::shard::{ShardBatch, Stream};
+use super::shard::ShardBatch;
 use super::topics::Topics;
 use super::writer::{Command, WriteError};
 use crate::message::Message;
@@ -19,12 +19,6 @@ pub(crate) const INFLIGHT_BYTES_MAX: usize = 64 << 20;
 #[derive(Debug)]
 pub(crate) struct Batch {
     shards: Vec<Vec<Message>>,
-}
-
-/// A batch that is complete; it can be written again if that fails.
-#[derive(Debug)]
-pub(crate) struct SealedBatch {
-    shards: Vec<Arc<Vec<Message>>>,
 }
 
 impl Batch {
@@ -39,8 +33,9 @@ impl Batch {
         index
     }
 
-    pub(crate) fn seal(self) -> SealedBatch {
-        SealedBatch { shards: self.shards.into_iter().map(Arc::new).collect() }
+    /// What it has for each shard.
+    pub(crate) fn into_shards(self) -> Vec<Vec<Message>> {
+        self.shards
     }
 }
 
@@ -54,11 +49,6 @@ impl Outcome {
     /// The epoch in which everything that was stored is seen; `None` if nothing was.
     pub(crate) fn epoch(&self) -> Option<u64> {
         self.shards.iter().flatten().filter_map(|outcome| outcome.as_ref().ok()).max().copied()
-    }
-
-    /// The first thing that went wrong, if any.
-    pub(crate) fn error(&self) -> Option<&WriteError> {
-        self.shards.iter().flatten().find_map(|outcome| outcome.as_ref().err())
     }
 }
 
@@ -100,26 +90,21 @@ impl Ingest {
         INFLIGHT_BYTES_MAX - self.room.available_permits()
     }
 
-    /// Hands a batch to the writers and waits until every shard has committed or refused its part. With a
-    /// `stream`, its place is stored in each shard that the batch touches, or in all of them with `frontier`.
-    pub(crate) async fn write(&self, batch: &SealedBatch, stream: Option<Stream>, frontier: bool) -> Outcome {
-        let mut waiting = Vec::with_capacity(self.shard_count);
-        {
-            let writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
-            for (index, messages) in batch.shards.iter().enumerate() {
-                if messages.is_empty() && !frontier {
-                    waiting.push(None);
-                    continue;
-                }
-                let (done, answer) = oneshot::channel();
-                let batch = ShardBatch { messages: Arc::clone(messages), stream: stream.clone() };
-                if let Some(writers) = writers.as_ref() {
-                    // A writer that is gone drops the command, and with it `done`: the answer is then Stopping.
-                    let _ = writers[index].send(Command::Write { batch, done });
-                }
-                waiting.push(Some(answer));
-            }
-        }
+    pub(crate) fn shard_count(&self) -> usize {
+        self.shard_count
+    }
+
+    /// Hands a batch to the writers and waits until every shard has committed or refused its part.
+    pub(crate) async fn write(&self, batch: Batch) -> Outcome {
+        let waiting: Vec<_> = batch
+            .shards
+            .into_iter()
+            .enumerate()
+            .map(|(index, messages)| {
+                let batch = ShardBatch { messages: Arc::new(messages), stream: None };
+                (!batch.messages.is_empty()).then(|| self.send(index, batch))
+            })
+            .collect();
         let mut shards = Vec::with_capacity(waiting.len());
         for answer in waiting {
             shards.push(match answer {
@@ -128,6 +113,22 @@ impl Ingest {
             });
         }
         Outcome { shards }
+    }
+
+    /// Hands a batch to the writer of one shard and waits until it is committed or refused. An empty one stores
+    /// just its place in the stream.
+    pub(crate) async fn write_shard(&self, shard_index: usize, batch: ShardBatch) -> Result<u64, WriteError> {
+        self.send(shard_index, batch).await.unwrap_or(Err(WriteError::Stopping))
+    }
+
+    /// Hands a batch to a writer. One that is gone drops it, and with it the sender of the answer.
+    fn send(&self, shard_index: usize, batch: ShardBatch) -> oneshot::Receiver<Result<u64, WriteError>> {
+        let (done, answer) = oneshot::channel();
+        let writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(writers) = writers.as_ref() {
+            let _ = writers[shard_index].send(Command::Write { batch, done });
+        }
+        answer
     }
 
     /// Sends a command of its own to each writer; `false` once the worker stops.

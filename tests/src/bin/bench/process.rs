@@ -1,0 +1,47 @@
+//! What Linux knows of processes and threads: CPU time and memory.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+/// Clock ticks a second in `/proc`; the same on every Linux that people run.
+const TICKS: u64 = 100;
+
+/// CPU time of a process with all its threads, user and system.
+pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = std::fs::read_to_string(&path).with_context(|| format!("could not read {path}"))?;
+    // The name in parentheses may hold anything.
+    let fields = stat.rsplit_once(')').map(|(_, fields)| fields).unwrap_or_default();
+    let ticks: u64 = fields.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
+    Ok(Duration::from_millis(ticks * 1_000 / TICKS))
+}
+
+/// CPU time of the calling thread.
+pub(crate) fn thread_cpu_time() -> Result<Duration> {
+    let path = "/proc/thread-self/schedstat";
+    let stat = std::fs::read_to_string(path).with_context(|| format!("could not read {path}"))?;
+    let nanoseconds = stat.split_whitespace().next().and_then(|n| n.parse().ok());
+    Ok(Duration::from_nanos(nanoseconds.with_context(|| format!("{path} begins with no number"))?))
+}
+
+/// CPU time of everything on this machine.
+pub(crate) fn machine_cpu_time() -> Result<Duration> {
+    let stat = std::fs::read_to_string("/proc/stat").context("could not read /proc/stat")?;
+    // user, nice, system, then idle and waiting for the disk, then interrupts
+    let busy = stat.lines().next().unwrap_or_default().split_whitespace().skip(1).enumerate();
+    let ticks: u64 = busy
+        .filter(|(column, _)| matches!(column, 0..=2 | 5 | 6))
+        .filter_map(|(_, n)| n.parse::<u64>().ok())
+        .sum();
+    Ok(Duration::from_millis(ticks * 1_000 / TICKS))
+}
+
+/// The most memory that a process has had at once, in bytes.
+pub(crate) fn peak_memory_bytes(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = std::fs::read_to_string(&path).with_context(|| format!("could not read {path}"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    Ok(kibibytes.with_context(|| format!("{path} has no VmHWM"))? * 1_024)
+}
