@@ -66,7 +66,8 @@ async fn rows_that_are_too_old_leave_without_an_event() {
     until("the row to expire", async || (count(&worker).await == 0).then_some(())).await;
     worker.ingest().put("orders", "o2", json!({"n": 2})).await;
     assert_eq!(next(&mut client).await, r#"created "o2" [{"key":"o2","n":2}]"#, "nothing was told of o1");
-    assert_eq!(worker.status().await["topics"]["orders"]["expired"], 1);
+    // Of o1, and by now perhaps of o2 as well.
+    assert_ne!(worker.status().await["topics"]["orders"]["expired"], 0);
     // The key is not buried: it may come back.
     worker.ingest().put("orders", "o1", json!({"n": 3})).await;
     assert_eq!(next(&mut client).await, r#"created "o1" [{"key":"o1","n":3}]"#);
