@@ -160,7 +160,7 @@ async fn a_disk_that_is_full_from_the_start_is_named() {
     let ended = site.launch(command).end().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     expect_test::expect![[r#"
-        error: data/shard_0.db: could not read the shard: database or disk is full: Error code 13: database or disk is full
+        error: data/shard_0.db: the disk is full; free some space, or point storage.dataDir (or --data-dir) elsewhere
     "#]].assert_eq(&ended.stderr);
 }
 
