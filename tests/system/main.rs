@@ -2,6 +2,8 @@
 //! subject. Build it first: `cargo build --workspace && cargo test -p litejoin-tests --test system`.
 
 mod disk_full;
+mod files;
+mod first_run;
 mod golden;
 mod kill;
 mod lifecycle;

@@ -113,10 +113,10 @@ impl Cleaner {
             return Ok(false);
         }
         barrier.wait();
-        self.gate.queue_cut(false);
+        self.gate.begin_expiry();
         barrier.wait();
         barrier.wait();
-        self.gate.queue_cut(!self.retention.emit_expiry);
+        self.gate.end_expiry(!self.retention.emit_expiry);
         barrier.wait();
         Ok(more)
     }
