@@ -1,1 +1,12 @@
-//! The harness.
+//! The harness: the built worker as a child process, clients for what it serves, and SQLite as the oracle of what
+//! its results must be. Nothing here knows the worker's code, only what a user sees of it. Whatever goes wrong
+//! panics with what was being done; a worker that is dropped by a panic prints its log.
+
+pub mod golden;
+pub mod ingest;
+pub mod oracle;
+pub mod repetition;
+pub mod results;
+pub mod sse;
+pub mod wait;
+pub mod worker;

@@ -33,11 +33,15 @@ const EXIT_INVALID: u8 = 2;
 /// A second signal has cut the stop short.
 const EXIT_INTERRUPTED: i32 = 130;
 
+/// A bug in the worker, as Rust programs say it.
+const EXIT_PANIC: i32 = 101;
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match arguments.command {
         Command::Run(run) => {
             start_logging(&arguments.log, arguments.log_format);
+            end_with_any_panic();
             let pipeline = match cli::load(&run.files, run.data_dir, run.once) {
                 Ok((pipeline, warnings)) => {
                     complain(&warnings);
@@ -108,6 +112,16 @@ fn start_logging(filter: &str, format: LogFormat) {
         LogFormat::Auto if !terminal => logs.json().flatten_event(true).with_target(false).init(),
         LogFormat::Auto | LogFormat::Human => logs.with_ansi(terminal).with_target(false).init(),
     }
+}
+
+/// Ends the process when any thread panics. A part of a pipeline that silently stands still is worse than a
+/// restart, and a restart makes everything whole.
+fn end_with_any_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::exit(EXIT_PANIC);
+    }));
 }
 
 /// Writes to standard error; whoever closed it does not want to know.

@@ -25,6 +25,44 @@ impl Counter {
     }
 }
 
+/// A counter that also knows how fast it grows.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    count: Counter,
+    sampled: AtomicU64,
+    /// Bits of the rate, an `f64`.
+    per_second: AtomicU64,
+}
+
+impl Meter {
+    pub(crate) fn add(&self, count: u64) {
+        self.count.add(count);
+    }
+
+    pub(crate) fn value(&self) -> u64 {
+        self.count.value()
+    }
+
+    /// The rate over the last few seconds.
+    pub(crate) fn per_second(&self) -> f64 {
+        f64::from_bits(self.per_second.load(Ordering::Relaxed))
+    }
+
+    /// Takes note of what was counted in the last `seconds`; the rate follows a change within a few samples.
+    fn sample(&self, seconds: f64) {
+        let count = self.value();
+        let before = self.sampled.swap(count, Ordering::Relaxed);
+        let rate = (count - before) as f64 / seconds;
+        let smooth = self.per_second() + RATE_WEIGHT * (rate - self.per_second());
+        // An exponential never gets to nothing.
+        let smooth = if smooth < 0.01 { 0.0 } else { smooth };
+        self.per_second.store(smooth.to_bits(), Ordering::Relaxed);
+    }
+}
+
+/// Weight of the newest sample in a rate.
+const RATE_WEIGHT: f64 = 0.3;
+
 /// A number that goes up and down.
 #[derive(Debug, Default)]
 pub(crate) struct Gauge(AtomicI64);
@@ -68,7 +106,7 @@ impl LastError {
 
 #[derive(Debug, Default)]
 pub(crate) struct SourceStatus {
-    pub(crate) accepted: Counter,
+    pub(crate) accepted: Meter,
     pub(crate) refused: Counter,
     pub(crate) error: LastError,
     /// Where it listens or what it reads, once it does.
@@ -102,7 +140,7 @@ pub(crate) struct JoinStatus {
 
 #[derive(Debug, Default)]
 pub(crate) struct SinkStatus {
-    pub(crate) delivered: Counter,
+    pub(crate) delivered: Meter,
     pub(crate) failed: Counter,
     pub(crate) dropped: Counter,
     pub(crate) dead_letters: Gauge,
@@ -208,17 +246,22 @@ impl Status {
         of_shard.or_else(|| self.results_error.text().map(|error| format!("results.db: {error}")))
     }
 
+    /// Brings all rates up to date; to be called every `seconds`.
+    pub(crate) fn sample_rates(&self, seconds: f64) {
+        self.sources.values().for_each(|source| source.accepted.sample(seconds));
+        self.sinks.values().for_each(|sink| sink.delivered.sample(seconds));
+    }
+
     /// The whole as JSON.
     pub(crate) fn json(&self, now: i64) -> Value {
         let map = |entries: Vec<(String, Value)>| Value::Object(entries.into_iter().collect());
         let uptime = (now - self.started_at).max(0);
-        let rate = |count: u64| count as f64 / uptime.max(1) as f64;
         let at = |at: &Mutex<Option<String>>| at.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let sources = self.sources.iter().map(|(name, source)| {
             let value = json!({
                 "at": at(&source.at),
                 "accepted": source.accepted.value(),
-                "acceptedPerSecond": rate(source.accepted.value()),
+                "acceptedPerSecond": source.accepted.per_second(),
                 "refused": source.refused.value(),
                 "finished": source.finished.load(Ordering::Relaxed),
                 "lastError": source.error.text(),
@@ -254,7 +297,7 @@ impl Status {
             let value = json!({
                 "at": at(&sink.at),
                 "delivered": sink.delivered.value(),
-                "deliveredPerSecond": rate(sink.delivered.value()),
+                "deliveredPerSecond": sink.delivered.per_second(),
                 "failed": sink.failed.value(),
                 "dropped": sink.dropped.value(),
                 "deadLetters": sink.dead_letters.value(),
@@ -283,5 +326,24 @@ impl Status {
             "joins": map(joins.collect()),
             "sinks": map(sinks.collect()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_follows_what_is_counted() {
+        let meter = Meter::default();
+        for _ in 0..30 {
+            meter.add(200);
+            meter.sample(2.0);
+        }
+        assert!((meter.per_second() - 100.0).abs() < 1.0, "{}", meter.per_second());
+        for _ in 0..60 {
+            meter.sample(2.0);
+        }
+        assert_eq!((meter.per_second(), meter.value()), (0.0, 6_000));
     }
 }

@@ -6,6 +6,7 @@
 //! ```
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use litejoin_crds::plan::Synchronous;
@@ -43,6 +44,9 @@ const SCHEMA: &str = "
         UNIQUE (source, position)
     );";
 
+/// Insertions after which the size is looked at.
+const UNCHECKED_MAX: u32 = 500;
+
 /// Bytes of a rejected message that are kept.
 const BODY_BYTES_KEPT: usize = 4_096;
 
@@ -50,6 +54,10 @@ const BODY_BYTES_KEPT: usize = 4_096;
 pub(crate) struct DeadLetters {
     path: PathBuf,
     connection: Mutex<Connection>,
+    /// Size above which the oldest go.
+    bytes_max: u64,
+    /// Insertions since the size was last looked at.
+    unchecked: AtomicU32,
 }
 
 /// A result that a sink did not take.
@@ -73,12 +81,13 @@ pub(crate) struct Postmark {
 }
 
 impl DeadLetters {
-    pub(crate) fn open(path: &Path, synchronous: Synchronous) -> Result<Self, SqliteError> {
+    pub(crate) fn open(path: &Path, synchronous: Synchronous, bytes_max: u64) -> Result<Self, SqliteError> {
         let connection = sqlite::open_writer(path, synchronous)?;
         connection
             .execute_batch(SCHEMA)
             .map_err(|source| SqliteError::new(path, "make the tables", source))?;
-        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection) })
+        let unchecked = AtomicU32::new(0);
+        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection), bytes_max, unchecked })
     }
 
     /// Puts a letter in, or replaces the older one of its key. Putting the same one in again changes nothing
@@ -119,7 +128,8 @@ impl DeadLetters {
                     mark.retry_at
                 ])?;
             Ok(())
-        })
+        })?;
+        self.limit_size()
     }
 
     /// Takes a letter out after it was delivered, unless a newer one has come in its place.
@@ -208,12 +218,23 @@ impl DeadLetters {
                 )?
                 .execute(params![source, position, reason, &body[..body.len().min(BODY_BYTES_KEPT)], now])?;
             Ok(())
-        })
+        })?;
+        self.limit_size()
     }
 
-    /// Drops what is older than `before`, then the oldest until the file's content is below `bytes_max`.
-    /// Returns how many letters and messages went.
-    pub(crate) fn clean(&self, before: i64, bytes_max: u64) -> Result<u64, SqliteError> {
+    /// Keeps the file within its size while it fills, not only when it is cleaned.
+    fn limit_size(&self) -> Result<(), SqliteError> {
+        if self.unchecked.fetch_add(1, Ordering::Relaxed) < UNCHECKED_MAX {
+            return Ok(());
+        }
+        self.unchecked.store(0, Ordering::Relaxed);
+        self.clean(i64::MIN).map(|_| ())
+    }
+
+    /// Drops what is older than `before`, then the oldest until the file's content is within its size. Returns
+    /// how many letters and messages went.
+    pub(crate) fn clean(&self, before: i64) -> Result<u64, SqliteError> {
+        let bytes_max = self.bytes_max;
         self.doing("clean the dead letters", |connection| {
             let transaction = connection.transaction()?;
             let mut dropped = 0;
@@ -275,4 +296,29 @@ fn read_letter(row: &Row<'_>) -> rusqlite::Result<Letter> {
         },
         attempts: row.get(8)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_stays_within_its_size_and_the_oldest_go_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let letters = DeadLetters::open(&folder.path().join("dlq.db"), Synchronous::Normal, 1 << 20).unwrap();
+        for number in 0..3_000 {
+            letters.reject("s", &format!("byte {number}"), "bad", &[b'x'; 2_000], number).unwrap();
+        }
+        letters.reject("s", "byte 2999", "again", b"", 9).unwrap();
+        let (count, oldest): (u64, i64) = letters
+            .doing("look", |connection| {
+                connection.query_row("SELECT count(*), min(stored_at) FROM rejected", [], |row| {
+                    Ok((row.get(0)?, row.get(1)?))
+                })
+            })
+            .unwrap();
+        assert!((100..2_000).contains(&count), "{count} of 3,000 messages of 2 kB are left in 1 MiB");
+        assert_eq!(oldest, 3_000 - i64::try_from(count).unwrap(), "the newest are left, each once");
+        assert_eq!(letters.clean(2_999).unwrap(), count - 1, "what is too old goes too");
+    }
 }

@@ -41,6 +41,9 @@ struct Signal {
     queued: VecDeque<Cut>,
 }
 
+/// Cuts of the retention cleaner that may wait for the evaluator.
+const QUEUED_CUTS_MAX: usize = 4;
+
 /// Why [`EpochGate::wait`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wake {
@@ -85,8 +88,10 @@ impl EpochGate {
 
     /// Cuts an epoch if anything was committed since the last one.
     pub(crate) fn cut(&self) -> Option<Cut> {
-        if let Some(queued) = self.signal.lock().unwrap_or_else(PoisonError::into_inner).queued.pop_front() {
-            return Some(queued);
+        let queued = self.signal.lock().unwrap_or_else(PoisonError::into_inner).queued.pop_front();
+        if queued.is_some() {
+            self.rung.notify_all();
+            return queued;
         }
         self.cut_now(false)
     }
@@ -99,6 +104,15 @@ impl EpochGate {
                 signal.dirty = true;
             });
         }
+    }
+
+    /// Waits until few cuts are queued, at most for `timeout`; returns whether another pass may queue its own.
+    pub(crate) fn wait_for_queue(&self, timeout: Duration) -> bool {
+        let signal = self.signal.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = |signal: &mut Signal| signal.queued.len() >= QUEUED_CUTS_MAX && !signal.stopped;
+        let (signal, waited) =
+            self.rung.wait_timeout_while(signal, timeout, full).unwrap_or_else(PoisonError::into_inner);
+        !waited.timed_out() && !signal.stopped
     }
 
     fn cut_now(&self, quiet: bool) -> Option<Cut> {

@@ -173,12 +173,13 @@ fn lock(path: &Path) -> Result<File, LayoutError> {
         }
         Err(TryLockError::Error(source)) => return Err(io_error(path, "lock the data directory", source)),
     }
-    let write = |lock: &mut File| -> std::io::Result<()> {
+    let note = |lock: &mut File| -> std::io::Result<()> {
         lock.set_len(0)?;
         lock.rewind()?;
         lock.write_all(std::process::id().to_string().as_bytes())
     };
-    write(&mut lock).map_err(|source| io_error(path, "write the lock file", source))?;
+    // The number only helps whoever is refused; a full disk must not keep us from starting.
+    let _ = note(&mut lock);
     Ok(lock)
 }
 

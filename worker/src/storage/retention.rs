@@ -9,6 +9,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Barrier};
+use std::time::Duration;
 
 use litejoin_crds::plan::Retention;
 use tracing::warn;
@@ -22,6 +23,9 @@ use super::writer::{Command, Expiry, chain};
 
 /// Rows that one pass removes from a topic of one shard at most.
 const ROWS_PER_PASS_MAX: usize = 500;
+
+/// How long the cleaner waits for the evaluator before it asks again whether to stop.
+const QUEUE_WAIT: Duration = Duration::from_millis(200);
 
 /// Looks for expired rows and has them removed.
 pub(crate) struct Cleaner {
@@ -47,6 +51,10 @@ impl Cleaner {
     /// Removes everything that is due at `now`, pass by pass, until nothing is or `stopping` says so.
     pub(crate) fn clean(&mut self, now: i64, stopping: impl Fn() -> bool) {
         while !stopping() {
+            // Results follow at the evaluator's pace; rows that have not left yet do no harm.
+            if !self.gate.wait_for_queue(QUEUE_WAIT) {
+                continue;
+            }
             match self.pass(now) {
                 Ok(true) => {}
                 Ok(false) => return,
@@ -117,6 +125,6 @@ impl Cleaner {
 /// A topic is read again after this many seconds at the latest, for messages that brought an old time along.
 const RECHECK_SECONDS: i64 = 600;
 
-fn seconds(duration: std::time::Duration) -> i64 {
+fn seconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
 }

@@ -524,3 +524,6 @@ impl Table {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -77,7 +77,7 @@ impl Simulation {
                 cleanup_interval: Duration::from_secs(60),
             },
         };
-        let letters = DeadLetters::open(&folder.path().join("dlq.db"), Synchronous::Normal).unwrap();
+        let letters = DeadLetters::open(&folder.path().join("dlq.db"), Synchronous::Normal, 1 << 30).unwrap();
         let mut dispatcher = Dispatcher {
             name: "s".to_owned(),
             sink: Box::new(SimulatedSink(Arc::clone(&log))),

@@ -1,0 +1,141 @@
+//! Golden cases: messages in, results out, as `tests/cases/README.md` describes them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::ingest::message;
+use crate::oracle::Oracle;
+use crate::results::{ResultKey, Results};
+
+/// The name of the join of a case that has just one.
+const ONLY_JOIN: &str = "result";
+
+/// One case.
+#[derive(Debug)]
+pub struct Case {
+    /// The name of its file.
+    pub name: String,
+    pub joins: Vec<Join>,
+    pub steps: Vec<Step>,
+}
+
+/// A join of a case.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Join {
+    pub name: String,
+    pub query: String,
+    pub key_column: Option<String>,
+}
+
+/// All that comes at one time, and what it changes.
+#[derive(Debug, Default)]
+pub struct Step {
+    pub at: String,
+    pub messages: Vec<Value>,
+    /// Rows of the results that differ from the step before.
+    pub changes: BTreeMap<ResultKey, Vec<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct File {
+    query: Option<String>,
+    key_column: Option<String>,
+    #[serde(default)]
+    joins: Vec<Join>,
+    input: Vec<Input>,
+    expect: Vec<Expected>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Input {
+    at: String,
+    topic: String,
+    key: String,
+    payload: Value,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Expected {
+    at: String,
+    join: Option<String>,
+    key: Value,
+    rows: Vec<Value>,
+}
+
+/// Every case of a folder below `tests/cases`, by name.
+pub fn cases(folder: &str) -> Vec<Case> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases").join(folder);
+    let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut paths: Vec<_> = entries.map(|entry| entry.expect("a folder can be listed").path()).collect();
+    paths.sort();
+    assert!(!paths.is_empty(), "{} has no cases", folder.display());
+    paths.iter().map(|path| Case::read(path)).collect()
+}
+
+impl Case {
+    fn read(path: &Path) -> Self {
+        let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let file: File =
+            serde_yaml::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let mut joins = file.joins;
+        if let Some(query) = file.query {
+            joins.push(Join { name: ONLY_JOIN.to_owned(), query, key_column: file.key_column });
+        }
+        let mut steps: Vec<Step> = Vec::new();
+        for input in file.input {
+            if steps.last().is_none_or(|step| step.at != input.at) {
+                steps.push(Step { at: input.at, ..Step::default() });
+            }
+            // Bare text would be taken for JSON in a string.
+            let payload = match input.payload {
+                Value::String(text) => json!(json!(text).to_string()),
+                other => other,
+            };
+            let step = steps.last_mut().expect("just pushed");
+            step.messages.push(message(&input.topic, &input.key, payload));
+        }
+        for expected in file.expect {
+            let step = steps.iter_mut().find(|step| step.at == expected.at);
+            let step = step.unwrap_or_else(|| panic!("{}: nothing comes at {}", path.display(), expected.at));
+            let mut rows: Vec<String> = expected.rows.iter().map(Value::to_string).collect();
+            rows.sort_unstable();
+            let join = expected.join.unwrap_or_else(|| ONLY_JOIN.to_owned());
+            step.changes.insert((join, expected.key.to_string()), rows);
+        }
+        let name = path.file_stem().and_then(|name| name.to_str()).expect("a case has a plain name");
+        Self { name: name.to_owned(), joins, steps }
+    }
+
+    /// The topics that messages go to, in the spelling of the first.
+    pub fn topics(&self) -> Vec<String> {
+        let mut seen = BTreeSet::new();
+        let messages = self.steps.iter().flat_map(|step| &step.messages);
+        messages
+            .map(|message| message["topic"].as_str().expect("a topic is text").to_owned())
+            .filter(|topic| seen.insert(topic.to_ascii_lowercase()))
+            .collect()
+    }
+
+    /// What every join yields over the topics in `data_dir`.
+    pub fn oracle(&self, data_dir: &Path) -> Results {
+        let topics = self.topics();
+        let oracle = Oracle::read(data_dir, topics.iter().map(String::as_str));
+        // A view may name others that come after it, as long as they are there when it is read.
+        for join in &self.joins {
+            oracle.define(&join.name, &join.query);
+        }
+        let mut results = Results::default();
+        for join in &self.joins {
+            results.extend(oracle.results(&join.name, &join.query, join.key_column.as_deref()));
+        }
+        results
+    }
+}

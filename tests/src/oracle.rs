@@ -1,0 +1,157 @@
+//! What results must be: the query run by SQLite over all rows of all shards in one plain database.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use rusqlite::types::{Value as Owned, ValueRef};
+use rusqlite::{Connection, OpenFlags};
+use serde_json::{Map, Value, json};
+
+use crate::results::{ResultKey, Results};
+
+/// The topics of a data directory, gathered into one database in memory.
+pub struct Oracle {
+    connection: Connection,
+}
+
+impl Oracle {
+    /// A database with these topics, empty.
+    #[expect(clippy::disallowed_methods, reason = "the oracle must not depend on how the worker opens files")]
+    pub fn new<'t>(topics: impl IntoIterator<Item = &'t str>) -> Self {
+        let connection = Connection::open_with_flags(":memory:", OpenFlags::default())
+            .expect("SQLite opens a database in memory");
+        let oracle = Self { connection };
+        for topic in topics {
+            oracle.add_topic(topic);
+        }
+        oracle
+    }
+
+    /// Reads every shard of a data directory, whether its worker runs or not, and changes nothing in it. `topics`
+    /// are there even if no message came.
+    pub fn read<'t>(data_dir: &Path, topics: impl IntoIterator<Item = &'t str>) -> Self {
+        let oracle = Self::new(topics);
+        let entries =
+            fs::read_dir(data_dir).unwrap_or_else(|error| panic!("{}: {error}", data_dir.display()));
+        let mut shards = 0;
+        for entry in entries {
+            let path = entry.expect("a folder can be listed").path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if name.starts_with("shard_") && name.ends_with(".db") {
+                oracle.gather(&path);
+                shards += 1;
+            }
+        }
+        assert!(shards > 0, "{} has no shards", data_dir.display());
+        oracle
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the oracle must not depend on how the worker opens files")]
+    fn gather(&self, path: &Path) {
+        let shard = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        shard.busy_timeout(crate::wait::PATIENCE).expect("SQLite takes a busy timeout");
+        let work = || -> rusqlite::Result<()> {
+            let names: Vec<String> = shard
+                .prepare("SELECT name FROM _topics")?
+                .query_map([], |row| row.get(0))?
+                .collect::<Result<_, _>>()?;
+            for name in names {
+                self.add_topic(&name);
+                let mut insert =
+                    self.connection.prepare(&format!("INSERT INTO {} VALUES (?1, ?2, ?3)", quoted(&name)))?;
+                let sql = format!("SELECT key, payload, timestamp FROM {}", quoted(&name));
+                let mut rows = shard.prepare(&sql)?;
+                let mut rows = rows.query([])?;
+                while let Some(row) = rows.next()? {
+                    // A key in two shards is one too many, and the primary key here says so.
+                    let [key, payload, timestamp]: [Owned; 3] = [row.get(0)?, row.get(1)?, row.get(2)?];
+                    insert.execute([key, payload, timestamp])?;
+                }
+            }
+            Ok(())
+        };
+        work().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
+
+    fn add_topic(&self, name: &str) {
+        let sql = format!(
+            "CREATE TABLE IF NOT EXISTS {} (key TEXT PRIMARY KEY, payload TEXT, timestamp INTEGER)",
+            quoted(name)
+        );
+        self.connection.execute_batch(&sql).expect("a topic has a plain name");
+    }
+
+    /// Sets or deletes a row of a topic.
+    pub fn apply(&self, topic: &str, key: &str, payload: Option<&str>) {
+        let table = quoted(topic);
+        let done = match payload {
+            Some(payload) => self.connection.execute(
+                &format!("INSERT OR REPLACE INTO {table} VALUES (?1, ?2, unixepoch())"),
+                [key, payload],
+            ),
+            None => self.connection.execute(&format!("DELETE FROM {table} WHERE key = ?1"), [key]),
+        };
+        done.unwrap_or_else(|error| panic!("{topic} {key}: {error}"));
+    }
+
+    /// Lets later queries read a join by its name.
+    pub fn define(&self, join: &str, query: &str) {
+        let sql = format!("CREATE VIEW {} AS {query}", quoted(join));
+        self.connection.execute_batch(&sql).unwrap_or_else(|error| panic!("{join}: {error}"));
+    }
+
+    /// The results of a join, grouped by `key_column` or else the first column.
+    pub fn results(&self, join: &str, query: &str, key_column: Option<&str>) -> Results {
+        let rows = self.rows(query);
+        let mut groups: BTreeMap<ResultKey, Vec<Value>> = BTreeMap::new();
+        for (columns, row) in rows {
+            let key = key_column.map_or_else(|| columns[0].clone(), str::to_owned);
+            let key = row.get(&key).unwrap_or_else(|| panic!("{join} yields no column {key}"));
+            groups.entry((join.to_owned(), key.to_string())).or_default().push(Value::Object(row.clone()));
+        }
+        let mut results = Results::default();
+        for (key, rows) in groups {
+            results.set(key, &rows);
+        }
+        results
+    }
+
+    /// The one value that a query yields.
+    pub fn value(&self, query: &str) -> Value {
+        let rows = self.rows(query);
+        let [(_, row)] = rows.as_slice() else { panic!("{query} yields {} rows", rows.len()) };
+        row.values().next().expect("a row has a column").clone()
+    }
+
+    fn rows(&self, query: &str) -> Vec<(Vec<String>, Map<String, Value>)> {
+        let work = || -> rusqlite::Result<_> {
+            let mut statement = self.connection.prepare(query.trim().trim_end_matches(';'))?;
+            let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
+            let mut rows = statement.query([])?;
+            let mut found = Vec::new();
+            while let Some(row) = rows.next()? {
+                let values = (0..columns.len()).map(|index| Ok(value(row.get_ref(index)?)));
+                let values = values.collect::<rusqlite::Result<Vec<_>>>()?;
+                found.push((columns.clone(), columns.iter().cloned().zip(values).collect()));
+            }
+            Ok(found)
+        };
+        work().unwrap_or_else(|error| panic!("{query}: {error}"))
+    }
+}
+
+fn value(value: ValueRef<'_>) -> Value {
+    match value {
+        ValueRef::Null => Value::Null,
+        ValueRef::Integer(integer) => json!(integer),
+        ValueRef::Real(real) => json!(real),
+        ValueRef::Text(text) => json!(String::from_utf8_lossy(text)),
+        ValueRef::Blob(_) => panic!("the oracle does not know how a BLOB is written"),
+    }
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

@@ -1,0 +1,29 @@
+//! How often a test with chance in it is repeated, and by which seeds. A failure prints its seed; the seed alone
+//! replays the choices: `LITEJOIN_SEED=7 cargo test -p litejoin-tests --test system kill`.
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+/// Seeds of the repetitions to run: `few` of them, `many` when the long run is asked for (`tests/run --long`), or
+/// the one that is asked for by number.
+pub fn seeds(few: u64, many: u64) -> Vec<u64> {
+    match variable("LITEJOIN_SEED") {
+        Some(seed) => vec![seed.parse().expect("LITEJOIN_SEED is a number")],
+        None => (1..=if is_long() { many } else { few }).collect(),
+    }
+}
+
+/// Whether the long run is asked for.
+pub fn is_long() -> bool {
+    variable("LITEJOIN_LONG").is_some_and(|value| value == "1")
+}
+
+/// Randomness that follows from `seed` alone.
+pub fn chance(seed: u64) -> StdRng {
+    StdRng::seed_from_u64(seed)
+}
+
+#[expect(clippy::disallowed_methods, reason = "tests have no main.rs that could hand the environment in")]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}

@@ -1,0 +1,25 @@
+//! The one place where tests poll. A wait ends as soon as what it waits for is there, and its bound is only there
+//! to make a hang a failure: no test passes or fails by how long something took.
+
+use std::time::{Duration, Instant};
+
+/// How long anything may take that is certain to come.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Pause between two looks.
+const INTERVAL: Duration = Duration::from_millis(10);
+
+/// Returns what `probe` finds, as soon as it finds something.
+///
+/// # Panics
+/// If it finds nothing within [`PATIENCE`]; `what` completes the sentence "waited in vain for".
+pub async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = probe().await {
+            return found;
+        }
+        assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
+        tokio::time::sleep(INTERVAL).await;
+    }
+}

@@ -1,0 +1,359 @@
+//! The built worker as a child process, in a folder of its own. It is gone when the test is: dropping it kills it,
+//! and if that is a panic's doing its log is printed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::ingest::Ingest;
+use crate::results::{Event, Results};
+use crate::wait::{PATIENCE, until};
+
+/// The line that a worker logs once it serves.
+const RUNS: &str = "the pipeline runs; stop it with ctrl-C";
+
+/// A folder with manifests, input and data, which outlives the workers that run in it.
+pub struct Site {
+    folder: TempDir,
+}
+
+/// How a worker ended that is not there any more.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub stdout: String,
+    /// Its log, and what it says before it has one.
+    pub stderr: String,
+}
+
+/// A command to start a worker with, as far as it is not the same for all.
+pub struct Launch {
+    command: Command,
+    stdin: Stdio,
+    stdout: Option<Stdio>,
+}
+
+/// A running worker.
+pub struct Worker {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: Lines,
+    stderr: Lines,
+    /// By what listens: `source ingest`, `sink live`, `admin`.
+    addresses: BTreeMap<String, SocketAddr>,
+}
+
+/// Lines that a thread gathers from a pipe.
+#[derive(Clone, Default)]
+struct Lines {
+    lines: Arc<Mutex<Vec<String>>>,
+    ended: Arc<Mutex<bool>>,
+}
+
+/// The program under test: the one that was built together with this test.
+pub fn program() -> PathBuf {
+    let test = std::env::current_exe().expect("a process knows its executable");
+    let profile = test.ancestors().nth(2).expect("tests lie in target/<profile>/deps");
+    let program = profile.join("litejoin");
+    assert!(program.is_file(), "{} is missing; run `cargo build --workspace` first", program.display());
+    program
+}
+
+impl Site {
+    /// An empty folder.
+    pub fn new() -> Self {
+        Self { folder: tempfile::tempdir().expect("a folder can be made") }
+    }
+
+    /// A folder with this manifest in it, as `pipeline.yaml`.
+    pub fn with(manifest: &str) -> Self {
+        let site = Self::new();
+        site.write("pipeline.yaml", manifest);
+        site
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Where workers of this site keep their data unless told otherwise.
+    pub fn data_dir(&self) -> PathBuf {
+        self.path().join("data")
+    }
+
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        fs::write(self.path().join(name), content).expect("a file can be written");
+    }
+
+    /// A command line for the program, in the site's folder and with nothing of ours in the environment.
+    pub fn command<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Launch {
+        let mut command = Command::new(program());
+        command.args(arguments);
+        self.launch(command)
+    }
+
+    /// `litejoin run -f pipeline.yaml` in `./data` with more `arguments`.
+    pub fn run<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Launch {
+        self.command(
+            ["run", "-f", "pipeline.yaml", "--data-dir", "data", "--log-format", "json"]
+                .into_iter()
+                .chain(arguments),
+        )
+    }
+
+    /// Any command, to be run in the site's folder.
+    pub fn launch(&self, mut command: Command) -> Launch {
+        command.current_dir(self.path());
+        for variable in ["LITEJOIN_LOG", "LITEJOIN_LOG_FORMAT", "LITEJOIN_DATA_DIR"] {
+            command.env_remove(variable);
+        }
+        Launch { command, stdin: Stdio::null(), stdout: None }
+    }
+
+    /// Starts the pipeline and waits until it serves.
+    pub async fn start(&self) -> Worker {
+        self.run([]).start().await
+    }
+}
+
+impl Default for Site {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Launch {
+    /// Lets the worker read from a pipe; see [`Worker::stdin`].
+    #[must_use]
+    pub fn with_stdin(mut self) -> Self {
+        self.stdin = Stdio::piped();
+        self
+    }
+
+    /// Gives the worker this standard output in place of one that the harness reads.
+    #[must_use]
+    pub fn with_stdout(mut self, stdout: impl Into<Stdio>) -> Self {
+        self.stdout = Some(stdout.into());
+        self
+    }
+
+    /// Starts the worker and waits until it serves.
+    pub async fn start(self) -> Worker {
+        let mut worker = self.spawn();
+        worker.wait_until_it_runs().await;
+        worker
+    }
+
+    /// Starts the program, and waits for nothing.
+    pub fn spawn(mut self) -> Worker {
+        self.command.stdin(self.stdin).stderr(Stdio::piped());
+        self.command.stdout(self.stdout.unwrap_or_else(Stdio::piped));
+        let mut child = self.command.spawn().unwrap_or_else(|error| panic!("{:?}: {error}", self.command));
+        let stdin = child.stdin.take();
+        let stdout = child.stdout.take().map_or_else(Lines::closed, Lines::of);
+        let stderr = Lines::of(child.stderr.take().expect("standard error is a pipe"));
+        Worker { child, stdin, stdout, stderr, addresses: BTreeMap::new() }
+    }
+
+    /// Runs the program to its end.
+    pub async fn end(self) -> Ended {
+        self.spawn().ended().await
+    }
+}
+
+impl Worker {
+    /// Waits until the log says that the pipeline runs, and learns from it what listens where.
+    pub async fn wait_until_it_runs(&mut self) {
+        let found = until("the worker to run", async || {
+            let log = self.stderr.all();
+            if log.iter().any(|line| line.contains(RUNS)) {
+                return Some(Some(addresses(&log)));
+            }
+            if self.child.try_wait().expect("a child can be asked").is_some() {
+                self.stderr.wait_for_end().await;
+                return Some(None);
+            }
+            None
+        })
+        .await;
+        self.addresses = found.unwrap_or_else(|| panic!("the worker ended before it ran"));
+    }
+
+    /// Where `what` listens: `source ingest`, `sink live`, `admin`.
+    pub fn address(&self, what: &str) -> SocketAddr {
+        *self.addresses.get(what).unwrap_or_else(|| panic!("no {what} among {:?}", self.addresses))
+    }
+
+    /// A URL of what listens there, such as `url("sink live", "/snapshot")`.
+    pub fn url(&self, what: &str, path: &str) -> String {
+        format!("http://{}{path}", self.address(what))
+    }
+
+    /// A client of the http source that is called `ingest`.
+    pub fn ingest(&self) -> Ingest {
+        Ingest::new(self.address("source ingest"))
+    }
+
+    /// `/status` of the admin endpoint.
+    pub async fn status(&self) -> Value {
+        let text = get(&self.url("admin", "/status")).await.1;
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// All results of one join by `/snapshot` of a sink, not older than `min_epoch`, and the epoch they are of.
+    pub async fn snapshot(&self, sink: &str, join: &str, min_epoch: u64) -> (u64, Results) {
+        let url = self.url(&format!("sink {sink}"), &format!("/snapshot?join={join}&minEpoch={min_epoch}"));
+        let (status, text) = get(&url).await;
+        assert_eq!(status, 200, "{url}: {text}");
+        let answer: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        assert_eq!(answer["join"], join);
+        let events = answer["results"].as_array().expect("results is a list");
+        let results =
+            Results::folded(&events.iter().map(|e| Event::read(&e.to_string())).collect::<Vec<_>>());
+        (answer["epoch"].as_u64().expect("a snapshot has an epoch"), results)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The worker's standard input, once; dropping it closes it.
+    pub fn stdin(&mut self) -> ChildStdin {
+        self.stdin.take().expect("started with_stdin, and not taken before")
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.stderr.all().join("\n")
+    }
+
+    /// Waits until it has logged `count` lines.
+    pub async fn wait_for_log(&self, count: usize) {
+        let what = format!("{count} lines in the log");
+        until(&what, async || (self.stderr.all().len() >= count).then_some(())).await;
+    }
+
+    /// What it has written to standard output so far, line by line.
+    pub fn stdout(&self) -> Vec<String> {
+        self.stdout.all()
+    }
+
+    /// Waits until standard output has `count` lines, and returns all there are.
+    pub async fn wait_for_stdout(&self, count: usize) -> Vec<String> {
+        let what = format!("{count} lines of output");
+        until(&what, async || Some(self.stdout()).filter(|lines| lines.len() >= count)).await
+    }
+
+    /// Sends a signal by its name, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let arguments = [format!("-{name}"), self.pid().to_string()];
+        let sent = Command::new("kill").args(arguments).status().expect("kill is there");
+        assert!(sent.success(), "SIG{name} could not be sent");
+    }
+
+    /// Asks for a planned stop, waits for it, and asserts that it went well.
+    pub async fn stop(self) -> Ended {
+        self.signal("TERM");
+        let ended = self.ended().await;
+        assert_eq!(ended.code, Some(0), "a planned stop ends with 0; the log:\n{}", ended.stderr);
+        ended
+    }
+
+    /// Ends the worker as a crash would.
+    pub async fn kill(mut self) -> Ended {
+        self.child.kill().expect("a child can be killed");
+        self.ended().await
+    }
+
+    /// Waits for the end of the process, and returns its exit code; none if a signal has ended it.
+    pub async fn wait(&mut self) -> Option<i32> {
+        let ended = async || self.child.try_wait().expect("a child can be asked");
+        until("the end of the worker", ended).await.code()
+    }
+
+    /// Waits for the end of the process and of its output.
+    pub async fn ended(mut self) -> Ended {
+        let code = self.wait().await;
+        self.stdout.wait_for_end().await;
+        self.stderr.wait_for_end().await;
+        let text = |lines: &Lines| lines.all().iter().map(|line| format!("{line}\n")).collect();
+        Ended { code, stdout: text(&self.stdout), stderr: text(&self.stderr) }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("the worker's log:\n{}\n", self.log());
+        }
+    }
+}
+
+/// Gets a URL: the status and the body.
+///
+/// # Panics
+/// If there is no answer.
+pub async fn get(url: &str) -> (u16, String) {
+    let request = reqwest::Client::new().get(url).timeout(PATIENCE);
+    let response = request.send().await.unwrap_or_else(|error| panic!("GET {url}: {error:?}"));
+    let status = response.status().as_u16();
+    let text = response.text().await.unwrap_or_else(|error| panic!("GET {url}: {error:?}"));
+    (status, text)
+}
+
+impl Lines {
+    fn of(pipe: impl Read + Send + 'static) -> Self {
+        let lines = Self::default();
+        let filled = lines.clone();
+        std::thread::spawn(move || {
+            let mut reader = BufReader::new(pipe);
+            let mut line = Vec::new();
+            while reader.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
+                let text = String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned();
+                filled.lines.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+                line.clear();
+            }
+            *filled.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        });
+        lines
+    }
+
+    fn closed() -> Self {
+        let lines = Self::default();
+        *lines.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        lines
+    }
+
+    fn all(&self) -> Vec<String> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn wait_for_end(&self) {
+        let ended = || *self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        until("the end of the output", async || ended().then_some(())).await;
+    }
+}
+
+/// Reads from log lines what listens where.
+fn addresses(log: &[String]) -> BTreeMap<String, SocketAddr> {
+    let mut addresses = BTreeMap::new();
+    for line in log {
+        let Ok(line) = serde_json::from_str::<Value>(line) else { continue };
+        let Some(address) = line["address"].as_str() else { continue };
+        let named = ["source", "sink"]
+            .into_iter()
+            .find_map(|kind| line[kind].as_str().map(|name| format!("{kind} {name}")));
+        let address = address.parse().unwrap_or_else(|_| panic!("no address: {address}"));
+        addresses.insert(named.unwrap_or_else(|| "admin".to_owned()), address);
+    }
+    addresses
+}

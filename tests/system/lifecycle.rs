@@ -1,0 +1,175 @@
+//! Starting, stopping, and what the worker tells about itself meanwhile.
+
+use std::io::{BufRead, BufReader};
+
+use expect_test::expect;
+use litejoin_tests::ingest::message;
+use litejoin_tests::results::{Event, Results};
+use litejoin_tests::wait::until;
+use litejoin_tests::worker::{Site, get};
+use serde_json::{Value, json};
+
+const MANIFEST: &str = r#"
+apiVersion: litejoin.io/v1alpha1
+kind: Pipeline
+metadata: {name: p}
+spec:
+  storage: {shardCount: 2}
+  admin: {addr: "127.0.0.1:0"}
+  sources:
+    - name: ingest
+      http: {addr: "127.0.0.1:0", topics: [orders]}
+  joins:
+    - {name: all_orders, query: "SELECT key, payload->>'n' AS n FROM orders", sinks: [console]}
+  sinks:
+    - name: console
+      stdout: {}
+"#;
+
+fn orders(count: u64) -> Vec<Value> {
+    (0..count).map(|n| message("orders", &format!("o{n}"), json!({"n": n}))).collect()
+}
+
+#[tokio::test]
+async fn a_planned_stop_hands_over_all_that_was_acknowledged() {
+    let site = Site::with(MANIFEST);
+    let worker = site.start().await;
+    worker.ingest().send(&orders(5_000)).await;
+    let ended = worker.stop().await;
+    let events: Vec<Event> = ended.stdout.lines().map(Event::read).collect();
+    assert_eq!(Results::folded(&events).rows.len(), 5_000);
+    assert!(!site.data_dir().join("scratch.db").exists(), "scratch data is removed");
+    // And what was told is not told again.
+    let again = site.start().await.stop().await;
+    assert_eq!(again.stdout, "");
+}
+
+#[tokio::test]
+async fn results_of_a_killed_worker_reach_standard_output_after_its_restart() {
+    let site = Site::with(MANIFEST);
+    let worker = site.start().await;
+    worker.ingest().send(&orders(1_000)).await;
+    let before = worker.kill().await.stdout;
+    let worker = site.start().await;
+    let end = worker.ingest().put("orders", "end", json!({"n": 0})).await;
+    let after = worker.stop().await.stdout;
+    // A kill may cut a line in two; the whole of it comes again.
+    let whole = before.split_inclusive('\n').filter(|line| line.ends_with("}\n")).chain(after.lines());
+    let events: Vec<Event> = whole.map(Event::read).collect();
+    assert_eq!(Results::folded(&events).rows.len(), 1_001);
+    assert!(events.iter().all(|event| event.epoch <= end));
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_a_stop_that_takes_too_long() {
+    let site = Site::with(MANIFEST);
+    // Nobody reads the other end, so the sink can't hand over what it has.
+    let (unread, stdout) = std::io::pipe().expect("a pipe can be made");
+    let mut worker = site.run([]).with_stdout(stdout).start().await;
+    worker.ingest().send(&orders(5_000)).await;
+    worker.signal("TERM");
+    until("the stop to begin", async || worker.log().contains("stopping: sources first").then_some(())).await;
+    worker.signal("TERM");
+    assert_eq!(worker.wait().await, Some(130));
+    drop(unread);
+    // All of it comes at the next start.
+    let ended = site.start().await.stop().await;
+    let events: Vec<Event> = ended.stdout.lines().map(Event::read).collect();
+    assert_eq!(Results::folded(&events).rows.len(), 5_000);
+}
+
+#[tokio::test]
+async fn a_reader_that_has_seen_enough_ends_the_worker() {
+    let site = Site::with(MANIFEST);
+    let (read, stdout) = std::io::pipe().expect("a pipe can be made");
+    let worker = site.run([]).with_stdout(stdout).start().await;
+    let ingest = worker.ingest();
+    ingest.send(&orders(1)).await;
+    let mut first = String::new();
+    BufReader::new(read).read_line(&mut first).expect("a line comes");
+    assert_eq!(Event::read(&first).key, "o0");
+    // The reader is gone; the next line finds that out. The answer may be lost in the stop.
+    let _ = ingest.try_send(&orders(100)).await;
+    let ended = worker.ended().await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn what_is_told_on_the_admin_address() {
+    let site = Site::with(MANIFEST);
+    let worker = site.start().await;
+    worker.ingest().send(&orders(3)).await;
+    worker
+        .ingest()
+        .send(&[message("orders", "o0", json!({"n": 0})), message("orders", "o1", Value::Null)])
+        .await;
+    worker.wait_for_stdout(4).await;
+    let admin = |path: &str| worker.url("admin", path);
+    assert_eq!(get(&admin("/healthz")).await, (200, r#"{"status":"ok"}"#.to_owned()));
+    assert_eq!(get(&admin("/readyz")).await, (200, r#"{"status":"ready"}"#.to_owned()));
+    let status = until("the sink's counters", async || {
+        Some(worker.status().await).filter(|status| status["sinks"]["console"]["delivered"] == 4)
+    })
+    .await;
+    let parts =
+        [&status["topics"]["orders"], &status["sinks"]["console"]["lagEpochs"], &status["storageError"]];
+    expect![[r#"
+        {"created":3,"deleted":1,"expired":0,"replayed":0,"stale":0,"superseded":0,"unchanged":1,"updated":0}
+        0
+        null
+    "#]]
+    .assert_eq(&parts.map(|part| format!("{part}\n")).concat());
+    let source = &status["sources"]["ingest"];
+    assert_eq!(
+        (&source["accepted"], &source["at"]),
+        (&json!(5), &json!(worker.address("source ingest").to_string()))
+    );
+    assert_eq!(status["joins"]["all_orders"]["lastError"], Value::Null);
+    assert_eq!((&status["pipeline"], &status["identity"]), (&json!("p"), &json!("default/p")));
+
+    let (code, metrics) = get(&admin("/metrics")).await;
+    assert_eq!(code, 200);
+    for line in [
+        "litejoin_ready{} 1",
+        "litejoin_topic_messages_total{topic=\"orders\",op=\"created\"} 3",
+        "litejoin_topic_messages_total{topic=\"orders\",op=\"unchanged\"} 1",
+        "litejoin_topic_messages_total{topic=\"orders\",op=\"deleted\"} 1",
+        "litejoin_source_accepted_total{source=\"ingest\"} 5",
+        "litejoin_sink_delivered_total{sink=\"console\"} 4",
+        "litejoin_join_failing{join=\"all_orders\"} 0",
+        "# EOF",
+    ] {
+        let found = metrics.lines().any(|found| found.replace(".0", "") == line);
+        assert!(found, "no line {line} in\n{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn help_teaches_and_completions_complete() {
+    let site = Site::new();
+    let help = site.command(["--help"]).end().await;
+    assert_eq!(help.code, Some(0));
+    for taught in ["litejoin run -f examples/flights", "litejoin validate -f", "sources fill topics (tables)"]
+    {
+        assert!(help.stdout.contains(taught), "no {taught:?} in\n{}", help.stdout);
+    }
+    let run = site.command(["run", "--help"]).end().await;
+    for taught in ["--data-dir", "--once", "Exit codes:", "kill -9"] {
+        assert!(run.stdout.contains(taught), "no {taught:?} in\n{}", run.stdout);
+    }
+    let version = site.command(["--version"]).end().await;
+    assert_eq!(version.stdout, format!("litejoin {}\n", env!("CARGO_PKG_VERSION")));
+    for shell in ["bash", "zsh", "fish"] {
+        let script = site.command(["completions", shell]).end().await;
+        assert!(script.code == Some(0) && script.stdout.contains("data-dir"), "{shell}: {}", script.stdout);
+    }
+    let nothing = site.command([]).end().await;
+    assert_eq!(nothing.code, Some(2));
+    let endless = Site::with(MANIFEST).run(["--once"]).end().await;
+    assert_eq!(endless.code, Some(1));
+    expect![[r#"
+        error: --once needs sources that come to an end, and ingest does not; leave --once out
+    "#]]
+    .assert_eq(&endless.stderr);
+}

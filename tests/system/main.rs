@@ -1,0 +1,12 @@
+//! The built worker as its users meet it: a process with a manifest, sockets, files and signals. A file for each
+//! subject. Build it first: `cargo build --workspace && cargo test -p litejoin-tests --test system`.
+
+mod disk_full;
+mod golden;
+mod kill;
+mod lifecycle;
+mod manifests;
+mod messages;
+mod starting;
+mod subscribers;
+mod time;

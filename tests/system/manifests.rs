@@ -1,0 +1,300 @@
+//! Manifests that are wrong: everything is said at once, with file and line, and nothing is run.
+
+use expect_test::{Expect, expect};
+use litejoin_tests::worker::Site;
+
+/// Asserts all that `validate` says about a manifest, and that `run` says the same and stops.
+async fn refused(manifest: &str, expected: Expect) {
+    let site = Site::with(manifest);
+    let validated = site.command(["validate", "-f", "pipeline.yaml"]).end().await;
+    assert_eq!((validated.code, validated.stdout.as_str()), (Some(2), ""), "{}", validated.stderr);
+    expected.assert_eq(&validated.stderr);
+    let run = site.run([]).end().await;
+    assert_eq!((run.code, run.stderr), (Some(2), validated.stderr));
+    assert!(!site.data_dir().exists(), "nothing was begun");
+}
+
+/// A pipeline with topics `orders` and `customers` and one join.
+fn joining(query: &str) -> String {
+    let query = query.replace('\n', "\n        ");
+    format!(
+        "apiVersion: litejoin.io/v1alpha1
+kind: Pipeline
+metadata: {{name: p}}
+spec:
+  admin: {{addr: \"127.0.0.1:0\"}}
+  sources:
+    - name: ingest
+      http: {{addr: \"127.0.0.1:0\", topics: [orders, customers]}}
+  joins:
+    - name: enriched
+      query: |
+        {query}
+      sinks: [console]
+  sinks:
+    - name: console
+      stdout: {{}}
+"
+    )
+}
+
+#[tokio::test]
+async fn unknown_fields_kinds_and_versions() {
+    refused(
+        "apiVersion: litejoin.io/v1alpha1
+kind: Pipeline
+metadata: {name: p}
+spec:
+  storage: {shardCount: 8, datadir: ./data}
+  sources:
+    - name: ingest
+      http: {addr: \"127.0.0.1:0\", topic: [orders]}
+---
+apiVersion: litejoin.io/v1
+kind: Sink
+metadata: {name: a}
+spec: {stdout: {}}
+---
+apiVersion: litejoin.io/v1alpha1
+kind: Snk
+metadata: {name: b}
+spec: {stdout: {}}
+",
+        expect![[r#"
+            pipeline.yaml:5: spec.storage.datadir: unknown field "datadir"; did you mean "dataDir"?
+            pipeline.yaml:8: spec.sources[0].http.topic: unknown field "topic"; did you mean "topics"?
+            pipeline.yaml:10: apiVersion: got "litejoin.io/v1", allowed: litejoin.io/v1alpha1; did you mean "litejoin.io/v1alpha1"?
+            pipeline.yaml:16: kind: got "Snk", allowed: Pipeline, Source, Join, Window, Sink; did you mean "Sink"?
+        "#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_misspelt_topic() {
+    refused(&joining("SELECT o.key FROM ordesr o\nJOIN nobody n ON n.key = o.key"), expect![[r#"
+        pipeline.yaml:12: spec.joins[0].query: no source fills topic "ordesr"; did you mean "orders"?; topics and joins: orders, customers
+    "#]]).await;
+}
+
+#[tokio::test]
+async fn two_things_of_one_name() {
+    refused(
+        "apiVersion: litejoin.io/v1alpha1
+kind: Pipeline
+metadata: {name: p}
+spec:
+  sources:
+    - name: ingest
+      http: {addr: \"127.0.0.1:0\", topics: [orders]}
+    - name: ingest
+      http: {addr: \"127.0.0.1:0\", topics: [customers]}
+  joins:
+    - {name: Orders, query: SELECT 1 AS a, sinks: [out]}
+  sinks:
+    - {name: out, stdout: {}}
+    - {name: out, stdout: {}}
+",
+        expect![[r#"
+            pipeline.yaml:8: spec.sources[1].name: two sources are called "ingest"; rename one
+            pipeline.yaml:11: spec.joins[0].name: a topic "orders" and a join "Orders" have one name to SQL; topics, joins and windows are tables of one database, rename one
+            pipeline.yaml:14: spec.sinks[1].name: two sinks are called "out"; rename one
+        "#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_query_that_does_not_parse() {
+    refused(
+        &joining("SELECT o.key AS id\nFRM orders o"),
+        expect![[r#"
+        pipeline.yaml:13: spec.joins[0].query: near "FRM": syntax error
+    "#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_schema_before_a_name() {
+    refused(
+        &joining("SELECT key FROM main.orders"),
+        expect![[r#"
+        pipeline.yaml:12: spec.joins[0].query: main.orders names a schema; write orders without main.
+    "#]],
+    )
+    .await;
+    refused(
+        &joining("SELECT key\nFROM shard_0.orders"),
+        expect![[r#"
+        pipeline.yaml:12: spec.joins[0].query: shard_0.orders names a schema; write orders without shard_0.
+    "#]],
+    )
+    .await;
+    refused(&joining("SELECT name FROM sqlite_master"), expect![[r#"
+        pipeline.yaml:12: spec.joins[0].query: sqlite_master may not be read; a join reads topics and other joins
+    "#]]).await;
+}
+
+#[tokio::test]
+async fn a_key_column_that_is_there_twice_or_not_at_all() {
+    refused(&joining("SELECT o.key, c.key FROM orders o, customers c"), expect![[r#"
+        pipeline.yaml:12: spec.joins[0].query: columns 1 and 2 are both called "key"; give one another name with AS
+    "#]]).await;
+    let missing = joining("SELECT o.key AS order_id FROM orders o");
+    refused(&missing.replace("sinks: [console]", "sinks: [console]\n      keyColumn: order"), expect![[r#"
+        pipeline.yaml:14: spec.joins[0].keyColumn: the query yields no column "order"; its columns are order_id
+    "#]])
+        .await;
+}
+
+#[tokio::test]
+async fn a_query_that_is_no_select() {
+    refused(
+        &joining("DELETE FROM orders"),
+        expect![[r#"
+        pipeline.yaml:12: spec.joins[0].query: is no SELECT; a join only reads
+    "#]],
+    )
+    .await;
+    refused(
+        &joining("ATTACH 'x.db' AS x"),
+        expect![[r#"
+        pipeline.yaml:12: spec.joins[0].query: is no SELECT; a join is one SELECT, without ATTACH or PRAGMA
+    "#]],
+    )
+    .await;
+    refused(
+        &joining("SELECT key FROM orders; SELECT 1"),
+        expect![[r#"
+        pipeline.yaml:12: spec.joins[0].query: holds more than one statement; a join is one SELECT
+    "#]],
+    )
+    .await;
+    refused(&joining("SELECT key, random() AS r FROM orders"), expect![[r#"
+        pipeline.yaml:12: spec.joins[0].query: random() gives another value each time; results must follow from the topics
+    "#]]).await;
+    refused(
+        &joining("SELECT load_extension('x') AS x"),
+        expect![[r#"
+        pipeline.yaml:12: spec.joins[0].query: not authorized to use function: load_extension
+    "#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_duration_without_a_unit() {
+    refused(
+        "apiVersion: litejoin.io/v1alpha1
+kind: Pipeline
+metadata: {name: p}
+spec:
+  storage: {flushInterval: 10}
+  retention: {duration: \"24\", cleanInterval: 1 minute}
+",
+        expect![[r#"
+            pipeline.yaml:5: spec.storage.flushInterval: got "10", write a unit: "10s", "10ms", "10m" or "10h"
+            pipeline.yaml:6: spec.retention.cleanInterval: got "1 minute", which is no duration; write for example "10ms", "30s", "1h30m" or "168h"
+            pipeline.yaml:6: spec.retention.duration: got "24", write a unit: "24s", "24ms", "24m" or "24h"
+        "#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_no_yaml_or_not_there() {
+    refused(
+        "apiVersion: [\nkind: Pipeline\n",
+        expect![[r#"
+        pipeline.yaml:2: is no YAML: invalid indentation
+    "#]],
+    )
+    .await;
+    refused(
+        "",
+        expect![[r#"
+        pipeline.yaml: holds no document; write for example examples/orders/pipeline.yaml
+    "#]],
+    )
+    .await;
+    refused(
+        "apiVersion: litejoin.io/v1alpha1\nkind: Pipeline\nkind: Sink\n",
+        expect![[r#"
+        pipeline.yaml:3: the key "kind" stands in line 2 already; remove one
+    "#]],
+    )
+    .await;
+    let missing = Site::new().command(["validate", "-f", "nowhere.yaml"]).end().await;
+    assert_eq!(missing.code, Some(2));
+    expect![[r#"
+        nowhere.yaml: no such file or folder; check the path given to -f
+    "#]]
+    .assert_eq(&missing.stderr);
+}
+
+#[tokio::test]
+async fn what_the_worker_can_not_run_yet() {
+    refused(
+        "apiVersion: litejoin.io/v1alpha1
+kind: Pipeline
+metadata: {name: p}
+spec:
+  sources:
+    - name: bus
+      kafka: {brokers: \"localhost:9092\", topics: [orders]}
+  joins:
+    - {name: all_orders, query: SELECT key FROM orders, sinks: [table]}
+  sinks:
+    - name: table
+      sqlite: {path: out.db}
+  windows:
+    - {name: minutes, type: tumbling, size: 1m, topic: orders, query: SELECT count(*) AS n FROM orders}
+",
+        expect![[r#"
+            pipeline.yaml:7: spec.sources[0].kafka: kafka sources are not run by this version yet; use http or file
+            pipeline.yaml:12: spec.sinks[0].sqlite: sqlite sinks are not run by this version yet; use sse or stdout
+            pipeline.yaml:13: spec.windows: windows are not run by this version yet; remove them
+        "#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_good_manifest_and_one_that_only_deserves_a_warning() {
+    let site = Site::with(&joining("SELECT key FROM orders"));
+    let fine = site.command(["validate", "-f", "pipeline.yaml"]).end().await;
+    assert_eq!((fine.code, fine.stderr.as_str()), (Some(0), ""));
+    expect![[r#"
+        pipeline p is fine: 1 source, 1 join, 1 sink
+    "#]]
+    .assert_eq(&fine.stdout);
+
+    site.write("pipeline.yaml", joining("SELECT key FROM orders").replace("sinks: [console]", ""));
+    let warned = site.command(["validate", "-f", "pipeline.yaml"]).end().await;
+    assert_eq!(warned.code, Some(0));
+    expect![[r#"
+        pipeline.yaml:10: warning: spec.joins[0]: no sink takes the join "enriched" and no other query reads it; add sinks: [<a sink's name>]
+        pipeline.yaml:15: warning: spec.sinks[0]: the sink "console" takes no join; add joins: [<a join's name>], or its name to a join's sinks
+        pipeline p is fine: 1 source, 1 join, 1 sink
+    "#]].assert_eq(&format!("{}{}", warned.stderr, warned.stdout));
+}
+
+#[tokio::test]
+async fn a_folder_and_several_files_make_one_pipeline() {
+    let site = Site::new();
+    std::fs::create_dir(site.path().join("parts")).expect("a folder can be made");
+    site.write("parts/a.yaml", joining("SELECT key FROM orders"));
+    site.write("parts/notes.txt", "not a manifest");
+    site.write(
+        "sink.json",
+        r#"{"apiVersion": "litejoin.io/v1alpha1", "kind": "Sink", "metadata": {"name": "more"},
+            "spec": {"pipelineRef": {"name": "p"}, "joins": ["enrich"], "stdout": {}}}"#,
+    );
+    let refused = site.command(["validate", "-f", "parts", "-f", "sink.json"]).end().await;
+    assert_eq!(refused.code, Some(2));
+    expect![[r#"
+        sink.json:2: spec.joins[0]: no join or window is called "enrich"; did you mean "enriched"?
+    "#]]
+    .assert_eq(&refused.stderr);
+}

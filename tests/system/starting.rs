@@ -1,0 +1,207 @@
+//! What keeps a worker from starting, said in one line that names the remedy; and that a start which fails leaves
+//! data and other workers alone.
+
+use std::net::TcpListener;
+
+use expect_test::{Expect, expect};
+use litejoin_tests::ingest::message;
+use litejoin_tests::worker::{Ended, Site, Worker};
+use serde_json::json;
+
+const MANIFEST: &str = r#"
+apiVersion: litejoin.io/v1alpha1
+kind: Pipeline
+metadata: {name: p}
+spec:
+  storage: {shardCount: 2}
+  admin: {addr: "127.0.0.1:0"}
+  sources:
+    - name: ingest
+      http: {addr: "127.0.0.1:0", topics: [orders]}
+  joins:
+    - {name: all_orders, query: "SELECT key, payload->>'n' AS n FROM orders", sinks: [live]}
+  sinks:
+    - name: live
+      sse: {addr: "127.0.0.1:0"}
+"#;
+
+/// What an ended worker said beside its log, without the folder of the site.
+fn complaint(site: &Site, ended: &Ended) -> String {
+    let lines = ended.stderr.lines().filter(|line| !line.starts_with('{'));
+    let text: String = lines.map(|line| format!("{line}\n")).collect();
+    text.replace(&site.path().display().to_string(), "<site>")
+}
+
+/// Asserts that the worker ends with 1 and says this.
+async fn refused(site: &Site, data_dir: &str, expected: Expect) {
+    let arguments = ["run", "-f", "pipeline.yaml", "--data-dir", data_dir];
+    let ended = site.command(arguments).end().await;
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    expected.assert_eq(&complaint(site, &ended));
+}
+
+/// A site whose data holds an order, with nobody running.
+async fn stored() -> Site {
+    let site = Site::with(MANIFEST);
+    let worker = site.start().await;
+    worker.ingest().put("orders", "o1", json!({"n": 1})).await;
+    worker.stop().await;
+    site
+}
+
+/// Asserts that the stored order is there, and that another can be stored.
+async fn assert_goes_on(worker: &Worker) {
+    let epoch = worker.ingest().send(&[message("orders", "o2", json!({"n": 2}))]).await;
+    let (_, results) = worker.snapshot("live", "all_orders", epoch).await;
+    let keys: Vec<&str> = results.rows.keys().map(|(_, key)| key.as_str()).collect();
+    assert_eq!(keys, [r#""o1""#, r#""o2""#]);
+}
+
+#[tokio::test]
+async fn a_port_in_use() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("some port is free");
+    let addr = taken.local_addr().expect("a listener has an address").to_string();
+    for (field, expected) in [
+        (
+            "topics: [orders]",
+            expect![[r#"
+            error: source ingest: 127.0.0.1:<taken>: the port is in use; stop the program that has it, or write another addr
+        "#]],
+        ),
+        (
+            "admin:",
+            expect![[r#"
+            error: admin: 127.0.0.1:<taken>: the port is in use; stop the program that has it, or write another addr
+        "#]],
+        ),
+        (
+            "sse:",
+            expect![[r#"
+            error: sink live: 127.0.0.1:<taken>: the port is in use; stop the program that has it, or write another addr
+        "#]],
+        ),
+    ] {
+        let lines = MANIFEST.lines().map(|line| match line.contains(field) {
+            true => line.replace("127.0.0.1:0", &addr),
+            false => line.to_owned(),
+        });
+        let site = Site::with(&lines.collect::<Vec<_>>().join("\n"));
+        let ended = site.run([]).end().await;
+        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+        expected.assert_eq(&complaint(&site, &ended).replace(&addr, "127.0.0.1:<taken>"));
+        assert!(!site.data_dir().exists(), "nothing was begun");
+    }
+}
+
+#[tokio::test]
+async fn a_data_directory_that_can_not_be_made() {
+    let site = Site::with(MANIFEST);
+    site.write("data", "a file");
+    refused(&site, "data", expect![[r#"
+        error: data: could not create the data directory; storage.dataDir (or --data-dir) must be a folder that this user may write to: File exists (os error 17)
+    "#]]).await;
+    refused(&site, "/proc/litejoin", expect![[r#"
+        error: /proc/litejoin: could not create the data directory; storage.dataDir (or --data-dir) must be a folder that this user may write to: No such file or directory (os error 2)
+    "#]]).await;
+}
+
+#[tokio::test]
+async fn a_data_directory_of_another_layout() {
+    let site = stored().await;
+    site.write("pipeline.yaml", MANIFEST.replace("shardCount: 2", "shardCount: 4"));
+    refused(&site, "data", expect![[r#"
+        error: data: holds 2 shards, and the pipeline wants storage.shardCount 4; set it back to 2, or move the directory away to start empty
+    "#]]).await;
+    site.write("pipeline.yaml", MANIFEST.replace("{name: p}", "{name: other}"));
+    refused(&site, "data", expect![[r#"
+        error: data: holds the data of pipeline "default/p", and this is "default/other"; give this pipeline its own --data-dir
+    "#]]).await;
+    site.write("pipeline.yaml", MANIFEST);
+    assert_goes_on(&site.start().await).await;
+}
+
+#[tokio::test]
+async fn a_data_directory_in_use() {
+    let site = stored().await;
+    let worker = site.start().await;
+    let second = site.run([]).end().await;
+    assert_eq!(second.code, Some(1));
+    expect![[r#"
+        error: data: the data directory is in use by process <pid>; stop that one, or give this one its own --data-dir
+    "#]].assert_eq(&complaint(&site, &second).replace(&worker.pid().to_string(), "<pid>"));
+    assert_goes_on(&worker).await;
+}
+
+#[tokio::test]
+async fn two_copies_started_at_once_are_one_too_many() {
+    let site = Site::with(MANIFEST);
+    let (mut first, mut second) = (site.run([]).spawn(), site.run([]).spawn());
+    let both = async {
+        tokio::select! {
+            code = first.wait() => (code, true),
+            code = second.wait() => (code, false),
+        }
+    };
+    let (code, first_lost) = both.await;
+    let (loser, mut winner) = if first_lost { (first, second) } else { (second, first) };
+    let lost = loser.ended().await;
+    assert_eq!(code, Some(1), "{}", lost.stderr);
+    assert!(lost.stderr.contains("the data directory is in use by process"), "{}", lost.stderr);
+    winner.wait_until_it_runs().await;
+    winner.ingest().put("orders", "o1", json!({"n": 1})).await;
+    assert_goes_on(&winner).await;
+}
+
+#[tokio::test]
+async fn a_missing_shard_is_never_an_empty_start() {
+    let site = stored().await;
+    let (shard, aside) = (site.data_dir().join("shard_1.db"), site.path().join("aside.db"));
+    std::fs::rename(&shard, &aside).expect("a file can be moved");
+    refused(
+        &site,
+        "data",
+        expect![[r#"
+        error: data: shard file shard_1.db is missing; restore it, or move the directory away to start empty
+    "#]],
+    )
+    .await;
+    assert!(!shard.exists(), "no empty shard was made");
+    std::fs::rename(&aside, &shard).expect("a file can be moved");
+    assert_goes_on(&site.start().await).await;
+}
+
+#[tokio::test]
+async fn a_layout_manifest_that_is_gone_or_broken() {
+    let site = stored().await;
+    let layout = site.data_dir().join("layout.json");
+    let whole = std::fs::read_to_string(&layout).expect("the layout is text");
+    std::fs::remove_file(&layout).expect("a file can be removed");
+    refused(&site, "data", expect![[r#"
+        error: data: shard files without a layout manifest beside them; restore layout.json, or move the directory away to start empty
+    "#]]).await;
+    std::fs::write(&layout, &whole[..whole.len() / 2]).expect("a file can be written");
+    refused(&site, "data", expect![[r#"
+        error: data/layout.json: not a layout manifest (EOF while parsing a string at line 5 column 11); restore the file, or move the directory away to start empty
+    "#]]).await;
+    let future = whole.replace("\"formatVersion\": 1", "\"formatVersion\": 99");
+    std::fs::write(&layout, future).expect("a file can be written");
+    refused(&site, "data", expect![[r#"
+        error: data: written in format 99 (hash version 1), and this worker reads format 1 (hash version 1); run the version of litejoin that wrote it
+    "#]]).await;
+    std::fs::write(&layout, &whole).expect("a file can be written");
+    assert_goes_on(&site.start().await).await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database() {
+    let site = stored().await;
+    let shard = site.data_dir().join("shard_0.db");
+    let whole = std::fs::read(&shard).expect("a file can be read");
+    std::fs::write(&shard, b"this is no database, and it is long enough to be looked at as one of them")
+        .expect("a file can be written");
+    refused(&site, "data", expect![[r#"
+        error: data/shard_0.db: could not open the file: file is not a database: Error code 26: file is not a database
+    "#]]).await;
+    std::fs::write(&shard, whole).expect("a file can be written");
+    assert_goes_on(&site.start().await).await;
+}

@@ -1,0 +1,370 @@
+//! What subscribers and snapshot readers are told by an SSE sink.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use expect_test::expect;
+use litejoin_tests::ingest::message;
+use litejoin_tests::results::{EventId, Results};
+use litejoin_tests::sse::Subscription;
+use litejoin_tests::worker::{Site, Worker, get};
+use serde_json::{Value, json};
+
+const MANIFEST: &str = r#"
+apiVersion: litejoin.io/v1alpha1
+kind: Pipeline
+metadata: {name: p}
+spec:
+  storage: {shardCount: 4}
+  admin: {addr: "127.0.0.1:0"}
+  sources:
+    - name: ingest
+      http: {addr: "127.0.0.1:0", topics: [orders, customers]}
+  joins:
+    - name: enriched
+      query: |
+        SELECT o.key AS order_id, c.payload->>'name' AS customer
+        FROM orders o LEFT JOIN customers c ON c.key = o.payload->>'customer'
+      resultKey: order
+      sinks: [live, more]
+    - name: by_customer
+      query: SELECT payload->>'customer' AS customer, count(*) AS orders FROM orders GROUP BY payload->>'customer'
+      sinks: [live]
+  sinks:
+    - name: live
+      sse: {addr: "127.0.0.1:0", heartbeatInterval: 100ms}
+    - name: more
+      sse: {addr: "127.0.0.1:0", corsOrigins: ["http://dashboard.example"]}
+"#;
+
+async fn subscribe(worker: &Worker, query: &str, last_event_id: Option<&str>) -> Subscription {
+    Subscription::open(worker.address("sink live"), query, last_event_id).await
+}
+
+fn order(key: &str, customer: &str) -> Value {
+    message("orders", key, json!({"customer": customer}))
+}
+
+/// An event's data without what differs from run to run.
+fn told(event: &Value) -> String {
+    let mut event = event.clone();
+    let fields = event.as_object_mut().expect("an event is an object");
+    for field in ["id", "epoch", "timestamp"] {
+        assert!(fields.remove(field).is_some(), "{field} is there");
+    }
+    event.to_string()
+}
+
+#[tokio::test]
+async fn a_result_is_created_updated_and_deleted() {
+    let site = Site::with(MANIFEST);
+    let worker = site.start().await;
+    let mut client = subscribe(&worker, "join=enriched&replay=true", None).await;
+    assert_eq!(client.replayed().await, []);
+    let ingest = worker.ingest();
+    let mut said = String::new();
+    for message in [
+        order("o1", "c1"),
+        message("customers", "c1", json!({"name": "Ada"})),
+        message("customers", "c1", json!({"name": "Ada", "born": 1815})),
+        message("orders", "o1", Value::Null),
+        order("o1", "c2"),
+    ] {
+        let told_epoch = ingest.send(&[message.clone()]).await;
+        if message["payload"]["born"].is_number() {
+            continue; // No result shows it.
+        }
+        let event = client.expect_next().await;
+        assert_eq!(event.result().epoch, told_epoch, "the sender was told the epoch of the result");
+        said += &format!("{}\n", told(&event.json()));
+    }
+    expect![[r#"
+        {"key":"o1","op":"created","order":"o1","query":"enriched","rows":[{"customer":null,"order_id":"o1"}]}
+        {"key":"o1","op":"updated","order":"o1","query":"enriched","rows":[{"customer":"Ada","order_id":"o1"}]}
+        {"key":"o1","op":"deleted","order":"o1","query":"enriched","rows":[]}
+        {"key":"o1","op":"created","order":"o1","query":"enriched","rows":[{"customer":null,"order_id":"o1"}]}
+    "#]].assert_eq(&said);
+}
+
+#[tokio::test]
+async fn a_null_key_is_a_key_of_its_own() {
+    let site = Site::with(MANIFEST);
+    let worker = site.start().await;
+    let mut client = subscribe(&worker, "join=by_customer&replay=true", None).await;
+    client.replayed().await;
+    let ingest = worker.ingest();
+    ingest.put("orders", "o1", json!({})).await;
+    let created = client.expect_next().await.result();
+    assert_eq!((&created.key, created.op.as_str()), (&Value::Null, "created"));
+    let epoch = ingest.put("orders", "o1", json!({"customer": "null"})).await;
+    let changed = [client.expect_next().await.result(), client.expect_next().await.result()];
+    let ops: BTreeMap<String, &str> =
+        changed.iter().map(|event| (event.key.to_string(), event.op.as_str())).collect();
+    assert_eq!(ops, BTreeMap::from([("null".to_owned(), "deleted"), ("\"null\"".to_owned(), "created")]));
+    let deleted = changed.iter().find(|event| event.op == "deleted").expect("just seen");
+    assert_eq!(deleted.whole["rows"], json!([]));
+    let (_, results) = worker.snapshot("live", "by_customer", epoch).await;
+    assert_eq!(results.rows.len(), 1);
+}
+
+#[tokio::test]
+async fn a_replay_is_the_present_state_and_is_marked() {
+    let site = Site::with(MANIFEST);
+    let worker = site.start().await;
+    let ingest = worker.ingest();
+    ingest.send(&[order("o1", "c1"), order("o2", "c1"), order("o3", "c2")]).await;
+    let epoch = ingest.put("orders", "o3", Value::Null).await;
+    let mut expected = Results::default();
+    for join in ["enriched", "by_customer"] {
+        expected.extend(worker.snapshot("live", join, epoch).await.1);
+    }
+    // Every client gets it, whatever others were told.
+    for _ in 0..2 {
+        let mut client = subscribe(&worker, "join=*&replay=true", None).await;
+        let replayed = client.replayed().await;
+        assert!(
+            replayed.iter().all(|event| event.is_replay && event.whole["_replay"] == true),
+            "{replayed:?}"
+        );
+        Results::folded(&replayed).assert_same(&expected, "the replay");
+        assert!(client.last_event_id.is_some(), "the replay ends with an id");
+    }
+    // Without it, a client is told what comes next and nothing before.
+    let mut client = subscribe(&worker, "", None).await;
+    ingest.put("customers", "c1", json!({"name": "Ada"})).await;
+    let event = client.expect_next().await;
+    assert!(!event.result().is_replay && event.json().get("_replay").is_none());
+    assert_eq!(event.result().rows[0]["customer"], "Ada");
+}
+
+#[tokio::test]
+async fn a_client_that_comes_back_goes_on_where_it_was() {
+    let site = Site::with(MANIFEST);
+    let worker = site.start().await;
+    let ingest = worker.ingest();
+    let mut client = subscribe(&worker, "join=enriched&replay=true", None).await;
+    client.replayed().await;
+    let mut events = Vec::new();
+    for n in 0..10 {
+        ingest.send(&[order("o1", &format!("c{n}")), order(&format!("p{n}"), "c1")]).await;
+        ingest.put("customers", &format!("c{n}"), json!({"name": n.to_string()})).await;
+    }
+    events.push(client.expect_next().await.result());
+    // Again and again from the last id: one event a connection, and Last-Event-ID beats replay.
+    let end = ingest.put("orders", "end", json!({})).await;
+    let expected = worker.snapshot("live", "enriched", end).await.1;
+    while events.last().expect("one was told").key != "end" {
+        let id = events.last().expect("one was told").id.clone();
+        let mut client = subscribe(&worker, "join=enriched&replay=true", Some(&id)).await;
+        let event = client.expect_next().await.result();
+        assert!(!event.is_replay);
+        let ids = [&id, &event.id].map(|id| EventId::parse(id).position());
+        assert!(ids[0] < ids[1], "{ids:?}");
+        events.push(event);
+    }
+    Results::folded(&events).assert_same(&expected, "all that was told");
+}
+
+#[tokio::test]
+async fn an_id_of_another_lineage_is_answered_with_reset_and_the_whole() {
+    let site = Site::with(MANIFEST);
+    let worker = site.start().await;
+    let epoch = worker.ingest().send(&[order("o1", "c1"), order("o2", "c1")]).await;
+    let expected = worker.snapshot("live", "enriched", epoch).await.1;
+    let mut said = String::new();
+    for id in ["0123456789abc.7.1", "nonsense"] {
+        let mut client = subscribe(&worker, "join=enriched", Some(id)).await;
+        let reset = client.expect_next().await;
+        said += &format!("{} {} {:?}\n", reset.event, reset.data, reset.id);
+        Results::folded(&client.replayed().await).assert_same(&expected, "what follows the reset");
+    }
+    expect![[r#"
+        reset {"reason":"the id is of another lineage: the data was restored or laid out anew"} None
+        reset {"reason":"the id is not one of ours"} None
+    "#]]
+    .assert_eq(&said);
+}
+
+#[tokio::test]
+async fn results_that_are_lost_are_made_anew_under_a_new_lineage() {
+    let site = Site::with(MANIFEST);
+    let worker = site.start().await;
+    let mut client = subscribe(&worker, "join=enriched&replay=true", None).await;
+    client.replayed().await;
+    let epoch = worker.ingest().send(&[order("o1", "c1"), order("o2", "c1")]).await;
+    let expected = worker.snapshot("live", "enriched", epoch).await.1;
+    worker.stop().await;
+    let before = client.rest().await.len();
+    let id = client.last_event_id.expect("there were events");
+    assert!(before > 0);
+    for file in ["results.db", "results.db-wal", "results.db-shm"] {
+        let _ = std::fs::remove_file(site.data_dir().join(file));
+    }
+
+    let worker = site.start().await;
+    let mut client = subscribe(&worker, "join=enriched", Some(&id)).await;
+    assert_eq!(client.expect_next().await.event, "reset");
+    let mut events = client.replayed().await;
+    let epoch = worker.ingest().put("orders", "o1", Value::Null).await;
+    let after = worker.snapshot("live", "enriched", epoch).await.1;
+    // Evaluation may come before the replay or after it.
+    while Results::folded(&events) != after {
+        events.push(client.expect_next().await.result());
+    }
+    assert_eq!(after.rows.len(), expected.rows.len() - 1);
+    let lineages: Vec<String> = events.iter().map(|event| EventId::parse(&event.id).lineage).collect();
+    assert!(lineages.iter().all(|lineage| *lineage != EventId::parse(&id).lineage), "{lineages:?} {id}");
+}
+
+#[tokio::test]
+async fn an_idle_stream_has_a_heartbeat() {
+    let site = Site::with(MANIFEST);
+    let worker = site.start().await;
+    let mut client = subscribe(&worker, "join=enriched", None).await;
+    client.expect_comment().await;
+    client.expect_comment().await;
+    worker.ingest().send(&[order("o1", "c1")]).await;
+    assert_eq!(client.expect_next().await.result().key, "o1");
+}
+
+#[tokio::test]
+async fn each_client_gets_the_join_it_asked_for_and_each_sink_its_own() {
+    let site = Site::with(MANIFEST);
+    let worker = site.start().await;
+    let mut one = subscribe(&worker, "join=by_customer", None).await;
+    let mut other = Subscription::open(worker.address("sink more"), "join=*", None).await;
+    let ingest = worker.ingest();
+    ingest.send(&[order("o1", "c1")]).await;
+    ingest.put("customers", "c1", json!({"name": "Ada"})).await;
+    ingest.send(&[order("o2", "c1")]).await;
+    worker.stop().await;
+    let joins = |events: Vec<litejoin_tests::sse::SseEvent>| -> BTreeSet<String> {
+        events.iter().map(|event| event.result().query).collect()
+    };
+    assert_eq!(joins(one.rest().await), BTreeSet::from(["by_customer".to_owned()]));
+    assert_eq!(joins(other.rest().await), BTreeSet::from(["enriched".to_owned()]));
+}
+
+#[tokio::test]
+async fn what_can_not_be_answered_says_why() {
+    let site = Site::with(MANIFEST);
+    let worker = site.start().await;
+    let mut said = String::new();
+    for path in [
+        "/subscribe?join=enrich",
+        "/subscribe?join=enriched&replay=perhaps",
+        "/snapshot?join=enrich",
+        "/snapshot",
+        "/snapshot?join=enriched&minEpoch=soon",
+        "/health",
+    ] {
+        let (status, text) = get(&worker.url("sink live", path)).await;
+        said += &format!("{path}: {status} {text}\n");
+    }
+    let (status, text) = get(&worker.url("sink more", "/snapshot?join=by_customer")).await;
+    said += &format!("of another sink: {status} {text}\n");
+    expect![[r#"
+        /subscribe?join=enrich: 404 {"error":"this sink takes no join \"enrich\"; it has enriched, by_customer"}
+        /subscribe?join=enriched&replay=perhaps: 400 {"error":"Failed to deserialize query string: replay: provided string was not `true` or `false`"}
+        /snapshot?join=enrich: 404 {"error":"this sink takes no join \"enrich\"; it has enriched, by_customer"}
+        /snapshot: 400 {"error":"say which join: ?join= one of enriched, by_customer"}
+        /snapshot?join=enriched&minEpoch=soon: 400 {"error":"Failed to deserialize query string: minEpoch: invalid digit found in string"}
+        /health: 200 {"status":"ok"}
+        of another sink: 404 {"error":"this sink takes no join \"by_customer\"; it has enriched"}
+    "#]].assert_eq(&said);
+}
+
+#[tokio::test]
+async fn browsers_of_allowed_origins_may_read() {
+    let site = Site::with(MANIFEST);
+    let worker = site.start().await;
+    let mut said = String::new();
+    for (sink, origin) in [
+        ("live", "http://anywhere.example"),
+        ("more", "http://dashboard.example"),
+        ("more", "http://anywhere.example"),
+    ] {
+        for path in ["/subscribe?join=enriched", "/snapshot?join=enriched"] {
+            let url = worker.url(&format!("sink {sink}"), path);
+            let response = reqwest::Client::new().get(url).header("Origin", origin).send().await;
+            let response = response.expect("an answer");
+            let allowed = response.headers().get("access-control-allow-origin");
+            said += &format!("{sink} {path} from {origin}: {allowed:?}\n");
+        }
+    }
+    expect![[r#"
+        live /subscribe?join=enriched from http://anywhere.example: Some("*")
+        live /snapshot?join=enriched from http://anywhere.example: Some("*")
+        more /subscribe?join=enriched from http://dashboard.example: Some("http://dashboard.example")
+        more /snapshot?join=enriched from http://dashboard.example: Some("http://dashboard.example")
+        more /subscribe?join=enriched from http://anywhere.example: None
+        more /snapshot?join=enriched from http://anywhere.example: None
+    "#]]
+    .assert_eq(&said);
+}
+
+#[tokio::test]
+async fn a_sender_reads_its_own_writes_by_the_epoch_it_was_told() {
+    let site = Site::with(MANIFEST);
+    let worker = site.start().await;
+    let ingest = worker.ingest();
+    for n in 0..50 {
+        let key = format!("o{}", n % 5);
+        let epoch = ingest.send(&[order(&key, &format!("c{n}"))]).await;
+        let path = format!("/snapshot?join=by_customer&key=c{n}&minEpoch={epoch}");
+        let (status, text) = get(&worker.url("sink live", &path)).await;
+        assert_eq!(status, 200, "{text}");
+        let snapshot: Value = serde_json::from_str(&text).expect("a snapshot is JSON");
+        assert!(snapshot["epoch"].as_u64() >= Some(epoch), "{text}");
+        assert_eq!(
+            snapshot["results"][0]["rows"],
+            json!([{"customer": format!("c{n}"), "orders": 1}]),
+            "{text}"
+        );
+        assert_eq!(snapshot["results"].as_array().map(Vec::len), Some(1), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn what_changes_nothing_can_be_read_back_at_once() {
+    let site = Site::with(MANIFEST);
+    let worker = site.start().await;
+    worker.ingest().send(&[order("o1", "c1")]).await;
+    worker.stop().await;
+    // Right after a start no epoch was cut yet, and an unchanged payload cuts none.
+    let worker = site.start().await;
+    let epoch = worker.ingest().send(&[order("o1", "c1")]).await;
+    assert_eq!(worker.snapshot("live", "enriched", epoch).await.1.rows.len(), 1);
+}
+
+#[tokio::test]
+async fn every_snapshot_is_of_one_epoch() {
+    let site = Site::with(MANIFEST);
+    let worker = site.start().await;
+    let ingest = worker.ingest();
+    let keys: Vec<String> = (0..40).map(|n| format!("o{n}")).collect();
+    let writer = async {
+        for n in 0..30 {
+            let messages: Vec<Value> = keys.iter().map(|key| order(key, &format!("c{n}"))).collect();
+            ingest.send(&messages).await;
+        }
+    };
+    let reader = async {
+        loop {
+            let (_, results) = worker.snapshot("live", "by_customer", 0).await;
+            let orders: u64 = results
+                .rows
+                .values()
+                .flatten()
+                .map(|row| {
+                    serde_json::from_str::<Value>(row).expect("a row is JSON")["orders"].as_u64().unwrap_or(0)
+                })
+                .sum();
+            // Orders only move between customers, so their number is the same at every epoch after the first batch.
+            assert!(orders <= 40, "{results:?}");
+        }
+    };
+    tokio::select! {
+        () = writer => {}
+        () = reader => {}
+    }
+}

@@ -1,0 +1,93 @@
+//! The files of a data directory, opened and checked against each other.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use litejoin_crds::plan::{self, Plan, SourceKind};
+use tracing::warn;
+
+use super::StartError;
+use crate::delivery::dead_letters::DeadLetters;
+use crate::join::CheckedJoin;
+use crate::results::{Reader, Results};
+use crate::storage::layout::{DataDir, State};
+use crate::storage::shard::Shard;
+use crate::storage::sqlite;
+use crate::storage::topics::Topics;
+
+/// The files and what goes with them, before any task runs.
+pub(super) struct Store {
+    pub(super) data_dir: DataDir,
+    pub(super) topics: Arc<Topics>,
+    pub(super) shards: Vec<Shard>,
+    pub(super) results: Arc<Results>,
+    pub(super) reader: Arc<Reader>,
+    pub(super) letters: Arc<DeadLetters>,
+    /// The number of the next epoch; this one and a block above it are reserved.
+    pub(super) first_epoch: u64,
+}
+
+impl Store {
+    pub(super) fn open(plan: &Plan, joins: &[CheckedJoin]) -> Result<Self, StartError> {
+        let storage = &plan.storage;
+        let mut data_dir = DataDir::open(&storage.data_dir, storage.shard_count, &plan.identity)?;
+        let declared = plan.sources.iter().flat_map(|source| match &source.kind {
+            SourceKind::Http(spec) => spec.topics.iter().map(String::as_str).collect::<Vec<_>>(),
+            SourceKind::File(spec) => spec.topic.as_deref().into_iter().collect(),
+            SourceKind::Unsupported(_) => Vec::new(),
+        });
+        let read = joins.iter().flat_map(|join| join.topics.iter().map(String::as_str));
+        let names = plan.joins.iter().map(|join| join.name.as_str());
+        let topics = Arc::new(Topics::new(declared.chain(read), names));
+        let shards = (0..storage.shard_count)
+            .map(|index| Shard::open(&data_dir.shard_path(index), storage.synchronous, &topics))
+            .collect::<Result<Vec<_>, _>>()?;
+        let results = Self::open_results(&mut data_dir, storage)?;
+        let dlq_path = plan.delivery.dlq.path.clone().unwrap_or_else(|| data_dir.path().join("dlq.db"));
+        let letters =
+            Arc::new(DeadLetters::open(&dlq_path, storage.synchronous, plan.delivery.dlq.bytes_max)?);
+        data_dir.mark_ready()?;
+        let first_epoch = results.reserve_epochs()?;
+        let reader = Arc::new(Reader::open(results.path(), storage.reader_pool_size)?);
+        Ok(Self { data_dir, topics, shards, results: Arc::new(results), reader, letters, first_epoch })
+    }
+
+    /// Opens `results.db`. Where it is missing or belongs to another lineage, what was promised with it (epochs,
+    /// ids, the outbox) is gone: a new lineage begins, and everything is evaluated anew.
+    fn open_results(data_dir: &mut DataDir, storage: &plan::Storage) -> Result<Results, StartError> {
+        let path = data_dir.path().join("results.db");
+        if data_dir.layout().state == State::Ready && !path.exists() {
+            warn!(path = %path.display(), "results.db is gone; evaluating everything anew under a new lineage");
+            data_dir.renew_lineage()?;
+        }
+        let (results, same) = Results::open(&path, storage.synchronous, &data_dir.layout().lineage)?;
+        if same {
+            return Ok(results);
+        }
+        warn!(path = %path.display(), "results.db is of another lineage; evaluating everything anew under a new one");
+        drop(results);
+        data_dir.renew_lineage()?;
+        sqlite::remove(&path)?;
+        Ok(Results::open(&path, storage.synchronous, &data_dir.layout().lineage)?.0)
+    }
+
+    pub(super) fn shard_paths(&self) -> Vec<PathBuf> {
+        (0..self.shards.len()).map(|index| self.data_dir.shard_path(index)).collect()
+    }
+
+    /// For each stream that any shard knows, the offset from which all shards have to see it.
+    pub(super) fn stream_offsets(&self) -> HashMap<String, u64> {
+        let mut offsets: HashMap<String, (usize, u64)> = HashMap::new();
+        for shard in &self.shards {
+            for (stream, next) in shard.offsets() {
+                let (shards, least) = offsets.entry(stream.to_string()).or_insert((0, u64::MAX));
+                *shards += 1;
+                *least = (*least).min(*next);
+            }
+        }
+        // A shard that does not know the stream has to see it from the start.
+        let complete = |(shards, least)| if shards == self.shards.len() { least } else { 0 };
+        offsets.into_iter().map(|(stream, known)| (stream, complete(known))).collect()
+    }
+}

@@ -1,0 +1,98 @@
+//! What runs beside the data path: keeping the outbox, the dead-letter queue and the topics small.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use litejoin_crds::plan::{self, Guarantee, Plan};
+use tokio::sync::watch;
+use tracing::warn;
+
+use super::sinks::is_pushed;
+use crate::clock;
+use crate::delivery::dead_letters::DeadLetters;
+use crate::delivery::dispatch::blocking;
+use crate::results::Results;
+use crate::results::outbox::Keep;
+use crate::status::Status;
+use crate::storage::ingest::Ingest;
+use crate::storage::retention::Cleaner;
+use crate::storage::writer::chain;
+
+/// How often the outbox is looked at, and rates are sampled.
+const TIDY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Waits for `interval`; `false` if the worker stops first.
+async fn tick(interval: Duration, stopping: &mut watch::Receiver<bool>) -> bool {
+    tokio::select! {
+        () = tokio::time::sleep(interval) => true,
+        _ = stopping.wait_for(|stopping| *stopping) => false,
+    }
+}
+
+pub(super) async fn tidy_outbox(
+    plan: Plan,
+    results: Arc<Results>,
+    ingest: Ingest,
+    status: Arc<Status>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let has_pushed = plan.sinks.iter().any(|sink| is_pushed(&sink.kind));
+    let must_get_all = has_pushed && plan.delivery.guarantee == Guarantee::AtLeastOnce;
+    let window = i64::try_from(plan.delivery.replay_window.as_secs()).unwrap_or(i64::MAX);
+    while tick(TIDY_INTERVAL, &mut stopping).await {
+        status.sample_rates(TIDY_INTERVAL.as_secs_f64());
+        status.inflight_bytes.set(ingest.inflight_bytes() as u64);
+        let results = Arc::clone(&results);
+        let bytes_max = plan.delivery.outbox_bytes_max;
+        let since = clock::epoch_seconds() - window;
+        let tidied = blocking(move || {
+            let slowest = if must_get_all { Some(results.slowest_cursor()?) } else { None };
+            results.tidy_outbox(Keep { since, slowest, bytes_max })
+        })
+        .await;
+        match tidied {
+            Ok(tidied) => {
+                status.outbox_bytes.set(tidied.bytes);
+                status.outbox_compacted.add(tidied.compacted);
+                if tidied.compacted > 0 {
+                    warn!(
+                        results = tidied.compacted,
+                        "a sink lags; it will get only the newest result of each key (delivery.outboxMaxBytes)"
+                    );
+                }
+            }
+            Err(error) => warn!(error = chain(&error), "could not tidy the outbox; trying again"),
+        }
+    }
+}
+
+pub(super) async fn clean_letters(
+    policy: plan::Dlq,
+    letters: Arc<DeadLetters>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    while tick(policy.cleanup_interval, &mut stopping).await {
+        let letters = Arc::clone(&letters);
+        let before = clock::epoch_seconds() - i64::try_from(policy.ttl.as_secs()).unwrap_or(i64::MAX);
+        match blocking(move || letters.clean(before)).await {
+            Ok(0) => {}
+            Ok(dropped) => warn!(dropped, "dropped dead letters that were too old or too many"),
+            Err(error) => warn!(error = chain(&error), "could not clean the dead-letter queue; trying again"),
+        }
+    }
+}
+
+pub(super) async fn clean_topics(
+    mut cleaner: Cleaner,
+    interval: Duration,
+    mut stopping: watch::Receiver<bool>,
+) {
+    while tick(interval, &mut stopping).await {
+        let stop = stopping.clone();
+        cleaner = blocking(move || {
+            cleaner.clean(clock::epoch_seconds(), || *stop.borrow());
+            cleaner
+        })
+        .await;
+    }
+}
