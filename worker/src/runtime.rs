@@ -7,7 +7,7 @@ mod sources;
 mod store;
 mod upkeep;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -129,6 +129,7 @@ pub(crate) async fn run(pipeline: Pipeline, mut stop: mpsc::Receiver<()>) -> Res
         trim_to,
         reserved: Results::last_reserved(store.first_epoch),
         applied: applied_sender,
+        stopped: BTreeSet::new(),
     };
     let evaluator = thread("evaluator", move || evaluator.run());
 

@@ -31,7 +31,7 @@ const TRIM_ENTRIES_MAX: i64 = 4_000;
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS _topics (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE COLLATE NOCASE);
     CREATE TABLE IF NOT EXISTS _chg (
-        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        seq INTEGER PRIMARY KEY,
         topic INTEGER NOT NULL,
         key TEXT NOT NULL,
         old TEXT,
@@ -153,13 +153,11 @@ impl Shard {
                 .collect::<rusqlite::Result<HashMap<Box<str>, u64>>>()?;
             let has_tombstones =
                 connection.query_row("SELECT EXISTS (SELECT 1 FROM _tombstones)", [], |row| row.get(0))?;
-            let last_seq = connection
-                .query_row("SELECT seq FROM sqlite_sequence WHERE name = '_chg'", [], |row| row.get(0))
-                .optional()?
-                .unwrap_or(0);
-            let first_seq =
-                connection
-                    .query_row("SELECT ifnull(min(seq), ?1 + 1) FROM _chg", [last_seq], |row| row.get(0))?;
+            let (first_seq, last_seq) = connection.query_row(
+                "SELECT ifnull((SELECT min(seq) FROM _chg), 1), ifnull((SELECT max(seq) FROM _chg), 0)",
+                [],
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )?;
             Ok((names, offsets, has_tombstones, last_seq, first_seq))
         };
         let (names, offsets, has_tombstones, last_seq, first_seq) =
@@ -385,13 +383,13 @@ impl Shard {
             let timestamp = message.timestamp.unwrap_or(now);
             let mut rows = select.query([key])?;
             let row = rows.next()?;
-            let stored: Option<(&str, i64)> = match row {
-                Some(row) => Some((row.get_ref(0)?.as_str()?, row.get(1)?)),
+            let stored: Option<(&str, i64, i64)> = match row {
+                Some(row) => Some((row.get_ref(0)?.as_str()?, row.get(1)?, row.get(2)?)),
                 None => None,
             };
             let tombstones = self.has_tombstones || pending.tombstones;
             let newest = match stored {
-                Some((_, stored_timestamp)) => Some(stored_timestamp),
+                Some((_, stored_timestamp, _)) => Some(stored_timestamp),
                 None if tombstones && message.timestamp.is_some() => {
                     buried.query_row(params![table.id, key], |row| row.get(0)).optional()?
                 }
@@ -407,7 +405,7 @@ impl Shard {
                     pending.tombstones = true;
                     counts.unchanged += 1;
                 }
-                (Some((old, old_timestamp)), None) => {
+                (Some((old, old_timestamp, _)), None) => {
                     log.execute(params![
                         table.id,
                         key,
@@ -425,8 +423,8 @@ impl Shard {
                     pending.tombstones = true;
                     counts.deleted += 1;
                 }
-                (Some((old, _)), Some(new)) if old == new => counts.unchanged += 1,
-                (Some((old, old_timestamp)), Some(new)) => {
+                (Some((old, ..)), Some(new)) if old == new => counts.unchanged += 1,
+                (Some((old, old_timestamp, rowid)), Some(new)) => {
                     let change = change::updated(old, new);
                     log.execute(params![
                         table.id,
@@ -440,7 +438,7 @@ impl Shard {
                     ])?;
                     logged = true;
                     drop(rows);
-                    update.execute(params![key, new, timestamp, change])?;
+                    update.execute(params![rowid, new, timestamp, change])?;
                     counts.updated += 1;
                 }
                 (None, Some(new)) => {
@@ -466,7 +464,7 @@ impl Shard {
             }
         }
         if logged {
-            pending.last_seq = connection.query_row("SELECT max(seq) FROM _chg", [], |row| row.get(0))?;
+            pending.last_seq = connection.last_insert_rowid();
         }
         *pending.count(topic) += counts;
         Ok(())
@@ -486,9 +484,10 @@ impl Shard {
         Ok(())
     }
 
-    /// Removes entries of `_chg` that every join has applied, a few thousand at most.
+    /// Removes entries of `_chg` that every join has applied, a few thousand at most. The newest one stays: numbers
+    /// go on from it.
     fn trim(&self, trim_to: i64, pending: &mut Pending) -> rusqlite::Result<()> {
-        let to = trim_to.min(self.first_seq + TRIM_ENTRIES_MAX);
+        let to = trim_to.min(self.first_seq + TRIM_ENTRIES_MAX).min(pending.last_seq - 1);
         if to >= self.first_seq {
             self.connection.prepare_cached("DELETE FROM _chg WHERE seq <= ?1")?.execute([to])?;
             pending.trimmed_to = Some(to);
@@ -518,9 +517,9 @@ impl Table {
         let table = quoted(name);
         Self {
             id,
-            select: format!("SELECT payload, timestamp FROM {table} WHERE key = ?1"),
+            select: format!("SELECT payload, timestamp, rowid FROM {table} WHERE key = ?1"),
             insert: format!("INSERT INTO {table} (key, payload, timestamp, _change) VALUES (?1, ?2, ?3, ?4)"),
-            update: format!("UPDATE {table} SET payload = ?2, timestamp = ?3, _change = ?4 WHERE key = ?1"),
+            update: format!("UPDATE {table} SET payload = ?2, timestamp = ?3, _change = ?4 WHERE rowid = ?1"),
             delete: format!("DELETE FROM {table} WHERE key = ?1"),
         }
     }
