@@ -6,9 +6,11 @@ use std::io::Write as _;
 
 use expect_test::expect;
 use litejoin_tests::oracle::Oracle;
+use litejoin_tests::repetition::{chance, seeds};
 use litejoin_tests::results::Event;
 use litejoin_tests::wait::until;
 use litejoin_tests::worker::{Site, Worker};
+use rand::RngExt;
 use serde_json::{Value, json};
 
 /// A pipeline whose source `input` reads a file as `file` says, and that prints every order.
@@ -245,33 +247,42 @@ fn history(count: u64) -> String {
 
 #[tokio::test]
 async fn a_killed_worker_goes_on_in_the_file_where_its_data_stops() {
-    const ROWS: u64 = 200_000;
-    let site = Site::with(&manifest("path: in.csv, topic: orders, keyColumns: [id]"));
-    site.write("in.csv", history(ROWS));
-    let mut kills = 0;
-    for goal in [10_000, 60_000] {
+    const ROWS: u64 = 100_000;
+    for seed in seeds(2, 20) {
+        let mut chance = chance(seed);
+        let site = Site::with(&manifest("path: in.csv, topic: orders, keyColumns: [id]"));
+        site.write("in.csv", history(ROWS));
+        let mut killed_amid = false;
+        for _ in 0..chance.random_range(1..=3) {
+            let worker = site.start().await;
+            let goal = chance.random_range(1..=ROWS / 4);
+            // The rest of the file may be fewer rows than that.
+            until("rows to be stored", async || {
+                (accepted(&worker).await >= goal || is_finished(&worker.status().await)).then_some(())
+            })
+            .await;
+            killed_amid |= !is_finished(&worker.status().await);
+            worker.kill().await;
+        }
         let worker = site.start().await;
-        let read =
-            until("rows to be stored", async || Some(accepted(&worker).await).filter(|read| *read >= goal))
-                .await;
-        let finished = worker.status().await["sources"]["input"]["finished"] == true;
-        worker.kill().await;
-        kills += u64::from(!finished && read < ROWS);
-    }
-    let worker = site.start().await;
-    let status = until("the end of the file", async || {
-        Some(worker.status().await).filter(|status| status["sources"]["input"]["finished"] == true)
-    })
-    .await;
-    if kills > 0 {
+        let status =
+            until("the end of the file", async || Some(worker.status().await).filter(is_finished)).await;
         let read = status["sources"]["input"]["accepted"].as_u64().expect("a counter is a number");
-        assert!(read < ROWS, "{read} rows were read after the restart, which is the whole file");
+        assert!(read < ROWS, "seed {seed}: {read} rows were read after a restart, which is the whole file");
+        worker.stop().await;
+        let oracle = Oracle::read(&site.data_dir(), ["orders"]);
+        assert_eq!(oracle.value("SELECT count(*) AS n FROM orders"), 100, "seed {seed}");
+        let least = oracle.value("SELECT min(payload->>'n') AS n FROM orders");
+        assert_eq!(
+            least,
+            ROWS - 100,
+            "seed {seed}: every key has the last of its rows; killed amid: {killed_amid}"
+        );
     }
-    worker.stop().await;
-    let oracle = Oracle::read(&site.data_dir(), ["orders"]);
-    assert_eq!(oracle.value("SELECT count(*) AS n FROM orders"), 100);
-    let least = oracle.value("SELECT min(payload->>'n') AS n FROM orders");
-    assert_eq!(least, ROWS - 100, "every key has the last of its rows");
+}
+
+fn is_finished(status: &Value) -> bool {
+    status["sources"]["input"]["finished"] == true
 }
 
 #[tokio::test]

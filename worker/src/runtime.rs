@@ -54,11 +54,21 @@ pub(crate) enum StartError {
     #[error(transparent)]
     Layout(#[from] LayoutError),
     #[error(transparent)]
-    File(#[from] SqliteError),
+    File(SqliteError),
     #[error("source {name}: {problem}")]
     Source { name: String, problem: String },
     #[error("--once needs sources that come to an end, and {name} does not; leave --once out")]
     Endless { name: String },
+}
+
+impl From<SqliteError> for StartError {
+    fn from(error: SqliteError) -> Self {
+        match error.is_disk_full() {
+            // The same remedy, whichever file was the first to find no room.
+            true => LayoutError::DiskFull { path: error.path().to_owned() }.into(),
+            false => Self::File(error),
+        }
+    }
 }
 
 /// What to run.
