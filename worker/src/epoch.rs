@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use crate::clock;
+use crate::error::chain;
 use crate::join::diff::StoredResults;
 use crate::join::full::{Full, FullError, STEPS_MAX};
 use crate::join::{CheckedJoin, Engine, TopicImage};
@@ -29,7 +30,6 @@ use crate::storage::gate::{Cut, EpochGate};
 use crate::storage::log::ShardReader;
 use crate::storage::sqlite::{self, SqliteError};
 use crate::storage::topics::Topics;
-use crate::storage::writer::chain;
 
 /// How often a join that reads the clock is looked at when nothing is written; topics hold whole seconds.
 const TICK: Duration = Duration::from_secs(1);

@@ -25,7 +25,7 @@ use self::listeners::Listeners;
 use self::sinks::Sinks;
 use self::sources::Sources;
 use self::store::Store;
-use crate::delivery::dispatch::blocking;
+use crate::blocking::blocking;
 use crate::epoch::Evaluator;
 use crate::join::CheckedJoin;
 use crate::listen::ListenError;
