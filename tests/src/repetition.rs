@@ -1,5 +1,5 @@
 //! How often a test with chance in it is repeated, and by which seeds. A failure prints its seed; the seed alone
-//! replays the choices: `LITEJOIN_SEED=7 cargo test -p litejoin-tests --test system kill`.
+//! replays the choices: `LITEJOIN_SEED=7 cargo test --workspace --test system kill`.
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use futures::future::join_all;
 use litejoin_tests::ingest::message;
 use litejoin_tests::oracle::Oracle;
+use litejoin_tests::repetition::seeds;
 use litejoin_tests::results::Results;
 use litejoin_tests::sse::Subscription;
 use litejoin_tests::wait::until;
@@ -54,20 +56,26 @@ async fn start_on_small_disk(site: &Site) -> (Worker, PathBuf) {
     (worker, inside)
 }
 
-/// What was acknowledged last for each key, and what was refused after it.
-#[derive(Default)]
-struct Sent {
-    acknowledged: BTreeMap<String, Value>,
-    refused: BTreeMap<String, Vec<Value>>,
+/// One sender: what was acknowledged last for each of its keys, and what was refused.
+struct Sender {
+    keys: Vec<String>,
+    n: u64,
+    acknowledged: BTreeMap<String, u64>,
+    refused: BTreeMap<String, Vec<u64>>,
 }
 
-impl Sent {
+impl Sender {
+    fn new(number: usize) -> Self {
+        let keys = (0..40).map(|key| format!("s{number}_{key}")).collect();
+        Self { keys, n: 0, acknowledged: BTreeMap::new(), refused: BTreeMap::new() }
+    }
+
     /// Sends one batch of large orders, and returns the status of the answer.
-    async fn send(&mut self, worker: &Worker, keys: std::ops::Range<u64>, n: u64) -> u16 {
-        let key = |key: u64| format!("o{key}");
-        let payload = json!({"n": n, "text": "x".repeat(4_000)});
+    async fn send(&mut self, worker: &Worker) -> u16 {
+        self.n += 1;
+        let payload = json!({"n": self.n, "text": "x".repeat(4_000)});
         let messages: Vec<Value> =
-            keys.clone().map(|number| message("orders", &key(number), payload.clone())).collect();
+            self.keys.iter().map(|key| message("orders", key, payload.clone())).collect();
         let answer = worker.ingest().try_send(&messages).await.expect("an answer");
         let refused: Vec<u64> = match &answer.body["refused"] {
             Value::Array(refused) => {
@@ -77,26 +85,34 @@ impl Sent {
         };
         assert_eq!(answer.body["accepted"], messages.len() - refused.len(), "{}", answer.body);
         assert_eq!(answer.status == 200, refused.is_empty(), "{} {}", answer.status, answer.body);
-        for (item, number) in keys.enumerate() {
+        assert!([200, 503, 507].contains(&answer.status), "{} {}", answer.status, answer.body);
+        for (item, key) in self.keys.iter().enumerate() {
             if refused.contains(&(item as u64)) {
-                self.refused.entry(key(number)).or_default().push(json!(n));
+                self.refused.entry(key.clone()).or_default().push(self.n);
             } else {
-                self.acknowledged.insert(key(number), json!(n));
+                self.acknowledged.insert(key.clone(), self.n);
             }
         }
         answer.status
     }
 
-    /// The worker has every key as it was acknowledged last, and nothing of what was refused.
-    fn assert_stored(&self, oracle: &Oracle) {
-        for (key, n) in &self.acknowledged {
-            let stored =
-                oracle.value(&format!("SELECT (SELECT payload->>'n' FROM orders WHERE key = '{key}') AS n"));
-            assert_eq!(stored, *n, "{key}; refused were {:?}", self.refused.get(key));
-        }
-        let count = oracle.value("SELECT count(*) AS n FROM orders");
-        assert_eq!(count, self.acknowledged.len(), "nothing that was refused is there");
+    /// Sends until a batch is taken, or until one is refused.
+    async fn send_until(&mut self, worker: &Worker, is_taken: bool) {
+        let what = if is_taken { "ingest to go on" } else { "the disk to be full for ingest" };
+        until(what, async || ((self.send(worker).await == 200) == is_taken).then_some(())).await;
     }
+}
+
+/// The worker has every key as it was acknowledged last, and nothing of what was refused.
+fn assert_stored(senders: &[Sender], oracle: &Oracle) {
+    for sender in senders {
+        for (key, n) in &sender.acknowledged {
+            let sql = format!("SELECT (SELECT payload->>'n' FROM orders WHERE key = '{key}') AS n");
+            assert_eq!(oracle.value(&sql), *n, "{key}; refused were {:?}", sender.refused.get(key));
+        }
+    }
+    let count: usize = senders.iter().map(|sender| sender.acknowledged.len()).sum();
+    assert_eq!(oracle.value("SELECT count(*) AS n FROM orders"), count, "nothing that was refused is there");
 }
 
 #[tokio::test]
@@ -106,39 +122,29 @@ async fn a_full_disk_loses_nothing_and_work_goes_on_when_there_is_space_again() 
     let mut client = Subscription::open(worker.address("sink live"), "join=*&replay=true", None).await;
     client.replayed().await;
     let filler = data_dir.join("filler");
-    let mut sent = Sent::default();
-    assert_eq!(sent.send(&worker, 0..50, 0).await, 200);
+    let mut senders: Vec<Sender> = (0..3).map(Sender::new).collect();
 
-    for round in 1..=3 {
-        // Somebody else takes what is left, to the last byte.
-        fill(&filler);
-        let mut n = round * 1_000;
-        let status = until("the disk to be full for ingest", async || {
-            n += 1;
-            Some(sent.send(&worker, 0..50, n).await).filter(|status| *status != 200)
-        })
-        .await;
-        assert!([503, 507].contains(&status), "{status}");
+    for _round in seeds(3, 50) {
+        // All send while somebody else takes what is left, to the last byte.
+        let full = senders.iter_mut().map(|sender| sender.send_until(&worker, false));
+        let path = filler.clone();
+        let (_, filled) = tokio::join!(join_all(full), tokio::task::spawn_blocking(move || fill(&path)));
+        filled.expect("the disk can be filled");
         let status = worker.status().await;
         assert!(status["storageError"].as_str().is_some_and(|error| error.contains("full")), "{status}");
-        assert_eq!(
-            get(&worker.url("admin", "/healthz")).await.0,
-            200,
-            "a full disk is no reason to be restarted"
-        );
-        sent.assert_stored(&oracle(&data_dir));
+        let healthy = get(&worker.url("admin", "/healthz")).await.0;
+        assert_eq!(healthy, 200, "a full disk is no reason to be restarted");
+        assert_stored(&senders, &oracle(&data_dir));
 
         std::fs::remove_file(&filler).expect("the filler can be removed");
-        until("ingest to go on", async || {
-            n += 1;
-            (sent.send(&worker, 0..50, n).await == 200).then_some(())
-        })
-        .await;
-        let epoch = worker.ingest().put("orders", "last", json!({"n": n})).await;
-        sent.acknowledged.insert("last".to_owned(), json!(n));
+        join_all(senders.iter_mut().map(|sender| sender.send_until(&worker, true))).await;
+        let last = message("orders", &senders[0].keys[0], Value::Null);
+        let epoch = worker.ingest().send(&[last]).await;
+        let first = senders[0].keys[0].clone();
+        senders[0].acknowledged.remove(&first);
         let (_, results) = worker.snapshot("live", "sizes", epoch).await;
         let oracle = oracle(&data_dir);
-        sent.assert_stored(&oracle);
+        assert_stored(&senders, &oracle);
         results.assert_same(&oracle.results("sizes", QUERY, None), "results after the disk was full");
         assert_eq!(worker.status().await["storageError"], Value::Null, "all is well again");
     }
@@ -160,7 +166,7 @@ async fn a_disk_that_is_full_from_the_start_is_named() {
     let ended = site.launch(command).end().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     expect_test::expect![[r#"
-        error: data/shard_0.db: could not read the shard: database or disk is full: Error code 13: database or disk is full
+        error: data/shard_0.db: the disk is full; free some space, or point storage.dataDir (or --data-dir) elsewhere
     "#]].assert_eq(&ended.stderr);
 }
 

@@ -1,7 +1,9 @@
 //! The built worker as its users meet it: a process with a manifest, sockets, files and signals. A file for each
-//! subject. Build it first: `cargo build --workspace && cargo test -p litejoin-tests --test system`.
+//! subject. Build it first: `cargo build --workspace && cargo test --workspace --test system`.
 
 mod disk_full;
+mod files;
+mod first_run;
 mod golden;
 mod kill;
 mod lifecycle;

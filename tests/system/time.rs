@@ -193,7 +193,7 @@ async fn a_query_that_fails_leaves_the_other_joins_alone() {
     assert_eq!(worker.snapshot("live", "keys", epoch).await.1.rows.len(), 2, "the other join goes on");
     assert_eq!(count(&worker).await, 1, "results stay as they were");
     let status = worker.status().await;
-    expect!["integer overflow"]
+    expect!["the query failed: integer overflow"]
         .assert_eq(status["joins"]["watched"]["lastError"].as_str().expect("the join says what is wrong"));
     assert_eq!(status["joins"]["keys"]["lastError"], Value::Null);
 

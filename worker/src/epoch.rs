@@ -18,8 +18,9 @@ use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use crate::clock;
+use crate::error::chain;
 use crate::join::diff::StoredResults;
-use crate::join::full::{Full, FullError};
+use crate::join::full::{Full, FullError, STEPS_MAX};
 use crate::join::{CheckedJoin, Engine, TopicImage};
 use crate::results::event::JoinId;
 use crate::results::store::{Progress, Results};
@@ -29,7 +30,6 @@ use crate::storage::gate::{Cut, EpochGate};
 use crate::storage::log::ShardReader;
 use crate::storage::sqlite::{self, SqliteError};
 use crate::storage::topics::Topics;
-use crate::storage::writer::chain;
 
 /// How often a join that reads the clock is looked at when nothing is written; topics hold whole seconds.
 const TICK: Duration = Duration::from_secs(1);
@@ -56,6 +56,8 @@ pub(crate) struct Evaluator {
     pub(crate) reserved: u64,
     /// Tells sinks and readers where the outbox ends.
     pub(crate) applied: watch::Sender<Position>,
+    /// Indexes of joins that took too long and are left alone until the next start.
+    pub(crate) stopped: BTreeSet<usize>,
 }
 
 /// Why an epoch was not applied; it is tried again.
@@ -176,7 +178,7 @@ impl Evaluator {
     fn begin(&self) -> Result<Work, EpochError> {
         let started = Instant::now();
         let scratch = sqlite::open_scratch(&self.scratch_path)?;
-        let mut engine = Full::new(scratch, &self.joins)?;
+        let mut engine = Full::new(scratch, &self.joins, STEPS_MAX)?;
         let mut shards =
             self.shard_paths.iter().map(|path| ShardReader::open(path)).collect::<Result<Vec<_>, _>>()?;
         let absorbed = self.gate.hold(|| shards.iter().try_for_each(ShardReader::hold))?;
@@ -281,62 +283,40 @@ impl Evaluator {
         }
     }
 
+    /// Computes what is due, and commits the differences as one epoch. The files of the results are not held up
+    /// while queries run.
     fn commit(&mut self, work: &mut Work, cut: &Cut, news: bool) -> Result<Position, EpochError> {
-        let seqs = work.absorbed.clone();
-        let mut failed: BTreeSet<usize> = BTreeSet::new();
-        let now = clock::epoch_seconds();
-        let (changed, committed) = self.results.with_epoch::<_, EpochError>(cut.epoch, now, |writer| {
-            let mut changed = vec![0_u64; self.joins.len()];
-            for index in &work.due {
-                let (join, id) = (&self.joins[*index], self.progress[*index].id);
-                let started = Instant::now();
-                let sent = join.has_sinks && !work.quiet;
-                let outcome = self.with_stored(id, |stored| {
-                    work.engine.evaluate::<EpochError>(join, stored, &mut |change| {
-                        changed[*index] += 1;
-                        Ok(writer.store(id, change, sent)?)
-                    })
-                });
-                let status = self.status.join(&join.name);
-                status.evaluations.add(1);
-                status
-                    .evaluation_microseconds
-                    .add(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX));
-                match outcome {
-                    Ok(()) => {
-                        status.error.clear();
-                    }
-                    Err(EpochError::Full(FullError::Query { message })) => {
-                        failed.insert(*index);
-                        if status.error.set(&message) {
-                            warn!(
-                                join = join.name,
-                                error = message,
-                                "the join's query failed; its results stay as they were"
-                            );
-                        }
-                    }
-                    Err(error) => return Err(error),
+        let (computed, failed) = self.compute(work)?;
+        let seqs = &work.absorbed;
+        // A join that has failed, or failed before and was not due now, is evaluated whatever its progress says.
+        let is_stale = |index: usize, progress: &Progress| {
+            failed.contains(&index) || (progress.stale && !work.due.contains(&index))
+        };
+        let (engine, quiet) = (&mut work.engine, work.quiet);
+        let (changed, committed) =
+            self.results.with_epoch::<_, EpochError>(cut.epoch, clock::epoch_seconds(), |writer| {
+                let mut changed = vec![0_u64; self.joins.len()];
+                for index in computed {
+                    let (join, id) = (&self.joins[index], self.progress[index].id);
+                    let sent = join.has_sinks && !quiet;
+                    self.with_stored(id, |stored| {
+                        engine.compare::<EpochError>(join, stored, &mut |change| {
+                            changed[index] += 1;
+                            Ok(writer.store(id, change, sent)?)
+                        })
+                    })?;
                 }
-            }
-            if !news
-                && failed.is_empty()
-                && changed.iter().all(|changed| *changed == 0)
-                && !self.is_any_behind(&seqs)
-            {
-                return Err(EpochError::Unchanged);
-            }
-            for (index, progress) in self.progress.iter().enumerate() {
-                writer.applied(
-                    progress.id,
-                    &seqs,
-                    failed.contains(&index) || (progress.stale && !work.due.contains(&index)),
-                )?;
-            }
-            Ok(changed)
-        })?;
+                let nothing_changed = failed.is_empty() && changed.iter().all(|changed| *changed == 0);
+                if !news && nothing_changed && !self.is_any_behind(seqs) {
+                    return Err(EpochError::Unchanged);
+                }
+                for (index, progress) in self.progress.iter().enumerate() {
+                    writer.applied(progress.id, seqs, is_stale(index, progress))?;
+                }
+                Ok(changed)
+            })?;
         for (index, (progress, join)) in self.progress.iter_mut().zip(&self.joins).enumerate() {
-            progress.stale = failed.contains(&index) || (progress.stale && !work.due.contains(&index));
+            progress.stale = is_stale(index, progress);
             progress.applied = seqs.iter().copied().map(Some).collect();
             let status = self.status.join(&join.name);
             status.epoch.set(cut.epoch);
@@ -344,6 +324,45 @@ impl Evaluator {
         }
         self.status.outbox_bytes.add(i64::try_from(committed.outbox_bytes).unwrap_or(i64::MAX));
         Ok(committed.position)
+    }
+
+    /// Runs the queries of the joins that are due, and returns the indexes of those that have rows now and of
+    /// those that have failed.
+    fn compute(&mut self, work: &mut Work) -> Result<(Vec<usize>, BTreeSet<usize>), EpochError> {
+        work.engine.clear()?;
+        let (mut computed, mut failed) = (Vec::new(), BTreeSet::new());
+        for index in work.due.iter().copied() {
+            if self.stopped.contains(&index) {
+                failed.insert(index);
+                continue;
+            }
+            let join = &self.joins[index];
+            let status = self.status.join(&join.name);
+            let started = Instant::now();
+            let outcome = work.engine.compute(join);
+            status.evaluations.add(1);
+            status
+                .evaluation_microseconds
+                .add(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX));
+            match outcome {
+                Ok(()) => {
+                    status.error.clear();
+                    computed.push(index);
+                }
+                Err(error @ (FullError::Query { .. } | FullError::Endless { .. })) => {
+                    failed.insert(index);
+                    if matches!(error, FullError::Endless { .. }) {
+                        self.stopped.insert(index);
+                    }
+                    let error = error.to_string();
+                    if status.error.set(&error) {
+                        warn!(join = join.name, error, "a join fails; its results stay as they were");
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok((computed, failed))
     }
 
     /// Whether some join's stored progress says less than what its results follow from.

@@ -3,8 +3,9 @@
 //!
 //! ```text
 //! check (at start):   query ─► names and columns, by SQLite itself under an authorizer
-//! absorb (an epoch):  changes of topics ─► Engine
-//! evaluate:           Engine ─► rows by result key ─► compared with the stored results ─► changed results
+//! an epoch:           changes of topics ─► Engine::absorb
+//!                     Engine::compute ─► rows by result key
+//!                     Engine::compare, with the stored results ─► changed results
 //! ```
 
 pub(crate) mod check;
@@ -24,9 +25,15 @@ pub(crate) trait Engine {
     /// Takes in what a topic's row has become (`None`: it is gone).
     fn absorb(&mut self, topic: &str, key: &str, row: Option<TopicImage<'_>>) -> Result<(), Self::Error>;
 
-    /// Computes one join over everything absorbed, and calls `emit` for each result that differs from what
-    /// `stored` yields, in the order of result keys.
-    fn evaluate<E: From<Self::Error>>(
+    /// Forgets what was computed.
+    fn clear(&mut self) -> Result<(), Self::Error>;
+
+    /// Computes one join over everything absorbed.
+    fn compute(&mut self, join: &CheckedJoin) -> Result<(), Self::Error>;
+
+    /// Calls `emit` for each result of a computed join that differs from what `stored` yields, in the order of
+    /// result keys.
+    fn compare<E: From<Self::Error>>(
         &mut self,
         join: &CheckedJoin,
         stored: &mut dyn diff::StoredResults,

@@ -1,10 +1,12 @@
 //! The program `litejoin`: arguments, logging, signals, exit codes.
 
 mod admin;
+mod blocking;
 mod cli;
 mod clock;
 mod delivery;
 mod epoch;
+mod error;
 mod join;
 mod listen;
 mod manifest;
@@ -25,7 +27,7 @@ use tokio::sync::mpsc;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Arguments, Command, LogFormat};
-use crate::storage::writer::chain;
+use crate::error::chain;
 
 /// The manifests are wrong: their author must put them right.
 const EXIT_INVALID: u8 = 2;

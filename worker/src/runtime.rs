@@ -7,7 +7,7 @@ mod sources;
 mod store;
 mod upkeep;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -25,7 +25,7 @@ use self::listeners::Listeners;
 use self::sinks::Sinks;
 use self::sources::Sources;
 use self::store::Store;
-use crate::delivery::dispatch::blocking;
+use crate::blocking::blocking;
 use crate::epoch::Evaluator;
 use crate::join::CheckedJoin;
 use crate::listen::ListenError;
@@ -54,11 +54,21 @@ pub(crate) enum StartError {
     #[error(transparent)]
     Layout(#[from] LayoutError),
     #[error(transparent)]
-    File(#[from] SqliteError),
+    File(SqliteError),
     #[error("source {name}: {problem}")]
     Source { name: String, problem: String },
     #[error("--once needs sources that come to an end, and {name} does not; leave --once out")]
     Endless { name: String },
+}
+
+impl From<SqliteError> for StartError {
+    fn from(error: SqliteError) -> Self {
+        match error.is_disk_full() {
+            // The same remedy, whichever file was the first to find no room.
+            true => LayoutError::DiskFull { path: error.path().to_owned() }.into(),
+            false => Self::File(error),
+        }
+    }
 }
 
 /// What to run.
@@ -119,6 +129,7 @@ pub(crate) async fn run(pipeline: Pipeline, mut stop: mpsc::Receiver<()>) -> Res
         trim_to,
         reserved: Results::last_reserved(store.first_epoch),
         applied: applied_sender,
+        stopped: BTreeSet::new(),
     };
     let evaluator = thread("evaluator", move || evaluator.run());
 

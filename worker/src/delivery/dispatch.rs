@@ -13,14 +13,15 @@ use tracing::{info, warn};
 use super::circuit::{Circuit, Passage};
 use super::dead_letters::{DeadLetters, Letter, Postmark};
 use super::schedule::retry_delay;
+use crate::blocking::blocking;
 use crate::clock::{self, Moment};
+use crate::error::chain;
 use crate::results::event::{Envelope, Event, JoinId, ResultId};
 use crate::results::reader::PageLimit;
 use crate::results::{Position, Reader, Results};
 use crate::sink::{Delivery, Outcome, Sink};
 use crate::status::SinkStatus;
 use crate::storage::sqlite::SqliteError;
-use crate::storage::writer::chain;
 
 /// How much is handed to a sink at a time.
 const PAGE: PageLimit = PageLimit { events: 500, bytes: 4 << 20 };
@@ -451,11 +452,6 @@ impl Dispatcher {
             _ = self.stopping.changed() => {}
         }
     }
-}
-
-/// Runs work on files in a thread where it may block.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.expect("work on files does not panic")
 }
 
 #[cfg(test)]

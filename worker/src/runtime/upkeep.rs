@@ -8,15 +8,15 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::sinks::is_pushed;
+use crate::blocking::blocking;
 use crate::clock;
 use crate::delivery::dead_letters::DeadLetters;
-use crate::delivery::dispatch::blocking;
+use crate::error::chain;
 use crate::results::Results;
 use crate::results::outbox::Keep;
 use crate::status::Status;
 use crate::storage::ingest::Ingest;
 use crate::storage::retention::Cleaner;
-use crate::storage::writer::chain;
 
 /// How often the outbox is looked at, and rates are sampled.
 const TIDY_INTERVAL: Duration = Duration::from_secs(1);

@@ -22,7 +22,7 @@ use serde_json::json;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use crate::delivery::dispatch::blocking;
+use crate::blocking::blocking;
 use crate::results::event::{Envelope, JoinId, ResultId};
 use crate::results::reader::PageLimit;
 use crate::results::{Position, Reader};
@@ -177,7 +177,7 @@ impl Feed {
     async fn run(self, start: Start) {
         // An error is either the end of the client or of our files; both end the stream, and the client comes back.
         if let Err(Some(error)) = self.stream(start).await.map_err(|end| end.err()) {
-            self.state.status.error.set(&crate::storage::writer::chain(&error));
+            self.state.status.error.set(&crate::error::chain(&error));
         }
     }
 
@@ -365,7 +365,7 @@ impl SnapshotWriter {
                 flush(&self.sender, &mut self.piece);
             }
             Err(error) => {
-                let error = std::io::Error::other(crate::storage::writer::chain(&error));
+                let error = std::io::Error::other(crate::error::chain(&error));
                 let _ = self.sender.blocking_send(Err(error));
             }
         }

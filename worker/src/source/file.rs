@@ -18,11 +18,11 @@ use tracing::{error, info, warn};
 use self::read::{Block, FileRow, Reading, Rejected};
 use crate::clock;
 use crate::delivery::dead_letters::DeadLetters;
+use crate::error::chain;
 use crate::message::Message;
 use crate::status::SourceStatus;
 use crate::storage::ingest::{Batch, Ingest};
 use crate::storage::shard::{ShardBatch, Stream};
-use crate::storage::writer::chain;
 
 /// Blocks that wait between reading and writing.
 const BLOCKS_MAX: usize = 8;

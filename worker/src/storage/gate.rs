@@ -31,6 +31,8 @@ struct Passage {
     /// Sequence numbers of the last cut.
     cut: Vec<i64>,
     committed: Vec<Mutex<i64>>,
+    /// Whether writers are removing expired rows: those get a cut of their own, which only the cleaner makes.
+    expiring: bool,
 }
 
 #[derive(Debug, Default)]
@@ -60,7 +62,7 @@ impl EpochGate {
     pub(crate) fn new(next_epoch: u64, seqs: Vec<i64>) -> Self {
         let committed = seqs.iter().copied().map(Mutex::new).collect();
         Self {
-            passage: RwLock::new(Passage { next_epoch, cut: seqs, committed }),
+            passage: RwLock::new(Passage { next_epoch, cut: seqs, committed, expiring: false }),
             signal: Mutex::default(),
             rung: Condvar::new(),
         }
@@ -86,19 +88,33 @@ impl EpochGate {
         Ok(epoch)
     }
 
-    /// Cuts an epoch if anything was committed since the last one.
+    /// Cuts an epoch if anything was committed since the last one. What the cleaner has cut comes first.
     pub(crate) fn cut(&self) -> Option<Cut> {
+        let mut passage = self.passage.write().unwrap_or_else(PoisonError::into_inner);
         let queued = self.signal.lock().unwrap_or_else(PoisonError::into_inner).queued.pop_front();
         if queued.is_some() {
             self.rung.notify_all();
             return queued;
         }
-        self.cut_now(false)
+        if passage.expiring { None } else { passage.cut(false) }
     }
 
-    /// Cuts an epoch for the retention cleaner, which has stopped all writers; it is evaluated in its turn.
-    pub(crate) fn queue_cut(&self, quiet: bool) {
-        if let Some(cut) = self.cut_now(quiet) {
+    /// Cuts an epoch of what was before the retention cleaner, which has stopped all writers. Until
+    /// [`Self::end_expiry`] nobody else cuts one.
+    pub(crate) fn begin_expiry(&self) {
+        self.queue_cut(true, false);
+    }
+
+    /// Cuts an epoch that holds nothing but what has expired since [`Self::begin_expiry`].
+    pub(crate) fn end_expiry(&self, quiet: bool) {
+        self.queue_cut(false, quiet);
+    }
+
+    fn queue_cut(&self, expiring: bool, quiet: bool) {
+        // Held until the cut is in the queue, so that the evaluator can't overtake it with a later one.
+        let mut passage = self.passage.write().unwrap_or_else(PoisonError::into_inner);
+        passage.expiring = expiring;
+        if let Some(cut) = passage.cut(quiet) {
             self.ring(|signal| {
                 signal.queued.push_back(cut);
                 signal.dirty = true;
@@ -113,19 +129,6 @@ impl EpochGate {
         let (signal, waited) =
             self.rung.wait_timeout_while(signal, timeout, full).unwrap_or_else(PoisonError::into_inner);
         !waited.timed_out() && !signal.stopped
-    }
-
-    fn cut_now(&self, quiet: bool) -> Option<Cut> {
-        let mut passage = self.passage.write().unwrap_or_else(PoisonError::into_inner);
-        let seqs: Vec<i64> =
-            passage.committed.iter().map(|seq| *seq.lock().unwrap_or_else(PoisonError::into_inner)).collect();
-        if seqs == passage.cut {
-            return None;
-        }
-        let epoch = passage.next_epoch;
-        passage.next_epoch += 1;
-        passage.cut.clone_from(&seqs);
-        Some(Cut { epoch, seqs, quiet })
     }
 
     /// Takes a number for an epoch in which no topic changed, only results did (a new query, the passing of time).
@@ -186,6 +189,21 @@ impl EpochGate {
     }
 }
 
+impl Passage {
+    /// Cuts an epoch, unless nothing was committed since the last one.
+    fn cut(&mut self, quiet: bool) -> Option<Cut> {
+        let seqs: Vec<i64> =
+            self.committed.iter().map(|seq| *seq.lock().unwrap_or_else(PoisonError::into_inner)).collect();
+        if seqs == self.cut {
+            return None;
+        }
+        let epoch = self.next_epoch;
+        self.next_epoch += 1;
+        self.cut.clone_from(&seqs);
+        Some(Cut { epoch, seqs, quiet })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,13 +227,25 @@ mod tests {
     fn a_quiet_cut_comes_before_later_commits() {
         let gate = EpochGate::new(1, vec![0]);
         commit(&gate, 0, 1);
-        gate.queue_cut(false);
+        gate.begin_expiry();
         commit(&gate, 0, 2);
-        gate.queue_cut(true);
+        gate.end_expiry(true);
         commit(&gate, 0, 3);
         let cuts: Vec<_> =
             std::iter::from_fn(|| gate.cut()).map(|cut| (cut.epoch, cut.seqs[0], cut.quiet)).collect();
         assert_eq!(cuts, [(1, 1, false), (2, 2, true), (3, 3, false)]);
+    }
+
+    #[test]
+    fn an_evaluator_that_wakes_amid_an_expiry_leaves_its_rows_to_the_cleaner() {
+        let gate = EpochGate::new(1, vec![0]);
+        gate.begin_expiry();
+        commit(&gate, 0, 1);
+        assert_eq!(gate.cut(), None, "it would be told as if somebody had deleted the rows");
+        gate.end_expiry(true);
+        assert_eq!(gate.cut(), Some(Cut { epoch: 1, seqs: vec![1], quiet: true }));
+        commit(&gate, 0, 2);
+        assert_eq!(gate.cut(), Some(Cut { epoch: 2, seqs: vec![2], quiet: false }));
     }
 
     #[test]

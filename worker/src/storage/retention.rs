@@ -19,7 +19,8 @@ use super::ingest::Ingest;
 use super::log::ShardReader;
 use super::sqlite::SqliteError;
 use super::topics::TopicId;
-use super::writer::{Command, Expiry, chain};
+use super::writer::{Command, Expiry};
+use crate::error::chain;
 
 /// Rows that one pass removes from a topic of one shard at most.
 const ROWS_PER_PASS_MAX: usize = 500;
@@ -113,10 +114,10 @@ impl Cleaner {
             return Ok(false);
         }
         barrier.wait();
-        self.gate.queue_cut(false);
+        self.gate.begin_expiry();
         barrier.wait();
         barrier.wait();
-        self.gate.queue_cut(!self.retention.emit_expiry);
+        self.gate.end_expiry(!self.retention.emit_expiry);
         barrier.wait();
         Ok(more)
     }

@@ -29,6 +29,11 @@ impl SqliteError {
         Self { doing: doing.into(), path: path.display().to_string(), source }
     }
 
+    /// The file.
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
     /// Whether the disk is full: the user can do something about it, and then we go on.
     pub(crate) fn is_disk_full(&self) -> bool {
         is_disk_full(&self.source)

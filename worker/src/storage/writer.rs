@@ -14,6 +14,7 @@ use super::shard::{Pending, Shard, ShardBatch};
 use super::sqlite::SqliteError;
 use super::topics::{TopicId, Topics};
 use crate::clock;
+use crate::error::chain;
 use crate::status::Status;
 
 /// What a writer is asked to do.
@@ -160,16 +161,4 @@ impl Writer {
             }
         }
     }
-}
-
-/// An error with its causes on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

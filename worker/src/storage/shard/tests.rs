@@ -154,7 +154,7 @@ fn the_log_is_trimmed_below_what_was_applied_and_its_numbers_go_on() {
     bench.reopen();
     assert_eq!(bench.shard.last_seq(), 3);
     bench.write(12, vec![upsert("d", "1")]);
-    assert_eq!(bench.log(), ["3 c >1", "4 d >1"], "the newest stays, and numbers go on from it");
+    assert_eq!(bench.log(), ["3 c >1", "4 d >1"], "the newest entry stays until there is a newer one");
 }
 
 #[test]

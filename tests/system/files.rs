@@ -1,0 +1,298 @@
+//! File sources: CSV and NDJSON, standard input, rate and follow, bad rows, and where a restart goes on.
+
+use std::fmt::Write as _;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+
+use expect_test::expect;
+use litejoin_tests::oracle::Oracle;
+use litejoin_tests::repetition::{chance, seeds};
+use litejoin_tests::results::Event;
+use litejoin_tests::wait::until;
+use litejoin_tests::worker::{Site, Worker};
+use rand::RngExt;
+use serde_json::{Value, json};
+
+/// A pipeline whose source `input` reads a file as `file` says, and that prints every order.
+fn manifest(file: &str) -> String {
+    format!(
+        r#"
+apiVersion: litejoin.io/v1alpha1
+kind: Pipeline
+metadata: {{name: p}}
+spec:
+  storage: {{shardCount: 4}}
+  admin: {{addr: "127.0.0.1:0"}}
+  sources:
+    - {{name: input, file: {{{file}}}}}
+  joins:
+    - {{name: all_orders, query: "SELECT key, payload FROM orders", sinks: [console]}}
+  sinks:
+    - {{name: console, stdout: {{}}}}
+"#
+    )
+}
+
+/// Key and payload of every result, in the order of keys.
+fn rows(stdout: &str) -> String {
+    let events = stdout.lines().map(Event::read);
+    let mut rows: Vec<String> = events
+        .map(|event| format!("{} {}\n", event.key, event.rows[0]["payload"].as_str().unwrap_or("-")))
+        .collect();
+    rows.sort();
+    rows.concat()
+}
+
+/// Runs to the end of the input, and returns the results and what the log complains of.
+async fn once(site: &Site) -> (String, String) {
+    let ended = site.run(["--once"]).end().await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    (rows(&ended.stdout), complaints(&ended.stderr))
+}
+
+/// Warnings and errors of a log, without their times.
+fn complaints(stderr: &str) -> String {
+    let mut said = String::new();
+    for line in stderr.lines() {
+        let Ok(Value::Object(mut line)) = serde_json::from_str(line) else { continue };
+        if line["level"] != "INFO" {
+            line.remove("timestamp");
+            let _ = writeln!(said, "{}", Value::Object(line));
+        }
+    }
+    said
+}
+
+async fn accepted(worker: &Worker) -> u64 {
+    worker.status().await["sources"]["input"]["accepted"].as_u64().expect("a counter is a number")
+}
+
+#[tokio::test]
+async fn csv_with_quotes_numbers_nulls_and_a_key_of_two_columns() {
+    let site = Site::with(&manifest(
+        r#"path: in.csv, topic: orders, keyColumns: [day, id], nullValues: ["NA", ""]"#,
+    ));
+    site.write("in.csv", "id,day,text,amount\n1,5,\"a, \"\"b\"\"\nc\",1.50\n2,5,NA,007\r\n3,6,,-1e3\n");
+    let (rows, complaints) = once(&site).await;
+    expect![[r#"
+        "5|1" {"id":1,"day":5,"text":"a, \"b\"\nc","amount":1.50}
+        "5|2" {"id":2,"day":5,"text":null,"amount":"007"}
+        "6|3" {"id":3,"day":6,"text":null,"amount":-1e3}
+    "#]]
+    .assert_eq(&(rows + &complaints));
+    // A second run has nothing to tell.
+    assert_eq!(once(&site).await, (String::new(), String::new()));
+}
+
+#[tokio::test]
+async fn bad_rows_of_csv_are_refused_and_the_others_go_on() {
+    let site = Site::with(&manifest("path: in.csv, topic: orders, keyColumns: [id]"));
+    site.write(
+        "in.csv",
+        b"id,name\n1,Ada\n2\n3,Grace,more\n,nobody\n4,\xff\xfe\n5,\"Barbara\"\n6,last".as_slice(),
+    );
+    let (rows, complaints) = once(&site).await;
+    expect![[r#"
+        "1" {"id":1,"name":"Ada"}
+        "5" {"id":5,"name":"Barbara"}
+        "6" {"id":6,"name":"last"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: byte 14","reason":"1 fields, and the header has 2","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: byte 16","reason":"3 fields, and the header has 2","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: byte 29","reason":"field \"id\" is needed for the key, and it is missing or null","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: byte 37","reason":"no UTF-8 (first bad byte at 0)","source":"input"}
+    "#]].assert_eq(&(rows + &complaints));
+}
+
+#[tokio::test]
+async fn ndjson_with_a_topic_and_a_key_of_its_fields() {
+    let site = Site::with(&manifest("path: in.ndjson, format: ndjson, topic: orders, keyColumns: [id]"));
+    site.write(
+        "in.ndjson",
+        b"{\"id\":1,\"n\":1}\n\n{\"id\":\"a\",\"n\":2}\n{\"n\":3}\n[1]\nnonsense\n{\"id\":\"\xff\"}\n{\"id\":\"b\"}".as_slice(),
+    );
+    let (rows, complaints) = once(&site).await;
+    expect![[r#"
+        "1" {"id":1,"n":1}
+        "a" {"id":"a","n":2}
+        "b" {"id":"b"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.ndjson: byte 33","reason":"field \"id\" is needed for the key, and it is missing or null","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.ndjson: byte 41","reason":"no object, so it has no field \"id\" for the key","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.ndjson: byte 45","reason":"no JSON: expected ident at line 1 column 2","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.ndjson: byte 54","reason":"no UTF-8 (first bad byte at 7)","source":"input"}
+    "#]].assert_eq(&(rows + &complaints));
+}
+
+#[tokio::test]
+async fn ndjson_whose_lines_name_their_topic() {
+    let site = Site::with(&manifest("path: in.ndjson, format: ndjson"));
+    site.write(
+        "in.ndjson",
+        r#"{"topic":"orders","key":"a","payload":{"n":1}}
+{"topic":"orders","key":"b","payload":"{\"n\":2}"}
+{"topic":"all_orders","key":"b","payload":1}
+{"topic":"orders","key":"c","payload":3,"timestamp":1700000000000}
+{"topic":"orders","key":"a","payload":null}
+{"topic":"other","key":"a","payload":1}
+"#,
+    );
+    let (rows, complaints) = once(&site).await;
+    expect![[r#"
+        "b" {"n":2}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.ndjson: byte 98","reason":"topic \"all_orders\" is the name of a join; send to another topic","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.ndjson: byte 143","reason":"timestamp 1700000000000 is no time in seconds since 1970; milliseconds must be divided by 1000","source":"input"}
+    "#]].assert_eq(&(rows + &complaints));
+}
+
+#[tokio::test]
+async fn a_source_that_can_not_be_read_keeps_the_worker_from_starting() {
+    let mut said = String::new();
+    for (file, content) in [
+        ("path: nowhere.csv, topic: orders, keyColumns: [id]", ""),
+        ("path: ., format: csv, topic: orders, keyColumns: [id]", ""),
+        ("path: in.csv, topic: orders, keyColumns: [order_id]", "id,name\n1,Ada\n"),
+        ("path: in.csv, topic: orders, keyColumns: [id]", ""),
+        ("path: in.csv, topic: orders, keyColumns: [id]", "\u{feff}id,name\n1,Ada\n"),
+    ] {
+        let site = Site::with(&manifest(file));
+        site.write("in.csv", content);
+        let ended = site.run(["--once"]).end().await;
+        let _ = writeln!(
+            said,
+            "{:?} {}{}",
+            ended.code,
+            rows(&ended.stdout),
+            ended.stderr.lines().filter(|line| !line.starts_with('{')).collect::<String>()
+        );
+    }
+    expect![[r#"
+        Some(1) error: source input: nowhere.csv: there is no such file; file.path is relative to the folder of its manifest
+        Some(1) error: source input: .: is a folder; file.path must name a file
+        Some(1) error: source input: in.csv: no column "order_id" for the key; its columns are id, name
+        Some(1) error: source input: in.csv: no column "id" for the key; its columns are 
+        Some(0) "1" {"id":1,"name":"Ada"}
+
+    "#]].assert_eq(&said);
+}
+
+#[tokio::test]
+async fn standard_input_is_read_as_it_comes() {
+    let site = Site::with(&manifest(r#"path: "-", format: ndjson"#));
+    let mut worker = site.run(["--once"]).with_stdin().start().await;
+    let mut stdin = worker.stdin();
+    for n in 1..=3 {
+        writeln!(stdin, r#"{{"topic":"orders","key":"k{n}","payload":{n}}}"#).expect("somebody reads");
+        let lines = worker.wait_for_stdout(n).await;
+        assert_eq!(Event::read(&lines[n - 1]).key, format!("k{n}"), "it is told before the input ends");
+    }
+    drop(stdin);
+    assert_eq!(worker.ended().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn a_file_that_is_followed_goes_on_where_it_grows() {
+    let site = Site::with(&manifest("path: in.csv, topic: orders, keyColumns: [id], follow: true"));
+    site.write("in.csv", "id,name\n1,Ada\n");
+    let append = |text: &str| {
+        let mut file =
+            OpenOptions::new().append(true).open(site.path().join("in.csv")).expect("the file is there");
+        file.write_all(text.as_bytes()).expect("a file can be written");
+    };
+    let worker = site.start().await;
+    worker.wait_for_stdout(1).await;
+    append("2,Grace\n3,Bar");
+    worker.wait_for_stdout(2).await;
+    append("bara\n");
+    let lines = worker.wait_for_stdout(3).await;
+    assert_eq!(
+        Event::read(&lines[2]).rows[0]["payload"],
+        r#"{"id":3,"name":"Barbara"}"#,
+        "half a row is no row"
+    );
+    worker.kill().await;
+    append("4,Edith\n");
+    let worker = site.start().await;
+    let told = worker.wait_for_stdout(1).await;
+    let keys: Vec<Value> = told.iter().map(|line| Event::read(line).key).collect();
+    assert!(keys.contains(&json!("4")), "{keys:?}");
+    let status = until("the new row to be stored", async || {
+        Some(worker.status().await).filter(|status| status["topics"]["orders"]["created"] == 1)
+    })
+    .await;
+    assert_eq!(status["sources"]["input"]["refused"], 0);
+    worker.stop().await;
+    let oracle = Oracle::read(&site.data_dir(), ["orders"]);
+    assert_eq!(oracle.value("SELECT group_concat(key ORDER BY key) AS keys FROM orders"), "1,2,3,4");
+}
+
+#[tokio::test]
+async fn a_rate_spreads_rows_over_time() {
+    const ROWS: u64 = 10_000;
+    let site = Site::with(&manifest("path: in.csv, topic: orders, keyColumns: [id], rate: 2"));
+    site.write("in.csv", history(ROWS));
+    let worker = site.start().await;
+    // The first rows are told while the others have more than an hour to wait.
+    worker.wait_for_stdout(2).await;
+    assert!(accepted(&worker).await < ROWS, "all rows came at once");
+    assert_eq!(worker.status().await["sources"]["input"]["finished"], false);
+    worker.stop().await;
+}
+
+/// A file of `count` rows in which each of 100 keys comes again and again, so that order matters.
+fn history(count: u64) -> String {
+    (0..count).fold(String::from("id,n\n"), |mut file, n| {
+        let _ = writeln!(file, "k{},{n}", n % 100);
+        file
+    })
+}
+
+#[tokio::test]
+async fn a_killed_worker_goes_on_in_the_file_where_its_data_stops() {
+    const ROWS: u64 = 100_000;
+    for seed in seeds(2, 20) {
+        let mut chance = chance(seed);
+        let site = Site::with(&manifest("path: in.csv, topic: orders, keyColumns: [id]"));
+        site.write("in.csv", history(ROWS));
+        let mut killed_amid = false;
+        for _ in 0..chance.random_range(1..=3) {
+            let worker = site.start().await;
+            let goal = chance.random_range(1..=ROWS / 4);
+            // The rest of the file may be fewer rows than that.
+            until("rows to be stored", async || {
+                (accepted(&worker).await >= goal || is_finished(&worker.status().await)).then_some(())
+            })
+            .await;
+            killed_amid |= !is_finished(&worker.status().await);
+            worker.kill().await;
+        }
+        let worker = site.start().await;
+        let status =
+            until("the end of the file", async || Some(worker.status().await).filter(is_finished)).await;
+        let read = status["sources"]["input"]["accepted"].as_u64().expect("a counter is a number");
+        assert!(read < ROWS, "seed {seed}: {read} rows were read after a restart, which is the whole file");
+        worker.stop().await;
+        let oracle = Oracle::read(&site.data_dir(), ["orders"]);
+        assert_eq!(oracle.value("SELECT count(*) AS n FROM orders"), 100, "seed {seed}");
+        let least = oracle.value("SELECT min(payload->>'n') AS n FROM orders");
+        assert_eq!(
+            least,
+            ROWS - 100,
+            "seed {seed}: every key has the last of its rows; killed amid: {killed_amid}"
+        );
+    }
+}
+
+fn is_finished(status: &Value) -> bool {
+    status["sources"]["input"]["finished"] == true
+}
+
+#[tokio::test]
+async fn another_file_of_the_same_name_is_read_from_its_start() {
+    let site = Site::with(&manifest("path: in.csv, topic: orders, keyColumns: [id]"));
+    site.write("in.csv", "id,n\n1,1\n2,2\n3,3\n");
+    assert_eq!(once(&site).await.0.lines().count(), 3);
+    site.write("in.csv", "id,n\n4,4\n");
+    assert_eq!(once(&site).await.0, "\"4\" {\"id\":4,\"n\":4}\n");
+    // Shorter, and with the same beginning.
+    site.write("in.csv", "id,n\n1,1\n5,5\n");
+    assert_eq!(once(&site).await.0, "\"5\" {\"id\":5,\"n\":5}\n");
+}

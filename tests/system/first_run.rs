@@ -1,0 +1,121 @@
+//! The first thing a user runs: examples/flights, as the README shows it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use litejoin_tests::oracle::Oracle;
+use litejoin_tests::results::{Event, Results};
+use litejoin_tests::worker::{Ended, Site};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+/// Stands before the block of the README that shows what the first command prints.
+const TRANSCRIPT: &str = "<!-- transcript: flights -->";
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests is a folder of the repository").to_owned()
+}
+
+/// Runs a copy of the example to its end; the copy lets the system choose the ports, as another worker may run.
+async fn run(site: &Site, change: impl Fn(String) -> String) -> Ended {
+    let folder = repository().join("examples/flights");
+    for entry in fs::read_dir(&folder).expect("the example is there") {
+        let path = entry.expect("a folder can be listed").path();
+        let name = path.file_name().and_then(|name| name.to_str()).expect("a plain name").to_owned();
+        if name.ends_with(".csv") || name == "pipeline.yaml" {
+            site.write(&name, fs::read(&path).expect("a file can be read"));
+        }
+    }
+    let manifest = fs::read_to_string(folder.join("pipeline.yaml")).expect("the manifest is text");
+    let manifest = manifest.replace("127.0.0.1:9090", "127.0.0.1:0").replace("127.0.0.1:9100", "127.0.0.1:0");
+    site.write("pipeline.yaml", change(manifest));
+    let ended = site.run(["--once"]).end().await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    ended
+}
+
+/// The query of a join of the example.
+fn query(join: &str) -> String {
+    let manifest = fs::read_to_string(repository().join("examples/flights/pipeline.yaml"))
+        .expect("the manifest is text");
+    let document = serde_yaml::Deserializer::from_str(&manifest).next().expect("a document");
+    let pipeline = Value::deserialize(document).expect("the manifest is YAML");
+    let joins = pipeline["spec"]["joins"].as_array().expect("joins is a list");
+    let join = joins.iter().find(|found| found["name"] == join).expect("the join is there");
+    join["query"].as_str().expect("a query is text").to_owned()
+}
+
+#[tokio::test]
+async fn the_flights_are_joined_with_all_that_they_refer_to() {
+    let site = Site::new();
+    // Whether rows come slowly makes no difference to what they end in.
+    let ended = run(&site, |manifest| {
+        let faster = manifest.replace("        rate: 500\n", "");
+        assert_ne!(faster, manifest, "the example has a rate");
+        faster.replace("sinks: [live]", "sinks: [live, console]")
+    })
+    .await;
+    let events: Vec<Event> = ended.stdout.lines().map(Event::read).collect();
+    let results = Results::folded(&events);
+
+    let oracle = Oracle::read(&site.data_dir(), []);
+    for (topic, rows) in
+        [("flights", 4334), ("airlines", 16), ("airports", 1458), ("planes", 1468), ("weather", 266)]
+    {
+        assert_eq!(oracle.value(&format!("SELECT count(*) AS n FROM {topic}")), rows, "{topic}");
+    }
+    let mut expected = oracle.results("departures", &query("departures"), Some("flight"));
+    assert_eq!(expected.rows.len(), 4334);
+    expected.extend(oracle.results("carrier_delay", &query("carrier_delay"), Some("carrier")));
+    results.assert_same(&expected, "what was printed");
+
+    let row = |join: &str, key: &str| -> Map<String, Value> {
+        let rows = &results.rows[&(join.to_owned(), json!(key).to_string())];
+        serde_json::from_str(&rows[0]).expect("a row is JSON")
+    };
+    let united = row("carrier_delay", "UA");
+    assert_eq!((&united["airline"], &united["flights"]), (&json!("United Air Lines Inc."), &json!(772)));
+    let first = row("departures", "2013|1|1|UA|1545|EWR");
+    assert_eq!(
+        Value::Object(first),
+        json!({
+            "flight": "2013|1|1|UA|1545|EWR", "airline": "United Air Lines Inc.",
+            "destination": "George Bush Intercontinental", "delay_minutes": 2, "plane": "BOEING 737-824",
+            "wind_mph": 13.0, "visibility_miles": 10
+        })
+    );
+}
+
+#[tokio::test]
+async fn the_readme_shows_what_its_first_command_prints() {
+    let readme = fs::read_to_string(repository().join("README.md")).expect("README.md is text");
+    let (_, after) = readme.split_once(TRANSCRIPT).unwrap_or_else(|| panic!("README.md has no {TRANSCRIPT}"));
+    let mut block = after.lines().skip_while(|line| !line.starts_with("```")).skip(1);
+    let shown: Vec<Value> = block
+        .by_ref()
+        .take_while(|line| !line.starts_with("```"))
+        .filter(|line| line.starts_with('{'))
+        .map(|line| comparable(serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))))
+        .collect();
+    assert!(!shown.is_empty(), "the block after {TRANSCRIPT} shows results");
+
+    let ended = run(&Site::new(), |manifest| manifest).await;
+    let printed: Vec<Value> = ended
+        .stdout
+        .lines()
+        .map(|line| comparable(serde_json::from_str(line).expect("a result is JSON")))
+        .collect();
+    let missing: Vec<String> =
+        shown.iter().filter(|line| !printed.contains(line)).map(Value::to_string).collect();
+    assert!(missing.is_empty(), "README.md shows what is not printed:\n{}", missing.join("\n"));
+}
+
+/// A result without what differs from run to run. Whether a flight or its plane comes first differs too, so a result
+/// that was corrected is as good as one that was right at once.
+fn comparable(mut result: Value) -> Value {
+    let fields = result.as_object_mut().expect("a result is an object");
+    for field in ["id", "epoch", "timestamp", "op"] {
+        fields.remove(field);
+    }
+    result
+}
