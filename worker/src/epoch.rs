@@ -217,10 +217,12 @@ impl Evaluator {
     /// Takes in what the cut has beyond what was taken in before.
     fn absorb(&self, work: &mut Work, cut: &Cut) -> Result<(), EpochError> {
         let mut touched = BTreeSet::new();
+        // Without a join there is nobody to take anything in for.
+        let is_read = !self.joins.is_empty();
         let Work { engine, shards, absorbed, .. } = work;
         engine.in_batch::<EpochError>(|engine| {
             for ((shard, after), to) in shards.iter_mut().zip(absorbed.iter()).zip(&cut.seqs) {
-                if after >= to {
+                if after >= to || !is_read {
                     continue;
                 }
                 shard.changes::<EpochError>(*after, *to, &self.topics, |change| {

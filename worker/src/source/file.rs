@@ -27,8 +27,9 @@ use crate::storage::shard::{ShardBatch, Stream};
 /// Blocks that wait between reading and writing.
 const BLOCKS_MAX: usize = 8;
 
-/// Parts of blocks that wait for a shard: enough to fill its next transaction while it is busy with one.
-const LANE_PARTS_MAX: usize = 24;
+/// Parts of blocks that wait for a shard, some 4,000 rows: a checkpoint of one shard takes as long as several of its
+/// transactions, and the others should not have to wait for it.
+const LANE_PARTS_MAX: usize = 64;
 
 /// Shortest pause of a source with a rate: rows go out in groups, not one by one.
 const PACE: Duration = Duration::from_millis(20);

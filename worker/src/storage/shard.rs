@@ -304,9 +304,10 @@ impl Shard {
         }
     }
 
-    /// Orders messages by topic, drops what the shard has seen already, and keeps only the last of several
-    /// messages with one key: between two commits nobody can see the others. Messages that carry their own
-    /// time all stay, since the last one to arrive need not win.
+    /// Drops what the shard has seen already, and keeps only the last of several messages with one key: between
+    /// two commits nobody can see the others. Messages that carry their own time all stay, in their order, since
+    /// the last one to arrive need not win. Orders the rest by topic and key: neighbours in the index are found
+    /// for less.
     fn coalesce<'a>(&self, batches: &'a [ShardBatch], pending: &mut Pending) -> Vec<&'a Message> {
         let total = batches.iter().map(|batch| batch.messages.len()).sum();
         let mut kept: Vec<Option<&Message>> = Vec::with_capacity(total);
@@ -331,7 +332,7 @@ impl Shard {
             }
         }
         let mut messages: Vec<&Message> = kept.into_iter().flatten().collect();
-        messages.sort_by_key(|message| message.topic);
+        messages.sort_by(|a, b| (a.topic, &a.key).cmp(&(b.topic, &b.key)));
         messages
     }
 
