@@ -110,7 +110,11 @@ impl Evaluator {
                 }
                 Err(problem) => {
                     let text = match &problem {
-                        EpochError::File(error) if error.is_disk_full() => "the disk is full".to_owned(),
+                        EpochError::File(error) if error.is_disk_full() => {
+                            // The WAL can be written from its start again once the file has what it holds.
+                            let _ = self.results.checkpoint();
+                            "the disk is full".to_owned()
+                        }
                         problem => chain(problem),
                     };
                     if self.status.results_error.set(&text) {

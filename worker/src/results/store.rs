@@ -252,6 +252,13 @@ impl Results {
         Ok((value, committed))
     }
 
+    /// Moves what the WAL holds into the file, as far as there is room.
+    pub(crate) fn checkpoint(&self) -> Result<(), SqliteError> {
+        self.doing("checkpoint", |connection| {
+            connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+        })
+    }
+
     /// Runs `work` on the one writing connection, as a step named `what` in errors.
     pub(super) fn doing<T>(
         &self,

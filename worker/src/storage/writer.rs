@@ -154,6 +154,10 @@ impl Writer {
             }
             Err(error) => {
                 let write_error = WriteError::new(&error);
+                if write_error == WriteError::DiskFull {
+                    // What the WAL holds may find room in the file; then the WAL is written from its start again.
+                    let _ = self.shard.checkpoint();
+                }
                 if self.status.storage_failed(self.shard_index, &write_error.to_string()) {
                     error!(shard = self.shard_index, error = chain(&error), "could not commit a batch");
                 }
