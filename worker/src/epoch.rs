@@ -1,8 +1,8 @@
 //! The evaluator: a thread that cuts epochs, brings the joins up to date, and commits what has changed.
 //!
 //! ```text
-//! cut ─► read _chg of each shard ─► Engine::absorb ─► Engine::evaluate, join by join ─► one transaction of
-//! results.db: results, outbox, applied ─► sinks are told, shards may trim
+//! cut ─► read _chg of each shard ─► Engine::absorb ─► Engine::compute, join by join ─► one transaction of
+//! results.db: what Engine::compare finds, outbox, applied ─► sinks are told, shards may trim
 //! ```
 //! A join whose query fails keeps its results, is marked stale and tried again with the next epoch that
 //! concerns it; the others go on. If results can't be stored, the epoch is tried again until they can.
@@ -142,10 +142,10 @@ impl Evaluator {
         let work = match work {
             Some(work) => work,
             None => {
-                let begun = work.insert(self.begin()?);
+                let (begun, next_epoch) = self.begin()?;
                 if begun.due.is_empty() {
                     // Everything promised before is in the results that are stored.
-                    let position = Position::start_of(self.gate.next_epoch() - 1);
+                    let position = Position::start_of(next_epoch - 1);
                     self.status.epoch_applied.set(position.epoch);
                     self.applied.send_if_modified(|applied| {
                         let newer = position > *applied;
@@ -153,7 +153,7 @@ impl Evaluator {
                         newer
                     });
                 }
-                begun
+                work.insert(begun)
             }
         };
         if pending.is_none() {
@@ -178,14 +178,14 @@ impl Evaluator {
     }
 
     /// Makes a working copy of the topics as they are now, and finds the joins whose stored results don't follow
-    /// from it.
-    fn begin(&self) -> Result<Work, EpochError> {
+    /// from it. Also gives the number of the epoch that comes after what was copied.
+    fn begin(&self) -> Result<(Work, u64), EpochError> {
         let started = Instant::now();
         let scratch = sqlite::open_scratch(&self.scratch_path)?;
         let mut engine = Full::new(scratch, &self.joins, STEPS_MAX)?;
         let mut shards =
             self.shard_paths.iter().map(|path| ShardReader::open(path)).collect::<Result<Vec<_>, _>>()?;
-        let absorbed = self.gate.hold(|| shards.iter().try_for_each(ShardReader::hold))?;
+        let (absorbed, next_epoch) = self.gate.hold(|| shards.iter().try_for_each(ShardReader::hold))?;
         let read: BTreeSet<&String> = self.joins.iter().flat_map(|join| &join.topics).collect();
         let mut rows = 0_u64;
         engine.in_batch::<EpochError>(|engine| {
@@ -215,7 +215,8 @@ impl Evaluator {
             .map(|(index, _)| index)
             .collect();
         debug!(rows, milliseconds = started.elapsed().as_millis(), "the working copy is ready");
-        Ok(Work { engine, shards, absorbed, absorbed_epoch: 0, due, quiet: false, ticked: started })
+        let work = Work { engine, shards, absorbed, absorbed_epoch: 0, due, quiet: false, ticked: started };
+        Ok((work, next_epoch))
     }
 
     /// Takes in what the cut has beyond what was taken in before.

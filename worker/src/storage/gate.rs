@@ -139,11 +139,14 @@ impl EpochGate {
         Cut { epoch, seqs: passage.cut.clone(), quiet: false }
     }
 
-    /// Runs `work` while no commit can pass, and returns what each shard has committed by then.
-    pub(crate) fn hold<E>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<Vec<i64>, E> {
+    /// Runs `work` while no commit can pass, and returns what each shard has committed by then, with the number of
+    /// the next cut.
+    pub(crate) fn hold<E>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<(Vec<i64>, u64), E> {
         let passage = self.passage.write().unwrap_or_else(PoisonError::into_inner);
         work()?;
-        Ok(passage.committed.iter().map(|seq| *seq.lock().unwrap_or_else(PoisonError::into_inner)).collect())
+        let committed =
+            passage.committed.iter().map(|seq| *seq.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok((committed.collect(), passage.next_epoch))
     }
 
     /// The number of the next cut.
