@@ -168,7 +168,7 @@ async fn a_source_that_can_not_be_read_keeps_the_worker_from_starting() {
         Some(1) error: source input: nowhere.csv: there is no such file; file.path is relative to the folder of its manifest
         Some(1) error: source input: .: is a folder; file.path must name a file
         Some(1) error: source input: in.csv: no column "order_id" for the key; its columns are id, name
-        Some(1) error: source input: in.csv: no column "id" for the key; its columns are 
+        Some(1) error: source input: in.csv: the file is empty, and its first line must name the columns
         Some(0) "1" {"id":1,"name":"Ada"}
 
     "#]].assert_eq(&said);

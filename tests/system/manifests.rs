@@ -73,7 +73,7 @@ spec: {stdout: {}}
 #[tokio::test]
 async fn a_misspelt_topic() {
     refused(&joining("SELECT o.key FROM ordesr o\nJOIN nobody n ON n.key = o.key"), expect![[r#"
-        pipeline.yaml:12: spec.joins[0].query: no source fills topic "ordesr"; did you mean "orders"?; topics and joins: orders, customers
+        pipeline.yaml:12: spec.joins[0].query: no source fills topic "ordesr", did you mean "orders"; topics and joins: orders, customers
     "#]]).await;
 }
 

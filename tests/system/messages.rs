@@ -84,7 +84,7 @@ async fn bad_messages_are_refused_one_by_one() {
         broken array: 400 {"accepted":0,"error":"the body is no JSON: EOF while parsing a value at line 1 column 42"}
         no JSON: 400 {"accepted":0,"error":"the body is no JSON: expected value at line 1 column 1"}
         nothing: 400 {"accepted":0,"error":"the body is empty; send {\"topic\":…,\"key\":…,\"payload\":…}, an array of them, or one a line"}
-        a number: 400 {"accepted":0,"error":"invalid type: integer `1`, expected struct Item at line 1 column 1","refused":[{"error":"invalid type: integer `1`, expected struct Item at line 1 column 1","item":0}]}
+        a number: 400 {"accepted":0,"error":"invalid type: integer `1`, expected an object {topic, key, payload} at line 1 column 1","refused":[{"error":"invalid type: integer `1`, expected an object {topic, key, payload} at line 1 column 1","item":0}]}
         empty key: 400 {"accepted":0,"error":"key is empty; every message needs one","refused":[{"error":"key is empty; every message needs one","item":0}]}
         NUL in key: 400 {"accepted":0,"error":"key has a NUL character; SQLite would cut it short there, so leave it out","refused":[{"error":"key has a NUL character; SQLite would cut it short there, so leave it out","item":0}]}
         long key: 400 {"accepted":0,"error":"key has 5000 bytes; at most 4096 are allowed","refused":[{"error":"key has 5000 bytes; at most 4096 are allowed","item":0}]}

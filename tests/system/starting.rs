@@ -200,7 +200,7 @@ async fn a_file_that_is_no_database() {
     std::fs::write(&shard, b"this is no database, and it is long enough to be looked at as one of them")
         .expect("a file can be written");
     refused(&site, "data", expect![[r#"
-        error: data/shard_0.db: could not open the file: file is not a database: Error code 26: file is not a database
+        error: data/shard_0.db: is no database; restore it, or move the data directory away to start empty
     "#]]).await;
     std::fs::write(&shard, whole).expect("a file can be written");
     assert_goes_on(&site.start().await).await;

@@ -72,6 +72,16 @@ enum EpochError {
     Unchanged,
 }
 
+impl EpochError {
+    fn is_disk_full(&self) -> bool {
+        match self {
+            Self::File(error) => error.is_disk_full(),
+            Self::Full(FullError::Copy { source, .. }) => sqlite::is_disk_full(source),
+            Self::Full(_) | Self::Unchanged => false,
+        }
+    }
+}
+
 /// The engine with what it has taken in so far, and what still has to be evaluated.
 struct Work {
     engine: Full,
@@ -96,28 +106,28 @@ impl Evaluator {
         let mut pause = RETRY_MIN;
         loop {
             let stopped = self.gate.is_stopped();
-            match self.step(&mut work, &mut pending) {
-                Ok(true) => {
-                    pause = RETRY_MIN;
-                    if self.status.results_error.clear() {
-                        info!("results can be stored again");
-                    }
+            let outcome = self.step(&mut work, &mut pending);
+            if outcome.is_ok() {
+                pause = RETRY_MIN;
+                if self.status.results_recovered() {
+                    info!("results can be stored again");
                 }
+            }
+            match outcome {
+                Ok(true) => {}
                 Ok(false) if stopped => return,
                 Ok(false) => {
                     let ticks = self.joins.iter().any(|join| join.reads_clock);
                     self.gate.wait(if ticks { TICK } else { Duration::from_secs(3_600) });
                 }
                 Err(problem) => {
-                    let text = match &problem {
-                        EpochError::File(error) if error.is_disk_full() => {
-                            // The WAL can be written from its start again once the file has what it holds.
-                            let _ = self.results.checkpoint();
-                            "the disk is full".to_owned()
-                        }
-                        problem => chain(problem),
-                    };
-                    if self.status.results_error.set(&text) {
+                    let disk_full = problem.is_disk_full();
+                    if disk_full {
+                        // The WAL can be written from its start again once the file has what it holds.
+                        let _ = self.results.checkpoint();
+                    }
+                    let text = if disk_full { "the disk is full".to_owned() } else { chain(&problem) };
+                    if self.status.results_failed(&text, disk_full) {
                         error!(error = chain(&problem), "could not store results; trying again");
                     }
                     if stopped {

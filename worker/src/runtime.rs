@@ -55,6 +55,8 @@ pub(crate) enum StartError {
     Layout(#[from] LayoutError),
     #[error(transparent)]
     File(SqliteError),
+    #[error("{path}: is no database; restore it, or move the data directory away to start empty")]
+    NoDatabase { path: String },
     #[error("source {name}: {problem}")]
     Source { name: String, problem: String },
     #[error("--once needs sources that come to an end, and {name} does not; leave --once out")]
@@ -63,10 +65,14 @@ pub(crate) enum StartError {
 
 impl From<SqliteError> for StartError {
     fn from(error: SqliteError) -> Self {
-        match error.is_disk_full() {
+        let path = error.path().to_owned();
+        if error.is_disk_full() {
             // The same remedy, whichever file was the first to find no room.
-            true => LayoutError::DiskFull { path: error.path().to_owned() }.into(),
-            false => Self::File(error),
+            LayoutError::DiskFull { path }.into()
+        } else if error.is_no_database() {
+            Self::NoDatabase { path }
+        } else {
+            Self::File(error)
         }
     }
 }
@@ -240,6 +246,7 @@ fn start_writers(
             batch_messages_max: plan.storage.batch_messages_max,
             flush_interval: plan.storage.flush_interval,
             trim_to: Arc::clone(trim_to),
+            was_full: false,
         };
         senders.push(sender);
         threads.push(thread(&format!("shard-{shard_index}"), move || writer.run(&commands)));

@@ -166,8 +166,9 @@ pub(crate) struct Status {
     pub(crate) outbox_bytes: Gauge,
     pub(crate) outbox_compacted: Counter,
     pub(crate) inflight_bytes: Gauge,
-    /// What keeps results from being stored.
-    pub(crate) results_error: LastError,
+    /// What keeps results from being stored, and whether that is a full disk.
+    results_error: LastError,
+    results_disk_full: AtomicBool,
     shard_errors: Vec<LastError>,
     topics: RwLock<BTreeMap<Arc<str>, Arc<TopicStatus>>>,
     sources: BTreeMap<String, Arc<SourceStatus>>,
@@ -192,6 +193,7 @@ impl Status {
             outbox_compacted: Counter::default(),
             inflight_bytes: Gauge::default(),
             results_error: LastError::default(),
+            results_disk_full: AtomicBool::new(false),
             shard_errors: (0..plan.storage.shard_count).map(|_| LastError::default()).collect(),
             topics: RwLock::default(),
             sources: each(plan.sources.iter().map(|source| source.name.clone())),
@@ -234,6 +236,22 @@ impl Status {
         if self.shard_errors[shard_index].clear() {
             tracing::info!(shard = shard_index, "the shard can be written again");
         }
+    }
+
+    /// Notes that results can't be stored; returns whether this is news.
+    pub(crate) fn results_failed(&self, error: &str, disk_full: bool) -> bool {
+        self.results_disk_full.store(disk_full, Ordering::Relaxed);
+        self.results_error.set(error)
+    }
+
+    /// Notes that results can be stored; returns whether this is news.
+    pub(crate) fn results_recovered(&self) -> bool {
+        self.results_error.clear()
+    }
+
+    /// What keeps results from being stored, and whether that is a full disk.
+    pub(crate) fn results_problem(&self) -> Option<(String, bool)> {
+        self.results_error.text().map(|error| (error, self.results_disk_full.load(Ordering::Relaxed)))
     }
 
     /// What keeps data from being stored right now, if anything.

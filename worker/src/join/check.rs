@@ -427,7 +427,7 @@ fn mentions(query: &str, name: &str) -> bool {
     query.to_ascii_lowercase().contains(&name.to_ascii_lowercase())
 }
 
-/// `; did you mean "…"?` for the nearest of `known`, or nothing.
+/// `, did you mean "…"` for the nearest of `known`, or nothing.
 fn near<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> String {
     known
         .map(|known| {
@@ -435,7 +435,7 @@ fn near<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> String {
         })
         .filter(|(distance, known)| *distance > 0 && *distance <= (known.len().max(3) / 3))
         .min()
-        .map_or_else(String::new, |(_, known)| format!("; did you mean {known:?}?"))
+        .map_or_else(String::new, |(_, known)| format!(", did you mean {known:?}"))
 }
 
 #[cfg(test)]

@@ -38,6 +38,11 @@ impl SqliteError {
     pub(crate) fn is_disk_full(&self) -> bool {
         is_disk_full(&self.source)
     }
+
+    /// Whether the file holds something that SQLite can't read at all.
+    pub(crate) fn is_no_database(&self) -> bool {
+        self.source.sqlite_error_code() == Some(ErrorCode::NotADatabase)
+    }
 }
 
 /// Whether SQLite says that the disk (or a quota) is full. A short write to the WAL index also counts:
@@ -75,7 +80,7 @@ pub(crate) fn open_writer(path: &Path, synchronous: Synchronous) -> Result<Conne
 const WAL_AUTOCHECKPOINT_PAGES: i64 = 4_000;
 
 /// What is kept of a WAL that has once grown beyond it, in bytes.
-const WAL_BYTES_KEPT: i64 = 64 << 20;
+const WAL_BYTES_KEPT: i64 = 16 << 20;
 
 /// Changes what a commit of this connection survives.
 pub(crate) fn set_synchronous(connection: &Connection, synchronous: Synchronous) -> rusqlite::Result<()> {

@@ -59,6 +59,8 @@ pub(crate) struct Writer {
     pub(crate) flush_interval: Duration,
     /// Newest `seq` that every join has applied.
     pub(crate) trim_to: Arc<AtomicI64>,
+    /// Whether the last write found the disk full.
+    pub(crate) was_full: bool,
 }
 
 impl Writer {
@@ -110,6 +112,16 @@ impl Writer {
     }
 
     fn write(&mut self, batches: &[ShardBatch]) -> Result<u64, WriteError> {
+        // What is stored now can't be trimmed before the joins have it: that would take the space they wait for.
+        if let Some((detail, disk_full)) = self.status.results_problem() {
+            let detail = format!("results can't be stored: {detail}");
+            return Err(if disk_full { WriteError::DiskFull } else { WriteError::Failed { detail } });
+        }
+        if self.was_full {
+            // First of all let the file have what the WAL holds, while there is space: then the WAL is written
+            // from its start again and needs no more.
+            let _ = self.shard.checkpoint();
+        }
         let now = clock::epoch_seconds();
         let trim_to = self.trim_to.load(Ordering::Relaxed);
         let outcome =
@@ -146,18 +158,16 @@ impl Writer {
         Ok(epoch)
     }
 
-    fn report(&self, outcome: Result<u64, SqliteError>) -> Result<u64, WriteError> {
+    fn report(&mut self, outcome: Result<u64, SqliteError>) -> Result<u64, WriteError> {
         match outcome {
             Ok(epoch) => {
+                self.was_full = false;
                 self.status.storage_recovered(self.shard_index);
                 Ok(epoch)
             }
             Err(error) => {
                 let write_error = WriteError::new(&error);
-                if write_error == WriteError::DiskFull {
-                    // What the WAL holds may find room in the file; then the WAL is written from its start again.
-                    let _ = self.shard.checkpoint();
-                }
+                self.was_full = write_error == WriteError::DiskFull;
                 if self.status.storage_failed(self.shard_index, &write_error.to_string()) {
                     error!(shard = self.shard_index, error = chain(&error), "could not commit a batch");
                 }

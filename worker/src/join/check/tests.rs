@@ -31,7 +31,7 @@ fn a_query_that_cannot_run_says_why() {
         ("\n\nSELECT key,\n  amuont FROM orders", "3: no such column: amuont"),
         (
             "SELECT key FROM ordres",
-            "0: no source fills topic \"ordres\"; did you mean \"orders\"?; topics and joins: orders, customers",
+            "0: no source fills topic \"ordres\", did you mean \"orders\"; topics and joins: orders, customers",
         ),
         ("SELECT key FROM main.orders", "0: main.orders names a schema; write orders without main."),
         ("SELECT key FROM enriched", "0: join \"enriched\" reads itself; read the topics instead"),
@@ -74,7 +74,7 @@ fn a_key_column_must_be_one_of_the_query() {
     assert_eq!(errors[0].field, "keyColumn");
     assert_eq!(
         errors[0].message,
-        "the query yields no column \"order_ids\"; did you mean \"order_id\"?; its columns are order_id, payload"
+        "the query yields no column \"order_ids\", did you mean \"order_id\"; its columns are order_id, payload"
     );
 }
 

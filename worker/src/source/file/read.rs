@@ -172,6 +172,9 @@ pub(crate) fn csv_header(path: &Path) -> Result<Vec<String>, csv::Error> {
 
 /// Indexes of the key columns; the error names the one that is missing.
 pub(crate) fn key_columns(header: &[String], wanted: &[String]) -> Result<Vec<usize>, String> {
+    if header.is_empty() {
+        return Err("the file is empty, and its first line must name the columns".to_owned());
+    }
     wanted
         .iter()
         .map(|name| {

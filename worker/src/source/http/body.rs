@@ -11,7 +11,7 @@ use crate::storage::topics::{TopicError, TopicId};
 
 /// One message as it is written on the wire. Also a line of an NDJSON file without a topic of its own.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object {topic, key, payload}")]
 pub(crate) struct Item<'a> {
     #[serde(borrow)]
     topic: Cow<'a, str>,
