@@ -118,7 +118,7 @@ fn assert_stored(senders: &[Sender], oracle: &Oracle) {
 #[tokio::test]
 async fn a_full_disk_loses_nothing_and_work_goes_on_when_there_is_space_again() {
     for _again in seeds(1, 20) {
-        fill_and_free(3).await;
+        fill_and_free(10).await;
     }
 }
 

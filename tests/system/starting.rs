@@ -199,9 +199,14 @@ async fn a_file_that_is_no_database() {
     let whole = std::fs::read(&shard).expect("a file can be read");
     std::fs::write(&shard, b"this is no database, and it is long enough to be looked at as one of them")
         .expect("a file can be written");
-    refused(&site, "data", expect![[r#"
+    refused(
+        &site,
+        "data",
+        expect![[r#"
         error: data/shard_0.db: is no database; restore it, or move the data directory away to start empty
-    "#]]).await;
+    "#]],
+    )
+    .await;
     std::fs::write(&shard, whole).expect("a file can be written");
     assert_goes_on(&site.start().await).await;
 }
