@@ -162,3 +162,25 @@ pub(crate) fn remove(path: &Path) -> Result<(), SqliteError> {
 pub(crate) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sqlite_is_compiled_as_the_settings_of_cargo_say() {
+        let connection = open_memory().unwrap();
+        let mut statement = connection.prepare("PRAGMA compile_options").unwrap();
+        let options: Vec<String> =
+            statement.query_map([], |row| row.get(0)).unwrap().collect::<rusqlite::Result<_>>().unwrap();
+        for wanted in ["DQS=0", "DEFAULT_MEMSTATUS=0"] {
+            assert!(
+                options.iter().any(|option| option == wanted),
+                "{wanted} is missing; see .cargo/config.toml"
+            );
+        }
+        for unwanted in ["ENABLE_FTS5", "ENABLE_RTREE"] {
+            assert!(options.iter().all(|option| option != unwanted), "{unwanted}; see .cargo/config.toml");
+        }
+    }
+}
