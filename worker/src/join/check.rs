@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use litejoin_crds::plan;
+use litejoin_crds::complaint::nearest;
+use litejoin_crds::{names, plan};
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{Connection, ErrorCode};
 
@@ -327,7 +328,7 @@ impl<'a> Workbench<'a> {
                     Err(Problem::NeedsJoin)
                 };
             }
-            if self.catalog.open && is_topic_name(name) {
+            if self.catalog.open && names::topic_trouble(name).is_none() {
                 self.add_topic(name);
                 return Ok(());
             }
@@ -417,25 +418,13 @@ fn says_now(query: &str) -> bool {
             .any(|call| dense.contains(call))
 }
 
-fn is_topic_name(name: &str) -> bool {
-    name.starts_with(|first: char| first.is_ascii_alphabetic())
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-        && !name.to_ascii_lowercase().starts_with("sqlite_")
-}
-
 fn mentions(query: &str, name: &str) -> bool {
     query.to_ascii_lowercase().contains(&name.to_ascii_lowercase())
 }
 
 /// `, did you mean "…"` for the nearest of `known`, or nothing.
 fn near<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> String {
-    known
-        .map(|known| {
-            (strsim::damerau_levenshtein(&name.to_ascii_lowercase(), &known.to_ascii_lowercase()), known)
-        })
-        .filter(|(distance, known)| *distance > 0 && *distance <= (known.len().max(3) / 3))
-        .min()
-        .map_or_else(String::new, |(_, known)| format!(", did you mean {known:?}"))
+    nearest(name, known).map_or_else(String::new, |known| format!(", did you mean {known:?}"))
 }
 
 #[cfg(test)]

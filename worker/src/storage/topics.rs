@@ -4,11 +4,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use litejoin_crds::names::{self, NAME_LENGTH_MAX};
+
 /// Topics at once, over all sources.
 pub(crate) const TOPICS_MAX: usize = 100;
-
-/// Longest name of a topic, in bytes.
-const NAME_BYTES_MAX: usize = 63;
 
 /// A topic of this process; its number means nothing on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,7 +17,7 @@ pub(crate) struct TopicId(pub(crate) u16);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TopicError {
     #[error(
-        "topic {name:?} is no plain name; use a letter, then letters, digits and _, {NAME_BYTES_MAX} at most, and no \
+        "topic {name:?} is no plain name; use a letter, then letters, digits and _, {NAME_LENGTH_MAX} at most, and no \
          sqlite_ in front"
     )]
     Name { name: String },
@@ -71,7 +70,7 @@ impl Topics {
             return Ok(topic);
         }
         let owned = || name.to_owned();
-        if !is_plain(name) {
+        if names::topic_trouble(name).is_some() {
             return Err(TopicError::Name { name: owned() });
         }
         if self.joins.contains(&name.to_ascii_lowercase()) {
@@ -110,13 +109,6 @@ impl Topics {
     }
 }
 
-fn is_plain(name: &str) -> bool {
-    name.len() <= NAME_BYTES_MAX
-        && name.starts_with(|first: char| first.is_ascii_alphabetic())
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-        && !name.to_ascii_lowercase().starts_with("sqlite_")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,7 +131,10 @@ mod tests {
              front"
         );
         assert_eq!(message("Enriched"), "topic \"Enriched\" is the name of a join; send to another topic");
-        assert!(is_plain("t_1") && !is_plain("sqlite_x") && !is_plain("_x") && !is_plain(""));
+        assert_eq!(names::topic_trouble("t_1"), None);
+        for name in ["sqlite_x", "_x", ""] {
+            assert!(matches!(topics.find_or_add(name), Err(TopicError::Name { .. })), "{name:?}");
+        }
         for index in 0..TOPICS_MAX {
             topics.find_or_add(&format!("t{index}")).expect("within the limit");
         }
