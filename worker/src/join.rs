@@ -11,6 +11,7 @@
 pub(crate) mod check;
 pub(crate) mod diff;
 pub(crate) mod full;
+pub(crate) mod plan;
 pub(crate) mod rows;
 
 pub(crate) use check::CheckedJoin;

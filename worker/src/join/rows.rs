@@ -24,6 +24,11 @@ impl Columns {
         Self { labels, key_column }
     }
 
+    /// The number of the column that is the result key.
+    pub(crate) fn key_column(&self) -> usize {
+        self.key_column
+    }
+
     /// Writes the row's result key and the row itself, replacing what the buffers held.
     pub(crate) fn write(&self, row: &Row<'_>, key: &mut String, object: &mut String) -> rusqlite::Result<()> {
         key.clear();

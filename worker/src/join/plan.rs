@@ -1,0 +1,177 @@
+//! How a query is kept current without running it over everything: which rows of which topics belong to a result
+//! key, in both directions. Pure.
+//!
+//! The idea: to ask for the results of some keys only, push that restriction down the query. It passes through
+//! filters, joins (as a semi-join along an equality), GROUP BY and PARTITION BY terms, DISTINCT, UNION and
+//! correlated subqueries; where it can't pass, the query is evaluated in full and [`Reason`] says why.
+//!
+//! ```text
+//! SELECT o.key, c.payload->>'name' FROM orders o LEFT JOIN customers c ON c.key = o.payload->>'customer'
+//!
+//! gather (down):    keys ─► orders BY key ─► its payload->>'customer' ─► customers BY key
+//! affected (up):    a changed customer ─► its key ─► orders where payload->>'customer' is that ─► their keys
+//! ```
+//! Both directions use the same edges. A set of keys that is too large costs time; one too small is a bug. What was
+//! gathered goes into tables of its own for each occurrence of a topic, on which the user's query runs as it is:
+//! SQLite alone decides what its result is.
+
+mod print;
+mod restrict;
+mod row;
+mod syntax;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+pub(crate) use row::RowExpr;
+
+use super::CheckedJoin;
+
+/// How a join is kept current.
+#[derive(Debug, Clone)]
+pub(crate) enum Class {
+    /// Only the results that a change can concern are evaluated.
+    Keyed(Keyed),
+    /// Everything is evaluated whenever something changes.
+    Full(Reason),
+}
+
+/// The plan of a keyed join.
+#[derive(Debug, Clone)]
+pub(crate) struct Keyed {
+    /// The query with occurrence N of a topic read from table [`table_name`] N.
+    pub(crate) sql: String,
+    /// Parents come before those that are linked to them.
+    pub(crate) occurrences: Vec<Occurrence>,
+}
+
+/// One use of a topic in a query.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Occurrence {
+    pub(crate) topic: String,
+    /// The number in the name of its table.
+    pub(crate) number: usize,
+    /// The rows that belong to a set of result keys are those whose `by` is one of `from`.
+    pub(crate) by: RowExpr,
+    pub(crate) from: Vec<Link>,
+}
+
+/// Where the values come from by which an occurrence is gathered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Link {
+    /// The result keys themselves, NULL included.
+    Keys,
+    /// What `of` yields over the gathered rows of an occurrence (by its place in the list); NULL links nothing.
+    Parent { index: usize, of: RowExpr },
+}
+
+/// Why a query is evaluated in full.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Reason {
+    #[error("it reads the clock, so its rows change without a message")]
+    Clock,
+    #[error("its structure could not be read")]
+    Syntax,
+    #[error("a common table expression reads itself or one behind it")]
+    Recursive,
+    #[error("NATURAL JOIN matches whole rows; name the columns with ON")]
+    Natural,
+    #[error("FROM holds a join in parentheses; write it without them")]
+    NestedFrom,
+    #[error("COLLATE makes different values equal")]
+    Collation,
+    #[error("IN reads a table as a whole; write IN (SELECT …)")]
+    InTable,
+    #[error("LIMIT picks among all rows")]
+    Limit,
+    #[error("it aggregates everything into one row; add GROUP BY with the result key")]
+    Global,
+    #[error("result key {key} is no GROUP BY term; group by it, or choose another keyColumn")]
+    NotGrouped { key: String },
+    #[error("a window function looks beyond the rows of one result key; add PARTITION BY {key}")]
+    Window { key: String },
+    #[error("result key {key} does not come from the columns of one topic; choose another keyColumn")]
+    KeyOfSeveral { key: String },
+    #[error("result key {key} can't be looked up by an index; use a column, a field of the payload, or a simple function")]
+    NotIndexable { key: String },
+    #[error(
+        "result key {key} comes from the optional side of an outer join; take the key of the other side, or \
+         coalesce() of both sides of a FULL JOIN's condition"
+    )]
+    Optional { key: String },
+    #[error("{source_name} is tied to the rest by no equality that an index can answer")]
+    NoEquality { source_name: String },
+    #[error("a subquery on {source_name} is tied to its row by no equality")]
+    Uncorrelated { source_name: String },
+    #[error("its rewritten form was refused by SQLite: {message}")]
+    Rewritten { message: String },
+}
+
+/// The table from which occurrence `number` is read.
+pub(crate) fn table_name(number: usize) -> String {
+    format!("_g{number}")
+}
+
+/// Plans how a join is kept current. `queries` are the texts of all joins by lower-case name.
+pub(crate) fn plan(join: &CheckedJoin, queries: &BTreeMap<String, String>) -> Class {
+    if join.reads_clock {
+        return Class::Full(Reason::Clock);
+    }
+    match keyed(join, queries) {
+        Ok(keyed) => Class::Keyed(keyed),
+        Err(reason) => Class::Full(reason),
+    }
+}
+
+fn keyed(join: &CheckedJoin, queries: &BTreeMap<String, String>) -> Result<Keyed, Reason> {
+    let query = syntax::read(&join.query, queries)?;
+    let restricted = restrict::restrict(&query, join.columns.key_column())?;
+    let occurrences: Result<Vec<Occurrence>, Reason> = restricted
+        .rules
+        .into_iter()
+        .map(|rule| {
+            let known = |topic: &&String| topic.eq_ignore_ascii_case(&rule.topic);
+            let topic = join.topics.iter().find(known).ok_or(Reason::Syntax)?.clone();
+            Ok(Occurrence { topic, number: rule.number, by: rule.by, from: rule.from })
+        })
+        .collect();
+    Ok(Keyed { sql: print::print(&query, &restricted.hints), occurrences: occurrences? })
+}
+
+impl Keyed {
+    /// Expressions by which rows of topics are looked up, beside their key: topic and expression.
+    pub(crate) fn lookups(&self) -> BTreeSet<(String, RowExpr)> {
+        let mut found = BTreeSet::new();
+        for occurrence in &self.occurrences {
+            found.insert((occurrence.topic.clone(), occurrence.by.clone()));
+            for link in &occurrence.from {
+                if let Link::Parent { index, of } = link {
+                    found.insert((self.occurrences[*index].topic.clone(), of.clone()));
+                }
+            }
+        }
+        found.retain(|(_, expr)| !expr.is_key());
+        found
+    }
+}
+
+impl fmt::Display for Keyed {
+    /// A line for each occurrence: what is gathered by what.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, occurrence) in self.occurrences.iter().enumerate() {
+            write!(formatter, "{}: {} by {} from ", place + 1, occurrence.topic, occurrence.by.sql())?;
+            for (index, link) in occurrence.from.iter().enumerate() {
+                let and = if index > 0 { " and " } else { "" };
+                match link {
+                    Link::Keys => write!(formatter, "{and}the result keys")?,
+                    Link::Parent { index, of } => write!(formatter, "{and}{}: {}", index + 1, of.sql())?,
+                }
+            }
+            writeln!(formatter)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,701 @@
+//! A query as a tree that can be read, cloned and printed again: the parser's tree, reduced to what planning asks
+//! of it. Where a clause means nothing to the planner, its text is kept as it is.
+//!
+//! Names of common table expressions and of other joins are replaced by the queries that they stand for, so each
+//! use of a topic is an occurrence of its own.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use sqlite3_parser::ast::fmt::ToTokens;
+use sqlite3_parser::ast::{self, As, Cmd, JoinConstraint, JoinType, OneSelect, ResultColumn, SelectTable, Stmt};
+use sqlite3_parser::lexer::sql::Parser;
+use sqlite3_parser::{Bump, FallibleIterator as _};
+
+use super::Reason;
+use crate::storage::sqlite::quoted;
+
+/// A SELECT: arms joined by UNION and its like, then an order and a limit.
+#[derive(Debug, Clone)]
+pub(super) struct Query {
+    pub(super) arms: Vec<Arm>,
+    pub(super) order_by: Vec<Expr>,
+    /// LIMIT and OFFSET as text.
+    pub(super) limit: Option<String>,
+}
+
+/// One arm of a query, with the operator in front of it (none before the first).
+#[derive(Debug, Clone)]
+pub(super) struct Arm {
+    pub(super) operator: Option<&'static str>,
+    pub(super) body: Body,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Body {
+    Core(Box<Core>),
+    /// `VALUES …` as text, with its number of columns.
+    Values(String, usize),
+}
+
+/// `SELECT … FROM … WHERE … GROUP BY … HAVING …`.
+#[derive(Debug, Clone)]
+pub(super) struct Core {
+    pub(super) distinct: bool,
+    pub(super) outputs: Vec<Output>,
+    pub(super) sources: Vec<Source>,
+    pub(super) filter: Option<Expr>,
+    pub(super) group_by: Vec<Expr>,
+    pub(super) having: Option<Expr>,
+    /// Named windows.
+    pub(super) windows: Vec<(String, Window)>,
+}
+
+/// A term of the select list.
+#[derive(Debug, Clone)]
+pub(super) enum Output {
+    Expr { expr: Expr, name: Option<String> },
+    /// `*`, or `alias.*`.
+    Star(Option<String>),
+}
+
+/// How a source is joined to those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum JoinKind {
+    /// The first source, a comma, JOIN, CROSS JOIN.
+    Inner,
+    Left,
+    Right,
+    Full,
+}
+
+/// A term of FROM.
+#[derive(Debug, Clone)]
+pub(super) struct Source {
+    pub(super) kind: JoinKind,
+    /// The operator as written; nothing before the first.
+    pub(super) operator: String,
+    pub(super) item: Item,
+    /// The name by which columns are qualified.
+    pub(super) alias: Option<String>,
+    pub(super) on: Option<Expr>,
+    pub(super) using: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Item {
+    /// A topic; `occurrence` counts from 0 in the order of the text.
+    Topic { name: String, occurrence: usize },
+    /// A subquery, with the names that its columns are given from outside.
+    Query { query: Box<Query>, columns: Vec<String> },
+    /// A table function.
+    Function { name: String, args: Vec<Expr> },
+}
+
+/// An expression: what it means to the planner, and the pieces that it is printed from.
+#[derive(Debug, Clone)]
+pub(super) struct Expr {
+    pub(super) kind: Kind,
+    pub(super) parts: Vec<Part>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Part {
+    Text(String),
+    Expr(Expr),
+    Query(Box<Query>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Kind {
+    Column { table: Option<String>, name: String },
+    Literal,
+    /// `a = b`.
+    Equals,
+    And,
+    Parenthesis,
+    /// `->` or `->>`.
+    Arrow,
+    /// `||` and arithmetic that never fails.
+    Arithmetic,
+    Cast { to: String },
+    Function { name: String, distinct: bool, args: usize, over: Option<Box<Over>> },
+    /// `a IN (SELECT …)`.
+    In { negated: bool },
+    /// EXISTS or a scalar subquery.
+    Subquery,
+    /// Everything else.
+    Other,
+}
+
+/// What stands behind OVER.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Over {
+    Name(String),
+    /// The window itself; its partition terms are the first parts of the call behind its arguments.
+    Inline { partition: usize, base: Option<String> },
+}
+
+/// A named window.
+#[derive(Debug, Clone)]
+pub(super) struct Window {
+    pub(super) base: Option<String>,
+    pub(super) partition_by: Vec<Expr>,
+    /// ORDER BY and the frame.
+    pub(super) rest: Vec<Part>,
+}
+
+impl Expr {
+    pub(super) fn children(&self) -> impl Iterator<Item = &Expr> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Expr(expr) => Some(expr),
+            _ => None,
+        })
+    }
+
+    /// The expression without the parentheses around it.
+    pub(super) fn bare(&self) -> &Expr {
+        match (&self.kind, self.parts.as_slice()) {
+            (Kind::Parenthesis, [_, Part::Expr(inner), _]) => inner.bare(),
+            _ => self,
+        }
+    }
+}
+
+/// Reads one SELECT. `queries` are the texts of other joins by lower-case name; whatever else FROM names is a topic.
+pub(super) fn read(sql: &str, queries: &BTreeMap<String, String>) -> Result<Query, Reason> {
+    // The parser says of itself that it may panic; then the query is evaluated in full.
+    let query = catch_unwind(AssertUnwindSafe(|| parse(sql, queries, 0)));
+    let mut query = query.map_err(|_| Reason::Syntax)??;
+    let mut next = 0;
+    number(&mut query, &mut next);
+    Ok(query)
+}
+
+/// How deep joins and common table expressions may be nested within each other.
+const DEPTH_MAX: usize = 16;
+
+fn parse(sql: &str, queries: &BTreeMap<String, String>, depth: usize) -> Result<Query, Reason> {
+    if depth > DEPTH_MAX {
+        return Err(Reason::Syntax);
+    }
+    let bump = Bump::new();
+    let mut parser = Parser::new(&bump, sql.as_bytes());
+    match parser.next() {
+        Ok(Some(Cmd::Stmt(Stmt::Select(select)))) => {
+            Reader { queries, depth, ctes: Vec::new() }.select(&select)
+        }
+        _ => Err(Reason::Syntax),
+    }
+}
+
+struct Reader<'a> {
+    queries: &'a BTreeMap<String, String>,
+    depth: usize,
+    /// Common table expressions in sight, the innermost last: lower-case name, query, names of columns.
+    ctes: Vec<(String, Query, Vec<String>)>,
+}
+
+impl Reader<'_> {
+    fn select(&mut self, select: &ast::Select<'_>) -> Result<Query, Reason> {
+        let in_sight = self.ctes.len();
+        if let Some(with) = &select.with {
+            for (index, cte) in with.ctes.iter().enumerate() {
+                // SQLite lets an expression read itself and those behind it, with or without RECURSIVE.
+                let name = |cte: &ast::CommonTableExpr<'_>| unquoted(cte.tbl_name.0).to_ascii_lowercase();
+                if with.ctes[index..].iter().any(|later| mentions(cte.select, &name(later))) {
+                    return Err(Reason::Recursive);
+                }
+                let name = name(cte);
+                let query = self.select(cte.select)?;
+                let columns =
+                    cte.columns.map(|columns| columns.iter().map(|c| unquoted(c.col_name.0)).collect());
+                self.ctes.push((name, query, columns.unwrap_or_default()));
+            }
+        }
+        let mut arms = vec![Arm { operator: None, body: self.body(&select.body.select)? }];
+        for compound in select.body.compounds.iter().flatten() {
+            let operator = match compound.operator {
+                ast::CompoundOperator::Union => "UNION",
+                ast::CompoundOperator::UnionAll => "UNION ALL",
+                ast::CompoundOperator::Except => "EXCEPT",
+                ast::CompoundOperator::Intersect => "INTERSECT",
+            };
+            arms.push(Arm { operator: Some(operator), body: self.body(&compound.select)? });
+        }
+        let order_by = self.sorted(select.order_by.unwrap_or_default())?;
+        let limit = match select.limit {
+            None => None,
+            Some(limit) => {
+                let offset = limit.offset.as_ref().map(|offset| format!(" OFFSET {}", Shown(offset)));
+                Some(format!("LIMIT {}{}", Shown(&limit.expr), offset.unwrap_or_default()))
+            }
+        };
+        self.ctes.truncate(in_sight);
+        Ok(Query { arms, order_by, limit })
+    }
+
+    fn sorted(&mut self, terms: &[ast::SortedColumn<'_>]) -> Result<Vec<Expr>, Reason> {
+        terms.iter().map(|term| self.sorted_term(term)).collect()
+    }
+
+    fn sorted_term(&mut self, term: &ast::SortedColumn<'_>) -> Result<Expr, Reason> {
+        let mut behind = String::new();
+        if let Some(order) = &term.order {
+            behind.push(' ');
+            behind.push_str(&Shown(order).to_string());
+        }
+        if let Some(nulls) = &term.nulls {
+            behind.push(' ');
+            behind.push_str(&Shown(nulls).to_string());
+        }
+        let expr = self.expr(&term.expr)?;
+        Ok(Expr { kind: Kind::Other, parts: vec![Part::Expr(expr), Part::Text(behind)] })
+    }
+
+    fn body(&mut self, select: &OneSelect<'_>) -> Result<Body, Reason> {
+        let (distinctness, columns, from, where_clause, group_by, having, window_clause) = match select {
+            OneSelect::Values(rows) => {
+                return Ok(Body::Values(Shown(select).to_string(), rows.first().map_or(0, |row| row.len())));
+            }
+            OneSelect::Select { distinctness, columns, from, where_clause, group_by, having, window_clause } => {
+                (distinctness, columns, from, where_clause, group_by, having, window_clause)
+            }
+        };
+        let mut outputs = Vec::new();
+        for column in *columns {
+            outputs.push(match column {
+                ResultColumn::Star => Output::Star(None),
+                ResultColumn::TableStar(name) => Output::Star(Some(unquoted(name.0))),
+                ResultColumn::Expr(expr, name) => {
+                    Output::Expr { expr: self.expr(expr)?, name: name.as_ref().map(alias) }
+                }
+            });
+        }
+        let mut sources = Vec::new();
+        if let Some(from) = from
+            && let Some(first) = from.select
+        {
+            sources.push(self.source(first, JoinKind::Inner, String::new(), None)?);
+            for joined in from.joins.iter().flatten() {
+                let (kind, operator) = match joined.operator {
+                    ast::JoinOperator::Comma | ast::JoinOperator::TypedJoin(None) => {
+                        (JoinKind::Inner, Shown(&joined.operator).to_string())
+                    }
+                    ast::JoinOperator::TypedJoin(Some(join)) => {
+                        if join.contains(JoinType::NATURAL) {
+                            return Err(Reason::Natural);
+                        }
+                        let kind = match (join.contains(JoinType::LEFT), join.contains(JoinType::RIGHT)) {
+                            (true, true) => JoinKind::Full,
+                            (true, false) => JoinKind::Left,
+                            (false, true) => JoinKind::Right,
+                            (false, false) => JoinKind::Inner,
+                        };
+                        let operator = match kind {
+                            JoinKind::Full => "FULL JOIN",
+                            JoinKind::Left => "LEFT JOIN",
+                            JoinKind::Right => "RIGHT JOIN",
+                            JoinKind::Inner if join.contains(JoinType::CROSS) => "CROSS JOIN",
+                            JoinKind::Inner => "JOIN",
+                        };
+                        (kind, operator.to_owned())
+                    }
+                };
+                sources.push(self.source(&joined.table, kind, operator, joined.constraint.as_ref())?);
+            }
+        }
+        let mut windows = Vec::new();
+        for window in window_clause.unwrap_or_default() {
+            windows.push((unquoted(window.name.0), self.window(&window.window)?));
+        }
+        Ok(Body::Core(Box::new(Core {
+            distinct: matches!(distinctness, Some(ast::Distinctness::Distinct)),
+            outputs,
+            sources,
+            filter: where_clause.map(|expr| self.expr(expr)).transpose()?,
+            group_by: group_by.unwrap_or_default().iter().map(|e| self.expr(e)).collect::<Result<_, _>>()?,
+            having: having.map(|expr| self.expr(expr)).transpose()?,
+            windows,
+        })))
+    }
+
+    fn source(
+        &mut self,
+        table: &SelectTable<'_>,
+        kind: JoinKind,
+        operator: String,
+        constraint: Option<&JoinConstraint<'_>>,
+    ) -> Result<Source, Reason> {
+        let (item, alias) = match table {
+            SelectTable::Table(name, given, _) => {
+                if name.db_name.is_some() {
+                    return Err(Reason::Syntax);
+                }
+                let plain = unquoted(name.name.0);
+                let lower = plain.to_ascii_lowercase();
+                let alias = Some(given.as_ref().map_or_else(|| plain.clone(), alias));
+                let cte = self.ctes.iter().rev().find(|(name, ..)| *name == lower);
+                let item = if let Some((_, query, columns)) = cte {
+                    Item::Query { query: Box::new(query.clone()), columns: columns.clone() }
+                } else if let Some(sql) = self.queries.get(&lower) {
+                    let query = Box::new(parse(sql, self.queries, self.depth + 1)?);
+                    Item::Query { query, columns: Vec::new() }
+                } else if ["json_each", "json_tree"].contains(&lower.as_str()) {
+                    return Err(Reason::Syntax);
+                } else {
+                    Item::Topic { name: plain, occurrence: 0 }
+                };
+                (item, alias)
+            }
+            SelectTable::TableCall(name, args, given) => {
+                let plain = unquoted(name.name.0);
+                let args =
+                    args.unwrap_or_default().iter().map(|e| self.expr(e)).collect::<Result<_, _>>()?;
+                let alias = Some(given.as_ref().map_or_else(|| plain.clone(), alias));
+                (Item::Function { name: plain, args }, alias)
+            }
+            SelectTable::Select(select, given) => {
+                let query = Box::new(self.select(select)?);
+                (Item::Query { query, columns: Vec::new() }, given.as_ref().map(alias))
+            }
+            SelectTable::Sub(..) => return Err(Reason::NestedFrom),
+        };
+        let (on, using) = match constraint {
+            None => (None, Vec::new()),
+            Some(JoinConstraint::On(expr)) => (Some(self.expr(expr)?), Vec::new()),
+            Some(JoinConstraint::Using(names)) => {
+                (None, names.iter().map(|name| unquoted(name.0)).collect())
+            }
+        };
+        Ok(Source { kind, operator, item, alias, on, using })
+    }
+
+    fn window(&mut self, window: &ast::Window<'_>) -> Result<Window, Reason> {
+        let partition = window.partition_by.unwrap_or_default();
+        let partition_by = partition.iter().map(|e| self.expr(e)).collect::<Result<_, _>>()?;
+        let mut rest = Vec::new();
+        for (index, term) in window.order_by.unwrap_or_default().iter().enumerate() {
+            rest.push(text(if index == 0 { " ORDER BY " } else { ", " }));
+            rest.push(Part::Expr(self.sorted_term(term)?));
+        }
+        if let Some(frame) = &window.frame_clause {
+            rest.push(Part::Text(format!(" {}", Shown(frame))));
+        }
+        Ok(Window { base: window.base.as_ref().map(|name| unquoted(name.0)), partition_by, rest })
+    }
+
+    /// An expression made of pieces in a row.
+    fn expr(&mut self, expr: &ast::Expr<'_>) -> Result<Expr, Reason> {
+        use ast::Expr as E;
+        let mut parts = Vec::new();
+        let kind = match expr {
+            E::Between { lhs, not, start, end } => {
+                parts.push(self.part(lhs)?);
+                parts.push(text(if *not { " NOT BETWEEN " } else { " BETWEEN " }));
+                parts.push(self.part(start)?);
+                parts.push(text(" AND "));
+                parts.push(self.part(end)?);
+                Kind::Other
+            }
+            E::Binary(lhs, operator, rhs) => {
+                use ast::Operator as O;
+                parts.push(self.part(lhs)?);
+                parts.push(Part::Text(format!(" {} ", Shown(operator))));
+                parts.push(self.part(rhs)?);
+                match operator {
+                    O::Equals => Kind::Equals,
+                    O::And => Kind::And,
+                    O::ArrowRight | O::ArrowRightShift => Kind::Arrow,
+                    O::Concat | O::Add | O::Subtract | O::Multiply | O::Divide | O::Modulus => {
+                        Kind::Arithmetic
+                    }
+                    _ => Kind::Other,
+                }
+            }
+            E::Case { base, when_then_pairs, else_expr } => {
+                parts.push(text("CASE"));
+                if let Some(base) = base {
+                    parts.push(text(" "));
+                    parts.push(self.part(base)?);
+                }
+                for (when, then) in *when_then_pairs {
+                    parts.push(text(" WHEN "));
+                    parts.push(self.part(when)?);
+                    parts.push(text(" THEN "));
+                    parts.push(self.part(then)?);
+                }
+                if let Some(otherwise) = else_expr {
+                    parts.push(text(" ELSE "));
+                    parts.push(self.part(otherwise)?);
+                }
+                parts.push(text(" END"));
+                Kind::Other
+            }
+            E::Cast { expr, type_name } => {
+                let to = type_name.as_ref().map(|name| Shown(name).to_string()).unwrap_or_default();
+                parts.push(text("CAST("));
+                parts.push(self.part(expr)?);
+                parts.push(Part::Text(format!(" AS {to})")));
+                Kind::Cast { to: to.trim().to_ascii_uppercase() }
+            }
+            E::Collate(..) => return Err(Reason::Collation),
+            E::DoublyQualified(..) | E::Raise(..) | E::Variable(_) => return Err(Reason::Syntax),
+            E::Exists(query) => {
+                parts.push(text("EXISTS ("));
+                parts.push(Part::Query(Box::new(self.select(query)?)));
+                parts.push(text(")"));
+                Kind::Subquery
+            }
+            E::FunctionCall { name, distinctness, args, order_by, filter_over } => {
+                let distinct = matches!(distinctness, Some(ast::Distinctness::Distinct));
+                let args = args.unwrap_or_default();
+                parts.push(Part::Text(format!("{}({}", name.0, if distinct { "DISTINCT " } else { "" })));
+                let name = unquoted(name.0);
+                for (index, arg) in args.iter().enumerate() {
+                    if index > 0 {
+                        parts.push(text(", "));
+                    }
+                    parts.push(self.part(arg)?);
+                }
+                if let Some(ast::FunctionCallOrder::SortList(terms)) = order_by {
+                    for (index, term) in terms.iter().enumerate() {
+                        parts.push(text(if index == 0 { " ORDER BY " } else { ", " }));
+                        parts.push(Part::Expr(self.sorted_term(term)?));
+                    }
+                }
+                parts.push(text(")"));
+                let over = self.tail(filter_over.as_ref(), &mut parts)?;
+                Kind::Function { name: name.to_ascii_lowercase(), distinct, args: args.len(), over }
+            }
+            E::FunctionCallStar { name, filter_over } => {
+                parts.push(Part::Text(format!("{}(*)", name.0)));
+                let name = unquoted(name.0);
+                let over = self.tail(filter_over.as_ref(), &mut parts)?;
+                Kind::Function { name: name.to_ascii_lowercase(), distinct: false, args: 0, over }
+            }
+            E::Id(id) => column(None, id.0, &mut parts),
+            E::Name(name) => column(None, name.0, &mut parts),
+            E::Qualified(table, name) => column(Some(table.0), name.0, &mut parts),
+            E::InList { lhs, not, rhs } => {
+                parts.push(self.part(lhs)?);
+                parts.push(text(if *not { " NOT IN (" } else { " IN (" }));
+                for (index, value) in rhs.unwrap_or_default().iter().enumerate() {
+                    if index > 0 {
+                        parts.push(text(", "));
+                    }
+                    parts.push(self.part(value)?);
+                }
+                parts.push(text(")"));
+                Kind::Other
+            }
+            E::InSelect { lhs, not, rhs } => {
+                parts.push(self.part(lhs)?);
+                parts.push(text(if *not { " NOT IN (" } else { " IN (" }));
+                parts.push(Part::Query(Box::new(self.select(rhs)?)));
+                parts.push(text(")"));
+                Kind::In { negated: *not }
+            }
+            E::InTable { .. } => return Err(Reason::InTable),
+            E::IsNull(inner) => {
+                parts.push(self.part(inner)?);
+                parts.push(text(" ISNULL"));
+                Kind::Other
+            }
+            E::NotNull(inner) => {
+                parts.push(self.part(inner)?);
+                parts.push(text(" NOTNULL"));
+                Kind::Other
+            }
+            E::Like { lhs, not, op, rhs, escape } => {
+                parts.push(self.part(lhs)?);
+                parts.push(Part::Text(format!("{} {} ", if *not { " NOT" } else { "" }, Shown(op))));
+                parts.push(self.part(rhs)?);
+                if let Some(escape) = escape {
+                    parts.push(text(" ESCAPE "));
+                    parts.push(self.part(escape)?);
+                }
+                Kind::Other
+            }
+            E::Literal(literal) => {
+                parts.push(Part::Text(Shown(literal).to_string()));
+                match literal {
+                    ast::Literal::CurrentDate | ast::Literal::CurrentTime | ast::Literal::CurrentTimestamp => {
+                        Kind::Other
+                    }
+                    _ => Kind::Literal,
+                }
+            }
+            E::Parenthesized(inner) => {
+                parts.push(text("("));
+                for (index, value) in inner.iter().enumerate() {
+                    if index > 0 {
+                        parts.push(text(", "));
+                    }
+                    parts.push(self.part(value)?);
+                }
+                parts.push(text(")"));
+                if inner.len() == 1 { Kind::Parenthesis } else { Kind::Other }
+            }
+            E::Subquery(query) => {
+                parts.push(text("("));
+                parts.push(Part::Query(Box::new(self.select(query)?)));
+                parts.push(text(")"));
+                Kind::Subquery
+            }
+            E::Unary(operator, inner) => {
+                parts.push(Part::Text(format!("{} ", Shown(operator))));
+                parts.push(self.part(inner)?);
+                Kind::Other
+            }
+        };
+        Ok(Expr { kind, parts })
+    }
+
+    fn part(&mut self, expr: &ast::Expr<'_>) -> Result<Part, Reason> {
+        Ok(Part::Expr(self.expr(expr)?))
+    }
+
+    /// FILTER and OVER.
+    fn tail(
+        &mut self,
+        tail: Option<&ast::FunctionTail<'_>>,
+        parts: &mut Vec<Part>,
+    ) -> Result<Option<Box<Over>>, Reason> {
+        let Some(tail) = tail else { return Ok(None) };
+        if let Some(filter) = tail.filter_clause {
+            parts.push(text(" FILTER (WHERE "));
+            parts.push(self.part(filter)?);
+            parts.push(text(")"));
+        }
+        match tail.over_clause {
+            None => Ok(None),
+            Some(ast::Over::Name(name)) => {
+                let name = unquoted(name.0);
+                parts.push(Part::Text(format!(" OVER {}", quoted(&name))));
+                Ok(Some(Box::new(Over::Name(name))))
+            }
+            Some(ast::Over::Window(window)) => {
+                let window = self.window(window)?;
+                let partition = window.partition_by.len();
+                let base = window.base.clone();
+                parts.push(text(" OVER ("));
+                parts.extend(window_parts(window));
+                parts.push(text(")"));
+                Ok(Some(Box::new(Over::Inline { partition, base })))
+            }
+        }
+    }
+}
+
+/// What stands between the parentheses of a window.
+pub(super) fn window_parts(window: Window) -> Vec<Part> {
+    let mut parts = Vec::new();
+    if let Some(base) = window.base {
+        parts.push(Part::Text(format!("{} ", quoted(&base))));
+    }
+    for (index, term) in window.partition_by.into_iter().enumerate() {
+        parts.push(text(if index == 0 { PARTITION } else { ", " }));
+        parts.push(Part::Expr(term));
+    }
+    parts.extend(window.rest);
+    parts
+}
+
+/// What stands before the first partition term of a window.
+pub(super) const PARTITION: &str = "PARTITION BY ";
+
+fn text(text: &str) -> Part {
+    Part::Text(text.to_owned())
+}
+
+fn column(table: Option<&str>, name: &str, parts: &mut Vec<Part>) -> Kind {
+    let (table, plain) = (table.map(unquoted), unquoted(name));
+    if table.is_none() && name == plain && ["true", "false"].contains(&plain.to_ascii_lowercase().as_str()) {
+        parts.push(Part::Text(plain));
+        return Kind::Literal;
+    }
+    let qualifier = table.as_deref().map(|table| format!("{}.", quoted(table))).unwrap_or_default();
+    parts.push(Part::Text(format!("{qualifier}{}", quoted(&plain))));
+    Kind::Column { table, name: plain }
+}
+
+fn alias(alias: &As<'_>) -> String {
+    match alias {
+        As::As(name) | As::Elided(name) => unquoted(name.0),
+    }
+}
+
+/// An identifier as SQLite understands it, without the quotes around it.
+fn unquoted(name: &str) -> String {
+    let mut chars = name.chars();
+    match chars.next() {
+        Some(quote @ ('"' | '`' | '\'' | '[')) if name.len() >= 2 => {
+            let end = if quote == '[' { ']' } else { quote };
+            let inner = &name[1..name.len() - 1];
+            inner.replace(&format!("{end}{end}"), &end.to_string())
+        }
+        _ => name.to_owned(),
+    }
+}
+
+/// Whether the query names a table like this anywhere; good enough to tell a recursion.
+fn mentions(select: &ast::Select<'_>, lower: &str) -> bool {
+    let text = Shown(select).to_string().to_ascii_lowercase();
+    text.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word == lower)
+}
+
+/// Prints a part of the parser's tree.
+struct Shown<'a, T>(&'a T);
+
+impl<T: ToTokens> fmt::Display for Shown<'_, T> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.to_fmt(formatter)
+    }
+}
+
+/// Gives each occurrence of a topic its number.
+fn number(query: &mut Query, next: &mut usize) {
+    for arm in &mut query.arms {
+        if let Body::Core(core) = &mut arm.body {
+            for source in &mut core.sources {
+                match &mut source.item {
+                    Item::Topic { occurrence, .. } => {
+                        *occurrence = *next;
+                        *next += 1;
+                    }
+                    Item::Query { query, .. } => number(query, next),
+                    Item::Function { args, .. } => args.iter_mut().for_each(|arg| number_expr(arg, next)),
+                }
+                if let Some(on) = &mut source.on {
+                    number_expr(on, next);
+                }
+            }
+            for output in &mut core.outputs {
+                if let Output::Expr { expr, .. } = output {
+                    number_expr(expr, next);
+                }
+            }
+            let rest = core.filter.iter_mut().chain(&mut core.group_by).chain(core.having.iter_mut());
+            rest.for_each(|expr| number_expr(expr, next));
+            for (_, window) in &mut core.windows {
+                window.partition_by.iter_mut().for_each(|expr| number_expr(expr, next));
+                window.rest.iter_mut().for_each(|part| number_part(part, next));
+            }
+        }
+    }
+    query.order_by.iter_mut().for_each(|expr| number_expr(expr, next));
+}
+
+fn number_expr(expr: &mut Expr, next: &mut usize) {
+    expr.parts.iter_mut().for_each(|part| number_part(part, next));
+}
+
+fn number_part(part: &mut Part, next: &mut usize) {
+    match part {
+        Part::Text(_) => {}
+        Part::Expr(expr) => number_expr(expr, next),
+        Part::Query(query) => number(query, next),
+    }
+}

@@ -1,0 +1,112 @@
+//! Queries of each class, and in plans.txt how each is gathered, or why it is not. `UPDATE_EXPECT=1 cargo test`
+//! rewrites that file.
+
+use std::fmt::Write as _;
+
+use expect_test::expect_file;
+use litejoin_crds::plan as manifest;
+
+use super::*;
+use crate::join::check::{self, Catalog};
+
+fn planned(queries: &[(&str, &str)]) -> Class {
+    let joins: Vec<manifest::Join> = queries
+        .iter()
+        .map(|(name, query)| manifest::Join {
+            name: (*name).to_owned(),
+            place: manifest::Place { document: 0, path: String::new() },
+            query: (*query).to_owned(),
+            key_column: None,
+            result_key: None,
+            sinks: Vec::new(),
+        })
+        .collect();
+    let topics = ["orders".to_owned(), "customers".to_owned(), "lines".to_owned()];
+    let checked = check::check(&joins, Catalog { topics: &topics, open: false }).expect("the queries are sound");
+    let texts =
+        checked.iter().map(|join| (join.name.to_ascii_lowercase(), join.query.clone())).collect();
+    let last = checked.iter().find(|join| join.name == queries.last().expect("a query").0).expect("it is there");
+    plan(last, &texts)
+}
+
+fn described(class: &Class) -> String {
+    match class {
+        Class::Full(reason) => format!("  full: {reason}\n"),
+        Class::Keyed(keyed) => {
+            keyed.to_string().lines().fold(String::new(), |text, line| text + "  " + line + "\n")
+                + &format!("  {}\n", keyed.sql)
+        }
+    }
+}
+
+/// Titles and queries.
+const CLASSES: [(&str, &[&str]); 4] = [
+    (
+        "a projection is gathered by its key",
+        &[
+            "SELECT key, payload->>'n' AS n FROM orders WHERE payload->>'n' > 3",
+            "SELECT payload->>'n' AS n, count(*) AS c FROM orders GROUP BY 1 HAVING count(*) > 1",
+            "SELECT payload, key FROM orders",
+        ],
+    ),
+    (
+        "joins follow their equalities",
+        &[
+            "SELECT o.key AS id, c.payload->>'name' AS name FROM orders o JOIN customers c ON c.key = o.payload->>'customer'",
+            "SELECT c.key AS id, o.key AS o FROM customers c LEFT JOIN orders o ON c.key = o.payload->>'customer' AND o.payload->>'n' > 2",
+            "SELECT o.key AS id FROM orders o LEFT JOIN customers c ON c.key = o.payload->>'customer' WHERE c.key IS NULL",
+            "SELECT c.key AS id, o.key AS o FROM orders o RIGHT JOIN customers c ON c.key = o.payload->>'customer'",
+            "SELECT coalesce(a.key, b.key) AS id FROM orders a FULL JOIN lines b ON a.key = b.key",
+            "SELECT key, a.payload AS a FROM orders a FULL JOIN lines b USING (key)",
+            "SELECT c.key AS id FROM orders o LEFT JOIN customers c ON c.key = o.payload->>'customer'",
+            "SELECT a.key AS id, b.key AS other FROM orders a JOIN orders b ON b.payload->>'p' = a.payload->>'p'",
+            "SELECT a.key AS id, b.key AS other FROM orders a JOIN orders b ON b.payload->>'p' < a.payload->>'p'",
+            "SELECT l.key AS id FROM lines l, orders o, customers c WHERE o.key = l.payload->>'order' AND c.key = o.payload->>'customer'",
+        ],
+    ),
+    (
+        "subqueries are restricted by what ties them",
+        &[
+            "SELECT c.key AS id, (SELECT count(*) FROM orders o WHERE o.payload->>'customer' = c.key) AS n FROM customers c",
+            "SELECT c.key AS id FROM customers c WHERE NOT EXISTS (SELECT 1 FROM orders o WHERE o.payload->>'customer' = c.key)",
+            "SELECT o.key AS id FROM orders o WHERE o.key IN (SELECT l.key FROM lines l)",
+            "SELECT o.key AS id FROM orders o WHERE o.key NOT IN (SELECT l.key FROM lines l)",
+            "SELECT c.key AS id, s.n AS n FROM customers c JOIN (SELECT payload->>'customer' AS customer, count(*) AS n FROM orders GROUP BY 1) s ON s.customer = c.key",
+            "WITH big AS (SELECT key, payload->>'customer' AS customer FROM orders WHERE payload->>'n' > 3) SELECT c.key AS id, b.key AS o, b2.key AS p FROM customers c JOIN big b ON CAST(b.customer AS TEXT) = c.key JOIN big b2 ON b2.key = b.key",
+        ],
+    ),
+    (
+        "whole sets need the key in each part",
+        &[
+            "SELECT DISTINCT payload->>'customer' AS customer FROM orders",
+            "SELECT key, 1 AS n FROM orders UNION SELECT payload->>'order', 2 FROM lines EXCEPT SELECT key, 1 FROM customers",
+            "SELECT payload->>'customer' AS customer, key, row_number() OVER (PARTITION BY payload->>'customer' ORDER BY key) AS n FROM orders",
+            "SELECT key, row_number() OVER (ORDER BY key) AS n FROM orders",
+            "SELECT key FROM orders ORDER BY key LIMIT 3",
+            "SELECT count(*) AS n FROM orders",
+            "SELECT o.key || l.key AS id FROM orders o JOIN lines l ON l.key = o.key",
+            "SELECT key FROM orders WHERE key = 'a' COLLATE NOCASE",
+            "SELECT o.key AS id, j.value AS tag FROM orders o, json_each(o.payload, '$.tags') j",
+        ],
+    ),
+];
+
+#[test]
+fn each_class_is_gathered_as_expected() {
+    let mut text = String::new();
+    for (title, queries) in CLASSES {
+        let _ = writeln!(text, "# {title}\n");
+        for query in queries {
+            let _ = writeln!(text, "{query}\n{}", described(&planned(&[("j", query)])));
+        }
+    }
+    let join = planned(&[
+        (
+            "named",
+            "SELECT o.key AS id, c.payload->>'name' AS name FROM orders o JOIN customers c ON c.key = o.payload->>'customer'",
+        ),
+        ("j", "SELECT l.key AS line, n.name AS name FROM lines l LEFT JOIN named n ON n.id = l.payload->>'order'"),
+    ]);
+    let _ = writeln!(text, "# a join that reads another\n\n{}", described(&join));
+    expect_file!["plans.txt"].assert_eq(&text);
+}
