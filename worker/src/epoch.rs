@@ -1,27 +1,37 @@
 //! The evaluator: a thread that cuts epochs, brings the joins up to date, and commits what has changed.
 //!
 //! ```text
-//! cut ─► read _chg of each shard ─► Engine::absorb ─► Engine::compute, join by join ─► one transaction of
-//! results.db: what Engine::compare finds, outbox, applied ─► sinks are told, shards may trim
+//! cut ─► read _chg of each shard ─► affected keys, join by join ─► shares of keys over the cores
+//!        ─► one transaction of results.db: differences, outbox, applied ─► sinks are told, shards may trim
 //! ```
-//! A join whose query fails keeps its results, is marked stale and tried again with the next epoch that
-//! concerns it; the others go on. If results can't be stored, the epoch is tried again until they can.
+//! Each join has its own progress. One that can't be kept current by key (a new query, one that failed, one of class
+//! full, or more results than fit an epoch) is evaluated in full [`aside`], at a cut of its own, and holds up
+//! no other. Nothing is remembered between epochs but progress: an epoch that could not be stored is simply begun
+//! again.
 
-use std::collections::BTreeSet;
+mod aside;
+mod commit;
+mod keyed;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use rusqlite::params;
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
-use crate::clock;
+use self::aside::{Aside, Done, FullCopy, Outcome};
+use self::commit::Committer;
+use self::keyed::Benches;
 use crate::error::chain;
-use crate::join::diff::StoredResults;
-use crate::join::full::{Full, FullError, STEPS_MAX};
-use crate::join::{CheckedJoin, Engine, TopicImage};
+use crate::join::changes::Changes;
+use crate::join::full::FullError;
+use crate::join::keyed::{Difference, KeyedError, KeyedJoin};
+use crate::join::plan::Class;
+use crate::join::CheckedJoin;
 use crate::results::event::JoinId;
 use crate::results::store::{Progress, Results};
 use crate::results::{Position, Reader};
@@ -38,6 +48,15 @@ const TICK: Duration = Duration::from_secs(1);
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 
+/// Entries of the log that are taken in at a time, over all shards.
+const SLICE_ENTRIES: i64 = 65_536;
+
+/// Entries of the log by which a join may lag and still be kept current by key; beyond, everything is read anyway.
+const LAG_ENTRIES_MAX: i64 = 1_000_000;
+
+/// Evaluations aside that run at a time.
+const ASIDE_MAX: usize = 2;
+
 /// What the evaluator works on.
 pub(crate) struct Evaluator {
     pub(crate) gate: Arc<EpochGate>,
@@ -49,15 +68,14 @@ pub(crate) struct Evaluator {
     /// By join, as `results.db` has it.
     pub(crate) progress: Vec<Progress>,
     pub(crate) shard_paths: Vec<PathBuf>,
-    pub(crate) scratch_path: PathBuf,
+    /// A folder for what is worth nothing to the next start.
+    pub(crate) scratch_folder: PathBuf,
     /// By shard: what its writer may trim.
     pub(crate) trim_to: Vec<Arc<AtomicI64>>,
     /// Last epoch number that is reserved.
     pub(crate) reserved: u64,
     /// Tells sinks and readers where the outbox ends.
     pub(crate) applied: watch::Sender<Position>,
-    /// Indexes of joins that took too long and are left alone until the next start.
-    pub(crate) stopped: BTreeSet<usize>,
 }
 
 /// Why an epoch was not applied; it is tried again.
@@ -67,344 +85,463 @@ enum EpochError {
     File(#[from] SqliteError),
     #[error(transparent)]
     Full(#[from] FullError),
-    /// Only time has passed, and nothing came of it: there is nothing to store.
-    #[error("nothing has changed")]
-    Unchanged,
+    #[error("could not use the tables in memory")]
+    Memory(#[from] rusqlite::Error),
 }
 
 impl EpochError {
     fn is_disk_full(&self) -> bool {
         match self {
             Self::File(error) => error.is_disk_full(),
-            Self::Full(FullError::Copy { source, .. }) => sqlite::is_disk_full(source),
-            Self::Full(_) | Self::Unchanged => false,
+            Self::Full(FullError::Copy { source, .. } | FullError::Stored(source)) => {
+                sqlite::is_disk_full(source)
+            }
+            Self::Full(_) | Self::Memory(_) => false,
         }
     }
 }
 
-/// The engine with what it has taken in so far, and what still has to be evaluated.
-struct Work {
-    engine: Full,
-    shards: Vec<ShardReader>,
-    /// By shard, the last sequence number absorbed.
-    absorbed: Vec<i64>,
-    /// The last cut absorbed; what it brought may still wait to be stored.
-    absorbed_epoch: u64,
-    /// Indexes of joins to evaluate in the next epoch.
-    due: BTreeSet<usize>,
-    /// Whether results that leave in the next epoch leave without an event.
-    quiet: bool,
-    /// When the joins that read the clock were last looked at.
+/// A join and how far it has come.
+struct Joined {
+    join: Arc<CheckedJoin>,
+    id: JoinId,
+    /// None if its class is full.
+    keyed: Option<KeyedJoin>,
+    /// By shard, what its results follow from; `None` while that is not known.
+    applied: Option<Vec<i64>>,
+    /// Whether its query failed, so that its results stay as they were.
+    stale: bool,
+    /// Whether it took too long and is left alone until the next start.
+    stopped: bool,
+    /// Whether it has to be evaluated aside.
+    due: bool,
+    /// While it is evaluated aside: what the log must still hold for it.
+    aside: Option<Vec<i64>>,
+    /// The newest cut that its results contain.
+    epoch: u64,
+    /// When it was last looked at for the passing of time.
     ticked: Instant,
+    /// A copy of its topics, if it has one.
+    copy: Option<FullCopy>,
+}
+
+/// The evaluator at work.
+struct Lane {
+    joins: Vec<Joined>,
+    benches: Benches,
+    committer: Arc<Committer>,
+    aside: Arc<Aside>,
+    done: mpsc::Receiver<Done>,
+    trim_to: Vec<Arc<AtomicI64>>,
+    /// Whether the joins that need nothing have been said to be current.
+    begun: bool,
+    /// What went wrong in an evaluation aside and has not been reported.
+    failing: Option<EpochError>,
+    /// Whether something could not be stored since something last could.
+    troubled: bool,
 }
 
 impl Evaluator {
-    /// Runs until the gate is stopped and everything committed has been evaluated.
-    pub(crate) fn run(mut self) {
-        let mut work: Option<Work> = None;
-        let mut pending: Option<Cut> = None;
+    /// Runs until the gate is stopped and everything committed has been evaluated, or until it is halted: then what
+    /// follows is for another evaluator with the same files.
+    pub(crate) fn run(mut self) -> Self {
         let mut pause = RETRY_MIN;
-        loop {
-            let stopped = self.gate.is_stopped();
-            let outcome = self.step(&mut work, &mut pending);
-            if outcome.is_ok() {
-                pause = RETRY_MIN;
-                if self.status.results_recovered() {
-                    info!("results can be stored again");
-                }
+        let mut lane = loop {
+            match self.begin() {
+                Ok(lane) => break lane,
+                Err(problem) => self.report(&problem),
             }
+            self.gate.pause(pause);
+            pause = (pause * 2).min(RETRY_MAX);
+            if self.gate.is_stopped() || self.gate.is_halted() {
+                return self;
+            }
+        };
+        pause = RETRY_MIN;
+        loop {
+            let (stopped, halted) = (self.gate.is_stopped(), self.gate.is_halted());
+            let outcome = if halted { Ok(false) } else { lane.step(&self.gate, stopped) };
+            let outcome = match lane.failing.take() {
+                Some(problem) => Err(problem),
+                None => outcome,
+            };
             match outcome {
-                Ok(true) => {}
-                Ok(false) if stopped => return,
+                _ if halted => break,
+                Ok(true) => {
+                    if !lane.troubled {
+                        pause = RETRY_MIN;
+                        self.recovered();
+                    }
+                }
+                Ok(false) if stopped && !lane.is_any_aside() => break,
                 Ok(false) => {
-                    let ticks = self.joins.iter().any(|join| join.reads_clock);
-                    self.gate.wait(if ticks { TICK } else { Duration::from_secs(3_600) });
+                    if !lane.troubled {
+                        self.recovered();
+                    }
+                    let ticks = !stopped && lane.joins.iter().any(|joined| joined.join.reads_clock);
+                    let limit = if ticks || stopped { TICK } else { Duration::from_secs(3_600) };
+                    self.gate.wait(limit);
                 }
                 Err(problem) => {
-                    let disk_full = problem.is_disk_full();
-                    if disk_full {
-                        // The WAL can be written from its start again once the file has what it holds.
-                        let _ = self.results.checkpoint();
-                    }
-                    let text = if disk_full { "the disk is full".to_owned() } else { chain(&problem) };
-                    if self.status.results_failed(&text, disk_full) {
-                        error!(error = chain(&problem), "could not store results; trying again");
-                    }
+                    self.report(&problem);
                     if stopped {
                         warn!("stopping with changes that are not evaluated yet; they are at the next start");
-                        return;
-                    }
-                    if matches!(problem, EpochError::Full(_)) {
-                        // The copy may be half updated: make it anew.
-                        work = None;
-                        pending = None;
+                        break;
                     }
                     self.gate.pause(pause);
                     pause = (pause * 2).min(RETRY_MAX);
                 }
             }
         }
+        lane.aside.cancel();
+        while lane.is_any_aside() {
+            match lane.done.recv() {
+                Ok(done) => lane.take_in(done),
+                Err(_) => break,
+            }
+        }
+        self.reserved = lane.committer.reserved();
+        self
     }
 
-    /// Applies one epoch; `false` if there is nothing to do.
-    fn step(&mut self, work: &mut Option<Work>, pending: &mut Option<Cut>) -> Result<bool, EpochError> {
-        self.results.extend_reservation(self.gate.next_epoch(), &mut self.reserved)?;
-        let work = match work {
-            Some(work) => work,
-            None => {
-                let (begun, next_epoch) = self.begin()?;
-                if begun.due.is_empty() {
-                    // Everything promised before is in the results that are stored.
-                    let position = Position::start_of(next_epoch - 1);
-                    self.status.epoch_applied.set(position.epoch);
-                    self.applied.send_if_modified(|applied| {
-                        let newer = position > *applied;
-                        *applied = position.max(*applied);
-                        newer
-                    });
+    fn recovered(&self) {
+        if self.status.results_recovered() {
+            info!("results can be stored again");
+        }
+    }
+
+    fn report(&self, problem: &EpochError) {
+        let disk_full = problem.is_disk_full();
+        if disk_full {
+            // The WAL can be written from its start again once the file has what it holds.
+            let _ = self.results.checkpoint();
+        }
+        let text = if disk_full { "the disk is full".to_owned() } else { chain(problem) };
+        if self.status.results_failed(&text, disk_full) {
+            error!(error = chain(problem), "could not store results; trying again");
+        }
+    }
+
+    /// Opens what the work needs, and finds the joins whose stored results don't follow from the log.
+    fn begin(&self) -> Result<Lane, EpochError> {
+        let committed = self.gate.committed();
+        let (sender, done) = mpsc::channel();
+        let committer = Arc::new(Committer::new(
+            Arc::clone(&self.gate),
+            Arc::clone(&self.results),
+            Arc::clone(&self.status),
+            self.applied.clone(),
+            self.reserved,
+        ));
+        let readers = || self.shard_paths.iter().map(|path| ShardReader::open(path)).collect::<Result<Vec<_>, _>>();
+        let logs = readers()?;
+        let now = Instant::now();
+        let mut joins = Vec::with_capacity(self.joins.len());
+        for (join, progress) in self.joins.iter().zip(&self.progress) {
+            let mut applied = progress.applied.clone();
+            if let Some(seqs) = &applied {
+                let mut follows = true;
+                for ((log, after), to) in logs.iter().zip(seqs).zip(&committed) {
+                    follows &= log.has_all(*after, *to)?;
                 }
-                work.insert(begun)
+                if !follows {
+                    // Before anything is written: numbers that were lost are used again.
+                    warn!(join = join.name, "its results don't follow from the change log; evaluating it anew");
+                    self.results.forget_applied(progress.id)?;
+                    applied = None;
+                }
             }
+            let keyed = match &join.class {
+                Class::Full(_) => None,
+                Class::Keyed(plan) => {
+                    let topic_id = |name: &str| self.topics.declare(name);
+                    Some(KeyedJoin::new(join.clone(), progress.id, plan.clone(), topic_id))
+                }
+            };
+            joins.push(Joined {
+                join: Arc::new(join.clone()),
+                id: progress.id,
+                keyed,
+                due: progress.stale || applied.is_none() || join.reads_clock,
+                applied,
+                stale: progress.stale,
+                stopped: false,
+                aside: None,
+                epoch: 0,
+                ticked: now,
+                copy: None,
+            });
+        }
+        let aside = Aside {
+            gate: Arc::clone(&self.gate),
+            topics: Arc::clone(&self.topics),
+            reader: Arc::clone(&self.reader),
+            committer: Arc::clone(&committer),
+            joins: self.joins.clone(),
+            shard_paths: self.shard_paths.clone(),
+            scratch_folder: self.scratch_folder.clone(),
+            cancelled: Arc::new(AtomicBool::new(false)),
+            done: sender,
         };
-        if pending.is_none() {
-            *pending = self.gate.cut();
-        }
-        if let Some(cut) = pending.as_ref()
-            && work.absorbed_epoch != cut.epoch
-        {
-            self.absorb(work, cut)?;
-        }
-        if work.ticked.elapsed() >= TICK && !work.quiet {
-            work.ticked = Instant::now();
-            work.due.extend(
-                self.joins.iter().enumerate().filter_map(|(index, join)| join.reads_clock.then_some(index)),
-            );
-        }
-        if pending.is_none() && work.due.is_empty() {
-            return Ok(false);
-        }
-        self.apply(work, pending)?;
-        Ok(true)
+        let benches = Benches::new(&self.shard_paths, self.results.path(), joins.iter().filter_map(|j| j.keyed.as_ref()))?;
+        debug!(milliseconds = now.elapsed().as_millis(), "the evaluator is ready");
+        Ok(Lane {
+            joins,
+            benches,
+            committer,
+            aside: Arc::new(aside),
+            done,
+            trim_to: self.trim_to.clone(),
+            begun: false,
+            failing: None,
+            troubled: false,
+        })
+    }
+}
+
+impl Lane {
+    fn is_any_aside(&self) -> bool {
+        self.joins.iter().any(|joined| joined.aside.is_some())
     }
 
-    /// Makes a working copy of the topics as they are now, and finds the joins whose stored results don't follow
-    /// from it. Also gives the number of the epoch that comes after what was copied.
-    fn begin(&self) -> Result<(Work, u64), EpochError> {
+    /// Does what there is to do; `false` if that was nothing.
+    fn step(&mut self, gate: &EpochGate, stopping: bool) -> Result<bool, EpochError> {
+        while let Ok(done) = self.done.try_recv() {
+            self.take_in(done);
+        }
+        let committed = gate.committed();
+        let is_behind = |joined: &Joined| {
+            joined.aside.is_none() && !joined.due && joined.applied.as_ref() != Some(&committed)
+        };
+        let mut worked = false;
+        if !self.begun || self.joins.iter().any(is_behind) || self.joins.is_empty() {
+            worked = self.epoch(gate)?;
+        }
+        let mut running = self.joins.iter().filter(|joined| joined.aside.is_some()).count();
+        for (index, joined) in self.joins.iter_mut().enumerate() {
+            if joined.aside.is_some() || joined.stopped {
+                continue;
+            }
+            if joined.join.reads_clock && !stopping && joined.ticked.elapsed() >= TICK {
+                joined.due = true;
+            }
+            if joined.due && running < ASIDE_MAX {
+                joined.due = false;
+                joined.ticked = Instant::now();
+                joined.aside = Some(joined.applied.clone().unwrap_or_else(|| committed.clone()));
+                self.aside.start(index, joined.id, joined.applied.clone(), joined.copy.take());
+                running += 1;
+                worked = true;
+            }
+        }
+        Ok(worked)
+    }
+
+    /// Brings the joins that lag up to a new cut, and commits that as one epoch.
+    fn epoch(&mut self, gate: &EpochGate) -> Result<bool, EpochError> {
+        self.committer.reserve()?;
+        let cut = gate.cut(|| self.benches.hold())?;
+        let outcome = self.evaluate(&cut);
+        self.benches.release();
+        let evaluated = outcome?;
+        let news = evaluated.iter().any(|index| self.joins[*index].applied.as_ref() != Some(&cut.seqs));
+        for index in evaluated {
+            let joined = &mut self.joins[index];
+            joined.applied = Some(cut.seqs.clone());
+            joined.epoch = cut.epoch;
+        }
+        if self.joins.is_empty() {
+            self.committer.passed(cut.epoch);
+        }
+        self.begun = true;
+        self.tell(&cut);
+        Ok(news)
+    }
+
+    /// Evaluates and commits; returns the joins that have come to the cut.
+    fn evaluate(&mut self, cut: &Cut) -> Result<Vec<usize>, EpochError> {
+        let mut groups: BTreeMap<Vec<i64>, Vec<usize>> = BTreeMap::new();
+        for (index, joined) in self.joins.iter().enumerate() {
+            if let (None, false, Some(applied)) = (&joined.aside, joined.due, &joined.applied) {
+                groups.entry(applied.clone()).or_default().push(index);
+            }
+        }
+        let mut found: Vec<(usize, Vec<Difference>)> = Vec::new();
+        let mut there: Vec<usize> = Vec::new();
+        for (applied, members) in groups {
+            there.extend(self.bring_on(&applied, members, cut, &mut found)?);
+        }
+        there.sort_unstable();
+        let news = there.iter().any(|index| self.joins[*index].applied.as_ref() != Some(&cut.seqs));
+        if !news {
+            return Ok(there);
+        }
+        crate::fault::point("evaluated");
+        let committer = Arc::clone(&self.committer);
+        let joins = &self.joins;
+        committer.commit(cut.epoch, |writer| {
+            for (index, differences) in &found {
+                for difference in differences {
+                    writer.store(joins[*index].id, difference.change(), difference.told)?;
+                }
+            }
+            for index in &there {
+                writer.applied(joins[*index].id, &cut.seqs, joins[*index].stale)?;
+            }
+            Ok::<(), SqliteError>(())
+        })?;
+        self.troubled = false;
+        for (index, differences) in &found {
+            self.committer.status().join(&self.joins[*index].join.name).results_changed.add(differences.len() as u64);
+        }
+        Ok(there)
+    }
+
+    /// Evaluates joins that have all come equally far; returns those that come to the cut.
+    fn bring_on(
+        &mut self,
+        applied: &[i64],
+        mut members: Vec<usize>,
+        cut: &Cut,
+        found: &mut Vec<(usize, Vec<Difference>)>,
+    ) -> Result<Vec<usize>, EpochError> {
+        let lag: i64 = applied.iter().zip(&cut.seqs).map(|(from, to)| to - from).sum();
+        if lag == 0 {
+            return Ok(members);
+        }
+        let mut from = applied.to_vec();
+        let slices = (lag + SLICE_ENTRIES - 1) / SLICE_ENTRIES;
+        for slice in 1..=slices {
+            // The last slice ends at the cut; the others share the way evenly.
+            let to: Vec<i64> = applied
+                .iter()
+                .zip(&cut.seqs)
+                .map(|(start, end)| start + (end - start) * slice / slices)
+                .collect();
+            let changes = self.benches.changes(&from, &to, &self.aside.topics)?;
+            let touched: BTreeSet<String> = changes
+                .topics()
+                .map(|topic| self.aside.topics.name(topic).to_ascii_lowercase())
+                .collect();
+            members.retain(|index| {
+                let joined = &mut self.joins[*index];
+                let is_touched =
+                    joined.join.topics.iter().any(|topic| touched.contains(&topic.to_ascii_lowercase()));
+                if is_touched
+                    && !joined.stopped
+                    && (joined.stale || joined.keyed.is_none() || lag > LAG_ENTRIES_MAX)
+                {
+                    joined.due = true;
+                }
+                !joined.due
+            });
+            // Only what is read whole says what stands in the topics at the cut.
+            let known = (slices == 1).then_some(&changes);
+            for index in members.clone() {
+                if !self.joins[index].stopped && !self.joins[index].stale {
+                    self.by_key(index, &changes, known, found)?;
+                }
+            }
+            members.retain(|index| !self.joins[*index].due);
+            from = to;
+        }
+        found.retain(|(index, _)| !self.joins[*index].due);
+        Ok(members)
+    }
+
+    /// Evaluates one join by key, or marks it as due for an evaluation aside.
+    fn by_key(
+        &mut self,
+        index: usize,
+        changes: &Changes,
+        known: Option<&Changes>,
+        found: &mut Vec<(usize, Vec<Difference>)>,
+    ) -> Result<(), EpochError> {
+        let joined = &mut self.joins[index];
+        let Some(keyed) = &joined.keyed else { return Ok(()) };
         let started = Instant::now();
-        let scratch = sqlite::open_scratch(&self.scratch_path)?;
-        let mut engine = Full::new(scratch, &self.joins, STEPS_MAX)?;
-        let mut shards =
-            self.shard_paths.iter().map(|path| ShardReader::open(path)).collect::<Result<Vec<_>, _>>()?;
-        let (absorbed, next_epoch) = self.gate.hold(|| shards.iter().try_for_each(ShardReader::hold))?;
-        let read: BTreeSet<&String> = self.joins.iter().flat_map(|join| &join.topics).collect();
-        let mut rows = 0_u64;
-        engine.in_batch::<EpochError>(|engine| {
-            for shard in &shards {
-                for topic in &read {
-                    shard.rows::<EpochError>(topic, |row| {
-                        rows += 1;
-                        let image =
-                            TopicImage { payload: row.payload, timestamp: row.timestamp, change: row.change };
-                        engine.absorb(topic, row.key, Some(image))?;
-                        Ok(())
-                    })?;
+        let outcome = self.benches.evaluate(keyed, changes, known);
+        let status = self.committer.status().join(&joined.join.name);
+        let cost = self.benches.take_cost();
+        status.steps.add(cost.steps);
+        status.probes.add(cost.probes);
+        match outcome {
+            Ok(None) => {}
+            Ok(Some(differences)) => {
+                status.evaluations.add(1);
+                status.evaluation_microseconds.add(microseconds(started));
+                status.error.clear();
+                if !differences.is_empty() {
+                    found.push((index, differences));
                 }
             }
-            Ok(())
-        })?;
-        shards.iter_mut().for_each(|shard| shard.release());
-        let due = self
-            .progress
-            .iter()
-            .enumerate()
-            .filter(|(index, progress)| {
-                let current =
-                    progress.applied.iter().zip(&absorbed).all(|(applied, now)| *applied == Some(*now));
-                progress.stale || !current || self.joins[*index].reads_clock
-            })
-            .map(|(index, _)| index)
-            .collect();
-        debug!(rows, milliseconds = started.elapsed().as_millis(), "the working copy is ready");
-        let work = Work { engine, shards, absorbed, absorbed_epoch: 0, due, quiet: false, ticked: started };
-        Ok((work, next_epoch))
-    }
-
-    /// Takes in what the cut has beyond what was taken in before.
-    fn absorb(&self, work: &mut Work, cut: &Cut) -> Result<(), EpochError> {
-        let mut touched = BTreeSet::new();
-        // Without a join there is nobody to take anything in for.
-        let is_read = !self.joins.is_empty();
-        let Work { engine, shards, absorbed, .. } = work;
-        engine.in_batch::<EpochError>(|engine| {
-            for ((shard, after), to) in shards.iter_mut().zip(absorbed.iter()).zip(&cut.seqs) {
-                if after >= to || !is_read {
-                    continue;
-                }
-                shard.changes::<EpochError>(*after, *to, &self.topics, |change| {
-                    let name = self.topics.name(change.topic);
-                    let image = change.new.map(|payload| TopicImage {
-                        payload,
-                        timestamp: change.timestamp,
-                        change: change.change,
-                    });
-                    engine.absorb(&name, change.key, image)?;
-                    touched.insert(change.topic);
-                    Ok(())
-                })?;
+            Err(KeyedError::TooLarge | KeyedError::Query { .. } | KeyedError::Endless { .. }) => {
+                // In full it may well go, or else it is told why not.
+                joined.due = true;
             }
-            Ok(())
-        })?;
-        // A cut in which nothing is new was part of the copy from the start.
-        let news = absorbed.iter().zip(&cut.seqs).any(|(after, to)| after < to);
-        absorbed.iter_mut().zip(&cut.seqs).for_each(|(absorbed, to)| *absorbed = (*absorbed).max(*to));
-        let names: Vec<Arc<str>> = touched.into_iter().map(|topic| self.topics.name(topic)).collect();
-        let overdue = !work.due.is_empty();
-        for (index, join) in self.joins.iter().enumerate() {
-            if names.iter().any(|name| join.topics.iter().any(|topic| topic.eq_ignore_ascii_case(name))) {
-                work.due.insert(index);
-            }
+            Err(KeyedError::File(error)) => return Err(error.into()),
+            Err(KeyedError::Memory(error)) => return Err(error.into()),
         }
-        work.quiet = cut.quiet && news && !overdue;
-        work.absorbed_epoch = cut.epoch;
         Ok(())
     }
 
-    /// Evaluates what is due and commits it as one epoch.
-    fn apply(&mut self, work: &mut Work, pending: &mut Option<Cut>) -> Result<(), EpochError> {
-        let (cut, news) = match pending.take() {
-            Some(cut) => (cut, true),
-            None => (self.gate.empty_cut(), false),
-        };
-        let outcome = match self.commit(work, &cut, news) {
-            // The state at this epoch is the one that is stored, so the number counts as applied.
-            Err(EpochError::Unchanged) => Ok(Position::start_of(cut.epoch)),
-            outcome => outcome,
-        };
-        match outcome {
-            Ok(position) => {
-                work.due.clear();
-                work.quiet = false;
-                for (trim_to, seq) in self.trim_to.iter().zip(&work.absorbed) {
-                    trim_to.store(*seq, Ordering::Relaxed);
-                }
-                self.status.epoch_applied.set(cut.epoch);
-                self.applied.send_replace(position);
-                Ok(())
+    /// Notes how an evaluation aside has ended.
+    fn take_in(&mut self, done: Done) {
+        let joined = &mut self.joins[done.index];
+        let before = joined.aside.take();
+        joined.copy = done.copy;
+        let status = self.committer.status().join(&joined.join.name);
+        status.evaluations.add(1);
+        status.evaluation_microseconds.add(done.microseconds);
+        match done.outcome {
+            Outcome::Applied { cut } => {
+                joined.applied = Some(cut.seqs.clone());
+                joined.epoch = joined.epoch.max(cut.epoch);
+                joined.stale = false;
+                self.troubled = false;
+                status.error.clear();
+                self.tell(&cut);
             }
-            Err(error) => {
-                *pending = Some(cut);
-                Err(error)
+            Outcome::Failed { cut, error } => {
+                joined.stopped = matches!(error, FullError::Endless { .. } | FullError::Rows { .. });
+                joined.stale = true;
+                joined.applied = Some(cut.seqs.clone());
+                joined.epoch = joined.epoch.max(cut.epoch);
+                let error = error.to_string();
+                if status.error.set(&error) {
+                    warn!(join = joined.join.name, error, "a join fails; its results stay as they were");
+                }
+                self.tell(&cut);
+            }
+            Outcome::Again { error } => {
+                joined.applied = joined.applied.take().and(before);
+                joined.due = true;
+                self.troubled |= error.is_some();
+                self.failing = error.or(self.failing.take());
             }
         }
     }
 
-    /// Computes what is due, and commits the differences as one epoch. The files of the results are not held up
-    /// while queries run.
-    fn commit(&mut self, work: &mut Work, cut: &Cut, news: bool) -> Result<Position, EpochError> {
-        let (computed, failed) = self.compute(work)?;
-        let seqs = &work.absorbed;
-        // A join that has failed, or failed before and was not due now, is evaluated whatever its progress says.
-        let is_stale = |index: usize, progress: &Progress| {
-            failed.contains(&index) || (progress.stale && !work.due.contains(&index))
-        };
-        let (engine, quiet) = (&mut work.engine, work.quiet);
-        let (changed, committed) =
-            self.results.with_epoch::<_, EpochError>(cut.epoch, clock::epoch_seconds(), |writer| {
-                let mut changed = vec![0_u64; self.joins.len()];
-                for index in computed {
-                    let (join, id) = (&self.joins[index], self.progress[index].id);
-                    let sent = join.has_sinks && !quiet;
-                    self.with_stored(id, |stored| {
-                        engine.compare::<EpochError>(join, stored, &mut |change| {
-                            changed[index] += 1;
-                            Ok(writer.store(id, change, sent)?)
-                        })
-                    })?;
-                }
-                let nothing_changed = failed.is_empty() && changed.iter().all(|changed| *changed == 0);
-                if !news && nothing_changed && !self.is_any_behind(seqs) {
-                    return Err(EpochError::Unchanged);
-                }
-                for (index, progress) in self.progress.iter().enumerate() {
-                    writer.applied(progress.id, seqs, is_stale(index, progress))?;
-                }
-                Ok(changed)
-            })?;
-        for (index, (progress, join)) in self.progress.iter_mut().zip(&self.joins).enumerate() {
-            progress.stale = is_stale(index, progress);
-            progress.applied = seqs.iter().copied().map(Some).collect();
-            let status = self.status.join(&join.name);
-            status.epoch.set(cut.epoch);
-            status.results_changed.add(changed[index]);
+    /// Tells the shards what they may trim and everybody else what is applied.
+    fn tell(&self, cut: &Cut) {
+        for (shard, trim_to) in self.trim_to.iter().enumerate() {
+            let needed = self.joins.iter().filter_map(|joined| {
+                let seqs = joined.aside.as_ref().or(joined.applied.as_ref());
+                seqs.filter(|_| !joined.stopped).map(|seqs| seqs[shard])
+            });
+            trim_to.store(needed.min().unwrap_or(cut.seqs[shard]).min(cut.seqs[shard]), Ordering::Relaxed);
         }
-        self.status.outbox_bytes.add(i64::try_from(committed.outbox_bytes).unwrap_or(i64::MAX));
-        Ok(committed.position)
-    }
-
-    /// Runs the queries of the joins that are due, and returns the indexes of those that have rows now and of
-    /// those that have failed.
-    fn compute(&mut self, work: &mut Work) -> Result<(Vec<usize>, BTreeSet<usize>), EpochError> {
-        work.engine.clear()?;
-        let (mut computed, mut failed) = (Vec::new(), BTreeSet::new());
-        for index in work.due.iter().copied() {
-            if self.stopped.contains(&index) {
-                failed.insert(index);
-                continue;
-            }
-            let join = &self.joins[index];
-            let status = self.status.join(&join.name);
-            let started = Instant::now();
-            let outcome = work.engine.compute(join);
-            status.evaluations.add(1);
-            status
-                .evaluation_microseconds
-                .add(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX));
-            match outcome {
-                Ok(()) => {
-                    status.error.clear();
-                    computed.push(index);
-                }
-                Err(error @ (FullError::Query { .. } | FullError::Endless { .. })) => {
-                    failed.insert(index);
-                    if matches!(error, FullError::Endless { .. }) {
-                        self.stopped.insert(index);
-                    }
-                    let error = error.to_string();
-                    if status.error.set(&error) {
-                        warn!(join = join.name, error, "a join fails; its results stay as they were");
-                    }
-                }
-                Err(error) => return Err(error.into()),
-            }
+        for joined in &self.joins {
+            self.committer.status().join(&joined.join.name).epoch.set(joined.epoch);
         }
-        Ok((computed, failed))
-    }
-
-    /// Whether some join's stored progress says less than what its results follow from.
-    fn is_any_behind(&self, seqs: &[i64]) -> bool {
-        self.progress.iter().any(|progress| {
-            progress.stale || progress.applied.iter().zip(seqs).any(|(applied, seq)| *applied != Some(*seq))
-        })
-    }
-
-    /// Runs `work` with the stored results of one join in the order of their keys. The evaluator alone changes
-    /// results, so what another connection reads while an epoch is written is what was there before it.
-    fn with_stored<T>(
-        &self,
-        join: JoinId,
-        work: impl FnOnce(&mut dyn StoredResults) -> Result<T, EpochError>,
-    ) -> Result<T, EpochError> {
-        struct Rows<'s>(rusqlite::Rows<'s>);
-        impl StoredResults for Rows<'_> {
-            fn next(&mut self) -> rusqlite::Result<Option<(String, String)>> {
-                self.0.next()?.map(|row| Ok((row.get(0)?, row.get(1)?))).transpose()
-            }
+        if let Some(epoch) = self.joins.iter().map(|joined| joined.epoch).min()
+            && epoch > 0
+        {
+            self.committer.passed(epoch);
         }
-        self.reader.doing("read stored results", |connection| {
-            let mut statement =
-                connection.prepare_cached("SELECT key, rows FROM results WHERE join_id = ?1 ORDER BY key")?;
-            let rows = statement.query(params![join.0])?;
-            Ok(work(&mut Rows(rows)))
-        })?
     }
+}
+
+fn microseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }

@@ -1,45 +1,41 @@
 //! Joins: what a query may read, what it yields, and how stored results are brought up to date. No clock, no
-//! sockets; the connection on which queries run is handed in.
+//! sockets; the connections on which queries run are handed in.
 //!
 //! ```text
 //! check (at start):   query ─► names and columns, by SQLite itself under an authorizer
-//! an epoch:           changes of topics ─► Engine::absorb
-//!                     Engine::compute ─► rows by result key
-//!                     Engine::compare, with the stored results ─► changed results
+//! plan (at start):    query ─► how rows of topics belong to result keys, or why that can't be told
+//! keyed (an epoch):   changes ─► affected result keys ─► their rows gathered ─► query ─► differences
+//! full (aside):       a copy of the topics ─► query ─► differences; the oracle, the backfill and the repair
 //! ```
 
+pub(crate) mod budget;
+pub(crate) mod changes;
 pub(crate) mod check;
 pub(crate) mod diff;
 pub(crate) mod full;
+pub(crate) mod keyed;
 pub(crate) mod plan;
 pub(crate) mod rows;
+pub(crate) mod value;
+
+use std::collections::BTreeSet;
 
 pub(crate) use check::CheckedJoin;
 
-use crate::results::store::Change;
+use self::plan::Class;
+use crate::storage::shard::{Index, Needs};
 
-/// What brings the results of joins up to date. Evaluating in full is one way to do it, and the oracle for
-/// every other.
-pub(crate) trait Engine {
-    type Error: std::error::Error;
-
-    /// Takes in what a topic's row has become (`None`: it is gone).
-    fn absorb(&mut self, topic: &str, key: &str, row: Option<TopicImage<'_>>) -> Result<(), Self::Error>;
-
-    /// Forgets what was computed.
-    fn clear(&mut self) -> Result<(), Self::Error>;
-
-    /// Computes one join over everything absorbed.
-    fn compute(&mut self, join: &CheckedJoin) -> Result<(), Self::Error>;
-
-    /// Calls `emit` for each result of a computed join that differs from what `stored` yields, in the order of
-    /// result keys.
-    fn compare<E: From<Self::Error>>(
-        &mut self,
-        join: &CheckedJoin,
-        stored: &mut dyn diff::StoredResults,
-        emit: &mut dyn FnMut(Change<'_>) -> Result<(), E>,
-    ) -> Result<(), E>;
+/// The tables and indexes that joins need in every shard.
+pub(crate) fn needs(joins: &[CheckedJoin]) -> Needs {
+    let topics: BTreeSet<String> = joins.iter().flat_map(|join| join.topics.iter().cloned()).collect();
+    let mut indexes = BTreeSet::new();
+    for join in joins {
+        if let Class::Keyed(keyed) = &join.class {
+            let lookups = keyed.lookups().into_iter();
+            indexes.extend(lookups.map(|(topic, expr)| Index { topic, expression: expr.sql() }));
+        }
+    }
+    Needs { topics: topics.into_iter().collect(), indexes: indexes.into_iter().collect() }
 }
 
 /// A row of a topic as queries see it, beside its key.

@@ -7,6 +7,7 @@ mod clock;
 mod delivery;
 mod epoch;
 mod error;
+mod fault;
 mod join;
 mod listen;
 mod manifest;

@@ -7,7 +7,7 @@ mod sources;
 mod store;
 mod upkeep;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -37,7 +37,7 @@ use crate::storage::ingest::Ingest;
 use crate::storage::layout::LayoutError;
 use crate::storage::retention::Cleaner;
 use crate::storage::shard::Shard;
-use crate::storage::sqlite::{self, SqliteError};
+use crate::storage::sqlite::SqliteError;
 use crate::storage::topics::Topics;
 use crate::storage::writer::{Command, Writer};
 use crate::{admin, clock};
@@ -131,13 +131,14 @@ pub(crate) async fn run(pipeline: Pipeline, mut stop: mpsc::Receiver<()>) -> Res
         joins,
         progress,
         shard_paths: shard_paths.clone(),
-        scratch_path: store.data_dir.path().join("scratch.db"),
+        scratch_folder: store.scratch_folder(),
         trim_to,
         reserved: Results::last_reserved(store.first_epoch),
         applied: applied_sender,
-        stopped: BTreeSet::new(),
     };
-    let evaluator = thread("evaluator", move || evaluator.run());
+    let evaluator = thread("evaluator", move || {
+        evaluator.run();
+    });
 
     let mut sink_tasks = JoinSet::new();
     let sinks = Sinks {
@@ -166,7 +167,7 @@ pub(crate) async fn run(pipeline: Pipeline, mut stop: mpsc::Receiver<()>) -> Res
     );
     upkeep.spawn(outbox);
     upkeep.spawn(upkeep::clean_letters(plan.delivery.dlq.clone(), letters, source_stopping.clone()));
-    let cleaner = Cleaner::new(plan.retention.clone(), shard_paths, ingest.clone(), Arc::clone(&gate));
+    let cleaner = Cleaner::new(plan.retention.clone(), shard_paths, ingest.clone());
     upkeep.spawn(upkeep::clean_topics(cleaner, plan.retention.clean_interval, source_stopping.clone()));
 
     let (mut source_servers, mut files) = (JoinSet::new(), JoinSet::new());
@@ -205,7 +206,7 @@ pub(crate) async fn run(pipeline: Pipeline, mut stop: mpsc::Receiver<()>) -> Res
     match drained {
         Ok(()) => {
             // Scratch data is worth nothing to the next start.
-            let _ = sqlite::remove(&store.data_dir.path().join("scratch.db"));
+            let _ = std::fs::remove_dir_all(store.scratch_folder());
             info!("stopped");
         }
         Err(_) => warn!("stopped before all results were handed over; they follow at the next start"),

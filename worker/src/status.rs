@@ -134,6 +134,9 @@ pub(crate) struct JoinStatus {
     pub(crate) evaluations: Counter,
     pub(crate) evaluation_microseconds: Counter,
     pub(crate) results_changed: Counter,
+    /// Steps of SQLite's virtual machine, and look-ups in shards, of evaluations by key.
+    pub(crate) steps: Counter,
+    pub(crate) probes: Counter,
     pub(crate) epoch: Gauge,
     pub(crate) error: LastError,
 }

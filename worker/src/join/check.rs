@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use litejoin_crds::complaint::nearest;
-use litejoin_crds::{names, plan};
+use litejoin_crds::{names, plan as manifest};
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{Connection, ErrorCode};
 
+use super::plan::{self, Class, Reason, table_name};
 use super::rows::Columns;
 use crate::storage::sqlite::{open_memory, quoted};
 
@@ -26,6 +27,8 @@ pub(crate) struct CheckedJoin {
     pub(crate) result_key: Option<String>,
     /// Whether any sink takes it.
     pub(crate) has_sinks: bool,
+    /// How it is kept current.
+    pub(crate) class: Class,
 }
 
 impl CheckedJoin {
@@ -44,7 +47,7 @@ impl CheckedJoin {
 /// What is wrong with a query, and where in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct QueryError {
-    pub(crate) place: plan::Place,
+    pub(crate) place: manifest::Place,
     /// The field below `place` that is to blame.
     pub(crate) field: &'static str,
     /// Line within the query, from 0.
@@ -69,11 +72,11 @@ pub(crate) fn topic_table_sql(name: &str) -> String {
 }
 
 /// Checks all joins, and returns them so that each comes after those that it reads. All complaints at once.
-pub(crate) fn check(joins: &[plan::Join], catalog: Catalog<'_>) -> Result<Vec<CheckedJoin>, Vec<QueryError>> {
+pub(crate) fn check(joins: &[manifest::Join], catalog: Catalog<'_>) -> Result<Vec<CheckedJoin>, Vec<QueryError>> {
     let mut workbench = Workbench::new(catalog);
     let mut checked = Vec::new();
     let mut errors = Vec::new();
-    let mut waiting: Vec<&plan::Join> = joins.iter().collect();
+    let mut waiting: Vec<&manifest::Join> = joins.iter().collect();
     loop {
         let mut postponed = Vec::new();
         let before = waiting.len();
@@ -103,8 +106,22 @@ pub(crate) fn check(joins: &[plan::Join], catalog: Catalog<'_>) -> Result<Vec<Ch
         }
         waiting = postponed;
     }
-    if errors.is_empty() { Ok(checked) } else { Err(errors) }
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    let queries: BTreeMap<String, String> =
+        checked.iter().map(|join| (join.name.to_ascii_lowercase(), join.query.clone())).collect();
+    let mut occurrences = 0;
+    for join in &mut checked {
+        join.class = workbench.confirmed(plan::plan(join, &queries, occurrences));
+        occurrences += OCCURRENCES_MAX;
+    }
+    Ok(checked)
 }
+
+/// Numbers of occurrences that are set aside for each join.
+const OCCURRENCES_MAX: usize = 10_000;
+
 
 enum Problem {
     NeedsJoin,
@@ -185,7 +202,7 @@ impl<'a> Workbench<'a> {
         self.connection.execute_batch(&sql).expect("names of topics are plain, and none is there twice");
     }
 
-    fn check(&mut self, join: &plan::Join, joins: &[plan::Join]) -> Result<CheckedJoin, Problem> {
+    fn check(&mut self, join: &manifest::Join, joins: &[manifest::Join]) -> Result<CheckedJoin, Problem> {
         let query = join.query.trim().trim_end_matches(|c: char| c == ';' || c.is_whitespace()).to_owned();
         let columns = loop {
             *self.seen() = Seen::default();
@@ -260,6 +277,7 @@ impl<'a> Workbench<'a> {
             reads_clock,
             result_key: join.result_key.clone(),
             has_sinks: !join.sinks.is_empty(),
+            class: Class::Full(Reason::Syntax),
         })
     }
 
@@ -290,8 +308,8 @@ impl<'a> Workbench<'a> {
     /// Says in the user's terms why SQLite refused a query. `Ok` means that a topic was added: try again.
     fn explain(
         &self,
-        join: &plan::Join,
-        joins: &[plan::Join],
+        join: &manifest::Join,
+        joins: &[manifest::Join],
         query: &str,
         error: rusqlite::Error,
     ) -> Result<(), Problem> {
@@ -347,6 +365,32 @@ impl<'a> Workbench<'a> {
             return Err(wrong("topics have no rowid, since they are spread over shards; use key".to_owned()));
         }
         Err(wrong(message))
+    }
+
+    /// A plan, if SQLite takes the query that it runs and every expression by which rows are looked up.
+    fn confirmed(&self, class: Class) -> Class {
+        let Class::Keyed(keyed) = &class else { return class };
+        let try_out = || -> rusqlite::Result<()> {
+            let bench = open_memory()?;
+            for occurrence in &keyed.occurrences {
+                let table = table_name(occurrence.number);
+                bench.execute_batch(&topic_table_sql(&table))?;
+                let values = format!("INSERT INTO {table} VALUES ('k', '{{}}', 0, NULL)");
+                bench.execute_batch(&values)?;
+            }
+            for (position, (topic, expr)) in keyed.lookups().iter().enumerate() {
+                let table = keyed.occurrences.iter().find(|occurrence| occurrence.topic == *topic);
+                let table = table_name(table.expect("it is looked up in one of them").number);
+                bench.execute_batch(&format!("CREATE INDEX try_{position} ON {table} ({})", expr.sql()))?;
+                bench.prepare(&format!("SELECT {}", expr.parameters()))?;
+            }
+            bench.prepare(&keyed.sql)?;
+            Ok(())
+        };
+        match try_out() {
+            Ok(()) => class,
+            Err(error) => Class::Full(Reason::Rewritten { message: short(&error).0 }),
+        }
     }
 
     fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {

@@ -1,19 +1,20 @@
-//! Evaluation in full: a copy of the topics that joins read, kept current row by row, and every query run over
-//! all of it. The oracle, the backfill and the repair of every quicker way.
+//! Evaluation in full: a copy of the topics that a join reads, kept current row by row, and its query run over all
+//! of it. The oracle, the backfill and the repair of every quicker way.
 //!
 //! The copy is in key order whatever the number of shards, so what SQLite leaves open (the order in which rows
 //! are aggregated) comes out the same in one shard and in eight.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::AtomicBool;
 
-use rusqlite::limits::Limit;
 use rusqlite::{Connection, ErrorCode, params};
 
+use super::TopicImage;
+use super::budget::{Budget, ROWS_MAX};
 use super::check::{self, CheckedJoin};
 use super::diff::{self, StoredResults};
-use super::{Engine, TopicImage};
+use crate::results::event::Op;
 use crate::results::store::Change;
 use crate::storage::sqlite::{is_disk_full, quoted};
 
@@ -29,78 +30,58 @@ pub(crate) enum FullError {
          condition is missing, or a recursion has no end), then restart"
     )]
     Endless { steps: u64 },
+    #[error("the query yields more than {rows} rows; narrow it down, then restart")]
+    Rows { rows: u64 },
+    /// The worker stops, or has another query now.
+    #[error("the evaluation was cancelled")]
+    Cancelled,
     #[error("could not {doing} the working copy of the topics")]
     Copy { doing: &'static str, source: rusqlite::Error },
     #[error("could not read stored results")]
     Stored(#[source] rusqlite::Error),
 }
 
-/// Steps of SQLite's virtual machine that one evaluation may take: minutes of one core. Counted, not timed, so a
-/// query that passes on one machine passes on any.
-pub(crate) const STEPS_MAX: u64 = 20_000_000_000;
-
-/// Steps between two looks at the budget.
-const STEPS_A_LOOK: u64 = 1_000_000;
-
-/// Longest text or BLOB that a query may make, in bytes.
-const VALUE_BYTES_MAX: i32 = 64 << 20;
-
 /// The copy and the statements that keep it.
 pub(crate) struct Full {
     connection: Connection,
-    /// Looks at the budget that the running query has left; endless while none of a user's runs.
-    looks_left: Arc<AtomicI64>,
-    steps_max: u64,
-    /// Upsert and delete, by topic.
+    budget: Budget,
+    /// Upsert and delete, by lower-case topic.
     statements: HashMap<String, (String, String)>,
 }
 
 impl Full {
-    /// Makes empty tables for the topics that `joins` read, and a view for each join so that others can read it.
-    /// `connection` is an empty scratch database; an evaluation may take `steps_max` steps.
+    /// Makes empty tables for the topics that `join` reads, and a view for each of `others` so that it can read
+    /// them. `connection` is an empty scratch database; an evaluation may take `steps_max` steps.
     pub(crate) fn new(
         mut connection: Connection,
-        joins: &[CheckedJoin],
+        join: &CheckedJoin,
+        others: &[CheckedJoin],
         steps_max: u64,
+        cancelled: Arc<AtomicBool>,
     ) -> Result<Self, FullError> {
-        let looks_left = Arc::new(AtomicI64::new(i64::MAX));
-        let budget = Arc::clone(&looks_left);
-        let is_spent = move || budget.fetch_sub(1, Ordering::Relaxed) <= 0;
-        let guard = |connection: &mut Connection| -> rusqlite::Result<()> {
-            connection.progress_handler(STEPS_A_LOOK as i32, Some(is_spent))?;
-            connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, VALUE_BYTES_MAX)?;
-            Ok(())
-        };
-        guard(&mut connection).map_err(copy("guard"))?;
+        let budget = Budget::guard(&mut connection, steps_max, cancelled).map_err(copy("guard"))?;
         let mut statements = HashMap::new();
         let make = |sql: &str| connection.execute_batch(sql).map_err(copy("make"));
-        for topic in joins.iter().flat_map(|join| &join.topics) {
-            if statements.contains_key(topic) {
-                continue;
-            }
+        for topic in &join.topics {
             make(&check::topic_table_sql(topic))?;
             let table = quoted(topic);
             statements.insert(
-                topic.clone(),
+                topic.to_ascii_lowercase(),
                 (
                     format!("INSERT OR REPLACE INTO {table} (key, payload, timestamp, _change) VALUES (?1, ?2, ?3, ?4)"),
                     format!("DELETE FROM {table} WHERE key = ?1"),
                 ),
             );
         }
-        for join in joins {
-            make(&format!("CREATE VIEW {} AS {}\n", quoted(&join.name), join.query))?;
+        for other in others.iter().filter(|other| other.name != join.name) {
+            make(&format!("CREATE VIEW {} AS {}\n", quoted(&other.name), other.query))?;
         }
         make(
-            "CREATE TABLE _fresh (
-                join_name TEXT NOT NULL,
-                key TEXT NOT NULL,
-                n INTEGER NOT NULL,
-                row TEXT NOT NULL,
-                PRIMARY KEY (join_name, key, n)
-            ) WITHOUT ROWID",
+            "CREATE TABLE _fresh (key TEXT NOT NULL, n INTEGER NOT NULL, row TEXT NOT NULL, PRIMARY KEY (key, n))
+             WITHOUT ROWID;
+             CREATE TABLE _differences (n INTEGER PRIMARY KEY, op TEXT NOT NULL, key TEXT NOT NULL, rows TEXT NOT NULL);",
         )?;
-        Ok(Self { connection, looks_left, steps_max, statements })
+        Ok(Self { connection, budget, statements })
     }
 
     /// Runs `work` with everything that it absorbs in one transaction.
@@ -115,37 +96,14 @@ impl Full {
         outcome
     }
 
-    /// Runs the query and puts its rows, by key, into `_fresh`.
-    fn run(&self, join: &CheckedJoin) -> Result<(), FullError> {
-        self.looks_left.store((self.steps_max / STEPS_A_LOOK).cast_signed(), Ordering::Relaxed);
-        let failed = |source: rusqlite::Error| match source.sqlite_error_code() {
-            Some(ErrorCode::OperationInterrupted) => FullError::Endless { steps: self.steps_max },
-            _ if is_disk_full(&source) => FullError::Copy { doing: "query", source },
-            _ => FullError::Query { message: message_of(&source) },
-        };
-        // No authorizer here: the very text was checked under one, on the same tables.
-        let mut query = self.connection.prepare_cached(&join.query).map_err(failed)?;
-        let mut insert = self
-            .connection
-            .prepare_cached("INSERT INTO _fresh (join_name, key, n, row) VALUES (?1, ?2, ?3, ?4)")
-            .map_err(copy("fill"))?;
-        let (mut key, mut object) = (String::new(), String::new());
-        let mut rows = query.query([]).map_err(failed)?;
-        let mut n = 0_i64;
-        while let Some(row) = rows.next().map_err(failed)? {
-            join.columns.write(row, &mut key, &mut object).map_err(failed)?;
-            insert.execute(params![join.name, key, n, object]).map_err(copy("fill"))?;
-            n += 1;
-        }
-        Ok(())
-    }
-}
-
-impl Engine for Full {
-    type Error = FullError;
-
-    fn absorb(&mut self, topic: &str, key: &str, row: Option<TopicImage<'_>>) -> Result<(), FullError> {
-        let Some((upsert, delete)) = self.statements.get(topic) else { return Ok(()) };
+    /// Takes in what a topic's row has become (`None`: it is gone).
+    pub(crate) fn absorb(
+        &mut self,
+        topic: &str,
+        key: &str,
+        row: Option<TopicImage<'_>>,
+    ) -> Result<(), FullError> {
+        let Some((upsert, delete)) = self.statements.get(&topic.to_ascii_lowercase()) else { return Ok(()) };
         let absorb = || -> rusqlite::Result<()> {
             match row {
                 Some(row) => self.connection.prepare_cached(upsert)?.execute(params![
@@ -161,31 +119,84 @@ impl Engine for Full {
         absorb().map_err(copy("update"))
     }
 
-    fn clear(&mut self) -> Result<(), FullError> {
-        self.connection.execute_batch("DELETE FROM _fresh").map_err(copy("clear"))
-    }
-
-    fn compute(&mut self, join: &CheckedJoin) -> Result<(), FullError> {
-        self.connection.execute_batch("BEGIN").map_err(copy("fill"))?;
-        let outcome = self.run(join);
-        let end = if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" };
-        // What follows is ours, and takes as long as it takes.
-        self.looks_left.store(i64::MAX, Ordering::Relaxed);
-        self.connection.execute_batch(end).map_err(copy("fill"))?;
-        outcome
-    }
-
-    fn compare<E: From<FullError>>(
+    /// Runs the query over everything absorbed, compares its rows with those that are `stored`, and keeps the
+    /// differences for [`Self::differences`]. Returns how many there are.
+    pub(crate) fn evaluate(
         &mut self,
         join: &CheckedJoin,
         stored: &mut dyn StoredResults,
+    ) -> Result<u64, FullError> {
+        let clear = "BEGIN; DELETE FROM _fresh; DELETE FROM _differences;";
+        self.connection.execute_batch(clear).map_err(copy("clear"))?;
+        let outcome = self.run(join).and_then(|()| self.compare(stored));
+        self.budget.close();
+        let end = if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" };
+        self.connection.execute_batch(end).map_err(copy("fill"))?;
+        // It may be a while until the next one.
+        self.connection.execute_batch("PRAGMA shrink_memory").map_err(copy("tidy"))?;
+        outcome
+    }
+
+    /// Calls `emit` for each result that the last evaluation found to differ, in the order of result keys.
+    pub(crate) fn differences<E: From<FullError>>(
+        &self,
         emit: &mut dyn FnMut(Change<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
+        let failed = copy("read");
         let mut statement = self
             .connection
-            .prepare_cached("SELECT key, row FROM _fresh WHERE join_name = ?1 ORDER BY key, n")
+            .prepare_cached("SELECT op, key, rows FROM _differences ORDER BY n")
+            .map_err(&failed)?;
+        let mut rows = statement.query([]).map_err(&failed)?;
+        while let Some(row) = rows.next().map_err(&failed)? {
+            let text = |index| row.get_ref(index).and_then(|value| Ok(value.as_str()?)).map_err(&failed);
+            let op = Op::parse(text(0)?).expect("we wrote it ourselves");
+            emit(Change { op, key: text(1)?, rows: text(2)? })?;
+        }
+        Ok(())
+    }
+
+    /// Runs the query and puts its rows, by key, into `_fresh`.
+    fn run(&self, join: &CheckedJoin) -> Result<(), FullError> {
+        self.budget.open();
+        let failed = |source: rusqlite::Error| match source.sqlite_error_code() {
+            Some(ErrorCode::OperationInterrupted) if self.budget.is_cancelled() => FullError::Cancelled,
+            Some(ErrorCode::OperationInterrupted) => FullError::Endless { steps: self.budget.steps_max() },
+            _ if is_disk_full(&source) => FullError::Copy { doing: "query", source },
+            _ => FullError::Query { message: message_of(&source) },
+        };
+        // No authorizer here: the very text was checked under one, on the same tables.
+        let mut query = self.connection.prepare_cached(&join.query).map_err(failed)?;
+        let mut insert = self
+            .connection
+            .prepare_cached("INSERT INTO _fresh (key, n, row) VALUES (?1, ?2, ?3)")
+            .map_err(copy("fill"))?;
+        let (mut key, mut object) = (String::new(), String::new());
+        let mut rows = query.query([]).map_err(failed)?;
+        let mut n = 0_u64;
+        while let Some(row) = rows.next().map_err(failed)? {
+            if n == ROWS_MAX {
+                return Err(FullError::Rows { rows: ROWS_MAX });
+            }
+            join.columns.write(row, &mut key, &mut object).map_err(failed)?;
+            insert.execute(params![key, n.cast_signed(), object]).map_err(copy("fill"))?;
+            n += 1;
+        }
+        self.budget.close();
+        Ok(())
+    }
+
+    /// Walks `_fresh` and the stored results side by side.
+    fn compare(&self, stored: &mut dyn StoredResults) -> Result<u64, FullError> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT key, row FROM _fresh ORDER BY key, n")
             .map_err(copy("read"))?;
-        let mut rows = statement.query([&join.name]).map_err(copy("read"))?;
+        let mut insert = self
+            .connection
+            .prepare_cached("INSERT INTO _differences (op, key, rows) VALUES (?1, ?2, ?3)")
+            .map_err(copy("fill"))?;
+        let mut rows = statement.query([]).map_err(copy("read"))?;
         let mut ahead: Option<(String, String)> = None;
         let fresh = || -> rusqlite::Result<Option<(String, String)>> {
             let mut current: Option<(String, String)> = ahead.take();
@@ -213,32 +224,37 @@ impl Engine for Full {
             }
             Ok(current)
         };
-        diff::diff::<Step<E>>(fresh, stored, &mut |change| emit(change).map_err(Step::Emit)).map_err(|step| {
-            match step {
-                Step::Read(error) => FullError::Stored(error).into(),
-                Step::Emit(error) => error,
-            }
-        })
+        let mut differences = 0;
+        let outcome = diff::diff::<Step>(fresh, stored, &mut |change| {
+            differences += 1;
+            insert.execute(params![change.op.as_str(), change.key, change.rows]).map_err(Step::Keep)?;
+            Ok(())
+        });
+        match outcome {
+            Ok(()) => Ok(differences),
+            Err(Step::Read(source)) => Err(FullError::Stored(source)),
+            Err(Step::Keep(source)) => Err(copy("fill")(source)),
+        }
     }
 }
 
 /// Which side of a comparison failed.
-enum Step<E> {
+enum Step {
     Read(rusqlite::Error),
-    Emit(E),
+    Keep(rusqlite::Error),
 }
 
-impl<E> From<rusqlite::Error> for Step<E> {
+impl From<rusqlite::Error> for Step {
     fn from(error: rusqlite::Error) -> Self {
         Self::Read(error)
     }
 }
 
-fn copy(doing: &'static str) -> impl Fn(rusqlite::Error) -> FullError {
+fn copy(doing: &'static str) -> impl Fn(rusqlite::Error) -> FullError + Copy {
     move |source| FullError::Copy { doing, source }
 }
 
-fn message_of(error: &rusqlite::Error) -> String {
+pub(super) fn message_of(error: &rusqlite::Error) -> String {
     match error {
         rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
         rusqlite::Error::SqliteFailure(_, Some(message)) => message.clone(),
@@ -251,6 +267,7 @@ mod tests {
     use litejoin_crds::plan;
 
     use super::*;
+    use crate::join::budget::STEPS_MAX;
     use crate::storage::sqlite::open_memory;
 
     struct Nothing;
@@ -272,7 +289,7 @@ mod tests {
         };
         let joins = check::check(&[join], check::Catalog { topics: &["t".to_owned()], open: false })
             .expect("a query");
-        let mut full = Full::new(open_memory().unwrap(), &joins, steps_max)?;
+        let mut full = Full::new(open_memory().unwrap(), &joins[0], &joins, steps_max, Arc::default())?;
         full.in_batch::<FullError>(|full| {
             for key in ["b", "a", "c"] {
                 let row = TopicImage { payload: r#"{"n":1}"#, timestamp: 1, change: None };
@@ -281,8 +298,8 @@ mod tests {
             full.absorb("t", "c", None)
         })?;
         let mut found = Vec::new();
-        full.compute(&joins[0])?;
-        full.compare::<FullError>(&joins[0], &mut Nothing, &mut |change| {
+        full.evaluate(&joins[0], &mut Nothing)?;
+        full.differences::<FullError>(&mut |change| {
             found.push(format!("{} {}", change.key, change.rows));
             Ok(())
         })?;

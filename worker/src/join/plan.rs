@@ -112,19 +112,20 @@ pub(crate) fn table_name(number: usize) -> String {
     format!("_g{number}")
 }
 
-/// Plans how a join is kept current. `queries` are the texts of all joins by lower-case name.
-pub(crate) fn plan(join: &CheckedJoin, queries: &BTreeMap<String, String>) -> Class {
+/// Plans how a join is kept current. `queries` are the texts of all joins by lower-case name; occurrences of topics
+/// are numbered from `first`.
+pub(crate) fn plan(join: &CheckedJoin, queries: &BTreeMap<String, String>, first: usize) -> Class {
     if join.reads_clock {
         return Class::Full(Reason::Clock);
     }
-    match keyed(join, queries) {
+    match keyed(join, queries, first) {
         Ok(keyed) => Class::Keyed(keyed),
         Err(reason) => Class::Full(reason),
     }
 }
 
-fn keyed(join: &CheckedJoin, queries: &BTreeMap<String, String>) -> Result<Keyed, Reason> {
-    let query = syntax::read(&join.query, queries)?;
+fn keyed(join: &CheckedJoin, queries: &BTreeMap<String, String>, first: usize) -> Result<Keyed, Reason> {
+    let query = syntax::read(&join.query, queries, first)?;
     let restricted = restrict::restrict(&query, join.columns.key_column())?;
     let occurrences: Result<Vec<Occurrence>, Reason> = restricted
         .rules

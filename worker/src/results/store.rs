@@ -2,12 +2,14 @@
 //! through one connection.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use litejoin_crds::plan::Synchronous;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::event::{JoinId, Op, Position};
+use crate::fault;
 use crate::storage::sqlite::{self, SqliteError};
 
 /// Epoch numbers that are reserved at a time. A restart skips what is left of them.
@@ -20,14 +22,9 @@ const SCHEMA: &str = "
         name TEXT NOT NULL UNIQUE,
         definition TEXT NOT NULL,
         epoch INTEGER NOT NULL,
-        stale INTEGER NOT NULL
+        stale INTEGER NOT NULL,
+        applied TEXT
     );
-    CREATE TABLE IF NOT EXISTS applied (
-        join_id INTEGER NOT NULL,
-        shard INTEGER NOT NULL,
-        seq INTEGER NOT NULL,
-        PRIMARY KEY (join_id, shard)
-    ) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS results (
         join_id INTEGER NOT NULL,
         key TEXT NOT NULL,
@@ -60,14 +57,16 @@ pub(crate) struct Results {
     path: PathBuf,
     connection: Mutex<Connection>,
     lineage: String,
+    /// The newest epoch that was committed.
+    last_epoch: AtomicU64,
 }
 
 /// How far a join had come when the file was last written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Progress {
     pub(crate) id: JoinId,
-    /// By shard; `None` where nothing was applied under this definition.
-    pub(crate) applied: Vec<Option<i64>>,
+    /// By shard, the last change that its results follow from; `None` if they have to be evaluated anew.
+    pub(crate) applied: Option<Vec<i64>>,
     /// Whether its results are known not to follow from what was applied.
     pub(crate) stale: bool,
 }
@@ -110,17 +109,22 @@ impl Results {
         lineage: &str,
     ) -> Result<(Self, bool), SqliteError> {
         let connection = sqlite::open_writer(path, synchronous)?;
-        let check = || -> rusqlite::Result<bool> {
+        let check = || -> rusqlite::Result<(bool, u64)> {
             connection.execute_batch(SCHEMA)?;
             connection.execute("INSERT OR IGNORE INTO meta VALUES ('lineage', ?1)", [lineage])?;
             let stored: String =
                 connection
                     .query_row("SELECT value FROM meta WHERE name = 'lineage'", [], |row| row.get(0))?;
-            Ok(stored == lineage)
+            Ok((stored == lineage, meta(&connection, "epoch_applied")?.unwrap_or(0)))
         };
-        let same = check().map_err(|source| SqliteError::new(path, "read the results", source))?;
+        let (same, last_epoch) = check().map_err(|source| SqliteError::new(path, "read the results", source))?;
         Ok((
-            Self { path: path.to_owned(), connection: Mutex::new(connection), lineage: lineage.to_owned() },
+            Self {
+                path: path.to_owned(),
+                connection: Mutex::new(connection),
+                lineage: lineage.to_owned(),
+                last_epoch: AtomicU64::new(last_epoch),
+            },
             same,
         ))
     }
@@ -170,7 +174,7 @@ impl Results {
             let transaction = connection.transaction()?;
             let names = serde_json::to_string(&joins.iter().map(|(name, _)| name).collect::<Vec<_>>())
                 .expect("names are always JSON");
-            for table in ["results", "outbox", "applied", "subscriptions"] {
+            for table in ["results", "outbox", "subscriptions"] {
                 transaction.execute(
                     &format!(
                         "DELETE FROM {table} WHERE join_id IN
@@ -183,16 +187,23 @@ impl Results {
                 .execute("DELETE FROM joins WHERE name NOT IN (SELECT value FROM json_each(?1))", [&names])?;
             let mut progress = Vec::with_capacity(joins.len());
             for (name, definition) in joins {
-                let stored: Option<(i64, String, bool)> = transaction
-                    .query_row("SELECT id, definition, stale FROM joins WHERE name = ?1", [name], |row| {
-                        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-                    })
+                let stored: Option<(i64, String, bool, Option<String>)> = transaction
+                    .query_row(
+                        "SELECT id, definition, stale, applied FROM joins WHERE name = ?1",
+                        [name],
+                        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
+                    )
                     .optional()?;
+                let mut applied = None;
                 let (id, stale) = match stored {
-                    Some((id, stored, stale)) if stored == *definition => (id, stale),
+                    Some((id, stored, stale, seqs)) if stored == *definition => {
+                        let seqs = seqs.and_then(|seqs| serde_json::from_str::<Vec<i64>>(&seqs).ok());
+                        applied = seqs.filter(|seqs| seqs.len() == shard_count);
+                        (id, stale)
+                    }
                     Some((id, ..)) => {
                         transaction.execute(
-                            "UPDATE joins SET definition = ?2, stale = 1 WHERE id = ?1",
+                            "UPDATE joins SET definition = ?2, stale = 1, applied = NULL WHERE id = ?1",
                             params![id, definition],
                         )?;
                         (id, true)
@@ -205,15 +216,6 @@ impl Results {
                         (transaction.last_insert_rowid(), true)
                     }
                 };
-                let mut applied = vec![None; shard_count];
-                let mut statement =
-                    transaction.prepare("SELECT shard, seq FROM applied WHERE join_id = ?1")?;
-                let mut rows = statement.query([id])?;
-                while let Some(row) = rows.next()? {
-                    if let Some(seq) = applied.get_mut(row.get::<_, usize>(0)?) {
-                        *seq = Some(row.get(1)?);
-                    }
-                }
                 progress.push(Progress { id: JoinId(id), applied, stale });
             }
             transaction.commit()?;
@@ -221,14 +223,28 @@ impl Results {
         })
     }
 
-    /// Begins to write an epoch at the time `now`, and keeps everybody else from writing until it is dropped.
+    /// Forgets, so that a crash of the machine does not bring it back, what a join's results follow from: they are
+    /// evaluated anew.
+    pub(crate) fn forget_applied(&self, join: JoinId) -> Result<(), SqliteError> {
+        self.doing("forget what was applied", |connection| {
+            durably(connection, |connection| {
+                connection.execute("UPDATE joins SET applied = NULL WHERE id = ?1", [join.0]).map(|_| ())
+            })
+        })
+    }
+
+    /// Writes an epoch at the time `now`, and keeps everybody else from writing until it is committed. `number` gives
+    /// the epoch, above the newest one that it is told.
     pub(crate) fn with_epoch<T, E: From<SqliteError>>(
         &self,
-        epoch: u64,
+        number: impl FnOnce(u64) -> u64,
         now: i64,
         work: impl FnOnce(&mut EpochWriter<'_>) -> Result<T, E>,
     ) -> Result<(T, Committed), E> {
         let mut connection = self.lock();
+        let last_epoch = self.last_epoch.load(Ordering::Relaxed);
+        let epoch = number(last_epoch);
+        assert!(epoch > last_epoch, "epoch {epoch} comes after {last_epoch}");
         let transaction = connection
             .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
             .map_err(|source| SqliteError::new(&self.path, "begin an epoch", source))?;
@@ -240,6 +256,7 @@ impl Results {
             events: writer.next_n - 1,
             outbox_bytes: writer.outbox_bytes,
         };
+        fault::point("results-written");
         let finish = |writer: EpochWriter<'_>| -> rusqlite::Result<()> {
             set(&writer.transaction, "epoch_applied", epoch)?;
             if writer.outbox_bytes > 0 {
@@ -249,6 +266,8 @@ impl Results {
             writer.transaction.commit()
         };
         finish(writer).map_err(|source| SqliteError::new(&self.path, "commit an epoch", source))?;
+        self.last_epoch.store(epoch, Ordering::Relaxed);
+        fault::point("results-committed");
         Ok((value, committed))
     }
 
@@ -328,17 +347,11 @@ impl EpochWriter<'_> {
 
     /// Says that a join's results follow from everything up to `seqs`; or, if `stale`, that they don't.
     pub(crate) fn applied(&mut self, join: JoinId, seqs: &[i64], stale: bool) -> Result<(), SqliteError> {
+        let seqs = serde_json::to_string(seqs).expect("numbers are always JSON");
         let write = || -> rusqlite::Result<()> {
             self.transaction
-                .prepare_cached("UPDATE joins SET epoch = ?2, stale = ?3 WHERE id = ?1")?
-                .execute(params![join.0, self.epoch, stale])?;
-            let mut statement = self.transaction.prepare_cached(
-                "INSERT INTO applied (join_id, shard, seq) VALUES (?1, ?2, ?3)
-                 ON CONFLICT DO UPDATE SET seq = excluded.seq WHERE seq <> excluded.seq",
-            )?;
-            for (shard, seq) in seqs.iter().enumerate() {
-                statement.execute(params![join.0, shard, seq])?;
-            }
+                .prepare_cached("UPDATE joins SET epoch = ?2, stale = ?3, applied = ?4 WHERE id = ?1")?
+                .execute(params![join.0, self.epoch, stale, seqs])?;
             Ok(())
         };
         write().map_err(|source| SqliteError::new(self.path, "store what was applied", source))
@@ -366,9 +379,16 @@ pub(super) fn set(connection: &Connection, name: &str, value: impl rusqlite::ToS
 
 /// Writes a value so that it survives a crash of the machine, whatever `storage.synchronous` says.
 fn set_durably(connection: &Connection, name: &str, value: u64) -> rusqlite::Result<()> {
+    durably(connection, |connection| set(connection, name, value))
+}
+
+fn durably(
+    connection: &Connection,
+    work: impl FnOnce(&Connection) -> rusqlite::Result<()>,
+) -> rusqlite::Result<()> {
     let before: i64 = connection.query_row("PRAGMA synchronous", [], |row| row.get(0))?;
     sqlite::set_synchronous(connection, Synchronous::Full)?;
-    let outcome = set(connection, name, value);
+    let outcome = work(connection);
     connection.pragma_update(None, "synchronous", before)?;
     outcome
 }

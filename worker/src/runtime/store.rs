@@ -1,7 +1,7 @@
 //! The files of a data directory, opened and checked against each other.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use litejoin_crds::plan::{self, Plan, SourceKind};
@@ -9,12 +9,14 @@ use tracing::warn;
 
 use super::StartError;
 use crate::delivery::dead_letters::DeadLetters;
-use crate::join::CheckedJoin;
+use crate::join::{self, CheckedJoin};
 use crate::results::{Reader, Results};
 use crate::storage::layout::{DataDir, State};
 use crate::storage::shard::Shard;
-use crate::storage::sqlite;
+use crate::storage::sqlite::{self, SqliteError};
 use crate::storage::topics::Topics;
+
+const SCRATCH: &str = "scratch";
 
 /// The files and what goes with them, before any task runs.
 pub(super) struct Store {
@@ -40,9 +42,14 @@ impl Store {
         let read = joins.iter().flat_map(|join| join.topics.iter().map(String::as_str));
         let names = plan.joins.iter().map(|join| join.name.as_str());
         let topics = Arc::new(Topics::new(declared.chain(read), names));
+        let needs = join::needs(joins);
         let shards = (0..storage.shard_count)
-            .map(|index| Shard::open(&data_dir.shard_path(index), storage.synchronous, &topics))
-            .collect::<Result<Vec<_>, _>>()?;
+            .map(|index| {
+                let mut shard = Shard::open(&data_dir.shard_path(index), storage.synchronous, &topics)?;
+                shard.prepare(&needs, &topics)?;
+                Ok(shard)
+            })
+            .collect::<Result<Vec<_>, SqliteError>>()?;
         let results = Self::open_results(&mut data_dir, storage)?;
         let dlq_path = plan.delivery.dlq.path.clone().unwrap_or_else(|| data_dir.path().join("dlq.db"));
         let letters =
@@ -50,6 +57,7 @@ impl Store {
         data_dir.mark_ready()?;
         let first_epoch = results.reserve_epochs()?;
         let reader = Arc::new(Reader::open(results.path(), storage.reader_pool_size)?);
+        make_empty_folder(&data_dir.path().join(SCRATCH))?;
         Ok(Self { data_dir, topics, shards, results: Arc::new(results), reader, letters, first_epoch })
     }
 
@@ -72,6 +80,11 @@ impl Store {
         Ok(Results::open(&path, storage.synchronous, &data_dir.layout().lineage)?.0)
     }
 
+    /// Where evaluations keep what is worth nothing to the next start.
+    pub(super) fn scratch_folder(&self) -> PathBuf {
+        self.data_dir.path().join(SCRATCH)
+    }
+
     pub(super) fn shard_paths(&self) -> Vec<PathBuf> {
         (0..self.shards.len()).map(|index| self.data_dir.shard_path(index)).collect()
     }
@@ -90,4 +103,14 @@ impl Store {
         let complete = |(shards, least)| if shards == self.shards.len() { least } else { 0 };
         offsets.into_iter().map(|(stream, known)| (stream, complete(known))).collect()
     }
+}
+
+fn make_empty_folder(path: &Path) -> Result<(), SqliteError> {
+    let make = || match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => std::fs::create_dir(path),
+    };
+    make().map_err(|error| {
+        SqliteError::new(path, "empty the folder", rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
+    })
 }

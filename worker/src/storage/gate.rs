@@ -1,9 +1,9 @@
 //! Where epochs are cut. Writers pass the gate only around COMMIT; a cut closes it for as long as it takes to
-//! read one number a shard. So an epoch is a vector of sequence numbers: everything committed up to them is in it.
+//! read one number a shard and to fix what the evaluator's readers see. So an epoch is a vector of sequence
+//! numbers, with a snapshot of the topics at that very moment.
 //!
 //! Invariant: a commit that is told epoch E is contained in the cut that gets number E, and in no earlier one.
 
-use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -12,9 +12,14 @@ use std::time::Duration;
 pub(crate) struct Cut {
     pub(crate) epoch: u64,
     pub(crate) seqs: Vec<i64>,
-    /// Whether rows in it left by retention only, so that their results leave without an event.
-    pub(crate) quiet: bool,
 }
+
+/// Changes that may wait to be cut. Above it each commit waits for a cut, so that what the evaluator takes in at a
+/// time stays bounded.
+const UNCUT_CHANGES_MAX: i64 = 32_768;
+
+/// How long one commit waits for a cut at most: an evaluator in trouble slows writers down and stops none.
+const UNCUT_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// Counts epochs and holds writers for the moment of a cut.
 #[derive(Debug)]
@@ -28,28 +33,25 @@ pub(crate) struct EpochGate {
 #[derive(Debug)]
 struct Passage {
     next_epoch: u64,
-    /// Sequence numbers of the last cut.
+    /// Sequence numbers of the last cut, and its epoch.
     cut: Vec<i64>,
+    cut_epoch: u64,
     committed: Vec<Mutex<i64>>,
-    /// Whether writers are removing expired rows: those get a cut of their own, which only the cleaner makes.
-    expiring: bool,
 }
 
 #[derive(Debug, Default)]
 struct Signal {
     dirty: bool,
     stopped: bool,
-    /// Cuts made by the retention cleaner, which come before any new one.
-    queued: VecDeque<Cut>,
+    halted: bool,
+    /// Changes committed since the last cut.
+    uncut: i64,
 }
-
-/// Cuts of the retention cleaner that may wait for the evaluator.
-const QUEUED_CUTS_MAX: usize = 4;
 
 /// Why [`EpochGate::wait`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wake {
-    /// Something was committed.
+    /// Something was committed, or somebody rang.
     Dirty,
     /// Nothing was, for the whole time-out.
     Idle,
@@ -61,8 +63,9 @@ impl EpochGate {
     /// Starts with `next_epoch` for the next cut, and `seqs` as what the last one contained.
     pub(crate) fn new(next_epoch: u64, seqs: Vec<i64>) -> Self {
         let committed = seqs.iter().copied().map(Mutex::new).collect();
+        let cut_epoch = next_epoch.saturating_sub(1);
         Self {
-            passage: RwLock::new(Passage { next_epoch, cut: seqs, committed, expiring: false }),
+            passage: RwLock::new(Passage { next_epoch, cut: seqs, cut_epoch, committed }),
             signal: Mutex::default(),
             rung: Condvar::new(),
         }
@@ -76,77 +79,49 @@ impl EpochGate {
         last_seq: i64,
         commit: impl FnOnce() -> Result<(), E>,
     ) -> Result<u64, E> {
+        self.wait_for_room();
         let passage = self.passage.read().unwrap_or_else(PoisonError::into_inner);
         commit()?;
-        *passage.committed[shard_index].lock().unwrap_or_else(PoisonError::into_inner) = last_seq;
+        let before = {
+            let mut committed = passage.committed[shard_index].lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *committed, last_seq)
+        };
         let changed = last_seq > passage.cut[shard_index];
-        let epoch = if changed { passage.next_epoch } else { passage.next_epoch - 1 };
-        drop(passage);
+        let epoch = if changed { passage.next_epoch } else { passage.cut_epoch };
         if changed {
-            self.ring(|signal| signal.dirty = true);
+            self.ring_with(|signal| {
+                signal.dirty = true;
+                signal.uncut += last_seq - before;
+            });
         }
         Ok(epoch)
     }
 
-    /// Cuts an epoch if anything was committed since the last one. What the cleaner has cut comes first.
-    pub(crate) fn cut(&self) -> Option<Cut> {
+    /// Runs `hold` while no commit can pass, and cuts an epoch of all that was committed by then; the last epoch
+    /// again if nothing was since.
+    pub(crate) fn cut<E>(&self, hold: impl FnOnce() -> Result<(), E>) -> Result<Cut, E> {
         let mut passage = self.passage.write().unwrap_or_else(PoisonError::into_inner);
-        let queued = self.signal.lock().unwrap_or_else(PoisonError::into_inner).queued.pop_front();
-        if queued.is_some() {
-            self.rung.notify_all();
-            return queued;
+        hold()?;
+        let seqs = passage.committed();
+        if seqs != passage.cut {
+            passage.cut_epoch = passage.next_epoch;
+            passage.next_epoch += 1;
+            passage.cut.clone_from(&seqs);
+            self.ring_with(|signal| signal.uncut = 0);
         }
-        if passage.expiring { None } else { passage.cut(false) }
+        Ok(Cut { epoch: passage.cut_epoch, seqs })
     }
 
-    /// Cuts an epoch of what was before the retention cleaner, which has stopped all writers. Until
-    /// [`Self::end_expiry`] nobody else cuts one.
-    pub(crate) fn begin_expiry(&self) {
-        self.queue_cut(true, false);
+    /// What each shard has committed by now.
+    pub(crate) fn committed(&self) -> Vec<i64> {
+        self.passage.read().unwrap_or_else(PoisonError::into_inner).committed()
     }
 
-    /// Cuts an epoch that holds nothing but what has expired since [`Self::begin_expiry`].
-    pub(crate) fn end_expiry(&self, quiet: bool) {
-        self.queue_cut(false, quiet);
-    }
-
-    fn queue_cut(&self, expiring: bool, quiet: bool) {
-        // Held until the cut is in the queue, so that the evaluator can't overtake it with a later one.
+    /// Takes a number for results that belong to no cut of their own: those of a join that was evaluated aside.
+    pub(crate) fn fresh_epoch(&self) -> u64 {
         let mut passage = self.passage.write().unwrap_or_else(PoisonError::into_inner);
-        passage.expiring = expiring;
-        if let Some(cut) = passage.cut(quiet) {
-            self.ring(|signal| {
-                signal.queued.push_back(cut);
-                signal.dirty = true;
-            });
-        }
-    }
-
-    /// Waits until few cuts are queued, at most for `timeout`; returns whether another pass may queue its own.
-    pub(crate) fn wait_for_queue(&self, timeout: Duration) -> bool {
-        let signal = self.signal.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = |signal: &mut Signal| signal.queued.len() >= QUEUED_CUTS_MAX && !signal.stopped;
-        let (signal, waited) =
-            self.rung.wait_timeout_while(signal, timeout, full).unwrap_or_else(PoisonError::into_inner);
-        !waited.timed_out() && !signal.stopped
-    }
-
-    /// Takes a number for an epoch in which no topic changed, only results did (a new query, the passing of time).
-    pub(crate) fn empty_cut(&self) -> Cut {
-        let mut passage = self.passage.write().unwrap_or_else(PoisonError::into_inner);
-        let epoch = passage.next_epoch;
         passage.next_epoch += 1;
-        Cut { epoch, seqs: passage.cut.clone(), quiet: false }
-    }
-
-    /// Runs `work` while no commit can pass, and returns what each shard has committed by then, with the number of
-    /// the next cut.
-    pub(crate) fn hold<E>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<(Vec<i64>, u64), E> {
-        let passage = self.passage.write().unwrap_or_else(PoisonError::into_inner);
-        work()?;
-        let committed =
-            passage.committed.iter().map(|seq| *seq.lock().unwrap_or_else(PoisonError::into_inner));
-        Ok((committed.collect(), passage.next_epoch))
+        passage.next_epoch - 1
     }
 
     /// The number of the next cut.
@@ -154,15 +129,14 @@ impl EpochGate {
         self.passage.read().unwrap_or_else(PoisonError::into_inner).next_epoch
     }
 
-    /// Waits until something is committed, at most for `timeout`.
+    /// Waits until something is committed or somebody rings, at most for `timeout`.
     pub(crate) fn wait(&self, timeout: Duration) -> Wake {
         let signal = self.signal.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut signal, _) = self
             .rung
-            .wait_timeout_while(signal, timeout, |signal| !signal.dirty && !signal.stopped)
+            .wait_timeout_while(signal, timeout, |signal| !signal.dirty && !signal.stopped && !signal.halted)
             .unwrap_or_else(PoisonError::into_inner);
-        if signal.dirty {
-            signal.dirty = !signal.queued.is_empty();
+        if std::mem::take(&mut signal.dirty) {
             Wake::Dirty
         } else if signal.stopped {
             Wake::Stopped
@@ -171,39 +145,57 @@ impl EpochGate {
         }
     }
 
-    /// Waits for at most `timeout`, or until [`Self::stop`]; commits do not end it. For pauses after a failure.
+    /// Waits for at most `timeout`, or until [`Self::stop`] or [`Self::halt`]; commits do not end it. For pauses after
+    /// a failure.
     pub(crate) fn pause(&self, timeout: Duration) {
         let signal = self.signal.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = self.rung.wait_timeout_while(signal, timeout, |signal| !signal.stopped);
+        let _ = self.rung.wait_timeout_while(signal, timeout, |signal| !signal.stopped && !signal.halted);
+    }
+
+    /// Wakes whoever waits for a commit.
+    pub(crate) fn ring(&self) {
+        self.ring_with(|signal| signal.dirty = true);
     }
 
     /// Says that no commit will follow: the evaluator finishes what is there and ends.
     pub(crate) fn stop(&self) {
-        self.ring(|signal| signal.stopped = true);
+        self.ring_with(|signal| signal.stopped = true);
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
         self.signal.lock().unwrap_or_else(PoisonError::into_inner).stopped
     }
 
-    fn ring(&self, change: impl FnOnce(&mut Signal)) {
+    /// Asks the evaluator to end after the epoch that it is at, while commits go on: another is to take over.
+    pub(crate) fn halt(&self) {
+        self.ring_with(|signal| signal.halted = true);
+    }
+
+    /// Says that another evaluator has taken over.
+    pub(crate) fn resume(&self) {
+        self.ring_with(|signal| signal.halted = false);
+    }
+
+    /// Whether the evaluator is to end here.
+    pub(crate) fn is_halted(&self) -> bool {
+        self.signal.lock().unwrap_or_else(PoisonError::into_inner).halted
+    }
+
+    fn wait_for_room(&self) {
+        let signal = self.signal.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_full = |signal: &mut Signal| signal.uncut > UNCUT_CHANGES_MAX && !signal.stopped;
+        let _ = self.rung.wait_timeout_while(signal, UNCUT_WAIT_MAX, is_full);
+    }
+
+    fn ring_with(&self, change: impl FnOnce(&mut Signal)) {
         change(&mut self.signal.lock().unwrap_or_else(PoisonError::into_inner));
         self.rung.notify_all();
     }
 }
 
 impl Passage {
-    /// Cuts an epoch, unless nothing was committed since the last one.
-    fn cut(&mut self, quiet: bool) -> Option<Cut> {
-        let seqs: Vec<i64> =
-            self.committed.iter().map(|seq| *seq.lock().unwrap_or_else(PoisonError::into_inner)).collect();
-        if seqs == self.cut {
-            return None;
-        }
-        let epoch = self.next_epoch;
-        self.next_epoch += 1;
-        self.cut.clone_from(&seqs);
-        Some(Cut { epoch, seqs, quiet })
+    fn committed(&self) -> Vec<i64> {
+        self.committed.iter().map(|seq| *seq.lock().unwrap_or_else(PoisonError::into_inner)).collect()
     }
 }
 
@@ -215,40 +207,31 @@ mod tests {
         gate.pass::<()>(shard_index, seq, || Ok(())).expect("the commit succeeds")
     }
 
+    fn cut(gate: &EpochGate) -> (u64, Vec<i64>) {
+        let cut = gate.cut::<()>(|| Ok(())).expect("nothing fails");
+        (cut.epoch, cut.seqs)
+    }
+
     #[test]
     fn a_commit_is_told_the_first_cut_that_contains_it() {
         let gate = EpochGate::new(7, vec![0, 0]);
-        assert_eq!(gate.cut(), None, "nothing was committed");
+        assert_eq!(cut(&gate), (6, vec![0, 0]), "nothing was committed");
         assert_eq!(commit(&gate, 0, 3), 7);
         assert_eq!(commit(&gate, 1, 1), 7);
-        assert_eq!(gate.cut(), Some(Cut { epoch: 7, seqs: vec![3, 1], quiet: false }));
+        assert_eq!(cut(&gate), (7, vec![3, 1]));
         assert_eq!(commit(&gate, 0, 3), 7, "it changed nothing, so the epoch before has it all");
         assert_eq!(commit(&gate, 0, 4), 8);
     }
 
     #[test]
-    fn a_quiet_cut_comes_before_later_commits() {
+    fn a_number_taken_aside_belongs_to_no_cut() {
         let gate = EpochGate::new(1, vec![0]);
         commit(&gate, 0, 1);
-        gate.begin_expiry();
-        commit(&gate, 0, 2);
-        gate.end_expiry(true);
-        commit(&gate, 0, 3);
-        let cuts: Vec<_> =
-            std::iter::from_fn(|| gate.cut()).map(|cut| (cut.epoch, cut.seqs[0], cut.quiet)).collect();
-        assert_eq!(cuts, [(1, 1, false), (2, 2, true), (3, 3, false)]);
-    }
-
-    #[test]
-    fn an_evaluator_that_wakes_amid_an_expiry_leaves_its_rows_to_the_cleaner() {
-        let gate = EpochGate::new(1, vec![0]);
-        gate.begin_expiry();
-        commit(&gate, 0, 1);
-        assert_eq!(gate.cut(), None, "it would be told as if somebody had deleted the rows");
-        gate.end_expiry(true);
-        assert_eq!(gate.cut(), Some(Cut { epoch: 1, seqs: vec![1], quiet: true }));
-        commit(&gate, 0, 2);
-        assert_eq!(gate.cut(), Some(Cut { epoch: 2, seqs: vec![2], quiet: false }));
+        assert_eq!(cut(&gate), (1, vec![1]));
+        assert_eq!(gate.fresh_epoch(), 2);
+        assert_eq!(commit(&gate, 0, 1), 1, "the last cut has it all");
+        assert_eq!(commit(&gate, 0, 2), 3);
+        assert_eq!(cut(&gate), (3, vec![2]));
     }
 
     #[test]

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rusqlite::Connection;
+use rusqlite::{CachedStatement, Connection};
 
+use super::shard::KIND_EXPIRY;
 use super::sqlite::{self, SqliteError};
 use super::topics::{TopicId, Topics};
 
@@ -18,15 +19,19 @@ pub(crate) struct ShardReader {
     topics: HashMap<i64, TopicId>,
 }
 
-/// One entry of `_chg`: what stands in the topic afterwards. The old image stays in the file; only keyed
-/// evaluation reads it.
+/// One entry of `_chg`: what stood in the topic before, and what stands there afterwards.
 pub(crate) struct LoggedChange<'a> {
     pub(crate) topic: TopicId,
     pub(crate) key: &'a str,
+    /// `None`: there was no row.
+    pub(crate) old: Option<&'a str>,
+    pub(crate) old_timestamp: i64,
     /// `None`: the row is gone.
     pub(crate) new: Option<&'a str>,
     pub(crate) timestamp: i64,
     pub(crate) change: Option<&'a str>,
+    /// Whether retention removed the row and sinks are not told.
+    pub(crate) expired: bool,
 }
 
 /// A row of a topic.
@@ -57,6 +62,28 @@ impl ShardReader {
         }
     }
 
+    /// Whether the log still holds every entry after `after`, up to `to`.
+    pub(crate) fn has_all(&self, after: i64, to: i64) -> Result<bool, SqliteError> {
+        if after == to {
+            return Ok(true);
+        }
+        self.doing("read changes", |connection| {
+            let range = "SELECT count(*) FROM _chg WHERE seq IN (?1 + 1, ?2)";
+            let ends: i64 = connection.prepare_cached(range)?.query_row([after, to], |row| row.get(0))?;
+            Ok(after < to && ends == if after + 1 == to { 1 } else { 2 })
+        })
+    }
+
+    /// A statement on this file, kept for its next use.
+    pub(crate) fn prepare(&self, sql: &str) -> rusqlite::Result<CachedStatement<'_>> {
+        self.connection.prepare_cached(sql)
+    }
+
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Calls `each` for every entry in `after < seq <= to`, in order.
     pub(crate) fn changes<E: From<SqliteError>>(
         &mut self,
@@ -69,7 +96,8 @@ impl ShardReader {
         let mut statement = self
             .connection
             .prepare_cached(
-                "SELECT topic, key, new, timestamp, change FROM _chg WHERE seq > ?1 AND seq <= ?2 ORDER BY seq",
+                "SELECT topic, key, new, timestamp, change, old, old_timestamp, kind FROM _chg
+                 WHERE seq > ?1 AND seq <= ?2 ORDER BY seq",
             )
             .map_err(failed)?;
         let mut rows = statement.query([after, to]).map_err(failed)?;
@@ -91,6 +119,9 @@ impl ShardReader {
                 new: text(2)?,
                 timestamp: row.get(3).map_err(failed)?,
                 change: text(4)?,
+                old: text(5)?,
+                old_timestamp: row.get::<_, Option<i64>>(6).map_err(failed)?.unwrap_or_default(),
+                expired: row.get::<_, i64>(7).map_err(failed)? == KIND_EXPIRY,
             })?;
         }
         Ok(())

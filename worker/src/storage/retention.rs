@@ -1,20 +1,14 @@
-//! The retention cleaner. Rows that are too old leave in an epoch of their own, so that results which leave
-//! with them can do so without an event:
+//! The retention cleaner: readers find rows that are too old, writers remove them. The change log says of such an
+//! entry that it expired, so results that leave with it can do so without an event.
 //!
-//! ```text
-//! readers find due rows → every writer stops at a barrier → cut what was before → writers delete
-//!                       → cut what expired (quiet) → writers go on
-//! ```
-//! A pass takes a few hundred rows a shard, so writers stand still for milliseconds.
+//! A pass takes a few hundred rows a shard, so no writer is held up for long.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use litejoin_crds::plan::Retention;
 use tracing::warn;
 
-use super::gate::EpochGate;
 use super::ingest::Ingest;
 use super::log::ShardReader;
 use super::sqlite::SqliteError;
@@ -25,15 +19,11 @@ use crate::error::chain;
 /// Rows that one pass removes from a topic of one shard at most.
 const ROWS_PER_PASS_MAX: usize = 500;
 
-/// How long the cleaner waits for the evaluator before it asks again whether to stop.
-const QUEUE_WAIT: Duration = Duration::from_millis(200);
-
 /// Looks for expired rows and has them removed.
 pub(crate) struct Cleaner {
     retention: Retention,
     shard_paths: Vec<PathBuf>,
     ingest: Ingest,
-    gate: Arc<EpochGate>,
     /// By shard: topics in which nothing is due before the time beside them, so that they need not be read.
     oldest: Vec<Vec<(TopicId, i64)>>,
 }
@@ -43,19 +33,14 @@ impl Cleaner {
         retention: Retention,
         shard_paths: Vec<PathBuf>,
         ingest: Ingest,
-        gate: Arc<EpochGate>,
-    ) -> Self {
+        ) -> Self {
         let oldest = vec![Vec::new(); shard_paths.len()];
-        Self { retention, shard_paths, ingest, gate, oldest }
+        Self { retention, shard_paths, ingest, oldest }
     }
 
     /// Removes everything that is due at `now`, pass by pass, until nothing is or `stopping` says so.
     pub(crate) fn clean(&mut self, now: i64, stopping: impl Fn() -> bool) {
         while !stopping() {
-            // Results follow at the evaluator's pace; rows that have not left yet do no harm.
-            if !self.gate.wait_for_queue(QUEUE_WAIT) {
-                continue;
-            }
             match self.pass(now) {
                 Ok(true) => {}
                 Ok(false) => return,
@@ -98,27 +83,21 @@ impl Cleaner {
         if !due {
             return Ok(false);
         }
-        let barrier = Arc::new(Barrier::new(found.len() + 1));
+        let (done, finished) = std::sync::mpsc::channel();
+        let quiet = !self.retention.emit_expiry;
         let commands = found
             .into_iter()
             .map(|candidates| {
-                Command::Expire(Expiry {
-                    candidates,
-                    before,
-                    tombstones_before,
-                    barrier: Arc::clone(&barrier),
-                })
+                let done = done.clone();
+                Command::Expire(Expiry { candidates, before, tombstones_before, quiet, done })
             })
             .collect();
+        drop(done);
         if !self.ingest.command_all(commands) {
             return Ok(false);
         }
-        barrier.wait();
-        self.gate.begin_expiry();
-        barrier.wait();
-        barrier.wait();
-        self.gate.end_expiry(!self.retention.emit_expiry);
-        barrier.wait();
+        // Until every writer has let go of its end.
+        while finished.recv().is_ok() {}
         Ok(more)
     }
 }

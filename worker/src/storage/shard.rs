@@ -9,20 +9,24 @@
 //! ```
 
 use std::collections::HashMap;
+use std::hash::Hasher as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use litejoin_crds::plan::Synchronous;
 use rusqlite::{Connection, OptionalExtension, params};
+use tracing::info;
 
 use super::change;
 use super::sqlite::{self, SqliteError, quoted};
 use super::topics::{TopicId, Topics};
+use super::writer::Expiry;
 use crate::message::Message;
 
 /// What a `_chg` entry came from.
 pub(crate) const KIND_WRITE: i64 = 0;
-/// See [`KIND_WRITE`]: a row that retention removed.
+/// See [`KIND_WRITE`]: a row that retention removed, of which sinks are not told.
 pub(crate) const KIND_EXPIRY: i64 = 1;
 
 /// Entries of `_chg` that one transaction trims at most, so that no commit waits for a long delete.
@@ -69,6 +73,33 @@ pub(crate) struct Shard {
     last_seq: i64,
     /// Oldest `seq` that may still be in `_chg`.
     first_seq: i64,
+}
+
+/// What joins need in every shard.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Needs {
+    pub(crate) topics: Vec<String>,
+    pub(crate) indexes: Vec<Index>,
+}
+
+/// An index of a topic on an expression over one row.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Index {
+    pub(crate) topic: String,
+    pub(crate) expression: String,
+}
+
+impl Index {
+    /// The name in the file, the same for the same expression.
+    pub(crate) fn name(&self) -> String {
+        let mut hasher = fnv::FnvHasher::default();
+        hasher.write(self.expression.as_bytes());
+        format!("_by_{}_{:016x}", self.topic.to_ascii_lowercase(), hasher.finish())
+    }
+
+    fn sql(&self) -> String {
+        format!("CREATE INDEX {} ON {} ({})", quoted(&self.name()), quoted(&self.topic), self.expression)
+    }
 }
 
 /// A topic in this file, with the statements of the hot path spelled out once.
@@ -201,15 +232,10 @@ impl Shard {
         })
     }
 
-    /// Opens a transaction and removes rows that are older than `before`, out of the `candidates` that a reader
-    /// found, and tombstones older than `tombstones_before`.
-    pub(crate) fn expire(
-        &mut self,
-        candidates: &[(TopicId, Vec<String>)],
-        before: i64,
-        tombstones_before: i64,
-        now: i64,
-    ) -> Result<Pending, SqliteError> {
+    /// Opens a transaction and removes the rows and tombstones that an expiry names.
+    pub(crate) fn expire(&mut self, expiry: &Expiry, now: i64) -> Result<Pending, SqliteError> {
+        let Expiry { candidates, before, tombstones_before, quiet, .. } = expiry;
+        let kind = if *quiet { KIND_EXPIRY } else { KIND_WRITE };
         self.in_transaction("remove expired rows", |shard, pending| {
             for (topic, keys) in candidates {
                 let Some(table) = shard.tables.get(topic) else { continue };
@@ -221,7 +247,7 @@ impl Shard {
                     let old: Option<(String, i64)> =
                         select.query_row([key], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
                     if let Some((old, old_timestamp)) = old
-                        && old_timestamp < before
+                        && old_timestamp < *before
                     {
                         delete.execute([key])?;
                         let change = None::<&str>;
@@ -233,7 +259,7 @@ impl Shard {
                             old_timestamp,
                             now,
                             change,
-                            KIND_EXPIRY
+                            kind
                         ])?;
                         counts.expired += 1;
                     }
@@ -251,6 +277,41 @@ impl Shard {
             }
             Ok(())
         })
+    }
+
+    /// Makes the tables and indexes that joins need, and drops indexes of ours that none needs. Writing waits
+    /// meanwhile; returns at once if all is as it should be.
+    pub(crate) fn prepare(&mut self, needs: &Needs, topics: &Topics) -> Result<(), SqliteError> {
+        let started = Instant::now();
+        let ids: Vec<TopicId> = needs.topics.iter().map(|topic| topics.declare(topic)).collect();
+        let mut built = 0;
+        let outcome = self.in_transaction("make tables and indexes", |shard, pending| {
+            shard.ensure_tables(ids.iter().copied(), topics, pending)?;
+            let connection = &shard.connection;
+            let present: Vec<String> = connection
+                .prepare("SELECT name FROM sqlite_master WHERE type = 'index' AND name LIKE '\\_by\\_%' ESCAPE '\\'")?
+                .query_map([], |row| row.get(0))?
+                .collect::<rusqlite::Result<_>>()?;
+            for name in &present {
+                if !needs.indexes.iter().any(|index| index.name() == *name) {
+                    connection.execute_batch(&format!("DROP INDEX {}", quoted(name)))?;
+                }
+            }
+            for index in &needs.indexes {
+                if !present.contains(&index.name()) {
+                    connection.execute_batch(&index.sql())?;
+                    built += 1;
+                }
+            }
+            Ok(())
+        });
+        let pending = outcome?;
+        self.commit(pending)?;
+        if built > 0 {
+            let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            info!(shard = %self.path.display(), indexes = built, milliseconds, "built indexes; writing waited for them");
+        }
+        Ok(())
     }
 
     /// Makes the open transaction durable, as durable as `storage.synchronous` asks.

@@ -2,15 +2,15 @@
 //! `flushInterval`, commits them through the gate, and then tells each sender.
 
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, Barrier};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use tracing::{error, warn};
 
 use super::gate::EpochGate;
-use super::shard::{Pending, Shard, ShardBatch};
+use super::shard::{Needs, Pending, Shard, ShardBatch};
 use super::sqlite::SqliteError;
 use super::topics::{TopicId, Topics};
 use crate::clock;
@@ -21,6 +21,8 @@ use crate::status::Status;
 pub(crate) enum Command {
     Write { batch: ShardBatch, done: oneshot::Sender<Result<u64, WriteError>> },
     Expire(Expiry),
+    /// Makes the tables and indexes that joins need, and drops indexes that none does.
+    Prepare { needs: Arc<Needs>, done: mpsc::Sender<Result<(), SqliteError>> },
 }
 
 /// One shard's part in an expiry pass; see [`super::retention`].
@@ -28,7 +30,10 @@ pub(crate) struct Expiry {
     pub(crate) candidates: Vec<(TopicId, Vec<String>)>,
     pub(crate) before: i64,
     pub(crate) tombstones_before: i64,
-    pub(crate) barrier: Arc<Barrier>,
+    /// Whether results leave without an event.
+    pub(crate) quiet: bool,
+    /// Told when this shard is done, or dropped.
+    pub(crate) done: mpsc::Sender<()>,
 }
 
 /// Why a batch was not stored. None of it was.
@@ -69,7 +74,7 @@ impl Writer {
         while let Ok(first) = commands.recv() {
             let mut batches = Vec::new();
             let mut waiting = Vec::new();
-            let mut expiry = None;
+            let mut other = None;
             let mut messages = 0;
             let deadline = Instant::now() + self.flush_interval;
             let mut next = Ok(first);
@@ -80,8 +85,8 @@ impl Writer {
                         batches.push(batch);
                         waiting.push(done);
                     }
-                    Ok(Command::Expire(wanted)) => {
-                        expiry = Some(wanted);
+                    Ok(command) => {
+                        other = Some(command);
                         break;
                     }
                     Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
@@ -98,8 +103,13 @@ impl Writer {
                     let _ = done.send(outcome.clone());
                 }
             }
-            if let Some(expiry) = expiry {
-                self.expire(&expiry);
+            match other {
+                None | Some(Command::Write { .. }) => {}
+                Some(Command::Expire(expiry)) => self.expire(&expiry),
+                Some(Command::Prepare { needs, done }) => {
+                    // Whoever asked may have gone.
+                    let _ = done.send(self.shard.prepare(&needs, &self.topics));
+                }
             }
         }
         if let Err(error) = self.shard.checkpoint() {
@@ -130,19 +140,15 @@ impl Writer {
     }
 
     fn expire(&mut self, expiry: &Expiry) {
-        // All writers stand still here; the cleaner cuts an epoch of what was before.
-        expiry.barrier.wait();
-        expiry.barrier.wait();
         let now = clock::epoch_seconds();
         let outcome = self
             .shard
-            .expire(&expiry.candidates, expiry.before, expiry.tombstones_before, now)
+            .expire(expiry, now)
             .and_then(|pending| self.commit(pending));
         // What could not be removed now is found again by the next pass.
         let _ = self.report(outcome);
-        // And here it cuts the epoch that holds nothing but the expired rows.
-        expiry.barrier.wait();
-        expiry.barrier.wait();
+        // The cleaner may have gone.
+        let _ = expiry.done.send(());
     }
 
     fn commit(&mut self, pending: Pending) -> Result<u64, SqliteError> {

@@ -104,7 +104,7 @@ impl Simulation {
         let join = self.join;
         self.dispatcher
             .results
-            .with_epoch::<_, SqliteError>(self.epoch, self.now.seconds, |writer| {
+            .with_epoch::<_, SqliteError>(|_| self.epoch, self.now.seconds, |writer| {
                 for (key, value) in results {
                     let (key, rows) = (format!("\"{key}\""), format!("[{value}]"));
                     writer.store(join, Change { op: Op::Updated, key: &key, rows: &rows }, true)?;

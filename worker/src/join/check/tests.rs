@@ -2,10 +2,10 @@
 
 use super::*;
 
-fn join(name: &str, query: &str) -> plan::Join {
-    plan::Join {
+fn join(name: &str, query: &str) -> manifest::Join {
+    manifest::Join {
         name: name.to_owned(),
-        place: plan::Place { document: 0, path: "spec.joins[0]".to_owned() },
+        place: manifest::Place { document: 0, path: "spec.joins[0]".to_owned() },
         query: query.to_owned(),
         key_column: None,
         result_key: None,

@@ -641,7 +641,10 @@ impl<'q> Planner<'q> {
         let inner = || expr.children().map(|child| self.row(scope, child)).collect::<Option<Vec<_>>>();
         match &expr.kind {
             Kind::Column { table, name } => match self.find(scope, table.as_deref(), name)? {
-                Found::Column { column: SourceColumn::Topic(column), .. } => Some(RowExpr::column(column)),
+                // The log does not tell what `_change` was before.
+                Found::Column { column: SourceColumn::Topic(column), .. } if column != Column::Change => {
+                    Some(RowExpr::column(column))
+                }
                 Found::Column { .. } => None,
                 Found::Merged { .. } => Some(RowExpr::column(Column::find(name)?)),
                 Found::Output { scope, expr } => self.row(scope, expr),
@@ -914,9 +917,9 @@ enum Trouble {
 
 fn at(scope: usize, source: usize, column: SourceColumn) -> Option<Side> {
     let what = match column {
+        SourceColumn::Topic(Column::Change) | SourceColumn::Function => return None,
         SourceColumn::Topic(column) => What::Row(RowExpr::column(column)),
         SourceColumn::Query(column) => What::Query(column),
-        SourceColumn::Function => return None,
     };
     Some(Side { scope, source, what })
 }

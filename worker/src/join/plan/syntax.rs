@@ -85,7 +85,7 @@ pub(super) struct Source {
 
 #[derive(Debug, Clone)]
 pub(super) enum Item {
-    /// A topic; `occurrence` counts from 0 in the order of the text.
+    /// A topic; occurrences are counted in the order of the text.
     Topic { name: String, occurrence: usize },
     /// A subquery, with the names that its columns are given from outside.
     Query { query: Box<Query>, columns: Vec<String> },
@@ -164,11 +164,12 @@ impl Expr {
 }
 
 /// Reads one SELECT. `queries` are the texts of other joins by lower-case name; whatever else FROM names is a topic.
-pub(super) fn read(sql: &str, queries: &BTreeMap<String, String>) -> Result<Query, Reason> {
+/// Its occurrences are numbered from `first`.
+pub(super) fn read(sql: &str, queries: &BTreeMap<String, String>, first: usize) -> Result<Query, Reason> {
     // The parser says of itself that it may panic; then the query is evaluated in full.
     let query = catch_unwind(AssertUnwindSafe(|| parse(sql, queries, 0)));
     let mut query = query.map_err(|_| Reason::Syntax)??;
-    let mut next = 0;
+    let mut next = first;
     number(&mut query, &mut next);
     Ok(query)
 }

@@ -1,0 +1,300 @@
+//! Evaluation in full, on a thread of its own and at a cut of its own: a new or changed query, one that has failed,
+//! one of class full, or a change that concerns more results than fit an epoch. Other joins go on meanwhile.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::Instant;
+
+use rusqlite::params;
+use tracing::debug;
+
+use super::commit::Committer;
+use super::{EpochError, microseconds};
+use crate::fault;
+use crate::join::budget::STEPS_MAX;
+use crate::join::changes::{ChangedRow, Changes, Image};
+use crate::join::diff::StoredResults;
+use crate::join::full::{Full, FullError};
+use crate::join::{CheckedJoin, TopicImage};
+use crate::results::Reader;
+use crate::results::event::JoinId;
+use crate::storage::gate::{Cut, EpochGate};
+use crate::storage::log::ShardReader;
+use crate::storage::sqlite::{self, SqliteError};
+use crate::storage::topics::Topics;
+
+/// What evaluations aside work on.
+pub(super) struct Aside {
+    pub(super) gate: Arc<EpochGate>,
+    pub(super) topics: Arc<Topics>,
+    pub(super) reader: Arc<Reader>,
+    pub(super) committer: Arc<Committer>,
+    pub(super) joins: Vec<CheckedJoin>,
+    pub(super) shard_paths: Vec<PathBuf>,
+    pub(super) scratch_folder: PathBuf,
+    pub(super) cancelled: Arc<AtomicBool>,
+    pub(super) done: mpsc::Sender<Done>,
+}
+
+/// A copy of a join's topics, as of some place in the logs.
+pub(super) struct FullCopy {
+    full: Full,
+    at: Vec<i64>,
+}
+
+/// How an evaluation has ended.
+pub(super) struct Done {
+    pub(super) index: usize,
+    pub(super) microseconds: u64,
+    pub(super) outcome: Outcome,
+    /// For joins that will need it again.
+    pub(super) copy: Option<FullCopy>,
+}
+
+pub(super) enum Outcome {
+    /// The results contain this cut.
+    Applied { cut: Cut },
+    /// The query failed on this cut; the results stay as they were.
+    Failed { cut: Cut, error: FullError },
+    /// It could not be stored (or was cancelled, without an error): try again.
+    Again { error: Option<EpochError> },
+}
+
+/// One evaluation.
+struct Job {
+    aside: Arc<Aside>,
+    index: usize,
+    id: JoinId,
+    /// What the stored results follow from, if that is known.
+    applied: Option<Vec<i64>>,
+    copy: Option<FullCopy>,
+}
+
+impl Aside {
+    /// Ends what runs as soon as it can be ended.
+    pub(super) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Starts to evaluate a join. `applied` is what its stored results follow from.
+    pub(super) fn start(
+        self: &Arc<Self>,
+        index: usize,
+        id: JoinId,
+        applied: Option<Vec<i64>>,
+        copy: Option<FullCopy>,
+    ) {
+        let job = Job { aside: Arc::clone(self), index, id, applied, copy };
+        let run = move || {
+            let started = Instant::now();
+            let aside = Arc::clone(&job.aside);
+            let (outcome, copy) = job.run();
+            // Whoever asked may have gone.
+            let _ = aside.done.send(Done { index, microseconds: microseconds(started), outcome, copy });
+            aside.gate.ring();
+        };
+        let name = format!("join-{}", id.0);
+        std::thread::Builder::new().name(name).spawn(run).expect("a thread can be started");
+    }
+}
+
+impl Job {
+    fn join(&self) -> &CheckedJoin {
+        &self.aside.joins[self.index]
+    }
+
+    fn run(mut self) -> (Outcome, Option<FullCopy>) {
+        let mut cut = None;
+        let outcome = self.evaluate(&mut cut);
+        let outcome = match (outcome, cut) {
+            _ if self.aside.cancelled.load(Ordering::Relaxed) => Outcome::Again { error: None },
+            (Ok(()), Some(cut)) => Outcome::Applied { cut },
+            (Err(EpochError::Full(error)), Some(cut)) if is_of_query(&error) => {
+                self.copy = self.copy.take().filter(|copy| copy.at == cut.seqs);
+                match self.fail(&cut) {
+                    Ok(()) => Outcome::Failed { cut, error },
+                    Err(error) => Outcome::Again { error: Some(error.into()) },
+                }
+            }
+            (Err(error), _) => {
+                // It may be half updated.
+                self.copy = None;
+                Outcome::Again { error: Some(error) }
+            }
+            (Ok(()), None) => unreachable!("nothing is evaluated without a cut"),
+        };
+        // A keyed join needs it no more.
+        let keep = matches!(self.join().class, crate::join::plan::Class::Full(_));
+        let copy = self.copy.take().filter(|_| keep);
+        if copy.is_none() {
+            // It is made anew when it is needed; nobody misses the file.
+            let _ = sqlite::remove(&self.scratch_path());
+        }
+        (outcome, copy)
+    }
+
+    fn scratch_path(&self) -> PathBuf {
+        self.aside.scratch_folder.join(format!("join-{}.db", self.id.0))
+    }
+
+    fn evaluate(&mut self, at: &mut Option<Cut>) -> Result<(), EpochError> {
+        let aside = Arc::clone(&self.aside);
+        let started = Instant::now();
+        let mut readers =
+            aside.shard_paths.iter().map(|path| ShardReader::open(path)).collect::<Result<Vec<_>, _>>()?;
+        let cut = aside.gate.cut(|| readers.iter().try_for_each(ShardReader::hold))?;
+        *at = Some(cut.clone());
+        let changes = match &self.applied {
+            Some(applied) => self.changes(&mut readers, applied, &cut.seqs)?,
+            None => Some(Changes::default()),
+        };
+        let known = self.copy.take().filter(|copy| Some(&copy.at) == self.applied.as_ref());
+        let (mut full, is_copied) = match (known, &changes) {
+            (Some(copy), Some(_)) => (copy.full, false),
+            _ => (self.copy_all(&readers)?, true),
+        };
+        readers.iter().for_each(ShardReader::release);
+        drop(readers);
+        fault::point("copied");
+        let changes = changes.unwrap_or_default();
+        // What retention removed stays in at first, so that only the rest is told.
+        let mut expired: Vec<(Arc<str>, String)> = Vec::new();
+        full.in_batch::<FullError>(|full| {
+            for topic in changes.topics() {
+                let name = aside.topics.name(topic);
+                for (key, row) in changes.rows(topic) {
+                    let ChangedRow { old, new, expired: is_expired } = row;
+                    let image = if *is_expired { old } else { new };
+                    if *is_expired && old.is_some() {
+                        expired.push((Arc::clone(&name), key.to_owned()));
+                    } else if is_copied {
+                        continue;
+                    }
+                    full.absorb(&name, key, image.as_ref().map(image_of))?;
+                }
+            }
+            Ok(())
+        })?;
+        let join = self.aside.joins[self.index].clone();
+        let concerns = |(topic, _): &(Arc<str>, String)| join.topics.iter().any(|t| t.eq_ignore_ascii_case(topic));
+        expired.retain(concerns);
+        let told = join.has_sinks;
+        if !expired.is_empty() {
+            self.compare_and_commit(&mut full, &cut, told, false)?;
+            full.in_batch::<FullError>(|full| {
+                expired.iter().try_for_each(|(topic, key)| full.absorb(topic, key, None))
+            })?;
+        }
+        let outcome = self.compare_and_commit(&mut full, &cut, told && expired.is_empty(), true);
+        self.copy = Some(FullCopy { full, at: cut.seqs.clone() });
+        debug!(join = join.name, milliseconds = started.elapsed().as_millis(), "evaluated in full");
+        outcome
+    }
+
+    /// What the logs tell from what is applied to the cut; `None` if they don't reach back that far.
+    fn changes(
+        &self,
+        readers: &mut [ShardReader],
+        applied: &[i64],
+        to: &[i64],
+    ) -> Result<Option<Changes>, EpochError> {
+        let mut changes = Changes::default();
+        for ((reader, after), to) in readers.iter_mut().zip(applied).zip(to) {
+            if !reader.has_all(*after, *to)? || to - after > super::SLICE_ENTRIES {
+                return Ok(None);
+            }
+            reader.changes::<SqliteError>(*after, *to, &self.aside.topics, |change| {
+                changes.add(&change);
+                Ok(())
+            })?;
+        }
+        Ok(Some(changes))
+    }
+
+    /// Copies the topics that the join reads.
+    fn copy_all(&self, readers: &[ShardReader]) -> Result<Full, EpochError> {
+        let aside = &self.aside;
+        let scratch = sqlite::open_scratch(&self.scratch_path())?;
+        let cancelled = Arc::clone(&aside.cancelled);
+        let mut full = Full::new(scratch, self.join(), &aside.joins, STEPS_MAX, cancelled)?;
+        full.in_batch::<EpochError>(|full| {
+            for reader in readers {
+                for topic in &self.join().topics {
+                    reader.rows::<EpochError>(topic, |row| {
+                        let image =
+                            TopicImage { payload: row.payload, timestamp: row.timestamp, change: row.change };
+                        if aside.cancelled.load(Ordering::Relaxed) {
+                            return Err(FullError::Cancelled.into());
+                        }
+                        full.absorb(topic, row.key, Some(image))?;
+                        Ok(())
+                    })?;
+                }
+            }
+            Ok(())
+        })?;
+        Ok(full)
+    }
+
+    /// Evaluates over the copy and stores what differs; with `is_last`, also that the results contain the cut.
+    fn compare_and_commit(
+        &self,
+        full: &mut Full,
+        cut: &Cut,
+        told: bool,
+        is_last: bool,
+    ) -> Result<(), EpochError> {
+        let join = self.join();
+        let differences = self.with_stored(|stored| full.evaluate(join, stored))??;
+        if differences == 0 && (!is_last || self.applied.as_ref() == Some(&cut.seqs)) {
+            return Ok(());
+        }
+        fault::point("evaluated-aside");
+        let outcome = self.aside.committer.commit::<EpochError>(cut.epoch, |writer| {
+            full.differences::<EpochError>(&mut |change| Ok(writer.store(self.id, change, told)?))?;
+            if is_last {
+                writer.applied(self.id, &cut.seqs, false)?;
+            }
+            Ok(())
+        });
+        self.aside.committer.status().join(&join.name).results_changed.add(differences);
+        outcome
+    }
+
+    /// Stores that the results don't follow from the cut, and that there is no use in trying it again.
+    fn fail(&self, cut: &Cut) -> Result<(), SqliteError> {
+        self.aside.committer.commit(cut.epoch, |writer| writer.applied(self.id, &cut.seqs, true))
+    }
+
+    /// Runs `work` with the stored results of the join in the order of their keys. Nobody else changes them
+    /// meanwhile.
+    fn with_stored<T>(&self, work: impl FnOnce(&mut dyn StoredResults) -> T) -> Result<T, SqliteError> {
+        struct Rows<'s>(rusqlite::Rows<'s>);
+        impl StoredResults for Rows<'_> {
+            fn next(&mut self) -> rusqlite::Result<Option<(String, String)>> {
+                self.0.next()?.map(|row| Ok((row.get(0)?, row.get(1)?))).transpose()
+            }
+        }
+        self.aside.reader.doing("read stored results", |connection| {
+            let mut statement =
+                connection.prepare_cached("SELECT key, rows FROM results WHERE join_id = ?1 ORDER BY key")?;
+            let rows = statement.query(params![self.id.0])?;
+            Ok(work(&mut Rows(rows)))
+        })
+    }
+}
+
+/// Whether the query itself is to blame, so that trying again at once would fail again.
+fn is_of_query(error: &FullError) -> bool {
+    matches!(error, FullError::Query { .. } | FullError::Endless { .. } | FullError::Rows { .. })
+}
+
+fn image_of(image: &Image) -> TopicImage<'_> {
+    TopicImage {
+        payload: &image.payload,
+        timestamp: image.timestamp,
+        change: image.change.as_deref(),
+    }
+}

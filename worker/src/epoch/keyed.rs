@@ -1,0 +1,129 @@
+//! The keys of an epoch, shared out over the cores.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::EpochError;
+use crate::join::budget::STEPS_MAX;
+use crate::join::changes::Changes;
+use crate::join::keyed::{Bench, Cost, Difference, KeyedError, KeyedJoin};
+use crate::join::value::Value;
+use crate::storage::log::ShardReader;
+use crate::storage::sqlite::{self, SqliteError};
+use crate::storage::topics::Topics;
+
+/// Threads that evaluate at most; each has a reader of every shard.
+const BENCHES_MAX: usize = 4;
+
+/// Keys that are evaluated together: enough for the query's own cost to vanish, few enough to fit the caches.
+const SHARE_KEYS: usize = 512;
+
+/// Keys below which a second thread is not worth its start.
+const ALONE_KEYS: usize = 128;
+
+/// One bench for each core.
+pub(super) struct Benches {
+    benches: Vec<Bench>,
+}
+
+impl Benches {
+    pub(super) fn new<'a>(
+        shard_paths: &[PathBuf],
+        results_path: &Path,
+        joins: impl Iterator<Item = &'a KeyedJoin> + Clone,
+    ) -> Result<Self, EpochError> {
+        let count = std::thread::available_parallelism().map_or(1, usize::from).min(BENCHES_MAX);
+        let benches = (0..count)
+            .map(|_| {
+                let readers =
+                    shard_paths.iter().map(|path| ShardReader::open(path)).collect::<Result<_, _>>()?;
+                let results = sqlite::open_reader(results_path)?;
+                let memory = sqlite::open_memory()?;
+                Ok(Bench::new(memory, readers, results, joins.clone(), STEPS_MAX)?)
+            })
+            .collect::<Result<_, EpochError>>()?;
+        Ok(Self { benches })
+    }
+
+    /// Fixes what all readers see.
+    pub(super) fn hold(&self) -> Result<(), SqliteError> {
+        self.benches.iter().try_for_each(Bench::hold)
+    }
+
+    pub(super) fn release(&self) {
+        self.benches.iter().for_each(Bench::release);
+    }
+
+    pub(super) fn take_cost(&mut self) -> Cost {
+        let mut cost = Cost::default();
+        self.benches.iter_mut().for_each(|bench| cost += bench.take_cost());
+        cost
+    }
+
+    /// Reads what the logs hold in `after < seq <= to`, shard by shard.
+    pub(super) fn changes(
+        &mut self,
+        after: &[i64],
+        to: &[i64],
+        topics: &Topics,
+    ) -> Result<Changes, SqliteError> {
+        let mut changes = Changes::default();
+        for ((reader, after), to) in self.benches[0].readers().iter_mut().zip(after).zip(to) {
+            reader.changes::<SqliteError>(*after, *to, topics, |change| {
+                changes.add(&change);
+                Ok(())
+            })?;
+        }
+        Ok(changes)
+    }
+
+    /// Evaluates what the changes concern; `None` if that is nothing.
+    pub(super) fn evaluate(
+        &mut self,
+        join: &KeyedJoin,
+        changes: &Changes,
+        known: Option<&Changes>,
+    ) -> Result<Option<Vec<Difference>>, KeyedError> {
+        let mut keys: Vec<(Value, bool)> = self.benches[0].affected(join, changes)?.into_iter().collect();
+        // Neighbours in the files are found for less.
+        keys.sort_unstable();
+        if keys.is_empty() {
+            return Ok(None);
+        }
+        if keys.len() <= ALONE_KEYS {
+            let mut found = Vec::new();
+            self.benches[0].evaluate(join, &keys, known, &mut found)?;
+            return Ok(Some(found));
+        }
+        let shares: Vec<&[(Value, bool)]> = keys.chunks(SHARE_KEYS).collect();
+        let next = AtomicUsize::new(0);
+        let outcome: Mutex<Result<Vec<Difference>, KeyedError>> = Mutex::new(Ok(Vec::new()));
+        let (shares, next, outcome) = (&shares, &next, &outcome);
+        std::thread::scope(|scope| {
+            for bench in self.benches.iter_mut().take(shares.len()) {
+                scope.spawn(move || {
+                    let mut found = Vec::new();
+                    while let Some(share) = shares.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        if let Err(error) = bench.evaluate(join, share, known, &mut found) {
+                            // Nobody needs the rest.
+                            next.store(shares.len(), Ordering::Relaxed);
+                            *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Err(error);
+                            return;
+                        }
+                    }
+                    if let Ok(all) = &mut *outcome.lock().unwrap_or_else(PoisonError::into_inner) {
+                        all.append(&mut found);
+                    }
+                });
+            }
+        });
+        std::mem::replace(&mut *outcome.lock().unwrap_or_else(PoisonError::into_inner), Ok(Vec::new())).map(
+            |mut found| {
+                found.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+                Some(found)
+            },
+        )
+    }
+}

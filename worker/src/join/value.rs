@@ -1,0 +1,94 @@
+//! Values by which rows are looked up and results are grouped: equal here exactly if `=` finds them equal in
+//! SQLite (no collation, no affinity). Pure.
+
+use rusqlite::ToSql;
+use rusqlite::types::{ToSqlOutput, ValueRef};
+
+/// A value of SQLite that is no BLOB.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Value {
+    Null,
+    /// Also every real that is a whole number in the range of integers: `1.0 = 1`.
+    Integer(i64),
+    /// The bits of another real.
+    Real(u64),
+    Text(Box<str>),
+}
+
+impl Value {
+    /// `None` for a BLOB.
+    pub(crate) fn new(value: ValueRef<'_>) -> Option<Self> {
+        Some(match value {
+            ValueRef::Null => Self::Null,
+            ValueRef::Integer(integer) => Self::Integer(integer),
+            ValueRef::Real(real) => Self::real(real),
+            ValueRef::Text(text) => Self::Text(String::from_utf8_lossy(text).into()),
+            ValueRef::Blob(_) => return None,
+        })
+    }
+
+    fn real(real: f64) -> Self {
+        // Two to the 63rd is the first real above all integers.
+        if real.fract() == 0.0 && real.abs() < 9_223_372_036_854_775_808.0 {
+            #[expect(clippy::cast_possible_truncation, reason = "it is whole and in range")]
+            Self::Integer(real as i64)
+        } else {
+            Self::Real(real.to_bits())
+        }
+    }
+
+    /// The reals and integers that are equal to it, or itself.
+    pub(crate) fn spellings(&self) -> impl Iterator<Item = ValueRef<'_>> {
+        let (first, more): (ValueRef<'_>, &[f64]) = match self {
+            Self::Null => (ValueRef::Null, &[]),
+            Self::Integer(0) => (ValueRef::Integer(0), &[0.0, -0.0]),
+            Self::Integer(integer) => (ValueRef::Integer(*integer), &[]),
+            Self::Real(bits) => (ValueRef::Real(f64::from_bits(*bits)), &[]),
+            Self::Text(text) => (ValueRef::Text(text.as_bytes()), &[]),
+        };
+        #[expect(clippy::cast_precision_loss, reason = "only a real that is the very same number counts")]
+        let real = match self {
+            Self::Integer(integer) if *integer != 0 => {
+                Some(*integer as f64).filter(|real| Self::real(*real) == *self)
+            }
+            _ => None,
+        };
+        std::iter::once(first).chain(more.iter().copied().chain(real).map(ValueRef::Real))
+    }
+}
+
+impl ToSql for Value {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self {
+            Self::Null => ValueRef::Null,
+            Self::Integer(integer) => ValueRef::Integer(*integer),
+            Self::Real(bits) => ValueRef::Real(f64::from_bits(*bits)),
+            Self::Text(text) => ValueRef::Text(text.as_bytes()),
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_sqlite_finds_equal_is_equal() {
+        let value = |value| Value::new(value).expect("no BLOB");
+        assert_eq!(value(ValueRef::Real(1.0)), value(ValueRef::Integer(1)));
+        assert_eq!(value(ValueRef::Real(-0.0)), value(ValueRef::Integer(0)));
+        assert_ne!(value(ValueRef::Real(1.5)), value(ValueRef::Integer(1)));
+        assert_ne!(value(ValueRef::Text(b"1")), value(ValueRef::Integer(1)));
+        assert_eq!(value(ValueRef::Real(9_223_372_036_854_775_808.0)), Value::Real(0x43e0_0000_0000_0000));
+        assert_eq!(Value::new(ValueRef::Blob(b"1")), None);
+    }
+
+    #[test]
+    fn a_number_has_every_spelling_that_results_may_be_stored_under() {
+        let spelled = |value: &Value| format!("{:?}", value.spellings().collect::<Vec<_>>());
+        assert_eq!(spelled(&Value::Integer(1)), "[Integer(1), Real(1.0)]");
+        assert_eq!(spelled(&Value::Integer(0)), "[Integer(0), Real(0.0), Real(-0.0)]");
+        assert_eq!(spelled(&Value::Integer(i64::MAX)), format!("[Integer({})]", i64::MAX));
+        assert_eq!(spelled(&Value::Null), "[Null]");
+    }
+}
