@@ -99,13 +99,14 @@ struct Work {
 }
 
 impl Evaluator {
-    /// Runs until the gate is stopped and everything committed has been evaluated.
-    pub(crate) fn run(mut self) {
+    /// Runs until the gate is stopped and everything committed has been evaluated, or until it is halted: then what
+    /// follows is for another evaluator with the same files.
+    pub(crate) fn run(mut self) -> Self {
         let mut work: Option<Work> = None;
         let mut pending: Option<Cut> = None;
         let mut pause = RETRY_MIN;
         loop {
-            let stopped = self.gate.is_stopped();
+            let (stopped, halted) = (self.gate.is_stopped(), self.gate.is_halted());
             let outcome = self.step(&mut work, &mut pending);
             if outcome.is_ok() {
                 pause = RETRY_MIN;
@@ -114,8 +115,9 @@ impl Evaluator {
                 }
             }
             match outcome {
+                _ if halted => return self,
                 Ok(true) => {}
-                Ok(false) if stopped => return,
+                Ok(false) if stopped => return self,
                 Ok(false) => {
                     let ticks = self.joins.iter().any(|join| join.reads_clock);
                     self.gate.wait(if ticks { TICK } else { Duration::from_secs(3_600) });
@@ -132,7 +134,7 @@ impl Evaluator {
                     }
                     if stopped {
                         warn!("stopping with changes that are not evaluated yet; they are at the next start");
-                        return;
+                        return self;
                     }
                     if matches!(problem, EpochError::Full(_)) {
                         // The copy may be half updated: make it anew.

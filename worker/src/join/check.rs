@@ -13,7 +13,7 @@ use super::rows::Columns;
 use crate::storage::sqlite::{open_memory, quoted};
 
 /// A join whose query has been understood.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CheckedJoin {
     pub(crate) name: String,
     /// The SELECT, without a semicolon behind it.

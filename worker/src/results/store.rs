@@ -8,6 +8,7 @@ use litejoin_crds::plan::Synchronous;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::event::{JoinId, Op, Position};
+use super::outbox;
 use crate::storage::sqlite::{self, SqliteError};
 
 /// Epoch numbers that are reserved at a time. A restart skips what is left of them.
@@ -170,17 +171,17 @@ impl Results {
             let transaction = connection.transaction()?;
             let names = serde_json::to_string(&joins.iter().map(|(name, _)| name).collect::<Vec<_>>())
                 .expect("names are always JSON");
-            for table in ["results", "outbox", "applied", "subscriptions"] {
-                transaction.execute(
-                    &format!(
-                        "DELETE FROM {table} WHERE join_id IN
-                             (SELECT id FROM joins WHERE name NOT IN (SELECT value FROM json_each(?1)))"
-                    ),
-                    [&names],
-                )?;
+            let gone: Vec<i64> = transaction
+                .prepare("SELECT id FROM joins WHERE name NOT IN (SELECT value FROM json_each(?1))")?
+                .query_map([names], |row| row.get(0))?
+                .collect::<rusqlite::Result<_>>()?;
+            for id in gone {
+                for table in ["results", "applied", "subscriptions"] {
+                    transaction.execute(&format!("DELETE FROM {table} WHERE join_id = ?1"), [id])?;
+                }
+                outbox::forget(&transaction, JoinId(id))?;
+                transaction.execute("DELETE FROM joins WHERE id = ?1", [id])?;
             }
-            transaction
-                .execute("DELETE FROM joins WHERE name NOT IN (SELECT value FROM json_each(?1))", [&names])?;
             let mut progress = Vec::with_capacity(joins.len());
             for (name, definition) in joins {
                 let stored: Option<(i64, String, bool)> = transaction
@@ -242,6 +243,7 @@ impl Results {
         };
         let finish = |writer: EpochWriter<'_>| -> rusqlite::Result<()> {
             set(&writer.transaction, "epoch_applied", epoch)?;
+            set(&writer.transaction, "n_applied", committed.position.n)?;
             if writer.outbox_bytes > 0 {
                 let before: u64 = meta(&writer.transaction, "outbox_bytes")?.unwrap_or(0);
                 set(&writer.transaction, "outbox_bytes", before + writer.outbox_bytes)?;
@@ -321,7 +323,7 @@ impl EpochWriter<'_> {
         store().map_err(|source| SqliteError::new(self.path, "store a result", source))?;
         self.next_n += 1;
         if sent {
-            self.outbox_bytes += super::outbox::event_bytes(change.key.len(), change.rows.len());
+            self.outbox_bytes += outbox::event_bytes(change.key.len(), change.rows.len());
         }
         Ok(())
     }

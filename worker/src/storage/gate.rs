@@ -39,6 +39,7 @@ struct Passage {
 struct Signal {
     dirty: bool,
     stopped: bool,
+    halted: bool,
     /// Cuts made by the retention cleaner, which come before any new one.
     queued: VecDeque<Cut>,
 }
@@ -159,7 +160,7 @@ impl EpochGate {
         let signal = self.signal.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut signal, _) = self
             .rung
-            .wait_timeout_while(signal, timeout, |signal| !signal.dirty && !signal.stopped)
+            .wait_timeout_while(signal, timeout, |signal| !signal.dirty && !signal.stopped && !signal.halted)
             .unwrap_or_else(PoisonError::into_inner);
         if signal.dirty {
             signal.dirty = !signal.queued.is_empty();
@@ -171,10 +172,11 @@ impl EpochGate {
         }
     }
 
-    /// Waits for at most `timeout`, or until [`Self::stop`]; commits do not end it. For pauses after a failure.
+    /// Waits for at most `timeout`, or until [`Self::stop`] or [`Self::halt`]; commits do not end it. For pauses after
+    /// a failure.
     pub(crate) fn pause(&self, timeout: Duration) {
         let signal = self.signal.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = self.rung.wait_timeout_while(signal, timeout, |signal| !signal.stopped);
+        let _ = self.rung.wait_timeout_while(signal, timeout, |signal| !signal.stopped && !signal.halted);
     }
 
     /// Says that no commit will follow: the evaluator finishes what is there and ends.
@@ -184,6 +186,22 @@ impl EpochGate {
 
     pub(crate) fn is_stopped(&self) -> bool {
         self.signal.lock().unwrap_or_else(PoisonError::into_inner).stopped
+    }
+
+    /// Asks the evaluator to end after the epoch that it is at, while commits go on: another is to take over.
+    pub(crate) fn halt(&self) {
+        self.ring(|signal| signal.halted = true);
+    }
+
+    /// Says that another evaluator has taken over.
+    pub(crate) fn resume(&self) {
+        self.ring(|signal| signal.halted = false);
+    }
+
+    /// Whether the evaluator is to end here; not before it has had what the retention cleaner cut.
+    pub(crate) fn is_halted(&self) -> bool {
+        let signal = self.signal.lock().unwrap_or_else(PoisonError::into_inner);
+        signal.halted && signal.queued.is_empty()
     }
 
     fn ring(&self, change: impl FnOnce(&mut Signal)) {
@@ -249,6 +267,22 @@ mod tests {
         assert_eq!(gate.cut(), Some(Cut { epoch: 1, seqs: vec![1], quiet: true }));
         commit(&gate, 0, 2);
         assert_eq!(gate.cut(), Some(Cut { epoch: 2, seqs: vec![2], quiet: false }));
+    }
+
+    #[test]
+    fn a_halt_comes_after_what_the_cleaner_has_cut() {
+        let gate = EpochGate::new(1, vec![0]);
+        gate.begin_expiry();
+        commit(&gate, 0, 1);
+        gate.end_expiry(true);
+        gate.halt();
+        assert!(!gate.is_halted(), "the quiet cut would be told as if somebody had deleted the rows");
+        assert!(gate.cut().is_some_and(|cut| cut.quiet));
+        assert!(gate.is_halted());
+        commit(&gate, 0, 2);
+        gate.resume();
+        assert!(!gate.is_halted());
+        assert_eq!(gate.cut(), Some(Cut { epoch: 2, seqs: vec![2], quiet: false }), "commits went on");
     }
 
     #[test]

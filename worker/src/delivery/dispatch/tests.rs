@@ -81,8 +81,9 @@ impl Simulation {
         let mut dispatcher = Dispatcher {
             name: "s".to_owned(),
             sink: Box::new(SimulatedSink(Arc::clone(&log))),
-            joins: vec![join],
-            envelopes: Arc::new(HashMap::from([(join, envelope)])),
+            in_force: watch::channel(Arc::new(Routes::from_iter([(join, envelope)]))).1,
+            routes: Arc::default(),
+            joins: Vec::new(),
             delivery,
             reader: Arc::new(Reader::open(&path, 2).unwrap()),
             results: Arc::new(results),
