@@ -135,6 +135,13 @@ impl Launch {
         self
     }
 
+    /// Gives the worker this standard input.
+    #[must_use]
+    pub fn with_stdin_from(mut self, stdin: impl Into<Stdio>) -> Self {
+        self.stdin = stdin.into();
+        self
+    }
+
     /// Gives the worker this standard output in place of one that the harness reads.
     #[must_use]
     pub fn with_stdout(mut self, stdout: impl Into<Stdio>) -> Self {

@@ -31,13 +31,21 @@ pub(crate) struct CheckedJoin {
 impl CheckedJoin {
     /// What the stored results depend on beside the topics: if it changes, they are evaluated anew.
     pub(crate) fn definition(&self, joins: &[CheckedJoin]) -> String {
-        // Another join that is read by name stands for its own query.
-        let read: Vec<String> = joins
-            .iter()
-            .filter(|other| other.name != self.name && mentions(&self.query, &other.name))
-            .map(|other| other.definition(&[]))
-            .collect();
-        format!("{}\n{:?}\n{}", self.query, self.columns, read.join("\n"))
+        // Another join that is read by name, be it through others, stands for its own query.
+        let mut read = vec![self];
+        let mut next = 0;
+        while let Some(reader) = read.get(next).copied() {
+            next += 1;
+            for other in joins.iter().filter(|other| mentions(&reader.query, &other.name)) {
+                if read.iter().all(|known| known.name != other.name) {
+                    read.push(other);
+                }
+            }
+        }
+        read[1..].sort_by_key(|join| &join.name);
+        let texts: Vec<String> =
+            read.iter().map(|join| format!("{}\n{:?}", join.query, join.columns)).collect();
+        texts.join("\n")
     }
 }
 

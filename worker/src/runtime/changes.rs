@@ -130,10 +130,13 @@ pub(super) fn fixed(old: &Plan, new: &Pipeline) -> Vec<Complaint> {
 /// Fields of a Pipeline that hold from start to end, with their values.
 fn settings(plan: &Plan) -> [(&'static str, String); 11] {
     let storage = &plan.storage;
+    // Without one of its own it follows from the name, which is complained about already.
+    let own_identity = plan.identity != format!("{}/{}", plan.namespace, plan.name);
+    let identity = if own_identity { format!("{:?}", plan.identity) } else { "none".to_owned() };
     [
         ("metadata.name", format!("{:?}", plan.name)),
         ("metadata.namespace", format!("{:?}", plan.namespace)),
-        ("spec.replication.identity", format!("{:?}", plan.identity)),
+        ("spec.replication.identity", identity),
         ("spec.storage.shardCount", storage.shard_count.to_string()),
         ("spec.storage.dataDir", format!("{:?}", storage.data_dir)),
         ("spec.storage.readerPoolSize", storage.reader_pool_size.to_string()),
