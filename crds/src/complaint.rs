@@ -108,6 +108,8 @@ reasons! {
     Unsupported,
     /// A query that SQLite refuses.
     InvalidQuery,
+    /// A change that a running worker cannot make.
+    NeedsRestart,
 }
 
 /// Returns the candidate that `wrong` was probably meant to be: the fewest edits, at most a third of its

@@ -46,8 +46,6 @@ pub struct Worker {
     stdin: Option<ChildStdin>,
     stdout: Lines,
     stderr: Lines,
-    /// By what listens: `source ingest`, `sink live`, `admin`.
-    addresses: BTreeMap<String, SocketAddr>,
 }
 
 /// Lines that a thread gathers from a pipe.
@@ -137,6 +135,13 @@ impl Launch {
         self
     }
 
+    /// Gives the worker this standard input.
+    #[must_use]
+    pub fn with_stdin_from(mut self, stdin: impl Into<Stdio>) -> Self {
+        self.stdin = stdin.into();
+        self
+    }
+
     /// Gives the worker this standard output in place of one that the harness reads.
     #[must_use]
     pub fn with_stdout(mut self, stdout: impl Into<Stdio>) -> Self {
@@ -159,7 +164,7 @@ impl Launch {
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().map_or_else(Lines::closed, Lines::of);
         let stderr = Lines::of(child.stderr.take().expect("standard error is a pipe"));
-        Worker { child, stdin, stdout, stderr, addresses: BTreeMap::new() }
+        Worker { child, stdin, stdout, stderr }
     }
 
     /// Runs the program to its end.
@@ -169,26 +174,27 @@ impl Launch {
 }
 
 impl Worker {
-    /// Waits until the log says that the pipeline runs, and learns from it what listens where.
+    /// Waits until the log says that the pipeline runs.
     pub async fn wait_until_it_runs(&mut self) {
-        let found = until("the worker to run", async || {
+        let runs = until("the worker to run", async || {
             let log = self.stderr.all();
             if log.iter().any(|line| line.contains(RUNS)) {
-                return Some(Some(addresses(&log)));
+                return Some(true);
             }
             if self.child.try_wait().expect("a child can be asked").is_some() {
                 self.stderr.wait_for_end().await;
-                return Some(None);
+                return Some(false);
             }
             None
         })
         .await;
-        self.addresses = found.unwrap_or_else(|| panic!("the worker ended before it ran"));
+        assert!(runs, "the worker ended before it ran");
     }
 
-    /// Where `what` listens: `source ingest`, `sink live`, `admin`.
+    /// Where `what` listens, by the last that the log says of it: `source ingest`, `sink live`, `admin`.
     pub fn address(&self, what: &str) -> SocketAddr {
-        *self.addresses.get(what).unwrap_or_else(|| panic!("no {what} among {:?}", self.addresses))
+        let addresses = addresses(&self.stderr.all());
+        *addresses.get(what).unwrap_or_else(|| panic!("no {what} among {addresses:?}"))
     }
 
     /// A URL of what listens there, such as `url("sink live", "/snapshot")`.
@@ -256,6 +262,26 @@ impl Worker {
         let arguments = [format!("-{name}"), self.pid().to_string()];
         let sent = Command::new("kill").args(arguments).status().expect("kill is there");
         assert!(sent.success(), "SIG{name} could not be sent");
+    }
+
+    /// Lets the worker read its manifests again, and returns what `/status` then says of its config.
+    pub async fn reload(&self) -> Value {
+        let before = self.reloads().await;
+        self.signal("HUP");
+        self.reloaded(before + 1).await
+    }
+
+    /// Waits for the end of the reload of this number, and returns what `/status` then says of the config.
+    pub async fn reloaded(&self, number: u64) -> Value {
+        until("the reload", async || (self.reloads().await >= number).then_some(())).await;
+        self.status().await["config"].clone()
+    }
+
+    /// How many reloads have come to an end.
+    pub async fn reloads(&self) -> u64 {
+        let status = self.status().await;
+        let counts = status["config"]["reloads"].as_object().expect("reloads are counted by outcome");
+        counts.values().filter_map(Value::as_u64).sum()
     }
 
     /// Asks for a planned stop, waits for it, and asserts that it went well.

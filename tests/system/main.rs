@@ -9,6 +9,7 @@ mod kill;
 mod lifecycle;
 mod manifests;
 mod messages;
+mod reload;
 mod starting;
 mod subscribers;
 mod time;

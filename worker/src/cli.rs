@@ -64,6 +64,9 @@ pub(crate) enum Command {
     /// Data goes to storage.dataDir (./data unless the manifest says otherwise), below the working directory.
     /// Ctrl-C stops in order: sources, what is on its way, sinks. Nothing that was acknowledged is ever lost, not
     /// even by kill -9.
+    ///
+    /// SIGHUP reads the manifests again and applies what has changed while data flows: joins, sources, sinks,
+    /// retention and delivery. What is the same is not disturbed, and manifests that are wrong change nothing.
     #[command(
         after_help = "Exit codes: 0 stopped as asked, 1 could not start, 2 the manifests are wrong, 130 a second ctrl-C"
     )]
@@ -90,6 +93,10 @@ pub(crate) struct Run {
     /// Stop when every source has come to its end and every sink has its results
     #[arg(long)]
     pub(crate) once: bool,
+
+    /// Apply changes of the manifests while running, as SIGHUP does when it is sent
+    #[arg(long, conflicts_with = "once")]
+    pub(crate) watch: bool,
 }
 
 #[derive(Debug, Parser)]
@@ -99,17 +106,48 @@ pub(crate) struct Validate {
     pub(crate) files: Vec<PathBuf>,
 }
 
+impl Run {
+    /// Checks that the arguments go together.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match self.watch && self.reads_stdin() {
+            true => Err("error: --watch needs manifests that can be read again, and standard input can't; write them \
+                         to a file\n"
+                .to_owned()),
+            false => Ok(()),
+        }
+    }
+
+    /// Reads the pipeline that is to run, as [`load`] does.
+    pub(crate) fn load(&self) -> Result<(Pipeline, String), String> {
+        let (mut pipeline, warnings) = load(&self.files)?;
+        if let Some(data_dir) = &self.data_dir {
+            pipeline.plan.storage.data_dir.clone_from(data_dir);
+        }
+        pipeline.once = self.once;
+        Ok((pipeline, warnings))
+    }
+
+    /// Reads the pipeline that is to follow the one that runs.
+    pub(crate) fn load_again(&self) -> Result<(Pipeline, String), String> {
+        match self.reads_stdin() {
+            true => Err("<stdin>: the manifests came by standard input, which can't be read again; restart to apply\n"
+                .to_owned()),
+            false => self.load(),
+        }
+    }
+
+    fn reads_stdin(&self) -> bool {
+        self.files.iter().any(|file| file == Path::new("-"))
+    }
+}
+
 /// Reads manifests and checks all there is to check without running anything. Gives the pipeline with warnings,
 /// or all complaints, each on a line of its own.
-pub(crate) fn load(
-    files: &[PathBuf],
-    data_dir: Option<PathBuf>,
-    once: bool,
-) -> Result<(Pipeline, String), String> {
+pub(crate) fn load(files: &[PathBuf]) -> Result<(Pipeline, String), String> {
     let manifest = manifest::load(files)
         .map_err(|errors| errors.iter().map(|error| format!("{error}\n")).collect::<String>())?;
     let refused = unsupported(&manifest.documents);
-    let (mut plan, warnings) = match validate(&manifest.documents) {
+    let (plan, warnings) = match validate(&manifest.documents) {
         Ok(valid) => valid,
         Err(mut complaints) => {
             complaints.extend(refused);
@@ -126,12 +164,10 @@ pub(crate) fn load(
         Ok(_) => return Err(manifest.render(&refused)),
         Err(errors) => return Err(render_queries(&manifest, &errors) + &manifest.render(&refused)),
     };
-    if let Some(data_dir) = data_dir {
-        plan.storage.data_dir = data_dir;
-    }
     let source_paths = source_paths(&plan, &manifest);
     let warnings: Vec<Complaint> = warnings;
-    Ok((Pipeline { plan, joins, source_paths, once }, manifest.render(&warnings)))
+    let warnings = manifest.render(&warnings);
+    Ok((Pipeline { plan, joins, source_paths, once: false, manifest }, warnings))
 }
 
 /// The joins as they are written, in documents that are otherwise wrong.

@@ -34,7 +34,7 @@ use crate::join::plan::Class;
 use crate::join::CheckedJoin;
 use crate::results::event::JoinId;
 use crate::results::store::{Progress, Results};
-use crate::results::{Position, Reader};
+use crate::results::{Applied, Reader};
 use crate::status::Status;
 use crate::storage::gate::{Cut, EpochGate};
 use crate::storage::log::ShardReader;
@@ -75,7 +75,9 @@ pub(crate) struct Evaluator {
     /// Last epoch number that is reserved.
     pub(crate) reserved: u64,
     /// Tells sinks and readers where the outbox ends.
-    pub(crate) applied: watch::Sender<Position>,
+    pub(crate) applied: watch::Sender<Applied>,
+    /// Indexes of joins that took too long and are left alone until the next start.
+    pub(crate) stopped: BTreeSet<usize>,
 }
 
 /// Why an epoch was not applied; it is tried again.
@@ -201,6 +203,13 @@ impl Evaluator {
             }
         }
         self.reserved = lane.committer.reserved();
+        for (index, (joined, progress)) in lane.joins.into_iter().zip(&mut self.progress).enumerate() {
+            progress.applied = joined.applied;
+            progress.stale = joined.stale;
+            if joined.stopped {
+                self.stopped.insert(index);
+            }
+        }
         self
     }
 
@@ -237,7 +246,7 @@ impl Evaluator {
         let logs = readers()?;
         let now = Instant::now();
         let mut joins = Vec::with_capacity(self.joins.len());
-        for (join, progress) in self.joins.iter().zip(&self.progress) {
+        for (index, (join, progress)) in self.joins.iter().zip(&self.progress).enumerate() {
             let mut applied = progress.applied.clone();
             if let Some(seqs) = &applied {
                 let mut follows = true;
@@ -265,7 +274,7 @@ impl Evaluator {
                 due: progress.stale || applied.is_none() || join.reads_clock,
                 applied,
                 stale: progress.stale,
-                stopped: false,
+                stopped: self.stopped.contains(&index),
                 aside: None,
                 epoch: 0,
                 ticked: now,

@@ -14,9 +14,15 @@ pub(crate) struct ListenError {
     problem: String,
 }
 
+impl ListenError {
+    pub(crate) fn new(what: &str, addr: &str, problem: impl Into<String>) -> Self {
+        Self { what: what.to_owned(), addr: addr.to_owned(), problem: problem.into() }
+    }
+}
+
 /// Listens on `addr` (`host:port`, `:port` for every interface) for `what`, such as `source ingest`.
 pub(crate) async fn listen(what: &str, addr: &str) -> Result<(TcpListener, SocketAddr), ListenError> {
-    let failed = |problem: String| ListenError { what: what.to_owned(), addr: addr.to_owned(), problem };
+    let failed = |problem: String| ListenError::new(what, addr, problem);
     let address = Address::parse(addr).map_err(failed)?;
     let host = address.host.as_deref().unwrap_or("0.0.0.0");
     let listener = TcpListener::bind((host, address.port)).await.map_err(|error| {

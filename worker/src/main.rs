@@ -21,14 +21,23 @@ mod storage;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tracing::info;
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{Arguments, Command, LogFormat};
+use crate::blocking::blocking;
+use crate::cli::{Arguments, Command, LogFormat, Run};
 use crate::error::chain;
+use crate::manifest::watch::{self, Watch};
+use crate::runtime::Reload;
+
+/// How often manifests are looked at that are watched.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The manifests are wrong: their author must put them right.
 const EXIT_INVALID: u8 = 2;
@@ -43,9 +52,15 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match arguments.command {
         Command::Run(run) => {
+            let run = Arc::new(run);
             start_logging(&arguments.log, arguments.log_format);
             end_with_any_panic();
-            let pipeline = match cli::load(&run.files, run.data_dir, run.once) {
+            if let Err(complaint) = run.check() {
+                complain(&complaint);
+                return ExitCode::from(EXIT_INVALID);
+            }
+            let known = watch::look(&run.files);
+            let pipeline = match run.load() {
                 Ok((pipeline, warnings)) => {
                     complain(&warnings);
                     pipeline
@@ -59,8 +74,10 @@ fn main() -> ExitCode {
                 tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("tokio starts");
             let outcome = runtime.block_on(async {
                 let (stop, stopped) = mpsc::channel(1);
-                tokio::spawn(watch_signals(stop));
-                runtime::run(pipeline, stopped).await
+                let (reload, reloads) = mpsc::channel(1);
+                tokio::spawn(watch_signals(stop.clone()));
+                tokio::spawn(watch_config(run, known, reload, stop));
+                runtime::run(pipeline, stopped, reloads).await
             });
             // A thread that reads standard input can't be waited for.
             runtime.shutdown_background();
@@ -72,7 +89,7 @@ fn main() -> ExitCode {
                 }
             }
         }
-        Command::Validate(validate) => match cli::load(&validate.files, None, false) {
+        Command::Validate(validate) => match cli::load(&validate.files) {
             Ok((pipeline, warnings)) => {
                 complain(&warnings);
                 say(&format!("{}\n", cli::summary(&pipeline.plan)));
@@ -103,6 +120,43 @@ async fn watch_signals(stop: mpsc::Sender<()>) {
             std::process::exit(EXIT_INTERRUPTED);
         }
         let _ = stop.send(()).await;
+    }
+}
+
+/// Reads the manifests again at each SIGHUP and, where that is asked for, when they have changed since `known`.
+async fn watch_config(
+    run: Arc<Run>,
+    known: watch::Look,
+    reload: mpsc::Sender<Reload>,
+    stop: mpsc::Sender<()>,
+) {
+    let mut hangup = signal(SignalKind::hangup()).expect("signals can be handled");
+    let had_terminal = std::io::stderr().is_terminal();
+    let mut watch = Watch::new(known);
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => {
+                // A terminal that is closed sends the same signal, and nobody could end us from there any more.
+                if had_terminal && !std::io::stderr().is_terminal() {
+                    let _ = stop.send(()).await;
+                    return;
+                }
+                info!("SIGHUP: reading the manifests again");
+            }
+            () = tokio::time::sleep(WATCH_INTERVAL), if run.watch => {
+                let looked = Arc::clone(&run);
+                if !watch.is_due(blocking(move || watch::look(&looked.files)).await) {
+                    continue;
+                }
+                info!("the manifests have changed; reading them again");
+            }
+        }
+        let run = Arc::clone(&run);
+        let (look, read) = blocking(move || (watch::look(&run.files), run.load_again())).await;
+        watch = Watch::new(look);
+        if reload.send(read).await.is_err() {
+            return;
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use litejoin_crds::{Complaint, Document, Place, Severity};
 
 mod scalar;
+pub(crate) mod watch;
 mod yaml;
 
 use yaml::Positions;

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! meta(name, value)                                lineage, epoch_applied, epoch_reserved, outbox horizon
-//! joins(id, name, definition, epoch, stale)        applied(join_id, shard, seq)
+//! joins(id, name, definition, epoch, stale, applied)   how far each has come in each shard's change log
 //! results(join_id, key, rows, op, epoch, n, …)     outbox(epoch, n, join_id, key, op, rows, timestamp)
 //! cursors(sink, epoch, n)                          subscriptions(sink, join_id)
 //! ```
@@ -14,6 +14,6 @@ pub(crate) mod outbox;
 pub(crate) mod reader;
 pub(crate) mod store;
 
-pub(crate) use event::Position;
+pub(crate) use event::{Applied, Position};
 pub(crate) use reader::Reader;
 pub(crate) use store::Results;

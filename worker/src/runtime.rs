@@ -1,14 +1,20 @@
-//! Wiring: which task feeds which, and the order in which they stop. A planned stop goes the way of the data:
-//! sources, writers, evaluator, sinks; then the files are closed.
+//! Wiring: which part feeds which, and the order in which they stop. A planned stop goes the way of the data:
+//! sources, writers, evaluator, sinks; then the files are closed. A reload takes the parts from one config to another
+//! while data flows.
 
+mod changes;
+mod evaluation;
 mod listeners;
+mod reload;
 mod sinks;
 mod sources;
 mod store;
+mod unit;
 mod upkeep;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
@@ -18,24 +24,27 @@ use axum::Router;
 use litejoin_crds::plan::Plan;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use self::evaluation::Evaluation;
 use self::listeners::Listeners;
 use self::sinks::Sinks;
 use self::sources::Sources;
 use self::store::Store;
+use self::unit::{Unit, Units};
+use self::upkeep::Upkeep;
 use crate::blocking::blocking;
 use crate::epoch::Evaluator;
 use crate::join::CheckedJoin;
 use crate::listen::ListenError;
-use crate::results::Results;
-use crate::results::event::{Envelope, JoinId};
+use crate::manifest::Manifest;
+use crate::results::{Applied, Results};
+use crate::results::event::JoinId;
 use crate::status::Status;
 use crate::storage::gate::EpochGate;
 use crate::storage::ingest::Ingest;
 use crate::storage::layout::LayoutError;
-use crate::storage::retention::Cleaner;
+use crate::storage::offsets::stream_offsets;
 use crate::storage::shard::Shard;
 use crate::storage::sqlite::SqliteError;
 use crate::storage::topics::Topics;
@@ -86,144 +95,205 @@ pub(crate) struct Pipeline {
     pub(crate) source_paths: BTreeMap<String, PathBuf>,
     /// Whether to stop when every source has come to its end.
     pub(crate) once: bool,
+    /// Where it was written.
+    pub(crate) manifest: Manifest,
+}
+
+/// A config that is to follow the one in force: a pipeline with warnings, or complaints, each on a line of its own.
+pub(crate) type Reload = Result<(Pipeline, String), String>;
+
+/// A pipeline that runs.
+struct Running {
+    pipeline: Pipeline,
+    store: Store,
+    status: Arc<Status>,
+    listeners: Listeners,
+    ingest: Ingest,
+    writers: Vec<JoinHandle<()>>,
+    evaluation: Evaluation,
+    /// The numbers of the joins by their names.
+    ids: HashMap<String, JoinId>,
+    sources: Sources,
+    sinks: Sinks,
+    upkeep: Upkeep,
+    admin: Unit,
 }
 
 /// Runs the pipeline until `stop` is heard (or, with `once`, until its sources have ended), then stops in order.
-pub(crate) async fn run(pipeline: Pipeline, mut stop: mpsc::Receiver<()>) -> Result<(), StartError> {
-    let Pipeline { plan, joins, source_paths, once } = pipeline;
-    sources::check(&plan, &source_paths, once)?;
-    let listeners = Listeners::open(&plan).await?;
-    let mut store = {
-        let (plan, joins) = (plan.clone(), joins.clone());
-        blocking(move || Store::open(&plan, &joins)).await?
-    };
-    let status = Arc::new(Status::new(&plan, clock::epoch_seconds()));
-    *status.lineage.lock().unwrap_or_else(PoisonError::into_inner) = store.results.lineage().to_owned();
-    status.outbox_bytes.set(store.results.outbox_bytes()?);
-
-    let definitions: Vec<(&str, String)> =
-        joins.iter().map(|join| (join.name.as_str(), join.definition(&joins))).collect();
-    let progress = store.results.register(&definitions, plan.storage.shard_count)?;
-    let ids: HashMap<String, JoinId> =
-        joins.iter().zip(&progress).map(|(join, progress)| (join.name.clone(), progress.id)).collect();
-    let envelopes =
-        joins.iter().map(|join| (ids[&join.name], envelope(join, store.results.lineage()))).collect();
-    let (applied_sender, applied) = watch::channel(store.reader.end()?);
-    status.epoch_applied.set(applied.borrow().epoch);
-
-    let (source_stop, source_stopping) = watch::channel(false);
-    let (sink_stop, sink_stopping) = watch::channel(false);
+/// What comes from `reloads` takes its place meanwhile.
+pub(crate) async fn run(
+    pipeline: Pipeline,
+    mut stop: mpsc::Receiver<()>,
+    mut reloads: mpsc::Receiver<Reload>,
+) -> Result<(), StartError> {
+    let once = pipeline.once;
     let (closed, mut stdout_closed) = mpsc::channel(1);
-
-    // From the shards outwards, so that nothing is sent to what is not there yet.
-    let shard_paths = store.shard_paths();
-    let offsets = store.stream_offsets();
-    let shards = std::mem::take(&mut store.shards);
-    let gate = Arc::new(EpochGate::new(store.first_epoch, shards.iter().map(Shard::last_seq).collect()));
-    let trim_to: Vec<Arc<AtomicI64>> = shards.iter().map(|_| Arc::default()).collect();
-    let (ingest, writers) = start_writers(&plan, shards, &store.topics, &gate, &status, &trim_to);
-    let evaluator = Evaluator {
-        gate: Arc::clone(&gate),
-        topics: Arc::clone(&store.topics),
-        results: Arc::clone(&store.results),
-        reader: Arc::clone(&store.reader),
-        status: Arc::clone(&status),
-        joins,
-        progress,
-        shard_paths: shard_paths.clone(),
-        scratch_folder: store.scratch_folder(),
-        trim_to,
-        reserved: Results::last_reserved(store.first_epoch),
-        applied: applied_sender,
-    };
-    let evaluator = thread("evaluator", move || {
-        evaluator.run();
-    });
-
-    let mut sink_tasks = JoinSet::new();
-    let sinks = Sinks {
-        plan: &plan,
-        store: &store,
-        status: &status,
-        ids,
-        envelopes: Arc::new(envelopes),
-        applied,
-        stopping: sink_stopping.clone(),
-        stdout_closed: closed,
-    };
-    sinks.start(listeners.sinks, &mut sink_tasks)?;
-    let (listener, local) = listeners.admin;
-    info!(address = %local, "showing /healthz, /readyz, /metrics, /status");
-    serve(&mut sink_tasks, listener, admin::router(Arc::clone(&status)), sink_stopping);
-
-    let mut upkeep = JoinSet::new();
-    let (results, letters) = (Arc::clone(&store.results), Arc::clone(&store.letters));
-    let outbox = upkeep::tidy_outbox(
-        plan.clone(),
-        results,
-        ingest.clone(),
-        Arc::clone(&status),
-        source_stopping.clone(),
-    );
-    upkeep.spawn(outbox);
-    upkeep.spawn(upkeep::clean_letters(plan.delivery.dlq.clone(), letters, source_stopping.clone()));
-    let cleaner = Cleaner::new(plan.retention.clone(), shard_paths, ingest.clone());
-    upkeep.spawn(upkeep::clean_topics(cleaner, plan.retention.clean_interval, source_stopping.clone()));
-
-    let (mut source_servers, mut files) = (JoinSet::new(), JoinSet::new());
-    let sources = Sources {
-        plan: &plan,
-        paths: &source_paths,
-        ingest: &ingest,
-        letters: &store.letters,
-        status: &status,
-        offsets,
-        stopping: source_stopping,
-    };
-    sources.start(listeners.sources, &mut source_servers, &mut files);
-    status.ready.store(true, Ordering::Relaxed);
-    info!(pipeline = plan.name, data = %store.data_dir.path().display(), "the pipeline runs; stop it with ctrl-C");
-
-    tokio::select! {
-        Some(()) = stop.recv() => info!("stopping: sources first, then what is on its way; a second signal ends at once"),
-        Some(()) = stdout_closed.recv() => info!("nobody reads standard output any more; stopping"),
-        () = all_ended(&mut files), if once => info!("every source has come to its end; stopping"),
-    }
-    status.ready.store(false, Ordering::Relaxed);
-    source_stop.send_replace(true);
-    let drained = tokio::time::timeout(DRAIN_TIMEOUT, async {
-        all_ended(&mut source_servers).await;
-        all_ended(&mut files).await;
-        all_ended(&mut upkeep).await;
-        ingest.close();
-        blocking(move || writers.into_iter().for_each(join)).await;
-        gate.stop();
-        blocking(move || join(evaluator)).await;
-        sink_stop.send_replace(true);
-        all_ended(&mut sink_tasks).await;
-    })
-    .await;
-    match drained {
-        Ok(()) => {
-            // Scratch data is worth nothing to the next start.
-            let _ = std::fs::remove_dir_all(store.scratch_folder());
-            info!("stopped");
+    let mut running = Running::start(pipeline, closed).await?;
+    loop {
+        tokio::select! {
+            Some(()) = stop.recv() => {
+                info!("stopping: sources first, then what is on its way; a second signal ends at once");
+                break;
+            }
+            Some(()) = stdout_closed.recv() => {
+                info!("nobody reads standard output any more; stopping");
+                break;
+            }
+            () = running.sources.units.ended(), if once => {
+                info!("every source has come to its end; stopping");
+                break;
+            }
+            Some(reload) = reloads.recv() => {
+                let mut reloading = pin!(running.reload(reload));
+                tokio::select! {
+                    () = &mut reloading => {}
+                    Some(()) = stop.recv() => {
+                        info!("stopping as soon as the reload is through; a second signal ends at once");
+                        let _ = tokio::time::timeout(DRAIN_TIMEOUT, reloading).await;
+                        break;
+                    }
+                }
+            }
         }
-        Err(_) => warn!("stopped before all results were handed over; they follow at the next start"),
     }
+    running.stop().await;
     Ok(())
 }
 
-fn envelope(join: &CheckedJoin, lineage: &str) -> Envelope {
-    Envelope {
-        lineage: lineage.to_owned(),
-        join_name: join.name.clone(),
-        result_key: join.result_key.clone(),
+impl Running {
+    /// Opens all there is to open, then starts from the shards outwards, so that nothing is sent to what is not there
+    /// yet.
+    async fn start(pipeline: Pipeline, stdout_closed: mpsc::Sender<()>) -> Result<Self, StartError> {
+        let plan = &pipeline.plan;
+        let (source_specs, sink_specs) = (sources::specs(plan, &pipeline.source_paths), sinks::specs(plan));
+        source_specs.iter().try_for_each(|(name, spec)| sources::check(name, spec))?;
+        if pipeline.once {
+            sources::check_ends(&source_specs)?;
+        }
+        let listeners = Listeners::open(plan, &Listeners::default()).await?;
+        let mut store = {
+            let (plan, joins) = (plan.clone(), pipeline.joins.clone());
+            blocking(move || Store::open(&plan, &joins)).await?
+        };
+        let status = Arc::new(Status::new(plan, clock::epoch_seconds()));
+        *status.lineage.lock().unwrap_or_else(PoisonError::into_inner) = store.results.lineage().to_owned();
+        status.outbox_bytes.set(store.results.outbox_bytes()?);
+        let progress = evaluation::register(&store.results, &pipeline.joins, plan.storage.shard_count)?;
+        let ids = evaluation::ids(&pipeline.joins, &progress);
+        let end = store.reader.end()?;
+        let (applied_sender, applied) = watch::channel(Applied { end, epoch: end.epoch });
+        status.epoch_applied.set(applied.borrow().epoch);
+
+        let shard_paths = store.shard_paths();
+        let offsets = stream_offsets(&shard_paths)?;
+        let shards = std::mem::take(&mut store.shards);
+        let gate = Arc::new(EpochGate::new(store.first_epoch, shards.iter().map(Shard::last_seq).collect()));
+        let trim_to: Vec<Arc<AtomicI64>> = shards.iter().map(|_| Arc::default()).collect();
+        let (ingest, writers) = start_writers(plan, shards, &store.topics, &gate, &status, &trim_to);
+        let evaluation = Evaluation::start(Evaluator {
+            gate: Arc::clone(&gate),
+            topics: Arc::clone(&store.topics),
+            results: Arc::clone(&store.results),
+            reader: Arc::clone(&store.reader),
+            status: Arc::clone(&status),
+            joins: pipeline.joins.clone(),
+            progress,
+            shard_paths: shard_paths.clone(),
+            scratch_folder: store.scratch_folder(),
+            trim_to,
+            reserved: Results::last_reserved(store.first_epoch),
+            applied: applied_sender,
+            stopped: BTreeSet::new(),
+        });
+
+        let mut sinks = Sinks {
+            units: Units::default(),
+            routes: BTreeMap::new(),
+            results: Arc::clone(&store.results),
+            reader: Arc::clone(&store.reader),
+            letters: Arc::clone(&store.letters),
+            status: Arc::clone(&status),
+            applied,
+            stdout_closed,
+        };
+        let ready = sinks.prepare(sink_specs.keys().map(String::as_str), &sink_specs, &listeners)?;
+        sinks.route(&pipeline, &ids, store.results.lineage());
+        sinks.forget_others(&sink_specs).await;
+        sinks.units.start(ready);
+        let admin = start_admin(&listeners, &status)?;
+
+        let mut upkeep = Upkeep {
+            units: Vec::new(),
+            results: Arc::clone(&store.results),
+            letters: Arc::clone(&store.letters),
+            shard_paths,
+            ingest: ingest.clone(),
+            status: Arc::clone(&status),
+        };
+        upkeep.start(plan);
+
+        let mut sources = Sources {
+            units: Units::default(),
+            ingest: ingest.clone(),
+            letters: Arc::clone(&store.letters),
+            status: Arc::clone(&status),
+            batch_messages_max: plan.storage.batch_messages_max,
+        };
+        let names = source_specs.keys().map(String::as_str);
+        let ready = sources.prepare(names, &source_specs, &listeners, &offsets)?;
+        sources.units.start(ready);
+        status.ready.store(true, Ordering::Relaxed);
+        let data = store.data_dir.path().display();
+        info!(pipeline = plan.name, %data, "the pipeline runs; stop it with ctrl-C");
+        Ok(Self {
+            pipeline,
+            store,
+            status,
+            listeners,
+            ingest,
+            writers,
+            evaluation,
+            ids,
+            sources,
+            sinks,
+            upkeep,
+            admin,
+        })
+    }
+
+    /// Stops in the order in which data flows.
+    async fn stop(mut self) {
+        self.status.ready.store(false, Ordering::Relaxed);
+        let drained = tokio::time::timeout(DRAIN_TIMEOUT, async {
+            self.sources.units.ask_to_stop();
+            self.sources.units.ended().await;
+            self.upkeep.stop().await;
+            self.ingest.close();
+            let writers = self.writers;
+            blocking(move || writers.into_iter().for_each(join)).await;
+            self.evaluation.finish().await;
+            self.sinks.units.ask_to_stop();
+            self.admin.ask_to_stop();
+            self.sinks.units.ended().await;
+            self.admin.ended().await;
+        })
+        .await;
+        match drained {
+            Ok(()) => {
+                // Scratch data is worth nothing to the next start.
+                let _ = std::fs::remove_dir_all(self.store.scratch_folder());
+                info!("stopped");
+            }
+            Err(_) => warn!("stopped before all results were handed over; they follow at the next start"),
+        }
     }
 }
 
-async fn all_ended(tasks: &mut JoinSet<()>) {
-    while tasks.join_next().await.is_some() {}
+fn start_admin(listeners: &Listeners, status: &Arc<Status>) -> Result<Unit, StartError> {
+    let (listener, local) = listeners.listener("admin")?;
+    info!(address = %local, "showing /healthz, /readyz, /metrics, /status");
+    let router = admin::router(Arc::clone(status));
+    Ok(Unit::start(Box::new(|stopping| Box::pin(serve(listener, router, stopping)))))
 }
 
 fn start_writers(
@@ -255,28 +325,19 @@ fn start_writers(
     (Ingest::new(Arc::clone(topics), senders), threads)
 }
 
-fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+fn thread<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     std::thread::Builder::new().name(name.to_owned()).spawn(work).expect("a thread can be started")
 }
 
-fn join(thread: JoinHandle<()>) {
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
+fn join<T>(thread: JoinHandle<T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn serve(
-    tasks: &mut JoinSet<()>,
-    listener: TcpListener,
-    router: Router,
-    mut stopping: watch::Receiver<bool>,
-) {
-    tasks.spawn(async move {
-        let stopped = async move {
-            let _ = stopping.wait_for(|stopping| *stopping).await;
-        };
-        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stopped).await {
-            warn!(error = %error, "a listener has failed");
-        }
-    });
+async fn serve(listener: TcpListener, router: Router, mut stopping: watch::Receiver<bool>) {
+    let stopped = async move {
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+    };
+    if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stopped).await {
+        warn!(error = %error, "a listener has failed");
+    }
 }

@@ -3,6 +3,7 @@
 
 use std::pin::Pin;
 
+pub(crate) mod routes;
 pub(crate) mod sse;
 pub(crate) mod stdout;
 

@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use litejoin_crds::plan::Plan;
 use serde_json::{Value, json};
 
+use self::config::ConfigStatus;
 use crate::storage::shard::Counts;
 
+pub(crate) mod config;
 pub(crate) mod prometheus;
 
 /// A number that only grows.
@@ -156,12 +159,41 @@ pub(crate) struct SinkStatus {
     pub(crate) at: Mutex<Option<String>>,
 }
 
-/// Everything that is told. Sources, joins and sinks are known from the start, topics may be added.
+/// Counters by the name of what they count; those of a name stay the same for as long as the config has it.
+#[derive(Debug)]
+struct ByName<T>(RwLock<BTreeMap<String, Arc<T>>>);
+
+impl<T> Default for ByName<T> {
+    fn default() -> Self {
+        Self(RwLock::default())
+    }
+}
+
+impl<T: Default> ByName<T> {
+    /// Makes counters for the names that have none, and forgets those of all others.
+    fn keep<'n>(&self, names: impl Iterator<Item = &'n String>) {
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut before = std::mem::take(&mut *all);
+        all.extend(names.map(|name| (name.clone(), before.remove(name).unwrap_or_default())));
+    }
+
+    /// The counters of a name that the config has.
+    fn of(&self, name: &str) -> Arc<T> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)[name])
+    }
+
+    fn map<V>(&self, value: impl Fn(&T) -> V) -> Vec<(String, V)> {
+        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        all.iter().map(|(name, counters)| (name.clone(), value(counters))).collect()
+    }
+}
+
+/// Everything that is told. Sources, joins and sinks are those of the config in force, topics may be added.
 #[derive(Debug)]
 pub(crate) struct Status {
     pub(crate) pipeline: String,
     pub(crate) identity: String,
-    pub(crate) config_hash: String,
+    pub(crate) config: ConfigStatus,
     pub(crate) started_at: i64,
     pub(crate) ready: AtomicBool,
     pub(crate) lineage: Mutex<String>,
@@ -174,20 +206,17 @@ pub(crate) struct Status {
     results_disk_full: AtomicBool,
     shard_errors: Vec<LastError>,
     topics: RwLock<BTreeMap<Arc<str>, Arc<TopicStatus>>>,
-    sources: BTreeMap<String, Arc<SourceStatus>>,
-    joins: BTreeMap<String, Arc<JoinStatus>>,
-    sinks: BTreeMap<String, Arc<SinkStatus>>,
+    sources: ByName<SourceStatus>,
+    joins: ByName<JoinStatus>,
+    sinks: ByName<SinkStatus>,
 }
 
 impl Status {
-    pub(crate) fn new(plan: &litejoin_crds::plan::Plan, started_at: i64) -> Self {
-        fn each<T: Default>(names: impl Iterator<Item = String>) -> BTreeMap<String, Arc<T>> {
-            names.map(|name| (name, Arc::default())).collect()
-        }
-        Self {
+    pub(crate) fn new(plan: &Plan, started_at: i64) -> Self {
+        let status = Self {
             pipeline: plan.name.clone(),
             identity: plan.identity.clone(),
-            config_hash: plan.config_hash.clone(),
+            config: ConfigStatus::new(plan.config_hash.clone(), started_at),
             started_at,
             ready: AtomicBool::new(false),
             lineage: Mutex::default(),
@@ -199,25 +228,34 @@ impl Status {
             results_disk_full: AtomicBool::new(false),
             shard_errors: (0..plan.storage.shard_count).map(|_| LastError::default()).collect(),
             topics: RwLock::default(),
-            sources: each(plan.sources.iter().map(|source| source.name.clone())),
-            joins: each(plan.joins.iter().map(|join| join.name.clone())),
-            sinks: each(plan.sinks.iter().map(|sink| sink.name.clone())),
-        }
+            sources: ByName::default(),
+            joins: ByName::default(),
+            sinks: ByName::default(),
+        };
+        status.follow(plan);
+        status
+    }
+
+    /// Tells of what the plan has, and no more of what it has not.
+    pub(crate) fn follow(&self, plan: &Plan) {
+        self.sources.keep(plan.sources.iter().map(|source| &source.name));
+        self.joins.keep(plan.joins.iter().map(|join| &join.name));
+        self.sinks.keep(plan.sinks.iter().map(|sink| &sink.name));
     }
 
     /// The counters of a source of the plan.
     pub(crate) fn source(&self, name: &str) -> Arc<SourceStatus> {
-        Arc::clone(&self.sources[name])
+        self.sources.of(name)
     }
 
     /// The counters of a join of the plan.
     pub(crate) fn join(&self, name: &str) -> Arc<JoinStatus> {
-        Arc::clone(&self.joins[name])
+        self.joins.of(name)
     }
 
     /// The counters of a sink of the plan.
     pub(crate) fn sink(&self, name: &str) -> Arc<SinkStatus> {
-        Arc::clone(&self.sinks[name])
+        self.sinks.of(name)
     }
 
     /// The counters of a topic, from its first message on.
@@ -269,8 +307,8 @@ impl Status {
 
     /// Brings all rates up to date; to be called every `seconds`.
     pub(crate) fn sample_rates(&self, seconds: f64) {
-        self.sources.values().for_each(|source| source.accepted.sample(seconds));
-        self.sinks.values().for_each(|sink| sink.delivered.sample(seconds));
+        self.sources.map(|source| source.accepted.sample(seconds));
+        self.sinks.map(|sink| sink.delivered.sample(seconds));
     }
 
     /// The whole as JSON.
@@ -278,16 +316,15 @@ impl Status {
         let map = |entries: Vec<(String, Value)>| Value::Object(entries.into_iter().collect());
         let uptime = (now - self.started_at).max(0);
         let at = |at: &Mutex<Option<String>>| at.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let sources = self.sources.iter().map(|(name, source)| {
-            let value = json!({
+        let sources = self.sources.map(|source| {
+            json!({
                 "at": at(&source.at),
                 "accepted": source.accepted.value(),
                 "acceptedPerSecond": source.accepted.per_second(),
                 "refused": source.refused.value(),
                 "finished": source.finished.load(Ordering::Relaxed),
                 "lastError": source.error.text(),
-            });
-            (name.clone(), value)
+            })
         });
         let topics = self.topics.read().unwrap_or_else(PoisonError::into_inner);
         let topics = topics.iter().map(|(name, topic)| {
@@ -304,18 +341,17 @@ impl Status {
             });
             (name.to_string(), value)
         });
-        let joins = self.joins.iter().map(|(name, join)| {
-            let value = json!({
+        let joins = self.joins.map(|join| {
+            json!({
                 "epoch": join.epoch.value(),
                 "evaluations": join.evaluations.value(),
                 "evaluationSeconds": join.evaluation_microseconds.value() as f64 / 1e6,
                 "resultsChanged": join.results_changed.value(),
                 "lastError": join.error.text(),
-            });
-            (name.clone(), value)
+            })
         });
-        let sinks = self.sinks.iter().map(|(name, sink)| {
-            let value = json!({
+        let sinks = self.sinks.map(|sink| {
+            json!({
                 "at": at(&sink.at),
                 "delivered": sink.delivered.value(),
                 "deliveredPerSecond": sink.delivered.per_second(),
@@ -326,13 +362,12 @@ impl Status {
                 "clients": sink.clients.value(),
                 "circuit": if sink.circuit_open.load(Ordering::Relaxed) { "open" } else { "closed" },
                 "lastError": sink.error.text(),
-            });
-            (name.clone(), value)
+            })
         });
         json!({
             "pipeline": self.pipeline,
             "identity": self.identity,
-            "configHash": self.config_hash,
+            "config": self.config.json(),
             "version": env!("CARGO_PKG_VERSION"),
             "ready": self.ready.load(Ordering::Relaxed),
             "uptimeSeconds": uptime,
@@ -342,10 +377,10 @@ impl Status {
             "outboxCompacted": self.outbox_compacted.value(),
             "inflightBytes": self.inflight_bytes.value(),
             "storageError": self.storage_error(),
-            "sources": map(sources.collect()),
+            "sources": map(sources),
             "topics": map(topics.collect()),
-            "joins": map(joins.collect()),
-            "sinks": map(sinks.collect()),
+            "joins": map(joins),
+            "sinks": map(sinks),
         })
     }
 }

@@ -13,6 +13,7 @@ pub(crate) mod hash;
 pub(crate) mod ingest;
 pub(crate) mod layout;
 pub(crate) mod log;
+pub(crate) mod offsets;
 pub(crate) mod retention;
 pub(crate) mod shard;
 pub(crate) mod sqlite;

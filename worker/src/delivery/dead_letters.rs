@@ -6,7 +6,7 @@
 //! ```
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use litejoin_crds::plan::Synchronous;
@@ -55,7 +55,7 @@ pub(crate) struct DeadLetters {
     path: PathBuf,
     connection: Mutex<Connection>,
     /// Size above which the oldest go.
-    bytes_max: u64,
+    bytes_max: AtomicU64,
     /// Insertions since the size was last looked at.
     unchecked: AtomicU32,
 }
@@ -87,7 +87,13 @@ impl DeadLetters {
             .execute_batch(SCHEMA)
             .map_err(|source| SqliteError::new(path, "make the tables", source))?;
         let unchecked = AtomicU32::new(0);
+        let bytes_max = AtomicU64::new(bytes_max);
         Ok(Self { path: path.to_owned(), connection: Mutex::new(connection), bytes_max, unchecked })
+    }
+
+    /// Sets the size above which the oldest go from now on.
+    pub(crate) fn set_bytes_max(&self, bytes_max: u64) {
+        self.bytes_max.store(bytes_max, Ordering::Relaxed);
     }
 
     /// Puts a letter in, or replaces the older one of its key. Putting the same one in again changes nothing
@@ -234,7 +240,7 @@ impl DeadLetters {
     /// Drops what is older than `before`, then the oldest until the file's content is within its size. Returns
     /// how many letters and messages went.
     pub(crate) fn clean(&self, before: i64) -> Result<u64, SqliteError> {
-        let bytes_max = self.bytes_max;
+        let bytes_max = self.bytes_max.load(Ordering::Relaxed);
         self.doing("clean the dead letters", |connection| {
             let transaction = connection.transaction()?;
             let mut dropped = 0;

@@ -1,7 +1,7 @@
 //! The loop that runs one sink: due letters first, then the outbox from the sink's cursor on. A dead letter is
 //! stored before the cursor moves, so a crash in between delivers twice and loses nothing.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -18,7 +18,8 @@ use crate::clock::{self, Moment};
 use crate::error::chain;
 use crate::results::event::{Envelope, Event, JoinId, ResultId};
 use crate::results::reader::PageLimit;
-use crate::results::{Position, Reader, Results};
+use crate::results::{Applied, Position, Reader, Results};
+use crate::sink::routes::{Routes, RoutesInForce};
 use crate::sink::{Delivery, Outcome, Sink};
 use crate::status::SinkStatus;
 use crate::storage::sqlite::SqliteError;
@@ -42,14 +43,17 @@ const FILE_RETRY: Duration = Duration::from_secs(1);
 pub(crate) struct Dispatcher {
     pub(crate) name: String,
     pub(crate) sink: Box<dyn Sink>,
+    pub(crate) in_force: RoutesInForce,
+    /// The routes that it follows, until it looks for others.
+    pub(crate) routes: Arc<Routes>,
+    /// The joins among them that it reads from the outbox, having handed over what was there before.
     pub(crate) joins: Vec<JoinId>,
-    pub(crate) envelopes: Arc<HashMap<JoinId, Envelope>>,
     pub(crate) delivery: plan::Delivery,
     pub(crate) results: Arc<Results>,
     pub(crate) reader: Arc<Reader>,
     pub(crate) letters: Arc<DeadLetters>,
     pub(crate) status: Arc<SinkStatus>,
-    pub(crate) applied: watch::Receiver<Position>,
+    pub(crate) applied: watch::Receiver<Applied>,
     pub(crate) stopping: watch::Receiver<bool>,
     /// Whether the queue may hold letters of this sink.
     pub(crate) has_letters: bool,
@@ -76,17 +80,15 @@ impl Dispatcher {
     /// Runs until the worker stops and everything applied by then was handed over, or can't be for now.
     pub(crate) async fn run(mut self) {
         let mut circuit = Circuit::new(self.delivery.circuit_failures);
-        let mut cursor = loop {
-            match self.begin(&mut circuit).await {
-                Ok(cursor) => break cursor,
-                Err(error) => self.pause_after(&error).await,
-            }
-            if *self.stopping.borrow() {
-                return;
-            }
-        };
+        let Some(mut cursor) = self.begin_at_last(&mut circuit).await else { return };
         loop {
-            let end = *self.applied.borrow_and_update();
+            if self.in_force.has_changed().is_ok_and(|changed| changed) {
+                match self.begin_at_last(&mut circuit).await {
+                    Some(begun) => cursor = begun,
+                    None => return,
+                }
+            }
+            let end = self.applied.borrow_and_update().end;
             let stopping = *self.stopping.borrow();
             let round = match self.round(&mut cursor, &mut circuit, Moment::now()).await {
                 Ok(round) => round,
@@ -102,16 +104,12 @@ impl Dispatcher {
                 Round::Again if stopping && circuit.is_open() => return,
                 Round::Again => {}
                 Round::Idle | Round::Wait(_) if stopping => return,
-                Round::Wait(until) => {
-                    tokio::select! {
-                        () = tokio::time::sleep_until(until.into()) => {}
-                        _ = self.stopping.changed() => {}
-                    }
-                }
+                Round::Wait(until) => self.wait_until(until).await,
                 Round::Idle => {
                     let due = self.next_due().await;
                     tokio::select! {
                         _ = self.applied.changed() => {}
+                        Ok(()) = self.in_force.changed() => self.in_force.mark_changed(),
                         _ = self.stopping.changed() => {}
                         () = tokio::time::sleep(due) => {}
                     }
@@ -120,9 +118,24 @@ impl Dispatcher {
         }
     }
 
-    /// Finds where the sink is. A join that it takes for the first time and that has results already is handed
-    /// over as it stands; results that change meanwhile follow from the outbox, in order.
+    /// Begins as soon as the files let it; `None` if the worker stops first.
+    async fn begin_at_last(&mut self, circuit: &mut Circuit) -> Option<Position> {
+        loop {
+            match self.begin(circuit).await {
+                Ok(cursor) => return Some(cursor),
+                Err(error) => self.pause_after(&error).await,
+            }
+            if *self.stopping.borrow() {
+                return None;
+            }
+        }
+    }
+
+    /// Takes up the routes in force and finds where the sink is. A join that it takes for the first time and that
+    /// has results already is handed over as it stands; results that change meanwhile follow from the outbox, in
+    /// order.
     async fn begin(&mut self, circuit: &mut Circuit) -> Result<Position, SqliteError> {
+        self.routes = Arc::clone(&self.in_force.borrow_and_update());
         self.has_letters = self.letters.has_any(&self.name)?;
         let name = self.name.clone();
         let (cursor, known, end) = self
@@ -137,14 +150,53 @@ impl Dispatcher {
         if cursor != Some(start) {
             self.move_cursor(start).await?;
         }
-        for join in self.joins.clone().into_iter().filter(|join| !known.contains(join)) {
+        let taken = self.routes.joins().to_vec();
+        let (results, name) = (Arc::clone(&self.results), self.name.clone());
+        blocking(move || results.unsubscribe_others(&name, &taken)).await?;
+        let (known, new): (Vec<JoinId>, Vec<JoinId>) =
+            self.routes.joins().iter().partition(|join| known.contains(join));
+        self.joins = known;
+        if new.is_empty() {
+            return Ok(start);
+        }
+        // While nothing took a join its results were stored without an event, so the outbox has its changes only
+        // from here on.
+        if !self.catch_up(&mut start, end, circuit).await? {
+            return Ok(start);
+        }
+        for join in new {
             if !self.hand_over(join, start, circuit).await? {
                 break;
             }
             let (results, name) = (Arc::clone(&self.results), self.name.clone());
             blocking(move || results.subscribe(&name, join)).await?;
+            self.joins.push(join);
         }
         Ok(start)
+    }
+
+    /// Hands over what the outbox has up to `end`, and moves the cursor there. Returns whether it came to that
+    /// before the worker stopped.
+    async fn catch_up(
+        &mut self,
+        cursor: &mut Position,
+        end: Position,
+        circuit: &mut Circuit,
+    ) -> Result<bool, SqliteError> {
+        while *cursor < end {
+            if *self.stopping.borrow() {
+                return Ok(false);
+            }
+            match self.round(cursor, circuit, Moment::now()).await? {
+                Round::Again => {}
+                Round::Idle => {
+                    *cursor = end.max(*cursor);
+                    self.move_cursor(*cursor).await?;
+                }
+                Round::Wait(until) => self.wait_until(until).await,
+            }
+        }
+        Ok(true)
     }
 
     /// Sends the present results of a join, but for those that changed after `up_to`: they follow from the
@@ -163,10 +215,7 @@ impl Dispatcher {
             let now = Moment::now();
             let limit = match circuit.passage(now.instant) {
                 Passage::Wait(until) => {
-                    tokio::select! {
-                        () = tokio::time::sleep_until(until.into()) => {}
-                        _ = self.stopping.changed() => {}
-                    }
+                    self.wait_until(until).await;
                     continue;
                 }
                 Passage::Probe => 1,
@@ -392,7 +441,7 @@ impl Dispatcher {
     }
 
     fn letter(&self, event: Event) -> Letter {
-        let envelope = &self.envelopes[&event.join];
+        let envelope = self.routes.envelope(event.join).expect("only joins that it takes are read");
         Letter {
             join_name: envelope.join_name.clone(),
             lineage: envelope.lineage.clone(),
@@ -413,7 +462,7 @@ impl Dispatcher {
     }
 
     fn envelope(&self, join_name: &str) -> Option<&Envelope> {
-        self.envelopes.values().find(|envelope| envelope.join_name == join_name)
+        self.routes.named(join_name).and_then(|join| self.routes.envelope(join))
     }
 
     /// Time until the next letter is due, an hour if there is none.
@@ -428,6 +477,14 @@ impl Dispatcher {
             let seconds = u64::try_from((due - clock::epoch_seconds()).max(0)).unwrap_or(0);
             Duration::from_secs(seconds).clamp(Duration::from_millis(100), hour)
         })
+    }
+
+    /// Waits for that moment, or for the stop.
+    async fn wait_until(&mut self, moment: Instant) {
+        tokio::select! {
+            () = tokio::time::sleep_until(moment.into()) => {}
+            _ = self.stopping.changed() => {}
+        }
     }
 
     async fn move_cursor(&self, cursor: Position) -> Result<(), SqliteError> {

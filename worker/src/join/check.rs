@@ -9,12 +9,12 @@ use litejoin_crds::{names, plan as manifest};
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{Connection, ErrorCode};
 
-use super::plan::{self, Class, Reason, table_name};
+use super::plan::{self, Class, Reason};
 use super::rows::Columns;
 use crate::storage::sqlite::{open_memory, quoted};
 
 /// A join whose query has been understood.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CheckedJoin {
     pub(crate) name: String,
     /// The SELECT, without a semicolon behind it.
@@ -34,16 +34,23 @@ pub(crate) struct CheckedJoin {
 impl CheckedJoin {
     /// What the stored results depend on beside the topics: if it changes, they are evaluated anew.
     pub(crate) fn definition(&self, joins: &[CheckedJoin]) -> String {
-        // Another join that is read by name stands for its own query.
-        let read: Vec<String> = joins
-            .iter()
-            .filter(|other| other.name != self.name && mentions(&self.query, &other.name))
-            .map(|other| other.definition(&[]))
-            .collect();
-        format!("{}\n{:?}\n{}", self.query, self.columns, read.join("\n"))
+        // Another join that is read by name, be it through others, stands for its own query.
+        let mut read = vec![self];
+        let mut next = 0;
+        while let Some(reader) = read.get(next).copied() {
+            next += 1;
+            for other in joins.iter().filter(|other| mentions(&reader.query, &other.name)) {
+                if read.iter().all(|known| known.name != other.name) {
+                    read.push(other);
+                }
+            }
+        }
+        read[1..].sort_by_key(|join| &join.name);
+        let texts: Vec<String> =
+            read.iter().map(|join| format!("{}\n{:?}", join.query, join.columns)).collect();
+        texts.join("\n")
     }
 }
-
 /// What is wrong with a query, and where in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct QueryError {
@@ -65,9 +72,13 @@ pub(crate) struct Catalog<'a> {
 
 /// Columns of a topic as queries see them. Without a rowid, since rows of different shards have none in common.
 pub(crate) fn topic_table_sql(name: &str) -> String {
+    gathered_table_sql(&quoted(name))
+}
+
+/// The same for a name that is quoted already.
+pub(crate) fn gathered_table_sql(quoted_name: &str) -> String {
     format!(
-        "CREATE TABLE {} (key TEXT PRIMARY KEY, payload TEXT, timestamp INTEGER, _change TEXT) WITHOUT ROWID",
-        quoted(name)
+        "CREATE TABLE {quoted_name} (key TEXT PRIMARY KEY, payload TEXT, timestamp INTEGER, _change TEXT) WITHOUT ROWID"
     )
 }
 
@@ -111,16 +122,12 @@ pub(crate) fn check(joins: &[manifest::Join], catalog: Catalog<'_>) -> Result<Ve
     }
     let queries: BTreeMap<String, String> =
         checked.iter().map(|join| (join.name.to_ascii_lowercase(), join.query.clone())).collect();
-    let mut occurrences = 0;
     for join in &mut checked {
-        join.class = workbench.confirmed(plan::plan(join, &queries, occurrences));
-        occurrences += OCCURRENCES_MAX;
+        join.class = workbench.confirmed(plan::plan(join, &queries));
     }
     Ok(checked)
 }
 
-/// Numbers of occurrences that are set aside for each join.
-const OCCURRENCES_MAX: usize = 10_000;
 
 
 enum Problem {
@@ -373,14 +380,13 @@ impl<'a> Workbench<'a> {
         let try_out = || -> rusqlite::Result<()> {
             let bench = open_memory()?;
             for occurrence in &keyed.occurrences {
-                let table = table_name(occurrence.number);
-                bench.execute_batch(&topic_table_sql(&table))?;
-                let values = format!("INSERT INTO {table} VALUES ('k', '{{}}', 0, NULL)");
+                bench.execute_batch(&gathered_table_sql(&occurrence.table))?;
+                let values = format!("INSERT INTO {} VALUES ('k', '{{}}', 0, NULL)", occurrence.table);
                 bench.execute_batch(&values)?;
             }
             for (position, (topic, expr)) in keyed.lookups().iter().enumerate() {
                 let table = keyed.occurrences.iter().find(|occurrence| occurrence.topic == *topic);
-                let table = table_name(table.expect("it is looked up in one of them").number);
+                let table = &table.expect("it is looked up in one of them").table;
                 bench.execute_batch(&format!("CREATE INDEX try_{position} ON {table} ({})", expr.sql()))?;
                 bench.prepare(&format!("SELECT {}", expr.parameters()))?;
             }

@@ -16,7 +16,7 @@ use rusqlite::{CachedStatement, Connection, ErrorCode, Row, StatementStatus, par
 use super::CheckedJoin;
 use super::budget::Budget;
 use super::changes::{Changes, Image};
-use super::plan::{Keyed, Link, Occurrence, table_name};
+use super::plan::{Keyed, Link, Occurrence};
 use super::rows::{same_rows, write_value};
 use super::value::Value;
 use crate::fault::{self, Sabotage};
@@ -150,7 +150,7 @@ impl KeyedJoin {
 impl Step {
     fn new(occurrence: &Occurrence, plan: &Keyed, topic_id: impl Fn(&str) -> TopicId) -> Self {
         let (topic, by) = (quoted(&occurrence.topic), occurrence.by.sql());
-        let table = table_name(occurrence.number);
+        let table = &occurrence.table;
         let columns = "key, payload, timestamp, _change";
         let link = |link: &Link| match link {
             Link::Keys => LinkStep::Keys,
@@ -160,7 +160,7 @@ impl Step {
                 let of_sql = of.sql();
                 LinkStep::Parent {
                     index: *index,
-                    gathered: format!("SELECT DISTINCT {of_sql} FROM {}", table_name(parent.number)),
+                    gathered: format!("SELECT DISTINCT {of_sql} FROM {}", parent.table),
                     of_key: of.is_key(),
                     up: format!("SELECT {parent_by} FROM {parent_topic} WHERE {of_sql} = ?1"),
                 }
@@ -189,15 +189,13 @@ impl Bench {
         let budget = Budget::guard(&mut memory, steps_max, Arc::default())?;
         for join in joins {
             for occurrence in &join.plan.occurrences {
-                let table = table_name(occurrence.number);
-                memory.execute_batch(&super::check::topic_table_sql(&table))?;
+                let table = &occurrence.table;
+                memory.execute_batch(&super::check::gathered_table_sql(table))?;
                 // The user's query finds its neighbours by the same expressions as we do.
                 let is_linked = occurrence.from.iter().any(|link| matches!(link, Link::Parent { .. }));
                 if is_linked && !occurrence.by.is_key() {
-                    memory.execute_batch(&format!(
-                        "CREATE INDEX {table}_by ON {table} ({})",
-                        occurrence.by.sql()
-                    ))?;
+                    let index = quoted(&format!("{table}_by"));
+                    memory.execute_batch(&format!("CREATE INDEX {index} ON {table} ({})", occurrence.by.sql()))?;
                 }
             }
         }

@@ -26,9 +26,10 @@ use std::fmt;
 pub(crate) use row::RowExpr;
 
 use super::CheckedJoin;
+use crate::storage::sqlite::quoted;
 
 /// How a join is kept current.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Class {
     /// Only the results that a change can concern are evaluated.
     Keyed(Keyed),
@@ -37,9 +38,9 @@ pub(crate) enum Class {
 }
 
 /// The plan of a keyed join.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Keyed {
-    /// The query with occurrence N of a topic read from table [`table_name`] N.
+    /// The query with each occurrence of a topic read from its own table.
     pub(crate) sql: String,
     /// Parents come before those that are linked to them.
     pub(crate) occurrences: Vec<Occurrence>,
@@ -49,8 +50,8 @@ pub(crate) struct Keyed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Occurrence {
     pub(crate) topic: String,
-    /// The number in the name of its table.
-    pub(crate) number: usize,
+    /// The table into which its rows are gathered, quoted.
+    pub(crate) table: String,
     /// The rows that belong to a set of result keys are those whose `by` is one of `from`.
     pub(crate) by: RowExpr,
     pub(crate) from: Vec<Link>,
@@ -107,25 +108,24 @@ pub(crate) enum Reason {
     Rewritten { message: String },
 }
 
-/// The table from which occurrence `number` is read.
-pub(crate) fn table_name(number: usize) -> String {
-    format!("_g{number}")
+/// The table from which occurrence `number` of a topic in a join's query is read.
+fn table_name(join_name: &str, number: usize) -> String {
+    quoted(&format!("_{}_{number}", join_name.to_ascii_lowercase()))
 }
 
-/// Plans how a join is kept current. `queries` are the texts of all joins by lower-case name; occurrences of topics
-/// are numbered from `first`.
-pub(crate) fn plan(join: &CheckedJoin, queries: &BTreeMap<String, String>, first: usize) -> Class {
+/// Plans how a join is kept current. `queries` are the texts of all joins by lower-case name.
+pub(crate) fn plan(join: &CheckedJoin, queries: &BTreeMap<String, String>) -> Class {
     if join.reads_clock {
         return Class::Full(Reason::Clock);
     }
-    match keyed(join, queries, first) {
+    match keyed(join, queries) {
         Ok(keyed) => Class::Keyed(keyed),
         Err(reason) => Class::Full(reason),
     }
 }
 
-fn keyed(join: &CheckedJoin, queries: &BTreeMap<String, String>, first: usize) -> Result<Keyed, Reason> {
-    let query = syntax::read(&join.query, queries, first)?;
+fn keyed(join: &CheckedJoin, queries: &BTreeMap<String, String>) -> Result<Keyed, Reason> {
+    let query = syntax::read(&join.query, queries)?;
     let restricted = restrict::restrict(&query, join.columns.key_column())?;
     let occurrences: Result<Vec<Occurrence>, Reason> = restricted
         .rules
@@ -133,10 +133,11 @@ fn keyed(join: &CheckedJoin, queries: &BTreeMap<String, String>, first: usize) -
         .map(|rule| {
             let known = |topic: &&String| topic.eq_ignore_ascii_case(&rule.topic);
             let topic = join.topics.iter().find(known).ok_or(Reason::Syntax)?.clone();
-            Ok(Occurrence { topic, number: rule.number, by: rule.by, from: rule.from })
+            let table = table_name(&join.name, rule.number);
+            Ok(Occurrence { topic, table, by: rule.by, from: rule.from })
         })
         .collect();
-    Ok(Keyed { sql: print::print(&query, &restricted.hints), occurrences: occurrences? })
+    Ok(Keyed { sql: print::print(&query, &join.name, &restricted.hints), occurrences: occurrences? })
 }
 
 impl Keyed {

@@ -17,6 +17,15 @@ impl Position {
     }
 }
 
+/// How far results have come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Applied {
+    /// The end of the outbox.
+    pub(crate) end: Position,
+    /// The newest cut that the results of every join contain.
+    pub(crate) epoch: u64,
+}
+
 /// What happened to a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Op {

@@ -74,6 +74,19 @@ impl Results {
         })
     }
 
+    /// Forgets that a sink was handed any other join than `joins`: should it take one again, it gets the whole.
+    pub(crate) fn unsubscribe_others(&self, sink: &str, joins: &[JoinId]) -> Result<(), SqliteError> {
+        self.doing("forget subscriptions", |connection| {
+            let ids: Vec<i64> = joins.iter().map(|join| join.0).collect();
+            let ids = serde_json::to_string(&ids).expect("numbers are always JSON");
+            connection.execute(
+                "DELETE FROM subscriptions WHERE sink = ?1 AND join_id NOT IN (SELECT value FROM json_each(?2))",
+                params![sink, ids],
+            )?;
+            Ok(())
+        })
+    }
+
     /// Forgets the cursors and subscriptions of sinks that are not among `sinks`.
     pub(crate) fn forget_other_sinks(&self, sinks: &[&str]) -> Result<(), SqliteError> {
         self.doing("forget old sinks", |connection| {
@@ -172,6 +185,13 @@ impl Results {
             Ok(Some((up_to, count, bytes)))
         })
     }
+}
+
+/// Removes the events of a join that is no more.
+pub(super) fn forget(connection: &Connection, join: JoinId) -> rusqlite::Result<()> {
+    let sql = "DELETE FROM outbox WHERE join_id = ?1
+               RETURNING length(CAST(key AS BLOB)), length(CAST(rows AS BLOB))";
+    remove(connection, sql, [join.0]).map(|_| ())
 }
 
 /// Runs a DELETE that returns the bytes of keys and rows; gives the number of events and the new size.

@@ -220,7 +220,11 @@ fn read_end(connection: &Connection) -> rusqlite::Result<Position> {
         .prepare_cached("SELECT epoch, n FROM outbox ORDER BY epoch DESC, n DESC LIMIT 1")?
         .query_row([], |row| Ok(Position { epoch: row.get(0)?, n: row.get(1)? }))
         .optional()?;
-    let applied = Position::start_of(meta(connection, "epoch_applied")?.unwrap_or(0));
+    // Results that were stored without an event have a place too.
+    let applied = Position {
+        epoch: meta(connection, "epoch_applied")?.unwrap_or(0),
+        n: meta(connection, "n_applied")?.unwrap_or(0),
+    };
     Ok(last.map_or(applied, |last| last.max(applied)))
 }
 

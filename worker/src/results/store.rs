@@ -2,13 +2,13 @@
 //! through one connection.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use litejoin_crds::plan::Synchronous;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::event::{JoinId, Op, Position};
+use super::outbox;
 use crate::fault;
 use crate::storage::sqlite::{self, SqliteError};
 
@@ -57,8 +57,8 @@ pub(crate) struct Results {
     path: PathBuf,
     connection: Mutex<Connection>,
     lineage: String,
-    /// The newest epoch that was committed.
-    last_epoch: AtomicU64,
+    /// The newest place that a result has got.
+    last: Mutex<Position>,
 }
 
 /// How far a join had come when the file was last written.
@@ -96,7 +96,6 @@ pub(crate) struct EpochWriter<'a> {
 pub(crate) struct Committed {
     /// The last event of the epoch, or its start if there was none.
     pub(crate) position: Position,
-    pub(crate) events: u64,
     pub(crate) outbox_bytes: u64,
 }
 
@@ -109,21 +108,25 @@ impl Results {
         lineage: &str,
     ) -> Result<(Self, bool), SqliteError> {
         let connection = sqlite::open_writer(path, synchronous)?;
-        let check = || -> rusqlite::Result<(bool, u64)> {
+        let check = || -> rusqlite::Result<(bool, Position)> {
             connection.execute_batch(SCHEMA)?;
             connection.execute("INSERT OR IGNORE INTO meta VALUES ('lineage', ?1)", [lineage])?;
             let stored: String =
                 connection
                     .query_row("SELECT value FROM meta WHERE name = 'lineage'", [], |row| row.get(0))?;
-            Ok((stored == lineage, meta(&connection, "epoch_applied")?.unwrap_or(0)))
+            let last = Position {
+                epoch: meta(&connection, "epoch_applied")?.unwrap_or(0),
+                n: meta(&connection, "n_applied")?.unwrap_or(0),
+            };
+            Ok((stored == lineage, last))
         };
-        let (same, last_epoch) = check().map_err(|source| SqliteError::new(path, "read the results", source))?;
+        let (same, last) = check().map_err(|source| SqliteError::new(path, "read the results", source))?;
         Ok((
             Self {
                 path: path.to_owned(),
                 connection: Mutex::new(connection),
                 lineage: lineage.to_owned(),
-                last_epoch: AtomicU64::new(last_epoch),
+                last: Mutex::new(last),
             },
             same,
         ))
@@ -174,17 +177,17 @@ impl Results {
             let transaction = connection.transaction()?;
             let names = serde_json::to_string(&joins.iter().map(|(name, _)| name).collect::<Vec<_>>())
                 .expect("names are always JSON");
-            for table in ["results", "outbox", "subscriptions"] {
-                transaction.execute(
-                    &format!(
-                        "DELETE FROM {table} WHERE join_id IN
-                             (SELECT id FROM joins WHERE name NOT IN (SELECT value FROM json_each(?1)))"
-                    ),
-                    [&names],
-                )?;
+            let gone: Vec<i64> = transaction
+                .prepare("SELECT id FROM joins WHERE name NOT IN (SELECT value FROM json_each(?1))")?
+                .query_map([names], |row| row.get(0))?
+                .collect::<rusqlite::Result<_>>()?;
+            for id in gone {
+                for table in ["results", "subscriptions"] {
+                    transaction.execute(&format!("DELETE FROM {table} WHERE join_id = ?1"), [id])?;
+                }
+                outbox::forget(&transaction, JoinId(id))?;
+                transaction.execute("DELETE FROM joins WHERE id = ?1", [id])?;
             }
-            transaction
-                .execute("DELETE FROM joins WHERE name NOT IN (SELECT value FROM json_each(?1))", [&names])?;
             let mut progress = Vec::with_capacity(joins.len());
             for (name, definition) in joins {
                 let stored: Option<(i64, String, bool, Option<String>)> = transaction
@@ -233,32 +236,31 @@ impl Results {
         })
     }
 
-    /// Writes an epoch at the time `now`, and keeps everybody else from writing until it is committed. `number` gives
-    /// the epoch, above the newest one that it is told.
+    /// Writes results of an epoch at the time `now`, and keeps everybody else from writing until they are committed.
+    /// If others of a later epoch have come before them, they are counted to that one: places never go back.
     pub(crate) fn with_epoch<T, E: From<SqliteError>>(
         &self,
-        number: impl FnOnce(u64) -> u64,
+        epoch: u64,
         now: i64,
         work: impl FnOnce(&mut EpochWriter<'_>) -> Result<T, E>,
     ) -> Result<(T, Committed), E> {
         let mut connection = self.lock();
-        let last_epoch = self.last_epoch.load(Ordering::Relaxed);
-        let epoch = number(last_epoch);
-        assert!(epoch > last_epoch, "epoch {epoch} comes after {last_epoch}");
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let (epoch, next_n) = if epoch > last.epoch { (epoch, 1) } else { (last.epoch, last.n + 1) };
         let transaction = connection
             .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
             .map_err(|source| SqliteError::new(&self.path, "begin an epoch", source))?;
         let mut writer =
-            EpochWriter { path: &self.path, transaction, epoch, now, next_n: 1, outbox_bytes: 0 };
+            EpochWriter { path: &self.path, transaction, epoch, now, next_n, outbox_bytes: 0 };
         let value = work(&mut writer)?;
         let committed = Committed {
             position: Position { epoch, n: writer.next_n - 1 },
-            events: writer.next_n - 1,
             outbox_bytes: writer.outbox_bytes,
         };
         fault::point("results-written");
         let finish = |writer: EpochWriter<'_>| -> rusqlite::Result<()> {
             set(&writer.transaction, "epoch_applied", epoch)?;
+            set(&writer.transaction, "n_applied", committed.position.n)?;
             if writer.outbox_bytes > 0 {
                 let before: u64 = meta(&writer.transaction, "outbox_bytes")?.unwrap_or(0);
                 set(&writer.transaction, "outbox_bytes", before + writer.outbox_bytes)?;
@@ -266,7 +268,7 @@ impl Results {
             writer.transaction.commit()
         };
         finish(writer).map_err(|source| SqliteError::new(&self.path, "commit an epoch", source))?;
-        self.last_epoch.store(epoch, Ordering::Relaxed);
+        *last = committed.position;
         fault::point("results-committed");
         Ok((value, committed))
     }
@@ -340,7 +342,7 @@ impl EpochWriter<'_> {
         store().map_err(|source| SqliteError::new(self.path, "store a result", source))?;
         self.next_n += 1;
         if sent {
-            self.outbox_bytes += super::outbox::event_bytes(change.key.len(), change.rows.len());
+            self.outbox_bytes += outbox::event_bytes(change.key.len(), change.rows.len());
         }
         Ok(())
     }

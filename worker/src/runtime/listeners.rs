@@ -1,38 +1,96 @@
-//! Sockets that the manifest names, all opened before anything else: a port in use stops the start, not the run.
+//! Sockets that the manifest names, all opened before anything else: a port in use stops the start or the reload,
+//! not the run. A socket stays open for as long as the config names its address, whoever listens on it.
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
 
+use litejoin_crds::address::Address;
 use litejoin_crds::plan::{Plan, SinkKind, SourceKind};
 use tokio::net::TcpListener;
 
 use crate::listen::{ListenError, listen};
 
-/// Sockets that were opened before anything else.
+/// The open sockets by what listens on them: `source ingest`, `sink live`, `admin`.
+#[derive(Default)]
 pub(super) struct Listeners {
-    /// By name of the source.
-    pub(super) sources: HashMap<String, (TcpListener, SocketAddr)>,
-    /// By name of the sink.
-    pub(super) sinks: HashMap<String, (TcpListener, SocketAddr)>,
-    pub(super) admin: (TcpListener, SocketAddr),
+    sockets: BTreeMap<String, Socket>,
+}
+
+#[derive(Clone)]
+struct Socket {
+    /// As the manifest has it.
+    addr: String,
+    listener: Arc<StdListener>,
 }
 
 impl Listeners {
-    pub(super) async fn open(plan: &Plan) -> Result<Self, ListenError> {
-        let mut sources = HashMap::new();
-        for source in &plan.sources {
-            if let SourceKind::Http(spec) = &source.kind {
-                let opened = listen(&format!("source {}", source.name), &spec.addr).await?;
-                sources.insert(source.name.clone(), opened);
-            }
+    /// Opens what the plan names, but for what is among `open` already. An address may go from one part to another:
+    /// its socket goes with it, and no client is turned away.
+    pub(super) async fn open(plan: &Plan, open: &Self) -> Result<Self, ListenError> {
+        let mut sockets = BTreeMap::new();
+        for (what, addr) in addresses(plan) {
+            let socket = match open.find(&what, addr) {
+                Some(socket) => socket.clone(),
+                None => open.bind(&what, addr).await?,
+            };
+            sockets.insert(what, socket);
         }
-        let mut sinks = HashMap::new();
-        for sink in &plan.sinks {
-            if let SinkKind::Sse(spec) = &sink.kind {
-                sinks.insert(sink.name.clone(), listen(&format!("sink {}", sink.name), &spec.addr).await?);
-            }
-        }
-        let admin = listen("admin", &plan.admin.addr).await?;
-        Ok(Self { sources, sinks, admin })
+        Ok(Self { sockets })
     }
+
+    /// A listener of its own on the socket of `what`, with the address that it has.
+    pub(super) fn listener(&self, what: &str) -> Result<(TcpListener, SocketAddr), ListenError> {
+        let Socket { addr, listener } = &self.sockets[what];
+        let share = || -> std::io::Result<_> {
+            Ok((TcpListener::from_std(listener.try_clone()?)?, listener.local_addr()?))
+        };
+        share().map_err(|error| ListenError::new(what, addr, format!("could not share the socket ({error})")))
+    }
+
+    /// The socket of this address. Where the system chooses the port, it is one for each that asks.
+    fn find(&self, what: &str, addr: &str) -> Option<&Socket> {
+        let own = self.sockets.get(what).filter(|socket| socket.addr == addr);
+        let fixed = || Address::parse(addr).is_ok_and(|address| address.port != 0);
+        own.or_else(|| self.sockets.values().find(|socket| socket.addr == addr && fixed()))
+    }
+
+    async fn bind(&self, what: &str, addr: &str) -> Result<Socket, ListenError> {
+        let opened = listen(what, addr).await.map_err(|error| match self.in_the_way(addr) {
+            Some((other, other_addr)) => ListenError::new(
+                what,
+                addr,
+                format!(
+                    "{other} of the running config still has the port, as {other_addr}; write that, take another \
+                     port, or restart to apply"
+                ),
+            ),
+            None => error,
+        });
+        let listener = opened?.0.into_std();
+        let listener =
+            listener.map_err(|error| ListenError::new(what, addr, format!("could not listen ({error})")))?;
+        Ok(Socket { addr: addr.to_owned(), listener: Arc::new(listener) })
+    }
+
+    /// An open socket that keeps this address from being opened, with its own.
+    fn in_the_way(&self, addr: &str) -> Option<(&str, &str)> {
+        let address = Address::parse(addr).ok()?;
+        let meets = |socket: &Socket| Address::parse(&socket.addr).is_ok_and(|other| other.meets(&address));
+        let (what, socket) = self.sockets.iter().find(|(_, socket)| meets(socket))?;
+        Some((what, &socket.addr))
+    }
+}
+
+/// What listens, and on which address.
+fn addresses(plan: &Plan) -> impl Iterator<Item = (String, &str)> {
+    let sources = plan.sources.iter().filter_map(|source| match &source.kind {
+        SourceKind::Http(spec) => Some((format!("source {}", source.name), spec.addr.as_str())),
+        _ => None,
+    });
+    let sinks = plan.sinks.iter().filter_map(|sink| match &sink.kind {
+        SinkKind::Sse(spec) => Some((format!("sink {}", sink.name), spec.addr.as_str())),
+        _ => None,
+    });
+    sources.chain(sinks).chain([("admin".to_owned(), plan.admin.addr.as_str())])
 }

@@ -1,35 +1,41 @@
-//! Starting sinks: a dispatcher for each that is written to, a server for each that is read from.
+//! Sinks, each a part that starts and stops by itself: a dispatcher for one that is written to, a server for one that
+//! is read from.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError};
 
-use litejoin_crds::plan::{Plan, SinkKind};
-use tokio::net::TcpListener;
+use litejoin_crds::plan::{self, SinkKind};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
-use tracing::info;
+use tracing::{info, warn};
 
-use super::store::Store;
-use super::{StartError, serve};
+use super::listeners::Listeners;
+use super::unit::{Ready, Units, Work};
+use super::{Pipeline, StartError, serve};
+use crate::blocking::blocking;
+use crate::delivery::dead_letters::DeadLetters;
 use crate::delivery::dispatch::Dispatcher;
+use crate::error::chain;
 use crate::results::event::{Envelope, JoinId};
-use crate::results::{Position, Reader};
+use crate::results::{Applied, Reader, Results};
+use crate::sink::routes::Routes;
 use crate::sink::sse::{self, SseState};
 use crate::sink::stdout::Stdout;
 use crate::status::Status;
 
-/// What sinks are made of.
-pub(super) struct Sinks<'a> {
-    pub(super) plan: &'a Plan,
-    pub(super) store: &'a Store,
-    pub(super) status: &'a Status,
-    /// Joins by name.
-    pub(super) ids: HashMap<String, JoinId>,
-    pub(super) envelopes: Arc<HashMap<JoinId, Envelope>>,
-    pub(super) applied: watch::Receiver<Position>,
-    pub(super) stopping: watch::Receiver<bool>,
-    /// Rung when nobody reads standard output any more.
-    pub(super) stdout_closed: mpsc::Sender<()>,
+/// A sink as the config has it; one that differs is stopped and started anew. Which joins it takes changes while it
+/// runs.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct SinkSpec {
+    kind: SinkKind,
+    /// For one that is written to.
+    delivery: Option<plan::Delivery>,
+}
+
+impl SinkSpec {
+    /// Whether results are written to the sink, so that it has a cursor.
+    fn is_pushed(&self) -> bool {
+        self.delivery.is_some()
+    }
 }
 
 /// Whether results are written to the sink, so that it has a cursor.
@@ -37,61 +43,138 @@ pub(super) fn is_pushed(kind: &SinkKind) -> bool {
     !matches!(kind, SinkKind::Sse(_))
 }
 
-impl Sinks<'_> {
-    /// Starts all sinks as tasks of `tasks`, and forgets those that the store still knows and the plan doesn't.
-    pub(super) fn start(
-        self,
-        mut listeners: HashMap<String, (TcpListener, std::net::SocketAddr)>,
-        tasks: &mut JoinSet<()>,
-    ) -> Result<(), StartError> {
-        for sink in &self.plan.sinks {
-            let counters = self.status.sink(&sink.name);
-            match &sink.kind {
-                SinkKind::Sse(spec) => {
-                    let (listener, local) =
-                        listeners.remove(&sink.name).expect("every sse sink was given a listener");
-                    *counters.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(local.to_string());
-                    info!(sink = sink.name, address = %local, "serving results: /subscribe, /snapshot");
-                    let snapshot_reader =
-                        Reader::open(self.store.results.path(), SseState::SNAPSHOT_CONNECTIONS)?;
+/// The sinks of a plan.
+pub(super) fn specs(plan: &plan::Plan) -> BTreeMap<String, SinkSpec> {
+    let spec = |kind: &SinkKind| SinkSpec {
+        kind: kind.clone(),
+        delivery: is_pushed(kind).then(|| plan.delivery.clone()),
+    };
+    plan.sinks.iter().map(|sink| (sink.name.clone(), spec(&sink.kind))).collect()
+}
+
+/// The sinks that run, and what they are made of.
+pub(super) struct Sinks {
+    pub(super) units: Units<SinkSpec>,
+    /// What each takes, by its name.
+    pub(super) routes: BTreeMap<String, watch::Sender<Arc<Routes>>>,
+    pub(super) results: Arc<Results>,
+    pub(super) reader: Arc<Reader>,
+    pub(super) letters: Arc<DeadLetters>,
+    pub(super) status: Arc<Status>,
+    pub(super) applied: watch::Receiver<Applied>,
+    /// Rung when nobody reads standard output any more.
+    pub(super) stdout_closed: mpsc::Sender<()>,
+}
+
+impl Sinks {
+    /// Makes sinks ready to start. What they take is told by [`Self::route`] before they do.
+    pub(super) fn prepare<'n>(
+        &mut self,
+        names: impl Iterator<Item = &'n str>,
+        specs: &BTreeMap<String, SinkSpec>,
+        listeners: &Listeners,
+    ) -> Result<Vec<Ready<SinkSpec>>, StartError> {
+        names
+            .map(|name| {
+                let spec = specs[name].clone();
+                let work = self.work(name, &spec, listeners)?;
+                Ok(Ready { name: name.to_owned(), spec, work })
+            })
+            .collect()
+    }
+
+    fn work(&mut self, name: &str, sink: &SinkSpec, listeners: &Listeners) -> Result<Work, StartError> {
+        let (name, status, applied) = (name.to_owned(), Arc::clone(&self.status), self.applied.clone());
+        let routes = self.routes.entry(name.clone()).or_default().subscribe();
+        let reader = Arc::clone(&self.reader);
+        match (&sink.kind, &sink.delivery) {
+            (SinkKind::Sse(spec), _) => {
+                let (listener, local) = listeners.listener(&format!("sink {name}"))?;
+                let snapshot_reader =
+                    Arc::new(Reader::open(self.results.path(), SseState::SNAPSHOT_CONNECTIONS)?);
+                let (spec, lineage) = (spec.clone(), self.results.lineage().to_owned());
+                Ok(Box::new(move |stopping| {
+                    let status = status.sink(&name);
+                    *status.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(local.to_string());
+                    info!(sink = name, address = %local, "serving results: /subscribe, /snapshot");
                     let state = Arc::new(SseState {
-                        joins: sink.joins.iter().map(|name| (name.clone(), self.ids[name])).collect(),
-                        envelopes: Arc::clone(&self.envelopes),
-                        lineage: self.store.results.lineage().to_owned(),
-                        reader: Arc::clone(&self.store.reader),
-                        snapshot_reader: Arc::new(snapshot_reader),
+                        routes,
+                        lineage,
+                        reader,
+                        snapshot_reader,
                         snapshots: SseState::snapshot_permits(),
-                        applied: self.applied.clone(),
-                        stopping: self.stopping.clone(),
-                        status: counters,
-                        spec: spec.clone(),
+                        applied,
+                        stopping: stopping.clone(),
+                        status,
+                        spec,
                     });
-                    serve(tasks, listener, sse::router(state), self.stopping.clone());
-                }
-                SinkKind::Stdout => {
+                    Box::pin(serve(listener, sse::router(state), stopping))
+                }))
+            }
+            (SinkKind::Stdout, Some(delivery)) => {
+                let delivery = delivery.clone();
+                let (results, letters) = (Arc::clone(&self.results), Arc::clone(&self.letters));
+                let stdout = Stdout::new(self.stdout_closed.clone());
+                Ok(Box::new(move |stopping| {
+                    let status = status.sink(&name);
                     let dispatcher = Dispatcher {
-                        name: sink.name.clone(),
-                        sink: Box::new(Stdout::new(self.stdout_closed.clone())),
-                        joins: sink.joins.iter().map(|name| self.ids[name]).collect(),
-                        envelopes: Arc::clone(&self.envelopes),
-                        delivery: self.plan.delivery.clone(),
-                        results: Arc::clone(&self.store.results),
-                        reader: Arc::clone(&self.store.reader),
-                        letters: Arc::clone(&self.store.letters),
-                        status: counters,
-                        applied: self.applied.clone(),
-                        stopping: self.stopping.clone(),
+                        name,
+                        sink: Box::new(stdout),
+                        in_force: routes,
+                        routes: Arc::default(),
+                        joins: Vec::new(),
+                        delivery,
+                        results,
+                        reader,
+                        letters,
+                        status,
+                        applied,
+                        stopping,
                         has_letters: true,
                         counted: None,
                     };
-                    tasks.spawn(dispatcher.run());
-                }
-                SinkKind::Unsupported(kind) => unreachable!("the manifest was refused for its {kind} sink"),
+                    Box::pin(dispatcher.run())
+                }))
             }
+            (kind, _) => unreachable!("the manifest was refused for a sink like {kind:?}"),
         }
-        let pushed = self.plan.sinks.iter().filter(|sink| is_pushed(&sink.kind));
-        let names: Vec<&str> = pushed.map(|sink| sink.name.as_str()).collect();
-        self.store.results.forget_other_sinks(&names)?;
-        Ok(())
+    }
+
+    /// Tells every sink which joins it takes from now on; those for which that is no news are left alone.
+    pub(super) fn route(&mut self, pipeline: &Pipeline, ids: &HashMap<String, JoinId>, lineage: &str) {
+        let envelopes: HashMap<&str, Envelope> = pipeline
+            .joins
+            .iter()
+            .map(|join| {
+                let (join_name, result_key) = (join.name.clone(), join.result_key.clone());
+                (join.name.as_str(), Envelope { lineage: lineage.to_owned(), join_name, result_key })
+            })
+            .collect();
+        for sink in &pipeline.plan.sinks {
+            let routes: Routes =
+                sink.joins.iter().map(|name| (ids[name], envelopes[name.as_str()].clone())).collect();
+            self.routes.entry(sink.name.clone()).or_default().send_if_modified(|present| {
+                let news = **present != routes;
+                if news {
+                    *present = Arc::new(routes);
+                }
+                news
+            });
+        }
+    }
+
+    /// Forgets sinks that are not among `specs`; they must have ended.
+    pub(super) async fn forget_others(&mut self, specs: &BTreeMap<String, SinkSpec>) {
+        self.routes.retain(|name, _| specs.contains_key(name));
+        let pushed = specs.iter().filter(|(_, spec)| spec.is_pushed());
+        let names: Vec<String> = pushed.map(|(name, _)| name.clone()).collect();
+        let results = Arc::clone(&self.results);
+        let forgotten = blocking(move || {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            results.forget_other_sinks(&names)
+        });
+        if let Err(error) = forgotten.await {
+            warn!(error = chain(&error), "could not forget the cursors of old sinks; the next start will");
+        }
     }
 }

@@ -1,16 +1,15 @@
-//! Starting sources.
+//! Sources, each a part that starts and stops by itself.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use litejoin_crds::plan::{Plan, SourceKind};
-use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tracing::info;
 
+use super::listeners::Listeners;
+use super::unit::{Ready, Units, Work};
 use super::{StartError, serve};
 use crate::delivery::dead_letters::DeadLetters;
 use crate::source::file::{self, FileReader};
@@ -18,82 +17,119 @@ use crate::source::http::{self, HttpState};
 use crate::status::Status;
 use crate::storage::ingest::Ingest;
 
-/// What sources are made of.
-pub(super) struct Sources<'a> {
-    pub(super) plan: &'a Plan,
-    /// Files of file sources by the name of the source.
-    pub(super) paths: &'a BTreeMap<String, PathBuf>,
-    pub(super) ingest: &'a Ingest,
-    pub(super) letters: &'a Arc<DeadLetters>,
-    pub(super) status: &'a Status,
-    /// For each stream that the shards know, the offset to go on from.
-    pub(super) offsets: HashMap<String, u64>,
-    pub(super) stopping: watch::Receiver<bool>,
+/// A source as the config has it; one that differs is stopped and started anew.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct SourceSpec {
+    kind: SourceKind,
+    /// The file of a file source.
+    path: Option<PathBuf>,
 }
 
-/// Checks what can be checked before anything runs; with `once`, also that every source comes to an end.
-pub(super) fn check(plan: &Plan, paths: &BTreeMap<String, PathBuf>, once: bool) -> Result<(), StartError> {
-    for source in &plan.sources {
-        let name = || source.name.clone();
-        if let (SourceKind::File(spec), Some(path)) = (&source.kind, paths.get(&source.name)) {
-            file::check(path, spec).map_err(|problem| StartError::Source { name: name(), problem })?;
-        }
-        let ends = matches!(&source.kind, SourceKind::File(spec) if !spec.follow);
-        if once && !ends {
-            return Err(StartError::Endless { name: name() });
-        }
+impl SourceSpec {
+    /// Whether it comes to an end by itself.
+    fn ends(&self) -> bool {
+        matches!(&self.kind, SourceKind::File(spec) if !spec.follow)
+    }
+}
+
+/// The sources of a plan, with the files of file sources by the name of the source.
+pub(super) fn specs(plan: &Plan, paths: &BTreeMap<String, PathBuf>) -> BTreeMap<String, SourceSpec> {
+    let spec =
+        |kind: &SourceKind, name: &String| SourceSpec { kind: kind.clone(), path: paths.get(name).cloned() };
+    plan.sources.iter().map(|source| (source.name.clone(), spec(&source.kind, &source.name))).collect()
+}
+
+/// Checks what can be checked before a source runs.
+pub(super) fn check(name: &str, source: &SourceSpec) -> Result<(), StartError> {
+    if let SourceSpec { kind: SourceKind::File(spec), path: Some(path) } = source {
+        file::check(path, spec).map_err(|problem| StartError::Source { name: name.to_owned(), problem })?;
     }
     Ok(())
 }
 
-impl Sources<'_> {
-    /// Starts all sources: `servers` run until the stop, `files` to the end of their file.
-    pub(super) fn start(
-        self,
-        mut listeners: HashMap<String, (TcpListener, SocketAddr)>,
-        servers: &mut JoinSet<()>,
-        files: &mut JoinSet<()>,
-    ) {
-        for source in &self.plan.sources {
-            let counters = self.status.source(&source.name);
-            match &source.kind {
-                SourceKind::Http(spec) => {
-                    let (listener, local) =
-                        listeners.remove(&source.name).expect("every http source was given a listener");
-                    *counters.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(local.to_string());
-                    info!(source = source.name, address = %local, "taking messages: POST /ingest");
-                    let state = Arc::new(HttpState {
-                        spec: spec.clone(),
-                        ingest: self.ingest.clone(),
-                        status: counters,
-                        stopping: self.stopping.clone(),
-                    });
-                    serve(servers, listener, http::router(state), self.stopping.clone());
-                }
-                SourceKind::File(spec) => {
-                    let path =
-                        self.paths.get(&source.name).cloned().unwrap_or_else(|| PathBuf::from(&spec.path));
-                    *counters.at.lock().unwrap_or_else(PoisonError::into_inner) =
-                        Some(path.display().to_string());
-                    let prefix = format!("{}:", source.name);
-                    let stored = self.offsets.iter().filter(|(stream, _)| stream.starts_with(&prefix));
-                    let reader = FileReader {
-                        name: source.name.clone(),
-                        spec: spec.clone(),
-                        path,
-                        ingest: self.ingest.clone(),
-                        letters: Arc::clone(self.letters),
-                        status: counters,
-                        stopping: self.stopping.clone(),
-                        batch_messages_max: self.plan.storage.batch_messages_max,
-                        stored: stored.map(|(stream, next)| (stream.clone(), *next)).collect(),
-                    };
-                    files.spawn(reader.run());
-                }
-                SourceKind::Unsupported(kind) => {
-                    unreachable!("the manifest was refused for its {kind} source")
-                }
+/// Checks that every source comes to an end.
+pub(super) fn check_ends(specs: &BTreeMap<String, SourceSpec>) -> Result<(), StartError> {
+    match specs.iter().find(|(_, spec)| !spec.ends()) {
+        Some((name, _)) => Err(StartError::Endless { name: name.clone() }),
+        None => Ok(()),
+    }
+}
+
+/// The sources that run, and what they are made of.
+pub(super) struct Sources {
+    pub(super) units: Units<SourceSpec>,
+    pub(super) ingest: Ingest,
+    pub(super) letters: Arc<DeadLetters>,
+    pub(super) status: Arc<Status>,
+    pub(super) batch_messages_max: usize,
+}
+
+impl Sources {
+    /// Makes sources ready to start. `offsets` says for each stream that the shards know from where to go on; where
+    /// they are further by the time of the start, they drop what they have seen.
+    pub(super) fn prepare<'n>(
+        &self,
+        names: impl Iterator<Item = &'n str>,
+        specs: &BTreeMap<String, SourceSpec>,
+        listeners: &Listeners,
+        offsets: &HashMap<String, u64>,
+    ) -> Result<Vec<Ready<SourceSpec>>, StartError> {
+        names
+            .map(|name| {
+                let spec = specs[name].clone();
+                let work = self.work(name, &spec, listeners, offsets)?;
+                Ok(Ready { name: name.to_owned(), spec, work })
+            })
+            .collect()
+    }
+
+    fn work(
+        &self,
+        name: &str,
+        source: &SourceSpec,
+        listeners: &Listeners,
+        offsets: &HashMap<String, u64>,
+    ) -> Result<Work, StartError> {
+        let (name, status, ingest) = (name.to_owned(), Arc::clone(&self.status), self.ingest.clone());
+        match &source.kind {
+            SourceKind::Http(spec) => {
+                let (listener, local) = listeners.listener(&format!("source {name}"))?;
+                let spec = spec.clone();
+                Ok(Box::new(move |stopping| {
+                    let status = status.source(&name);
+                    *status.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(local.to_string());
+                    info!(source = name, address = %local, "taking messages: POST /ingest");
+                    let state = Arc::new(HttpState { spec, ingest, status, stopping: stopping.clone() });
+                    Box::pin(serve(listener, http::router(state), stopping))
+                }))
             }
+            SourceKind::File(spec) => {
+                let path = source.path.clone().unwrap_or_else(|| PathBuf::from(&spec.path));
+                let prefix = format!("{name}:");
+                let stored = offsets.iter().filter(|(stream, _)| stream.starts_with(&prefix));
+                let stored = stored.map(|(stream, next)| (stream.clone(), *next)).collect();
+                let (spec, letters) = (spec.clone(), Arc::clone(&self.letters));
+                let batch_messages_max = self.batch_messages_max;
+                Ok(Box::new(move |stopping| {
+                    let status = status.source(&name);
+                    *status.at.lock().unwrap_or_else(PoisonError::into_inner) =
+                        Some(path.display().to_string());
+                    status.finished.store(false, Ordering::Relaxed);
+                    let reader = FileReader {
+                        name,
+                        spec,
+                        path,
+                        ingest,
+                        letters,
+                        status,
+                        stopping,
+                        batch_messages_max,
+                        stored,
+                    };
+                    Box::pin(reader.run())
+                }))
+            }
+            SourceKind::Unsupported(kind) => unreachable!("the manifest was refused for its {kind} source"),
         }
     }
 }

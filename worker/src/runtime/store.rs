@@ -1,6 +1,5 @@
 //! The files of a data directory, opened and checked against each other.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -30,18 +29,22 @@ pub(super) struct Store {
     pub(super) first_epoch: u64,
 }
 
+/// The topics that the plan fills or reads, as far as it names them.
+pub(super) fn declared_topics<'a>(plan: &'a Plan, joins: &'a [CheckedJoin]) -> impl Iterator<Item = &'a str> {
+    let filled = plan.sources.iter().flat_map(|source| match &source.kind {
+        SourceKind::Http(spec) => spec.topics.as_slice(),
+        SourceKind::File(spec) => spec.topic.as_slice(),
+        SourceKind::Unsupported(_) => &[],
+    });
+    filled.chain(joins.iter().flat_map(|join| &join.topics)).map(String::as_str)
+}
+
 impl Store {
     pub(super) fn open(plan: &Plan, joins: &[CheckedJoin]) -> Result<Self, StartError> {
         let storage = &plan.storage;
         let mut data_dir = DataDir::open(&storage.data_dir, storage.shard_count, &plan.identity)?;
-        let declared = plan.sources.iter().flat_map(|source| match &source.kind {
-            SourceKind::Http(spec) => spec.topics.iter().map(String::as_str).collect::<Vec<_>>(),
-            SourceKind::File(spec) => spec.topic.as_deref().into_iter().collect(),
-            SourceKind::Unsupported(_) => Vec::new(),
-        });
-        let read = joins.iter().flat_map(|join| join.topics.iter().map(String::as_str));
         let names = plan.joins.iter().map(|join| join.name.as_str());
-        let topics = Arc::new(Topics::new(declared.chain(read), names));
+        let topics = Arc::new(Topics::new(declared_topics(plan, joins), names));
         let needs = join::needs(joins);
         let shards = (0..storage.shard_count)
             .map(|index| {
@@ -87,21 +90,6 @@ impl Store {
 
     pub(super) fn shard_paths(&self) -> Vec<PathBuf> {
         (0..self.shards.len()).map(|index| self.data_dir.shard_path(index)).collect()
-    }
-
-    /// For each stream that any shard knows, the offset from which all shards have to see it.
-    pub(super) fn stream_offsets(&self) -> HashMap<String, u64> {
-        let mut offsets: HashMap<String, (usize, u64)> = HashMap::new();
-        for shard in &self.shards {
-            for (stream, next) in shard.offsets() {
-                let (shards, least) = offsets.entry(stream.to_string()).or_insert((0, u64::MAX));
-                *shards += 1;
-                *least = (*least).min(*next);
-            }
-        }
-        // A shard that does not know the stream has to see it from the start.
-        let complete = |(shards, least)| if shards == self.shards.len() { least } else { 0 };
-        offsets.into_iter().map(|(stream, known)| (stream, complete(known))).collect()
     }
 }
 

@@ -1,5 +1,6 @@
 //! What runs beside the data path: keeping the outbox, the dead-letter queue and the topics small.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::sinks::is_pushed;
+use super::unit::{Unit, Work};
 use crate::blocking::blocking;
 use crate::clock;
 use crate::delivery::dead_letters::DeadLetters;
@@ -29,7 +31,45 @@ async fn tick(interval: Duration, stopping: &mut watch::Receiver<bool>) -> bool 
     }
 }
 
-pub(super) async fn tidy_outbox(
+/// What upkeep is made of.
+pub(super) struct Upkeep {
+    pub(super) units: Vec<Unit>,
+    pub(super) results: Arc<Results>,
+    pub(super) letters: Arc<DeadLetters>,
+    pub(super) shard_paths: Vec<PathBuf>,
+    pub(super) ingest: Ingest,
+    pub(super) status: Arc<Status>,
+}
+
+impl Upkeep {
+    /// Starts all of it, as the plan asks for it.
+    pub(super) fn start(&mut self, plan: &Plan) {
+        self.letters.set_bytes_max(plan.delivery.dlq.bytes_max);
+        let (results, ingest, status) =
+            (Arc::clone(&self.results), self.ingest.clone(), Arc::clone(&self.status));
+        let outbox = plan.clone();
+        let (policy, letters) = (plan.delivery.dlq.clone(), Arc::clone(&self.letters));
+        let (retention, shard_paths) = (plan.retention.clone(), self.shard_paths.clone());
+        let interval = retention.clean_interval;
+        let cleaner = Cleaner::new(retention, shard_paths, self.ingest.clone());
+        let works: [Work; 3] = [
+            Box::new(move |stopping| Box::pin(tidy_outbox(outbox, results, ingest, status, stopping))),
+            Box::new(move |stopping| Box::pin(clean_letters(policy, letters, stopping))),
+            Box::new(move |stopping| Box::pin(clean_topics(cleaner, interval, stopping))),
+        ];
+        self.units.extend(works.map(Unit::start));
+    }
+
+    /// Ends all of it; what it has begun is done.
+    pub(super) async fn stop(&mut self) {
+        self.units.iter().for_each(Unit::ask_to_stop);
+        for mut unit in self.units.drain(..) {
+            unit.ended().await;
+        }
+    }
+}
+
+async fn tidy_outbox(
     plan: Plan,
     results: Arc<Results>,
     ingest: Ingest,
@@ -66,11 +106,7 @@ pub(super) async fn tidy_outbox(
     }
 }
 
-pub(super) async fn clean_letters(
-    policy: plan::Dlq,
-    letters: Arc<DeadLetters>,
-    mut stopping: watch::Receiver<bool>,
-) {
+async fn clean_letters(policy: plan::Dlq, letters: Arc<DeadLetters>, mut stopping: watch::Receiver<bool>) {
     while tick(policy.cleanup_interval, &mut stopping).await {
         let letters = Arc::clone(&letters);
         let before = clock::epoch_seconds() - i64::try_from(policy.ttl.as_secs()).unwrap_or(i64::MAX);
@@ -82,11 +118,7 @@ pub(super) async fn clean_letters(
     }
 }
 
-pub(super) async fn clean_topics(
-    mut cleaner: Cleaner,
-    interval: Duration,
-    mut stopping: watch::Receiver<bool>,
-) {
+async fn clean_topics(mut cleaner: Cleaner, interval: Duration, mut stopping: watch::Receiver<bool>) {
     while tick(interval, &mut stopping).await {
         let stop = stopping.clone();
         cleaner = blocking(move || {

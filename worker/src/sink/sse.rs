@@ -3,7 +3,6 @@
 //!
 //! `GET /subscribe?join=NAME|*&replay=true`, `GET /snapshot?join=NAME[&key=K][&minEpoch=E]`, `GET /health`
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,9 +22,10 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::blocking::blocking;
-use crate::results::event::{Envelope, JoinId, ResultId};
-use crate::results::reader::PageLimit;
-use crate::results::{Position, Reader};
+use crate::results::event::{JoinId, ResultId};
+use crate::results::reader::{Page, PageLimit};
+use crate::results::{Applied, Position, Reader};
+use crate::sink::routes::{Routes, RoutesInForce};
 use crate::status::SinkStatus;
 use crate::storage::sqlite::SqliteError;
 
@@ -34,6 +34,9 @@ const PAGE: PageLimit = PageLimit { events: 256, bytes: 1 << 20 };
 
 /// Events that wait in memory for one client.
 const CLIENT_EVENTS_MAX: usize = 64;
+
+/// Why a client gets the whole whose stream can't go on where it was.
+const TOO_OLD: &str = "the id is too old: the outbox no longer reaches back to it";
 
 /// How long `/snapshot` waits for the epoch that was asked for.
 const MIN_EPOCH_WAIT: Duration = Duration::from_secs(10);
@@ -49,15 +52,13 @@ const SNAPSHOT_PIECE_BYTES: usize = 64 << 10;
 
 /// What every request of one SSE sink shares.
 pub(crate) struct SseState {
-    /// Joins that the sink takes, by name, in the order of the plan.
-    pub(crate) joins: Vec<(String, JoinId)>,
-    pub(crate) envelopes: Arc<HashMap<JoinId, Envelope>>,
+    pub(crate) routes: RoutesInForce,
     pub(crate) lineage: String,
     pub(crate) reader: Arc<Reader>,
     /// Connections of its own, since a snapshot holds one for as long as its client reads.
     pub(crate) snapshot_reader: Arc<Reader>,
     pub(crate) snapshots: Arc<Semaphore>,
-    pub(crate) applied: watch::Receiver<Position>,
+    pub(crate) applied: watch::Receiver<Applied>,
     pub(crate) stopping: watch::Receiver<bool>,
     pub(crate) status: Arc<SinkStatus>,
     pub(crate) spec: plan::SseSink,
@@ -67,6 +68,11 @@ impl SseState {
     /// Permits for snapshots at once.
     pub(crate) fn snapshot_permits() -> Arc<Semaphore> {
         Arc::new(Semaphore::new(SNAPSHOTS_MAX))
+    }
+
+    /// What the sink takes now.
+    fn routes(&self) -> Arc<Routes> {
+        Arc::clone(&self.routes.borrow())
     }
 
     /// Connections that the snapshot reader needs.
@@ -117,12 +123,15 @@ async fn subscribe(
         Ok(query) => query,
         Err(rejection) => return refusal(StatusCode::BAD_REQUEST, &rejection.body_text()),
     };
-    let wanted = query.join.as_deref().unwrap_or("*");
-    let joins: Vec<JoinId> =
-        state.joins.iter().filter(|(name, _)| wanted == "*" || wanted == name).map(|(_, id)| *id).collect();
-    if joins.is_empty() && wanted != "*" {
-        return unknown_join(&state, wanted);
-    }
+    let in_force = state.routes.clone();
+    let routes = state.routes();
+    let (wanted, joins) = match query.join.as_deref() {
+        None | Some("*") => (Wanted::All, routes.joins().to_vec()),
+        Some(name) => match routes.named(name) {
+            Some(join) => (Wanted::One(join), vec![join]),
+            None => return unknown_join(&routes, name),
+        },
+    };
     if state.status.clients.add(1) > i64::from(state.spec.clients_max) {
         state.status.clients.add(-1);
         let message = format!("{} clients are connected, and no more are allowed", state.spec.clients_max);
@@ -137,12 +146,12 @@ async fn subscribe(
             None => Start::Reset("the id is not one of ours"),
         },
         None if query.replay => Start::Replay,
-        None => Start::After(*state.applied.borrow()),
+        None => Start::After(state.applied.borrow().end),
     };
     let (sender, receiver) = mpsc::channel(CLIENT_EVENTS_MAX);
     let heartbeat = state.spec.heartbeat_interval;
     tokio::spawn(async move {
-        let feed = Feed { state, joins, sender };
+        let feed = Feed { state, in_force, wanted, routes, joins, sender };
         feed.run(start).await;
         drop(client);
     });
@@ -166,22 +175,33 @@ impl Drop for Client {
 /// Reads the outbox for one client.
 struct Feed {
     state: Arc<SseState>,
+    in_force: RoutesInForce,
+    wanted: Wanted,
+    /// The routes that it follows, until it looks for others.
+    routes: Arc<Routes>,
+    /// What it sends of them.
     joins: Vec<JoinId>,
     sender: mpsc::Sender<SseEvent>,
 }
 
-/// The client has gone, or the worker stops.
+/// What a client has subscribed to.
+enum Wanted {
+    All,
+    One(JoinId),
+}
+
+/// The client or its join has gone, or the worker stops.
 struct Ended;
 
 impl Feed {
-    async fn run(self, start: Start) {
+    async fn run(mut self, start: Start) {
         // An error is either the end of the client or of our files; both end the stream, and the client comes back.
         if let Err(Some(error)) = self.stream(start).await.map_err(|end| end.err()) {
             self.state.status.error.set(&crate::error::chain(&error));
         }
     }
 
-    async fn stream(&self, start: Start) -> Result<Infallible, Result<Ended, SqliteError>> {
+    async fn stream(&mut self, start: Start) -> Result<Infallible, Result<Ended, SqliteError>> {
         let mut applied = self.state.applied.clone();
         let mut stopping = self.state.stopping.clone();
         let mut position = match start {
@@ -191,22 +211,16 @@ impl Feed {
         };
         loop {
             applied.borrow_and_update();
+            if self.in_force.has_changed().is_ok_and(|changed| changed) {
+                position = self.follow(position).await?;
+            }
             let joins = self.joins.clone();
             let page = self.read(move |reader| reader.after(position, &joins, PAGE)).await?;
             let Some(page) = page else {
-                position = self.reset("the id is too old: the outbox no longer reaches back to it").await?;
+                position = self.reset(TOO_OLD).await?;
                 continue;
             };
-            for event in &page.events {
-                let envelope = &self.state.envelopes[&event.join];
-                let id = ResultId { lineage: &self.state.lineage, position: event.position };
-                let sent = SseEvent::default()
-                    .id(id.to_string())
-                    .event("join_result")
-                    .data(envelope.json(event, false));
-                self.send(sent).await?;
-                self.state.status.delivered.add(1);
-            }
+            self.send_page(&page).await?;
             position = page.up_to;
             if page.more {
                 continue;
@@ -216,10 +230,62 @@ impl Feed {
             }
             tokio::select! {
                 _ = applied.changed() => {}
+                Ok(()) = self.in_force.changed() => self.in_force.mark_changed(),
                 _ = stopping.changed() => {}
                 () = self.sender.closed() => return Err(Ok(Ended)),
             }
         }
+    }
+
+    async fn send_page(&self, page: &Page) -> Result<(), Result<Ended, SqliteError>> {
+        for event in &page.events {
+            let envelope = self.routes.envelope(event.join).expect("only joins that it takes are read");
+            let id = ResultId { lineage: &self.state.lineage, position: event.position };
+            let sent =
+                SseEvent::default().id(id.to_string()).event("join_result").data(envelope.json(event, false));
+            self.send(sent).await?;
+            self.state.status.delivered.add(1);
+        }
+        Ok(())
+    }
+
+    /// Takes up the routes in force, and sends the present results of joins that are new to the client; returns
+    /// where its stream goes on.
+    async fn follow(&mut self, position: Position) -> Result<Position, Result<Ended, SqliteError>> {
+        let routes = Arc::clone(&self.in_force.borrow_and_update());
+        let new: Vec<JoinId> = match self.wanted {
+            Wanted::One(join) if routes.envelope(join).is_none() => return Err(Ok(Ended)),
+            Wanted::One(_) => Vec::new(),
+            Wanted::All => routes.joins().iter().copied().filter(|join| !self.joins.contains(join)).collect(),
+        };
+        self.joins.retain(|join| routes.envelope(*join).is_some());
+        self.routes = routes;
+        if new.is_empty() {
+            return Ok(position);
+        }
+        // While nothing took a join its results were stored without an event, so the outbox has its changes only
+        // from here on.
+        let end = self.read(Reader::end).await?;
+        let mut position = position;
+        loop {
+            let joins = self.joins.clone();
+            let page = self.read(move |reader| reader.after(position, &joins, PAGE)).await?;
+            let Some(page) = page else {
+                self.joins.extend(new);
+                return self.reset(TOO_OLD).await;
+            };
+            self.send_page(&page).await?;
+            position = page.up_to;
+            if !page.more {
+                break;
+            }
+        }
+        position = position.max(end);
+        for join in new {
+            self.send_present(join, position).await?;
+            self.joins.push(join);
+        }
+        Ok(position)
     }
 
     async fn reset(&self, reason: &str) -> Result<Position, Result<Ended, SqliteError>> {
@@ -233,24 +299,29 @@ impl Feed {
     async fn replay(&self) -> Result<Position, Result<Ended, SqliteError>> {
         let end = self.read(Reader::end).await?;
         for join in &self.joins {
-            let envelope = &self.state.envelopes[join];
-            let mut after: Option<String> = None;
-            loop {
-                let (join, from) = (*join, after.clone());
-                let events =
-                    self.read(move |reader| reader.present(join, from.as_deref(), end, PAGE.events)).await?;
-                let Some(last) = events.last() else { break };
-                after = Some(last.key.clone());
-                for event in &events {
-                    self.send(SseEvent::default().event("join_result").data(envelope.json(event, true)))
-                        .await?;
-                }
-            }
+            self.send_present(*join, end).await?;
         }
         let id = ResultId { lineage: &self.state.lineage, position: end };
         let data = json!({"epoch": end.epoch}).to_string();
         self.send(SseEvent::default().id(id.to_string()).event("replayed").data(data)).await?;
         Ok(end)
+    }
+
+    /// Sends the results of a join that have not changed after `up_to`.
+    async fn send_present(&self, join: JoinId, up_to: Position) -> Result<(), Result<Ended, SqliteError>> {
+        let envelope = self.routes.envelope(join).expect("only joins that it takes are sent");
+        let mut after: Option<String> = None;
+        loop {
+            let from = after.clone();
+            let events =
+                self.read(move |reader| reader.present(join, from.as_deref(), up_to, PAGE.events)).await?;
+            let Some(last) = events.last() else { return Ok(()) };
+            after = Some(last.key.clone());
+            for event in &events {
+                let sent = SseEvent::default().event("join_result").data(envelope.json(event, true));
+                self.send(sent).await?;
+            }
+        }
     }
 
     async fn send(&self, event: SseEvent) -> Result<(), Result<Ended, SqliteError>> {
@@ -282,21 +353,21 @@ async fn snapshot(
         Ok(query) => query,
         Err(rejection) => return refusal(StatusCode::BAD_REQUEST, &rejection.body_text()),
     };
-    let (name, join) = match (&query.join, state.joins.as_slice()) {
-        (Some(wanted), joins) => match joins.iter().find(|(name, _)| name == wanted) {
-            Some((name, join)) => (name.clone(), *join),
-            None => return unknown_join(&state, wanted),
+    let routes = state.routes();
+    let join = match (&query.join, routes.joins()) {
+        (Some(wanted), _) => match routes.named(wanted) {
+            Some(join) => join,
+            None => return unknown_join(&routes, wanted),
         },
-        (None, [(name, join)]) => (name.clone(), *join),
-        (None, joins) => {
-            let names: Vec<&str> = joins.iter().map(|(name, _)| name.as_str()).collect();
-            let message = format!("say which join: ?join= one of {}", names.join(", "));
+        (None, [join]) => *join,
+        (None, _) => {
+            let message = format!("say which join: ?join= one of {}", routes.names().join(", "));
             return refusal(StatusCode::BAD_REQUEST, &message);
         }
     };
     if let Some(min_epoch) = query.min_epoch {
         let mut applied = state.applied.clone();
-        let reached = applied.wait_for(|position| position.epoch >= min_epoch);
+        let reached = applied.wait_for(|applied| applied.epoch >= min_epoch);
         if !matches!(tokio::time::timeout(MIN_EPOCH_WAIT, reached).await, Ok(Ok(_))) {
             let message = format!(
                 "epoch {min_epoch} was not applied within {} seconds; the last one is {}",
@@ -315,7 +386,7 @@ async fn snapshot(
     let writer = SnapshotWriter { piece: Vec::with_capacity(SNAPSHOT_PIECE_BYTES), sender };
     let shared = Arc::clone(&state);
     tokio::task::spawn_blocking(move || {
-        writer.write(&shared, &name, join, query.key.as_deref(), known_epoch);
+        writer.write(&shared.snapshot_reader, &routes, join, query.key.as_deref(), known_epoch);
         drop(permit);
     });
     let pieces = stream::unfold(receiver, |mut receiver| async {
@@ -331,17 +402,17 @@ struct SnapshotWriter {
 }
 
 impl SnapshotWriter {
-    fn write(mut self, state: &SseState, name: &str, join: JoinId, key: Option<&str>, known_epoch: u64) {
-        let envelope = &state.envelopes[&join];
+    fn write(mut self, reader: &Reader, routes: &Routes, join: JoinId, key: Option<&str>, known_epoch: u64) {
+        let envelope = routes.envelope(join).expect("it was looked up in these routes");
         let (mut first, mut gone) = (true, false);
         let piece = std::cell::RefCell::new(&mut self.piece);
         let sender = &self.sender;
-        let outcome = state.snapshot_reader.snapshot::<SqliteError>(
+        let outcome = reader.snapshot::<SqliteError>(
             &[join],
             key,
-            |epoch, _| {
-                let name = serde_json::to_string(name).expect("a string is always JSON");
-                let head = format!("{{\"join\":{name},\"epoch\":{},\"results\":[", epoch.max(known_epoch));
+            |_, _| {
+                let name = serde_json::to_string(&envelope.join_name).expect("a string is always JSON");
+                let head = format!("{{\"join\":{name},\"epoch\":{known_epoch},\"results\":[");
                 piece.borrow_mut().extend_from_slice(head.as_bytes());
                 Ok(())
             },
@@ -379,9 +450,8 @@ fn flush(sender: &mpsc::Sender<Result<Bytes, std::io::Error>>, piece: &mut Vec<u
     matches!(tokio::runtime::Handle::current().block_on(send), Ok(Ok(())))
 }
 
-fn unknown_join(state: &SseState, wanted: &str) -> Response {
-    let names: Vec<&str> = state.joins.iter().map(|(name, _)| name.as_str()).collect();
-    let message = format!("this sink takes no join {wanted:?}; it has {}", names.join(", "));
+fn unknown_join(routes: &Routes, wanted: &str) -> Response {
+    let message = format!("this sink takes no join {wanted:?}; it has {}", routes.names().join(", "));
     refusal(StatusCode::NOT_FOUND, &message)
 }
 

@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use super::Status;
+use super::config::ReloadOutcome;
 
 /// Writes all metrics.
 pub(crate) fn encode(status: &Arc<Status>) -> Result<String, fmt::Error> {
@@ -27,6 +28,11 @@ struct Scrape(Arc<Status>);
 
 /// Values of one metric with their labels.
 type Series = Vec<(Vec<(&'static str, String)>, f64)>;
+
+/// Values that each have a name, as a metric that has it for its one label.
+fn series(label: &'static str, values: Vec<(String, f64)>) -> Series {
+    values.into_iter().map(|(name, value)| (vec![(label, name)], value)).collect()
+}
 
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
@@ -53,6 +59,21 @@ impl Collector for Scrape {
             "1 while the worker serves",
             gauge,
             one(flag(status.ready.load(Ordering::Relaxed))),
+        )?;
+        let reloads = ReloadOutcome::ALL.map(|outcome| {
+            (vec![("outcome", outcome.as_str().to_owned())], status.config.reloads(outcome) as f64)
+        });
+        metric(
+            "litejoin_config_reloads",
+            "Reloads of the config by what became of them",
+            counter,
+            Series::from(reloads),
+        )?;
+        metric(
+            "litejoin_config_last_reload_successful",
+            "0 while the config that was asked for last is not the one in force, since it was refused",
+            gauge,
+            one(flag(status.config.is_up_to_date())),
         )?;
         metric(
             "litejoin_epoch_applied",
@@ -105,11 +126,7 @@ impl Collector for Scrape {
         metric("litejoin_topic_messages", "Messages by what they did to their topic", counter, changes)?;
 
         let of_sources = |value: fn(&super::SourceStatus) -> f64| -> Series {
-            status
-                .sources
-                .iter()
-                .map(|(name, source)| (vec![("source", name.clone())], value(source)))
-                .collect()
+            series("source", status.sources.map(value))
         };
         metric(
             "litejoin_source_accepted",
@@ -124,9 +141,8 @@ impl Collector for Scrape {
             of_sources(|source| source.refused.value() as f64),
         )?;
 
-        let of_joins = |value: fn(&super::JoinStatus) -> f64| -> Series {
-            status.joins.iter().map(|(name, join)| (vec![("join", name.clone())], value(join))).collect()
-        };
+        let of_joins =
+            |value: fn(&super::JoinStatus) -> f64| -> Series { series("join", status.joins.map(value)) };
         metric(
             "litejoin_join_evaluations",
             "Evaluations of a join",
@@ -152,9 +168,8 @@ impl Collector for Scrape {
             of_joins(|join| f64::from(u8::from(join.error.text().is_some()))),
         )?;
 
-        let of_sinks = |value: fn(&super::SinkStatus) -> f64| -> Series {
-            status.sinks.iter().map(|(name, sink)| (vec![("sink", name.clone())], value(sink))).collect()
-        };
+        let of_sinks =
+            |value: fn(&super::SinkStatus) -> f64| -> Series { series("sink", status.sinks.map(value)) };
         metric(
             "litejoin_sink_delivered",
             "Results that a sink has taken",

@@ -117,13 +117,6 @@ impl EpochGate {
         self.passage.read().unwrap_or_else(PoisonError::into_inner).committed()
     }
 
-    /// Takes a number for results that belong to no cut of their own: those of a join that was evaluated aside.
-    pub(crate) fn fresh_epoch(&self) -> u64 {
-        let mut passage = self.passage.write().unwrap_or_else(PoisonError::into_inner);
-        passage.next_epoch += 1;
-        passage.next_epoch - 1
-    }
-
     /// The number of the next cut.
     pub(crate) fn next_epoch(&self) -> u64 {
         self.passage.read().unwrap_or_else(PoisonError::into_inner).next_epoch
@@ -221,17 +214,6 @@ mod tests {
         assert_eq!(cut(&gate), (7, vec![3, 1]));
         assert_eq!(commit(&gate, 0, 3), 7, "it changed nothing, so the epoch before has it all");
         assert_eq!(commit(&gate, 0, 4), 8);
-    }
-
-    #[test]
-    fn a_number_taken_aside_belongs_to_no_cut() {
-        let gate = EpochGate::new(1, vec![0]);
-        commit(&gate, 0, 1);
-        assert_eq!(cut(&gate), (1, vec![1]));
-        assert_eq!(gate.fresh_epoch(), 2);
-        assert_eq!(commit(&gate, 0, 1), 1, "the last cut has it all");
-        assert_eq!(commit(&gate, 0, 2), 3);
-        assert_eq!(cut(&gate), (3, vec![2]));
     }
 
     #[test]

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::hash::shard_index;
-use super::shard::ShardBatch;
+use super::shard::{Needs, ShardBatch};
+use super::sqlite::SqliteError;
 use super::topics::Topics;
 use super::writer::{Command, WriteError};
 use crate::message::Message;
@@ -139,6 +140,27 @@ impl Ingest {
             writer.send(command).expect("a writer runs until its sender is gone");
         }
         true
+    }
+
+    /// Makes the tables and indexes that joins need, one shard after another, so that the others can be written to.
+    pub(crate) fn prepare(&self, needs: Needs) -> Result<(), SqliteError> {
+        let needs = Arc::new(needs);
+        let mut shard_index = 0;
+        loop {
+            let (done, finished) = std::sync::mpsc::channel();
+            {
+                let writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+                let Some(writer) = writers.as_ref().and_then(|writers| writers.get(shard_index)) else {
+                    return Ok(());
+                };
+                let command = Command::Prepare { needs: Arc::clone(&needs), done };
+                writer.send(command).expect("a writer runs until its sender is gone");
+            }
+            if let Ok(outcome) = finished.recv() {
+                outcome?;
+            }
+            shard_index += 1;
+        }
     }
 
     /// Takes no more messages; the writers end when they have committed what they have.

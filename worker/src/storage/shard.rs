@@ -205,6 +205,7 @@ impl Shard {
     }
 
     /// How far each stream is in this shard.
+    #[cfg(test)]
     pub(crate) fn offsets(&self) -> &HashMap<Box<str>, u64> {
         &self.offsets
     }

@@ -1,7 +1,7 @@
 //! Which topics there are. Declared ones are known from the start; a source that takes any topic adds more,
 //! up to a limit. Names are SQL identifiers, so they compare without case.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use litejoin_crds::names::{self, NAME_LENGTH_MAX};
@@ -31,8 +31,6 @@ pub(crate) enum TopicError {
 #[derive(Debug)]
 pub(crate) struct Topics {
     inner: RwLock<Inner>,
-    /// Lower-case names of joins, which no topic may have.
-    joins: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -40,6 +38,8 @@ struct Inner {
     names: Vec<Arc<str>>,
     /// By every spelling seen so far.
     ids: HashMap<Box<str>, TopicId>,
+    /// Lower-case names of joins, which no topic may have.
+    joins: HashSet<String>,
 }
 
 impl Topics {
@@ -48,10 +48,8 @@ impl Topics {
         names: impl IntoIterator<Item = &'a str>,
         joins: impl IntoIterator<Item = &'a str>,
     ) -> Self {
-        let topics = Self {
-            inner: RwLock::default(),
-            joins: joins.into_iter().map(str::to_ascii_lowercase).collect(),
-        };
+        let joins = joins.into_iter().map(str::to_ascii_lowercase).collect();
+        let topics = Self { inner: RwLock::new(Inner { joins, ..Inner::default() }) };
         for name in names {
             topics.declare(name);
         }
@@ -73,28 +71,37 @@ impl Topics {
         if names::topic_trouble(name).is_some() {
             return Err(TopicError::Name { name: owned() });
         }
-        if self.joins.contains(&name.to_ascii_lowercase()) {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        if inner.joins.contains(&name.to_ascii_lowercase()) {
             return Err(TopicError::Join { name: owned() });
         }
-        if self.inner.read().unwrap_or_else(PoisonError::into_inner).names.len() >= TOPICS_MAX {
+        if inner.names.len() >= TOPICS_MAX {
             return Err(TopicError::TooMany { name: owned() });
         }
-        Ok(self.declare(name))
+        Ok(inner.declare(name))
+    }
+
+    /// Reserves the names of `joins`, and of no others, from now on; or gives the first that is not free, since a
+    /// topic has it already and no join had it before. Then nothing has changed.
+    pub(crate) fn reserve<'a>(
+        &self,
+        joins: impl IntoIterator<Item = &'a str> + Clone,
+    ) -> Result<(), &'a str> {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        let is_taken = |name: &&str| {
+            let lower = name.to_ascii_lowercase();
+            inner.ids.contains_key(lower.as_str()) && !inner.joins.contains(&lower)
+        };
+        if let Some(taken) = joins.clone().into_iter().find(is_taken) {
+            return Err(taken);
+        }
+        inner.joins = joins.into_iter().map(str::to_ascii_lowercase).collect();
+        Ok(())
     }
 
     /// Adds a topic that was checked before, or that lies on disk already.
     pub(crate) fn declare(&self, name: &str) -> TopicId {
-        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
-        let lower = name.to_ascii_lowercase();
-        if let Some(topic) = inner.ids.get(lower.as_str()).copied() {
-            inner.ids.insert(name.into(), topic);
-            return topic;
-        }
-        let topic = TopicId(u16::try_from(inner.names.len()).expect("far fewer than 65,536 topics"));
-        inner.names.push(name.into());
-        inner.ids.insert(name.into(), topic);
-        inner.ids.insert(lower.into(), topic);
-        topic
+        self.inner.write().unwrap_or_else(PoisonError::into_inner).declare(name)
     }
 
     /// The spelling under which the topic was first seen.
@@ -109,6 +116,21 @@ impl Topics {
     }
 }
 
+impl Inner {
+    fn declare(&mut self, name: &str) -> TopicId {
+        let lower = name.to_ascii_lowercase();
+        if let Some(topic) = self.ids.get(lower.as_str()).copied() {
+            self.ids.insert(name.into(), topic);
+            return topic;
+        }
+        let topic = TopicId(u16::try_from(self.names.len()).expect("far fewer than 65,536 topics"));
+        self.names.push(name.into());
+        self.ids.insert(name.into(), topic);
+        self.ids.insert(lower.into(), topic);
+        topic
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,6 +141,16 @@ mod tests {
         assert_eq!(topics.find("ORDERS"), topics.find("Orders"));
         assert_eq!(topics.find_or_add("orders"), Ok(TopicId(0)));
         assert_eq!(&*topics.name(TopicId(0)), "Orders");
+    }
+
+    #[test]
+    fn names_of_joins_are_reserved_and_set_free() {
+        let topics = Topics::new(["orders"], ["enriched"]);
+        assert_eq!(topics.reserve(["enriched", "ORDERS"]), Err("ORDERS"));
+        assert_eq!(topics.reserve(["totals"]), Ok(()));
+        assert!(topics.find_or_add("enriched").is_ok(), "its join is gone");
+        assert_eq!(topics.find_or_add("Totals"), Err(TopicError::Join { name: "Totals".to_owned() }));
+        assert_eq!(topics.reserve(["totals", "enriched"]), Err("enriched"));
     }
 
     #[test]

@@ -81,14 +81,15 @@ impl Simulation {
         let mut dispatcher = Dispatcher {
             name: "s".to_owned(),
             sink: Box::new(SimulatedSink(Arc::clone(&log))),
-            joins: vec![join],
-            envelopes: Arc::new(HashMap::from([(join, envelope)])),
+            in_force: watch::channel(Arc::new(Routes::from_iter([(join, envelope)]))).1,
+            routes: Arc::default(),
+            joins: Vec::new(),
             delivery,
             reader: Arc::new(Reader::open(&path, 2).unwrap()),
             results: Arc::new(results),
             letters: Arc::new(letters),
             status: Arc::default(),
-            applied: watch::channel(Position::default()).1,
+            applied: watch::channel(Applied::default()).1,
             stopping: watch::channel(false).1,
             has_letters: true,
             counted: None,
@@ -104,7 +105,7 @@ impl Simulation {
         let join = self.join;
         self.dispatcher
             .results
-            .with_epoch::<_, SqliteError>(|_| self.epoch, self.now.seconds, |writer| {
+            .with_epoch::<_, SqliteError>(self.epoch, self.now.seconds, |writer| {
                 for (key, value) in results {
                     let (key, rows) = (format!("\"{key}\""), format!("[{value}]"));
                     writer.store(join, Change { op: Op::Updated, key: &key, rows: &rows }, true)?;

@@ -9,8 +9,8 @@ use super::table_name;
 use crate::storage::sqlite::quoted;
 
 /// Prints the query; equalities that have a hint (by address) are told in a second way that an index can answer.
-pub(super) fn print(query: &Query, hints: &HashMap<usize, Hint>) -> String {
-    let mut printer = Printer { sql: String::new(), hints };
+pub(super) fn print(query: &Query, join_name: &str, hints: &HashMap<usize, Hint>) -> String {
+    let mut printer = Printer { sql: String::new(), join_name, hints };
     printer.query(query);
     printer.sql
 }
@@ -18,13 +18,14 @@ pub(super) fn print(query: &Query, hints: &HashMap<usize, Hint>) -> String {
 /// Prints an expression alone.
 pub(super) fn print_expr(expr: &Expr) -> String {
     let hints = HashMap::new();
-    let mut printer = Printer { sql: String::new(), hints: &hints };
+    let mut printer = Printer { sql: String::new(), join_name: "", hints: &hints };
     printer.expr(expr);
     printer.sql
 }
 
 struct Printer<'a> {
     sql: String,
+    join_name: &'a str,
     hints: &'a HashMap<usize, Hint>,
 }
 
@@ -91,7 +92,7 @@ impl Printer<'_> {
 
     fn source(&mut self, source: &Source) {
         match &source.item {
-            Item::Topic { occurrence, .. } => self.text(&table_name(*occurrence)),
+            Item::Topic { occurrence, .. } => self.text(&table_name(self.join_name, *occurrence)),
             Item::Query { query, columns } if columns.is_empty() => {
                 self.text("(");
                 self.query(query);

@@ -164,12 +164,11 @@ impl Expr {
 }
 
 /// Reads one SELECT. `queries` are the texts of other joins by lower-case name; whatever else FROM names is a topic.
-/// Its occurrences are numbered from `first`.
-pub(super) fn read(sql: &str, queries: &BTreeMap<String, String>, first: usize) -> Result<Query, Reason> {
+pub(super) fn read(sql: &str, queries: &BTreeMap<String, String>) -> Result<Query, Reason> {
     // The parser says of itself that it may panic; then the query is evaluated in full.
     let query = catch_unwind(AssertUnwindSafe(|| parse(sql, queries, 0)));
     let mut query = query.map_err(|_| Reason::Syntax)??;
-    let mut next = first;
+    let mut next = 0;
     number(&mut query, &mut next);
     Ok(query)
 }

@@ -26,7 +26,7 @@ fn planned(queries: &[(&str, &str)]) -> Class {
     let texts =
         checked.iter().map(|join| (join.name.to_ascii_lowercase(), join.query.clone())).collect();
     let last = checked.iter().find(|join| join.name == queries.last().expect("a query").0).expect("it is there");
-    plan(last, &texts, 0)
+    plan(last, &texts)
 }
 
 fn described(class: &Class) -> String {

@@ -1,0 +1,77 @@
+//! The evaluator's thread, and how another evaluator takes over when the joins change. Commits go on meanwhile, and
+//! nothing of the change log is trimmed: only the evaluator moves what may be.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use super::{join, thread};
+use crate::blocking::blocking;
+use crate::epoch::Evaluator;
+use crate::join::CheckedJoin;
+use crate::results::event::JoinId;
+use crate::results::store::{Progress, Results};
+use crate::storage::gate::EpochGate;
+use crate::storage::sqlite::SqliteError;
+
+/// The thread that evaluates.
+pub(super) struct Evaluation {
+    gate: Arc<EpochGate>,
+    /// `None` only while an evaluator takes over.
+    thread: Option<JoinHandle<Evaluator>>,
+}
+
+impl Evaluation {
+    pub(super) fn start(evaluator: Evaluator) -> Self {
+        let mut evaluation = Self { gate: Arc::clone(&evaluator.gate), thread: None };
+        evaluation.resume(evaluator);
+        evaluation
+    }
+
+    /// Ends the evaluator after the epoch that it is at, and gives it back.
+    pub(super) async fn halt(&mut self) -> Evaluator {
+        self.gate.halt();
+        let thread = self.thread.take().expect("it is halted once before it is resumed");
+        blocking(move || join(thread)).await
+    }
+
+    /// Lets an evaluator take over where the one before was halted.
+    pub(super) fn resume(&mut self, evaluator: Evaluator) {
+        self.gate.resume();
+        self.thread = Some(thread("evaluator", move || evaluator.run()));
+    }
+
+    /// Waits until everything that was committed is evaluated; nothing may be committed any more.
+    pub(super) async fn finish(mut self) {
+        self.gate.stop();
+        if let Some(thread) = self.thread.take() {
+            blocking(move || join(thread)).await;
+        }
+    }
+}
+
+/// Registers the joins with `results.db`: those that are gone are forgotten with their results, those that have
+/// changed keep theirs, so that only differences are sent.
+pub(super) fn register(
+    results: &Results,
+    joins: &[CheckedJoin],
+    shard_count: usize,
+) -> Result<Vec<Progress>, SqliteError> {
+    let definitions: Vec<(&str, String)> =
+        joins.iter().map(|join| (join.name.as_str(), join.definition(joins))).collect();
+    results.register(&definitions, shard_count)
+}
+
+/// The numbers of the joins by their names.
+pub(super) fn ids(joins: &[CheckedJoin], progress: &[Progress]) -> HashMap<String, JoinId> {
+    joins.iter().zip(progress).map(|(join, progress)| (join.name.clone(), progress.id)).collect()
+}
+
+/// The evaluator that takes over from `halted` with other joins. A join that took too long and is still the same
+/// is left alone as before.
+pub(super) fn successor(halted: Evaluator, joins: Vec<CheckedJoin>, progress: Vec<Progress>) -> Evaluator {
+    let is_stopped = |join: &CheckedJoin| halted.stopped.iter().any(|index| halted.joins[*index] == *join);
+    let stopped =
+        joins.iter().enumerate().filter(|(_, join)| is_stopped(join)).map(|(index, _)| index).collect();
+    Evaluator { joins, progress, stopped, ..halted }
+}

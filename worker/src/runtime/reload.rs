@@ -1,0 +1,213 @@
+//! A reload: the parts that run are brought in line with another config while data flows.
+//!
+//! ```text
+//! compare ─► check ─► open sockets and files ─► halt the evaluator ─► register the joins ─► tell the sinks their joins
+//!         refused: nothing has changed                                                  │
+//!            start sinks and sources anew ◄─ stop those that differ ◄─ another evaluator ┘
+//! ```
+//! A part that is the same in both configs is not touched. Everything that can fail comes before the joins are
+//! registered; if that fails, the evaluator goes on with the joins that it had.
+
+use std::sync::Arc;
+
+use litejoin_crds::plan::SourceKind;
+use litejoin_crds::{Complaint, Reason};
+use tracing::{error, info, warn};
+
+use super::changes::{self, Changes};
+use super::listeners::Listeners;
+use super::store::declared_topics;
+use super::{Pipeline, Reload, Running, StartError, evaluation, sinks, sources};
+use crate::blocking::blocking;
+use crate::clock;
+use crate::error::chain;
+use crate::join::needs;
+use crate::storage::offsets::stream_offsets;
+use crate::storage::sqlite::SqliteError;
+
+/// Why a config is not the one in force.
+#[derive(Debug, thiserror::Error)]
+enum ReloadError {
+    /// Complaints, each on a line of its own.
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+impl From<SqliteError> for ReloadError {
+    fn from(error: SqliteError) -> Self {
+        Self::Start(error.into())
+    }
+}
+
+impl Running {
+    /// Puts the config in force, or says why not and leaves everything as it is.
+    pub(super) async fn reload(&mut self, reload: Reload) {
+        let outcome = match reload {
+            Ok((pipeline, warnings)) => {
+                warnings.lines().for_each(|line| warn!("{line}"));
+                self.apply(pipeline).await
+            }
+            Err(complaints) => Err(ReloadError::Refused(complaints)),
+        };
+        let now = clock::epoch_seconds();
+        match outcome {
+            Ok(Some(changes)) => {
+                let hash = self.pipeline.plan.config_hash.clone();
+                info!(hash, "the new config is in force: {changes}");
+                self.status.config.applied(hash, now);
+            }
+            Ok(None) => {
+                info!("the config is the one in force; nothing to do");
+                self.status.config.unchanged(now);
+            }
+            Err(problem) => {
+                let problem = chain(&problem);
+                error!("the new config is refused, and the one before stays in force:");
+                problem.lines().for_each(|line| error!("{line}"));
+                self.status.config.refused(problem.trim_end().to_owned(), now);
+            }
+        }
+    }
+
+    /// Returns what it has changed; `None` if the documents say what runs already.
+    async fn apply(&mut self, next: Pipeline) -> Result<Option<Changes>, ReloadError> {
+        let (present, plan) = (&self.pipeline, &next.plan);
+        let fixed = changes::fixed(&present.plan, &next);
+        if !fixed.is_empty() {
+            return Err(ReloadError::Refused(next.manifest.render(&fixed)));
+        }
+        let (source_specs, sink_specs) = (sources::specs(plan, &next.source_paths), sinks::specs(plan));
+        let changes = Changes {
+            joins: changes::joins(present, &next),
+            sources: self.sources.units.difference(&source_specs),
+            sinks: self.sinks.units.difference(&sink_specs),
+            settings: (&present.plan.retention, &present.plan.delivery) != (&plan.retention, &plan.delivery),
+        };
+        if changes.is_empty() {
+            let same = present.plan.config_hash == plan.config_hash;
+            self.pipeline = next;
+            return Ok((!same).then_some(changes));
+        }
+
+        for name in changes.sources.starting() {
+            check_stdin(&next, name)?;
+            sources::check(name, &source_specs[name])?;
+        }
+        if next.once {
+            sources::check_ends(&source_specs)?;
+        }
+        let listeners = Listeners::open(plan, &self.listeners).await.map_err(StartError::from)?;
+        let shard_paths = self.upkeep.shard_paths.clone();
+        let offsets = blocking(move || stream_offsets(&shard_paths)).await?;
+        let ready_sources =
+            self.sources.prepare(changes.sources.starting(), &source_specs, &listeners, &offsets)?;
+        let ready_sinks = self.sinks.prepare(changes.sinks.starting(), &sink_specs, &listeners)?;
+
+        // The cleaner's own cuts are for the evaluator that is there when it makes them.
+        self.upkeep.stop().await;
+        if let Err(problem) = self.take_over(&next).await {
+            self.upkeep.start(&self.pipeline.plan);
+            return Err(problem);
+        }
+
+        let (sources, sinks) = (&mut self.sources, &mut self.sinks);
+        tokio::join!(
+            async {
+                sources.units.stop(changes.sources.stopping()).await;
+                sources.units.start(ready_sources);
+            },
+            async {
+                sinks.units.stop(changes.sinks.stopping()).await;
+                sinks.forget_others(&sink_specs).await;
+                sinks.units.start(ready_sinks);
+            }
+        );
+        self.upkeep.start(&next.plan);
+        self.listeners = listeners;
+        self.pipeline = next;
+        Ok(Some(changes))
+    }
+
+    /// Lets an evaluator of the new joins take over, unless they are the same, and tells the sinks what they take.
+    async fn take_over(&mut self, next: &Pipeline) -> Result<(), ReloadError> {
+        let topics = Arc::clone(&self.store.topics);
+        let (old_names, new_names) = (names(&self.pipeline), names(next));
+        let both = old_names.iter().chain(&new_names).copied();
+        topics.reserve(both).map_err(|taken| name_taken(next, taken))?;
+        let mut successor = None;
+        if self.pipeline.joins != next.joins {
+            // Both evaluators find what they need; what only the old one did is dropped when it is gone.
+            let all: Vec<_> = self.pipeline.joins.iter().chain(&next.joins).cloned().collect();
+            let ingest = self.ingest.clone();
+            if let Err(problem) = blocking(move || ingest.prepare(needs(&all))).await {
+                topics.reserve(old_names).expect("they are reserved");
+                return Err(problem.into());
+            }
+            let halted = self.evaluation.halt().await;
+            let (results, joins) = (Arc::clone(&self.store.results), next.joins.clone());
+            let shard_count = next.plan.storage.shard_count;
+            match blocking(move || evaluation::register(&results, &joins, shard_count)).await {
+                Ok(progress) => {
+                    self.ids = evaluation::ids(&next.joins, &progress);
+                    successor = Some(evaluation::successor(halted, next.joins.clone(), progress));
+                }
+                Err(problem) => {
+                    self.evaluation.resume(halted);
+                    topics.reserve(old_names).expect("they are reserved");
+                    return Err(problem.into());
+                }
+            }
+        }
+        topics.reserve(new_names).expect("they are reserved");
+        declared_topics(&next.plan, &next.joins).for_each(|topic| {
+            topics.declare(topic);
+        });
+        self.status.follow(&next.plan);
+        self.sinks.route(next, &self.ids, self.store.results.lineage());
+        if let Some(successor) = successor {
+            self.evaluation.resume(successor);
+            let (ingest, needs) = (self.ingest.clone(), needs(&next.joins));
+            if let Err(problem) = blocking(move || ingest.prepare(needs)).await {
+                warn!(error = chain(&problem), "could not drop indexes that no join needs; the next start tries again");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn names(pipeline: &Pipeline) -> Vec<&str> {
+    pipeline.joins.iter().map(|join| join.name.as_str()).collect()
+}
+
+/// Complains about a new join that is called like a topic.
+fn name_taken(next: &Pipeline, name: &str) -> ReloadError {
+    let place = next.plan.joins.iter().find(|join| join.name == name).map(|join| &join.place);
+    let place = place.expect("only names of new joins can be taken");
+    let path = match place.path.as_str() {
+        "spec" => "metadata.name".to_owned(),
+        inline => format!("{inline}.name"),
+    };
+    let message = format!(
+        "the running worker has a topic {name:?}, and a join can't take its name; rename the join, or restart to apply"
+    );
+    refused(next, Complaint::error(place.document, path, Reason::NeedsRestart, message))
+}
+
+/// Complains about a source that would read standard input: what reads it now can't be told to let go of it.
+fn check_stdin(next: &Pipeline, starting: &str) -> Result<(), ReloadError> {
+    let source = next.plan.sources.iter().find(|source| source.name == starting);
+    match source {
+        Some(source) if matches!(&source.kind, SourceKind::File(spec) if spec.path == "-") => {
+            let path = format!("{}.file.path", source.place.path);
+            let message = "standard input is read from the start or not at all; restart to apply";
+            Err(refused(next, Complaint::error(source.place.document, path, Reason::NeedsRestart, message)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn refused(next: &Pipeline, complaint: Complaint) -> ReloadError {
+    ReloadError::Refused(next.manifest.render(&[complaint]))
+}

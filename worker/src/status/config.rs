@@ -1,0 +1,124 @@
+//! What is told about the config: which one is in force, and how the last reload went.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde_json::{Map, Value, json};
+
+use super::Counter;
+
+/// What became of a reload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReloadOutcome {
+    /// What it says is what runs.
+    Applied,
+    /// It is wrong, or can't be run; the one before stays in force.
+    Refused,
+    /// It says what runs already.
+    Unchanged,
+}
+
+impl ReloadOutcome {
+    pub(crate) const ALL: [Self; 3] = [Self::Applied, Self::Refused, Self::Unchanged];
+
+    /// Its name in metrics and in `/status`.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Refused => "refused",
+            Self::Unchanged => "unchanged",
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct ConfigStatus {
+    inner: Mutex<Inner>,
+    /// By outcome, in the order of [`ReloadOutcome::ALL`].
+    reloads: [Counter; 3],
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// Hash of the documents that are in force.
+    hash: String,
+    /// Seconds since the epoch.
+    applied_at: i64,
+    last_reload: Option<LastReload>,
+}
+
+#[derive(Debug)]
+struct LastReload {
+    /// Seconds since the epoch.
+    at: i64,
+    outcome: ReloadOutcome,
+    error: Option<String>,
+}
+
+impl ConfigStatus {
+    /// `hash` is that of the documents with which the worker starts.
+    pub(crate) fn new(hash: String, now: i64) -> Self {
+        let inner = Inner { hash, applied_at: now, last_reload: None };
+        Self { inner: Mutex::new(inner), reloads: Default::default() }
+    }
+
+    /// The documents with this hash are in force.
+    pub(crate) fn applied(&self, hash: String, now: i64) {
+        let mut inner = self.lock();
+        inner.hash = hash;
+        inner.applied_at = now;
+        drop(inner);
+        self.reloaded(ReloadOutcome::Applied, None, now);
+    }
+
+    /// The documents say nothing new.
+    pub(crate) fn unchanged(&self, now: i64) {
+        self.reloaded(ReloadOutcome::Unchanged, None, now);
+    }
+
+    /// The documents were refused for this reason.
+    pub(crate) fn refused(&self, error: String, now: i64) {
+        self.reloaded(ReloadOutcome::Refused, Some(error), now);
+    }
+
+    fn reloaded(&self, outcome: ReloadOutcome, error: Option<String>, at: i64) {
+        self.lock().last_reload = Some(LastReload { at, outcome, error });
+        // Whoever waits for the count finds the rest told.
+        self.reloads[outcome as usize].add(1);
+    }
+
+    /// Reloads that ended so.
+    pub(crate) fn reloads(&self, outcome: ReloadOutcome) -> u64 {
+        self.reloads[outcome as usize].value()
+    }
+
+    /// Whether what was asked for last is what runs.
+    pub(crate) fn is_up_to_date(&self) -> bool {
+        self.lock().last_reload.as_ref().is_none_or(|last| last.outcome != ReloadOutcome::Refused)
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let inner = self.lock();
+        let last_reload = inner.last_reload.as_ref().map(|last| {
+            json!({
+                "at": last.at,
+                "ok": last.outcome != ReloadOutcome::Refused,
+                "outcome": last.outcome.as_str(),
+                "error": last.error,
+            })
+        });
+        let reloads: Map<String, Value> = ReloadOutcome::ALL
+            .into_iter()
+            .map(|outcome| (outcome.as_str().to_owned(), self.reloads(outcome).into()))
+            .collect();
+        json!({
+            "hash": inner.hash,
+            "appliedAt": inner.applied_at,
+            "lastReload": last_reload,
+            "reloads": reloads,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
