@@ -96,6 +96,20 @@ impl Oracle {
         done.unwrap_or_else(|error| panic!("{topic} {key}: {error}"));
     }
 
+    /// Sets a row of a topic with this timestamp.
+    pub fn set(&self, topic: &str, key: &str, payload: &str, timestamp: i64) {
+        let sql = format!("INSERT OR REPLACE INTO {} VALUES (?1, ?2, ?3)", quoted(topic));
+        let done = self.connection.prepare_cached(&sql);
+        done.and_then(|mut insert| insert.execute((key, payload, timestamp)))
+            .unwrap_or_else(|error| panic!("{topic} {key}: {error}"));
+    }
+
+    /// Forgets what was [defined](Self::define).
+    pub fn undefine(&self, join: &str) {
+        let sql = format!("DROP VIEW {}", quoted(join));
+        self.connection.execute_batch(&sql).unwrap_or_else(|error| panic!("{join}: {error}"));
+    }
+
     /// Lets later queries read a join by its name.
     pub fn define(&self, join: &str, query: &str) {
         let sql = format!("CREATE VIEW {} AS {query}", quoted(join));

@@ -1,0 +1,155 @@
+//! All that happens in one round, as data: it follows from a seed alone, can be cut down, and played again.
+
+use rand::RngExt;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+
+use super::queries::{CLASSES, Pen};
+use super::schema::{Message, Schema};
+use crate::repetition::chance;
+
+/// Batches of a round. After the first some thirty a schema has shown most of what it can.
+pub const BATCHES_A_ROUND: u64 = 50;
+
+/// A join as it is written into the manifest.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Join {
+    pub name: String,
+    /// The class of SQL that it was made for.
+    pub class: &'static str,
+    pub query: String,
+    pub key_column: Option<String>,
+    /// Names of the columns that the query yields.
+    pub columns: Vec<String>,
+    /// The join that it reads by name.
+    pub reads: Option<String>,
+}
+
+/// A round.
+#[derive(Debug, Clone)]
+pub struct Script {
+    pub shard_count: usize,
+    pub topics: Vec<String>,
+    /// Joins at the start.
+    pub joins: Vec<Join>,
+    pub steps: Vec<Step>,
+}
+
+/// What happens to the worker. Results are compared after each.
+#[derive(Debug, Clone)]
+pub enum Step {
+    /// One request with these messages.
+    Batch(Vec<Message>),
+    /// The same, and a kill while it is on its way, some moments after. It is sent again to the next worker.
+    KilledBatch { messages: Vec<Message>, moment: u32 },
+    /// SIGTERM, and a new start.
+    Stop,
+    /// SIGKILL, and a new start.
+    Kill,
+    /// From now on these are the joins.
+    Configure(Vec<Join>),
+}
+
+impl Step {
+    pub fn is_batch(&self) -> bool {
+        matches!(self, Self::Batch(_) | Self::KilledBatch { .. })
+    }
+}
+
+impl Script {
+    /// The round of a seed.
+    pub fn random(seed: u64) -> Self {
+        let mut chance = chance(seed);
+        let chance = &mut chance;
+        let schema = Schema::random(chance);
+        let mut deck = Deck { schema: &schema, dealt: Vec::new(), joins_made: 0 };
+        let mut joins = Vec::new();
+        for _ in 0..chance.random_range(10..=20) {
+            joins.push(deck.join(&joins, chance));
+        }
+        let mut present = joins.clone();
+        let mut steps = Vec::new();
+        if chance.random_ratio(3, 4) {
+            steps.push(Step::Batch(schema.fill(chance)));
+        }
+        let mut batches = steps.len() as u64;
+        while batches < BATCHES_A_ROUND {
+            let now = i64::try_from(batches / 3).expect("few batches");
+            let count = if chance.random_ratio(1, 50) {
+                chance.random_range(100..=400)
+            } else {
+                chance.random_range(1..=8)
+            };
+            let messages = schema.messages(count, now, chance);
+            steps.push(match chance.random_range(0..30) {
+                0 => Step::KilledBatch { messages, moment: chance.random_range(0..2_000) },
+                _ => Step::Batch(messages),
+            });
+            batches += 1;
+            match chance.random_range(0..40) {
+                0 => steps.push(Step::Stop),
+                1 => steps.push(Step::Kill),
+                2 => {
+                    edit(&mut present, &mut deck, chance);
+                    steps.push(Step::Configure(present.clone()));
+                }
+                _ => {}
+            }
+        }
+        let topics = schema.topics.iter().map(|topic| topic.name.clone()).collect();
+        let shard_count = if chance.random() { 8 } else { 1 };
+        Self { shard_count, topics, joins, steps }
+    }
+}
+
+/// Deals classes of SQL so that none comes twice before all came once.
+struct Deck<'s> {
+    schema: &'s Schema,
+    dealt: Vec<usize>,
+    joins_made: usize,
+}
+
+impl Deck<'_> {
+    /// A join that may read `others`.
+    fn join(&mut self, others: &[Join], chance: &mut StdRng) -> Join {
+        if self.dealt.is_empty() {
+            self.dealt = (0..CLASSES.len()).collect();
+            self.dealt.shuffle(chance);
+        }
+        let (class, make) = CLASSES[self.dealt.pop().expect("just filled")];
+        let query = make(&mut Pen::new(self.schema, others, chance));
+        self.joins_made += 1;
+        let separator = if chance.random() { '-' } else { '_' };
+        let name = format!("{class}{separator}{}", self.joins_made);
+        Join {
+            name,
+            class,
+            query: query.sql,
+            key_column: query.key_column,
+            columns: query.columns,
+            reads: query.reads,
+        }
+    }
+}
+
+/// Adds, changes and removes joins, but none that others read.
+fn edit(joins: &mut Vec<Join>, deck: &mut Deck<'_>, chance: &mut StdRng) {
+    for _ in 0..chance.random_range(1..=3) {
+        let index = chance.random_range(0..joins.len());
+        let is_read = joins.iter().any(|join| join.reads.as_ref() == Some(&joins[index].name));
+        match chance.random_range(0..3) {
+            0 if !is_read && joins.len() > 2 => {
+                joins.remove(index);
+            }
+            1 if !is_read => {
+                let others: Vec<Join> = joins[..index].iter().chain(&joins[index + 1..]).cloned().collect();
+                let name = joins[index].name.clone();
+                joins[index] = Join { name, ..deck.join(&others, chance) };
+            }
+            _ => {
+                let join = deck.join(joins, chance);
+                joins.push(join);
+            }
+        }
+    }
+}
