@@ -104,6 +104,12 @@ impl Oracle {
             .unwrap_or_else(|error| panic!("{topic} {key}: {error}"));
     }
 
+    /// Has rows come in another order wherever a query leaves it open.
+    pub fn reverse(&self) {
+        let done = self.connection.pragma_update(None, "reverse_unordered_selects", true);
+        done.expect("SQLite takes the pragma");
+    }
+
     /// Forgets what was [defined](Self::define).
     pub fn undefine(&self, join: &str) {
         let sql = format!("DROP VIEW {}", quoted(join));

@@ -35,6 +35,11 @@ impl Tables {
         }
     }
 
+    /// Has rows come in another order wherever a query leaves it open.
+    pub fn reverse(&self) {
+        self.oracle.reverse();
+    }
+
     /// Stores a message. One with a time of its own does nothing to what is newer, and the same payload again
     /// changes nothing at all.
     pub fn apply(&mut self, message: &Message) {

@@ -85,20 +85,22 @@ impl<'a> Pen<'a> {
         self.joins.choose(self.chance)
     }
 
-    /// A topic or join by its name.
+    /// A name in quotes of some kind.
+    pub fn quoted(&mut self, name: &str) -> String {
+        let [open, close] = self.pick(&[["\"", "\""], ["[", "]"], ["`", "`"]]);
+        format!("{open}{name}{close}")
+    }
+
+    /// A topic by its name, in any case.
     pub fn table(&mut self, name: &str) -> String {
         let name = match self.chance.random_range(0..5) {
             0 => name.to_ascii_uppercase(),
             1 => name.to_ascii_lowercase(),
             _ => name.to_owned(),
         };
-        let is_plain = name.starts_with(['o', 'C', 'N', 't', 'i']) && !name.contains('-');
-        match self.chance.random_range(0..6) {
-            0..3 if is_plain => name,
-            3 => format!("[{name}]"),
-            4 => format!("`{name}`"),
-            _ => format!("\"{name}\""),
-        }
+        // Names that SQL reads as words of its own need quotes.
+        let is_word = ["group", "values", "key"].contains(&name.to_ascii_lowercase().as_str());
+        if is_word || self.one_in(2) { self.quoted(&name) } else { name }
     }
 
     /// The source in a FROM clause.
@@ -224,7 +226,7 @@ impl<'a> Pen<'a> {
             10 => format!("{b_key} = {a_link} AND {} = {}", self.category(a), self.category(b)),
             11 => format!("({a_link}, {}) = ({b_key}, {})", self.category(a), self.category(b)),
             12 => format!("{b_key} IN ({a_link}, {})", self.category(a)),
-            13 => format!("{a_link} = {b_key} OR {a_key} = {b_link}"),
+            13 => format!("({a_link} = {b_key} OR {a_key} = {b_link})"),
             14 if b.topic.is_timed => format!("{} = {}.timestamp", self.number(a), b.alias),
             15 if b.topic.is_timed => format!("CAST({} AS INTEGER) = {}.timestamp", self.number(a), b.alias),
             14 => format!("CAST({} AS INTEGER) = CAST({} AS INTEGER)", self.number(a), self.number(b)),
@@ -241,7 +243,7 @@ impl<'a> Pen<'a> {
             0 => format!("{x} <= {y}"),
             1 => format!("{x} BETWEEN {y} AND {y} + 2"),
             2 => format!("{a_key} <> {b_key}"),
-            3 => format!("{x} > {y} OR {x} IS NULL"),
+            3 => format!("({x} > {y} OR {x} IS NULL)"),
             4 if b.topic.is_timed => format!("{x} > {}.timestamp", b.alias),
             5 => format!("({a_key}, {x}) > ({b_key}, {y})"),
             6 => format!("{} IS NOT {}", self.category(a), self.category(b)),
