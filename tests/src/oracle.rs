@@ -166,10 +166,15 @@ fn value(value: ValueRef<'_>) -> Value {
     match value {
         ValueRef::Null => Value::Null,
         ValueRef::Integer(integer) => json!(integer),
-        ValueRef::Real(real) => json!(real),
+        ValueRef::Real(real) => read_back(real),
         ValueRef::Text(text) => json!(String::from_utf8_lossy(text)),
         ValueRef::Blob(_) => panic!("the oracle does not know how a BLOB is written"),
     }
+}
+
+/// A real as a reader of JSON gets it: serde_json may be off in the last bit, so both sides have to be read by it.
+fn read_back(real: f64) -> Value {
+    serde_json::from_str(&json!(real).to_string()).expect("a number is JSON")
 }
 
 fn quoted(name: &str) -> String {
