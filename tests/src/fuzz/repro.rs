@@ -41,7 +41,7 @@ pub fn golden_case(script: &Script, wrong: &Join) -> String {
             Step::KilledBatch { .. } => input += "  # killed while this is on its way\n",
             Step::Stop => input += "  # stopped and started\n",
             Step::Kill => input += "  # killed and started\n",
-            Step::Configure(_) => input += "  # other joins are added, changed and removed\n",
+            Step::Configure { .. } => input += "  # other joins are added, changed and removed\n",
         }
         for message in messages {
             tables.apply(message);

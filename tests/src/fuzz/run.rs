@@ -11,11 +11,15 @@ use super::tables::Tables;
 use crate::ingest::Ingest;
 use crate::results::{Event, Results};
 use crate::sse::Subscription;
+use crate::wait::until;
 use crate::worker::{Site, Worker};
 
 /// A topic and a join of our own. A message to them that comes back says that everything before it has come, too.
 const MARKS: &str = "lj_marks";
 const LAST_MARK: &str = "lj_last_mark";
+
+/// Whether a running worker reads its manifest again on SIGHUP. Until it does, it is started anew.
+const READS_AGAIN_ON_HUP: bool = false;
 
 /// Keys of a mismatch that are shown.
 const KEYS_SHOWN: usize = 5;
@@ -76,8 +80,8 @@ enum End {
     Kill,
 }
 
-/// The join that is wrong, and what is wrong with it.
-type Wrong = (Join, String);
+/// The name of the join that is wrong, and what is wrong with it.
+type Wrong = (String, String);
 
 /// Plays the script to its end, or to the first mismatch.
 ///
@@ -92,7 +96,10 @@ pub async fn run(script: &Script, sabotage: Option<Sabotage>) -> Result<(), Mism
         if outcome.is_ok() {
             outcome = run.compare();
         }
-        outcome.map_err(|(join, difference)| Mismatch { step, batch, join, difference })?;
+        if let Err((name, difference)) = outcome {
+            let join = run.joins.into_iter().find(|join| join.name == name).expect("a join of the round");
+            return Err(Mismatch { step, batch, join, difference });
+        }
     }
     run.live.worker.stop().await;
     Ok(())
@@ -128,10 +135,13 @@ impl Live {
             launch = launch.with_variable("LITEJOIN_SABOTAGE", sabotage.name());
         }
         let worker = launch.start().await;
-        let client =
-            Subscription::open(worker.address("sink live"), "join=*&replay=true", last_event_id).await;
+        let client = subscribe(&worker, last_event_id).await;
         Self { ingest: worker.ingest(), worker, client }
     }
+}
+
+async fn subscribe(worker: &Worker, last_event_id: Option<&str>) -> Subscription {
+    Subscription::open(worker.address("sink live"), "join=*&replay=true", last_event_id).await
 }
 
 impl<'s> Run<'s> {
@@ -167,7 +177,7 @@ impl<'s> Run<'s> {
             }
             Step::Stop => self.restart(End::Stop).await,
             Step::Kill => self.restart(End::Kill).await,
-            Step::Configure(joins) => self.configure(joins).await,
+            Step::Configure { joins, by_signal } => self.configure(joins, *by_signal).await,
         }
     }
 
@@ -203,8 +213,8 @@ impl<'s> Run<'s> {
         if event.query == LAST_MARK {
             return Ok(());
         }
-        let join = self.joins.iter().find(|join| join.name == event.query);
-        let join = join.unwrap_or_else(|| panic!("told of a join that is not configured: {event:?}"));
+        let join = self.joins.iter().find(|join| join.name == event.query && !join.is_hidden);
+        let join = join.unwrap_or_else(|| panic!("told of a join that nobody asked for: {event:?}"));
         let results = self.told.entry(event.query.clone()).or_default();
         let before = results.rows.get(&event.result_key()).cloned();
         results.fold([event]);
@@ -218,7 +228,7 @@ impl<'s> Run<'s> {
         if event.op == op {
             return Ok(());
         }
-        Err((join.clone(), format!("{event:?} changes {op}; before it were {before:?}")))
+        Err((join.name.clone(), format!("{event:?} changes {op}; before it were {before:?}")))
     }
 
     /// Ends the worker and starts it anew.
@@ -234,41 +244,73 @@ impl<'s> Run<'s> {
         }
         let last_event_id = self.live.client.last_event_id.take();
         self.live = Live::start(&self.site, self.sabotage, last_event_id.as_deref()).await;
+        self.catch_up_anew().await
+    }
+
+    /// Takes in what a worker tells that has begun to run these joins: all of it comes with the first epoch.
+    async fn catch_up_anew(&mut self) -> Result<(), Wrong> {
         self.marks += 1;
-        let epoch = self.live.ingest.put(MARKS, "started", json!({"n": self.marks})).await;
+        let epoch = self.live.ingest.put(MARKS, "begun", json!({"n": self.marks})).await;
         self.catch_up(epoch).await
     }
 
     /// Lets the worker go on with other joins.
-    async fn configure(&mut self, joins: &[Join]) -> Result<(), Wrong> {
+    async fn configure(&mut self, joins: &[Join], by_signal: bool) -> Result<(), Wrong> {
         self.site.write("pipeline.yaml", manifest(self.script, joins));
         self.told.retain(|name, _| joins.iter().any(|join| join.name == *name));
         self.joins = joins.to_vec();
         self.tables.define(joins);
-        self.restart(End::Stop).await
+        if by_signal && READS_AGAIN_ON_HUP { self.reload().await } else { self.restart(End::Stop).await }
+    }
+
+    /// Has the worker read its manifest again. The subscriber comes back to hear of the new joins, too.
+    async fn reload(&mut self) -> Result<(), Wrong> {
+        let worker = &self.live.worker;
+        let before = worker.status().await["config"]["hash"].clone();
+        worker.signal("HUP");
+        let is_other = async || (worker.status().await["config"]["hash"] != before).then_some(());
+        until("the new configuration", is_other).await;
+        let last_event_id = self.live.client.last_event_id.take();
+        self.live.client = subscribe(worker, last_event_id.as_deref()).await;
+        self.catch_up_anew().await
     }
 
     /// Holds what was told to what SQLite says now.
     fn compare(&self) -> Result<(), Wrong> {
         let nothing = Results::default();
-        for join in &self.joins {
+        for join in self.joins.iter().filter(|join| !join.is_hidden) {
             let expected = self.tables.results(join);
             let told = self.told.get(&join.name).unwrap_or(&nothing);
             if *told != expected {
-                return Err((join.clone(), difference(told, &expected)));
+                return Err((join.name.clone(), difference(told, &expected)));
             }
         }
         Ok(())
     }
 }
 
-/// The first keys that differ, as told and as expected.
+/// The first keys that differ, with the rows that are missing and those that should not be there.
 fn difference(told: &Results, expected: &Results) -> String {
-    let lines = told.changes(expected).into_iter().take(KEYS_SHOWN).map(|(key, rows)| {
-        let found = told.rows.get(&key).cloned().unwrap_or_default();
-        format!("  key {}\n    found    [{}]\n    expected [{}]", key.1, found.join(", "), rows.join(", "))
+    let keys = told.changes(expected).into_keys().take(KEYS_SHOWN);
+    let lines = keys.map(|key| {
+        let [found, right] =
+            [told, expected].map(|results| results.rows.get(&key).cloned().unwrap_or_default());
+        let (missing, extra) = (without(&right, &found), without(&found, &right));
+        let counts = format!("{} rows found, {} expected", found.len(), right.len());
+        format!("  key {}: {counts}\n    missing   [{missing}]\n    too many  [{extra}]", key.1)
     });
     lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The rows of one bag that another does not have.
+fn without(rows: &[String], others: &[String]) -> String {
+    let mut rest = rows.to_vec();
+    for other in others {
+        if let Some(index) = rest.iter().position(|row| row == other) {
+            rest.swap_remove(index);
+        }
+    }
+    rest.join(", ")
 }
 
 fn bodies(messages: &[Message]) -> Vec<Value> {
@@ -277,7 +319,8 @@ fn bodies(messages: &[Message]) -> Vec<Value> {
 
 fn manifest(script: &Script, joins: &[Join]) -> String {
     let joins = joins.iter().map(|join| {
-        let mut spec = json!({"name": join.name, "query": join.query, "sinks": ["live"]});
+        let sinks: &[&str] = if join.is_hidden { &[] } else { &["live"] };
+        let mut spec = json!({"name": join.name, "query": join.query, "sinks": sinks});
         if let Some(key_column) = &join.key_column {
             spec["keyColumn"] = json!(key_column);
         }

@@ -23,6 +23,8 @@ pub struct Join {
     pub columns: Vec<String>,
     /// The join that it reads by name.
     pub reads: Option<String>,
+    /// Whether nobody is told of its results: it is there for other joins.
+    pub is_hidden: bool,
 }
 
 /// A round.
@@ -46,8 +48,8 @@ pub enum Step {
     Stop,
     /// SIGKILL, and a new start.
     Kill,
-    /// From now on these are the joins.
-    Configure(Vec<Join>),
+    /// From now on these are the joins: by a new start, or by having the running worker read its manifest again.
+    Configure { joins: Vec<Join>, by_signal: bool },
 }
 
 impl Step {
@@ -91,7 +93,7 @@ impl Script {
                 1 => steps.push(Step::Kill),
                 2 => {
                     edit(&mut present, &mut deck, chance);
-                    steps.push(Step::Configure(present.clone()));
+                    steps.push(Step::Configure { joins: present.clone(), by_signal: chance.random() });
                 }
                 _ => {}
             }
@@ -128,6 +130,7 @@ impl Deck<'_> {
             key_column: query.key_column,
             columns: query.columns,
             reads: query.reads,
+            is_hidden: chance.random_ratio(1, 15),
         }
     }
 }
@@ -143,8 +146,8 @@ fn edit(joins: &mut Vec<Join>, deck: &mut Deck<'_>, chance: &mut StdRng) {
             }
             1 if !is_read => {
                 let others: Vec<Join> = joins[..index].iter().chain(&joins[index + 1..]).cloned().collect();
-                let name = joins[index].name.clone();
-                joins[index] = Join { name, ..deck.join(&others, chance) };
+                let Join { name, is_hidden, .. } = joins[index].clone();
+                joins[index] = Join { name, is_hidden, ..deck.join(&others, chance) };
             }
             _ => {
                 let join = deck.join(joins, chance);

@@ -80,7 +80,7 @@ impl Script {
         let mut script = self.clone();
         script.joins = needed(&script.joins, join);
         for step in &mut script.steps {
-            if let Step::Configure(joins) = step {
+            if let Step::Configure { joins, .. } = step {
                 *joins = needed(joins, join);
             }
         }
@@ -91,7 +91,7 @@ impl Script {
     fn not_configured(&self, _: &str) -> Self {
         let mut script = self.clone();
         script.steps.retain(|step| match step {
-            Step::Configure(joins) => {
+            Step::Configure { joins, .. } => {
                 script.joins.clone_from(joins);
                 false
             }
