@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::script::{Join, Script, Step};
+use super::script::{Fate, Join, Script, Step};
 use super::tables::Tables;
 use crate::results::Results;
 
@@ -32,18 +32,15 @@ pub fn golden_case(script: &Script, wrong: &Join) -> String {
     tables.define(&script.joins);
     let mut results = Results::default();
     for (number, step) in script.steps.iter().enumerate() {
-        let messages = match step {
-            Step::Batch(messages) | Step::KilledBatch { messages, .. } => messages.as_slice(),
-            _ => &[],
-        };
         match step {
-            Step::Batch(_) => {}
-            Step::KilledBatch { .. } => input += "  # killed while this is on its way\n",
+            Step::Batch { fate: Fate::Watched, .. } => {}
+            Step::Batch { fate: Fate::Unwatched, .. } => input += "  # the next step comes at once\n",
+            Step::Batch { fate: Fate::Killed { .. }, .. } => input += "  # killed while this is on its way\n",
             Step::Stop => input += "  # stopped and started\n",
             Step::Kill => input += "  # killed and started\n",
             Step::Configure { .. } => input += "  # other joins are added, changed and removed\n",
         }
-        for message in messages {
+        for message in step.messages() {
             tables.apply(message);
             let mut line = json!({"at": format!("{number}s"), "topic": message.topic, "key": message.key});
             line["payload"] = json!(message.payload);
@@ -79,7 +76,7 @@ mod tests {
     fn a_script_becomes_a_case_that_can_be_read() {
         for seed in 1..20 {
             let mut script = Script::random(seed);
-            script.steps.retain(|step| matches!(step, Step::Batch(_)));
+            script.steps.retain(|step| matches!(step, Step::Batch { .. }));
             script.steps.truncate(5);
             let case = Case::parse("fuzz", &golden_case(&script, &script.joins[0]));
             let names = |joins: Vec<&String>| joins.into_iter().cloned().collect::<Vec<_>>();
@@ -89,8 +86,8 @@ mod tests {
                 "seed {seed}"
             );
             for (step, read) in script.steps.iter().zip(&case.steps) {
-                let Step::Batch(messages) = step else { continue };
-                let sent: Vec<Value> = messages.iter().map(super::super::schema::Message::body).collect();
+                let sent: Vec<Value> =
+                    step.messages().iter().map(super::super::schema::Message::body).collect();
                 assert_eq!(read.messages, sent, "seed {seed}");
             }
         }

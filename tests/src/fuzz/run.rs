@@ -6,7 +6,7 @@ use std::fmt;
 use serde_json::{Value, json};
 
 use super::schema::Message;
-use super::script::{Join, Script, Step};
+use super::script::{Fate, Join, Script, Step};
 use super::tables::Tables;
 use crate::ingest::Ingest;
 use crate::results::{Event, Results};
@@ -91,9 +91,10 @@ pub async fn run(script: &Script, sabotage: Option<Sabotage>) -> Result<(), Mism
     let mut run = Run::start(script, sabotage).await;
     let mut batch = 0;
     for (step, what) in script.steps.iter().enumerate() {
-        batch += usize::from(what.is_batch());
+        batch += usize::from(matches!(what, Step::Batch { .. }));
         let mut outcome = run.play(what).await;
-        if outcome.is_ok() {
+        let is_seen = !matches!(what, Step::Batch { fate: Fate::Unwatched, .. });
+        if outcome.is_ok() && is_seen {
             outcome = run.compare();
         }
         if let Err((name, difference)) = outcome {
@@ -161,32 +162,62 @@ impl<'s> Run<'s> {
 
     async fn play(&mut self, step: &Step) -> Result<(), Wrong> {
         match step {
-            Step::Batch(messages) => self.send(messages).await,
-            Step::KilledBatch { messages, moment } => {
-                let bodies = bodies(messages);
-                let kill = async {
-                    for _ in 0..*moment {
-                        tokio::task::yield_now().await;
-                    }
-                    self.live.worker.signal("KILL");
-                };
-                // Whatever the answer was: what is stored already is not changed by the same messages.
-                let _ = tokio::join!(self.live.ingest.try_send(&bodies), kill);
-                self.restart(End::Kill).await?;
-                self.send(messages).await
+            Step::Batch { messages, fate: Fate::Unwatched } => {
+                self.send(messages).await;
+                Ok(())
             }
-            Step::Stop => self.restart(End::Stop).await,
-            Step::Kill => self.restart(End::Kill).await,
-            Step::Configure { joins, by_signal } => self.configure(joins, *by_signal).await,
+            Step::Batch { messages, fate: Fate::Watched } => {
+                let epoch = self.send(messages).await;
+                self.catch_up(epoch).await
+            }
+            Step::Batch { messages, fate: Fate::Killed { moment } } => {
+                self.send_to_the_doomed(messages, *moment).await;
+                self.end(End::Kill).await?;
+                self.begin().await?;
+                let epoch = self.send(messages).await;
+                self.catch_up(epoch).await
+            }
+            Step::Stop => {
+                self.end(End::Stop).await?;
+                self.begin().await
+            }
+            Step::Kill => {
+                self.end(End::Kill).await?;
+                self.begin().await
+            }
+            Step::Configure { joins, by_signal } if *by_signal && READS_AGAIN_ON_HUP => {
+                self.catch_up_anew().await?;
+                self.configure(joins);
+                self.reload().await
+            }
+            Step::Configure { joins, .. } => {
+                self.end(End::Stop).await?;
+                self.configure(joins);
+                self.begin().await
+            }
         }
     }
 
-    async fn send(&mut self, messages: &[Message]) -> Result<(), Wrong> {
+    /// Sends messages, which must all be taken, and returns the epoch in which they are seen.
+    async fn send(&mut self, messages: &[Message]) -> u64 {
         let epoch = self.live.ingest.send(&bodies(messages)).await;
         for message in messages {
             self.tables.apply(message);
         }
-        self.catch_up(epoch).await
+        epoch
+    }
+
+    /// Sends messages, and kills the worker some moments later. Whatever the answer is: what is stored already is
+    /// not changed by the same messages.
+    async fn send_to_the_doomed(&self, messages: &[Message], moment: u32) {
+        let bodies = bodies(messages);
+        let kill = async {
+            for _ in 0..moment {
+                tokio::task::yield_now().await;
+            }
+            self.live.worker.signal("KILL");
+        };
+        let _ = tokio::join!(self.live.ingest.try_send(&bodies), kill);
     }
 
     /// Takes in all that the subscriber is told up to `epoch`. A mark that is seen in a later epoch says that
@@ -231,8 +262,8 @@ impl<'s> Run<'s> {
         Err((join.name.clone(), format!("{event:?} changes {op}; before it were {before:?}")))
     }
 
-    /// Ends the worker and starts it anew.
-    async fn restart(&mut self, end: End) -> Result<(), Wrong> {
+    /// Ends the worker, and takes in what it has told by then.
+    async fn end(&mut self, end: End) -> Result<(), Wrong> {
         match end {
             End::Stop => self.live.worker.signal("TERM"),
             End::Kill => self.live.worker.signal("KILL"),
@@ -242,6 +273,11 @@ impl<'s> Run<'s> {
         for event in self.live.client.rest().await {
             self.hear(&event.result())?;
         }
+        Ok(())
+    }
+
+    /// Starts the worker again, after its end.
+    async fn begin(&mut self) -> Result<(), Wrong> {
         let last_event_id = self.live.client.last_event_id.take();
         self.live = Live::start(&self.site, self.sabotage, last_event_id.as_deref()).await;
         self.catch_up_anew().await
@@ -254,13 +290,12 @@ impl<'s> Run<'s> {
         self.catch_up(epoch).await
     }
 
-    /// Lets the worker go on with other joins.
-    async fn configure(&mut self, joins: &[Join], by_signal: bool) -> Result<(), Wrong> {
+    /// Writes other joins into the manifest; from the next start or signal on they are what is told.
+    fn configure(&mut self, joins: &[Join]) {
         self.site.write("pipeline.yaml", manifest(self.script, joins));
         self.told.retain(|name, _| joins.iter().any(|join| join.name == *name));
         self.joins = joins.to_vec();
         self.tables.define(joins);
-        if by_signal && READS_AGAIN_ON_HUP { self.reload().await } else { self.restart(End::Stop).await }
     }
 
     /// Has the worker read its manifest again. The subscriber comes back to hear of the new joins, too.

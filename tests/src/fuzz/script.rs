@@ -37,13 +37,11 @@ pub struct Script {
     pub steps: Vec<Step>,
 }
 
-/// What happens to the worker. Results are compared after each.
+/// What happens to the worker.
 #[derive(Debug, Clone)]
 pub enum Step {
     /// One request with these messages.
-    Batch(Vec<Message>),
-    /// The same, and a kill while it is on its way, some moments after. It is sent again to the next worker.
-    KilledBatch { messages: Vec<Message>, moment: u32 },
+    Batch { messages: Vec<Message>, fate: Fate },
     /// SIGTERM, and a new start.
     Stop,
     /// SIGKILL, and a new start.
@@ -52,9 +50,22 @@ pub enum Step {
     Configure { joins: Vec<Join>, by_signal: bool },
 }
 
+/// What comes of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// Results are compared once it is seen in them.
+    Watched,
+    /// The next step follows the answer at once, so both may be seen in one epoch, or neither before a kill.
+    Unwatched,
+    /// The worker is killed while the batch is on its way, some moments after it was sent. It is sent again to the
+    /// next one.
+    Killed { moment: u32 },
+}
+
 impl Step {
-    pub fn is_batch(&self) -> bool {
-        matches!(self, Self::Batch(_) | Self::KilledBatch { .. })
+    /// The messages that are sent in it.
+    pub fn messages(&self) -> &[Message] {
+        if let Self::Batch { messages, .. } = self { messages } else { &[] }
     }
 }
 
@@ -72,7 +83,7 @@ impl Script {
         let mut present = joins.clone();
         let mut steps = Vec::new();
         if chance.random_ratio(3, 4) {
-            steps.push(Step::Batch(schema.fill(chance)));
+            steps.push(Step::Batch { messages: schema.fill(chance), fate: Fate::Watched });
         }
         let mut batches = steps.len() as u64;
         while batches < BATCHES_A_ROUND {
@@ -83,10 +94,12 @@ impl Script {
                 chance.random_range(1..=8)
             };
             let messages = schema.messages(count, now, chance);
-            steps.push(match chance.random_range(0..30) {
-                0 => Step::KilledBatch { messages, moment: chance.random_range(0..2_000) },
-                _ => Step::Batch(messages),
-            });
+            let fate = match chance.random_range(0..30) {
+                0 => Fate::Killed { moment: chance.random_range(0..2_000) },
+                1..6 => Fate::Unwatched,
+                _ => Fate::Watched,
+            };
+            steps.push(Step::Batch { messages, fate });
             batches += 1;
             match chance.random_range(0..40) {
                 0 => steps.push(Step::Stop),

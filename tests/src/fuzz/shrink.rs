@@ -1,7 +1,7 @@
 //! Takes away from a script what a failure does not need, by playing it without.
 
 use super::schema::Message;
-use super::script::{Join, Script, Step};
+use super::script::{Fate, Join, Script, Step};
 
 /// How often a script is played at most. A second or two each at first, soon much less.
 const ATTEMPTS_MAX: usize = 300;
@@ -15,10 +15,11 @@ pub async fn shrink(
     fails: impl AsyncFn(&Script) -> Option<usize>,
 ) -> Script {
     let mut search = Search { smallest: script.up_to(step), attempts: 0, fails };
-    let simpler: [fn(&Script, &str) -> Script; 5] = [
+    let simpler: [fn(&Script, &str) -> Script; 6] = [
         Script::of_one_join,
         Script::not_configured,
         Script::not_killed,
+        Script::watched,
         Script::not_stopped,
         Script::in_one_shard,
     ];
@@ -67,7 +68,7 @@ impl<F: AsyncFn(&Script) -> Option<usize>> Search<F> {
 /// The least that can be taken out of a script: a message of a batch, or another step.
 #[derive(Debug, Clone)]
 enum Piece {
-    Message { step: usize, message: Message },
+    Message { step: usize, fate: Fate, message: Message },
     Step(Step),
 }
 
@@ -104,8 +105,19 @@ impl Script {
         let mut script = self.clone();
         script.steps.retain(|step| !matches!(step, Step::Kill));
         for step in &mut script.steps {
-            if let Step::KilledBatch { messages, .. } = step {
-                *step = Step::Batch(std::mem::take(messages));
+            if let Step::Batch { fate: fate @ Fate::Killed { .. }, .. } = step {
+                *fate = Fate::Watched;
+            }
+        }
+        script
+    }
+
+    /// Each batch in an epoch of its own.
+    fn watched(&self, _: &str) -> Self {
+        let mut script = self.clone();
+        for step in &mut script.steps {
+            if let Step::Batch { fate: fate @ Fate::Unwatched, .. } = step {
+                *fate = Fate::Watched;
             }
         }
         script
@@ -123,8 +135,9 @@ impl Script {
 
     fn pieces(&self) -> Vec<Piece> {
         let pieces = self.steps.iter().enumerate().flat_map(|(step, what)| match what {
-            Step::Batch(messages) => {
-                let piece = |message: &Message| Piece::Message { step, message: message.clone() };
+            Step::Batch { messages, fate } => {
+                let piece =
+                    |message: &Message| Piece::Message { step, fate: *fate, message: message.clone() };
                 messages.iter().map(piece).collect()
             }
             other => vec![Piece::Step(other.clone())],
@@ -141,10 +154,10 @@ impl Script {
                     steps.push(step);
                     last = None;
                 }
-                Piece::Message { step, message } => match steps.last_mut() {
-                    Some(Step::Batch(messages)) if last == Some(step) => messages.push(message),
+                Piece::Message { step, fate, message } => match steps.last_mut() {
+                    Some(Step::Batch { messages, .. }) if last == Some(step) => messages.push(message),
                     _ => {
-                        steps.push(Step::Batch(vec![message]));
+                        steps.push(Step::Batch { messages: vec![message], fate });
                         last = Some(step);
                     }
                 },
@@ -176,9 +189,7 @@ mod tests {
         script.joins.iter().find(|present| present.name == join)?;
         let mut missing = wanted.to_vec();
         script.steps.iter().position(|step| {
-            if let Step::Batch(messages) | Step::KilledBatch { messages, .. } = step {
-                missing.retain(|wanted| !messages.contains(wanted));
-            }
+            missing.retain(|wanted| !step.messages().contains(wanted));
             missing.is_empty()
         })
     }
@@ -187,10 +198,7 @@ mod tests {
     async fn only_what_is_needed_stays() {
         for seed in 1..20 {
             let script = Script::random(seed);
-            let mut batches = script.steps.iter().filter_map(|step| match step {
-                Step::Batch(messages) => messages.first(),
-                _ => None,
-            });
+            let mut batches = script.steps.iter().filter_map(|step| step.messages().first());
             let wanted = [batches.nth(3).expect("a batch"), batches.nth(20).expect("a batch")];
             let join = &script.joins[0].name;
             let step = fails(&script, &wanted, join).expect("both are sent");

@@ -16,15 +16,10 @@ fn no_query_depends_on_the_order_of_rows() {
     let mut yielded: BTreeMap<&str, usize> = BTreeMap::new();
     for seed in 0..SCRIPTS {
         let script = Script::random(seed);
-        let mut messages: Vec<&Message> = Vec::new();
-        for step in &script.steps {
-            if let Step::Batch(batch) = step {
-                messages.extend(batch);
-            }
-        }
+        let messages = script.steps.iter().flat_map(Step::messages);
         let mut present = BTreeMap::new();
-        for message in &messages {
-            present.insert((message.topic.to_ascii_lowercase(), &message.key), *message);
+        for message in messages {
+            present.insert((message.topic.to_ascii_lowercase(), &message.key), message);
         }
         let forward = answers(&script, present.values().copied(), false);
         let backward = answers(&script, present.values().rev().copied(), true);
