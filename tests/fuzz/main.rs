@@ -4,23 +4,19 @@
 use futures::stream::{self, StreamExt, TryStreamExt};
 use litejoin_tests::fuzz;
 use litejoin_tests::fuzz::run::Sabotage;
-use litejoin_tests::fuzz::script::BATCHES_A_ROUND;
+use litejoin_tests::fuzz::script::{BATCHES_A_ROUND, ROUNDS, ROUNDS_LONG};
 use litejoin_tests::repetition::endless_seeds;
 
 /// Rounds that are played at once. They wait for commits now and then.
 const AT_ONCE: usize = 3;
-
-/// Batches of a run in CI, and of a long one.
-const BATCHES: u64 = 2_000;
-const BATCHES_LONG: u64 = 100_000;
 
 /// Batches within which every sabotage must be seen.
 const BATCHES_UNTIL_CAUGHT: u64 = 500;
 
 #[tokio::test]
 async fn folded_deltas_are_what_sqlite_says_after_every_batch() {
-    let seeds = endless_seeds(BATCHES / BATCHES_A_ROUND, BATCHES_LONG / BATCHES_A_ROUND);
-    let rounds = stream::iter(seeds).map(Ok).try_for_each_concurrent(AT_ONCE, fuzz::round);
+    let seeds = stream::iter(endless_seeds(ROUNDS, ROUNDS_LONG));
+    let rounds = seeds.map(Ok).try_for_each_concurrent(AT_ONCE, fuzz::round);
     if let Err(report) = rounds.await {
         panic!("{report}");
     }

@@ -8,8 +8,14 @@ use super::queries::{CLASSES, Pen};
 use super::schema::{Message, Schema};
 use crate::repetition::chance;
 
-/// Batches of a round. After the first some thirty a schema has shown most of what it can.
+/// Batches of a round. After some dozens a schema has shown most of what it can.
 pub const BATCHES_A_ROUND: u64 = 50;
+
+/// Rounds of a run in CI, by the seeds from 1 on: 2,000 batches.
+pub const ROUNDS: u64 = 2_000 / BATCHES_A_ROUND;
+
+/// Rounds of a long run: 100,000 batches.
+pub const ROUNDS_LONG: u64 = 100_000 / BATCHES_A_ROUND;
 
 /// A join as it is written into the manifest.
 #[derive(Debug, Clone, PartialEq)]

@@ -26,23 +26,42 @@ pub(super) fn intersect(pen: &mut Pen<'_>) -> Query {
 pub(super) fn mixed(pen: &mut Pen<'_>) -> Query {
     let query = arms(pen, &["UNION", "UNION ALL", "EXCEPT", "INTERSECT"]);
     let operator = pen.pick(&["UNION", "UNION ALL", "EXCEPT"]);
-    let width = query.columns.len();
-    let sql = format!("{} {operator} {}", query.sql, arm(pen, width).0);
+    let kinds = vec![Kind::Any; query.columns.len()];
+    let sql = format!("{} {operator} {}", query.sql, arm(pen, &kinds).0);
     Query { sql, ..query }
 }
 
+/// Values that both arms have, so that they meet.
+#[derive(Clone, Copy)]
+enum Kind {
+    Key,
+    Category,
+    Any,
+}
+
 fn arms(pen: &mut Pen<'_>, operators: &[&str]) -> Query {
-    let width = if pen.one_in(2) { 2 } else { 1 };
-    let (first, columns) = arm(pen, width);
+    let kinds = pen.pick(&[
+        &[Kind::Key][..],
+        &[Kind::Category],
+        &[Kind::Any],
+        &[Kind::Category, Kind::Any],
+        &[Kind::Key, Kind::Category],
+    ]);
+    let (first, columns) = arm(pen, kinds);
     let operator = pen.pick(operators);
-    let (second, _) = arm(pen, width);
+    let (second, _) = arm(pen, kinds);
     pen.query(format!("{first} {operator} {second}"), columns)
 }
 
-fn arm(pen: &mut Pen<'_>, width: usize) -> (String, Vec<String>) {
+fn arm(pen: &mut Pen<'_>, kinds: &[Kind]) -> (String, Vec<String>) {
     let a = pen.source();
-    let values: Vec<String> =
-        (0..width).map(|_| if pen.one_in(3) { pen.key(&a) } else { pen.group(&a) }).collect();
+    let value = |kind: &Kind| match kind {
+        Kind::Key if pen.one_in(2) => format!("CAST({} AS TEXT)", pen.link(&a)),
+        Kind::Key => pen.key(&a),
+        Kind::Category => pen.category(&a),
+        Kind::Any => pen.group(&a),
+    };
+    let values: Vec<String> = kinds.iter().map(value).collect();
     let (list, columns) = pen.columns(&values);
     (format!("SELECT {list} FROM {}{}", pen.read(&a), pen.condition(&[&a])), columns)
 }
