@@ -59,6 +59,7 @@ struct Input {
     topic: String,
     key: String,
     payload: Value,
+    timestamp: Option<i64>,
 }
 
 #[derive(Deserialize)]
@@ -83,8 +84,13 @@ pub fn cases(folder: &str) -> Vec<Case> {
 impl Case {
     fn read(path: &Path) -> Self {
         let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        let file: File =
-            serde_yaml::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let name = path.file_stem().and_then(|name| name.to_str()).expect("a case has a plain name");
+        Self::parse(name, &text)
+    }
+
+    /// Reads a case from its text.
+    pub fn parse(name: &str, text: &str) -> Self {
+        let file: File = serde_yaml::from_str(text).unwrap_or_else(|error| panic!("{name}: {error}"));
         let mut joins = file.joins;
         if let Some(query) = file.query {
             joins.push(Join { name: ONLY_JOIN.to_owned(), query, key_column: file.key_column });
@@ -100,17 +106,20 @@ impl Case {
                 other => other,
             };
             let step = steps.last_mut().expect("just pushed");
-            step.messages.push(message(&input.topic, &input.key, payload));
+            let mut message = message(&input.topic, &input.key, payload);
+            if let Some(timestamp) = input.timestamp {
+                message["timestamp"] = json!(timestamp);
+            }
+            step.messages.push(message);
         }
         for expected in file.expect {
             let step = steps.iter_mut().find(|step| step.at == expected.at);
-            let step = step.unwrap_or_else(|| panic!("{}: nothing comes at {}", path.display(), expected.at));
+            let step = step.unwrap_or_else(|| panic!("{name}: nothing comes at {}", expected.at));
             let mut rows: Vec<String> = expected.rows.iter().map(Value::to_string).collect();
             rows.sort_unstable();
             let join = expected.join.unwrap_or_else(|| ONLY_JOIN.to_owned());
             step.changes.insert((join, expected.key.to_string()), rows);
         }
-        let name = path.file_stem().and_then(|name| name.to_str()).expect("a case has a plain name");
         Self { name: name.to_owned(), joins, steps }
     }
 

@@ -2,6 +2,7 @@
 //! its results must be. Nothing here knows the worker's code, only what a user sees of it. Whatever goes wrong
 //! panics with what was being done; a worker that is dropped by a panic prints its log.
 
+pub mod fuzz;
 pub mod golden;
 pub mod ingest;
 pub mod oracle;

@@ -96,6 +96,26 @@ impl Oracle {
         done.unwrap_or_else(|error| panic!("{topic} {key}: {error}"));
     }
 
+    /// Sets a row of a topic with this timestamp.
+    pub fn set(&self, topic: &str, key: &str, payload: &str, timestamp: i64) {
+        let sql = format!("INSERT OR REPLACE INTO {} VALUES (?1, ?2, ?3)", quoted(topic));
+        let done = self.connection.prepare_cached(&sql);
+        done.and_then(|mut insert| insert.execute((key, payload, timestamp)))
+            .unwrap_or_else(|error| panic!("{topic} {key}: {error}"));
+    }
+
+    /// Has rows come in another order wherever a query leaves it open.
+    pub fn reverse(&self) {
+        let done = self.connection.pragma_update(None, "reverse_unordered_selects", true);
+        done.expect("SQLite takes the pragma");
+    }
+
+    /// Forgets what was [defined](Self::define).
+    pub fn undefine(&self, join: &str) {
+        let sql = format!("DROP VIEW {}", quoted(join));
+        self.connection.execute_batch(&sql).unwrap_or_else(|error| panic!("{join}: {error}"));
+    }
+
     /// Lets later queries read a join by its name.
     pub fn define(&self, join: &str, query: &str) {
         let sql = format!("CREATE VIEW {} AS {query}", quoted(join));
@@ -146,10 +166,15 @@ fn value(value: ValueRef<'_>) -> Value {
     match value {
         ValueRef::Null => Value::Null,
         ValueRef::Integer(integer) => json!(integer),
-        ValueRef::Real(real) => json!(real),
+        ValueRef::Real(real) => read_back(real),
         ValueRef::Text(text) => json!(String::from_utf8_lossy(text)),
         ValueRef::Blob(_) => panic!("the oracle does not know how a BLOB is written"),
     }
+}
+
+/// A real as a reader of JSON gets it: serde_json may be off in the last bit, so both sides have to be read by it.
+fn read_back(real: f64) -> Value {
+    serde_json::from_str(&json!(real).to_string()).expect("a number is JSON")
 }
 
 fn quoted(name: &str) -> String {

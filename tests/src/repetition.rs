@@ -13,6 +13,18 @@ pub fn seeds(few: u64, many: u64) -> Vec<u64> {
     }
 }
 
+/// The same, but fresh ones without end when that is asked for (`tests/run --forever`); each is printed.
+pub fn endless_seeds(few: u64, many: u64) -> Box<dyn Iterator<Item = u64>> {
+    if variable("LITEJOIN_FOREVER").is_none_or(|value| value != "1") {
+        return Box::new(seeds(few, many).into_iter());
+    }
+    Box::new(std::iter::repeat_with(|| {
+        let seed = rand::random::<u32>();
+        eprintln!("seed {seed}");
+        u64::from(seed)
+    }))
+}
+
 /// Whether the long run is asked for.
 pub fn is_long() -> bool {
     variable("LITEJOIN_LONG").is_some_and(|value| value == "1")

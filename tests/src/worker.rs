@@ -142,6 +142,13 @@ impl Launch {
         self
     }
 
+    /// Sets a variable of the worker's environment.
+    #[must_use]
+    pub fn with_variable(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
     /// Gives the worker this standard output in place of one that the harness reads.
     #[must_use]
     pub fn with_stdout(mut self, stdout: impl Into<Stdio>) -> Self {

@@ -1,0 +1,120 @@
+//! Aggregates, by group and over all.
+
+use super::pen::{Pen, Query, Source};
+
+/// Aggregates of a topic by one or two values.
+pub(super) fn group_by(pen: &mut Pen<'_>) -> Query {
+    let a = pen.source();
+    let from = format!("FROM {}{}", pen.read(&a), pen.condition(&[&a]));
+    grouped(pen, &[&a], &from)
+}
+
+/// Aggregates of a join.
+pub(super) fn group_by_of_join(pen: &mut Pen<'_>) -> Query {
+    let (a, b) = (pen.source(), pen.source());
+    let kind = pen.pick(&["JOIN", "LEFT JOIN", "FULL JOIN"]);
+    let from = format!(
+        "FROM {} {kind} {} ON {}{}",
+        pen.read(&a),
+        pen.read(&b),
+        pen.equal(&a, &b),
+        pen.condition(&[&a, &b])
+    );
+    grouped(pen, &[&a, &b], &from)
+}
+
+/// Groups of which only some are wanted.
+pub(super) fn having(pen: &mut Pen<'_>) -> Query {
+    let mut query = group_by(pen);
+    let condition = pen.pick(&["count(*) > 1", "count(*) BETWEEN 2 AND 3", "NOT count(*) = 1"]);
+    query.sql = format!("{} HAVING {condition}", query.sql);
+    query
+}
+
+/// Letters in any case in one group.
+pub(super) fn group_by_nocase(pen: &mut Pen<'_>) -> Query {
+    let a = pen.source();
+    let category = pen.category(&a);
+    let values = [vec![format!("lower({category})")], aggregates(pen, &[&a])].concat();
+    let rest = format!("FROM {} GROUP BY {category} COLLATE NOCASE", pen.read(&a));
+    pen.select(&values, &rest)
+}
+
+/// One row, whatever there is.
+pub(super) fn global(pen: &mut Pen<'_>) -> Query {
+    let (a, b) = (pen.source(), pen.source());
+    let is_join = pen.one_in(3);
+    let sources = if is_join { vec![&a, &b] } else { vec![&a] };
+    let mut values = aggregates(pen, &sources);
+    if pen.one_in(2) {
+        values.insert(0, "'all'".to_owned());
+    }
+    let mut from = format!("FROM {}", pen.read(&a));
+    if is_join {
+        from = format!("{from} JOIN {} ON {}", pen.read(&b), pen.equal(&a, &b));
+    }
+    let rest = format!("{from}{}", pen.condition(&sources));
+    pen.select(&values, &rest)
+}
+
+/// Each value once.
+pub(super) fn distinct(pen: &mut Pen<'_>) -> Query {
+    let (a, b) = (pen.source(), pen.source());
+    let (values, from) = if pen.one_in(2) {
+        (vec![pen.group(&a), pen.group(&a)], format!("FROM {}", pen.read(&a)))
+    } else {
+        let on = pen.equal(&a, &b);
+        let kind = pen.pick(&["JOIN", "LEFT JOIN"]);
+        (vec![pen.group(&a), pen.group(&b)], format!("FROM {} {kind} {} ON {on}", pen.read(&a), pen.read(&b)))
+    };
+    let condition = pen.condition(&[&a]);
+    let (list, columns) = pen.columns(&values);
+    pen.query(format!("SELECT DISTINCT {list} {from}{condition}"), columns)
+}
+
+fn grouped(pen: &mut Pen<'_>, sources: &[&Source<'_>], from: &str) -> Query {
+    let mut by = Vec::new();
+    for _ in 0..if pen.one_in(3) { 2 } else { 1 } {
+        let source = pen.pick(sources);
+        by.push(pen.group(source));
+    }
+    let clause = match (pen.number_from(0..=3), by.len()) {
+        (0, 1) => "1".to_owned(),
+        (0, _) => "2, 1".to_owned(),
+        (1, 1) => "id".to_owned(),
+        _ => by.join(", "),
+    };
+    let values = [by, aggregates(pen, sources)].concat();
+    pen.select(&values, &format!("{from} GROUP BY {clause}"))
+}
+
+/// One to three aggregates that don't depend on the order of rows, or say which it is.
+pub(super) fn aggregates(pen: &mut Pen<'_>, sources: &[&Source<'_>]) -> Vec<String> {
+    (0..pen.number_from(1..=3)).map(|_| aggregate(pen, sources)).collect()
+}
+
+/// One such aggregate.
+pub(super) fn aggregate(pen: &mut Pen<'_>, sources: &[&Source<'_>]) -> String {
+    let a = pen.pick(sources);
+    let (key, number, category) = (pen.key(a), pen.number(a), pen.category(a));
+    let order = pen.order(sources);
+    match pen.number_from(0..=17) {
+        0 => format!("count({number})"),
+        1 => format!("count(DISTINCT {category})"),
+        2 => format!("count(DISTINCT {})", pen.link(a)),
+        3 | 4 => format!("sum({number})"),
+        5 => format!("avg({number})"),
+        6 => format!("total({number})"),
+        7 => format!("min({number})"),
+        8 => format!("max({number})"),
+        9 => format!("min({category})"),
+        10 => format!("max({key})"),
+        11 => format!("group_concat({key}, '|' ORDER BY {order})"),
+        12 => format!("json_group_array({number} ORDER BY {order})"),
+        13 => format!("sum({number}) FILTER (WHERE {})", pen.filter(a)),
+        14 => format!("sum(DISTINCT {number})"),
+        15 => format!("group_concat(DISTINCT {category} ORDER BY {category})"),
+        16 => format!("max({number}) - min({number})"),
+        _ => "count(*)".to_owned(),
+    }
+}

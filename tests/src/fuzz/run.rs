@@ -1,0 +1,385 @@
+//! Plays a script to the built worker, and holds what a subscriber is told to SQLite's answers after every step.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde_json::{Value, json};
+
+use super::schema::Message;
+use super::script::{Fate, Join, Script, Step};
+use super::tables::Tables;
+use crate::ingest::Ingest;
+use crate::results::{Event, Results};
+use crate::sse::Subscription;
+use crate::wait::until;
+use crate::worker::{Site, Worker};
+
+/// A topic and a join of our own. A message to them that comes back says that everything before it has come, too.
+const MARKS: &str = "lj_marks";
+const LAST_MARK: &str = "lj_last_mark";
+
+/// Whether a running worker reads its manifest again on SIGHUP. Until it does, it is started anew.
+const READS_AGAIN_ON_HUP: bool = false;
+
+/// Keys of a mismatch that are shown.
+const KEYS_SHOWN: usize = 5;
+
+/// A fault that the worker puts into its engine on demand, to see whether it is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sabotage {
+    /// Changes are taken in without what was there before.
+    NoOldImages,
+    /// One of the queries that find affected keys is left out.
+    DropKeyQuery,
+    /// A topic that a query names twice is looked at once.
+    MissingOccurrence,
+}
+
+/// A join whose folded deltas are not what SQLite says.
+#[derive(Debug)]
+pub struct Mismatch {
+    /// The step after which it was seen.
+    pub step: usize,
+    /// Batches up to there.
+    pub batch: usize,
+    pub join: Join,
+    /// What was told, and what is right.
+    pub difference: String,
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { step, batch, join, difference } = self;
+        let Join { name, class, query, key_column, .. } = join;
+        let key_column =
+            key_column.as_ref().map_or_else(String::new, |column| format!(", keyColumn {column:?}"));
+        write!(
+            out,
+            "batch {batch} (step {step}): join {name:?} of class {class}{key_column}\n{query}\n{difference}"
+        )
+    }
+}
+
+impl Sabotage {
+    pub const ALL: [Self; 3] = [Self::NoOldImages, Self::DropKeyQuery, Self::MissingOccurrence];
+
+    /// The value of `LITEJOIN_SABOTAGE` that asks for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoOldImages => "no-old-images",
+            Self::DropKeyQuery => "drop-key-query",
+            Self::MissingOccurrence => "missing-occurrence",
+        }
+    }
+}
+
+/// How a worker comes to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Stop,
+    Kill,
+}
+
+/// The name of the join that is wrong, and what is wrong with it.
+type Wrong = (String, String);
+
+/// Plays the script to its end, or to the first mismatch.
+///
+/// # Panics
+/// If the worker fails in another way.
+pub async fn run(script: &Script, sabotage: Option<Sabotage>) -> Result<(), Mismatch> {
+    let mut run = Run::start(script, sabotage).await;
+    let mut batch = 0;
+    for (step, what) in script.steps.iter().enumerate() {
+        batch += usize::from(matches!(what, Step::Batch { .. }));
+        let mut outcome = run.play(what).await;
+        let is_seen = !matches!(what, Step::Batch { fate: Fate::Unwatched, .. });
+        if outcome.is_ok() && is_seen {
+            outcome = run.compare();
+        }
+        if let Err((name, difference)) = outcome {
+            let join = run.joins.into_iter().find(|join| join.name == name).expect("a join of the round");
+            return Err(Mismatch { step, batch, join, difference });
+        }
+    }
+    run.live.worker.stop().await;
+    Ok(())
+}
+
+/// One round under way.
+struct Run<'s> {
+    script: &'s Script,
+    sabotage: Option<Sabotage>,
+    site: Site,
+    live: Live,
+    /// Joins as they are configured now.
+    joins: Vec<Join>,
+    /// What the deltas of each join fold into.
+    told: BTreeMap<String, Results>,
+    tables: Tables,
+    /// Marks that were sent.
+    marks: u64,
+}
+
+/// A worker, and its one subscriber.
+struct Live {
+    worker: Worker,
+    ingest: Ingest,
+    client: Subscription,
+}
+
+impl Live {
+    /// Starts the worker; the subscriber comes back with the last id it saw, if it saw any.
+    async fn start(site: &Site, sabotage: Option<Sabotage>, last_event_id: Option<&str>) -> Self {
+        let mut launch = site.run([]);
+        if let Some(sabotage) = sabotage {
+            launch = launch.with_variable("LITEJOIN_SABOTAGE", sabotage.name());
+        }
+        let worker = launch.start().await;
+        let client = subscribe(&worker, last_event_id).await;
+        Self { ingest: worker.ingest(), worker, client }
+    }
+}
+
+async fn subscribe(worker: &Worker, last_event_id: Option<&str>) -> Subscription {
+    Subscription::open(worker.address("sink live"), "join=*&replay=true", last_event_id).await
+}
+
+impl<'s> Run<'s> {
+    async fn start(script: &'s Script, sabotage: Option<Sabotage>) -> Self {
+        let site = Site::with(&manifest(script, &script.joins));
+        let mut live = Live::start(&site, sabotage, None).await;
+        let mut told = BTreeMap::<String, Results>::new();
+        // A query may have results over nothing: SELECT count(*).
+        for event in live.client.replayed().await {
+            told.entry(event.query.clone()).or_default().fold([&event]);
+        }
+        let joins = script.joins.clone();
+        let tables = Tables::new(&script.topics);
+        tables.define(&joins);
+        Self { script, sabotage, site, live, joins, told, tables, marks: 0 }
+    }
+
+    async fn play(&mut self, step: &Step) -> Result<(), Wrong> {
+        match step {
+            Step::Batch { messages, fate: Fate::Unwatched } => {
+                self.send(messages).await;
+                Ok(())
+            }
+            Step::Batch { messages, fate: Fate::Watched } => {
+                let epoch = self.send(messages).await;
+                self.catch_up(epoch).await
+            }
+            Step::Batch { messages, fate: Fate::Killed { moment } } => {
+                self.send_to_the_doomed(messages, *moment).await;
+                self.end(End::Kill).await?;
+                self.begin().await?;
+                let epoch = self.send(messages).await;
+                self.catch_up(epoch).await
+            }
+            Step::Stop => {
+                self.end(End::Stop).await?;
+                self.begin().await
+            }
+            Step::Kill => {
+                self.end(End::Kill).await?;
+                self.begin().await
+            }
+            Step::Configure { joins, by_signal } if *by_signal && READS_AGAIN_ON_HUP => {
+                self.catch_up_anew().await?;
+                self.configure(joins);
+                self.reload().await
+            }
+            Step::Configure { joins, .. } => {
+                self.end(End::Stop).await?;
+                self.configure(joins);
+                self.begin().await
+            }
+        }
+    }
+
+    /// Sends messages, which must all be taken, and returns the epoch in which they are seen.
+    async fn send(&mut self, messages: &[Message]) -> u64 {
+        let epoch = self.live.ingest.send(&bodies(messages)).await;
+        for message in messages {
+            self.tables.apply(message);
+        }
+        epoch
+    }
+
+    /// Sends messages, and kills the worker some moments later. Whatever the answer is: what is stored already is
+    /// not changed by the same messages.
+    async fn send_to_the_doomed(&self, messages: &[Message], moment: u32) {
+        let bodies = bodies(messages);
+        let kill = async {
+            for _ in 0..moment {
+                tokio::task::yield_now().await;
+            }
+            self.live.worker.signal("KILL");
+        };
+        let _ = tokio::join!(self.live.ingest.try_send(&bodies), kill);
+    }
+
+    /// Takes in all that the subscriber is told up to `epoch`. A mark that is seen in a later epoch says that
+    /// everything of that one has come.
+    async fn catch_up(&mut self, epoch: u64) -> Result<(), Wrong> {
+        let mut seen = 0;
+        while seen <= epoch {
+            self.marks += 1;
+            self.live.ingest.put(MARKS, "last", json!({"n": self.marks})).await;
+            loop {
+                let event = self.live.client.expect_next().await.result();
+                if event.query == LAST_MARK && event.rows[0]["n"] == self.marks {
+                    seen = event.epoch;
+                    break;
+                }
+                self.hear(&event)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Folds one delta, which must be one.
+    fn hear(&mut self, event: &Event) -> Result<(), Wrong> {
+        if event.query == LAST_MARK {
+            return Ok(());
+        }
+        let join = self.joins.iter().find(|join| join.name == event.query && !join.is_hidden);
+        let join = join.unwrap_or_else(|| panic!("told of a join that nobody asked for: {event:?}"));
+        let results = self.told.entry(event.query.clone()).or_default();
+        let before = results.rows.get(&event.result_key()).cloned();
+        results.fold([event]);
+        let after = results.rows.get(&event.result_key());
+        let op = match (&before, after) {
+            (None, Some(_)) => "created",
+            (Some(before), Some(after)) if before != after => "updated",
+            (Some(_), None) => "deleted",
+            _ => "nothing",
+        };
+        if event.op == op {
+            return Ok(());
+        }
+        Err((join.name.clone(), format!("{event:?} changes {op}; before it were {before:?}")))
+    }
+
+    /// Ends the worker, and takes in what it has told by then.
+    async fn end(&mut self, end: End) -> Result<(), Wrong> {
+        match end {
+            End::Stop => self.live.worker.signal("TERM"),
+            End::Kill => self.live.worker.signal("KILL"),
+        }
+        let code = self.live.worker.wait().await;
+        assert!(end == End::Kill || code == Some(0), "a planned stop ends with 0, not {code:?}");
+        for event in self.live.client.rest().await {
+            self.hear(&event.result())?;
+        }
+        Ok(())
+    }
+
+    /// Starts the worker again, after its end.
+    async fn begin(&mut self) -> Result<(), Wrong> {
+        let last_event_id = self.live.client.last_event_id.take();
+        self.live = Live::start(&self.site, self.sabotage, last_event_id.as_deref()).await;
+        self.catch_up_anew().await
+    }
+
+    /// Takes in what a worker tells that has begun to run these joins: all of it comes with the first epoch.
+    async fn catch_up_anew(&mut self) -> Result<(), Wrong> {
+        self.marks += 1;
+        let epoch = self.live.ingest.put(MARKS, "begun", json!({"n": self.marks})).await;
+        self.catch_up(epoch).await
+    }
+
+    /// Writes other joins into the manifest; from the next start or signal on they are what is told.
+    fn configure(&mut self, joins: &[Join]) {
+        self.site.write("pipeline.yaml", manifest(self.script, joins));
+        self.told.retain(|name, _| joins.iter().any(|join| join.name == *name));
+        self.joins = joins.to_vec();
+        self.tables.define(joins);
+    }
+
+    /// Has the worker read its manifest again. The subscriber comes back to hear of the new joins, too.
+    async fn reload(&mut self) -> Result<(), Wrong> {
+        let worker = &self.live.worker;
+        let before = worker.status().await["config"]["hash"].clone();
+        worker.signal("HUP");
+        let is_other = async || (worker.status().await["config"]["hash"] != before).then_some(());
+        until("the new configuration", is_other).await;
+        let last_event_id = self.live.client.last_event_id.take();
+        self.live.client = subscribe(worker, last_event_id.as_deref()).await;
+        self.catch_up_anew().await
+    }
+
+    /// Holds what was told to what SQLite says now.
+    fn compare(&self) -> Result<(), Wrong> {
+        let nothing = Results::default();
+        for join in self.joins.iter().filter(|join| !join.is_hidden) {
+            let expected = self.tables.results(join);
+            let told = self.told.get(&join.name).unwrap_or(&nothing);
+            if *told != expected {
+                return Err((join.name.clone(), difference(told, &expected)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The first keys that differ, with the rows that are missing and those that should not be there.
+fn difference(told: &Results, expected: &Results) -> String {
+    let keys = told.changes(expected).into_keys().take(KEYS_SHOWN);
+    let lines = keys.map(|key| {
+        let [found, right] =
+            [told, expected].map(|results| results.rows.get(&key).cloned().unwrap_or_default());
+        let (missing, extra) = (without(&right, &found), without(&found, &right));
+        let counts = format!("{} rows found, {} expected", found.len(), right.len());
+        format!("  key {}: {counts}\n    missing   [{missing}]\n    too many  [{extra}]", key.1)
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The rows of one bag that another does not have.
+fn without(rows: &[String], others: &[String]) -> String {
+    let mut rest = rows.to_vec();
+    for other in others {
+        if let Some(index) = rest.iter().position(|row| row == other) {
+            rest.swap_remove(index);
+        }
+    }
+    rest.join(", ")
+}
+
+fn bodies(messages: &[Message]) -> Vec<Value> {
+    messages.iter().map(Message::body).collect()
+}
+
+fn manifest(script: &Script, joins: &[Join]) -> String {
+    let joins = joins.iter().map(|join| {
+        let sinks: &[&str] = if join.is_hidden { &[] } else { &["live"] };
+        let mut spec = json!({"name": join.name, "query": join.query, "sinks": sinks});
+        if let Some(key_column) = &join.key_column {
+            spec["keyColumn"] = json!(key_column);
+        }
+        spec
+    });
+    let mark = json!({
+        "name": LAST_MARK,
+        "query": format!("SELECT key, payload->>'n' AS n FROM {MARKS}"),
+        "sinks": ["live"],
+    });
+    let topics = script.topics.iter().map(String::as_str).chain([MARKS]);
+    json!({
+        "apiVersion": "litejoin.io/v1alpha1",
+        "kind": "Pipeline",
+        "metadata": {"name": "fuzz"},
+        "spec": {
+            "storage": {"shardCount": script.shard_count, "flushInterval": "1ms"},
+            // Messages bring times of long ago, and shall stay nevertheless.
+            "retention": {"cleanInterval": "24h"},
+            "admin": {"addr": "127.0.0.1:0"},
+            "sources": [{"name": "ingest", "http": {"addr": "127.0.0.1:0", "topics": topics.collect::<Vec<_>>()}}],
+            "joins": joins.chain([mark]).collect::<Vec<_>>(),
+            "sinks": [{"name": "live", "sse": {"addr": "127.0.0.1:0"}}],
+        },
+    })
+    .to_string()
+}
