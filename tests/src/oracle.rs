@@ -86,12 +86,12 @@ impl Oracle {
     /// Sets or deletes a row of a topic.
     pub fn apply(&self, topic: &str, key: &str, payload: Option<&str>) {
         let table = quoted(topic);
+        let cached = |sql: &str| self.connection.prepare_cached(sql);
         let done = match payload {
-            Some(payload) => self.connection.execute(
-                &format!("INSERT OR REPLACE INTO {table} VALUES (?1, ?2, unixepoch())"),
-                [key, payload],
-            ),
-            None => self.connection.execute(&format!("DELETE FROM {table} WHERE key = ?1"), [key]),
+            Some(payload) => cached(&format!("INSERT OR REPLACE INTO {table} VALUES (?1, ?2, unixepoch())"))
+                .and_then(|mut statement| statement.execute([key, payload])),
+            None => cached(&format!("DELETE FROM {table} WHERE key = ?1"))
+                .and_then(|mut statement| statement.execute([key])),
         };
         done.unwrap_or_else(|error| panic!("{topic} {key}: {error}"));
     }

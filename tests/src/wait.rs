@@ -1,4 +1,4 @@
-//! The one place where tests poll. A wait ends as soon as what it waits for is there, and its bound is only there
+//! The one place where tests poll, or keep to a timetable. A wait ends as soon as what it waits for is there, and its bound is only there
 //! to make a hang a failure: no test passes or fails by how long something took.
 
 use std::time::{Duration, Instant};
@@ -22,4 +22,10 @@ pub async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> 
         assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
         tokio::time::sleep(INTERVAL).await;
     }
+}
+
+/// Waits for the moment at which a timetable wants something to happen, such as a message of a steady load.
+#[expect(clippy::disallowed_methods, reason = "the moment itself is what is waited for")]
+pub fn until_moment(moment: Instant) {
+    std::thread::sleep(moment.saturating_duration_since(Instant::now()));
 }

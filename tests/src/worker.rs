@@ -376,8 +376,8 @@ impl Lines {
     }
 }
 
-/// Reads from log lines what listens where.
-fn addresses(log: &[String]) -> BTreeMap<String, SocketAddr> {
+/// Reads from log lines what listens where: `source NAME`, `sink NAME`, `admin`.
+pub fn addresses(log: &[String]) -> BTreeMap<String, SocketAddr> {
     let mut addresses = BTreeMap::new();
     for line in log {
         let Ok(line) = serde_json::from_str::<Value>(line) else { continue };

@@ -1,90 +1,176 @@
 //! A client that costs little, since it shares the machine with what it measures: requests are made beforehand,
 //! and blocking threads write them to plain sockets, one request at a time on each.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde::Deserialize;
 
 use crate::process;
-use crate::workload::Row;
+use crate::row::Row;
 
-/// Makes requests of `batch` rows each.
-pub(crate) fn requests(rows: &[Row], batch: usize, addr: &str) -> Vec<Vec<u8>> {
-    rows.chunks(batch)
-        .map(|rows| {
-            let body = lines(rows);
-            let mut request = format!(
-                "POST /ingest HTTP/1.1\r\nhost: {addr}\r\ncontent-type: application/x-ndjson\r\n\
-                 content-length: {}\r\n\r\n",
-                body.len()
-            )
-            .into_bytes();
-            request.extend_from_slice(&body);
-            request
-        })
-        .collect()
+/// How many bodies are on their way, and how large they are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sending {
+    pub(crate) connections: usize,
+    /// Messages in one body.
+    pub(crate) batch: usize,
+}
+
+/// Requests by connection. All rows of a key go over the same one, so they arrive in their order.
+pub(crate) type Lanes = Vec<Vec<Vec<u8>>>;
+
+/// What came of sending.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sent {
+    /// CPU time of the client.
+    pub(crate) cpu: Duration,
+    /// The epoch in which all of it is seen.
+    pub(crate) epoch: u64,
+}
+
+/// Makes requests of all rows.
+pub(crate) fn requests(rows: &[Row], sending: Sending, address: SocketAddr) -> Lanes {
+    let mut lanes: Vec<Vec<&Row>> = vec![Vec::new(); sending.connections];
+    for row in rows {
+        let mut hasher = DefaultHasher::new();
+        (row.topic, &row.key).hash(&mut hasher);
+        let lane = hasher.finish() % sending.connections as u64;
+        lanes[usize::try_from(lane).expect("a small number")].push(row);
+    }
+    let of_lane = |rows: Vec<&Row>| rows.chunks(sending.batch).map(|rows| request(rows, address)).collect();
+    lanes.into_iter().map(of_lane).collect()
+}
+
+/// Makes one request.
+pub(crate) fn request(rows: &[&Row], address: SocketAddr) -> Vec<u8> {
+    let body = lines(rows.iter().copied());
+    let mut request = format!(
+        "POST /ingest HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/x-ndjson\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    )
+    .into_bytes();
+    request.extend_from_slice(&body);
+    request
 }
 
 /// The rows as `{topic, key, payload}`, one a line.
-pub(crate) fn lines(rows: &[Row]) -> Vec<u8> {
-    let mut lines = Vec::with_capacity(rows.len() * 256);
-    for row in rows {
-        let (topic, key, payload) = (row.topic.name(), &row.key, &row.payload);
-        lines.extend_from_slice(
-            format!("{{\"topic\":\"{topic}\",\"key\":\"{key}\",\"payload\":{payload}}}\n").as_bytes(),
-        );
+pub(crate) fn lines<'r>(rows: impl IntoIterator<Item = &'r Row>) -> Vec<u8> {
+    let mut lines = Vec::new();
+    for Row { topic, key, payload } in rows {
+        let payload = payload.as_deref().unwrap_or("null");
+        // Writing to memory does not fail.
+        let _ = writeln!(lines, "{{\"topic\":\"{topic}\",\"key\":\"{key}\",\"payload\":{payload}}}");
     }
     lines
 }
 
-/// Sends all requests over `connections` sockets, in their order but for those on their way at the same time, and
-/// waits for every answer; the first that is not 200 is an error. Returns the CPU time of the client.
-pub(crate) fn send_all(addr: &str, connections: usize, requests: &[Vec<u8>]) -> Result<Duration> {
-    let next = AtomicUsize::new(0);
+/// Sends all requests, and waits for every answer; the first that is not 200 is an error.
+pub(crate) fn send_all(address: SocketAddr, lanes: &Lanes) -> Result<Sent> {
     std::thread::scope(|scope| {
-        let clients: Vec<_> =
-            (0..connections).map(|_| scope.spawn(|| send_some(addr, requests, &next))).collect();
-        clients.into_iter().map(|client| client.join().expect("a client does not panic")).sum()
+        let clients: Vec<_> = lanes.iter().map(|lane| scope.spawn(move || send(address, lane))).collect();
+        let mut all = Sent { cpu: Duration::ZERO, epoch: 0 };
+        for client in clients {
+            let sent = client.join().expect("a client does not panic")?;
+            all = Sent { cpu: all.cpu + sent.cpu, epoch: all.epoch.max(sent.epoch) };
+        }
+        Ok(all)
     })
 }
 
-fn send_some(addr: &str, requests: &[Vec<u8>], next: &AtomicUsize) -> Result<Duration> {
-    let mut stream = TcpStream::connect(addr).with_context(|| format!("could not connect to {addr}"))?;
-    stream.set_nodelay(true)?;
-    let mut answers = BufReader::new(stream.try_clone()?);
-    let mut line = String::new();
-    while let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
-        stream.write_all(request)?;
-        answer(&mut answers, &mut line)?;
+fn send(address: SocketAddr, requests: &[Vec<u8>]) -> Result<Sent> {
+    let mut connection = Connection::open(address)?;
+    let mut epoch = 0;
+    for request in requests {
+        epoch = epoch.max(connection.send(request)?);
     }
-    process::thread_cpu_time()
+    Ok(Sent { cpu: process::thread_cpu_time()?, epoch })
 }
 
-/// Reads one answer.
-fn answer(answers: &mut BufReader<TcpStream>, line: &mut String) -> Result<()> {
-    let mut length = 0;
-    let mut accepted = false;
-    for n in 0.. {
-        line.clear();
-        if answers.read_line(line)? == 0 {
-            bail!("the worker has closed a connection");
+/// One kept-alive connection.
+pub(crate) struct Connection {
+    stream: TcpStream,
+    answers: BufReader<TcpStream>,
+}
+
+#[derive(Deserialize)]
+struct Accepted {
+    epoch: u64,
+}
+
+impl Connection {
+    pub(crate) fn open(address: SocketAddr) -> Result<Self> {
+        let stream =
+            TcpStream::connect(address).with_context(|| format!("could not connect to {address}"))?;
+        stream.set_nodelay(true)?;
+        let answers = BufReader::new(stream.try_clone()?);
+        Ok(Self { stream, answers })
+    }
+
+    /// Sends a request, waits for the answer, and returns the epoch in which its messages are seen.
+    pub(crate) fn send(&mut self, request: &[u8]) -> Result<u64> {
+        self.stream.write_all(request)?;
+        let head = Head::read(&mut self.answers)?;
+        let mut body = vec![0; head.length.context("the answer has no length")?];
+        self.answers.read_exact(&mut body)?;
+        if head.status != 200 {
+            bail!("the worker has answered {}: {}", head.status, String::from_utf8_lossy(&body));
         }
-        let text = line.trim_end().to_ascii_lowercase();
-        if n == 0 {
-            accepted = text.contains(" 200 ");
-        } else if let Some(value) = text.strip_prefix("content-length:") {
-            length = value.trim().parse().context("the answer has no length")?;
-        } else if text.is_empty() {
-            break;
+        let accepted: Accepted = serde_json::from_slice(&body).context("the answer names no epoch")?;
+        Ok(accepted.epoch)
+    }
+}
+
+/// Asks for a path, and returns the status and what follows the head. The worker ends the connection: with
+/// HTTP/1.0 it sends everything as it is, not in chunks.
+pub(crate) fn get(address: SocketAddr, path: &str) -> Result<(u16, BufReader<TcpStream>)> {
+    let mut stream =
+        TcpStream::connect(address).with_context(|| format!("could not connect to {address}"))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nhost: {address}\r\n\r\n")?;
+    let mut answer = BufReader::new(stream);
+    let head = Head::read(&mut answer)?;
+    Ok((head.status, answer))
+}
+
+/// As [`get`], to the end.
+pub(crate) fn get_all(address: SocketAddr, path: &str) -> Result<(u16, Vec<u8>)> {
+    let (status, mut answer) = get(address, path)?;
+    let mut body = Vec::new();
+    answer.read_to_end(&mut body).with_context(|| format!("{path} broke off"))?;
+    Ok((status, body))
+}
+
+/// The head of an answer.
+struct Head {
+    status: u16,
+    length: Option<usize>,
+}
+
+impl Head {
+    fn read(answers: &mut impl BufRead) -> Result<Self> {
+        let mut line = String::new();
+        let mut head: Option<Self> = None;
+        loop {
+            line.clear();
+            if answers.read_line(&mut line)? == 0 {
+                bail!("the worker has closed a connection");
+            }
+            let text = line.trim_end().to_ascii_lowercase();
+            match &mut head {
+                None => {
+                    let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
+                    head = Some(Self { status: status.context("the answer has no status")?, length: None });
+                }
+                Some(head) if text.is_empty() => return Ok(Self { ..*head }),
+                Some(head) => {
+                    if let Some(length) = text.strip_prefix("content-length:") {
+                        head.length = Some(length.trim().parse().context("the answer has no length")?);
+                    }
+                }
+            }
         }
     }
-    let mut body = vec![0; length];
-    answers.read_exact(&mut body)?;
-    if !accepted {
-        bail!("the worker has answered {}", String::from_utf8_lossy(&body));
-    }
-    Ok(())
 }

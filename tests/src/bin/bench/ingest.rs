@@ -2,16 +2,19 @@
 
 use std::collections::HashSet;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 
-use crate::table::{Spread, layout};
-use crate::worker::{self, Worker};
-use crate::workload::{self, Row, Topic};
-use crate::{client, process, raw};
+use crate::measured::{HEADING, Measured, Start, summary};
+use crate::row::Row;
+use crate::shop::{self, CUSTOMERS, ORDERS};
+use crate::site::{self, Site};
+use crate::table::layout;
+use crate::worker::{self, FLUSH_INTERVAL, HTTP_SOURCE, Pipeline, Worker};
+use crate::{client, raw};
 
 /// Options of `bench ingest`.
 #[derive(Debug, Args)]
@@ -20,37 +23,12 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 500_000)]
     events: u64,
 
-    /// Turns; each measures every way once
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-    rounds: u32,
-
-    /// Shards, and raw writers
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=64))]
-    shards: u8,
-
-    /// Connections of the HTTP client; each waits for an answer before it sends the next body
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
-    connections: u16,
-
-    /// Messages in one HTTP body
-    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
-    batch: u32,
-
-    /// Seed of the rows
-    #[arg(long, default_value_t = 42)]
-    seed: u64,
-
     /// What to measure beside raw; all of it where absent
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Way>,
 
-    /// Measure this worker instead of the one that is built here
-    #[arg(long, value_name = "PATH")]
-    litejoin: Option<PathBuf>,
-
-    /// Put the data into a new folder in here; beside this program where absent, since /tmp may be in memory
-    #[arg(long, value_name = "DIR")]
-    dir: Option<PathBuf>,
+    #[command(flatten)]
+    site: site::Options,
 }
 
 /// A way for messages to come in.
@@ -76,70 +54,46 @@ impl Way {
 /// What all measurements share.
 struct Setup<'o> {
     options: &'o Options,
-    binary: PathBuf,
-    dir: PathBuf,
+    site: Site,
     rows: Vec<Row>,
     /// Distinct orders among the rows.
     orders: u64,
 }
 
-/// One run.
-#[derive(Debug, Clone, Copy)]
-struct Measured {
-    took: Duration,
-    cpu: Duration,
-    client_cpu: Duration,
-    /// Not known of raw, which runs in this process.
-    peak_memory_bytes: Option<u64>,
-    /// Cores that neither the run nor its client used.
-    others_cores: f64,
-}
-
 /// Runs the turns and prints the table.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let binary = match &options.litejoin {
-        Some(path) => path.clone(),
-        None => worker::build()?,
-    };
-    let beside = std::env::current_exe()?.with_file_name("");
-    let dir = tempfile::Builder::new()
-        .prefix("bench-")
-        .tempdir_in(options.dir.as_deref().unwrap_or(&beside))
-        .context("could not make a folder for the data")?;
-    let rows = workload::rows(options.events, options.seed);
-    let orders: HashSet<&str> =
-        rows.iter().filter(|row| row.topic == Topic::Orders).map(|row| &*row.key).collect();
+    let site = options.site.site()?;
+    let rows = shop::rows(options.events, options.site.seed);
+    let orders: HashSet<&str> = rows.iter().filter(|row| row.topic == ORDERS).map(|row| &*row.key).collect();
     let orders = orders.len() as u64;
-    let setup = Setup { options, binary, dir: dir.path().to_owned(), rows, orders };
+    let setup = Setup { options, site, rows, orders };
     let ways: Vec<Way> =
         WAYS.into_iter().filter(|way| options.only.is_empty() || options.only.contains(way)).collect();
     if ways.contains(&Way::Ndjson) {
-        std::fs::write(setup.dir.join("rows.ndjson"), client::lines(&setup.rows))?;
+        std::fs::write(setup.site.path().join("rows.ndjson"), client::lines(&setup.rows))?;
     }
     if ways.contains(&Way::Csv) {
         setup.write_csv()?;
     }
     let mut raws = Vec::new();
     let mut measured: Vec<Vec<Measured>> = vec![Vec::new(); ways.len()];
-    for round in 1..=options.rounds {
+    for round in 1..=options.site.rounds {
         let base = setup.measure(None)?;
-        setup.report(round, "raw", &base, None)?;
-        raws.push(base);
+        base.report(round, "raw", None)?;
         for (way, runs) in ways.iter().zip(&mut measured) {
             let run = setup.measure(Some(*way))?;
-            setup.report(round, way.name(), &run, Some(&base))?;
+            run.report(round, way.name(), Some(&base))?;
             runs.push(run);
         }
+        raws.push(base);
     }
-    let mut table =
-        vec![["", "messages/s min / median / max", "of raw min / median / max"].map(str::to_owned).to_vec()];
-    table[0].extend(["CPU s per million", "client CPU", "peak MB", "others' cores"].map(str::to_owned));
-    table.push(setup.summary("raw", &raws, None));
+    let mut table = vec![HEADING.map(str::to_owned).to_vec(), summary("raw", &raws, None)];
     for (way, runs) in ways.iter().zip(&measured) {
-        table.push(setup.summary(way.name(), runs, Some(&raws)));
+        table.push(summary(way.name(), runs, Some(&raws)));
     }
     let mut out = std::io::stdout().lock();
-    let (messages, Options { shards, rounds, connections, batch, .. }) = (setup.rows.len(), options);
+    let (messages, site::Options { shards, rounds, connections, batch, .. }) =
+        (setup.rows.len(), &options.site);
     writeln!(
         out,
         "\n{messages} upserts, {shards} shards, {rounds} turns; http: {connections} connections, {batch} messages \
@@ -152,71 +106,62 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 impl Setup<'_> {
     /// Measures one way, or raw.
     fn measure(&self, way: Option<Way>) -> Result<Measured> {
-        let shard_count = usize::from(self.options.shards);
-        let run = self.dir.join("run");
-        std::fs::create_dir(&run)?;
-        let (before, started) = (process::machine_cpu_time()?, Instant::now());
-        let (mut measured, data) = match way {
-            None => {
-                let (took, cpu) = raw::write(&run, shard_count, &self.rows)?;
-                let client_cpu = Duration::ZERO;
-                let raw = Measured { took, cpu, client_cpu, peak_memory_bytes: None, others_cores: 0.0 };
-                (raw, run.clone())
-            }
-            Some(Way::Http) => (self.post(&run)?, worker::data_dir(&run)),
-            Some(Way::Ndjson) => {
-                let source = "    - name: rows\n      file: {path: ../rows.ndjson}\n";
-                (self.read(&run, source, 1)?, worker::data_dir(&run))
-            }
-            Some(Way::Csv) => {
-                let source = |topic: Topic| {
-                    let topic = topic.name();
-                    format!(
-                        "    - name: {topic}\n      file: {{path: ../{topic}.csv, topic: {topic}, keyColumns: [id]}}\n"
-                    )
-                };
-                let sources = [Topic::Customers, Topic::Orders].map(source).concat();
-                (self.read(&run, &sources, 2)?, worker::data_dir(&run))
-            }
-        };
-        let all = process::machine_cpu_time()?.saturating_sub(before);
-        let others = all.saturating_sub(measured.cpu + measured.client_cpu);
-        measured.others_cores = others.as_secs_f64() / started.elapsed().as_secs_f64();
-        let orders = raw::count_orders(&data, shard_count)?;
-        ensure!(orders == self.orders, "{orders} orders were stored instead of {}", self.orders);
-        std::fs::remove_dir_all(&run)?;
-        Ok(measured)
+        self.site.in_run(|run| {
+            let measured = Measured::beside_others(|| match way {
+                None => raw::measure(run, self.site.shard_count, &[CUSTOMERS, ORDERS], &self.rows),
+                Some(Way::Http) => self.post(run),
+                Some(Way::Ndjson) => {
+                    let source = "    - name: rows\n      file: {path: ../rows.ndjson}\n";
+                    self.read(run, source, 1)
+                }
+                Some(Way::Csv) => {
+                    let source = |topic: &str| {
+                        format!(
+                            "    - name: {topic}\n      file: {{path: ../{topic}.csv, topic: {topic}, keyColumns: [id]}}\n"
+                        )
+                    };
+                    self.read(run, &[CUSTOMERS, ORDERS].map(source).concat(), 2)
+                }
+            })?;
+            let data = if way.is_some() { worker::data_dir(run) } else { run.to_owned() };
+            let orders = raw::count(&data, self.site.shard_count, ORDERS)?;
+            ensure!(orders == self.orders, "{orders} orders were stored instead of {}", self.orders);
+            Ok(measured)
+        })
+    }
+
+    fn start(&self, run: &Path, sources: &str) -> Result<Worker> {
+        let shard_count = self.site.shard_count;
+        let pipeline = Pipeline { shard_count, flush_interval: FLUSH_INTERVAL, sources, query: None };
+        Worker::start(&self.site.binary, run, &pipeline)
     }
 
     /// Posts all rows, from the first byte to the last answer.
     fn post(&self, run: &Path) -> Result<Measured> {
-        let source = "    - name: ingest\n      http: {addr: \"127.0.0.1:0\", topics: [orders, customers]}\n";
-        let worker = Worker::start(&self.binary, run, usize::from(self.options.shards), source)?;
-        let addr = worker.http_addr.as_deref().context("the worker does not say where it listens")?;
-        let batch = usize::try_from(self.options.batch)?;
-        let requests = client::requests(&self.rows, batch, addr);
-        let (cpu_before, started) = (worker.cpu_time()?, Instant::now());
-        let client_cpu = client::send_all(addr, usize::from(self.options.connections), &requests)?;
-        Measured::of(&worker, started, cpu_before, client_cpu)
+        let worker = self.start(run, HTTP_SOURCE)?;
+        let lanes = client::requests(&self.rows, self.options.site.sending(), worker.ingest()?);
+        let start = Start::now(&worker)?;
+        let sent = client::send_all(worker.ingest()?, &lanes)?;
+        start.end(&worker, self.rows.len(), sent.cpu)
     }
 
     /// Has files read, from the start of the sources until all rows are committed.
     fn read(&self, run: &Path, sources: &str, files: usize) -> Result<Measured> {
-        let shard_count = usize::from(self.options.shards);
-        let mut worker = Worker::start(&self.binary, run, shard_count, sources)?;
+        let mut worker = self.start(run, sources)?;
         // The files are opened just before the worker says that it runs.
-        let (cpu_before, started) = (Duration::ZERO, Instant::now());
+        let start = Start::of_process();
         for _ in 0..files {
-            worker.wait_for(&["read to the end"])?;
+            worker.read_until("read to the end")?;
         }
-        Measured::of(&worker, started, cpu_before, Duration::ZERO)
+        start.end(&worker, self.rows.len(), Duration::ZERO)
     }
 
     fn write_csv(&self) -> Result<()> {
-        for topic in [Topic::Customers, Topic::Orders] {
+        for topic in [CUSTOMERS, ORDERS] {
             let mut text = String::new();
             for row in self.rows.iter().filter(|row| row.topic == topic) {
-                let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&row.payload)?;
+                let payload = row.payload.as_deref().context("a shop deletes nothing")?;
+                let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(payload)?;
                 if text.is_empty() {
                     text = fields.keys().map(String::as_str).collect::<Vec<_>>().join(",");
                     text.push('\n');
@@ -228,64 +173,8 @@ impl Setup<'_> {
                 text.push_str(&fields.values().map(cell).collect::<Vec<_>>().join(","));
                 text.push('\n');
             }
-            std::fs::write(self.dir.join(format!("{}.csv", topic.name())), text)?;
+            std::fs::write(self.site.path().join(format!("{topic}.csv")), text)?;
         }
         Ok(())
-    }
-
-    fn messages_per_second(&self, run: &Measured) -> f64 {
-        self.rows.len() as f64 / run.took.as_secs_f64()
-    }
-
-    fn per_million(&self, cpu: Duration) -> f64 {
-        cpu.as_secs_f64() * 1e6 / self.rows.len() as f64
-    }
-
-    /// Says how a run went, while the others are still to come.
-    fn report(&self, round: u32, name: &str, run: &Measured, raw: Option<&Measured>) -> Result<()> {
-        let share = raw.map_or(1.0, |raw| raw.took.as_secs_f64() / run.took.as_secs_f64());
-        writeln!(
-            std::io::stderr(),
-            "turn {round}: {name:<12} {:>9.0} messages/s  {share:>5.2} of raw  {:>5.2} CPU s per million  {:.1} cores to others",
-            self.messages_per_second(run),
-            self.per_million(run.cpu),
-            run.others_cores,
-        )?;
-        Ok(())
-    }
-
-    fn summary(&self, name: &str, runs: &[Measured], raws: Option<&[Measured]>) -> Vec<String> {
-        let median = |figure: &dyn Fn(&Measured) -> f64, digits| {
-            format!("{:.digits$}", Spread::of(runs.iter().map(figure)).median)
-        };
-        let share = raws.map_or_else(String::new, |raws| {
-            let pairs = raws.iter().zip(runs);
-            Spread::of(pairs.map(|(raw, run)| raw.took.as_secs_f64() / run.took.as_secs_f64())).show(2)
-        });
-        let known = runs[0].peak_memory_bytes.is_some();
-        let memory = |run: &Measured| run.peak_memory_bytes.unwrap_or_default() as f64 / 1e6;
-        let client = runs.iter().any(|run| !run.client_cpu.is_zero());
-        vec![
-            name.to_owned(),
-            Spread::of(runs.iter().map(|run| self.messages_per_second(run))).show(0),
-            share,
-            median(&|run| self.per_million(run.cpu), 2),
-            if client { median(&|run| self.per_million(run.client_cpu), 2) } else { String::new() },
-            if known { median(&memory, 0) } else { String::new() },
-            median(&|run| run.others_cores, 1),
-        ]
-    }
-}
-
-impl Measured {
-    /// Of a worker that has just acknowledged everything.
-    fn of(worker: &Worker, started: Instant, cpu_before: Duration, client_cpu: Duration) -> Result<Self> {
-        Ok(Self {
-            took: started.elapsed(),
-            cpu: worker.cpu_time()?.saturating_sub(cpu_before),
-            client_cpu,
-            peak_memory_bytes: Some(worker.peak_memory_bytes()?),
-            others_cores: 0.0,
-        })
     }
 }

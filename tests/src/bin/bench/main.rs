@@ -4,13 +4,24 @@
 //! Each subcommand repeats its measurements in turns (raw, this, that, raw, …), so that a neighbour who takes the
 //! machine for a while slows all of them, and sets each beside the raw run of its own turn.
 
+mod auction_house;
 mod client;
 mod ingest;
+mod joins;
+mod latency;
+mod measured;
+mod memory;
+mod percentile;
 mod process;
+mod queries;
 mod raw;
+mod restart;
+mod results;
+mod row;
+mod shop;
+mod site;
 mod table;
 mod worker;
-mod workload;
 
 use std::process::ExitCode;
 
@@ -38,11 +49,52 @@ enum Command {
     /// written to plain sockets), and its CPU time is shown, but on a machine with few cores the worker would be
     /// faster without it.
     Ingest(ingest::Options),
+
+    /// Changes a second through a join, until its results are stored
+    ///
+    /// W1 and W2 have the rows of `ingest`: 10,000 customers, then events, 1 % of which rename a customer and 99 %
+    /// update one of 100,000 orders (1 % of those move to another customer). W1 joins orders with their customers on
+    /// a field that is no key, W2 counts and sums the orders of each customer. Q3, Q4, Q9 and Q20 are queries of
+    /// Nexmark over the rows of its own generator, with rows that are changed or deleted later mixed in; only the
+    /// topics that a query reads are filled. The queries are in tests/src/bin/bench/queries.
+    ///
+    /// Rows are posted over HTTP, which `ingest` finds to be the quickest way. The time ends when the last change is
+    /// applied and its results are stored with their events in results.db, not when it was only acknowledged. Then
+    /// the results are compared with what SQLite yields for the query over the final rows; a difference is an error.
+    /// `raw` writes the same rows to the same number of SQLite files and joins nothing. Result events are counted
+    /// too, and the evaluations they came from: a worker that looks less often has less to tell.
+    ///
+    /// For a quick look: `bench joins --events 20000 --rounds 1 --only w1`
+    Joins(joins::Options),
+
+    /// Time from a POST to the event of its result, under a steady load
+    ///
+    /// Stores 10,000 customers and some orders under the join W1, then posts updates by a timetable at a share of the
+    /// peak for some seconds, 1 % of them customers, while one client of the SSE sink reads what comes. The latency
+    /// of an order begins when the timetable wants it to be posted, so a worker that makes the client wait gains
+    /// nothing by it, and ends when the event is read. A message may wait for others for as long as
+    /// storage.flushInterval, so figures are also shown less that. Each order's update must be told, or a newer one
+    /// of the same order in its place.
+    ///
+    /// The peak is measured first, with updates posted as in `joins`, unless `--peak` says it.
+    Latency(latency::Options),
+
+    /// Time from kill -9 until a worker serves again, and until all results are current
+    ///
+    /// Stores a million rows (10,000 customers, the others orders) under the join W1 and waits for the results. Each
+    /// turn then posts some updates, kills the worker as soon as they are acknowledged, whether they are applied or
+    /// not, and starts it again in the same directory. It serves when /readyz answers 200; it is current when the
+    /// epoch is applied in which a row is seen that was posted again. The files are in the page cache, so this is a
+    /// crash of the process, not of the machine. In the end the results are compared with what SQLite yields.
+    Restart(restart::Options),
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Ingest(options) => ingest::run(&options),
+        Command::Joins(options) => joins::run(&options),
+        Command::Latency(options) => latency::run(&options),
+        Command::Restart(options) => restart::run(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -37,11 +37,11 @@ pub(crate) fn machine_cpu_time() -> Result<Duration> {
     Ok(Duration::from_millis(ticks * 1_000 / TICKS))
 }
 
-/// The most memory that a process has had at once, in bytes.
-pub(crate) fn peak_memory_bytes(pid: u32) -> Result<u64> {
+/// A line of `/proc/PID/status` that counts memory, such as `VmHWM` (the peak) or `RssAnon`, in bytes.
+pub(crate) fn memory_bytes(pid: u32, name: &str) -> Result<u64> {
     let path = format!("/proc/{pid}/status");
     let status = std::fs::read_to_string(&path).with_context(|| format!("could not read {path}"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    Ok(kibibytes.with_context(|| format!("{path} has no VmHWM"))? * 1_024)
+    Ok(kibibytes.with_context(|| format!("{path} has no {name}"))? * 1_024)
 }

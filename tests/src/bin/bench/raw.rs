@@ -1,5 +1,6 @@
 //! The measure of all things: the same rows into as many SQLite files, one thread each, with nothing around it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -7,14 +8,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use rusqlite::Connection;
 
+use crate::measured::Measured;
 use crate::process;
-use crate::workload::{Row, Topic};
+use crate::row::Row;
 
 /// Rows of one transaction, as LiteJoin has them.
 const BATCH_ROWS: usize = 1_000;
 
-/// Writes `rows` into new files in `dir`. Returns how long it took, and the CPU time of the writers.
-pub(crate) fn write(dir: &Path, shard_count: usize, rows: &[Row]) -> Result<(Duration, Duration)> {
+/// Measures how long it takes to write `rows` of `topics` into new files in `dir`.
+pub(crate) fn measure(dir: &Path, shard_count: usize, topics: &[&str], rows: &[Row]) -> Result<Measured> {
     let mut shards: Vec<Vec<&Row>> = vec![Vec::new(); shard_count];
     for row in rows {
         shards[shard_index(&row.key, shard_count)].push(row);
@@ -27,9 +29,9 @@ pub(crate) fn write(dir: &Path, shard_count: usize, rows: &[Row]) -> Result<(Dur
             .map(|(index, rows)| {
                 let (path, start) = (shard_path(dir, index), &start);
                 scope.spawn(move || {
-                    let connection = create(&path);
+                    let connection = create(&path, topics);
                     start.wait();
-                    write_shard(&mut connection?, rows).with_context(|| path.display().to_string())
+                    write_shard(&mut connection?, topics, rows).with_context(|| path.display().to_string())
                 })
             })
             .collect();
@@ -39,16 +41,24 @@ pub(crate) fn write(dir: &Path, shard_count: usize, rows: &[Row]) -> Result<(Dur
         for writer in writers {
             cpu += writer.join().expect("a writer does not panic")?;
         }
-        Ok((started.elapsed(), cpu))
+        Ok(Measured {
+            changes: rows.len(),
+            took: started.elapsed(),
+            cpu,
+            client_cpu: Duration::ZERO,
+            memory: None,
+            others_cores: 0.0,
+        })
     })
 }
 
-/// Counts the orders in the shard files of `dir`.
-pub(crate) fn count_orders(dir: &Path, shard_count: usize) -> Result<u64> {
+/// Counts the keys of a topic in the shard files of `dir`.
+pub(crate) fn count(dir: &Path, shard_count: usize, topic: &str) -> Result<u64> {
     (0..shard_count)
         .map(|index| {
             let connection = open(&shard_path(dir, index))?;
-            Ok(connection.query_row("SELECT count(*) FROM orders", [], |row| row.get::<_, u64>(0))?)
+            Ok(connection
+                .query_row(&format!("SELECT count(*) FROM {topic}"), [], |row| row.get::<_, u64>(0))?)
         })
         .sum()
 }
@@ -62,39 +72,41 @@ fn open(path: &Path) -> Result<Connection> {
     Connection::open(path).with_context(|| format!("could not open {}", path.display()))
 }
 
-fn create(path: &Path) -> Result<Connection> {
+fn create(path: &Path, topics: &[&str]) -> Result<Connection> {
     let connection = open(path)?;
     connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
     connection.execute_batch("PRAGMA synchronous = NORMAL")?;
-    for topic in [Topic::Customers, Topic::Orders] {
-        let name = topic.name();
+    for topic in topics {
         connection.execute_batch(&format!(
-            "CREATE TABLE {name} (key TEXT PRIMARY KEY, payload TEXT, timestamp INTEGER)"
+            "CREATE TABLE {topic} (key TEXT PRIMARY KEY, payload TEXT, timestamp INTEGER)"
         ))?;
     }
     Ok(connection)
 }
 
-fn write_shard(connection: &mut Connection, rows: &[&Row]) -> Result<Duration> {
+fn write_shard(connection: &mut Connection, topics: &[&str], rows: &[&Row]) -> Result<Duration> {
     let before = process::thread_cpu_time()?;
-    let upsert = |topic: Topic| {
-        format!(
-            "INSERT INTO {} (key, payload, timestamp) VALUES (?1, ?2, ?3)
-             ON CONFLICT (key) DO UPDATE SET payload = excluded.payload, timestamp = excluded.timestamp",
-            topic.name()
-        )
-    };
     for batch in rows.chunks(BATCH_ROWS) {
         let transaction = connection.transaction()?;
         {
-            let mut customers = transaction.prepare_cached(&upsert(Topic::Customers))?;
-            let mut orders = transaction.prepare_cached(&upsert(Topic::Orders))?;
+            let mut upserts = BTreeMap::new();
+            let mut deletes = BTreeMap::new();
+            for topic in topics {
+                let upsert = format!(
+                    "INSERT INTO {topic} (key, payload, timestamp) VALUES (?1, ?2, ?3)
+                     ON CONFLICT (key) DO UPDATE SET payload = excluded.payload, timestamp = excluded.timestamp"
+                );
+                upserts.insert(*topic, transaction.prepare_cached(&upsert)?);
+                let delete = format!("DELETE FROM {topic} WHERE key = ?1");
+                deletes.insert(*topic, transaction.prepare_cached(&delete)?);
+            }
             for row in batch {
-                let statement = match row.topic {
-                    Topic::Customers => &mut customers,
-                    Topic::Orders => &mut orders,
+                let statements = if row.payload.is_some() { &mut upserts } else { &mut deletes };
+                let statement = statements.get_mut(row.topic).context("a row of no topic")?;
+                match &row.payload {
+                    Some(payload) => statement.execute((&row.key, payload, 1_700_000_000))?,
+                    None => statement.execute([&row.key])?,
                 };
-                statement.execute((&row.key, &row.payload, 1_700_000_000))?;
             }
         }
         transaction.commit()?;

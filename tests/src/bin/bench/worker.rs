@@ -1,13 +1,24 @@
 //! A worker under measurement: its manifest, its process, and what its log says of its progress.
 
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Lines};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use litejoin_tests::worker::addresses;
+use serde_json::Value;
 
+use crate::client;
+use crate::memory::{Memory, MemoryWatch};
 use crate::process;
+use crate::queries::Query;
+
+/// The line that a worker logs once it serves.
+const RUNS: &str = "the pipeline runs";
 
 /// Builds the worker as this program was built, and returns where it is.
 pub(crate) fn build() -> Result<PathBuf> {
@@ -25,23 +36,58 @@ pub(crate) fn build() -> Result<PathBuf> {
     Ok(binary)
 }
 
+/// What a worker is to run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pipeline<'p> {
+    pub(crate) shard_count: usize,
+    pub(crate) flush_interval: Duration,
+    /// YAML, a list.
+    pub(crate) sources: &'p str,
+    /// A join and an SSE sink that takes its results.
+    pub(crate) query: Option<Query>,
+}
+
+/// An http source that takes any topic.
+pub(crate) const HTTP_SOURCE: &str = "    - name: ingest\n      http: {addr: \"127.0.0.1:0\"}\n";
+
+/// How long a message waits for others: the worker's own default.
+pub(crate) const FLUSH_INTERVAL: Duration = Duration::from_millis(10);
+
+impl Pipeline<'_> {
+    fn manifest(&self) -> String {
+        let Self { shard_count, flush_interval, sources, query } = self;
+        let mut text = format!(
+            "apiVersion: litejoin.io/v1alpha1\nkind: Pipeline\nmetadata: {{name: bench}}\nspec:\n  \
+             storage: {{shardCount: {shard_count}, flushInterval: {}ms}}\n  admin: {{addr: \"127.0.0.1:0\"}}\n  \
+             sources:\n{sources}",
+            flush_interval.as_millis()
+        );
+        if let Some(query) = query {
+            // A string of JSON is one of YAML.
+            let (name, sql) = (query.name(), serde_json::json!(query.sql()));
+            let _ = write!(
+                text,
+                "  joins:\n    - {{name: {name}, sinks: [live], query: {sql}}}\n  \
+                 sinks:\n    - name: live\n      sse: {{addr: \"127.0.0.1:0\"}}\n"
+            );
+        }
+        text
+    }
+}
+
 /// A running worker. It is killed when dropped, as hard as can be: what it has acknowledged must be there still.
 pub(crate) struct Worker {
     child: Child,
     log: Lines<BufReader<ChildStderr>>,
-    /// Where the first http source listens.
-    pub(crate) http_addr: Option<String>,
+    memory: MemoryWatch,
+    addresses: BTreeMap<String, SocketAddr>,
 }
 
 impl Worker {
-    /// Starts `binary` with a pipeline of these `sources` (YAML, a list), and waits until it runs.
-    pub(crate) fn start(binary: &Path, dir: &Path, shard_count: usize, sources: &str) -> Result<Self> {
+    /// Starts `binary` in `dir`, where it may have run before, and waits until it serves.
+    pub(crate) fn start(binary: &Path, dir: &Path, pipeline: &Pipeline<'_>) -> Result<Self> {
         let manifest = dir.join("pipeline.yaml");
-        let text = format!(
-            "apiVersion: litejoin.io/v1alpha1\nkind: Pipeline\nmetadata: {{name: bench}}\nspec:\n  \
-             storage: {{shardCount: {shard_count}}}\n  admin: {{addr: \"127.0.0.1:0\"}}\n  sources:\n{sources}"
-        );
-        std::fs::write(&manifest, text)?;
+        std::fs::write(&manifest, pipeline.manifest())?;
         let mut child = Command::new(binary)
             .arg("run")
             .arg("--file")
@@ -55,32 +101,60 @@ impl Worker {
             .spawn()
             .with_context(|| format!("could not start {}", binary.display()))?;
         let stderr = child.stderr.take().expect("it is piped");
-        let mut worker = Self { child, log: BufReader::new(stderr).lines(), http_addr: None };
-        while let Some(line) = worker.wait_for(&["taking messages", "the pipeline runs"])? {
-            if line["message"].as_str().is_some_and(|message| message.starts_with("the pipeline")) {
-                break;
-            }
-            worker.http_addr = line["address"].as_str().map(str::to_owned);
-        }
+        let memory = MemoryWatch::start(child.id());
+        let mut worker =
+            Self { child, log: BufReader::new(stderr).lines(), memory, addresses: BTreeMap::new() };
+        let mut lines = worker.read_until(RUNS)?;
+        lines.retain(|line| line.contains("address"));
+        worker.addresses = addresses(&lines);
         Ok(worker)
     }
 
-    /// Waits for a line of the log whose message begins with one of `messages`.
-    pub(crate) fn wait_for(&mut self, messages: &[&str]) -> Result<Option<serde_json::Value>> {
+    /// Waits for a line of the log whose message begins with `wanted`, and returns all lines up to there.
+    pub(crate) fn read_until(&mut self, wanted: &str) -> Result<Vec<String>> {
+        let mut lines = Vec::new();
         for line in self.log.by_ref() {
             let line = line?;
-            let Ok(entry) = serde_json::from_str::<serde_json::Value>(&line) else {
+            let Ok(entry) = serde_json::from_str::<Value>(&line) else {
                 bail!("the worker says {line}");
             };
-            let message = entry["message"].as_str().unwrap_or_default();
-            if messages.iter().any(|wanted| message.starts_with(wanted)) {
-                return Ok(Some(entry));
-            }
             if entry["level"].as_str().is_some_and(|level| level == "ERROR" || level == "WARN") {
                 bail!("the worker says {line}");
             }
+            lines.push(line);
+            if entry["message"].as_str().is_some_and(|message| message.starts_with(wanted)) {
+                return Ok(lines);
+            }
         }
-        bail!("the worker has ended before it said {:?}", messages.join(" or "))
+        bail!("the worker has ended before it said {wanted:?}")
+    }
+
+    /// Where [`HTTP_SOURCE`] listens.
+    pub(crate) fn ingest(&self) -> Result<SocketAddr> {
+        self.address("source ingest")
+    }
+
+    /// Where the results of the query are served.
+    pub(crate) fn live(&self) -> Result<SocketAddr> {
+        self.address("sink live")
+    }
+
+    /// Where the worker shows what it thinks of itself.
+    pub(crate) fn admin(&self) -> Result<SocketAddr> {
+        self.address("admin")
+    }
+
+    fn address(&self, what: &str) -> Result<SocketAddr> {
+        self.addresses
+            .get(what)
+            .copied()
+            .with_context(|| format!("the log does not say where {what} listens"))
+    }
+
+    /// `/status`.
+    pub(crate) fn status(&self) -> Result<Value> {
+        let (_, body) = client::get_all(self.admin()?, "/status")?;
+        serde_json::from_slice(&body).context("/status is no JSON")
     }
 
     /// CPU time that it has used so far.
@@ -88,9 +162,9 @@ impl Worker {
         process::cpu_time(self.child.id())
     }
 
-    /// The most memory that it has had, in bytes.
-    pub(crate) fn peak_memory_bytes(&self) -> Result<u64> {
-        process::peak_memory_bytes(self.child.id())
+    /// The most memory that it has had so far.
+    pub(crate) fn memory(&self) -> Result<Memory> {
+        self.memory.peak()
     }
 }
 

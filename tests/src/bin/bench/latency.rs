@@ -1,0 +1,301 @@
+//! Latency: orders posted by a timetable, and when their results come out of the SSE sink.
+
+mod told;
+
+use std::io::{BufRead, Write as _};
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use litejoin_tests::wait::until_moment;
+
+use self::told::{Told, marker_of};
+use crate::client::{self, Connection};
+use crate::percentile::Durations;
+use crate::queries::Query;
+use crate::row::Row;
+use crate::shop::Shop;
+use crate::table::{Spread, layout};
+use crate::worker::{HTTP_SOURCE, Pipeline, Worker};
+use crate::{results, site};
+
+const QUERY: Query = Query::W1;
+
+/// Amounts from here on, in cents, are markers: no order of the shop is as dear by itself.
+const FIRST_MARKER: u64 = 100_000_000;
+
+/// Options of `bench latency`.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Orders that are stored before the load begins
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
+    orders: u64,
+
+    /// Changes a second at the peak; measured first where absent
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    peak: Option<u64>,
+
+    /// Changes by which the peak is measured
+    #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1..))]
+    peak_events: u64,
+
+    /// The load is the peak divided by this
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    divisor: u64,
+
+    /// Seconds of load in each turn
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: u64,
+
+    /// Milliseconds between two bodies; a slow load has one message a body, and more time between them
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
+    tick: u64,
+
+    /// storage.flushInterval of the worker, in milliseconds
+    #[arg(long, default_value_t = 10)]
+    flush_interval: u64,
+
+    #[command(flatten)]
+    site: site::Options,
+}
+
+/// When which body is posted.
+#[derive(Debug, Clone, Copy)]
+struct Timetable {
+    orders_a_body: u64,
+    period: Duration,
+}
+
+/// Orders with markers in a row, and the bodies that carry them.
+struct Load {
+    markers: Range<u64>,
+    bodies: Vec<Vec<u8>>,
+}
+
+/// One turn.
+struct Turn {
+    latencies: Durations,
+    /// Cores that the worker used.
+    cores: f64,
+    /// How far the client fell behind its timetable at worst.
+    late: Duration,
+}
+
+/// Measures the turns and prints the table.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let site = options.site.site()?;
+    site.in_run(|run| {
+        let pipeline = Pipeline {
+            shard_count: site.shard_count,
+            flush_interval: Duration::from_millis(options.flush_interval),
+            sources: HTTP_SOURCE,
+            query: Some(QUERY),
+        };
+        let worker = Worker::start(&site.binary, run, &pipeline)?;
+        let mut shop = Shop::new(options.orders, options.site.seed);
+        let mut rows = shop.customers();
+        rows.extend(shop.orders());
+        writeln!(std::io::stderr(), "storing {} rows", rows.len())?;
+        options.deliver(&worker, &rows)?;
+        let peak = match options.peak {
+            Some(peak) => peak as f64,
+            None => options.measure_peak(&worker, &mut shop)?,
+        };
+        let rate = peak / options.divisor as f64;
+        let timetable = Timetable::of(rate, Duration::from_millis(options.tick));
+        let mut turns = Vec::new();
+        let mut first = FIRST_MARKER;
+        for round in 1..=options.site.rounds {
+            let count = (rate * options.seconds as f64).ceil().max(1.0) as u64;
+            let load = options.load(&mut shop, timetable, first..first + count, worker.ingest()?);
+            // The one after the last tells that all were told.
+            let end = shop.order_of(options.index(first + count), first + count);
+            first += count + 1;
+            let turn = options.measure(&worker, timetable, &load, &end)?;
+            turn.report(round)?;
+            turns.push(turn);
+        }
+        options.print(peak, rate, &turns)
+    })
+}
+
+impl Timetable {
+    /// Bodies each `tick`, of as many orders as come to `rate` a second; but at least one.
+    fn of(rate: f64, tick: Duration) -> Self {
+        let orders_a_body = (rate * tick.as_secs_f64()).round().max(1.0);
+        Self { orders_a_body: orders_a_body as u64, period: Duration::from_secs_f64(orders_a_body / rate) }
+    }
+
+    /// When body `index` is posted, after the start.
+    fn due(&self, index: u64) -> Duration {
+        self.period.mul_f64(index as f64)
+    }
+}
+
+impl Options {
+    /// The order that carries a marker: one after the other, so that the same comes again as late as can be.
+    fn index(&self, marker: u64) -> usize {
+        usize::try_from(marker % self.orders).expect("as many as fit into memory")
+    }
+
+    fn deliver(&self, worker: &Worker, rows: &[Row]) -> Result<Duration> {
+        let lanes = client::requests(rows, self.site.sending(), worker.ingest()?);
+        let started = Instant::now();
+        results::deliver(worker, QUERY, &lanes)?;
+        Ok(started.elapsed())
+    }
+
+    /// Changes a second, as `bench joins` counts them.
+    fn measure_peak(&self, worker: &Worker, shop: &mut Shop) -> Result<f64> {
+        let rows: Vec<Row> = (0..self.peak_events).map(|_| shop.event()).collect();
+        let took = self.deliver(worker, &rows)?;
+        let peak = rows.len() as f64 / took.as_secs_f64();
+        writeln!(std::io::stderr(), "peak: {peak:.0} changes/s")?;
+        Ok(peak)
+    }
+
+    /// Makes the bodies of one turn, with a customer among the orders now and then.
+    fn load(&self, shop: &mut Shop, timetable: Timetable, markers: Range<u64>, address: SocketAddr) -> Load {
+        let mut bodies = Vec::new();
+        let mut begin = markers.start;
+        while begin < markers.end {
+            let end = markers.end.min(begin + timetable.orders_a_body);
+            let mut rows: Vec<Row> = Vec::new();
+            for marker in begin..end {
+                rows.extend(shop.rare_customer());
+                rows.push(shop.order_of(self.index(marker), marker));
+            }
+            bodies.push(client::request(&rows.iter().collect::<Vec<_>>(), address));
+            begin = end;
+        }
+        Load { markers, bodies }
+    }
+
+    /// Posts the load and then `end`, and reads all events up to that of `end`.
+    fn measure(&self, worker: &Worker, timetable: Timetable, load: &Load, end: &Row) -> Result<Turn> {
+        let (status, mut stream) = client::get(worker.live()?, &format!("/subscribe?join={}", QUERY.name()))?;
+        ensure!(status == 200, "the worker lets nobody subscribe: {status}");
+        let applied = AtomicBool::new(false);
+        let mut told = Told::new(load.markers.clone(), self.orders);
+        let (start, cpu) = (Instant::now(), worker.cpu_time()?);
+        let (late, cores) = std::thread::scope(|scope| {
+            let reader = scope.spawn(|| read_events(&mut stream, &mut told, &applied));
+            let late = self.post(worker, timetable, load, start)?;
+            let cpu = worker.cpu_time()?.saturating_sub(cpu);
+            let cores = cpu.as_secs_f64() / start.elapsed().as_secs_f64();
+            let epoch =
+                Connection::open(worker.ingest()?)?.send(&client::request(&[end], worker.ingest()?))?;
+            results::wait_until_applied(worker, QUERY, epoch)?;
+            applied.store(true, Ordering::Relaxed);
+            reader.join().expect("a reader does not panic")?;
+            anyhow::Ok((late, cores))
+        })?;
+        let due = |n: u64| start + timetable.due(n / timetable.orders_a_body);
+        let latencies = told.times()?.enumerate().map(|(n, at)| at.saturating_duration_since(due(n as u64)));
+        Ok(Turn { latencies: Durations::of(latencies.collect()), cores, late })
+    }
+
+    /// Posts each body at its time, waits for the answers, and for all to be applied. Returns how late the
+    /// latest was posted.
+    fn post(&self, worker: &Worker, timetable: Timetable, load: &Load, start: Instant) -> Result<Duration> {
+        let address = worker.ingest()?;
+        let next = AtomicUsize::new(0);
+        let post = || -> Result<(Duration, u64)> {
+            let mut connection = Connection::open(address)?;
+            let (mut late, mut epoch) = (Duration::ZERO, 0);
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(body) = load.bodies.get(index) else { return Ok((late, epoch)) };
+                let due = start + timetable.due(index as u64);
+                until_moment(due);
+                late = late.max(due.elapsed());
+                epoch = epoch.max(connection.send(body)?);
+            }
+        };
+        let (late, epoch) = std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..self.site.connections).map(|_| scope.spawn(post)).collect();
+            let mut all = (Duration::ZERO, 0);
+            for client in clients {
+                let (late, epoch) = client.join().expect("a client does not panic")?;
+                all = (all.0.max(late), all.1.max(epoch));
+            }
+            anyhow::Ok(all)
+        })?;
+        results::wait_until_applied(worker, QUERY, epoch)?;
+        Ok(late)
+    }
+
+    fn print(&self, peak: f64, rate: f64, turns: &[Turn]) -> Result<()> {
+        let interval = Duration::from_millis(self.flush_interval);
+        let row = |name: &str, less: Duration| {
+            let figure = |percent: f64| {
+                let of = |turn: &Turn| milliseconds(turn.latencies.percentile(percent)) - milliseconds(less);
+                Spread::of(turns.iter().map(of)).show(1)
+            };
+            vec![name.to_owned(), figure(50.0), figure(99.0), figure(100.0)]
+        };
+        let heading = ["min / median / max", "p50 ms", "p99 ms", "max ms"].map(str::to_owned).to_vec();
+        let table = [
+            heading,
+            row("POST to event", Duration::ZERO),
+            row(&format!("less {interval:?} of flushInterval"), interval),
+        ];
+        let mut out = std::io::stdout().lock();
+        let (cores, late) = (
+            Spread::of(turns.iter().map(|turn| turn.cores)).median,
+            Spread::of(turns.iter().map(|turn| milliseconds(turn.late))).max,
+        );
+        let Self { orders, seconds, divisor, .. } = self;
+        writeln!(
+            out,
+            "\n{rate:.0} orders/s for {seconds} s (the peak of {peak:.0} divided by {divisor}), {} turns, {orders} \
+             orders stored, {} shards.\nThe worker used {cores:.2} cores; the client was late by {late:.1} ms at \
+             most, which counts as latency.\n",
+            turns.len(),
+            self.site.shards,
+        )?;
+        out.write_all(layout(&table).as_bytes())?;
+        Ok(())
+    }
+}
+
+impl Turn {
+    /// Says how it went, while the others are still to come.
+    fn report(&self, round: u32) -> Result<()> {
+        let [p50, p99, max] =
+            [50.0, 99.0, 100.0].map(|percent| milliseconds(self.latencies.percentile(percent)));
+        writeln!(
+            std::io::stderr(),
+            "turn {round}: p50 {p50:.1} ms, p99 {p99:.1} ms, max {max:.1} ms; {:.2} cores, late by {:.1} ms at most",
+            self.cores,
+            milliseconds(self.late),
+        )?;
+        Ok(())
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// Reads events until the one after the last marker. A heartbeat after everything was `applied` means that it does
+/// not come: the worker sends one when there has been nothing to send for a while.
+fn read_events(stream: &mut impl BufRead, told: &mut Told, applied: &AtomicBool) -> Result<()> {
+    let mut line = String::new();
+    loop {
+        line.clear();
+        if stream.read_line(&mut line).context("the stream of events broke off")? == 0 {
+            bail!("the worker has ended the stream of events");
+        }
+        if line.starts_with(':') && applied.load(Ordering::Relaxed) {
+            bail!("the worker has applied all changes, and did not tell the last of them");
+        }
+        let Some(marker) = marker_of(&line) else { continue };
+        if told.take(marker, Instant::now()) {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What a client was told, by the markers that orders carry as their amount. Pure: times are handed in.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+/// The marker in a line of an event, if it is an event of an order: its amount in cents.
+pub(super) fn marker_of(line: &str) -> Option<u64> {
+    let (_, rest) = line.strip_prefix("data:")?.split_once("\"amount\":")?;
+    let amount = &rest[..rest.find([',', '}'])?];
+    Some((amount.parse::<f64>().ok()? * 100.0).round() as u64)
+}
+
+/// When each marker of a range was told.
+#[derive(Debug)]
+pub(super) struct Told {
+    markers: Range<u64>,
+    /// How far apart two markers of the same order are.
+    orders: u64,
+    at: Vec<Option<Instant>>,
+}
+
+impl Told {
+    pub(super) fn new(markers: Range<u64>, orders: u64) -> Self {
+        let count = usize::try_from(markers.end - markers.start).expect("as many as fit into memory");
+        Self { markers, orders, at: vec![None; count] }
+    }
+
+    /// Takes note of an event. It stands for older markers of its order too, if they weren't told: a result that
+    /// changes twice at once is told once. Returns whether it is the one after the last marker.
+    pub(super) fn take(&mut self, marker: u64, now: Instant) -> bool {
+        let mut older = Some(marker);
+        while let Some(marker) = older.filter(|marker| *marker >= self.markers.start) {
+            if self.markers.contains(&marker) {
+                let index = usize::try_from(marker - self.markers.start).expect("an index");
+                if self.at[index].is_some() {
+                    break;
+                }
+                self.at[index] = Some(now);
+            }
+            older = marker.checked_sub(self.orders);
+        }
+        marker == self.markers.end
+    }
+
+    /// The times of all markers, in their order; an error if some were not told.
+    pub(super) fn times(&self) -> Result<impl Iterator<Item = Instant>> {
+        let missing = self.at.iter().filter(|at| at.is_none()).count();
+        let all: Option<Vec<Instant>> = self.at.iter().copied().collect();
+        let all = all.with_context(|| format!("{missing} of {} changes were never told", self.at.len()))?;
+        Ok(all.into_iter())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_amount_is_the_marker() {
+        let line = r#"data: {"query":"w1","key":"o1","rows":[{"id":"o1","amount":1000000.07,"name":"Ada"}]}"#;
+        assert_eq!(marker_of(line), Some(100_000_007));
+        let ends = ["id: a.1.1", ": heartbeat", r#"data: {"rows":[]}"#, r#"data: {"amount":null}"#];
+        assert_eq!(ends.map(marker_of), [None; 4]);
+    }
+
+    #[test]
+    fn a_newer_marker_of_an_order_stands_for_older_ones() {
+        let start = Instant::now();
+        let at = |n: u64| start + Duration::from_millis(n);
+        // Orders 0, 1, 2 carry 10 and 13, 11 and 14, 12 and 15; 16 ends the turn.
+        let mut told = Told::new(10..16, 3);
+        for (n, marker) in [11, 13, 14, 12, 15].into_iter().enumerate() {
+            assert!(!told.take(marker, at(n as u64)));
+        }
+        assert!(told.take(16, at(9)));
+        let times: Vec<Instant> = told.times().expect("all were told").collect();
+        assert_eq!(times, [1, 0, 3, 1, 2, 4].map(at));
+    }
+
+    #[test]
+    fn a_marker_that_was_not_told_is_missed() {
+        let mut told = Told::new(10..13, 100);
+        assert!(!told.take(11, Instant::now()) && !told.take(12, Instant::now()));
+        let error = told.times().err().expect("10 is missing");
+        assert_eq!(error.to_string(), "1 of 3 changes were never told");
+    }
+}

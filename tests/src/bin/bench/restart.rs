@@ -1,0 +1,133 @@
+//! Restart: how long a worker that was killed takes to serve again, and to have everything applied.
+
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use clap::Args;
+
+use crate::client::{self, Connection};
+use crate::memory::Memory;
+use crate::queries::Query;
+use crate::row::Row;
+use crate::shop::{CUSTOMER_COUNT, Shop};
+use crate::table::{Spread, layout};
+use crate::worker::{FLUSH_INTERVAL, HTTP_SOURCE, Pipeline, Worker};
+use crate::{results, site};
+
+const QUERY: Query = Query::W1;
+
+/// Options of `bench restart`.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Rows that are stored: 10,000 customers, the others orders
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(CUSTOMER_COUNT + 1..))]
+    rows: u64,
+
+    /// Updates that are posted just before each kill
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+    updates: u64,
+
+    #[command(flatten)]
+    site: site::Options,
+}
+
+/// One turn.
+struct Turn {
+    serves: Duration,
+    current: Duration,
+    cpu: Duration,
+    memory: Memory,
+}
+
+/// Measures the turns and prints the table.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let site = options.site.site()?;
+    site.in_run(|run| {
+        let pipeline = Pipeline {
+            shard_count: site.shard_count,
+            flush_interval: FLUSH_INTERVAL,
+            sources: HTTP_SOURCE,
+            query: Some(QUERY),
+        };
+        let start = || Worker::start(&site.binary, run, &pipeline);
+        let mut shop = Shop::new(options.rows - CUSTOMER_COUNT, options.site.seed);
+        let mut rows = shop.customers();
+        rows.extend(shop.orders());
+        writeln!(std::io::stderr(), "storing {} rows", rows.len())?;
+        let mut worker = start()?;
+        let lanes = client::requests(&rows, options.site.sending(), worker.ingest()?);
+        results::deliver(&worker, QUERY, &lanes)?;
+        let mut turns = Vec::new();
+        for round in 1..=options.site.rounds {
+            let updates: Vec<Row> = (0..options.updates).map(|_| shop.event()).collect();
+            let lanes = client::requests(&updates, options.site.sending(), worker.ingest()?);
+            client::send_all(worker.ingest()?, &lanes)?;
+            drop(worker);
+            rows.extend(updates);
+            let turn;
+            (worker, turn) = measure(start, &rows[rows.len() - 1])?;
+            turn.report(round)?;
+            turns.push(turn);
+        }
+        writeln!(std::io::stderr(), "SQLite finds what the results must be")?;
+        results::check(&worker, QUERY, &results::expected(QUERY, &rows))?;
+        options.print(&turns)
+    })
+}
+
+/// Starts the worker, and waits until it serves and until it is current. `last` is a row that it has.
+fn measure(start: impl FnOnce() -> Result<Worker>, last: &Row) -> Result<(Worker, Turn)> {
+    let started = Instant::now();
+    let worker = start()?;
+    let (status, _) = client::get_all(worker.admin()?, "/readyz")?;
+    ensure!(status == 200, "the worker runs, and /readyz answers {status}");
+    let serves = started.elapsed();
+    // A row that changes nothing is seen in the epoch in which everything before it is seen.
+    let epoch = Connection::open(worker.ingest()?)?.send(&client::request(&[last], worker.ingest()?))?;
+    results::wait_until_applied(&worker, QUERY, epoch)?;
+    let current = started.elapsed();
+    let (cpu, memory) = (worker.cpu_time()?, worker.memory()?);
+    Ok((worker, Turn { serves, current, cpu, memory }))
+}
+
+impl Turn {
+    /// Says how it went, while the others are still to come.
+    fn report(&self, round: u32) -> Result<()> {
+        writeln!(
+            std::io::stderr(),
+            "turn {round}: serves after {:.2?}, current after {:.2?}, {:.0} MB at peak",
+            self.serves,
+            self.current,
+            self.memory.peak_bytes as f64 / 1e6,
+        )?;
+        Ok(())
+    }
+}
+
+impl Options {
+    fn print(&self, turns: &[Turn]) -> Result<()> {
+        let row = |name: &str, digits, figure: &dyn Fn(&Turn) -> f64| {
+            vec![name.to_owned(), Spread::of(turns.iter().map(figure)).show(digits)]
+        };
+        let table = [
+            ["", "min / median / max"].map(str::to_owned).to_vec(),
+            row("serves, s", 3, &|turn| turn.serves.as_secs_f64()),
+            row("current, s", 3, &|turn| turn.current.as_secs_f64()),
+            row("CPU s until current", 2, &|turn| turn.cpu.as_secs_f64()),
+            row("peak MB", 0, &|turn| turn.memory.peak_bytes as f64 / 1e6),
+            row("anonymous MB", 0, &|turn| turn.memory.anonymous_bytes as f64 / 1e6),
+        ];
+        let mut out = std::io::stdout().lock();
+        let Self { rows, updates, .. } = self;
+        writeln!(
+            out,
+            "\n{rows} rows, {updates} updates acknowledged before each kill, {} shards, {} turns; from the start of \
+             the process.\n",
+            self.site.shards,
+            turns.len(),
+        )?;
+        out.write_all(layout(&table).as_bytes())?;
+        Ok(())
+    }
+}

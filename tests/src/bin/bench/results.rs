@@ -1,0 +1,163 @@
+//! Results of a query: when they are there, and whether they are what SQLite gives over the final rows.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use litejoin_tests::oracle::Oracle;
+use litejoin_tests::results::Results;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::client::{self, Lanes, Sent};
+use crate::queries::Query;
+use crate::row::Row;
+use crate::worker::Worker;
+
+/// Keys that an error shows when results are wrong.
+const SHOWN: usize = 3;
+
+/// Sends all requests and waits until what they bring is applied and stored.
+pub(crate) fn deliver(worker: &Worker, query: Query, lanes: &Lanes) -> Result<Sent> {
+    let sent = client::send_all(worker.ingest()?, lanes)?;
+    wait_until_applied(worker, query, sent.epoch)?;
+    Ok(sent)
+}
+
+/// Waits until `epoch` is applied and stored, and says now and then how far the worker has come.
+pub(crate) fn wait_until_applied(worker: &Worker, query: Query, epoch: u64) -> Result<()> {
+    // A key that nobody has: what is asked for is the epoch.
+    let path = format!("/snapshot?join={}&key=-&minEpoch={epoch}", query.name());
+    let started = Instant::now();
+    loop {
+        // The worker answers as soon as the epoch is applied, or 503 after a while.
+        let (status, answer) = client::get_all(worker.live()?, &path)?;
+        match status {
+            200 => return Ok(()),
+            503 => {
+                let status = worker.status()?;
+                writeln!(
+                    std::io::stderr(),
+                    "  waiting for {} since {:.0?}: epoch {} of {epoch}, {} results changed",
+                    query.name(),
+                    started.elapsed(),
+                    status["epoch"],
+                    status["joins"][query.name()]["resultsChanged"],
+                )?;
+                let error = &status["joins"][query.name()]["lastError"];
+                ensure!(error.is_null(), "{} fails: {error}", query.name());
+            }
+            _ => bail!("{path}: {status} {}", String::from_utf8_lossy(&answer)),
+        }
+    }
+}
+
+/// What the query yields over the rows that `rows` end in, by SQLite alone.
+pub(crate) fn expected(query: Query, rows: &[Row]) -> Results {
+    let mut last: HashMap<(&str, &str), Option<&str>> = HashMap::new();
+    for row in rows {
+        last.insert((row.topic, &row.key), row.payload.as_deref());
+    }
+    let oracle = Oracle::new(query.topics().iter().copied());
+    for ((topic, key), payload) in last {
+        if payload.is_some() {
+            oracle.apply(topic, key, payload);
+        }
+    }
+    let mut expected = oracle.results(query.name(), query.sql(), None);
+    // Numbers of both sides are to come from text, since reading a real may change its last digit.
+    for rows in expected.rows.values_mut() {
+        for row in rows.iter_mut() {
+            let value: Value = serde_json::from_str(row).expect("it was just written");
+            *row = value.to_string();
+        }
+        rows.sort_unstable();
+    }
+    expected
+}
+
+#[derive(Deserialize)]
+struct Snapshot {
+    results: Vec<Told>,
+}
+
+#[derive(Deserialize)]
+struct Told {
+    key: Value,
+    rows: Vec<Value>,
+}
+
+/// Compares what the worker has stored with what it must be.
+pub(crate) fn check(worker: &Worker, query: Query, expected: &Results) -> Result<()> {
+    let path = format!("/snapshot?join={}", query.name());
+    let (status, answer) = client::get_all(worker.live()?, &path)?;
+    ensure!(status == 200, "{path}: {status} {}", String::from_utf8_lossy(&answer));
+    let snapshot: Snapshot = serde_json::from_slice(&answer).with_context(|| format!("{path} is broken"))?;
+    let mut stored = Results::default();
+    for Told { key, rows } in &snapshot.results {
+        stored.set((query.name().to_owned(), key.to_string()), rows);
+    }
+    match difference(expected, &stored) {
+        None => Ok(()),
+        Some(difference) => bail!("{}: {difference}", query.name()),
+    }
+}
+
+/// Says how results are wrong, if they are.
+fn difference(expected: &Results, stored: &Results) -> Option<String> {
+    let wrong = expected.changes(stored);
+    let shown = wrong.iter().take(SHOWN).map(|(result_key, rows)| {
+        let wanted = expected.rows.get(result_key).cloned().unwrap_or_default();
+        format!("\n  key {}: stored {rows:?}, SQLite says {wanted:?}", result_key.1)
+    });
+    let all = expected.rows.len();
+    let text = format!("{} results are not what SQLite gives, of {all} expected", wrong.len());
+    (!wrong.is_empty()).then(|| text + &shown.collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn results(pairs: &[(&str, i64)]) -> Results {
+        let mut results = Results::default();
+        for (key, n) in pairs {
+            results.set(("w1".to_owned(), format!("\"{key}\"")), &[Value::from(*n)]);
+        }
+        results
+    }
+
+    #[test]
+    fn a_difference_is_told_by_key() {
+        let expected = results(&[("a", 1), ("b", 2)]);
+        assert_eq!(difference(&expected, &expected), None);
+        assert_eq!(
+            difference(&expected, &results(&[("a", 1), ("b", 3)])).as_deref(),
+            Some(
+                "1 results are not what SQLite gives, of 2 expected\n  \
+                 key \"b\": stored [\"3\"], SQLite says [\"2\"]"
+            )
+        );
+        assert!(difference(&expected, &results(&[("a", 1)])).is_some(), "one is missing");
+        assert!(difference(&results(&[("a", 1)]), &expected).is_some(), "one is too many");
+    }
+
+    #[test]
+    fn only_the_last_row_of_a_key_counts() {
+        let row = |topic, key: &str, payload: Option<&str>| Row {
+            topic,
+            key: key.into(),
+            payload: payload.map(Into::into),
+        };
+        let rows = [
+            row("customers", "c1", Some(r#"{"name":"Ada"}"#)),
+            row("orders", "o1", Some(r#"{"customer_id":"c1","amount":1.5}"#)),
+            row("orders", "o2", Some(r#"{"customer_id":"c1","amount":2}"#)),
+            row("orders", "o1", Some(r#"{"customer_id":"c1","amount":2.5}"#)),
+            row("orders", "o2", None),
+        ];
+        let expected: Vec<_> = expected(Query::W1, &rows).rows.into_values().collect();
+        assert_eq!(expected, [[r#"{"amount":2.5,"id":"o1","name":"Ada"}"#]]);
+    }
+}
