@@ -19,7 +19,7 @@ const MARKS: &str = "lj_marks";
 const LAST_MARK: &str = "lj_last_mark";
 
 /// Whether a running worker reads its manifest again on SIGHUP. Until it does, it is started anew.
-const READS_AGAIN_ON_HUP: bool = false;
+const READS_AGAIN_ON_HUP: bool = true;
 
 /// Keys of a mismatch that are shown.
 const KEYS_SHOWN: usize = 5;
@@ -220,23 +220,19 @@ impl<'s> Run<'s> {
         let _ = tokio::join!(self.live.ingest.try_send(&bodies), kill);
     }
 
-    /// Takes in all that the subscriber is told up to `epoch`. A mark that is seen in a later epoch says that
-    /// everything of that one has come.
+    /// Takes in all that the subscriber is told up to `epoch`. Once every join has come that far, whatever is told
+    /// of it comes before a mark that is sent then.
     async fn catch_up(&mut self, epoch: u64) -> Result<(), Wrong> {
-        let mut seen = 0;
-        while seen <= epoch {
-            self.marks += 1;
-            self.live.ingest.put(MARKS, "last", json!({"n": self.marks})).await;
-            loop {
-                let event = self.live.client.expect_next().await.result();
-                if event.query == LAST_MARK && event.rows[0]["n"] == self.marks {
-                    seen = event.epoch;
-                    break;
-                }
-                self.hear(&event)?;
+        self.live.worker.snapshot("live", LAST_MARK, epoch).await;
+        self.marks += 1;
+        self.live.ingest.put(MARKS, "last", json!({"n": self.marks})).await;
+        loop {
+            let event = self.live.client.expect_next().await.result();
+            if event.query == LAST_MARK && event.rows[0]["n"] == self.marks {
+                return Ok(());
             }
+            self.hear(&event)?;
         }
-        Ok(())
     }
 
     /// Folds one delta, which must be one.
