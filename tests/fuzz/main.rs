@@ -23,7 +23,6 @@ async fn folded_deltas_are_what_sqlite_says_after_every_batch() {
 }
 
 #[tokio::test]
-#[ignore = "the engine that obeys LITEJOIN_SABOTAGE is still to come; full evaluation has nothing to sabotage"]
 async fn every_sabotage_is_seen() {
     for sabotage in Sabotage::ALL {
         let seeds = 1..=BATCHES_UNTIL_CAUGHT / BATCHES_A_ROUND;
