@@ -37,6 +37,7 @@ use crate::results::store::{Progress, Results};
 use crate::results::{Applied, Reader};
 use crate::status::Status;
 use crate::storage::gate::{Cut, EpochGate};
+use crate::storage::ingest::Ingest;
 use crate::storage::log::ShardReader;
 use crate::storage::sqlite::{self, SqliteError};
 use crate::storage::topics::Topics;
@@ -54,6 +55,9 @@ const SLICE_ENTRIES: i64 = 65_536;
 /// Entries of the log by which a join may lag and still be kept current by key; beyond, everything is read anyway.
 const LAG_ENTRIES_MAX: i64 = 1_000_000;
 
+/// Size of a shard's WAL from which on its writer is given a moment without readers, so that it can start over.
+const WAL_BYTES_HIGH: u64 = 32 << 20;
+
 /// Evaluations aside that run at a time.
 const ASIDE_MAX: usize = 2;
 
@@ -68,6 +72,8 @@ pub(crate) struct Evaluator {
     /// By join, as `results.db` has it.
     pub(crate) progress: Vec<Progress>,
     pub(crate) shard_paths: Vec<PathBuf>,
+    /// The way to the writers.
+    pub(crate) ingest: Ingest,
     /// A folder for what is worth nothing to the next start.
     pub(crate) scratch_folder: PathBuf,
     /// By shard: what its writer may trim.
@@ -130,6 +136,8 @@ struct Joined {
 /// The evaluator at work.
 struct Lane {
     joins: Vec<Joined>,
+    wals: Vec<PathBuf>,
+    ingest: Ingest,
     benches: Benches,
     committer: Arc<Committer>,
     aside: Arc<Aside>,
@@ -294,8 +302,15 @@ impl Evaluator {
         };
         let benches = Benches::new(&self.shard_paths, self.results.path(), joins.iter().filter_map(|j| j.keyed.as_ref()))?;
         debug!(milliseconds = now.elapsed().as_millis(), "the evaluator is ready");
+        let wal = |path: &PathBuf| {
+            let mut name = path.as_os_str().to_owned();
+            name.push("-wal");
+            PathBuf::from(name)
+        };
         Ok(Lane {
             joins,
+            wals: self.shard_paths.iter().map(wal).collect(),
+            ingest: self.ingest.clone(),
             benches,
             committer,
             aside: Arc::new(aside),
@@ -349,6 +364,9 @@ impl Lane {
     /// Brings the joins that lag up to a new cut, and commits that as one epoch.
     fn epoch(&mut self, gate: &EpochGate) -> Result<bool, EpochError> {
         self.committer.reserve()?;
+        self.ingest.checkpoint(|shard| {
+            std::fs::metadata(&self.wals[shard]).is_ok_and(|wal| wal.len() > WAL_BYTES_HIGH)
+        });
         let cut = gate.cut(|| self.benches.hold())?;
         let outcome = self.evaluate(&cut);
         self.benches.release();

@@ -199,6 +199,7 @@ impl Running {
             joins: pipeline.joins.clone(),
             progress,
             shard_paths: shard_paths.clone(),
+            ingest: ingest.clone(),
             scratch_folder: store.scratch_folder(),
             trim_to,
             reserved: Results::last_reserved(store.first_epoch),

@@ -7,7 +7,7 @@
 //! ```
 //! A bench is one thread's share: readers of all shards, which see one cut, and a database in memory.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use rusqlite::types::ValueRef;
@@ -89,7 +89,7 @@ enum LinkStep {
 }
 
 /// Keys of results that have to be looked at, with whether anybody is to be told of their changes.
-pub(crate) type Keys = HashMap<Value, bool>;
+pub(crate) type Keys = HashMap<Value, bool, fnv::FnvBuildHasher>;
 
 /// A result that differs from what is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -227,7 +227,7 @@ impl Bench {
             join,
             readers: &self.readers,
             seen: vec![HashMap::new(); join.steps.len()],
-            keys: Keys::new(),
+            keys: Keys::default(),
             cost: &mut cost,
         };
         for (index, step) in join.steps.iter().enumerate() {
@@ -296,7 +296,8 @@ impl Bench {
                 insert.execute(params![Raw(key), Raw(payload), Raw(row.get_ref(2)?), Raw(row.get_ref(3)?)])?;
                 Ok(())
             };
-            let mut linked: HashSet<Value> = HashSet::new();
+            // In their order, since neighbours in the files are found for less.
+            let mut linked: BTreeSet<Value> = BTreeSet::new();
             let mut from_keys = false;
             for link in &step.links {
                 match link {
@@ -447,6 +448,9 @@ struct Climb<'a> {
 impl Climb<'_> {
     /// Follows the links of occurrence `index` from rows whose `by` is `value`.
     fn up(&mut self, index: usize, value: Value, told: bool) -> Result<(), KeyedError> {
+        if let [LinkStep::Keys] = self.join.steps[index].links.as_slice() {
+            return self.key(value, told);
+        }
         match self.seen[index].get_mut(&value) {
             Some(before) if *before || !told => return Ok(()),
             Some(before) => *before = true,
@@ -456,12 +460,7 @@ impl Climb<'_> {
         }
         for link in &self.join.steps[index].links {
             match link {
-                LinkStep::Keys => {
-                    *self.keys.entry(value.clone()).or_default() |= told;
-                    if self.keys.len() > KEYS_MAX {
-                        return Err(KeyedError::TooLarge);
-                    }
-                }
+                LinkStep::Keys => self.key(value.clone(), told)?,
                 LinkStep::Parent { index: parent, of_key, up, .. } => {
                     if value == Value::Null {
                         continue;
@@ -497,6 +496,11 @@ impl Climb<'_> {
             }
         }
         Ok(())
+    }
+
+    fn key(&mut self, value: Value, told: bool) -> Result<(), KeyedError> {
+        *self.keys.entry(value).or_default() |= told;
+        if self.keys.len() > KEYS_MAX { Err(KeyedError::TooLarge) } else { Ok(()) }
     }
 }
 

@@ -306,10 +306,8 @@ impl EpochWriter<'_> {
             } else {
                 self.transaction
                     .prepare_cached(
-                        "INSERT INTO results (join_id, key, rows, op, epoch, n, timestamp)
-                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-                         ON CONFLICT DO UPDATE SET rows = excluded.rows, op = excluded.op, epoch = excluded.epoch,
-                             n = excluded.n, timestamp = excluded.timestamp",
+                        "INSERT OR REPLACE INTO results (join_id, key, rows, op, epoch, n, timestamp)
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
                     )?
                     .execute(params![
                         join.0,

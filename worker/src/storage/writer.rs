@@ -23,6 +23,8 @@ pub(crate) enum Command {
     Expire(Expiry),
     /// Makes the tables and indexes that joins need, and drops indexes that none does.
     Prepare { needs: Arc<Needs>, done: mpsc::Sender<Result<(), SqliteError>> },
+    /// Moves what the WAL holds into the file, while nobody reads what was before.
+    Checkpoint { done: mpsc::Sender<()> },
 }
 
 /// One shard's part in an expiry pass; see [`super::retention`].
@@ -109,6 +111,11 @@ impl Writer {
                 Some(Command::Prepare { needs, done }) => {
                     // Whoever asked may have gone.
                     let _ = done.send(self.shard.prepare(&needs, &self.topics));
+                }
+                Some(Command::Checkpoint { done }) => {
+                    // What fails now is tried again at a commit, which tells.
+                    let _ = self.shard.checkpoint();
+                    let _ = done.send(());
                 }
             }
         }
