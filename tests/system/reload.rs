@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 
 use expect_test::{Expect, expect};
 use litejoin_tests::ingest::message;
-use litejoin_tests::results::Event;
+use litejoin_tests::results::{Event, Results};
 use litejoin_tests::sse::Subscription;
 use litejoin_tests::wait::until;
 use litejoin_tests::worker::{Site, Worker, get};
@@ -481,6 +481,23 @@ async fn settings_change_while_data_flows() {
     let event = client.expect_next().await.result();
     assert_eq!((event.op.as_str(), &event.key), ("deleted", &json!("old")));
     worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_amid_a_reload_hands_over_all_that_was_acknowledged() {
+    let both = all().replace("[live]", "[console]");
+    let sinks = "    - {name: console, stdout: {}}";
+    let site = Site::with(&manifest(INGEST, &both, sinks));
+    let worker = site.start().await;
+    worker.ingest().send(&orders(0..2_000)).await;
+    site.write("pipeline.yaml", manifest(INGEST, &both.replace("AS n", "AS m"), sinks));
+    worker.signal("HUP");
+    let before = worker.stop().await.stdout;
+    let after = site.start().await.stop().await.stdout;
+    let events: Vec<Event> = before.lines().chain(after.lines()).map(Event::read).collect();
+    let results = Results::folded(&events);
+    assert_eq!(results.rows.len(), 2_000);
+    assert!(results.rows.values().all(|rows| rows[0].contains("\"m\"")), "the new query is in force");
 }
 
 #[tokio::test]
