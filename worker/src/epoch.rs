@@ -27,11 +27,11 @@ use self::aside::{Aside, Done, FullCopy, Outcome};
 use self::commit::Committer;
 use self::keyed::Benches;
 use crate::error::chain;
+use crate::join::CheckedJoin;
 use crate::join::changes::Changes;
 use crate::join::full::FullError;
 use crate::join::keyed::{Difference, KeyedError, KeyedJoin};
 use crate::join::plan::Class;
-use crate::join::CheckedJoin;
 use crate::results::event::JoinId;
 use crate::results::store::{Progress, Results};
 use crate::results::{Applied, Reader};
@@ -250,7 +250,8 @@ impl Evaluator {
             self.applied.clone(),
             self.reserved,
         ));
-        let readers = || self.shard_paths.iter().map(|path| ShardReader::open(path)).collect::<Result<Vec<_>, _>>();
+        let readers =
+            || self.shard_paths.iter().map(|path| ShardReader::open(path)).collect::<Result<Vec<_>, _>>();
         let logs = readers()?;
         let now = Instant::now();
         let mut joins = Vec::with_capacity(self.joins.len());
@@ -263,7 +264,10 @@ impl Evaluator {
                 }
                 if !follows {
                     // Before anything is written: numbers that were lost are used again.
-                    warn!(join = join.name, "its results don't follow from the change log; evaluating it anew");
+                    warn!(
+                        join = join.name,
+                        "its results don't follow from the change log; evaluating it anew"
+                    );
                     self.results.forget_applied(progress.id)?;
                     applied = None;
                 }
@@ -300,7 +304,11 @@ impl Evaluator {
             cancelled: Arc::new(AtomicBool::new(false)),
             done: sender,
         };
-        let benches = Benches::new(&self.shard_paths, self.results.path(), joins.iter().filter_map(|j| j.keyed.as_ref()))?;
+        let benches = Benches::new(
+            &self.shard_paths,
+            self.results.path(),
+            joins.iter().filter_map(|j| j.keyed.as_ref()),
+        )?;
         debug!(milliseconds = now.elapsed().as_millis(), "the evaluator is ready");
         let wal = |path: &PathBuf| {
             let mut name = path.as_os_str().to_owned();
@@ -419,7 +427,11 @@ impl Lane {
         })?;
         self.troubled = false;
         for (index, differences) in &found {
-            self.committer.status().join(&self.joins[*index].join.name).results_changed.add(differences.len() as u64);
+            self.committer
+                .status()
+                .join(&self.joins[*index].join.name)
+                .results_changed
+                .add(differences.len() as u64);
         }
         Ok(there)
     }
@@ -446,10 +458,8 @@ impl Lane {
                 .map(|(start, end)| start + (end - start) * slice / slices)
                 .collect();
             let changes = self.benches.changes(&from, &to, &self.aside.topics)?;
-            let touched: BTreeSet<String> = changes
-                .topics()
-                .map(|topic| self.aside.topics.name(topic).to_ascii_lowercase())
-                .collect();
+            let touched: BTreeSet<String> =
+                changes.topics().map(|topic| self.aside.topics.name(topic).to_ascii_lowercase()).collect();
             members.retain(|index| {
                 let joined = &mut self.joins[*index];
                 let is_touched =

@@ -142,7 +142,8 @@ impl KeyedJoin {
         plan: Keyed,
         topic_id: impl Fn(&str) -> TopicId,
     ) -> Self {
-        let steps = plan.occurrences.iter().map(|occurrence| Step::new(occurrence, &plan, &topic_id)).collect();
+        let steps =
+            plan.occurrences.iter().map(|occurrence| Step::new(occurrence, &plan, &topic_id)).collect();
         Self { join, id, plan, steps }
     }
 }
@@ -195,7 +196,10 @@ impl Bench {
                 let is_linked = occurrence.from.iter().any(|link| matches!(link, Link::Parent { .. }));
                 if is_linked && !occurrence.by.is_key() {
                     let index = quoted(&format!("{table}_by"));
-                    memory.execute_batch(&format!("CREATE INDEX {index} ON {table} ({})", occurrence.by.sql()))?;
+                    memory.execute_batch(&format!(
+                        "CREATE INDEX {index} ON {table} ({})",
+                        occurrence.by.sql()
+                    ))?;
                 }
             }
         }
@@ -293,7 +297,12 @@ impl Bench {
                 if rows > GATHERED_ROWS_MAX || bytes > GATHERED_BYTES_MAX {
                     return Err(KeyedError::TooLarge);
                 }
-                insert.execute(params![Raw(key), Raw(payload), Raw(row.get_ref(2)?), Raw(row.get_ref(3)?)])?;
+                insert.execute(params![
+                    Raw(key),
+                    Raw(payload),
+                    Raw(row.get_ref(2)?),
+                    Raw(row.get_ref(3)?)
+                ])?;
                 Ok(())
             };
             // In their order, since neighbours in the files are found for less.
@@ -354,7 +363,11 @@ impl Bench {
     }
 
     /// Runs the user's query on what was gathered: rows by result key, as JSON.
-    fn run(&mut self, join: &KeyedJoin, keys: &[(Value, bool)]) -> Result<HashMap<String, String>, KeyedError> {
+    fn run(
+        &mut self,
+        join: &KeyedJoin,
+        keys: &[(Value, bool)],
+    ) -> Result<HashMap<String, String>, KeyedError> {
         let wanted: HashSet<&Value> = keys.iter().map(|(key, _)| key).collect();
         let steps = self.budget.steps_max();
         let failed = |source: rusqlite::Error| match source.sqlite_error_code() {

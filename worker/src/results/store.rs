@@ -250,8 +250,7 @@ impl Results {
         let transaction = connection
             .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
             .map_err(|source| SqliteError::new(&self.path, "begin an epoch", source))?;
-        let mut writer =
-            EpochWriter { path: &self.path, transaction, epoch, now, next_n, outbox_bytes: 0 };
+        let mut writer = EpochWriter { path: &self.path, transaction, epoch, now, next_n, outbox_bytes: 0 };
         let value = work(&mut writer)?;
         let committed = Committed {
             position: Position { epoch, n: writer.next_n - 1 },
