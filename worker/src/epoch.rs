@@ -373,9 +373,8 @@ impl Lane {
     /// Brings the joins that lag up to a new cut, and commits that as one epoch.
     fn epoch(&mut self, gate: &EpochGate) -> Result<bool, EpochError> {
         self.committer.reserve()?;
-        let is_high = |shard: usize| {
-            std::fs::metadata(&self.wals[shard]).is_ok_and(|wal| wal.len() > WAL_BYTES_HIGH)
-        };
+        let is_high =
+            |shard: usize| std::fs::metadata(&self.wals[shard]).is_ok_and(|wal| wal.len() > WAL_BYTES_HIGH);
         if (0..self.wals.len()).any(is_high) {
             // A writer that waits for the cut would keep us waiting.
             gate.make_room();
