@@ -501,6 +501,7 @@ impl Lane {
         joined.copy = done.copy;
         let status = self.committer.status().join(&joined.join.name);
         status.evaluations.add(1);
+        status.evaluations_full.add(1);
         status.evaluation_microseconds.add(done.microseconds);
         match done.outcome {
             Outcome::Applied { cut } => {

@@ -4,9 +4,11 @@ mod admin;
 mod blocking;
 mod cli;
 mod clock;
+mod control;
 mod delivery;
 mod epoch;
 mod error;
+mod explain;
 mod fault;
 mod join;
 mod listen;
@@ -31,7 +33,7 @@ use tracing::info;
 use tracing_subscriber::EnvFilter;
 
 use crate::blocking::blocking;
-use crate::cli::{Arguments, Command, LogFormat, Run};
+use crate::cli::{Arguments, Command, Explain, LogFormat, Output, Run};
 use crate::error::chain;
 use crate::manifest::watch::{self, Watch};
 use crate::runtime::Reload;
@@ -100,11 +102,44 @@ fn main() -> ExitCode {
                 ExitCode::from(EXIT_INVALID)
             }
         },
+        Command::Explain(explain) => show_costs(&explain),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "litejoin", &mut std::io::stdout());
             ExitCode::SUCCESS
         }
     }
+}
+
+fn show_costs(arguments: &Explain) -> ExitCode {
+    let (pipeline, complaints) = match cli::load(&arguments.files) {
+        Ok(loaded) => loaded,
+        Err(complaints) => {
+            complain(&complaints);
+            return ExitCode::from(EXIT_INVALID);
+        }
+    };
+    complain(&complaints);
+    let chosen = match explain::chosen(&pipeline.joins, &arguments.joins) {
+        Ok(chosen) => chosen,
+        Err(wrong) => {
+            complain(&format!("error: {wrong}\n"));
+            return ExitCode::from(EXIT_INVALID);
+        }
+    };
+    let known = match explain::know(&pipeline.plan, arguments.data_dir.as_deref(), arguments.admin.as_deref()) {
+        Ok(known) => known,
+        Err(error) => {
+            complain(&format!("error: {}\n", chain(&error)));
+            return ExitCode::FAILURE;
+        }
+    };
+    let explanation =
+        explain::explain(&pipeline.plan, &chosen, &known, complaints.lines().count());
+    say(&match arguments.output {
+        Output::Text => explanation.text(std::io::stdout().is_terminal()),
+        Output::Json => explanation.json(),
+    });
+    ExitCode::from(u8::from(arguments.deny_warnings && explanation.warnings() > 0))
 }
 
 /// Stops the pipeline at the first signal, and the process at the second.

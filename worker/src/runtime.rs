@@ -34,6 +34,7 @@ use self::store::Store;
 use self::unit::{Unit, Units};
 use self::upkeep::Upkeep;
 use crate::blocking::blocking;
+use crate::control::Control;
 use crate::epoch::Evaluator;
 use crate::join::CheckedJoin;
 use crate::listen::ListenError;
@@ -117,6 +118,8 @@ struct Running {
     sinks: Sinks,
     upkeep: Upkeep,
     admin: Unit,
+    /// `None` where there could be no socket.
+    control: Option<Unit>,
 }
 
 /// Runs the pipeline until `stop` is heard (or, with `once`, until its sources have ended), then stops in order.
@@ -175,7 +178,7 @@ impl Running {
             let (plan, joins) = (plan.clone(), pipeline.joins.clone());
             blocking(move || Store::open(&plan, &joins)).await?
         };
-        let status = Arc::new(Status::new(plan, clock::epoch_seconds()));
+        let status = Arc::new(Status::new(plan, &pipeline.joins, clock::epoch_seconds()));
         *status.lineage.lock().unwrap_or_else(PoisonError::into_inner) = store.results.lineage().to_owned();
         status.outbox_bytes.set(store.results.outbox_bytes()?);
         let progress = evaluation::register(&store.results, &pipeline.joins, plan.storage.shard_count)?;
@@ -221,6 +224,7 @@ impl Running {
         sinks.forget_others(&sink_specs).await;
         sinks.units.start(ready);
         let admin = start_admin(&listeners, &status)?;
+        let control = start_control(&store, &status);
 
         let mut upkeep = Upkeep {
             units: Vec::new(),
@@ -258,6 +262,7 @@ impl Running {
             sinks,
             upkeep,
             admin,
+            control,
         })
     }
 
@@ -274,8 +279,12 @@ impl Running {
             self.evaluation.finish().await;
             self.sinks.units.ask_to_stop();
             self.admin.ask_to_stop();
+            self.control.iter().for_each(Unit::ask_to_stop);
             self.sinks.units.ended().await;
             self.admin.ended().await;
+            if let Some(mut control) = self.control {
+                control.ended().await;
+            }
         })
         .await;
         match drained {
@@ -294,6 +303,12 @@ fn start_admin(listeners: &Listeners, status: &Arc<Status>) -> Result<Unit, Star
     info!(address = %local, "showing /healthz, /readyz, /metrics, /status");
     let router = admin::router(Arc::clone(status));
     Ok(Unit::start(Box::new(|stopping| Box::pin(serve(listener, router, stopping)))))
+}
+
+fn start_control(store: &Store, status: &Arc<Status>) -> Option<Unit> {
+    let control = Control::open(store.data_dir.path())?;
+    let status = Arc::clone(status);
+    Some(Unit::start(Box::new(|stopping| Box::pin(control.serve(status, stopping)))))
 }
 
 fn start_writers(

@@ -9,6 +9,7 @@ use litejoin_crds::plan::Plan;
 use serde_json::{Value, json};
 
 use self::config::ConfigStatus;
+use crate::join::CheckedJoin;
 use crate::storage::shard::Counts;
 
 pub(crate) mod config;
@@ -134,7 +135,10 @@ impl TopicStatus {
 
 #[derive(Debug, Default)]
 pub(crate) struct JoinStatus {
+    class: Mutex<Option<ClassStatus>>,
     pub(crate) evaluations: Counter,
+    /// Those that ran over everything.
+    pub(crate) evaluations_full: Counter,
     pub(crate) evaluation_microseconds: Counter,
     pub(crate) results_changed: Counter,
     /// Steps of SQLite's virtual machine, and look-ups in shards, of evaluations by key.
@@ -142,6 +146,20 @@ pub(crate) struct JoinStatus {
     pub(crate) probes: Counter,
     pub(crate) epoch: Gauge,
     pub(crate) error: LastError,
+}
+
+/// How a join is kept current.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct ClassStatus {
+    name: &'static str,
+    /// Why it is evaluated in full.
+    reason: Option<String>,
+}
+
+impl JoinStatus {
+    fn class(&self) -> Option<ClassStatus> {
+        self.class.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -212,7 +230,7 @@ pub(crate) struct Status {
 }
 
 impl Status {
-    pub(crate) fn new(plan: &Plan, started_at: i64) -> Self {
+    pub(crate) fn new(plan: &Plan, joins: &[CheckedJoin], started_at: i64) -> Self {
         let status = Self {
             pipeline: plan.name.clone(),
             identity: plan.identity.clone(),
@@ -232,15 +250,20 @@ impl Status {
             joins: ByName::default(),
             sinks: ByName::default(),
         };
-        status.follow(plan);
+        status.follow(plan, joins);
         status
     }
 
     /// Tells of what the plan has, and no more of what it has not.
-    pub(crate) fn follow(&self, plan: &Plan) {
+    pub(crate) fn follow(&self, plan: &Plan, joins: &[CheckedJoin]) {
         self.sources.keep(plan.sources.iter().map(|source| &source.name));
         self.joins.keep(plan.joins.iter().map(|join| &join.name));
         self.sinks.keep(plan.sinks.iter().map(|sink| &sink.name));
+        for join in joins {
+            let (name, reason) = (join.class.name(), join.class.reason().map(ToString::to_string));
+            *self.join(&join.name).class.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some(ClassStatus { name, reason });
+        }
     }
 
     /// The counters of a source of the plan.
@@ -342,10 +365,16 @@ impl Status {
             (name.to_string(), value)
         });
         let joins = self.joins.map(|join| {
+            let class = join.class();
             json!({
+                "class": class.as_ref().map(|class| class.name),
+                "reason": class.and_then(|class| class.reason),
                 "epoch": join.epoch.value(),
                 "evaluations": join.evaluations.value(),
+                "evaluationsFull": join.evaluations_full.value(),
                 "evaluationSeconds": join.evaluation_microseconds.value() as f64 / 1e6,
+                "steps": join.steps.value(),
+                "probes": join.probes.value(),
                 "resultsChanged": join.results_changed.value(),
                 "lastError": join.error.text(),
             })

@@ -164,7 +164,7 @@ impl Running {
         declared_topics(&next.plan, &next.joins).for_each(|topic| {
             topics.declare(topic);
         });
-        self.status.follow(&next.plan);
+        self.status.follow(&next.plan, &next.joins);
         self.sinks.route(next, &self.ids, self.store.results.lineage());
         if let Some(successor) = successor {
             self.evaluation.resume(successor);

@@ -162,6 +162,33 @@ impl Collector for Scrape {
             of_joins(|join| join.results_changed.value() as f64),
         )?;
         metric(
+            "litejoin_join_full_evaluations",
+            "Evaluations of a join that ran over everything",
+            counter,
+            of_joins(|join| join.evaluations_full.value() as f64),
+        )?;
+        metric(
+            "litejoin_join_vm_steps",
+            "Steps of SQLite's virtual machine that evaluating a join by key has taken",
+            counter,
+            of_joins(|join| join.steps.value() as f64),
+        )?;
+        metric(
+            "litejoin_join_probes",
+            "Look-ups in shards that evaluating a join by key has taken",
+            counter,
+            of_joins(|join| join.probes.value() as f64),
+        )?;
+        let classes = status.joins.map(super::JoinStatus::class).into_iter().filter_map(|(name, class)| {
+            Some((vec![("join", name), ("class", class?.name.to_owned())], 1.0))
+        });
+        metric(
+            "litejoin_join_class",
+            "1 for how a join is kept current: by key, or by an evaluation in full at each change",
+            gauge,
+            classes.collect(),
+        )?;
+        metric(
             "litejoin_join_failing",
             "1 while a join's query fails",
             gauge,
