@@ -90,6 +90,21 @@ pub(crate) enum Command {
                       or the names of joins are wrong"
     )]
     Explain(Explain),
+    /// Compare stored results with what their queries yield over all rows
+    ///
+    /// There must be no difference. The worker that runs on the data directory is asked; it reads while it goes on,
+    /// one join after another, shows what it found in /status and metrics, and puts right what differs (unless
+    /// spec.audit.repair is false). It also does this by itself while nothing is written.
+    ///
+    /// Where no worker runs, the files are compared as they are, and nothing is changed; that needs the manifests.
+    #[command(
+        after_help = "Examples:\n  litejoin audit --data-dir data                  all joins of the worker that runs there\n  \
+                      litejoin audit enriched --data-dir data         one of them\n  \
+                      litejoin audit -f pipeline.yaml                 the files of storage.dataDir, worker or not\n\n\
+                      Exit codes: 0 no difference, 1 differences, or something could not be compared, 2 the manifests \
+                      or the names of joins are wrong"
+    )]
+    Audit(Audit),
     /// Print a completion script for your shell
     ///
     /// For example: litejoin completions bash > /etc/bash_completion.d/litejoin
@@ -147,6 +162,31 @@ pub(crate) struct Explain {
     /// End with exit code 1 if there is any warning
     #[arg(long)]
     pub(crate) deny_warnings: bool,
+}
+
+#[derive(Debug, Parser)]
+pub(crate) struct Audit {
+    /// Joins to compare; all if none is named
+    #[arg(value_name = "JOIN")]
+    pub(crate) joins: Vec<String>,
+
+    /// The data directory of the pipeline [default: storage.dataDir of the manifests]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "LITEJOIN_DATA_DIR",
+        hide_env_values = true,
+        required_unless_present = "files"
+    )]
+    pub(crate) data_dir: Option<PathBuf>,
+
+    /// Manifest, or folder of manifests, to compare by where no worker runs. May be repeated
+    #[arg(short = 'f', long = "file", value_name = "PATH")]
+    pub(crate) files: Vec<PathBuf>,
+
+    /// What to print: text for people, or a line of JSON for each join
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) output: Output,
 }
 
 /// How to print what was found out.

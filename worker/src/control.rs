@@ -1,5 +1,6 @@
 //! Talking to a running worker from the same machine: a socket in its data directory that only its user may open.
-//! `GET /status` shows what the admin endpoint shows.
+//! What the admin endpoint shows is shown here too, and `POST /audit {"joins": […]}` compares stored results: a line
+//! of JSON for each join as it is done.
 
 pub(crate) mod client;
 
@@ -9,12 +10,22 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Json, Router};
+use futures::stream;
+use serde::Deserialize;
+use serde_json::json;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tracing::warn;
 
 use crate::admin;
+use crate::audit::Auditor;
+use crate::join;
 use crate::status::Status;
 
 /// The name of the socket in a data directory.
@@ -42,8 +53,16 @@ impl Control {
     }
 
     /// Answers until it is told to stop.
-    pub(crate) async fn serve(self, status: Arc<Status>, mut stopping: watch::Receiver<bool>) {
-        let router: Router = admin::router(status);
+    pub(crate) async fn serve(
+        self,
+        status: Arc<Status>,
+        auditor: Arc<Auditor>,
+        mut stopping: watch::Receiver<bool>,
+    ) {
+        let asked = stopping.clone();
+        let audits =
+            Router::new().route("/audit", post(audit)).with_state(Audits { auditor, stopping: asked });
+        let router = admin::router(status).merge(audits);
         let stopped = async move {
             let _ = stopping.wait_for(|stopping| *stopping).await;
         };
@@ -52,6 +71,48 @@ impl Control {
         }
         let _ = std::fs::remove_file(self.path);
     }
+}
+
+/// What audits are answered with.
+#[derive(Clone)]
+struct Audits {
+    auditor: Arc<Auditor>,
+    stopping: watch::Receiver<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Wanted {
+    /// All if none is named.
+    #[serde(default)]
+    joins: Vec<String>,
+}
+
+/// Audits the joins one by one; a client that goes away ends that, and so does the stop of the worker.
+async fn audit(State(audits): State<Audits>, Json(wanted): Json<Wanted>) -> Response {
+    let joins = audits.auditor.joins();
+    let names: Vec<String> = match join::named(&joins, &wanted.joins) {
+        Ok(joins) => joins.into_iter().map(|join| join.name.clone()).collect(),
+        Err(error) => return (StatusCode::NOT_FOUND, Json(json!({"error": error}))).into_response(),
+    };
+    let lines = stream::unfold((audits, names.into_iter()), |(mut audits, mut names)| async {
+        let line = loop {
+            let name = names.next()?;
+            let finding = tokio::select! {
+                finding = audits.auditor.audit(&name) => Ok(finding),
+                _ = audits.stopping.wait_for(|stopping| *stopping) => Err(()),
+            };
+            match finding {
+                Ok(Some(finding)) => {
+                    break Ok(serde_json::to_string(&finding).expect("plain fields are always JSON") + "\n");
+                }
+                // A reload has taken the join away.
+                Ok(None) => {}
+                Err(()) => break Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the worker stops")),
+            }
+        };
+        Some((line, (audits, names)))
+    });
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
 }
 
 /// Nobody finds the socket before it is closed to others; one that a crash has left makes room.

@@ -9,7 +9,6 @@ mod text;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use litejoin_crds::complaint::near_or_allowed;
 use litejoin_crds::plan::Plan;
 use serde::Serialize;
 use serde_json::Value;
@@ -147,30 +146,8 @@ pub(crate) fn know(plan: &Plan, data_dir: Option<&Path>, admin: Option<&str>) ->
     Ok(Known { disk, status })
 }
 
-/// Finds the joins that are asked for; all if none is named. Gives a complaint about a name that there is not.
-pub(crate) fn chosen<'j>(joins: &'j [CheckedJoin], names: &[String]) -> Result<Vec<&'j CheckedJoin>, String> {
-    if names.is_empty() {
-        return Ok(joins.iter().collect());
-    }
-    names
-        .iter()
-        .map(|name| {
-            joins.iter().find(|join| join.name.eq_ignore_ascii_case(name)).ok_or_else(|| {
-                let known: Vec<&str> = joins.iter().map(|join| join.name.as_str()).collect();
-                let hint = near_or_allowed(name, &known, "; there are no joins");
-                format!("there is no join {name:?}{hint}")
-            })
-        })
-        .collect()
-}
-
 /// Explains `chosen` joins of a pipeline. `complaints` are warnings about its manifests.
-pub(crate) fn explain(
-    plan: &Plan,
-    chosen: &[&CheckedJoin],
-    known: &Known,
-    complaints: usize,
-) -> Explanation {
+pub(crate) fn explain(plan: &Plan, chosen: &[&CheckedJoin], known: &Known, complaints: usize) -> Explanation {
     let joins: Vec<Explained> = chosen.iter().map(|join| explained(plan, join, known)).collect();
     let warnings = complaints + joins.iter().map(|join| join.warnings.len()).sum::<usize>();
     Explanation { pipeline: plan.name.clone(), shards: plan.storage.shard_count, joins, warnings }

@@ -33,14 +33,15 @@ use self::sources::Sources;
 use self::store::Store;
 use self::unit::{Unit, Units};
 use self::upkeep::Upkeep;
+use crate::audit::{Auditor, Files};
 use crate::blocking::blocking;
 use crate::control::Control;
-use crate::epoch::Evaluator;
+use crate::epoch::{Evaluator, Repairs};
 use crate::join::CheckedJoin;
 use crate::listen::ListenError;
 use crate::manifest::Manifest;
-use crate::results::{Applied, Results};
 use crate::results::event::JoinId;
+use crate::results::{Applied, Results};
 use crate::status::Status;
 use crate::storage::gate::EpochGate;
 use crate::storage::ingest::Ingest;
@@ -193,6 +194,7 @@ impl Running {
         let gate = Arc::new(EpochGate::new(store.first_epoch, shards.iter().map(Shard::last_seq).collect()));
         let trim_to: Vec<Arc<AtomicI64>> = shards.iter().map(|_| Arc::default()).collect();
         let (ingest, writers) = start_writers(plan, shards, &store.topics, &gate, &status, &trim_to);
+        let repairs = Arc::new(Repairs::default());
         let evaluation = Evaluation::start(Evaluator {
             gate: Arc::clone(&gate),
             topics: Arc::clone(&store.topics),
@@ -207,6 +209,7 @@ impl Running {
             reserved: Results::last_reserved(store.first_epoch),
             applied: applied_sender,
             stopped: BTreeSet::new(),
+            repairs: Arc::clone(&repairs),
         });
 
         let mut sinks = Sinks {
@@ -224,7 +227,15 @@ impl Running {
         sinks.forget_others(&sink_specs).await;
         sinks.units.start(ready);
         let admin = start_admin(&listeners, &status)?;
-        let control = start_control(&store, &status);
+        let auditor = Arc::new(Auditor::new(
+            Files::new(shard_paths.clone(), store.results.path().to_owned(), store.scratch_folder()),
+            gate,
+            Arc::clone(&status),
+            repairs,
+            &pipeline.joins,
+            plan.audit.clone(),
+        ));
+        let control = start_control(&store, &status, &auditor);
 
         let mut upkeep = Upkeep {
             units: Vec::new(),
@@ -233,6 +244,7 @@ impl Running {
             shard_paths,
             ingest: ingest.clone(),
             status: Arc::clone(&status),
+            auditor,
         };
         upkeep.start(plan);
 
@@ -305,10 +317,10 @@ fn start_admin(listeners: &Listeners, status: &Arc<Status>) -> Result<Unit, Star
     Ok(Unit::start(Box::new(|stopping| Box::pin(serve(listener, router, stopping)))))
 }
 
-fn start_control(store: &Store, status: &Arc<Status>) -> Option<Unit> {
+fn start_control(store: &Store, status: &Arc<Status>, auditor: &Arc<Auditor>) -> Option<Unit> {
     let control = Control::open(store.data_dir.path())?;
-    let status = Arc::clone(status);
-    Some(Unit::start(Box::new(|stopping| Box::pin(control.serve(status, stopping)))))
+    let (status, auditor) = (Arc::clone(status), Arc::clone(auditor));
+    Some(Unit::start(Box::new(|stopping| Box::pin(control.serve(status, auditor, stopping)))))
 }
 
 fn start_writers(

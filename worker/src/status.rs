@@ -1,17 +1,19 @@
 //! What the worker tells about itself: counters that the rooms raise, and their two outlets, `/status` (JSON)
 //! and `/metrics` (Prometheus). Counters are since the start of the process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use litejoin_crds::plan::Plan;
 use serde_json::{Value, json};
 
+use self::audit::AuditStatus;
 use self::config::ConfigStatus;
 use crate::join::CheckedJoin;
 use crate::storage::shard::Counts;
 
+pub(crate) mod audit;
 pub(crate) mod config;
 pub(crate) mod prometheus;
 
@@ -146,6 +148,7 @@ pub(crate) struct JoinStatus {
     pub(crate) probes: Counter,
     pub(crate) epoch: Gauge,
     pub(crate) error: LastError,
+    pub(crate) audit: AuditStatus,
 }
 
 /// How a join is kept current.
@@ -198,6 +201,11 @@ impl<T: Default> ByName<T> {
     /// The counters of a name that the config has.
     fn of(&self, name: &str) -> Arc<T> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)[name])
+    }
+
+    /// The counters of a name that the config may have.
+    fn find(&self, name: &str) -> Option<Arc<T>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
     fn map<V>(&self, value: impl Fn(&T) -> V) -> Vec<(String, V)> {
@@ -274,6 +282,19 @@ impl Status {
     /// The counters of a join of the plan.
     pub(crate) fn join(&self, name: &str) -> Arc<JoinStatus> {
         self.joins.of(name)
+    }
+
+    /// The counters of a join that the plan may have no more.
+    pub(crate) fn find_join(&self, name: &str) -> Option<Arc<JoinStatus>> {
+        self.joins.find(name)
+    }
+
+    /// Changes that these topics have seen.
+    pub(crate) fn changes_of(&self, topics: &BTreeSet<String>) -> u64 {
+        let all = self.topics.read().unwrap_or_else(PoisonError::into_inner);
+        let wanted =
+            all.iter().filter(|(name, _)| topics.iter().any(|topic| topic.eq_ignore_ascii_case(name)));
+        wanted.map(|(_, topic)| topic.counts().changes()).sum()
     }
 
     /// The counters of a sink of the plan.
@@ -377,6 +398,7 @@ impl Status {
                 "probes": join.probes.value(),
                 "resultsChanged": join.results_changed.value(),
                 "lastError": join.error.text(),
+                "audit": join.audit.json(),
             })
         });
         let sinks = self.sinks.map(|sink| {

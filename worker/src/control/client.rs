@@ -40,8 +40,13 @@ pub(crate) enum AskError {
 /// What a worker answers, line by line.
 pub(crate) struct Answer {
     peer: String,
-    reader: BufReader<Box<dyn Read>>,
+    reader: BufReader<Box<dyn Stream>>,
 }
+
+/// Either kind of connection.
+trait Stream: Read + Write {}
+
+impl<T: Read + Write> Stream for T {}
 
 impl Peer {
     /// The worker that runs on a data directory.
@@ -70,21 +75,14 @@ impl Peer {
     /// `/status`.
     pub(crate) fn status(&self) -> Result<Value, AskError> {
         let text = self.ask("GET", "/status", "")?.text()?;
-        serde_json::from_str(&text).map_err(|error| AskError::BrokenOff {
-            peer: self.shown(),
-            source: io::Error::other(error),
-        })
+        serde_json::from_str(&text)
+            .map_err(|error| AskError::BrokenOff { peer: self.shown(), source: io::Error::other(error) })
     }
 
     /// Sends a request with a body of JSON, and gives its answer unless that is a refusal.
     pub(crate) fn ask(&self, method: &str, path: &str, body: &str) -> Result<Answer, AskError> {
         let peer = self.shown();
-        let mut answer = self.send(method, path, body).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::TimedOut => {
-                AskError::Nobody { peer: peer.clone(), source }
-            }
-            _ => AskError::BrokenOff { peer: peer.clone(), source },
-        })?;
+        let mut answer = self.send(method, path, body)?;
         let status = answer.head()?;
         if status == 200 {
             return Ok(answer);
@@ -95,7 +93,8 @@ impl Peer {
         Err(AskError::Refused { peer, status, message: message.unwrap_or_else(|| text.trim().to_owned()) })
     }
 
-    fn send(&self, method: &str, path: &str, body: &str) -> io::Result<Answer> {
+    fn send(&self, method: &str, path: &str, body: &str) -> Result<Answer, AskError> {
+        let peer = self.shown();
         let (host, prefix) = match self {
             Self::Socket(_) => ("worker", ""),
             Self::Admin { address, prefix } => (address.as_str(), prefix.as_str()),
@@ -105,20 +104,22 @@ impl Peer {
              Content-Length: {}\r\n\r\n{body}",
             body.len()
         );
-        let reader: Box<dyn Read> = match self {
-            Self::Socket(path) => {
-                let mut stream = UnixStream::connect(path)?;
-                stream.write_all(request.as_bytes())?;
-                Box::new(stream)
-            }
+        let mut stream = self.connect().map_err(|source| AskError::Nobody { peer: peer.clone(), source })?;
+        stream
+            .write_all(request.as_bytes())
+            .map_err(|source| AskError::BrokenOff { peer: peer.clone(), source })?;
+        Ok(Answer { peer, reader: BufReader::new(stream) })
+    }
+
+    fn connect(&self) -> io::Result<Box<dyn Stream>> {
+        match self {
+            Self::Socket(path) => Ok(Box::new(UnixStream::connect(path)?)),
             Self::Admin { address, .. } => {
-                let mut stream = TcpStream::connect(address)?;
+                let stream = TcpStream::connect(address)?;
                 stream.set_read_timeout(Some(PATIENCE))?;
-                stream.write_all(request.as_bytes())?;
-                Box::new(stream)
+                Ok(Box::new(stream))
             }
-        };
-        Ok(Answer { peer: self.shown(), reader: BufReader::new(reader) })
+        }
     }
 }
 

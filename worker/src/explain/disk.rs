@@ -46,7 +46,8 @@ fn indexes(path: &Path) -> Result<Vec<(String, u64, u64)>, SqliteError> {
             "SELECT name FROM sqlite_schema WHERE type = 'index' AND name LIKE '\\_by\\_%' ESCAPE '\\' ORDER BY name",
         )?;
         // In the tree of an index every cell is an entry.
-        let mut size = connection.prepare("SELECT ncell, pgsize FROM dbstat WHERE name = ?1 AND aggregate = TRUE")?;
+        let mut size =
+            connection.prepare("SELECT ncell, pgsize FROM dbstat WHERE name = ?1 AND aggregate = TRUE")?;
         let names: Vec<String> = names.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
         names
             .into_iter()

@@ -90,7 +90,8 @@ fn index_line(index: &IndexState, shards: usize) -> String {
         None => "built when the worker starts".to_owned(),
         Some(Built { built_in: 0, .. }) => "missing; built when the worker starts".to_owned(),
         Some(Built { built_in, entries, bytes }) => {
-            let part = if built_in < shards { format!(" in {built_in} of {shards} shards") } else { String::new() };
+            let part =
+                if built_in < shards { format!(" in {built_in} of {shards} shards") } else { String::new() };
             format!("built{part}, {}, {}", counted_as(entries, "entry", "entries"), size(bytes))
         }
     };
@@ -99,8 +100,10 @@ fn index_line(index: &IndexState, shards: usize) -> String {
 
 fn measured_line(measured: &Measured) -> String {
     let Measured { evaluations, evaluations_full, evaluation_seconds, probes, steps, changes, .. } = measured;
-    let mut line =
-        format!("{}, {evaluations_full} in full, {evaluation_seconds:.3} s", counted(*evaluations, "evaluation"));
+    let mut line = format!(
+        "{}, {evaluations_full} in full, {evaluation_seconds:.3} s",
+        counted(*evaluations, "evaluation")
+    );
     if *changes > 0 {
         let each = |count: u64| count as f64 / *changes as f64;
         let _ = write!(
