@@ -2,6 +2,7 @@
 //! subject. Build it first: `cargo build --workspace && cargo test --workspace --test system`.
 
 mod disk_full;
+mod edits;
 mod files;
 mod first_run;
 mod golden;

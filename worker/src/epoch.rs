@@ -26,16 +26,17 @@ use self::aside::{Aside, Done, FullCopy, Outcome};
 use self::commit::Committer;
 use self::keyed::Benches;
 use crate::error::chain;
+use crate::join::CheckedJoin;
 use crate::join::changes::Changes;
 use crate::join::full::FullError;
 use crate::join::keyed::{Difference, KeyedError, KeyedJoin};
 use crate::join::plan::Class;
-use crate::join::CheckedJoin;
 use crate::results::event::JoinId;
 use crate::results::store::{Progress, Results};
 use crate::results::{Applied, Reader};
 use crate::status::Status;
 use crate::storage::gate::{Cut, EpochGate};
+use crate::storage::ingest::Ingest;
 use crate::storage::log::ShardReader;
 use crate::storage::sqlite::{self, SqliteError};
 use crate::storage::topics::Topics;
@@ -53,6 +54,9 @@ const SLICE_ENTRIES: i64 = 65_536;
 /// Entries of the log by which a join may lag and still be kept current by key; beyond, everything is read anyway.
 const LAG_ENTRIES_MAX: i64 = 1_000_000;
 
+/// Size of a shard's WAL from which on its writer is given a moment without readers, so that it can start over.
+const WAL_BYTES_HIGH: u64 = 32 << 20;
+
 /// Evaluations aside that run at a time.
 const ASIDE_MAX: usize = 2;
 
@@ -67,6 +71,8 @@ pub(crate) struct Evaluator {
     /// By join, as `results.db` has it.
     pub(crate) progress: Vec<Progress>,
     pub(crate) shard_paths: Vec<PathBuf>,
+    /// The way to the writers.
+    pub(crate) ingest: Ingest,
     /// A folder for what is worth nothing to the next start.
     pub(crate) scratch_folder: PathBuf,
     /// By shard: what its writer may trim.
@@ -146,6 +152,8 @@ struct Joined {
 /// The evaluator at work.
 struct Lane {
     joins: Vec<Joined>,
+    wals: Vec<PathBuf>,
+    ingest: Ingest,
     benches: Benches,
     committer: Arc<Committer>,
     aside: Arc<Aside>,
@@ -259,7 +267,8 @@ impl Evaluator {
             self.applied.clone(),
             self.reserved,
         ));
-        let readers = || self.shard_paths.iter().map(|path| ShardReader::open(path)).collect::<Result<Vec<_>, _>>();
+        let readers =
+            || self.shard_paths.iter().map(|path| ShardReader::open(path)).collect::<Result<Vec<_>, _>>();
         let logs = readers()?;
         let now = Instant::now();
         let mut joins = Vec::with_capacity(self.joins.len());
@@ -272,7 +281,10 @@ impl Evaluator {
                 }
                 if !follows {
                     // Before anything is written: numbers that were lost are used again.
-                    warn!(join = join.name, "its results don't follow from the change log; evaluating it anew");
+                    warn!(
+                        join = join.name,
+                        "its results don't follow from the change log; evaluating it anew"
+                    );
                     self.results.forget_applied(progress.id)?;
                     applied = None;
                 }
@@ -309,10 +321,21 @@ impl Evaluator {
             cancelled: Arc::new(AtomicBool::new(false)),
             done: sender,
         };
-        let benches = Benches::new(&self.shard_paths, self.results.path(), joins.iter().filter_map(|j| j.keyed.as_ref()))?;
+        let benches = Benches::new(
+            &self.shard_paths,
+            self.results.path(),
+            joins.iter().filter_map(|j| j.keyed.as_ref()),
+        )?;
         debug!(milliseconds = now.elapsed().as_millis(), "the evaluator is ready");
+        let wal = |path: &PathBuf| {
+            let mut name = path.as_os_str().to_owned();
+            name.push("-wal");
+            PathBuf::from(name)
+        };
         Ok(Lane {
             joins,
+            wals: self.shard_paths.iter().map(wal).collect(),
+            ingest: self.ingest.clone(),
             benches,
             committer,
             aside: Arc::new(aside),
@@ -371,6 +394,9 @@ impl Lane {
     /// Brings the joins that lag up to a new cut, and commits that as one epoch.
     fn epoch(&mut self, gate: &EpochGate) -> Result<bool, EpochError> {
         self.committer.reserve()?;
+        self.ingest.checkpoint(|shard| {
+            std::fs::metadata(&self.wals[shard]).is_ok_and(|wal| wal.len() > WAL_BYTES_HIGH)
+        });
         let cut = gate.cut(|| self.benches.hold())?;
         let outcome = self.evaluate(&cut);
         self.benches.release();
@@ -423,7 +449,11 @@ impl Lane {
         })?;
         self.troubled = false;
         for (index, differences) in &found {
-            self.committer.status().join(&self.joins[*index].join.name).results_changed.add(differences.len() as u64);
+            self.committer
+                .status()
+                .join(&self.joins[*index].join.name)
+                .results_changed
+                .add(differences.len() as u64);
         }
         Ok(there)
     }
@@ -450,10 +480,8 @@ impl Lane {
                 .map(|(start, end)| start + (end - start) * slice / slices)
                 .collect();
             let changes = self.benches.changes(&from, &to, &self.aside.topics)?;
-            let touched: BTreeSet<String> = changes
-                .topics()
-                .map(|topic| self.aside.topics.name(topic).to_ascii_lowercase())
-                .collect();
+            let touched: BTreeSet<String> =
+                changes.topics().map(|topic| self.aside.topics.name(topic).to_ascii_lowercase()).collect();
             members.retain(|index| {
                 let joined = &mut self.joins[*index];
                 let is_touched =

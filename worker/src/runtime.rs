@@ -11,6 +11,7 @@ mod sources;
 mod store;
 mod unit;
 mod upkeep;
+mod writers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -49,8 +50,6 @@ use crate::storage::layout::LayoutError;
 use crate::storage::offsets::stream_offsets;
 use crate::storage::shard::Shard;
 use crate::storage::sqlite::SqliteError;
-use crate::storage::topics::Topics;
-use crate::storage::writer::{Command, Writer};
 use crate::{admin, clock};
 
 /// How long a planned stop waits for the evaluator and the sinks. What is not done by then is done at the next
@@ -193,7 +192,7 @@ impl Running {
         let shards = std::mem::take(&mut store.shards);
         let gate = Arc::new(EpochGate::new(store.first_epoch, shards.iter().map(Shard::last_seq).collect()));
         let trim_to: Vec<Arc<AtomicI64>> = shards.iter().map(|_| Arc::default()).collect();
-        let (ingest, writers) = start_writers(plan, shards, &store.topics, &gate, &status, &trim_to);
+        let (ingest, writers) = writers::start(plan, shards, &store.topics, &gate, &status, &trim_to);
         let repairs = Arc::new(Repairs::default());
         let evaluation = Evaluation::start(Evaluator {
             gate: Arc::clone(&gate),
@@ -204,6 +203,7 @@ impl Running {
             joins: pipeline.joins.clone(),
             progress,
             shard_paths: shard_paths.clone(),
+            ingest: ingest.clone(),
             scratch_folder: store.scratch_folder(),
             trim_to,
             reserved: Results::last_reserved(store.first_epoch),
@@ -321,35 +321,6 @@ fn start_control(store: &Store, status: &Arc<Status>, auditor: &Arc<Auditor>) ->
     let control = Control::open(store.data_dir.path())?;
     let (status, auditor) = (Arc::clone(status), Arc::clone(auditor));
     Some(Unit::start(Box::new(|stopping| Box::pin(control.serve(status, auditor, stopping)))))
-}
-
-fn start_writers(
-    plan: &Plan,
-    shards: Vec<Shard>,
-    topics: &Arc<Topics>,
-    gate: &Arc<EpochGate>,
-    status: &Arc<Status>,
-    trim_to: &[Arc<AtomicI64>],
-) -> (Ingest, Vec<JoinHandle<()>>) {
-    let mut senders = Vec::with_capacity(shards.len());
-    let mut threads = Vec::with_capacity(shards.len());
-    for (shard_index, (shard, trim_to)) in shards.into_iter().zip(trim_to).enumerate() {
-        let (sender, commands) = std::sync::mpsc::channel::<Command>();
-        let writer = Writer {
-            shard_index,
-            shard,
-            topics: Arc::clone(topics),
-            gate: Arc::clone(gate),
-            status: Arc::clone(status),
-            batch_messages_max: plan.storage.batch_messages_max,
-            flush_interval: plan.storage.flush_interval,
-            trim_to: Arc::clone(trim_to),
-            was_full: false,
-        };
-        senders.push(sender);
-        threads.push(thread(&format!("shard-{shard_index}"), move || writer.run(&commands)));
-    }
-    (Ingest::new(Arc::clone(topics), senders), threads)
 }
 
 fn thread<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {

@@ -17,8 +17,8 @@ use crate::storage::topics::Topics;
 /// Threads that evaluate at most; each has a reader of every shard.
 const BENCHES_MAX: usize = 4;
 
-/// Keys that are evaluated together: enough for the query's own cost to vanish, few enough to fit the caches.
-const SHARE_KEYS: usize = 512;
+/// Keys that are evaluated together at most. The more, the more of them share their neighbours' rows.
+const SHARE_KEYS_MAX: usize = 4_096;
 
 /// Keys below which a second thread is not worth its start.
 const ALONE_KEYS: usize = 128;
@@ -38,7 +38,7 @@ impl Benches {
         let benches = (0..count)
             .map(|_| {
                 let readers =
-                    shard_paths.iter().map(|path| ShardReader::open(path)).collect::<Result<_, _>>()?;
+                    shard_paths.iter().map(|path| ShardReader::open_for_lookups(path)).collect::<Result<_, _>>()?;
                 let results = sqlite::open_reader(results_path)?;
                 let memory = sqlite::open_memory()?;
                 Ok(Bench::new(memory, readers, results, joins.clone(), STEPS_MAX)?)
@@ -97,7 +97,8 @@ impl Benches {
             self.benches[0].evaluate(join, &keys, known, &mut found)?;
             return Ok(Some(found));
         }
-        let shares: Vec<&[(Value, bool)]> = keys.chunks(SHARE_KEYS).collect();
+        let share_keys = keys.len().div_ceil(self.benches.len()).min(SHARE_KEYS_MAX);
+        let shares: Vec<&[(Value, bool)]> = keys.chunks(share_keys).collect();
         let next = AtomicUsize::new(0);
         let outcome: Mutex<Result<Vec<Difference>, KeyedError>> = Mutex::new(Ok(Vec::new()));
         let (shares, next, outcome) = (&shares, &next, &outcome);

@@ -87,11 +87,15 @@ pub(crate) enum Link {
 /// Why a query is evaluated in full.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Reason {
-    #[error("it reads the clock, so its rows change without a message; send the time as a message of a topic")]
+    #[error(
+        "it reads the clock, so its rows change without a message; send the time as a message of a topic"
+    )]
     Clock,
     #[error("its structure could not be read; write it in plainer SQL")]
     Syntax,
-    #[error("a common table expression reads itself or one behind it; a query without recursion could be keyed")]
+    #[error(
+        "a common table expression reads itself or one behind it; a query without recursion could be keyed"
+    )]
     Recursive,
     #[error("NATURAL JOIN matches whole rows; name the columns with ON")]
     Natural,
@@ -101,7 +105,9 @@ pub(crate) enum Reason {
     Collation,
     #[error("IN reads a table as a whole; write IN (SELECT …)")]
     InTable,
-    #[error("LIMIT picks among all rows; number them with row_number() OVER (PARTITION BY …) and take the first ones of each key")]
+    #[error(
+        "LIMIT picks among all rows; number them with row_number() OVER (PARTITION BY …) and take the first ones of each key"
+    )]
     Limit,
     #[error("it aggregates everything into one row; add GROUP BY with the result key")]
     Global,
@@ -111,16 +117,22 @@ pub(crate) enum Reason {
     Window { key: String },
     #[error("result key {key} does not come from the columns of one topic; choose another keyColumn")]
     KeyOfSeveral { key: String },
-    #[error("result key {key} can't be looked up by an index; use a column, a field of the payload, or a simple function")]
+    #[error(
+        "result key {key} can't be looked up by an index; use a column, a field of the payload, or a simple function"
+    )]
     NotIndexable { key: String },
     #[error(
         "result key {key} comes from the optional side of an outer join; take the key of the other side, or \
          coalesce() of both sides of a FULL JOIN's condition"
     )]
     Optional { key: String },
-    #[error("{source_name} is tied to the rest by no equality that an index can answer; add one (a = b) to its ON or to WHERE")]
+    #[error(
+        "{source_name} is tied to the rest by no equality that an index can answer; add one (a = b) to its ON or to WHERE"
+    )]
     NoEquality { source_name: String },
-    #[error("a subquery on {source_name} is tied to its row by no equality; add one (inner = outer) to its WHERE")]
+    #[error(
+        "a subquery on {source_name} is tied to its row by no equality; add one (inner = outer) to its WHERE"
+    )]
     Uncorrelated { source_name: String },
     #[error("its rewritten form was refused by SQLite: {message}; write it in plainer SQL")]
     Rewritten { message: String },

@@ -250,8 +250,7 @@ impl Results {
         let transaction = connection
             .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
             .map_err(|source| SqliteError::new(&self.path, "begin an epoch", source))?;
-        let mut writer =
-            EpochWriter { path: &self.path, transaction, epoch, now, next_n, outbox_bytes: 0 };
+        let mut writer = EpochWriter { path: &self.path, transaction, epoch, now, next_n, outbox_bytes: 0 };
         let value = work(&mut writer)?;
         let committed = Committed {
             position: Position { epoch, n: writer.next_n - 1 },
@@ -306,10 +305,8 @@ impl EpochWriter<'_> {
             } else {
                 self.transaction
                     .prepare_cached(
-                        "INSERT INTO results (join_id, key, rows, op, epoch, n, timestamp)
-                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-                         ON CONFLICT DO UPDATE SET rows = excluded.rows, op = excluded.op, epoch = excluded.epoch,
-                             n = excluded.n, timestamp = excluded.timestamp",
+                        "INSERT OR REPLACE INTO results (join_id, key, rows, op, epoch, n, timestamp)
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
                     )?
                     .execute(params![
                         join.0,

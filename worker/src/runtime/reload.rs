@@ -106,7 +106,6 @@ impl Running {
             self.sources.prepare(changes.sources.starting(), &source_specs, &listeners, &offsets)?;
         let ready_sinks = self.sinks.prepare(changes.sinks.starting(), &sink_specs, &listeners)?;
 
-        // The cleaner's own cuts are for the evaluator that is there when it makes them.
         self.upkeep.stop().await;
         if let Err(problem) = self.take_over(&next).await {
             self.upkeep.start(&self.pipeline.plan);
