@@ -10,6 +10,8 @@ pub(crate) struct AuditStatus(Mutex<Inner>);
 
 #[derive(Debug, Default, Clone)]
 struct Inner {
+    /// How often results were compared.
+    count: u64,
     /// When it was last tried, in seconds since the epoch.
     tried_at: Option<i64>,
     /// Why the last try compared nothing.
@@ -40,6 +42,7 @@ impl AuditStatus {
         let mut inner = self.lock();
         inner.tried_at = Some(now);
         inner.problem = None;
+        inner.count += 1;
         inner.last = Some(compared);
         if compared.differences == 0 {
             inner.clean = Some(Clean { at: now, changes });
@@ -61,6 +64,11 @@ impl AuditStatus {
         (!is_known).then_some(inner.tried_at)
     }
 
+    /// How often results were compared.
+    pub(crate) fn count(&self) -> u64 {
+        self.lock().count
+    }
+
     /// Differences that the last comparison found.
     pub(crate) fn differences(&self) -> Option<u64> {
         self.lock().last.map(|last| last.differences)
@@ -77,6 +85,7 @@ impl AuditStatus {
             None => Value::Null,
             Some(at) => json!({
                 "at": at,
+                "count": inner.count,
                 "results": inner.last.map(|last| last.results),
                 "differences": inner.last.map(|last| last.differences),
                 "seconds": inner.last.map(|last| last.seconds),

@@ -201,6 +201,12 @@ impl Collector for Scrape {
             series("join", known.into_iter().filter_map(|(name, value)| Some((name, value?))).collect())
         };
         metric(
+            "litejoin_audits",
+            "Comparisons of a join's stored results with what its query yields",
+            counter,
+            of_audits(|audit| Some(audit.count() as f64)),
+        )?;
+        metric(
             "litejoin_audit_differences",
             "Stored results of a join that differed from what its query yields, by the last audit; must be 0",
             gauge,
