@@ -303,3 +303,21 @@ async fn who_asks_wrongly_is_told_how() {
     let findings = findings(&site, &["-f", "pipeline.yaml", "first"]).await;
     assert_eq!(findings[0]["skipped"], "its query has changed since its results were stored");
 }
+
+#[tokio::test]
+async fn a_fault_of_the_engine_is_found_put_right_and_sent() {
+    let site = Site::with(&manifest(ON_REQUEST));
+    let worker = site.run([]).with_variable("LITEJOIN_SABOTAGE", "no-old-images").start().await;
+    let mut client = Subscription::open(worker.address("sink live"), "join=totals", None).await;
+    for customer in ["c1", "c2"] {
+        let order = json!({"n": 1, "price": 1.5, "customer": customer});
+        let epoch = worker.ingest().put("orders", "o1", order).await;
+        worker.snapshot("live", "totals", epoch).await;
+    }
+    let told_so_far = [next(&mut client).await, next(&mut client).await];
+    assert_eq!(told_so_far, [r#"totals created "c1""#, r#"totals created "c2""#], "c1 has lost its order");
+    assert_eq!(told(&findings(&site, &["totals"]).await), "\"totals\": 1 [\"deleted \\\"c1\\\"\"]\n");
+    assert_eq!(next(&mut client).await, r#"totals deleted "c1""#);
+    assert_eq!(told(&findings(&site, &["totals"]).await), "\"totals\": 0 []\n");
+    worker.stop().await;
+}
