@@ -1,6 +1,6 @@
 //! Talking to a running worker from the same machine: a socket in its data directory that only its user may open.
 //! What the admin endpoint shows is shown here too, and `POST /audit {"joins": […]}` compares stored results: a line
-//! of JSON for each join as it is done.
+//! of JSON for each join as it is done, and one behind the last.
 
 pub(crate) mod client;
 
@@ -30,6 +30,9 @@ use crate::status::Status;
 
 /// The name of the socket in a data directory.
 pub(crate) const SOCKET: &str = "control.sock";
+
+/// The last line of an answer that came to its end.
+pub(crate) const END: &str = r#"{"end":true}"#;
 
 /// The socket on which a worker listens.
 pub(crate) struct Control {
@@ -94,23 +97,27 @@ async fn audit(State(audits): State<Audits>, Json(wanted): Json<Wanted>) -> Resp
         Ok(joins) => joins.into_iter().map(|join| join.name.clone()).collect(),
         Err(error) => return (StatusCode::NOT_FOUND, Json(json!({"error": error}))).into_response(),
     };
-    let lines = stream::unfold((audits, names.into_iter()), |(mut audits, mut names)| async {
-        let line = loop {
-            let name = names.next()?;
+    let lines = stream::unfold(Some((audits, names.into_iter())), |state| async {
+        let (mut audits, mut names) = state?;
+        loop {
+            let Some(name) = names.next() else { return Some((Ok(format!("{END}\n")), None)) };
             let finding = tokio::select! {
-                finding = audits.auditor.audit(&name) => Ok(finding),
-                _ = audits.stopping.wait_for(|stopping| *stopping) => Err(()),
+                finding = audits.auditor.audit(&name) => Some(finding),
+                _ = audits.stopping.wait_for(|stopping| *stopping) => None,
             };
             match finding {
-                Ok(Some(finding)) => {
-                    break Ok(serde_json::to_string(&finding).expect("plain fields are always JSON") + "\n");
+                Some(Some(finding)) => {
+                    let line = serde_json::to_string(&finding).expect("plain fields are always JSON") + "\n";
+                    return Some((Ok(line), Some((audits, names))));
                 }
                 // A reload has taken the join away.
-                Ok(None) => {}
-                Err(()) => break Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the worker stops")),
+                Some(None) => {}
+                None => {
+                    let stops = io::Error::new(io::ErrorKind::ConnectionAborted, "the worker stops");
+                    return Some((Err(stops), None));
+                }
             }
-        };
-        Some((line, (audits, names)))
+        }
     });
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
 }

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::auditor::finding;
 use super::{Files, Finding, compare};
+use crate::control::END;
 use crate::control::client::{AskError, Peer};
 use crate::join::{self, CheckedJoin};
 use crate::storage::layout::{self, LayoutError};
@@ -64,10 +65,13 @@ pub(crate) fn run(
 fn by_worker(data_dir: &Path, names: &[String], each: &mut dyn FnMut(&Finding)) -> Result<(), CommandError> {
     let request = json!({"joins": names}).to_string();
     let mut answer = Peer::of(data_dir).ask("POST", "/audit", &request)?;
-    while let Some(line) = answer.line()? {
+    loop {
+        let line = answer.line()?.ok_or_else(|| answer.broken(io::ErrorKind::UnexpectedEof.into()))?;
+        if line == END {
+            return Ok(());
+        }
         each(&serde_json::from_str(&line)?);
     }
-    Ok(())
 }
 
 fn over_files(

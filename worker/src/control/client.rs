@@ -148,7 +148,8 @@ impl Answer {
         Ok(text)
     }
 
-    fn broken(&self, source: io::Error) -> AskError {
+    /// The error for an answer that ended too early.
+    pub(crate) fn broken(&self, source: io::Error) -> AskError {
         AskError::BrokenOff { peer: self.peer.clone(), source }
     }
 }

@@ -105,14 +105,12 @@ fn measured_line(measured: &Measured) -> String {
         counted(*evaluations, "evaluation")
     );
     if *changes > 0 {
-        let each = |count: u64| count as f64 / *changes as f64;
-        let _ = write!(
-            line,
-            "; {}, each {:.1} probes and {:.0} steps",
-            counted(*changes, "change"),
-            each(*probes),
-            each(*steps)
-        );
+        let each = |count: f64| count / *changes as f64;
+        let _ =
+            write!(line, "; {}, each {:.2} ms", counted(*changes, "change"), each(evaluation_seconds * 1e3));
+        if *probes > 0 {
+            let _ = write!(line, ", {:.1} probes, {:.0} steps", each(*probes as f64), each(*steps as f64));
+        }
     }
     line
 }
