@@ -66,6 +66,11 @@ pub const REPLICATION_SNAPSHOT_INTERVAL: &str = "1h";
 /// How long snapshots and what leads from one to the next are kept. The original's default.
 pub const REPLICATION_RETENTION: &str = "72h";
 
+/// Quiet after which stored results are compared with full evaluations: long enough that nobody waits for the disk.
+pub const AUDIT_IDLE_AFTER: &str = "1m";
+/// Least time between two such comparisons, each of one join: one reads all rows of the join's topics.
+pub const AUDIT_INTERVAL: &str = "10m";
+
 /// Address of health, metrics and status; beside the 9091 of Litestream's metrics.
 pub const ADMIN_ADDR: &str = ":9090";
 

@@ -73,6 +73,8 @@ pub struct PipelineSpec {
     pub retention: RetentionSpec,
     /// How results reach their sinks.
     pub delivery: DeliverySpec,
+    /// How stored results are compared with what their queries yield.
+    pub audit: AuditSpec,
     /// Copies of the data at another place, by Litestream.
     pub replication: ReplicationSpec,
     /// Health, metrics and status.
@@ -324,6 +326,32 @@ impl Default for DlqSpec {
             ttl: defaults::DLQ_TTL.into(),
             max_size_mb: defaults::DLQ_MAX_SIZE_MB,
             cleanup_interval: defaults::DLQ_CLEANUP_INTERVAL.into(),
+        }
+    }
+}
+
+/// How stored results are compared with what their queries yield over everything: a check of the worker itself,
+/// which must find no difference.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AuditSpec {
+    /// Whether that is done without being asked, while nothing is written.
+    pub enabled: bool,
+    /// How long nothing was written before it begins.
+    pub idle_after: DurationText,
+    /// Least time from one join to the next.
+    pub interval: DurationText,
+    /// Whether results that differ are put right and sent.
+    pub repair: bool,
+}
+
+impl Default for AuditSpec {
+    fn default() -> Self {
+        AuditSpec {
+            enabled: true,
+            idle_after: defaults::AUDIT_IDLE_AFTER.into(),
+            interval: defaults::AUDIT_INTERVAL.into(),
+            repair: true,
         }
     }
 }

@@ -23,6 +23,8 @@ pub struct Plan {
     pub retention: Retention,
     /// How results reach their sinks.
     pub delivery: Delivery,
+    /// How stored results are compared with full evaluations.
+    pub audit: Audit,
     /// Health, metrics and status.
     pub admin: Admin,
     /// In the order of the documents.
@@ -125,6 +127,19 @@ pub struct Dlq {
     pub bytes_max: u64,
     /// How often `ttl` and `bytes_max` are enforced.
     pub cleanup_interval: Duration,
+}
+
+/// `spec.audit`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Audit {
+    /// Whether it is done without being asked.
+    pub enabled: bool,
+    /// How long nothing was written before it begins.
+    pub idle_after: Duration,
+    /// Least time from one join to the next.
+    pub interval: Duration,
+    /// Whether results that differ are put right and sent.
+    pub repair: bool,
 }
 
 /// `spec.admin`.

@@ -71,6 +71,7 @@ fn plan(contents: &Contents, config_hash: String, complaints: &mut Complaints) -
         storage: settings.storage,
         retention: settings.retention,
         delivery: settings.delivery,
+        audit: settings.audit,
         admin: settings.admin,
         sources,
         joins,

@@ -1,8 +1,10 @@
 //! The built worker as its users meet it: a process with a manifest, sockets, files and signals. A file for each
 //! subject. Build it first: `cargo build --workspace && cargo test --workspace --test system`.
 
+mod audit;
 mod disk_full;
 mod edits;
+mod explain;
 mod files;
 mod first_run;
 mod golden;

@@ -74,6 +74,37 @@ pub(crate) enum Command {
     /// Check manifests and say everything that is wrong with them, with file and line
     #[command(after_help = "Exit codes: 0 fine, 2 wrong")]
     Validate(Validate),
+    /// Show how joins are kept current, what a change costs them, and what to mind
+    ///
+    /// A join is keyed where the results that a change concerns can be told from the query: they alone are evaluated,
+    /// by look-ups in the shards. Otherwise it is full: each change costs an evaluation over all rows, and the reason
+    /// and its remedy are told.
+    ///
+    /// With --data-dir it also says which indexes are built there and how large they are; where a worker runs on it
+    /// (or with --admin), what its evaluations have cost. Nothing is changed, and nothing waits.
+    #[command(
+        after_help = "Examples:\n  litejoin explain -f pipeline.yaml                         what the manifests alone tell\n  \
+                      litejoin explain -f pipeline.yaml enriched --data-dir data   one join, with its indexes and costs\n  \
+                      litejoin explain -f pipeline.yaml --deny-warnings            for CI: fails when a join is full\n\n\
+                      Exit codes: 0 fine, 1 warnings (with --deny-warnings), or nothing could be read, 2 the manifests \
+                      or the names of joins are wrong"
+    )]
+    Explain(Explain),
+    /// Compare stored results with what their queries yield over all rows
+    ///
+    /// There must be no difference. The worker that runs on the data directory is asked; it reads while it goes on,
+    /// one join after another, shows what it found in /status and metrics, and puts right what differs (unless
+    /// spec.audit.repair is false). It also does this by itself while nothing is written.
+    ///
+    /// Where no worker runs, the files are compared as they are, and nothing is changed; that needs the manifests.
+    #[command(
+        after_help = "Examples:\n  litejoin audit --data-dir data                  all joins of the worker that runs there\n  \
+                      litejoin audit enriched --data-dir data         one of them\n  \
+                      litejoin audit -f pipeline.yaml                 the files of storage.dataDir, worker or not\n\n\
+                      Exit codes: 0 no difference, 1 differences, or something could not be compared, 2 the manifests \
+                      or the names of joins are wrong"
+    )]
+    Audit(Audit),
     /// Print a completion script for your shell
     ///
     /// For example: litejoin completions bash > /etc/bash_completion.d/litejoin
@@ -104,6 +135,65 @@ pub(crate) struct Validate {
     /// Manifest, or folder of manifests (*.yaml, *.yml, *.json); `-` is standard input. May be repeated
     #[arg(short = 'f', long = "file", value_name = "PATH", required = true)]
     pub(crate) files: Vec<PathBuf>,
+}
+
+#[derive(Debug, Parser)]
+pub(crate) struct Explain {
+    /// Joins to explain; all if none is named
+    #[arg(value_name = "JOIN")]
+    pub(crate) joins: Vec<String>,
+
+    /// Manifest, or folder of manifests (*.yaml, *.yml, *.json); `-` is standard input. May be repeated
+    #[arg(short = 'f', long = "file", value_name = "PATH", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+
+    /// Look at the indexes here, and ask the worker that runs here, if one does
+    #[arg(long, value_name = "DIR", env = "LITEJOIN_DATA_DIR", hide_env_values = true)]
+    pub(crate) data_dir: Option<PathBuf>,
+
+    /// Ask the worker whose spec.admin.addr this is, such as http://127.0.0.1:9090
+    #[arg(long, value_name = "URL")]
+    pub(crate) admin: Option<String>,
+
+    /// What to print: text for people, or JSON
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) output: Output,
+
+    /// End with exit code 1 if there is any warning
+    #[arg(long)]
+    pub(crate) deny_warnings: bool,
+}
+
+#[derive(Debug, Parser)]
+pub(crate) struct Audit {
+    /// Joins to compare; all if none is named
+    #[arg(value_name = "JOIN")]
+    pub(crate) joins: Vec<String>,
+
+    /// The data directory of the pipeline [default: storage.dataDir of the manifests]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "LITEJOIN_DATA_DIR",
+        hide_env_values = true,
+        required_unless_present = "files"
+    )]
+    pub(crate) data_dir: Option<PathBuf>,
+
+    /// Manifest, or folder of manifests, to compare by where no worker runs. May be repeated
+    #[arg(short = 'f', long = "file", value_name = "PATH")]
+    pub(crate) files: Vec<PathBuf>,
+
+    /// What to print: text for people, or a line of JSON for each join
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) output: Output,
+}
+
+/// How to print what was found out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    Text,
+    Json,
 }
 
 impl Run {

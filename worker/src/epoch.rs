@@ -16,9 +16,8 @@ mod keyed;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -85,6 +84,23 @@ pub(crate) struct Evaluator {
     pub(crate) applied: watch::Sender<Applied>,
     /// Indexes of joins that took too long and are left alone until the next start.
     pub(crate) stopped: BTreeSet<usize>,
+    /// What somebody else found to be wrong.
+    pub(crate) repairs: Arc<Repairs>,
+}
+
+/// Joins whose stored results are not to be trusted: they are evaluated in full, and what differs is stored and sent.
+#[derive(Debug, Default)]
+pub(crate) struct Repairs(Mutex<BTreeSet<String>>);
+
+impl Repairs {
+    /// Asks for a join; whoever waits at the gate has to be woken.
+    pub(crate) fn ask(&self, join_name: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(join_name.to_owned());
+    }
+
+    fn take(&self, join_name: &str) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(join_name)
+    }
 }
 
 /// Why an epoch was not applied; it is tried again.
@@ -144,6 +160,7 @@ struct Lane {
     aside: Arc<Aside>,
     done: mpsc::Receiver<Done>,
     trim_to: Vec<Arc<AtomicI64>>,
+    repairs: Arc<Repairs>,
     /// Whether the joins that need nothing have been said to be current.
     begun: bool,
     /// What went wrong in an evaluation aside and has not been reported.
@@ -325,6 +342,7 @@ impl Evaluator {
             aside: Arc::new(aside),
             done,
             trim_to: self.trim_to.clone(),
+            repairs: Arc::clone(&self.repairs),
             begun: false,
             failing: None,
             troubled: false,
@@ -357,6 +375,10 @@ impl Lane {
             }
             if joined.join.reads_clock && !stopping && joined.ticked.elapsed() >= TICK {
                 joined.due = true;
+            }
+            if self.repairs.take(&joined.join.name) {
+                joined.due = true;
+                joined.copy = None;
             }
             if joined.due && running < ASIDE_MAX {
                 joined.due = false;
@@ -524,6 +546,7 @@ impl Lane {
         joined.copy = done.copy;
         let status = self.committer.status().join(&joined.join.name);
         status.evaluations.add(1);
+        status.evaluations_full.add(1);
         status.evaluation_microseconds.add(done.microseconds);
         match done.outcome {
             Outcome::Applied { cut } => {

@@ -21,6 +21,7 @@ pub(crate) mod value;
 use std::collections::BTreeSet;
 
 pub(crate) use check::CheckedJoin;
+use litejoin_crds::complaint::near_or_allowed;
 
 use self::plan::Class;
 use crate::storage::shard::{Index, Needs};
@@ -36,6 +37,23 @@ pub(crate) fn needs(joins: &[CheckedJoin]) -> Needs {
         }
     }
     Needs { topics: topics.into_iter().collect(), indexes: indexes.into_iter().collect() }
+}
+
+/// Finds the joins that are asked for; all if none is named. Gives a complaint about a name that there is not.
+pub(crate) fn named<'j>(joins: &'j [CheckedJoin], names: &[String]) -> Result<Vec<&'j CheckedJoin>, String> {
+    if names.is_empty() {
+        return Ok(joins.iter().collect());
+    }
+    names
+        .iter()
+        .map(|name| {
+            joins.iter().find(|join| join.name.eq_ignore_ascii_case(name)).ok_or_else(|| {
+                let known: Vec<&str> = joins.iter().map(|join| join.name.as_str()).collect();
+                let hint = near_or_allowed(name, &known, "; there are no joins");
+                format!("there is no join {name:?}{hint}")
+            })
+        })
+        .collect()
 }
 
 /// A row of a topic as queries see it, beside its key.

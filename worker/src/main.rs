@@ -1,12 +1,15 @@
 //! The program `litejoin`: arguments, logging, signals, exit codes.
 
 mod admin;
+mod audit;
 mod blocking;
 mod cli;
 mod clock;
+mod control;
 mod delivery;
 mod epoch;
 mod error;
+mod explain;
 mod fault;
 mod join;
 mod listen;
@@ -30,8 +33,9 @@ use tokio::sync::mpsc;
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
+use crate::audit::command::{CommandError, Table};
 use crate::blocking::blocking;
-use crate::cli::{Arguments, Command, LogFormat, Run};
+use crate::cli::{Arguments, Audit, Command, Explain, LogFormat, Output, Run};
 use crate::error::chain;
 use crate::manifest::watch::{self, Watch};
 use crate::runtime::Reload;
@@ -101,11 +105,78 @@ fn main() -> ExitCode {
                 ExitCode::from(EXIT_INVALID)
             }
         },
+        Command::Explain(explain) => show_costs(&explain),
+        Command::Audit(audit) => check_results(&audit),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "litejoin", &mut std::io::stdout());
             ExitCode::SUCCESS
         }
     }
+}
+
+fn show_costs(arguments: &Explain) -> ExitCode {
+    let (pipeline, complaints) = match cli::load(&arguments.files) {
+        Ok(loaded) => loaded,
+        Err(complaints) => {
+            complain(&complaints);
+            return ExitCode::from(EXIT_INVALID);
+        }
+    };
+    complain(&complaints);
+    let chosen = match join::named(&pipeline.joins, &arguments.joins) {
+        Ok(chosen) => chosen,
+        Err(wrong) => {
+            complain(&format!("error: {wrong}\n"));
+            return ExitCode::from(EXIT_INVALID);
+        }
+    };
+    let known = match explain::know(&pipeline.plan, arguments.data_dir.as_deref(), arguments.admin.as_deref())
+    {
+        Ok(known) => known,
+        Err(error) => {
+            complain(&format!("error: {}\n", chain(&error)));
+            return ExitCode::FAILURE;
+        }
+    };
+    let explanation = explain::explain(&pipeline.plan, &chosen, &known, complaints.lines().count());
+    say(&match arguments.output {
+        Output::Text => explanation.text(std::io::stdout().is_terminal()),
+        Output::Json => explanation.json(),
+    });
+    ExitCode::from(u8::from(arguments.deny_warnings && explanation.warnings() > 0))
+}
+
+fn check_results(arguments: &Audit) -> ExitCode {
+    let pipeline = match arguments.files.is_empty() {
+        true => None,
+        false => match cli::load(&arguments.files) {
+            Ok((pipeline, _)) => Some(pipeline),
+            Err(complaints) => {
+                complain(&complaints);
+                return ExitCode::from(EXIT_INVALID);
+            }
+        },
+    };
+    let of_manifest = pipeline.as_ref().map(|pipeline| &pipeline.plan.storage.data_dir);
+    let data_dir = arguments.data_dir.as_ref().or(of_manifest).expect("clap asks for one of both");
+    let written = pipeline.as_ref().map(|pipeline| (&pipeline.plan, pipeline.joins.as_slice()));
+    let (mut table, mut wrong) = (Table::default(), false);
+    let outcome = audit::command::run(data_dir, written, &arguments.joins, &mut |finding| {
+        wrong |= finding.is_wrong();
+        say(&match arguments.output {
+            Output::Text => table.row(finding),
+            Output::Json => serde_json::to_string(finding).expect("plain fields are always JSON") + "\n",
+        });
+    });
+    if let Err(error) = outcome {
+        complain(&format!("error: {}\n", chain(&error)));
+        let invalid = matches!(error, CommandError::Names(_));
+        return if invalid { ExitCode::from(EXIT_INVALID) } else { ExitCode::FAILURE };
+    }
+    if arguments.output == Output::Text {
+        say(table.end());
+    }
+    ExitCode::from(u8::from(wrong))
 }
 
 /// Stops the pipeline at the first signal, and the process at the second.

@@ -34,8 +34,10 @@ use self::sources::Sources;
 use self::store::Store;
 use self::unit::{Unit, Units};
 use self::upkeep::Upkeep;
+use crate::audit::{Auditor, Files};
 use crate::blocking::blocking;
-use crate::epoch::Evaluator;
+use crate::control::Control;
+use crate::epoch::{Evaluator, Repairs};
 use crate::join::CheckedJoin;
 use crate::listen::ListenError;
 use crate::manifest::Manifest;
@@ -116,6 +118,8 @@ struct Running {
     sinks: Sinks,
     upkeep: Upkeep,
     admin: Unit,
+    /// `None` where there could be no socket.
+    control: Option<Unit>,
 }
 
 /// Runs the pipeline until `stop` is heard (or, with `once`, until its sources have ended), then stops in order.
@@ -174,7 +178,7 @@ impl Running {
             let (plan, joins) = (plan.clone(), pipeline.joins.clone());
             blocking(move || Store::open(&plan, &joins)).await?
         };
-        let status = Arc::new(Status::new(plan, clock::epoch_seconds()));
+        let status = Arc::new(Status::new(plan, &pipeline.joins, clock::epoch_seconds()));
         *status.lineage.lock().unwrap_or_else(PoisonError::into_inner) = store.results.lineage().to_owned();
         status.outbox_bytes.set(store.results.outbox_bytes()?);
         let progress = evaluation::register(&store.results, &pipeline.joins, plan.storage.shard_count)?;
@@ -189,6 +193,7 @@ impl Running {
         let gate = Arc::new(EpochGate::new(store.first_epoch, shards.iter().map(Shard::last_seq).collect()));
         let trim_to: Vec<Arc<AtomicI64>> = shards.iter().map(|_| Arc::default()).collect();
         let (ingest, writers) = writers::start(plan, shards, &store.topics, &gate, &status, &trim_to);
+        let repairs = Arc::new(Repairs::default());
         let evaluation = Evaluation::start(Evaluator {
             gate: Arc::clone(&gate),
             topics: Arc::clone(&store.topics),
@@ -204,6 +209,7 @@ impl Running {
             reserved: Results::last_reserved(store.first_epoch),
             applied: applied_sender,
             stopped: BTreeSet::new(),
+            repairs: Arc::clone(&repairs),
         });
 
         let mut sinks = Sinks {
@@ -221,6 +227,15 @@ impl Running {
         sinks.forget_others(&sink_specs).await;
         sinks.units.start(ready);
         let admin = start_admin(&listeners, &status)?;
+        let auditor = Arc::new(Auditor::new(
+            Files::new(shard_paths.clone(), store.results.path().to_owned(), store.scratch_folder()),
+            gate,
+            Arc::clone(&status),
+            repairs,
+            &pipeline.joins,
+            plan.audit.clone(),
+        ));
+        let control = start_control(&store, &status, &auditor);
 
         let mut upkeep = Upkeep {
             units: Vec::new(),
@@ -229,6 +244,7 @@ impl Running {
             shard_paths,
             ingest: ingest.clone(),
             status: Arc::clone(&status),
+            auditor,
         };
         upkeep.start(plan);
 
@@ -258,6 +274,7 @@ impl Running {
             sinks,
             upkeep,
             admin,
+            control,
         })
     }
 
@@ -274,8 +291,12 @@ impl Running {
             self.evaluation.finish().await;
             self.sinks.units.ask_to_stop();
             self.admin.ask_to_stop();
+            self.control.iter().for_each(Unit::ask_to_stop);
             self.sinks.units.ended().await;
             self.admin.ended().await;
+            if let Some(mut control) = self.control {
+                control.ended().await;
+            }
         })
         .await;
         match drained {
@@ -294,6 +315,12 @@ fn start_admin(listeners: &Listeners, status: &Arc<Status>) -> Result<Unit, Star
     info!(address = %local, "showing /healthz, /readyz, /metrics, /status");
     let router = admin::router(Arc::clone(status));
     Ok(Unit::start(Box::new(|stopping| Box::pin(serve(listener, router, stopping)))))
+}
+
+fn start_control(store: &Store, status: &Arc<Status>, auditor: &Arc<Auditor>) -> Option<Unit> {
+    let control = Control::open(store.data_dir.path())?;
+    let (status, auditor) = (Arc::clone(status), Arc::clone(auditor));
+    Some(Unit::start(Box::new(|stopping| Box::pin(control.serve(status, auditor, stopping)))))
 }
 
 fn thread<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {

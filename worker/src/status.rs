@@ -1,16 +1,19 @@
 //! What the worker tells about itself: counters that the rooms raise, and their two outlets, `/status` (JSON)
 //! and `/metrics` (Prometheus). Counters are since the start of the process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use litejoin_crds::plan::Plan;
 use serde_json::{Value, json};
 
+use self::audit::AuditStatus;
 use self::config::ConfigStatus;
+use crate::join::CheckedJoin;
 use crate::storage::shard::Counts;
 
+pub(crate) mod audit;
 pub(crate) mod config;
 pub(crate) mod prometheus;
 
@@ -134,7 +137,10 @@ impl TopicStatus {
 
 #[derive(Debug, Default)]
 pub(crate) struct JoinStatus {
+    class: Mutex<Option<ClassStatus>>,
     pub(crate) evaluations: Counter,
+    /// Those that ran over everything.
+    pub(crate) evaluations_full: Counter,
     pub(crate) evaluation_microseconds: Counter,
     pub(crate) results_changed: Counter,
     /// Steps of SQLite's virtual machine, and look-ups in shards, of evaluations by key.
@@ -142,6 +148,21 @@ pub(crate) struct JoinStatus {
     pub(crate) probes: Counter,
     pub(crate) epoch: Gauge,
     pub(crate) error: LastError,
+    pub(crate) audit: AuditStatus,
+}
+
+/// How a join is kept current.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct ClassStatus {
+    name: &'static str,
+    /// Why it is evaluated in full.
+    reason: Option<String>,
+}
+
+impl JoinStatus {
+    fn class(&self) -> Option<ClassStatus> {
+        self.class.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -182,6 +203,11 @@ impl<T: Default> ByName<T> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)[name])
     }
 
+    /// The counters of a name that the config may have.
+    fn find(&self, name: &str) -> Option<Arc<T>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
     fn map<V>(&self, value: impl Fn(&T) -> V) -> Vec<(String, V)> {
         let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
         all.iter().map(|(name, counters)| (name.clone(), value(counters))).collect()
@@ -212,7 +238,7 @@ pub(crate) struct Status {
 }
 
 impl Status {
-    pub(crate) fn new(plan: &Plan, started_at: i64) -> Self {
+    pub(crate) fn new(plan: &Plan, joins: &[CheckedJoin], started_at: i64) -> Self {
         let status = Self {
             pipeline: plan.name.clone(),
             identity: plan.identity.clone(),
@@ -232,15 +258,20 @@ impl Status {
             joins: ByName::default(),
             sinks: ByName::default(),
         };
-        status.follow(plan);
+        status.follow(plan, joins);
         status
     }
 
     /// Tells of what the plan has, and no more of what it has not.
-    pub(crate) fn follow(&self, plan: &Plan) {
+    pub(crate) fn follow(&self, plan: &Plan, joins: &[CheckedJoin]) {
         self.sources.keep(plan.sources.iter().map(|source| &source.name));
         self.joins.keep(plan.joins.iter().map(|join| &join.name));
         self.sinks.keep(plan.sinks.iter().map(|sink| &sink.name));
+        for join in joins {
+            let (name, reason) = (join.class.name(), join.class.reason().map(ToString::to_string));
+            *self.join(&join.name).class.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some(ClassStatus { name, reason });
+        }
     }
 
     /// The counters of a source of the plan.
@@ -251,6 +282,19 @@ impl Status {
     /// The counters of a join of the plan.
     pub(crate) fn join(&self, name: &str) -> Arc<JoinStatus> {
         self.joins.of(name)
+    }
+
+    /// The counters of a join that the plan may have no more.
+    pub(crate) fn find_join(&self, name: &str) -> Option<Arc<JoinStatus>> {
+        self.joins.find(name)
+    }
+
+    /// Changes that these topics have seen.
+    pub(crate) fn changes_of(&self, topics: &BTreeSet<String>) -> u64 {
+        let all = self.topics.read().unwrap_or_else(PoisonError::into_inner);
+        let wanted =
+            all.iter().filter(|(name, _)| topics.iter().any(|topic| topic.eq_ignore_ascii_case(name)));
+        wanted.map(|(_, topic)| topic.counts().changes()).sum()
     }
 
     /// The counters of a sink of the plan.
@@ -342,12 +386,19 @@ impl Status {
             (name.to_string(), value)
         });
         let joins = self.joins.map(|join| {
+            let class = join.class();
             json!({
+                "class": class.as_ref().map(|class| class.name),
+                "reason": class.and_then(|class| class.reason),
                 "epoch": join.epoch.value(),
                 "evaluations": join.evaluations.value(),
+                "evaluationsFull": join.evaluations_full.value(),
                 "evaluationSeconds": join.evaluation_microseconds.value() as f64 / 1e6,
+                "steps": join.steps.value(),
+                "probes": join.probes.value(),
                 "resultsChanged": join.results_changed.value(),
                 "lastError": join.error.text(),
+                "audit": join.audit.json(),
             })
         });
         let sinks = self.sinks.map(|sink| {

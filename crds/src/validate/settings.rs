@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::complaint::Reason;
 use crate::duration::{DURATION_MAX, DurationText};
 use crate::pipeline::{DeliveryGuarantee, Durability, OnNodeLoss, PipelineSpec, SynchronousMode};
-use crate::plan::{Admin, Delivery, Dlq, Guarantee, Place, Retention, Storage, Synchronous};
+use crate::plan::{Admin, Audit, Delivery, Dlq, Guarantee, Place, Retention, Storage, Synchronous};
 use crate::quantity::Bytes;
 use crate::replication::SCHEMES;
 use crate::validate::Complaints;
@@ -17,6 +17,7 @@ pub(crate) struct Settings {
     pub(crate) storage: Storage,
     pub(crate) retention: Retention,
     pub(crate) delivery: Delivery,
+    pub(crate) audit: Audit,
     pub(crate) admin: Admin,
 }
 
@@ -40,6 +41,7 @@ pub(crate) fn plan(pipeline: &PipelineDocument, complaints: &mut Complaints) -> 
         storage: storage(spec, &mut scope),
         retention: retention(spec, &mut scope),
         delivery: delivery(spec, &mut scope),
+        audit: audit(spec, &mut scope),
         admin: Admin { addr: spec.admin.addr.clone() },
     }
 }
@@ -80,6 +82,16 @@ fn retention(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Retention {
             SECOND,
             DURATION_MAX,
         ),
+    }
+}
+
+fn audit(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Audit {
+    let audit = &spec.audit;
+    Audit {
+        enabled: audit.enabled,
+        idle_after: scope.duration("audit.idleAfter", &audit.idle_after, TENTH, DAY),
+        interval: scope.duration("audit.interval", &audit.interval, TENTH, DURATION_MAX),
+        repair: audit.repair,
     }
 }
 

@@ -108,6 +108,12 @@ fn the_first_example_becomes_its_plan() {
                     cleanup_interval: 3600s,
                 },
             },
+            audit: Audit {
+                enabled: true,
+                idle_after: 60s,
+                interval: 600s,
+                repair: true,
+            },
             admin: Admin {
                 addr: ":9090",
             },

@@ -97,6 +97,9 @@ pub async fn run(script: &Script, sabotage: Option<Sabotage>) -> Result<(), Mism
         if outcome.is_ok() && is_seen {
             outcome = run.compare();
         }
+        if outcome.is_ok() && step + 1 == script.steps.len() {
+            outcome = run.audit().await;
+        }
         if let Err((name, difference)) = outcome {
             let join = run.joins.into_iter().find(|join| join.name == name).expect("a join of the round");
             return Err(Mismatch { step, batch, join, difference });
@@ -304,6 +307,21 @@ impl<'s> Run<'s> {
         let last_event_id = self.live.client.last_event_id.take();
         self.live.client = subscribe(worker, last_event_id.as_deref()).await;
         self.catch_up_anew().await
+    }
+
+    /// Holds what is stored to what the worker itself finds to be right, hidden joins among it.
+    async fn audit(&self) -> Result<(), Wrong> {
+        let audit = ["audit", "--data-dir", "data", "--output", "json"];
+        let ended = self.site.command(audit).end().await;
+        for line in ended.stdout.lines() {
+            let finding: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            if finding["differences"] != 0 || finding.get("error").is_some() {
+                let name = finding["join"].as_str().expect("a finding has its join").to_owned();
+                return Err((name, format!("an audit says {line}")));
+            }
+        }
+        assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
+        Ok(())
     }
 
     /// Holds what was told to what SQLite says now.

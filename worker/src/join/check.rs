@@ -22,6 +22,8 @@ pub(crate) struct CheckedJoin {
     pub(crate) columns: Columns,
     /// Topics that it reads, also through other joins, in their declared spelling.
     pub(crate) topics: BTreeSet<String>,
+    /// Other joins that its own text reads.
+    pub(crate) reads: BTreeSet<String>,
     /// Whether it yields other rows as time passes.
     pub(crate) reads_clock: bool,
     pub(crate) result_key: Option<String>,
@@ -51,6 +53,7 @@ impl CheckedJoin {
         texts.join("\n")
     }
 }
+
 /// What is wrong with a query, and where in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct QueryError {
@@ -150,6 +153,8 @@ struct Workbench<'a> {
 #[derive(Debug, Default)]
 struct Seen {
     tables: BTreeSet<String>,
+    /// Those of them that the query names itself, not another join.
+    named: BTreeSet<String>,
     functions: BTreeSet<String>,
     denied: Option<String>,
 }
@@ -222,9 +227,9 @@ impl<'a> Workbench<'a> {
         let wrong = |field, message| {
             Problem::Wrong(QueryError { place: join.place.clone(), field, line: 0, message })
         };
-        let (functions, tables) = {
+        let (functions, tables, named) = {
             let seen = self.seen();
-            (seen.functions.clone(), seen.tables.clone())
+            (seen.functions.clone(), seen.tables.clone(), seen.named.clone())
         };
         if let Some(function) = UNREPEATABLE.iter().find(|function| functions.contains(**function)) {
             return Err(wrong(
@@ -258,6 +263,8 @@ impl<'a> Workbench<'a> {
         };
 
         let mut topics = BTreeSet::new();
+        let reads = joins.iter().map(|other| &other.name);
+        let reads = reads.filter(|name| named.contains(&name.to_ascii_lowercase())).cloned().collect();
         let mut reads_clock =
             functions.iter().any(|function| CLOCK.contains(&function.as_str())) && says_now(&query);
         for table in &tables {
@@ -282,6 +289,7 @@ impl<'a> Workbench<'a> {
             query,
             columns: Columns::new(&columns, key_column),
             topics,
+            reads,
             reads_clock,
             result_key: join.result_key.clone(),
             has_sinks: !join.sinks.is_empty(),
@@ -417,6 +425,9 @@ fn authorize(seen: &mut Seen, context: &AuthContext<'_>) -> Authorization {
             let lower = table_name.to_ascii_lowercase();
             if lower.starts_with("sqlite_") || lower.starts_with("pragma_") {
                 return deny(format!("{table_name} may not be read; a join reads topics and other joins"));
+            }
+            if context.accessor.is_none() {
+                seen.named.insert(lower.clone());
             }
             seen.tables.insert(lower);
             Authorization::Allow

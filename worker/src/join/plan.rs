@@ -37,6 +37,24 @@ pub(crate) enum Class {
     Full(Reason),
 }
 
+impl Class {
+    /// Its name for people and machines.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Keyed(_) => "keyed",
+            Self::Full(_) => "full",
+        }
+    }
+
+    /// Why it is not evaluated by key.
+    pub(crate) fn reason(&self) -> Option<&Reason> {
+        match self {
+            Self::Keyed(_) => None,
+            Self::Full(reason) => Some(reason),
+        }
+    }
+}
+
 /// The plan of a keyed join.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Keyed {
@@ -69,21 +87,27 @@ pub(crate) enum Link {
 /// Why a query is evaluated in full.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Reason {
-    #[error("it reads the clock, so its rows change without a message")]
+    #[error(
+        "it reads the clock, so its rows change without a message; send the time as a message of a topic"
+    )]
     Clock,
-    #[error("its structure could not be read")]
+    #[error("its structure could not be read; write it in plainer SQL")]
     Syntax,
-    #[error("a common table expression reads itself or one behind it")]
+    #[error(
+        "a common table expression reads itself or one behind it; a query without recursion could be keyed"
+    )]
     Recursive,
     #[error("NATURAL JOIN matches whole rows; name the columns with ON")]
     Natural,
     #[error("FROM holds a join in parentheses; write it without them")]
     NestedFrom,
-    #[error("COLLATE makes different values equal")]
+    #[error("COLLATE makes different values equal; compare lower() of both sides")]
     Collation,
     #[error("IN reads a table as a whole; write IN (SELECT …)")]
     InTable,
-    #[error("LIMIT picks among all rows")]
+    #[error(
+        "LIMIT picks among all rows; number them with row_number() OVER (PARTITION BY …) and take the first ones of each key"
+    )]
     Limit,
     #[error("it aggregates everything into one row; add GROUP BY with the result key")]
     Global,
@@ -102,11 +126,15 @@ pub(crate) enum Reason {
          coalesce() of both sides of a FULL JOIN's condition"
     )]
     Optional { key: String },
-    #[error("{source_name} is tied to the rest by no equality that an index can answer")]
+    #[error(
+        "{source_name} is tied to the rest by no equality that an index can answer; add one (a = b) to its ON or to WHERE"
+    )]
     NoEquality { source_name: String },
-    #[error("a subquery on {source_name} is tied to its row by no equality")]
+    #[error(
+        "a subquery on {source_name} is tied to its row by no equality; add one (inner = outer) to its WHERE"
+    )]
     Uncorrelated { source_name: String },
-    #[error("its rewritten form was refused by SQLite: {message}")]
+    #[error("its rewritten form was refused by SQLite: {message}; write it in plainer SQL")]
     Rewritten { message: String },
 }
 

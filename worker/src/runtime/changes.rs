@@ -55,7 +55,7 @@ pub(super) struct Changes {
     pub(super) joins: Difference,
     pub(super) sources: Difference,
     pub(super) sinks: Difference,
-    /// Whether `retention` or `delivery` differ.
+    /// Whether `retention`, `delivery` or `audit` differ.
     pub(super) settings: bool,
 }
 

@@ -83,7 +83,8 @@ impl Running {
             joins: changes::joins(present, &next),
             sources: self.sources.units.difference(&source_specs),
             sinks: self.sinks.units.difference(&sink_specs),
-            settings: (&present.plan.retention, &present.plan.delivery) != (&plan.retention, &plan.delivery),
+            settings: (&present.plan.retention, &present.plan.delivery, &present.plan.audit)
+                != (&plan.retention, &plan.delivery, &plan.audit),
         };
         if changes.is_empty() {
             let same = present.plan.config_hash == plan.config_hash;
@@ -163,7 +164,8 @@ impl Running {
         declared_topics(&next.plan, &next.joins).for_each(|topic| {
             topics.declare(topic);
         });
-        self.status.follow(&next.plan);
+        self.status.follow(&next.plan, &next.joins);
+        self.upkeep.auditor.follow(&next.joins, next.plan.audit.clone());
         self.sinks.route(next, &self.ids, self.store.results.lineage());
         if let Some(successor) = successor {
             self.evaluation.resume(successor);

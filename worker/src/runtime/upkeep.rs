@@ -1,4 +1,5 @@
-//! What runs beside the data path: keeping the outbox, the dead-letter queue and the topics small.
+//! What runs beside the data path: keeping the outbox, the dead-letter queue and the topics small, and
+//! comparing stored results while nothing else is to do.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use tracing::warn;
 
 use super::sinks::is_pushed;
 use super::unit::{Unit, Work};
+use crate::audit::Auditor;
 use crate::blocking::blocking;
 use crate::clock;
 use crate::delivery::dead_letters::DeadLetters;
@@ -39,6 +41,7 @@ pub(super) struct Upkeep {
     pub(super) shard_paths: Vec<PathBuf>,
     pub(super) ingest: Ingest,
     pub(super) status: Arc<Status>,
+    pub(super) auditor: Arc<Auditor>,
 }
 
 impl Upkeep {
@@ -58,6 +61,12 @@ impl Upkeep {
             Box::new(move |stopping| Box::pin(clean_topics(cleaner, interval, stopping))),
         ];
         self.units.extend(works.map(Unit::start));
+        if plan.audit.enabled {
+            let (auditor, policy) = (Arc::clone(&self.auditor), plan.audit.clone());
+            let watch: Work =
+                Box::new(|stopping| Box::pin(async move { auditor.watch(policy, stopping).await }));
+            self.units.push(Unit::start(watch));
+        }
     }
 
     /// Ends all of it; what it has begun is done.

@@ -162,10 +162,61 @@ impl Collector for Scrape {
             of_joins(|join| join.results_changed.value() as f64),
         )?;
         metric(
+            "litejoin_join_full_evaluations",
+            "Evaluations of a join that ran over everything",
+            counter,
+            of_joins(|join| join.evaluations_full.value() as f64),
+        )?;
+        metric(
+            "litejoin_join_vm_steps",
+            "Steps of SQLite's virtual machine that evaluating a join by key has taken",
+            counter,
+            of_joins(|join| join.steps.value() as f64),
+        )?;
+        metric(
+            "litejoin_join_probes",
+            "Look-ups in shards that evaluating a join by key has taken",
+            counter,
+            of_joins(|join| join.probes.value() as f64),
+        )?;
+        let classes =
+            status.joins.map(super::JoinStatus::class).into_iter().filter_map(|(name, class)| {
+                Some((vec![("join", name), ("class", class?.name.to_owned())], 1.0))
+            });
+        metric(
+            "litejoin_join_class",
+            "1 for how a join is kept current: by key, or by an evaluation in full at each change",
+            gauge,
+            classes.collect(),
+        )?;
+        metric(
             "litejoin_join_failing",
             "1 while a join's query fails",
             gauge,
             of_joins(|join| f64::from(u8::from(join.error.text().is_some()))),
+        )?;
+
+        let of_audits = |value: fn(&super::AuditStatus) -> Option<f64>| -> Series {
+            let known = status.joins.map(|join| value(&join.audit));
+            series("join", known.into_iter().filter_map(|(name, value)| Some((name, value?))).collect())
+        };
+        metric(
+            "litejoin_audits",
+            "Comparisons of a join's stored results with what its query yields",
+            counter,
+            of_audits(|audit| Some(audit.count() as f64)),
+        )?;
+        metric(
+            "litejoin_audit_differences",
+            "Stored results of a join that differed from what its query yields, by the last audit; must be 0",
+            gauge,
+            of_audits(|audit| Some(audit.differences()? as f64)),
+        )?;
+        metric(
+            "litejoin_audit_last_success_timestamp_seconds",
+            "When an audit last found that all stored results of a join are what its query yields",
+            gauge,
+            of_audits(|audit| Some(audit.clean_at()? as f64)),
         )?;
 
         let of_sinks =

@@ -78,6 +78,8 @@ pub(crate) enum LayoutError {
          to start empty"
     )]
     NoManifest { path: String },
+    #[error("{path}: holds no data yet; start the pipeline there, or give the --data-dir of one that ran")]
+    NoData { path: String },
     #[error("{path}: shard file {missing} is missing; restore it, or move the directory away to start empty")]
     MissingShard { path: String, missing: String },
 }
@@ -147,6 +149,18 @@ impl DataDir {
     pub(crate) fn shard_path(&self, shard_index: usize) -> PathBuf {
         self.path.join(shard_file_name(shard_index))
     }
+}
+
+/// The shard files of a pipeline in a directory that somebody else may hold; changes nothing.
+pub(crate) fn shard_paths(
+    path: &Path,
+    shard_count: usize,
+    identity: &str,
+) -> Result<Vec<PathBuf>, LayoutError> {
+    let layout = read(path)?.filter(|layout| layout.state == State::Ready);
+    let layout = layout.ok_or_else(|| LayoutError::NoData { path: path.display().to_string() })?;
+    check(path, &layout, shard_count, identity)?;
+    Ok((0..shard_count).map(|index| path.join(shard_file_name(index))).collect())
 }
 
 fn shard_file_name(shard_index: usize) -> String {

@@ -47,6 +47,18 @@ impl ShardReader {
         Ok(Self { path: path.to_owned(), connection: sqlite::open_reader(path)?, topics: HashMap::new() })
     }
 
+    /// Opens a file to read from it alone, also where no worker runs.
+    pub(crate) fn open_read_only(path: &Path) -> Result<Self, SqliteError> {
+        Ok(Self { path: path.to_owned(), connection: sqlite::open_read_only(path)?, topics: HashMap::new() })
+    }
+
+    /// The newest number in the log: what the topics hold follows from all up to it.
+    pub(crate) fn last_seq(&self) -> Result<i64, SqliteError> {
+        self.doing("read changes", |connection| {
+            connection.query_row("SELECT ifnull(max(seq), 0) FROM _chg", [], |row| row.get(0))
+        })
+    }
+
     /// Fixes what this reader sees, until [`Self::release`]. BEGIN alone fixes nothing in SQLite, the first read does.
     pub(crate) fn hold(&self) -> Result<(), SqliteError> {
         self.doing("begin to read", |connection| {

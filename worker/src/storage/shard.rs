@@ -143,6 +143,13 @@ pub(crate) struct Counts {
     pub(crate) expired: u64,
 }
 
+impl Counts {
+    /// Messages that left something else in the topic than there was.
+    pub(crate) fn changes(self) -> u64 {
+        self.created + self.updated + self.deleted + self.expired
+    }
+}
+
 impl std::ops::AddAssign for Counts {
     fn add_assign(&mut self, other: Self) {
         self.created += other.created;

@@ -109,6 +109,12 @@ pub(crate) fn open_reader(path: &Path) -> Result<Connection, SqliteError> {
     open().map_err(|source| SqliteError::new(path, "open the file", source))
 }
 
+/// Opens an existing file of somebody else's to read from it; nothing in it is changed, not even by tidying up.
+pub(crate) fn open_read_only(path: &Path) -> Result<Connection, SqliteError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    connect(path, flags).map_err(|source| SqliteError::new(path, "open the file", source))
+}
+
 /// Opens a file of ours that may be thrown away at any time: no journal on disk, no syncs, one owner.
 /// Whatever stood there before is removed first.
 pub(crate) fn open_scratch(path: &Path) -> Result<Connection, SqliteError> {

@@ -204,7 +204,7 @@ fn parse(sql: &str, queries: &BTreeMap<String, String>, depth: usize) -> Result<
     let mut parser = Parser::new(&bump, sql.as_bytes());
     match parser.next() {
         Ok(Some(Cmd::Stmt(Stmt::Select(select)))) => {
-            Reader { queries, depth, ctes: Vec::new() }.select(&select)
+            Reader { queries, depth, ctes: Vec::new() }.select(select)
         }
         _ => Err(Reason::Syntax),
     }

@@ -1,0 +1,315 @@
+//! Comparing the stored results of a join with what its query yields over everything. It only reads files, beside a
+//! worker that goes on, or where none runs:
+//!
+//! ```text
+//! results.db   the results and what they follow from, in one snapshot
+//! shards       the topics and the log, in snapshots that are taken after it
+//!              ─► a copy, in which what came later is undone by the old images of the log ─► query ─► compare
+//! ```
+//! So nothing waits for it. `Auditor` says when a worker does this, and `command` is `litejoin audit`.
+
+mod auditor;
+pub(crate) mod command;
+mod rounding;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rusqlite::{Connection, OptionalExtension, params};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use self::auditor::Auditor;
+use crate::join::budget::STEPS_MAX;
+use crate::join::changes::Changes;
+use crate::join::diff::StoredResults;
+use crate::join::full::{Full, FullError};
+use crate::join::{CheckedJoin, TopicImage};
+use crate::results::event::Op;
+use crate::storage::log::ShardReader;
+use crate::storage::sqlite::{self, SqliteError};
+use crate::storage::topics::Topics;
+
+/// Differing keys that are shown.
+const KEYS_SHOWN: usize = 3;
+
+/// Times that snapshots are taken anew when the worker has just moved on between them.
+const ATTEMPTS: usize = 100;
+
+/// Later changes that are undone at most; they are held in memory.
+const UNDONE_MAX: i64 = 65_536;
+
+/// The files that an audit reads, and one that it may write over.
+#[derive(Debug, Clone)]
+pub(crate) struct Files {
+    pub(crate) shards: Vec<PathBuf>,
+    pub(crate) results: PathBuf,
+    pub(crate) scratch: PathBuf,
+}
+
+/// What an audit of one join has come to; also what a worker answers for each.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Finding {
+    pub(crate) join: String,
+    /// Stored results that were compared.
+    pub(crate) results: u64,
+    /// Result keys whose rows differ.
+    pub(crate) differences: u64,
+    /// The first of them as JSON, each behind what ought to happen to it: `updated "o1"`.
+    pub(crate) keys: Vec<String>,
+    pub(crate) seconds: f64,
+    /// Why it could not be compared, through nobody's fault.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) skipped: Option<String>,
+    /// Why it could not be compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<String>,
+    /// Whether the worker evaluates it anew for what was found.
+    pub(crate) repairing: bool,
+}
+
+impl Finding {
+    /// Whether somebody should look at it.
+    pub(crate) fn is_wrong(&self) -> bool {
+        self.differences > 0 || self.error.is_some()
+    }
+}
+
+/// Why there is nothing to compare.
+#[derive(Debug, thiserror::Error)]
+enum Skip {
+    #[error("it reads the clock, so its results change without a message")]
+    Clock,
+    #[error("its results were not evaluated yet")]
+    New,
+    #[error("its query has changed since its results were stored")]
+    Edited,
+    #[error("its query failed, so its results stay as they were; see /status")]
+    Failed,
+    #[error("it lags behind by more changes than can be undone; try again when it has caught up")]
+    Behind,
+    #[error("it reads _change, which the log can't undo, and changes come without a pause; try again later")]
+    Change,
+    #[error("the worker moves on too fast for a look at one moment; try again later")]
+    Busy,
+}
+
+/// Why an audit came to nothing.
+#[derive(Debug, thiserror::Error)]
+enum AuditError {
+    #[error(transparent)]
+    Skipped(#[from] Skip),
+    #[error("it was cancelled")]
+    Cancelled,
+    #[error(transparent)]
+    File(#[from] SqliteError),
+    #[error(transparent)]
+    Full(FullError),
+}
+
+impl From<FullError> for AuditError {
+    fn from(error: FullError) -> Self {
+        match error {
+            FullError::Cancelled => Self::Cancelled,
+            error => Self::Full(error),
+        }
+    }
+}
+
+/// Compares the stored results of `join`, one of `joins`.
+fn compare(
+    join: &CheckedJoin,
+    joins: &[CheckedJoin],
+    files: &Files,
+    cancelled: &Arc<AtomicBool>,
+) -> Result<Finding, AuditError> {
+    if join.reads_clock {
+        return Err(Skip::Clock.into());
+    }
+    let stored = Stored::open(files)?;
+    let mut readers: Vec<ShardReader> =
+        files.shards.iter().map(|path| ShardReader::open_read_only(path)).collect::<Result<_, _>>()?;
+    let definition = join.definition(joins);
+    let topics = Topics::new([], []);
+    let mut attempts = 0;
+    let (id, later) = loop {
+        attempts += 1;
+        match at_one_moment(join, &definition, &stored, &mut readers, &topics) {
+            Err(AuditError::Skipped(Skip::Busy | Skip::Change)) if attempts < ATTEMPTS => {
+                readers.iter().for_each(ShardReader::release);
+                stored.release();
+            }
+            outcome => break outcome?,
+        }
+    };
+    let scratch = sqlite::open_scratch(&files.scratch)?;
+    let mut full = Full::new(scratch, join, joins, STEPS_MAX, Arc::clone(cancelled))?;
+    full.in_batch::<AuditError>(|full| {
+        for reader in &readers {
+            for topic in &join.topics {
+                reader.rows::<AuditError>(topic, |row| {
+                    if cancelled.load(Ordering::Relaxed) {
+                        return Err(AuditError::Cancelled);
+                    }
+                    let image =
+                        TopicImage { payload: row.payload, timestamp: row.timestamp, change: row.change };
+                    Ok(full.absorb(topic, row.key, Some(image))?)
+                })?;
+            }
+        }
+        for topic in later.topics() {
+            let name = topics.name(topic);
+            for (key, row) in later.rows(topic) {
+                let old = row.old.as_ref().map(|old| TopicImage {
+                    payload: &old.payload,
+                    timestamp: old.timestamp,
+                    change: old.change.as_deref(),
+                });
+                full.absorb(&name, key, old)?;
+            }
+        }
+        Ok(())
+    })?;
+    readers.clear();
+    let finding = stored.compare(join, id, &mut full);
+    drop(full);
+    sqlite::remove(&files.scratch)?;
+    finding
+}
+
+/// Fixes what is seen of the results and then of the shards. Returns the number of the join, and the changes of its
+/// topics that its results don't contain.
+fn at_one_moment(
+    join: &CheckedJoin,
+    definition: &str,
+    stored: &Stored,
+    readers: &mut [ShardReader],
+    topics: &Topics,
+) -> Result<(i64, Changes), AuditError> {
+    let (id, applied) = stored.hold(join, definition, readers.len())?;
+    let mut later = Changes::default();
+    for (reader, applied) in readers.iter_mut().zip(&applied) {
+        reader.hold()?;
+        let last = reader.last_seq()?;
+        if last - applied > UNDONE_MAX {
+            return Err(Skip::Behind.into());
+        }
+        // Trimmed in between, or lost: the worker evaluates it anew.
+        if !reader.has_all(*applied, last)? {
+            return Err(Skip::Busy.into());
+        }
+        reader.changes::<SqliteError>(*applied, last, topics, |change| {
+            later.add(&change);
+            Ok(())
+        })?;
+    }
+    let is_read = |name: &str| join.topics.iter().any(|topic| topic.eq_ignore_ascii_case(name));
+    let is_moving = later.topics().any(|topic| is_read(&topics.name(topic)));
+    if is_moving && definition.to_ascii_lowercase().contains("_change") {
+        return Err(Skip::Change.into());
+    }
+    Ok((id, later))
+}
+
+/// `results.db`, read alone.
+struct Stored {
+    files: Files,
+    connection: Connection,
+}
+
+impl Stored {
+    fn open(files: &Files) -> Result<Self, SqliteError> {
+        Ok(Self { files: files.clone(), connection: sqlite::open_read_only(&files.results)? })
+    }
+
+    /// Fixes what is seen, and says what the results of a join follow from.
+    fn hold(
+        &self,
+        join: &CheckedJoin,
+        definition: &str,
+        shard_count: usize,
+    ) -> Result<(i64, Vec<i64>), AuditError> {
+        type Known = (i64, String, bool, Option<String>);
+        let known: Option<Known> = self.doing(|connection| {
+            connection.execute_batch("BEGIN")?;
+            let sql = "SELECT id, definition, stale, applied FROM joins WHERE name = ?1";
+            let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
+            connection.query_row(sql, [&join.name], row).optional()
+        })?;
+        let (id, stored, stale, applied) = known.ok_or(Skip::New)?;
+        if stored != definition {
+            return Err(Skip::Edited.into());
+        }
+        let applied = applied.and_then(|applied| serde_json::from_str::<Vec<i64>>(&applied).ok());
+        match applied.filter(|applied| applied.len() == shard_count) {
+            Some(_) if stale => Err(Skip::Failed.into()),
+            Some(applied) => Ok((id, applied)),
+            None => Err(Skip::New.into()),
+        }
+    }
+
+    fn release(&self) {
+        if !self.connection.is_autocommit() {
+            // A read transaction has nothing to lose.
+            let _ = self.connection.execute_batch("COMMIT");
+        }
+    }
+
+    /// Runs the query over the copy and compares what it yields with what is stored.
+    fn compare(&self, join: &CheckedJoin, id: i64, full: &mut Full) -> Result<Finding, AuditError> {
+        let mut finding = Finding { join: join.name.clone(), ..Finding::default() };
+        self.doing(|connection| {
+            let mut statement =
+                connection.prepare("SELECT key, rows FROM results WHERE join_id = ?1 ORDER BY key")?;
+            let mut rows = Rows { rows: statement.query([id])?, seen: 0 };
+            let outcome = full.evaluate(join, &mut rows);
+            finding.results = rows.seen;
+            Ok(outcome)
+        })??;
+        let mut stored = self.doing(|connection| {
+            connection.prepare("SELECT rows FROM results WHERE join_id = ?1 AND key = ?2")
+        })?;
+        full.differences::<AuditError>(&mut |change| {
+            if change.op == Op::Updated {
+                let old: String = stored
+                    .query_row(params![id, change.key], |row| row.get(0))
+                    .map_err(|source| self.failed(source))?;
+                if rounding::nearly_same(&old, change.rows) {
+                    return Ok(());
+                }
+            }
+            finding.differences += 1;
+            if finding.keys.len() < KEYS_SHOWN {
+                finding.keys.push(format!("{} {}", change.op.as_str(), change.key));
+            }
+            Ok(())
+        })?;
+        Ok(finding)
+    }
+
+    fn doing<'c, T>(
+        &'c self,
+        work: impl FnOnce(&'c Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, SqliteError> {
+        work(&self.connection).map_err(|source| self.failed(source))
+    }
+
+    fn failed(&self, source: rusqlite::Error) -> SqliteError {
+        SqliteError::new(&self.files.results, "read stored results", source)
+    }
+}
+
+/// Stored results, counted.
+struct Rows<'s> {
+    rows: rusqlite::Rows<'s>,
+    seen: u64,
+}
+
+impl StoredResults for Rows<'_> {
+    fn next(&mut self) -> rusqlite::Result<Option<(String, String)>> {
+        let Some(row) = self.rows.next()? else { return Ok(None) };
+        self.seen += 1;
+        Ok(Some((row.get(0)?, row.get(1)?)))
+    }
+}

@@ -1,0 +1,200 @@
+//! When a worker compares its stored results: one join at a time, when somebody asks, and by itself while nothing is
+//! written. What differs is told loudly and, unless that is switched off, evaluated anew.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use litejoin_crds::plan;
+use tokio::sync::watch;
+use tracing::{debug, error, warn};
+
+use super::{AuditError, Files, Finding, compare};
+use crate::blocking::blocking;
+use crate::clock;
+use crate::epoch::Repairs;
+use crate::error::chain;
+use crate::join::CheckedJoin;
+use crate::status::Status;
+use crate::status::audit::Compared;
+use crate::storage::gate::EpochGate;
+
+/// How often it is looked at whether anything was written.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Compares stored results of the joins that run.
+pub(crate) struct Auditor {
+    files: Files,
+    gate: Arc<EpochGate>,
+    status: Arc<Status>,
+    repairs: Arc<Repairs>,
+    joins: RwLock<Arc<[CheckedJoin]>>,
+    policy: Mutex<plan::Audit>,
+    /// Held during an audit.
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// Cancels what it was made for when it is dropped.
+struct Cancel(Arc<AtomicBool>);
+
+impl Drop for Cancel {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Auditor {
+    pub(crate) fn new(
+        files: Files,
+        gate: Arc<EpochGate>,
+        status: Arc<Status>,
+        repairs: Arc<Repairs>,
+        joins: &[CheckedJoin],
+        policy: plan::Audit,
+    ) -> Self {
+        Self {
+            files,
+            gate,
+            status,
+            repairs,
+            joins: RwLock::new(joins.into()),
+            policy: Mutex::new(policy),
+            turn: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Has other joins from now on.
+    pub(crate) fn follow(&self, joins: &[CheckedJoin], policy: plan::Audit) {
+        *self.joins.write().unwrap_or_else(PoisonError::into_inner) = joins.into();
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy;
+    }
+
+    /// The joins that run.
+    pub(crate) fn joins(&self) -> Arc<[CheckedJoin]> {
+        Arc::clone(&self.joins.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Compares the results of one join; dropping the future ends that. `None` if it does not run any more.
+    pub(crate) async fn audit(&self, name: &str) -> Option<Finding> {
+        let _turn = self.turn.lock().await;
+        let joins = self.joins();
+        let index = joins.iter().position(|join| join.name == name)?;
+        let changes = self.status.changes_of(&joins[index].topics);
+        let cancel = Cancel(Arc::default());
+        let (files, cancelled) = (self.files.clone(), Arc::clone(&cancel.0));
+        let started = Instant::now();
+        let outcome = blocking(move || compare(&joins[index], &joins, &files, &cancelled)).await;
+        let mut finding = finding(name, outcome, started);
+        if finding.differences > 0 {
+            finding.repairing = self.policy.lock().unwrap_or_else(PoisonError::into_inner).repair;
+            error!(
+                join = name,
+                differences = finding.differences,
+                results = finding.results,
+                keys = finding.keys.join(", "),
+                repairing = finding.repairing,
+                "an audit found stored results that differ from what the query yields"
+            );
+        } else if let Some(error) = &finding.error {
+            warn!(join = name, error, "could not audit a join");
+        } else {
+            debug!(join = name, results = finding.results, skipped = finding.skipped, "audited a join");
+        }
+        self.note(&finding, changes);
+        if finding.repairing {
+            self.repairs.ask(name);
+            self.gate.ring();
+        }
+        Some(finding)
+    }
+
+    /// Audits joins one by one while nothing is written, until told to stop. A join is left out for as long as its
+    /// topics are what they were when nothing differed.
+    pub(crate) async fn watch(&self, policy: plan::Audit, mut stopping: watch::Receiver<bool>) {
+        let mut committed = self.gate.committed();
+        let (mut quiet_since, mut last) = (Instant::now(), None::<Instant>);
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+                _ = stopping.wait_for(|stopping| *stopping) => return,
+            }
+            let now = self.gate.committed();
+            if now != committed || self.is_behind() {
+                (committed, quiet_since) = (now, Instant::now());
+                continue;
+            }
+            let is_early = last.is_some_and(|last| last.elapsed() < policy.interval);
+            if is_early || quiet_since.elapsed() < policy.idle_after {
+                continue;
+            }
+            let Some(name) = self.next() else { continue };
+            tokio::select! {
+                _ = self.audit(&name) => last = Some(Instant::now()),
+                () = self.written(&committed) => debug!(join = name, "there is work again; the audit waits"),
+                _ = stopping.wait_for(|stopping| *stopping) => return,
+            }
+        }
+    }
+
+    /// Whether any join has something left to evaluate.
+    fn is_behind(&self) -> bool {
+        let applied = u64::try_from(self.status.epoch_applied.value()).unwrap_or_default();
+        applied + 1 < self.gate.next_epoch()
+    }
+
+    /// The join whose last audit is the longest ago, of those that may have changed since.
+    fn next(&self) -> Option<String> {
+        let joins = self.joins();
+        let due = joins.iter().filter(|join| !join.reads_clock).filter_map(|join| {
+            let status = self.status.find_join(&join.name)?;
+            let tried_at = status.audit.is_due(self.status.changes_of(&join.topics))?;
+            Some((tried_at, &join.name))
+        });
+        due.min().map(|(_, name)| name.clone())
+    }
+
+    fn note(&self, finding: &Finding, changes: u64) {
+        let Some(status) = self.status.find_join(&finding.join) else { return };
+        let now = clock::epoch_seconds();
+        match finding.skipped.as_ref().or(finding.error.as_ref()) {
+            Some(problem) => status.audit.failed(problem.clone(), now),
+            None => {
+                let Finding { results, differences, seconds, .. } = *finding;
+                status.audit.compared(Compared { results, differences, seconds }, changes, now);
+            }
+        }
+    }
+
+    /// Waits until something is written.
+    async fn written(&self, committed: &[i64]) {
+        while self.gate.committed() == committed {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+}
+
+impl Files {
+    /// The files of a running worker.
+    pub(crate) fn new(shards: Vec<PathBuf>, results: PathBuf, scratch_folder: PathBuf) -> Self {
+        Self { shards, results, scratch: scratch_folder.join("audit.db") }
+    }
+}
+
+/// What an audit that began at `started` has come to.
+pub(super) fn finding(name: &str, outcome: Result<Finding, AuditError>, started: Instant) -> Finding {
+    let seconds = started.elapsed().as_secs_f64();
+    let (mut skipped, mut error) = (None, None);
+    let found = match outcome {
+        Ok(finding) => return Finding { seconds, ..finding },
+        Err(AuditError::Skipped(why)) => {
+            skipped = Some(why.to_string());
+            Finding::default()
+        }
+        Err(failed) => {
+            error = Some(chain(&failed));
+            Finding::default()
+        }
+    };
+    Finding { join: name.to_owned(), seconds, skipped, error, ..found }
+}

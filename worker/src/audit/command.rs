@@ -1,0 +1,168 @@
+//! `litejoin audit`: asks the worker that runs on a data directory, or reads the files where none does.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use litejoin_crds::plan::Plan;
+use serde_json::json;
+
+use super::auditor::finding;
+use super::{Files, Finding, compare};
+use crate::control::END;
+use crate::control::client::{AskError, Peer};
+use crate::join::{self, CheckedJoin};
+use crate::storage::layout::{self, LayoutError};
+
+/// Why nothing was compared.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommandError {
+    /// The names of joins are wrong.
+    #[error("{0}")]
+    Names(String),
+    #[error(
+        "{data_dir}: no worker runs on it that could be asked; start it (litejoin run -f … --data-dir {data_dir}), or \
+         give the manifests with -f to compare the files as they are"
+    )]
+    NoWorker { data_dir: String },
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    #[error("the worker answered what is no finding; ask it with its own version of litejoin")]
+    Answer(#[from] serde_json::Error),
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    #[error(
+        "{path}: could not make a folder for a copy of the topics; set TMPDIR to one that this user may write to"
+    )]
+    Scratch { path: String, source: io::Error },
+}
+
+/// Compares the stored results of some joins (all if none is named), and calls `each` as one is done. `pipeline` is
+/// what the manifests say, if any were given.
+pub(crate) fn run(
+    data_dir: &Path,
+    pipeline: Option<(&Plan, &[CheckedJoin])>,
+    names: &[String],
+    each: &mut dyn FnMut(&Finding),
+) -> Result<(), CommandError> {
+    match by_worker(data_dir, names, each) {
+        Err(CommandError::Ask(AskError::Nobody { .. })) => {
+            let data_dir_shown = || data_dir.display().to_string();
+            let (plan, joins) =
+                pipeline.ok_or_else(|| CommandError::NoWorker { data_dir: data_dir_shown() })?;
+            over_files(data_dir, plan, joins, names, each)
+        }
+        Err(CommandError::Ask(AskError::Refused { status: 404, message, .. })) => {
+            Err(CommandError::Names(message))
+        }
+        outcome => outcome,
+    }
+}
+
+fn by_worker(data_dir: &Path, names: &[String], each: &mut dyn FnMut(&Finding)) -> Result<(), CommandError> {
+    let request = json!({"joins": names}).to_string();
+    let mut answer = Peer::of(data_dir).ask("POST", "/audit", &request)?;
+    loop {
+        let line = answer.line()?.ok_or_else(|| answer.broken(io::ErrorKind::UnexpectedEof.into()))?;
+        if line == END {
+            return Ok(());
+        }
+        each(&serde_json::from_str(&line)?);
+    }
+}
+
+fn over_files(
+    data_dir: &Path,
+    plan: &Plan,
+    joins: &[CheckedJoin],
+    names: &[String],
+    each: &mut dyn FnMut(&Finding),
+) -> Result<(), CommandError> {
+    let chosen = join::named(joins, names).map_err(CommandError::Names)?;
+    let shards = layout::shard_paths(data_dir, plan.storage.shard_count, &plan.identity)?;
+    let folder = ScratchFolder::make()?;
+    let files = Files::new(shards, data_dir.join("results.db"), folder.path.clone());
+    for join in chosen {
+        let started = Instant::now();
+        each(&finding(&join.name, compare(join, joins, &files, &Arc::default()), started));
+    }
+    Ok(())
+}
+
+/// A folder of our own for temporary files, until it is dropped.
+struct ScratchFolder {
+    path: PathBuf,
+}
+
+impl ScratchFolder {
+    fn make() -> Result<Self, CommandError> {
+        let path = std::env::temp_dir().join(format!("litejoin-audit-{}", std::process::id()));
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => Ok(Self { path }),
+            Err(source) => Err(CommandError::Scratch { path: path.display().to_string(), source }),
+        }
+    }
+}
+
+impl Drop for ScratchFolder {
+    fn drop(&mut self) {
+        // The system clears it away one day.
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Writes findings as a table that grows, for people.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    rows: u64,
+    wrong: u64,
+    differences: u64,
+    is_repairing: bool,
+}
+
+impl Table {
+    /// A line for one more join, below the head of the table.
+    pub(crate) fn row(&mut self, finding: &Finding) -> String {
+        let head = if self.rows == 0 {
+            format!("{:<24} {:>10} {:>11} {:>9}\n", "join", "results", "differences", "seconds")
+        } else {
+            String::new()
+        };
+        self.rows += 1;
+        self.wrong += u64::from(finding.is_wrong());
+        self.differences += finding.differences;
+        self.is_repairing |= finding.repairing;
+        let (results, differences) = match finding.skipped.is_some() || finding.error.is_some() {
+            true => ("-".to_owned(), "-".to_owned()),
+            false => (finding.results.to_string(), finding.differences.to_string()),
+        };
+        let note = match (&finding.error, &finding.skipped) {
+            (Some(error), _) => format!("  failed: {error}"),
+            (None, Some(skipped)) => format!("  skipped: {skipped}"),
+            (None, None) if finding.keys.is_empty() => String::new(),
+            (None, None) => {
+                let more = if finding.differences > finding.keys.len() as u64 { ", …" } else { "" };
+                format!("  {}{more}", finding.keys.join(", "))
+            }
+        };
+        format!("{head}{:<24} {results:>10} {differences:>11} {:>9.2}{note}\n", finding.join, finding.seconds)
+    }
+
+    /// What it all comes to.
+    pub(crate) fn end(&self) -> &'static str {
+        match (self.wrong, self.differences, self.is_repairing) {
+            (0, ..) => "no difference\n",
+            (_, 0, _) => "some joins could not be compared\n",
+            (_, _, true) => {
+                "stored results differ from what their queries yield; the worker evaluates those joins anew and sends \
+                 what changes\n"
+            }
+            (_, _, false) => {
+                "stored results differ from what their queries yield; a running worker puts them right (spec.audit.repair)\n"
+            }
+        }
+    }
+}

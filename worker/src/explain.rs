@@ -1,0 +1,274 @@
+//! What joins cost and why: how each is kept current, by which look-ups, with which indexes, and what to mind. What
+//! follows from the manifests alone is always told; what lies on disk and what was measured where there is a data
+//! directory or a worker.
+
+mod disk;
+mod probes;
+mod text;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use litejoin_crds::plan::Plan;
+use serde::Serialize;
+use serde_json::Value;
+
+use self::disk::{Disk, DiskError};
+use self::probes::Probes;
+use crate::control::client::{AskError, Peer};
+use crate::join::plan::{Class, Keyed, Link};
+use crate::join::{self, CheckedJoin};
+use crate::storage::shard::Index;
+
+/// Look-ups a change above which a join is worth a second thought.
+const PROBES_MANY: u64 = 100;
+
+/// What is told of a pipeline.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Explanation {
+    pipeline: String,
+    shards: usize,
+    joins: Vec<Explained>,
+    /// How many warnings there are, those about the manifests among them.
+    warnings: usize,
+}
+
+/// What is told of one join.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Explained {
+    name: String,
+    class: &'static str,
+    /// Why it is evaluated in full.
+    reason: Option<String>,
+    /// Topics that it reads, also through other joins.
+    topics: Vec<String>,
+    /// Other joins that it reads.
+    joins: Vec<String>,
+    sinks: Vec<String>,
+    /// Each use of a topic, parents before those that are gathered by them.
+    occurrences: Vec<Gathered>,
+    indexes: Vec<IndexState>,
+    /// By topic, the look-ups that follow from the change of one of its rows.
+    probes: BTreeMap<String, Probes>,
+    measured: Option<Measured>,
+    warnings: Vec<String>,
+}
+
+/// One use of a topic in a query, and how its rows are found.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Gathered {
+    /// From 1.
+    number: usize,
+    topic: String,
+    by: String,
+    from: Vec<From>,
+    /// Shards that one look-up goes to.
+    shards: usize,
+}
+
+/// Where the values come from by which rows are found.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct From {
+    /// `None`: the result keys.
+    occurrence: Option<usize>,
+    value: Option<String>,
+}
+
+/// An index that a join needs in every shard.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct IndexState {
+    topic: String,
+    expression: String,
+    name: String,
+    /// `None` where no data directory is known.
+    #[serde(flatten)]
+    built: Option<Built>,
+}
+
+/// What lies in the shards of one index.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Built {
+    /// Shards that have it.
+    built_in: usize,
+    entries: u64,
+    bytes: u64,
+}
+
+/// What a running worker has counted since it started.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Measured {
+    evaluations: u64,
+    evaluations_full: u64,
+    evaluation_seconds: f64,
+    probes: u64,
+    steps: u64,
+    /// Changes of the topics that it reads.
+    changes: u64,
+    last_error: Option<String>,
+}
+
+/// What is known beside the manifests.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// Indexes in the shards of a data directory, by name.
+    disk: Option<Disk>,
+    /// `/status` of a running worker.
+    status: Option<Value>,
+}
+
+/// Why what is asked for is not known.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum KnownError {
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error(transparent)]
+    Ask(#[from] AskError),
+}
+
+/// Looks into a data directory, and asks a worker: the one at the URL, or else the one that runs on the directory.
+pub(crate) fn know(plan: &Plan, data_dir: Option<&Path>, admin: Option<&str>) -> Result<Known, KnownError> {
+    let disk = data_dir.map(|data_dir| disk::look(data_dir, plan)).transpose()?;
+    let status = match (admin, data_dir) {
+        (Some(url), _) => Some(Peer::admin(url)?.status()?),
+        (None, Some(data_dir)) => match Peer::of(data_dir).status() {
+            Err(AskError::Nobody { .. }) => None,
+            answer => Some(answer?),
+        },
+        (None, None) => None,
+    };
+    Ok(Known { disk, status })
+}
+
+/// Explains `chosen` joins of a pipeline. `complaints` are warnings about its manifests.
+pub(crate) fn explain(plan: &Plan, chosen: &[&CheckedJoin], known: &Known, complaints: usize) -> Explanation {
+    let joins: Vec<Explained> = chosen.iter().map(|join| explained(plan, join, known)).collect();
+    let warnings = complaints + joins.iter().map(|join| join.warnings.len()).sum::<usize>();
+    Explanation { pipeline: plan.name.clone(), shards: plan.storage.shard_count, joins, warnings }
+}
+
+impl Explanation {
+    /// How many warnings there are.
+    pub(crate) fn warnings(&self) -> usize {
+        self.warnings
+    }
+
+    pub(crate) fn json(&self) -> String {
+        serde_json::to_string_pretty(self).expect("plain fields are always JSON") + "\n"
+    }
+
+    /// For people, in colours if they are asked for.
+    pub(crate) fn text(&self, colours: bool) -> String {
+        text::render(self, colours)
+    }
+}
+
+fn explained(plan: &Plan, join: &CheckedJoin, known: &Known) -> Explained {
+    let shards = plan.storage.shard_count;
+    let keyed = match &join.class {
+        Class::Keyed(keyed) => Some(keyed),
+        Class::Full(_) => None,
+    };
+    let sinks = plan.joins.iter().find(|written| written.name == join.name);
+    let mut explained = Explained {
+        name: join.name.clone(),
+        class: join.class.name(),
+        reason: join.class.reason().map(ToString::to_string),
+        topics: join.topics.iter().cloned().collect(),
+        joins: join.reads.iter().cloned().collect(),
+        sinks: sinks.map(|written| written.sinks.clone()).unwrap_or_default(),
+        occurrences: keyed.map(|keyed| gathered(keyed, shards)).unwrap_or_default(),
+        indexes: indexes(join, known.disk.as_ref()),
+        probes: keyed.map(|keyed| probes::estimate(keyed, shards)).unwrap_or_default(),
+        measured: known.status.as_ref().and_then(|status| measured(status, join)),
+        warnings: Vec::new(),
+    };
+    explained.warnings = warnings(&explained, shards);
+    explained
+}
+
+fn gathered(keyed: &Keyed, shards: usize) -> Vec<Gathered> {
+    let from = |link: &Link| match link {
+        Link::Keys => From { occurrence: None, value: None },
+        Link::Parent { index, of } => From { occurrence: Some(index + 1), value: Some(of.sql()) },
+    };
+    keyed
+        .occurrences
+        .iter()
+        .enumerate()
+        .map(|(place, occurrence)| Gathered {
+            number: place + 1,
+            topic: occurrence.topic.clone(),
+            by: occurrence.by.sql(),
+            from: occurrence.from.iter().map(from).collect(),
+            shards: if occurrence.by.is_key() { 1 } else { shards },
+        })
+        .collect()
+}
+
+fn indexes(join: &CheckedJoin, disk: Option<&Disk>) -> Vec<IndexState> {
+    let needs = join::needs(std::slice::from_ref(join));
+    let state = |index: Index| {
+        let name = index.name();
+        let built = disk.map(|disk| disk.indexes.get(&name).copied().unwrap_or_default());
+        IndexState { topic: index.topic, expression: index.expression, name, built }
+    };
+    needs.indexes.into_iter().map(state).collect()
+}
+
+fn measured(status: &Value, join: &CheckedJoin) -> Option<Measured> {
+    let told = status["joins"].get(&join.name)?;
+    let count = |name: &str| told[name].as_u64().unwrap_or_default();
+    let changed = |topic: &Value| -> u64 {
+        let ops = ["created", "updated", "deleted", "expired"];
+        ops.iter().filter_map(|op| topic[op].as_u64()).sum()
+    };
+    let topics = status["topics"].as_object().into_iter().flatten();
+    let read = topics.filter(|(name, _)| join.topics.iter().any(|topic| topic.eq_ignore_ascii_case(name)));
+    Some(Measured {
+        evaluations: count("evaluations"),
+        evaluations_full: count("evaluationsFull"),
+        evaluation_seconds: told["evaluationSeconds"].as_f64().unwrap_or_default(),
+        probes: count("probes"),
+        steps: count("steps"),
+        changes: read.map(|(_, topic)| changed(topic)).sum(),
+        last_error: told["lastError"].as_str().map(str::to_owned),
+    })
+}
+
+fn warnings(join: &Explained, shards: usize) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let Some(reason) = &join.reason {
+        let topics = join.topics.join(", ");
+        warnings.push(format!("each change of {topics} costs an evaluation over all rows: {reason}"));
+    }
+    for (topic, probes) in &join.probes {
+        if probes.total() >= PROBES_MANY {
+            warnings.push(format!(
+                "a change of {topic} costs {} probes; a look-up by another value than the key goes to all {shards} \
+                 shards, so fewer shards or a chain of fewer topics make it cheaper",
+                probes.total()
+            ));
+        }
+    }
+    if let Some(measured) = &join.measured {
+        if let Some(error) = &measured.last_error {
+            warnings.push(format!("it fails, and its results stay as they were: {error}"));
+        }
+        let by_key = measured.evaluations.saturating_sub(measured.evaluations_full);
+        if join.reason.is_none() && measured.evaluations_full > 2 && measured.evaluations_full > by_key {
+            warnings.push(format!(
+                "{} of {} evaluations were in full, since a change concerned more results than are evaluated by key; \
+                 smaller groups of rows make it cheaper",
+                measured.evaluations_full, measured.evaluations
+            ));
+        }
+    }
+    warnings
+}

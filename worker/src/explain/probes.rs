@@ -1,0 +1,115 @@
+//! How many look-ups follow from one changed row, by the links of a plan. An estimate: each look-up is taken to find
+//! one row, and the row to keep the values by which it is found. Pure.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::join::plan::{Keyed, Link, RowExpr};
+
+/// Look-ups in one shard each that the change of one row costs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Probes {
+    /// To find the result keys that it concerns.
+    find: u64,
+    /// To gather the rows of those results.
+    gather: u64,
+    total: u64,
+}
+
+impl Probes {
+    pub(super) fn total(self) -> u64 {
+        self.total
+    }
+}
+
+/// The look-ups by topic.
+pub(super) fn estimate(keyed: &Keyed, shards: usize) -> BTreeMap<String, Probes> {
+    let plan = Plan { keyed, shards: shards as u64 };
+    let of_one_key: u64 = keyed
+        .occurrences
+        .iter()
+        .map(|occurrence| plan.shards_of(&occurrence.by) * occurrence.from.len() as u64)
+        .sum();
+    let mut by_topic: BTreeMap<String, Probes> = BTreeMap::new();
+    for (place, occurrence) in keyed.occurrences.iter().enumerate() {
+        let (find, keys) = plan.up(place);
+        // The changed row itself is at hand.
+        let known = u64::from(occurrence.by.is_key());
+        let probes = by_topic.entry(occurrence.topic.clone()).or_default();
+        probes.find += find;
+        probes.gather += keys * of_one_key.saturating_sub(known);
+        probes.total = probes.find + probes.gather;
+    }
+    by_topic
+}
+
+struct Plan<'a> {
+    keyed: &'a Keyed,
+    shards: u64,
+}
+
+impl Plan<'_> {
+    /// Shards that a look-up by this goes to.
+    fn shards_of(&self, by: &RowExpr) -> u64 {
+        if by.is_key() { 1 } else { self.shards }
+    }
+
+    /// The look-ups from one value of an occurrence to result keys, and how many keys that gives.
+    fn up(&self, place: usize) -> (u64, u64) {
+        let (mut probes, mut keys) = (0, 0);
+        for link in &self.keyed.occurrences[place].from {
+            match link {
+                Link::Keys => keys += 1,
+                Link::Parent { index, of } => {
+                    let (above, found) = self.up(*index);
+                    probes += self.shards_of(of) + above;
+                    keys += found;
+                }
+            }
+        }
+        (probes, keys)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use litejoin_crds::plan as manifest;
+
+    use super::*;
+    use crate::join::check::{self, Catalog};
+    use crate::join::plan::Class;
+
+    fn estimated(query: &str) -> Vec<(String, u64, u64)> {
+        let join = manifest::Join {
+            name: "j".to_owned(),
+            place: manifest::Place { document: 0, path: String::new() },
+            query: query.to_owned(),
+            key_column: None,
+            result_key: None,
+            sinks: Vec::new(),
+        };
+        let topics = ["orders".to_owned(), "customers".to_owned()];
+        let joins = check::check(&[join], Catalog { topics: &topics, open: false }).expect("a query");
+        let Class::Keyed(keyed) = &joins[0].class else { panic!("{query} is full") };
+        let probes = estimate(keyed, 8).into_iter();
+        probes.map(|(topic, probes)| (topic, probes.find, probes.gather)).collect()
+    }
+
+    #[test]
+    fn a_look_up_by_key_goes_to_one_shard_and_any_other_to_all() {
+        let probes = |topic: &str, find, gather| (topic.to_owned(), find, gather);
+        assert_eq!(estimated("SELECT key FROM orders"), [probes("orders", 0, 0)]);
+        assert_eq!(
+            estimated("SELECT payload->>'n' AS n, count(*) FROM orders GROUP BY 1"),
+            [probes("orders", 0, 8)]
+        );
+        assert_eq!(
+            estimated(
+                "SELECT o.key, c.payload->>'name' FROM orders o LEFT JOIN customers c ON c.key = o.payload->>'c'"
+            ),
+            [probes("customers", 8, 1), probes("orders", 0, 1)]
+        );
+    }
+}
