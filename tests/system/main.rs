@@ -1,6 +1,7 @@
 //! The built worker as its users meet it: a process with a manifest, sockets, files and signals. A file for each
 //! subject. Build it first: `cargo build --workspace && cargo test --workspace --test system`.
 
+mod cost;
 mod disk_full;
 mod files;
 mod first_run;

@@ -347,6 +347,8 @@ impl Status {
                 "evaluations": join.evaluations.value(),
                 "evaluationSeconds": join.evaluation_microseconds.value() as f64 / 1e6,
                 "resultsChanged": join.results_changed.value(),
+                "steps": join.steps.value(),
+                "probes": join.probes.value(),
                 "lastError": join.error.text(),
             })
         });

@@ -162,6 +162,18 @@ impl Collector for Scrape {
             of_joins(|join| join.results_changed.value() as f64),
         )?;
         metric(
+            "litejoin_join_vm_steps",
+            "Steps of SQLite's virtual machine spent on evaluating a join by key",
+            counter,
+            of_joins(|join| join.steps.value() as f64),
+        )?;
+        metric(
+            "litejoin_join_probes",
+            "Look-ups in shards for evaluating a join by key",
+            counter,
+            of_joins(|join| join.probes.value() as f64),
+        )?;
+        metric(
             "litejoin_join_failing",
             "1 while a join's query fails",
             gauge,
