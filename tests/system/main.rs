@@ -3,6 +3,7 @@
 
 mod cost;
 mod disk_full;
+mod faults;
 mod files;
 mod first_run;
 mod golden;

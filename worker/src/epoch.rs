@@ -256,7 +256,9 @@ impl Evaluator {
                 if !follows {
                     // Before anything is written: numbers that were lost are used again.
                     warn!(join = join.name, "its results don't follow from the change log; evaluating it anew");
+                    crate::fault::point("loss-noticed");
                     self.results.forget_applied(progress.id)?;
+                    crate::fault::point("loss-noted");
                     applied = None;
                 }
             }
@@ -350,6 +352,7 @@ impl Lane {
     fn epoch(&mut self, gate: &EpochGate) -> Result<bool, EpochError> {
         self.committer.reserve()?;
         let cut = gate.cut(|| self.benches.hold())?;
+        crate::fault::point("cut");
         let outcome = self.evaluate(&cut);
         self.benches.release();
         let evaluated = outcome?;
@@ -428,6 +431,7 @@ impl Lane {
                 .map(|(start, end)| start + (end - start) * slice / slices)
                 .collect();
             let changes = self.benches.changes(&from, &to, &self.aside.topics)?;
+            crate::fault::point("log-read");
             let touched: BTreeSet<String> = changes
                 .topics()
                 .map(|topic| self.aside.topics.name(topic).to_ascii_lowercase())

@@ -6,6 +6,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::EpochError;
+use crate::fault;
 use crate::join::budget::STEPS_MAX;
 use crate::join::changes::Changes;
 use crate::join::keyed::{Bench, Cost, Difference, KeyedError, KeyedJoin};
@@ -92,6 +93,7 @@ impl Benches {
         if keys.is_empty() {
             return Ok(None);
         }
+        fault::point("keys-found");
         if keys.len() <= ALONE_KEYS {
             let mut found = Vec::new();
             self.benches[0].evaluate(join, &keys, known, &mut found)?;
@@ -106,6 +108,7 @@ impl Benches {
                 scope.spawn(move || {
                     let mut found = Vec::new();
                     while let Some(share) = shares.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        fault::point("share-taken");
                         if let Err(error) = bench.evaluate(join, share, known, &mut found) {
                             // Nobody needs the rest.
                             next.store(shares.len(), Ordering::Relaxed);
