@@ -1,7 +1,12 @@
 //! Death at every named place in turn (`LITEJOIN_FAULT`), the first time it is reached and some later times.
 
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
 use litejoin_tests::repetition::seeds;
 
+use super::power;
 use super::run::Run;
 
 /// What brings a worker to the point at which it is to die.
@@ -60,6 +65,28 @@ async fn a_worker_that_dies_at_any_step_loses_nothing_and_repeats_nothing() {
             run.expire(false);
             let live = run.start_well().await;
             run.settle(live).await;
+        }
+    }
+}
+
+#[test]
+fn every_point_of_the_worker_is_tried() {
+    let mut named = BTreeSet::new();
+    gather(Path::new(env!("CARGO_MANIFEST_DIR")).join("../worker/src").as_path(), &mut named);
+    let tried = POINTS.iter().map(|(point, _)| *point).chain(power::points());
+    assert_eq!(named, tried.map(str::to_owned).collect(), "fault::point(…) on the left, tests on the right");
+}
+
+/// Finds the names of all points in the sources of a folder.
+fn gather(folder: &Path, named: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(folder).expect("a folder can be listed") {
+        let path = entry.expect("a folder can be listed").path();
+        if path.is_dir() {
+            gather(&path, named);
+        } else {
+            let text = fs::read_to_string(&path).expect("sources are text");
+            let names = text.split("fault::point(\"").skip(1).filter_map(|rest| rest.split('"').next());
+            named.extend(names.map(str::to_owned));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One pipeline through many deaths: the load, the clients, and what must hold whenever it has come to rest.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use litejoin_tests::ingest::message;
 use litejoin_tests::oracle::Oracle;
@@ -11,6 +12,7 @@ use litejoin_tests::wait::PATIENCE;
 use litejoin_tests::worker::{Site, Worker};
 use rand::RngExt;
 use rand::rngs::StdRng;
+use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 
 /// Orders of one customer: more results than one share of an epoch holds.
@@ -52,6 +54,8 @@ pub(super) struct Run {
     pub(super) site: Site,
     /// What goes on, for messages.
     pub(super) what: String,
+    /// Whether rows may be what they were before.
+    values_may_shrink: bool,
     /// Whether a client may be told that what it has is worth nothing.
     pub(super) resets_allowed: bool,
     replay_window: &'static str,
@@ -75,14 +79,20 @@ pub(super) struct Live {
     client: Subscription,
 }
 
+/// Databases as they were.
+pub(super) struct Saved {
+    names: Vec<String>,
+    files: Vec<(PathBuf, Vec<u8>)>,
+}
+
 /// What a consumer has been told.
 #[derive(Default)]
 struct Told {
+    lineage: String,
     results: Results,
     events: BTreeMap<String, (Value, Vec<Value>)>,
     positions: BTreeMap<ResultKey, (u64, u64)>,
     values: BTreeMap<ResultKey, i64>,
-    resets: u32,
 }
 
 impl Run {
@@ -90,6 +100,7 @@ impl Run {
         let run = Self {
             site: Site::new(),
             what: String::new(),
+            values_may_shrink: false,
             resets_allowed: false,
             replay_window,
             clean_interval: NEVER,
@@ -141,10 +152,75 @@ impl Run {
         None
     }
 
+    /// Copies the files of databases as they are now, which is what a loss of power leaves of them. A running worker
+    /// has nothing to do and is held meanwhile.
+    pub(super) fn save(&self, live: &Live, names: &[&str]) -> Saved {
+        live.worker.signal("STOP");
+        let of_them =
+            |name: &str| names.iter().any(|wanted| name == *wanted || name == format!("{wanted}-wal"));
+        let files = self.files().into_iter().filter(|path| of_them(&file_name(path)));
+        let files =
+            files.map(|path| (path.clone(), std::fs::read(path).expect("a file can be read"))).collect();
+        live.worker.signal("CONT");
+        Saved { names: names.iter().map(|name| (*name).to_owned()).collect(), files }
+    }
+
+    /// Has databases be what they were. No worker runs.
+    pub(super) fn put_back(&mut self, saved: &Saved) {
+        for name in &saved.names {
+            self.remove(name);
+        }
+        for (path, content) in &saved.files {
+            std::fs::write(path, content).expect("a file can be written");
+        }
+        self.values_may_shrink = true;
+    }
+
+    /// Removes a database. No worker runs.
+    pub(super) fn remove(&self, name: &str) {
+        for path in self.files().into_iter().filter(|path| file_name(path).starts_with(name)) {
+            std::fs::remove_file(path).expect("a file can be removed");
+        }
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.site.data_dir()).expect("a folder can be listed");
+        entries.map(|entry| entry.expect("a folder can be listed").path()).collect()
+    }
+
+    /// Runs SQL on a shard. No worker runs.
+    #[expect(clippy::disallowed_methods, reason = "somebody else than the worker does it")]
+    pub(super) fn meddle(&self, file: &str, sql: &str) {
+        let connection = Connection::open_with_flags(self.site.data_dir().join(file), OpenFlags::default());
+        let done = connection.and_then(|connection| connection.execute_batch(sql));
+        done.unwrap_or_else(|error| panic!("{file}: {sql}: {error}"));
+    }
+
+    /// Ends a worker as a crash would.
+    pub(super) async fn kill(&mut self, live: Live) {
+        live.worker.signal("KILL");
+        self.bury(live).await;
+    }
+
     /// Starts a worker that lives.
     pub(super) async fn start_well(&mut self) -> Live {
         let what = self.what.clone();
         self.start(None).await.unwrap_or_else(|| panic!("{what}: the worker does not start"))
+    }
+
+    /// Sends batches, none of which may kill the worker.
+    pub(super) async fn load(&mut self, live: &Live, batches: u32) {
+        for _ in 0..batches {
+            assert!(self.send(live).await, "{}: the worker dies", self.what);
+        }
+    }
+
+    /// Sends batches to a worker that evaluates nothing.
+    pub(super) async fn load_in_vain(&mut self, live: &Live, batches: u32) {
+        for _ in 0..batches {
+            let batch = self.batch();
+            live.worker.ingest().send(&batch).await;
+        }
     }
 
     /// Sends a batch, and mostly waits for its results; `false` if the worker dies of it. What was not acknowledged
@@ -204,17 +280,20 @@ impl Run {
         snapshot.assert_same(&self.expected(), &format!("{}: the snapshot", self.what));
         self.n += 1;
         live.worker.ingest().put("marks", "last", json!({"n": self.n})).await;
-        loop {
-            let event = live.client.expect_next().await;
-            let is_last = event.event == "join_result" && {
-                let event = event.result();
-                event.query == MARK && event.rows.first().is_some_and(|row| row["n"] == self.n)
-            };
-            self.hear(&event);
-            if is_last {
-                break;
+        let rest = tokio::time::timeout(PATIENCE, async {
+            loop {
+                let event = live.client.expect_next().await;
+                let is_last = event.event == "join_result" && {
+                    let event = event.result();
+                    event.query == MARK && event.rows.first().is_some_and(|row| row["n"] == self.n)
+                };
+                self.hear(&event);
+                if is_last {
+                    break;
+                }
             }
-        }
+        });
+        assert!(rest.await.is_ok(), "{}: the subscriber is told nothing any more", self.what);
         self.client.results.assert_same(&self.expected(), &format!("{}: the subscriber", self.what));
         live
     }
@@ -256,14 +335,14 @@ impl Run {
         match event.event.as_str() {
             "join_result" => {
                 let event = event.result();
-                if !self.client.hear(&event, &self.what) {
+                if !self.client.hear(&event, self.values_may_shrink, &self.what) {
                     panic!("{}: the subscriber is told twice: {event:?}", self.what);
                 }
             }
             "replayed" => {}
             "reset" => {
                 assert!(self.resets_allowed, "{}: the subscriber is told {}", self.what, event.data);
-                self.client = Told { resets: self.client.resets + 1, ..Told::default() };
+                self.client = Told::default();
             }
             other => panic!("{}: the subscriber is told {other}: {}", self.what, event.data),
         }
@@ -273,7 +352,8 @@ impl Run {
     fn print(&mut self, lines: &str) {
         for line in lines.lines().filter(|line| serde_json::from_str::<Value>(line).is_ok()) {
             // After a crash some are told again.
-            self.printed.hear(&Event::read(line), &format!("{} (standard output)", self.what));
+            let what = format!("{} (standard output)", self.what);
+            self.printed.hear(&Event::read(line), self.values_may_shrink, &what);
         }
     }
 
@@ -334,24 +414,27 @@ impl Run {
 
 impl Told {
     /// Takes in an event; `false` if it was told before.
-    fn hear(&mut self, event: &Event, what: &str) -> bool {
+    fn hear(&mut self, event: &Event, values_may_shrink: bool, what: &str) -> bool {
+        let id = EventId::parse(&event.id);
+        if self.lineage != id.lineage {
+            // Whatever came before is worth nothing.
+            *self = Self { lineage: id.lineage.clone(), ..Self::default() };
+        }
         let content = (event.key.clone(), event.rows.clone());
         if let Some(before) = self.events.insert(event.id.clone(), content.clone()) {
             assert_eq!(before, content, "{what}: another result has the id {}", event.id);
             return false;
         }
         let key = event.result_key();
-        let position = EventId::parse(&event.id).position();
+        let position = id.position();
         let before = self.positions.insert(key.clone(), position);
         assert!(before.is_none_or(|before| before < position), "{what}: {event:?} comes after {before:?}");
         if event.query == "enriched"
             && let Some(value) = event.rows.first().and_then(|row| row["n"].as_i64())
         {
             let before = self.values.insert(key, value);
-            assert!(
-                before.is_none_or(|before| before <= value),
-                "{what}: {event:?} is older than {before:?}"
-            );
+            let grows = values_may_shrink || before.is_none_or(|before| before <= value);
+            assert!(grows, "{what}: {event:?} is older than {before:?}");
         }
         self.results.fold([event]);
         true
@@ -360,4 +443,8 @@ impl Told {
 
 fn order(key: &str, n: u64, first: &str, second: &str) -> Value {
     message("orders", key, json!({"n": n, "customer": first, "second": second}))
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
