@@ -316,7 +316,7 @@ impl Run {
              FROM orders o LEFT JOIN customers c ON c.key = o.payload->>'second'"
         } else {
             "SELECT c.key AS id, count(o.key) AS n
-             FROM customers c LEFT JOIN orders o ON o.payload->>'customer' = c.key GROUP BY c.key"
+             FROM customers c LEFT JOIN orders o ON o.payload->>'third' = c.key GROUP BY c.key"
         };
         [(TURNING, turning)].into_iter().chain(JOINS).collect()
     }
@@ -442,7 +442,7 @@ impl Told {
 }
 
 fn order(key: &str, n: u64, first: &str, second: &str) -> Value {
-    message("orders", key, json!({"n": n, "customer": first, "second": second}))
+    message("orders", key, json!({"n": n, "customer": first, "second": second, "third": first}))
 }
 
 fn file_name(path: &Path) -> String {
