@@ -183,7 +183,12 @@ impl Launch {
 impl Worker {
     /// Waits until the log says that the pipeline runs.
     pub async fn wait_until_it_runs(&mut self) {
-        let runs = until("the worker to run", async || {
+        assert!(self.comes_to_run().await, "the worker ended before it ran");
+    }
+
+    /// Waits until the log says that the pipeline runs; `false` if the process ends before that.
+    pub async fn comes_to_run(&mut self) -> bool {
+        until("the worker to run", async || {
             let log = self.stderr.all();
             if log.iter().any(|line| line.contains(RUNS)) {
                 return Some(true);
@@ -194,8 +199,7 @@ impl Worker {
             }
             None
         })
-        .await;
-        assert!(runs, "the worker ended before it ran");
+        .await
     }
 
     /// Where `what` listens, by the last that the log says of it: `source ingest`, `sink live`, `admin`.

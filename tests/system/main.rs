@@ -2,9 +2,11 @@
 //! subject. Build it first: `cargo build --workspace && cargo test --workspace --test system`.
 
 mod audit;
+mod cost;
 mod disk_full;
 mod edits;
 mod explain;
+mod faults;
 mod files;
 mod first_run;
 mod golden;

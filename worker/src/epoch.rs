@@ -286,7 +286,9 @@ impl Evaluator {
                         join = join.name,
                         "its results don't follow from the change log; evaluating it anew"
                     );
+                    crate::fault::point("loss-noticed");
                     self.results.forget_applied(progress.id)?;
+                    crate::fault::point("loss-noted");
                     applied = None;
                 }
             }
@@ -403,6 +405,7 @@ impl Lane {
             self.ingest.checkpoint(is_high);
         }
         let cut = gate.cut(|| self.benches.hold())?;
+        crate::fault::point("cut");
         let outcome = self.evaluate(&cut);
         self.benches.release();
         let evaluated = outcome?;
@@ -472,6 +475,7 @@ impl Lane {
                 .map(|(start, end)| start + (end - start) * slice / slices)
                 .collect();
             let changes = self.benches.changes(&from, &to, &self.aside.topics)?;
+            crate::fault::point("log-read");
             let touched: BTreeSet<String> =
                 changes.topics().map(|topic| self.aside.topics.name(topic).to_ascii_lowercase()).collect();
             members.retain(|index| {

@@ -1,6 +1,7 @@
 //! Faults that tests ask for by environment variables, in debug builds only: a release build holds none of this.
 //!
 //! - `LITEJOIN_FAULT=<point>[:<n>]` kills the process, as SIGKILL does, when it comes to a point for the n-th time.
+//! - `LITEJOIN_STALL=<point>[:<n>]` holds the thread there for good, so that a test can see what the others do meanwhile.
 //! - `LITEJOIN_SABOTAGE=<what>` breaks the engine on purpose, so that a test can show that it would notice.
 
 /// Ways to break evaluation by key.
@@ -46,20 +47,39 @@ mod debug {
         *WANTED == Some(how)
     }
 
-    /// A place at which a test may have the process die.
+    /// A place at which a test may have the process die, or the thread stand still.
     pub(crate) fn point(name: &str) {
-        static WANTED: LazyLock<Option<(String, AtomicI64)>> = LazyLock::new(|| {
-            let wanted = variable("LITEJOIN_FAULT")?;
-            let (name, times) = wanted.split_once(':').unwrap_or((&wanted, "1"));
-            let times = times.parse().expect("LITEJOIN_FAULT=<point>:<n> has a number behind the colon");
-            Some((name.to_owned(), AtomicI64::new(times)))
-        });
-        if let Some((wanted, left)) = &*WANTED
-            && wanted == name
-            && left.fetch_sub(1, Ordering::Relaxed) == 1
-        {
+        static FAULT: LazyLock<Option<Wanted>> = LazyLock::new(|| Wanted::read("LITEJOIN_FAULT"));
+        static STALL: LazyLock<Option<Wanted>> = LazyLock::new(|| Wanted::read("LITEJOIN_STALL"));
+        if FAULT.as_ref().is_some_and(|wanted| wanted.is_here(name)) {
             // As abrupt as SIGKILL: nothing is flushed, no destructor runs.
             std::process::abort();
+        }
+        if STALL.as_ref().is_some_and(|wanted| wanted.is_here(name)) {
+            tracing::warn!(point = name, "a test holds this thread");
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+
+    /// A point, and how often it has yet to be passed.
+    struct Wanted {
+        name: String,
+        left: AtomicI64,
+    }
+
+    impl Wanted {
+        fn read(name: &str) -> Option<Self> {
+            let wanted = variable(name)?;
+            let (point, times) = wanted.split_once(':').unwrap_or((&wanted, "1"));
+            let times =
+                times.parse().unwrap_or_else(|_| panic!("{name}={wanted}: behind the colon is no number"));
+            Some(Self { name: point.to_owned(), left: AtomicI64::new(times) })
+        }
+
+        fn is_here(&self, name: &str) -> bool {
+            self.name == name && self.left.fetch_sub(1, Ordering::Relaxed) == 1
         }
     }
 

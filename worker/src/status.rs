@@ -397,6 +397,8 @@ impl Status {
                 "steps": join.steps.value(),
                 "probes": join.probes.value(),
                 "resultsChanged": join.results_changed.value(),
+                "steps": join.steps.value(),
+                "probes": join.probes.value(),
                 "lastError": join.error.text(),
                 "audit": join.audit.json(),
             })

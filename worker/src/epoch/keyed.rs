@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
 use super::EpochError;
+use crate::fault;
 use crate::join::budget::STEPS_MAX;
 use crate::join::changes::Changes;
 use crate::join::keyed::{Bench, Cost, Difference, KeyedError, KeyedJoin};
@@ -91,6 +92,7 @@ impl Benches {
         if keys.is_empty() {
             return Ok(None);
         }
+        fault::point("keys-found");
         // Neighbours in the files are found for less.
         keys.sort_unstable();
         let mut differences = 0;
@@ -113,6 +115,7 @@ impl Benches {
                 let sender = sender.clone();
                 scope.spawn(move || {
                     while let Some(share) = shares.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        fault::point("share-taken");
                         let mut found = Vec::new();
                         let outcome = bench.evaluate(join, share, known, &mut found);
                         if sender.send(outcome.map(|()| found)).is_err() {

@@ -5,6 +5,7 @@ use rusqlite::{Connection, params};
 
 use super::event::{JoinId, Position};
 use super::store::{Results, meta, set};
+use crate::fault;
 use crate::storage::sqlite::SqliteError;
 
 /// What an event takes beside its key and rows, in bytes; an estimate.
@@ -42,6 +43,7 @@ pub(crate) struct Tidied {
 impl Results {
     /// Moves a sink's cursor forward.
     pub(crate) fn move_cursor(&self, sink: &str, position: Position) -> Result<(), SqliteError> {
+        fault::point("delivered");
         self.doing("move a cursor", |connection| {
             connection
                 .prepare_cached(
@@ -49,6 +51,7 @@ impl Results {
                      ON CONFLICT DO UPDATE SET epoch = excluded.epoch, n = excluded.n",
                 )?
                 .execute(params![sink, position.epoch, position.n])?;
+            fault::point("cursor-moved");
             Ok(())
         })
     }
@@ -149,6 +152,7 @@ impl Results {
             )?;
             set(&transaction, "horizon_epoch", last.epoch)?;
             set(&transaction, "horizon_n", last.n)?;
+            fault::point("outbox-trimmed");
             transaction.commit()?;
             Ok(Some((count, bytes)))
         })

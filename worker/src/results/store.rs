@@ -358,6 +358,7 @@ impl EpochWriter<'_> {
             Ok(())
         };
         store().map_err(|source| SqliteError::new(self.path, "store a result", source))?;
+        fault::point("result-stored");
         self.next_n += 1;
         if sent {
             self.outbox_bytes += outbox::event_bytes(change.key.len(), change.rows.len());

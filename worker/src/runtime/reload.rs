@@ -150,6 +150,7 @@ impl Running {
             let shard_count = next.plan.storage.shard_count;
             match blocking(move || evaluation::register(&results, &joins, shard_count)).await {
                 Ok(progress) => {
+                    crate::fault::point("joins-registered");
                     self.ids = evaluation::ids(&next.joins, &progress);
                     successor = Some(evaluation::successor(halted, next.joins.clone(), progress));
                 }
@@ -169,6 +170,7 @@ impl Running {
         self.sinks.route(next, &self.ids, self.store.results.lineage());
         if let Some(successor) = successor {
             self.evaluation.resume(successor);
+            crate::fault::point("evaluator-resumed");
             let (ingest, needs) = (self.ingest.clone(), needs(&next.joins));
             if let Err(problem) = blocking(move || ingest.prepare(needs)).await {
                 warn!(

@@ -71,6 +71,7 @@ impl Store {
         if data_dir.layout().state == State::Ready && !path.exists() {
             warn!(path = %path.display(), "results.db is gone; evaluating everything anew under a new lineage");
             data_dir.renew_lineage()?;
+            crate::fault::point("lineage-renewed");
         }
         let (results, same) = Results::open(&path, storage.synchronous, &data_dir.layout().lineage)?;
         if same {

@@ -22,6 +22,7 @@ use super::change;
 use super::sqlite::{self, SqliteError, quoted};
 use super::topics::{TopicId, Topics};
 use super::writer::Expiry;
+use crate::fault;
 use crate::message::Message;
 
 /// What a `_chg` entry came from.
@@ -277,6 +278,7 @@ impl Shard {
                 }
                 pending.counts.push((*topic, counts));
             }
+            fault::point("rows-expired");
             if shard.has_tombstones {
                 shard
                     .connection
@@ -308,6 +310,7 @@ impl Shard {
             for index in &needs.indexes {
                 if !present.contains(&index.name()) {
                     connection.execute_batch(&index.sql())?;
+                    fault::point("index-built");
                     built += 1;
                 }
             }
@@ -315,6 +318,7 @@ impl Shard {
         });
         let pending = outcome?;
         self.commit(pending)?;
+        fault::point("shard-prepared");
         if built > 0 {
             let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             info!(shard = %self.path.display(), indexes = built, milliseconds, "built indexes; writing waited for them");
@@ -560,6 +564,7 @@ impl Shard {
         let to = trim_to.min(self.first_seq + TRIM_ENTRIES_MAX).min(pending.last_seq - 1);
         if to >= self.first_seq {
             self.connection.prepare_cached("DELETE FROM _chg WHERE seq <= ?1")?.execute([to])?;
+            fault::point("log-trimmed");
             pending.trimmed_to = Some(to);
         }
         Ok(())

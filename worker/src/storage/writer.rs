@@ -15,6 +15,7 @@ use super::sqlite::SqliteError;
 use super::topics::{TopicId, Topics};
 use crate::clock;
 use crate::error::chain;
+use crate::fault;
 use crate::status::Status;
 
 /// What a writer is asked to do.
@@ -166,10 +167,12 @@ impl Writer {
     fn commit(&mut self, pending: Pending) -> Result<u64, SqliteError> {
         let mut counts = Vec::new();
         let shard = &mut self.shard;
+        fault::point("batch-written");
         let epoch = self.gate.pass(self.shard_index, pending.last_seq, || {
             counts = shard.commit(pending)?;
             Ok::<(), SqliteError>(())
         })?;
+        fault::point("batch-committed");
         for (topic, counts) in counts {
             self.status.topic(&self.topics.name(topic)).add(counts);
         }

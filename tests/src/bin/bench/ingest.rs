@@ -132,7 +132,7 @@ impl Setup<'_> {
 
     fn start(&self, run: &Path, sources: &str) -> Result<Worker> {
         let shard_count = self.site.shard_count;
-        let pipeline = Pipeline { shard_count, flush_interval: FLUSH_INTERVAL, sources, query: None };
+        let pipeline = Pipeline { shard_count, flush_interval: FLUSH_INTERVAL, sources, joins: &[] };
         Worker::start(&self.site.binary, run, &pipeline)
     }
 

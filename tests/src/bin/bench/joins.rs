@@ -109,7 +109,7 @@ impl Setup<'_> {
                 shard_count: self.site.shard_count,
                 flush_interval: FLUSH_INTERVAL,
                 sources: HTTP_SOURCE,
-                query: Some(self.query),
+                joins: &[self.query.join()],
             };
             let worker = Worker::start(&self.site.binary, run, &pipeline)?;
             let lanes = client::requests(&self.rows, self.options.site.sending(), worker.ingest()?);

@@ -92,7 +92,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             shard_count: site.shard_count,
             flush_interval: Duration::from_millis(options.flush_interval),
             sources: HTTP_SOURCE,
-            query: Some(QUERY),
+            joins: &[QUERY.join()],
         };
         let worker = Worker::start(&site.binary, run, &pipeline)?;
         let mut shop = Shop::new(options.orders, options.site.seed);

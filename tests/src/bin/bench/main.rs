@@ -21,6 +21,7 @@ mod row;
 mod shop;
 mod site;
 mod table;
+mod wide;
 mod worker;
 
 use std::process::ExitCode;
@@ -87,6 +88,15 @@ enum Command {
     /// epoch is applied in which a row is seen that was posted again. The files are in the page cache, so this is a
     /// crash of the process, not of the machine. In the end the results are compared with what SQLite yields.
     Restart(restart::Options),
+
+    /// One change that touches a million results: memory, and how long other joins stand still
+    ///
+    /// Stores a million orders of one customer under the join W1, and starts the worker anew so that its memory is
+    /// counted from then on. While a row of another topic is updated every few milliseconds and a client reads the
+    /// results of a join of its own, the customer is renamed once a turn. Shown are the time until all results have the
+    /// new name, the most memory up to then, and the longest time for which nothing was told of the other join,
+    /// beside the longest such time before.
+    Wide(wide::Options),
 }
 
 fn main() -> ExitCode {
@@ -95,6 +105,7 @@ fn main() -> ExitCode {
         Command::Joins(options) => joins::run(&options),
         Command::Latency(options) => latency::run(&options),
         Command::Restart(options) => restart::run(&options),
+        Command::Wide(options) => wide::run(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -36,6 +36,11 @@ impl Query {
         }
     }
 
+    /// Its name and text.
+    pub(crate) fn join(self) -> (&'static str, &'static str) {
+        (self.name(), self.sql())
+    }
+
     pub(crate) fn sql(self) -> &'static str {
         match self {
             Self::W1 => include_str!("queries/w1.sql"),

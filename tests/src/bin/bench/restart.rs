@@ -48,7 +48,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             shard_count: site.shard_count,
             flush_interval: FLUSH_INTERVAL,
             sources: HTTP_SOURCE,
-            query: Some(QUERY),
+            joins: &[QUERY.join()],
         };
         let start = || Worker::start(&site.binary, run, &pipeline);
         let mut shop = Shop::new(options.rows - CUSTOMER_COUNT, options.site.seed);

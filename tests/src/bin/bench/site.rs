@@ -11,6 +11,7 @@ use crate::worker;
 
 /// Options of every subcommand.
 #[derive(Debug, Args)]
+#[group(id = "site")]
 pub(crate) struct Options {
     /// Turns; each measures everything once
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]

@@ -15,7 +15,6 @@ use serde_json::Value;
 use crate::client;
 use crate::memory::{Memory, MemoryWatch};
 use crate::process;
-use crate::queries::Query;
 
 /// The line that a worker logs once it serves.
 const RUNS: &str = "the pipeline runs";
@@ -43,8 +42,8 @@ pub(crate) struct Pipeline<'p> {
     pub(crate) flush_interval: Duration,
     /// YAML, a list.
     pub(crate) sources: &'p str,
-    /// A join and an SSE sink that takes its results.
-    pub(crate) query: Option<Query>,
+    /// Names and queries of joins, whose results an SSE sink takes.
+    pub(crate) joins: &'p [(&'p str, &'p str)],
 }
 
 /// An http source that takes any topic.
@@ -55,21 +54,20 @@ pub(crate) const FLUSH_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Pipeline<'_> {
     fn manifest(&self) -> String {
-        let Self { shard_count, flush_interval, sources, query } = self;
+        let Self { shard_count, flush_interval, sources, joins } = self;
         let mut text = format!(
             "apiVersion: litejoin.io/v1alpha1\nkind: Pipeline\nmetadata: {{name: bench}}\nspec:\n  \
              storage: {{shardCount: {shard_count}, flushInterval: {}ms}}\n  admin: {{addr: \"127.0.0.1:0\"}}\n  \
              sources:\n{sources}",
             flush_interval.as_millis()
         );
-        if let Some(query) = query {
+        if !joins.is_empty() {
+            text.push_str("  sinks:\n    - name: live\n      sse: {addr: \"127.0.0.1:0\"}\n  joins:\n");
+        }
+        for (name, sql) in *joins {
             // A string of JSON is one of YAML.
-            let (name, sql) = (query.name(), serde_json::json!(query.sql()));
-            let _ = write!(
-                text,
-                "  joins:\n    - {{name: {name}, sinks: [live], query: {sql}}}\n  \
-                 sinks:\n    - name: live\n      sse: {{addr: \"127.0.0.1:0\"}}\n"
-            );
+            let _ =
+                writeln!(text, "    - {{name: {name}, sinks: [live], query: {}}}", serde_json::json!(sql));
         }
         text
     }

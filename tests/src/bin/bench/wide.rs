@@ -1,0 +1,217 @@
+//! One row that a million results follow from: what its change costs in memory, and whether others notice.
+
+use std::io::{BufRead, Write as _};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use litejoin_tests::wait::until_moment;
+
+use crate::client::{self, Connection};
+use crate::memory::Memory;
+use crate::queries::Query;
+use crate::row::Row;
+use crate::shop::{CUSTOMERS, ORDERS};
+use crate::table::{Spread, layout};
+use crate::worker::{FLUSH_INTERVAL, HTTP_SOURCE, Pipeline, Worker};
+use crate::{results, site};
+
+const QUERY: Query = Query::W1;
+
+/// A topic and a join of it that have nothing to do with the others.
+const BEATS: &str = "beats";
+const OTHER: (&str, &str) = ("other", "SELECT key AS id, payload->>'n' AS n FROM beats");
+
+/// Time between two beats.
+const PERIOD: Duration = Duration::from_millis(10);
+
+/// How long beats are watched before and after the change.
+const QUIET: Duration = Duration::from_secs(3);
+
+/// The number of the last beat.
+const LAST: i64 = -1;
+
+/// Options of `bench wide`.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Orders of the one customer
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    orders: u64,
+
+    #[command(flatten)]
+    site: site::Options,
+}
+
+/// One turn.
+struct Turn {
+    applied: Duration,
+    quiet_gap: Duration,
+    gap: Duration,
+    before: Memory,
+    memory: Memory,
+}
+
+/// Measures the turns and prints the table.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let site = options.site.site()?;
+    site.in_run(|run| {
+        let pipeline = Pipeline {
+            shard_count: site.shard_count,
+            flush_interval: FLUSH_INTERVAL,
+            sources: HTTP_SOURCE,
+            joins: &[QUERY.join(), OTHER],
+        };
+        let start = || Worker::start(&site.binary, run, &pipeline);
+        writeln!(std::io::stderr(), "storing {} orders of one customer", options.orders)?;
+        let rows: Vec<Row> = std::iter::once(customer(0)).chain((0..options.orders).map(order)).collect();
+        let worker = start()?;
+        let lanes = client::requests(&rows, options.site.sending(), worker.ingest()?);
+        results::deliver(&worker, QUERY, &lanes)?;
+        drop((worker, lanes, rows));
+        let mut turns = Vec::new();
+        for round in 1..=options.site.rounds {
+            let worker = start()?;
+            let turn = measure(&worker, u64::from(round), options.orders)?;
+            turn.report(round)?;
+            turns.push(turn);
+        }
+        options.print(&turns)
+    })
+}
+
+/// Renames the customer once while beats go on.
+fn measure(worker: &Worker, round: u64, orders: u64) -> Result<Turn> {
+    let (ingest, live) = (worker.ingest()?, worker.live()?);
+    let send = |row: Row| Connection::open(ingest)?.send(&client::request(&[&row], ingest));
+    // A row that changes nothing is seen once everything before it is.
+    results::wait_until_applied(worker, QUERY, send(customer(round - 1))?)?;
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let told = scope.spawn(|| listen(live));
+        let beats = scope.spawn(|| beat(ingest, &is_over));
+        let begun = Instant::now();
+        until_moment(begun + QUIET);
+        let before = worker.memory()?;
+        let changed = Instant::now();
+        let outcome =
+            send(customer(round)).and_then(|epoch| results::wait_until_applied(worker, QUERY, epoch));
+        let applied = changed.elapsed();
+        let memory = worker.memory()?;
+        until_moment(Instant::now() + QUIET);
+        is_over.store(true, Ordering::Relaxed);
+        beats.join().expect("a client does not panic")?;
+        outcome?;
+        let told = told.join().expect("a client does not panic")?;
+        let count = worker.status()?["joins"][QUERY.name()]["resultsChanged"].as_u64();
+        ensure!(count == Some(orders), "{count:?} results have changed of {orders}");
+        let gap = |is_counted: &dyn Fn(Instant) -> bool| {
+            let pairs = told.windows(2).filter(|pair| is_counted(pair[1]));
+            pairs.map(|pair| pair[1] - pair[0]).max().context("nothing was told of the other join")
+        };
+        Ok(Turn {
+            applied,
+            quiet_gap: gap(&|at| at < changed)?,
+            gap: gap(&|at| at >= changed)?,
+            before,
+            memory,
+        })
+    })
+}
+
+/// Updates one row again and again until it is over.
+fn beat(ingest: SocketAddr, is_over: &AtomicBool) -> Result<()> {
+    let mut connection = Connection::open(ingest)?;
+    let mut n = 0;
+    while !is_over.load(Ordering::Relaxed) {
+        let next = Instant::now() + PERIOD;
+        n += 1;
+        connection.send(&client::request(&[&beat_row(n)], ingest))?;
+        until_moment(next);
+    }
+    connection.send(&client::request(&[&beat_row(LAST)], ingest))?;
+    Ok(())
+}
+
+/// When the results of the other join were told, up to the last beat.
+fn listen(live: SocketAddr) -> Result<Vec<Instant>> {
+    let (_, mut stream) = client::get(live, &format!("/subscribe?join={}", OTHER.0))?;
+    let last = format!("\"n\":{LAST}");
+    let (mut told, mut line) = (Vec::new(), String::new());
+    loop {
+        line.clear();
+        ensure!(stream.read_line(&mut line)? > 0, "the worker has ended the stream of events");
+        if line.starts_with("data:") {
+            told.push(Instant::now());
+            if line.contains(&last) {
+                return Ok(told);
+            }
+        }
+    }
+}
+
+fn customer(number: u64) -> Row {
+    row(CUSTOMERS, "c0".to_owned(), format!("{{\"id\":\"c0\",\"name\":\"Ada the {number}th\"}}"))
+}
+
+fn order(number: u64) -> Row {
+    let (cents, note) = (number % 100, "a note of some length, as there are many");
+    let payload = format!(
+        "{{\"id\":\"o{number:07}\",\"customer_id\":\"c0\",\"amount\":{number}.{cents:02},\"note\":\"{note}\"}}"
+    );
+    row(ORDERS, format!("o{number:07}"), payload)
+}
+
+fn beat_row(n: i64) -> Row {
+    row(BEATS, "heart".to_owned(), format!("{{\"n\":{n}}}"))
+}
+
+fn row(topic: &'static str, key: String, payload: String) -> Row {
+    Row { topic, key: key.into_boxed_str(), payload: Some(payload.into_boxed_str()) }
+}
+
+impl Turn {
+    /// Says how it went, while the others are still to come.
+    fn report(&self, round: u32) -> Result<()> {
+        let Self { applied, quiet_gap, gap, before, memory } = self;
+        writeln!(
+            std::io::stderr(),
+            "turn {round}: applied after {applied:.2?}; the other join stood still for {gap:.0?} ({quiet_gap:.0?} \
+             before); peak {:.0} MB ({:.0} before), {:.0} anonymous ({:.0} before)",
+            memory.peak_bytes as f64 / 1e6,
+            before.peak_bytes as f64 / 1e6,
+            memory.anonymous_bytes as f64 / 1e6,
+            before.anonymous_bytes as f64 / 1e6,
+        )?;
+        Ok(())
+    }
+}
+
+impl Options {
+    fn print(&self, turns: &[Turn]) -> Result<()> {
+        let row = |name: &str, digits, figure: &dyn Fn(&Turn) -> f64| {
+            vec![name.to_owned(), Spread::of(turns.iter().map(figure)).show(digits)]
+        };
+        let table = [
+            ["", "min / median / max"].map(str::to_owned).to_vec(),
+            row("applied, s", 2, &|turn| turn.applied.as_secs_f64()),
+            row("other join's longest gap, s", 3, &|turn| turn.gap.as_secs_f64()),
+            row("the same before, s", 3, &|turn| turn.quiet_gap.as_secs_f64()),
+            row("peak MB", 0, &|turn| turn.memory.peak_bytes as f64 / 1e6),
+            row("peak MB before", 0, &|turn| turn.before.peak_bytes as f64 / 1e6),
+            row("anonymous MB", 0, &|turn| turn.memory.anonymous_bytes as f64 / 1e6),
+            row("anonymous MB before", 0, &|turn| turn.before.anonymous_bytes as f64 / 1e6),
+        ];
+        let mut out = std::io::stdout().lock();
+        let Self { orders, site } = self;
+        writeln!(
+            out,
+            "\n{orders} orders of one customer, {} shards, {} turns; a beat every {PERIOD:?}.\n",
+            site.shards,
+            turns.len(),
+        )?;
+        out.write_all(layout(&table).as_bytes())?;
+        Ok(())
+    }
+}

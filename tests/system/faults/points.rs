@@ -1,0 +1,122 @@
+//! Death at every named place in turn (`LITEJOIN_FAULT`), the first time it is reached and some later times.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use litejoin_tests::repetition::seeds;
+
+use super::power;
+use super::run::Run;
+
+/// What brings a worker to the point at which it is to die.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trigger {
+    /// Messages.
+    Load,
+    /// A start with another query, which needs other indexes, and messages.
+    OtherQuery,
+    /// The same, but by a reload amid the load.
+    Reload,
+    /// A start with rows that are too old.
+    Expiry,
+}
+
+/// Points and what leads to them, in the order in which a batch passes them.
+const POINTS: [(&str, Trigger); 22] = [
+    ("index-built", Trigger::OtherQuery),
+    ("shard-prepared", Trigger::OtherQuery),
+    ("log-trimmed", Trigger::Load),
+    ("batch-written", Trigger::Load),
+    ("batch-committed", Trigger::Load),
+    ("rows-expired", Trigger::Expiry),
+    ("cut", Trigger::Load),
+    ("log-read", Trigger::Load),
+    ("keys-found", Trigger::Load),
+    ("share-taken", Trigger::Load),
+    ("evaluated", Trigger::Load),
+    ("copied", Trigger::Load),
+    ("copied", Trigger::OtherQuery),
+    ("evaluated-aside", Trigger::Load),
+    ("result-stored", Trigger::Load),
+    ("results-written", Trigger::Load),
+    ("results-committed", Trigger::Load),
+    ("delivered", Trigger::Load),
+    ("cursor-moved", Trigger::Load),
+    ("outbox-trimmed", Trigger::Load),
+    ("joins-registered", Trigger::Reload),
+    ("evaluator-resumed", Trigger::Reload),
+];
+
+/// Batches after which a point that was not reached will not be.
+const BATCHES_MAX: u32 = 2_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_dies_at_any_step_loses_nothing_and_repeats_nothing() {
+    for (point, trigger) in POINTS {
+        let mut run = Run::new(if point == "outbox-trimmed" { "1s" } else { "10m" });
+        run.resets_allowed = point == "outbox-trimmed";
+        let times: Vec<u64> = match trigger {
+            Trigger::Load => seeds(2, 20).into_iter().map(|seed| seed * (seed + 1) / 2).collect(),
+            _ => seeds(1, 3),
+        };
+        for n in times {
+            die(&mut run, trigger, point, n).await;
+            run.expire(false);
+            let live = run.start_well().await;
+            run.settle(live).await;
+        }
+    }
+}
+
+#[test]
+fn every_point_of_the_worker_is_tried() {
+    let mut named = BTreeSet::new();
+    gather(Path::new(env!("CARGO_MANIFEST_DIR")).join("../worker/src").as_path(), &mut named);
+    let tried = POINTS.iter().map(|(point, _)| *point).chain(power::points());
+    assert_eq!(named, tried.map(str::to_owned).collect(), "fault::point(…) on the left, tests on the right");
+}
+
+/// Finds the names of all points in the sources of a folder.
+fn gather(folder: &Path, named: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(folder).expect("a folder can be listed") {
+        let path = entry.expect("a folder can be listed").path();
+        if path.is_dir() {
+            gather(&path, named);
+        } else {
+            let text = fs::read_to_string(&path).expect("sources are text");
+            let names = text.split("fault::point(\"").skip(1).filter_map(|rest| rest.split('"').next());
+            named.extend(names.map(str::to_owned));
+        }
+    }
+}
+
+/// Lets a worker run until it dies at the point, which is passed `n - 1` times before.
+async fn die(run: &mut Run, trigger: Trigger, point: &str, n: u64) {
+    run.what = format!("LITEJOIN_FAULT={point}:{n} ({trigger:?})");
+    eprintln!("{}", run.what);
+    match trigger {
+        Trigger::Load | Trigger::Reload => {}
+        Trigger::OtherQuery => run.turn(),
+        Trigger::Expiry => {
+            let live = run.start_well().await;
+            for _ in 0..20 {
+                assert!(run.send(&live).await);
+            }
+            run.settle(live).await;
+            run.expire(true);
+        }
+    }
+    let Some(live) = run.start(Some(("LITEJOIN_FAULT", &format!("{point}:{n}")))).await else { return };
+    for number in 0..BATCHES_MAX {
+        if trigger == Trigger::Reload && number % 10 == 5 {
+            run.turn();
+            live.worker.signal("HUP");
+        }
+        if !run.send(&live).await {
+            run.bury(live).await;
+            return;
+        }
+    }
+    panic!("{}: it was never reached", run.what);
+}

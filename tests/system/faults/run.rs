@@ -1,0 +1,450 @@
+//! One pipeline through many deaths: the load, the clients, and what must hold whenever it has come to rest.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use litejoin_tests::ingest::message;
+use litejoin_tests::oracle::Oracle;
+use litejoin_tests::repetition::chance;
+use litejoin_tests::results::{Event, EventId, ResultKey, Results};
+use litejoin_tests::sse::Subscription;
+use litejoin_tests::wait::PATIENCE;
+use litejoin_tests::worker::{Site, Worker};
+use rand::RngExt;
+use rand::rngs::StdRng;
+use rusqlite::{Connection, OpenFlags};
+use serde_json::{Value, json};
+
+/// Orders of one customer: more results than one share of an epoch holds.
+const SHARE: u64 = 530;
+
+const SHARDS: u64 = 3;
+
+const TOPICS: [&str; 4] = ["orders", "customers", "notes", "marks"];
+
+/// Joins by key and in full, in this order in the manifest. One of them has two queries that take turns.
+const JOINS: [(&str, &str); 6] = [
+    (
+        "enriched",
+        "SELECT o.key AS id, o.payload->>'n' AS n, c.payload->>'n' AS customer
+         FROM orders o LEFT JOIN customers c ON c.key = o.payload->>'customer'",
+    ),
+    (
+        "totals",
+        "SELECT payload->>'customer' AS customer, count(*) AS orders, sum(payload->>'n') AS total
+         FROM orders GROUP BY payload->>'customer'",
+    ),
+    ("noted", "SELECT key AS id, payload->>'n' AS n FROM notes"),
+    ("newest", "SELECT key AS id, payload->>'n' AS n FROM orders ORDER BY payload->>'n' DESC, key LIMIT 5"),
+    ("all_orders", "SELECT 'all' AS id, count(*) AS orders, sum(payload->>'n') AS total FROM orders"),
+    (MARK, "SELECT key AS id, payload->>'n' AS n FROM marks"),
+];
+
+/// A join of our own. A message to its topic that comes back says that everything before it has come, too.
+const MARK: &str = "mark";
+
+/// An interval longer than any test.
+const NEVER: &str = "24h";
+
+/// The join that has two queries.
+const TURNING: &str = "turning";
+
+/// A data directory with all that was ever told of it.
+pub(super) struct Run {
+    pub(super) site: Site,
+    /// What goes on, for messages.
+    pub(super) what: String,
+    /// Whether rows may be what they were before.
+    values_may_shrink: bool,
+    /// Whether a client may be told that what it has is worth nothing.
+    pub(super) resets_allowed: bool,
+    replay_window: &'static str,
+    clean_interval: &'static str,
+    /// Which of its two queries [`TURNING`] has.
+    turn: bool,
+    /// What the one SSE client holds, and what came on standard output.
+    client: Told,
+    printed: Told,
+    last_event_id: Option<String>,
+    chance: StdRng,
+    /// The newest value that was sent.
+    n: u64,
+    /// What was sent last and not acknowledged.
+    unanswered: Vec<Value>,
+}
+
+/// A worker, and the client that is connected to it.
+pub(super) struct Live {
+    pub(super) worker: Worker,
+    client: Subscription,
+}
+
+/// Databases as they were.
+pub(super) struct Saved {
+    names: Vec<String>,
+    files: Vec<(PathBuf, Vec<u8>)>,
+}
+
+/// What a consumer has been told.
+#[derive(Default)]
+struct Told {
+    lineage: String,
+    results: Results,
+    events: BTreeMap<String, (Value, Vec<Value>)>,
+    positions: BTreeMap<ResultKey, (u64, u64)>,
+    values: BTreeMap<ResultKey, i64>,
+}
+
+impl Run {
+    pub(super) fn new(replay_window: &'static str) -> Self {
+        let run = Self {
+            site: Site::new(),
+            what: String::new(),
+            values_may_shrink: false,
+            resets_allowed: false,
+            replay_window,
+            clean_interval: NEVER,
+            turn: false,
+            client: Told::default(),
+            printed: Told::default(),
+            last_event_id: None,
+            chance: chance(1),
+            n: 0,
+            unanswered: (0..SHARE).map(|number| order(&format!("b{number}"), 0, "c0", "c1")).collect(),
+        };
+        run.write_manifest();
+        run
+    }
+
+    /// Gives one of the joins its other query; for the next start or signal.
+    pub(super) fn turn(&mut self) {
+        self.turn = !self.turn;
+        self.write_manifest();
+    }
+
+    /// Has rows expire or not; for the next start.
+    pub(super) fn expire(&mut self, whether: bool) {
+        self.clean_interval = if whether { "100ms" } else { NEVER };
+        self.write_manifest();
+    }
+
+    /// Starts a worker, which may die of the variable before it runs.
+    pub(super) async fn start(&mut self, variable: Option<(&str, &str)>) -> Option<Live> {
+        let mut launch = self.site.run([]);
+        if let Some((name, value)) = variable {
+            launch = launch.with_variable(name, value);
+        }
+        let mut worker = launch.spawn();
+        let address = worker.comes_to_run().await.then(|| worker.address("sink live"));
+        let client = match address {
+            Some(address) => {
+                Subscription::try_open(address, "join=*&replay=true", self.last_event_id.as_deref())
+                    .await
+                    .ok()
+            }
+            None => None,
+        };
+        if let Some(client) = client {
+            return Some(Live { worker, client });
+        }
+        // It dies, or else it would have answered.
+        self.print(&worker.ended().await.stdout);
+        None
+    }
+
+    /// Copies the files of databases as they are now, which is what a loss of power leaves of them. A running worker
+    /// has nothing to do and is held meanwhile.
+    pub(super) fn save(&self, live: &Live, names: &[&str]) -> Saved {
+        live.worker.signal("STOP");
+        let of_them =
+            |name: &str| names.iter().any(|wanted| name == *wanted || name == format!("{wanted}-wal"));
+        let files = self.files().into_iter().filter(|path| of_them(&file_name(path)));
+        let files =
+            files.map(|path| (path.clone(), std::fs::read(path).expect("a file can be read"))).collect();
+        live.worker.signal("CONT");
+        Saved { names: names.iter().map(|name| (*name).to_owned()).collect(), files }
+    }
+
+    /// Has databases be what they were. No worker runs.
+    pub(super) fn put_back(&mut self, saved: &Saved) {
+        for name in &saved.names {
+            self.remove(name);
+        }
+        for (path, content) in &saved.files {
+            std::fs::write(path, content).expect("a file can be written");
+        }
+        self.values_may_shrink = true;
+    }
+
+    /// Removes a database. No worker runs.
+    pub(super) fn remove(&self, name: &str) {
+        for path in self.files().into_iter().filter(|path| file_name(path).starts_with(name)) {
+            std::fs::remove_file(path).expect("a file can be removed");
+        }
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.site.data_dir()).expect("a folder can be listed");
+        entries.map(|entry| entry.expect("a folder can be listed").path()).collect()
+    }
+
+    /// Runs SQL on a shard. No worker runs.
+    #[expect(clippy::disallowed_methods, reason = "somebody else than the worker does it")]
+    pub(super) fn meddle(&self, file: &str, sql: &str) {
+        let connection = Connection::open_with_flags(self.site.data_dir().join(file), OpenFlags::default());
+        let done = connection.and_then(|connection| connection.execute_batch(sql));
+        done.unwrap_or_else(|error| panic!("{file}: {sql}: {error}"));
+    }
+
+    /// Ends a worker as a crash would.
+    pub(super) async fn kill(&mut self, live: Live) {
+        live.worker.signal("KILL");
+        self.bury(live).await;
+    }
+
+    /// Starts a worker that lives.
+    pub(super) async fn start_well(&mut self) -> Live {
+        let what = self.what.clone();
+        self.start(None).await.unwrap_or_else(|| panic!("{what}: the worker does not start"))
+    }
+
+    /// Sends batches, none of which may kill the worker.
+    pub(super) async fn load(&mut self, live: &Live, batches: u32) {
+        for _ in 0..batches {
+            assert!(self.send(live).await, "{}: the worker dies", self.what);
+        }
+    }
+
+    /// Sends batches to a worker that evaluates nothing.
+    pub(super) async fn load_in_vain(&mut self, live: &Live, batches: u32) {
+        for _ in 0..batches {
+            let batch = self.batch();
+            live.worker.ingest().send(&batch).await;
+        }
+    }
+
+    /// Sends a batch, and mostly waits for its results; `false` if the worker dies of it. What was not acknowledged
+    /// comes first.
+    pub(super) async fn send(&mut self, live: &Live) -> bool {
+        if self.unanswered.is_empty() {
+            self.unanswered = self.batch();
+        }
+        let answer = match live.worker.ingest().try_send(&self.unanswered).await {
+            Ok(answer) if answer.status == 200 => answer,
+            Ok(answer) => panic!("{}: {} {}", self.what, answer.status, answer.body),
+            Err(_) => return false,
+        };
+        self.unanswered.clear();
+        if self.chance.random_ratio(1, 4) {
+            return true;
+        }
+        let epoch = answer.body["epoch"].as_u64().expect("an answer has an epoch");
+        let url = live.worker.url("sink live", &format!("/snapshot?join={MARK}&minEpoch={epoch}"));
+        let request = reqwest::Client::new().get(url).timeout(PATIENCE);
+        match request.send().await {
+            Ok(answer) => answer.bytes().await.is_ok(),
+            Err(_) => false,
+        }
+    }
+
+    /// Takes in what a worker has told that is dead or about to be.
+    pub(super) async fn bury(&mut self, mut live: Live) {
+        let code = live.worker.wait().await;
+        assert_eq!(code, None, "{}: no signal has ended it", self.what);
+        while let Some(event) = live.client.next().await {
+            self.hear(&event);
+        }
+        self.last_event_id = live.client.last_event_id.take();
+        self.print(&live.worker.ended().await.stdout);
+    }
+
+    /// Lets a worker come to rest, holds what it has told to SQLite, and stops it.
+    pub(super) async fn settle(&mut self, live: Live) {
+        let live = self.check(live).await;
+        self.stop(live).await;
+        let expected = self.expected();
+        self.printed.results.assert_same(&expected, &format!("{}: standard output", self.what));
+    }
+
+    /// Lets a worker come to rest, and holds what it has told its clients to SQLite.
+    pub(super) async fn check(&mut self, mut live: Live) -> Live {
+        while !self.unanswered.is_empty() {
+            assert!(self.send(&live).await, "{}: the worker dies once more", self.what);
+        }
+        self.n += 1;
+        let epoch = live.worker.ingest().put("marks", "begun", json!({"n": self.n})).await;
+        let mut snapshot = Results::default();
+        for (join, _) in self.joins() {
+            snapshot.extend(live.worker.snapshot("live", join, epoch).await.1);
+        }
+        snapshot.assert_same(&self.expected(), &format!("{}: the snapshot", self.what));
+        self.n += 1;
+        live.worker.ingest().put("marks", "last", json!({"n": self.n})).await;
+        let rest = tokio::time::timeout(PATIENCE, async {
+            loop {
+                let event = live.client.expect_next().await;
+                let is_last = event.event == "join_result" && {
+                    let event = event.result();
+                    event.query == MARK && event.rows.first().is_some_and(|row| row["n"] == self.n)
+                };
+                self.hear(&event);
+                if is_last {
+                    break;
+                }
+            }
+        });
+        assert!(rest.await.is_ok(), "{}: the subscriber is told nothing any more", self.what);
+        self.client.results.assert_same(&self.expected(), &format!("{}: the subscriber", self.what));
+        live
+    }
+
+    /// Asks a worker to stop.
+    pub(super) async fn stop(&mut self, mut live: Live) {
+        live.worker.signal("TERM");
+        while let Some(event) = live.client.next().await {
+            self.hear(&event);
+        }
+        self.last_event_id = live.client.last_event_id.take();
+        let ended = live.worker.ended().await;
+        assert_eq!(ended.code, Some(0), "{}: a planned stop; the log:\n{}", self.what, ended.stderr);
+        self.print(&ended.stdout);
+    }
+
+    fn joins(&self) -> Vec<(&'static str, &'static str)> {
+        let turning = if self.turn {
+            "SELECT o.key AS id, c.payload->>'n' AS n
+             FROM orders o LEFT JOIN customers c ON c.key = o.payload->>'second'"
+        } else {
+            "SELECT c.key AS id, count(o.key) AS n
+             FROM customers c LEFT JOIN orders o ON o.payload->>'third' = c.key GROUP BY c.key"
+        };
+        [(TURNING, turning)].into_iter().chain(JOINS).collect()
+    }
+
+    /// What SQLite makes of the queries over what the shards hold.
+    fn expected(&self) -> Results {
+        let oracle = Oracle::read(&self.site.data_dir(), TOPICS);
+        let mut expected = Results::default();
+        for (join, query) in self.joins() {
+            expected.extend(oracle.results(join, query, None));
+        }
+        expected
+    }
+
+    fn hear(&mut self, event: &litejoin_tests::sse::SseEvent) {
+        match event.event.as_str() {
+            "join_result" => {
+                let event = event.result();
+                if !self.client.hear(&event, self.values_may_shrink, &self.what) {
+                    panic!("{}: the subscriber is told twice: {event:?}", self.what);
+                }
+            }
+            "replayed" => {}
+            "reset" => {
+                assert!(self.resets_allowed, "{}: the subscriber is told {}", self.what, event.data);
+                self.client = Told::default();
+            }
+            other => panic!("{}: the subscriber is told {other}: {}", self.what, event.data),
+        }
+    }
+
+    /// Takes in standard output, of which the last line may have been cut off.
+    fn print(&mut self, lines: &str) {
+        for line in lines.lines().filter(|line| serde_json::from_str::<Value>(line).is_ok()) {
+            // After a crash some are told again.
+            let what = format!("{} (standard output)", self.what);
+            self.printed.hear(&Event::read(line), self.values_may_shrink, &what);
+        }
+    }
+
+    /// Some changes of all kinds. Values only grow.
+    fn batch(&mut self) -> Vec<Value> {
+        let mut batch = BTreeMap::new();
+        let mut put = |topic: &'static str, key: String, message: Value| batch.insert((topic, key), message);
+        for _ in 0..self.chance.random_range(1..=5) {
+            self.n += 1;
+            let key = format!("o{}", self.chance.random_range(0..30));
+            let [first, second] = [0; 2].map(|_| format!("c{}", self.chance.random_range(0..6)));
+            let mut message = order(&key, self.n, &first, &second);
+            if self.chance.random_ratio(1, 5) {
+                message["payload"] = Value::Null;
+            }
+            put("orders", key, message);
+        }
+        if self.chance.random_ratio(1, 4) {
+            self.n += 1;
+            let key = format!("c{}", self.chance.random_range(0..6));
+            put("customers", key.clone(), message("customers", &key, json!({"n": self.n})));
+        }
+        if self.chance.random_ratio(1, 4) {
+            self.n += 1;
+            // Too old to stay.
+            let key = format!("n{}", self.n);
+            let mut note = message("notes", &key, json!({"n": self.n}));
+            note["timestamp"] = json!(1_000_000);
+            put("notes", key, note);
+        }
+        batch.into_values().collect()
+    }
+
+    fn write_manifest(&self) {
+        let sinks = ["live", "console"];
+        let joins = self.joins().into_iter();
+        let joins = joins.map(|(name, query)| json!({"name": name, "query": query, "sinks": sinks}));
+        let manifest = json!({
+            "apiVersion": "litejoin.io/v1alpha1",
+            "kind": "Pipeline",
+            "metadata": {"name": "faults"},
+            "spec": {
+                "storage": {"shardCount": SHARDS, "flushInterval": "1ms"},
+                "retention": {"cleanInterval": self.clean_interval, "emitExpiry": true},
+                "delivery": {"replayWindow": self.replay_window},
+                "admin": {"addr": "127.0.0.1:0"},
+                "sources": [{"name": "ingest", "http": {"addr": "127.0.0.1:0", "topics": TOPICS}}],
+                "joins": joins.collect::<Vec<_>>(),
+                "sinks": [
+                    {"name": "live", "sse": {"addr": "127.0.0.1:0"}},
+                    {"name": "console", "stdout": {}},
+                ],
+            },
+        });
+        self.site.write("pipeline.yaml", manifest.to_string());
+    }
+}
+
+impl Told {
+    /// Takes in an event; `false` if it was told before.
+    fn hear(&mut self, event: &Event, values_may_shrink: bool, what: &str) -> bool {
+        let id = EventId::parse(&event.id);
+        if self.lineage != id.lineage {
+            // Whatever came before is worth nothing.
+            *self = Self { lineage: id.lineage.clone(), ..Self::default() };
+        }
+        let content = (event.key.clone(), event.rows.clone());
+        if let Some(before) = self.events.insert(event.id.clone(), content.clone()) {
+            assert_eq!(before, content, "{what}: another result has the id {}", event.id);
+            return false;
+        }
+        let key = event.result_key();
+        let position = id.position();
+        let before = self.positions.insert(key.clone(), position);
+        assert!(before.is_none_or(|before| before < position), "{what}: {event:?} comes after {before:?}");
+        if event.query == "enriched"
+            && let Some(value) = event.rows.first().and_then(|row| row["n"].as_i64())
+        {
+            let before = self.values.insert(key, value);
+            let grows = values_may_shrink || before.is_none_or(|before| before <= value);
+            assert!(grows, "{what}: {event:?} is older than {before:?}");
+        }
+        self.results.fold([event]);
+        true
+    }
+}
+
+fn order(key: &str, n: u64, first: &str, second: &str) -> Value {
+    message("orders", key, json!({"n": n, "customer": first, "second": second, "third": first}))
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
