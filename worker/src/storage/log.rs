@@ -11,9 +11,6 @@ use super::shard::KIND_EXPIRY;
 use super::sqlite::{self, SqliteError};
 use super::topics::{TopicId, Topics};
 
-/// Page cache of a reader for look-ups in KiB, as SQLite counts it (negative).
-const LOOKUP_CACHE_KIB: i64 = -1_024;
-
 /// The reading side of one shard file.
 pub(crate) struct ShardReader {
     path: PathBuf,
@@ -60,15 +57,6 @@ impl ShardReader {
         self.doing("read changes", |connection| {
             connection.query_row("SELECT ifnull(max(seq), 0) FROM _chg", [], |row| row.get(0))
         })
-    }
-
-    /// The same as [`Self::open`] with a small cache: one of many that are open at once, for look-ups in the order of the keys.
-    pub(crate) fn open_for_lookups(path: &Path) -> Result<Self, SqliteError> {
-        let reader = Self::open(path)?;
-        reader.doing("set the cache", |connection| {
-            connection.pragma_update(None, "cache_size", LOOKUP_CACHE_KIB)
-        })?;
-        Ok(reader)
     }
 
     /// Fixes what this reader sees, until [`Self::release`]. BEGIN alone fixes nothing in SQLite, the first read does.
