@@ -84,7 +84,8 @@ async fn assert_refused(site: &Site, worker: &Worker, manifest: &str, expected: 
     let error = after["lastReload"]["error"].as_str().expect("a refusal has its reason");
     expected.assert_eq(&format!("{error}\n"));
     for line in error.lines() {
-        assert!(worker.log().contains(&json!(line).to_string()), "no {line} in the log");
+        let logged = || worker.log().contains(&json!(line).to_string());
+        until(&format!("{line} in the log"), async || logged().then_some(())).await;
     }
     let metrics = get(&worker.url("admin", "/metrics")).await.1;
     assert!(metrics.contains("litejoin_config_last_reload_successful{} 0"), "{metrics}");
