@@ -262,6 +262,11 @@ impl Worker {
         self.stdout.all()
     }
 
+    /// The lines of standard output from the `first` on, counted from 0.
+    pub fn stdout_from(&self, first: usize) -> Vec<String> {
+        self.stdout.from(first)
+    }
+
     /// Waits until standard output has `count` lines, and returns all there are.
     pub async fn wait_for_stdout(&self, count: usize) -> Vec<String> {
         let what = format!("{count} lines of output");
@@ -371,7 +376,11 @@ impl Lines {
     }
 
     fn all(&self) -> Vec<String> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.from(0)
+    }
+
+    fn from(&self, first: usize) -> Vec<String> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)[first..].to_vec()
     }
 
     async fn wait_for_end(&self) {

@@ -3,6 +3,7 @@
 
 mod cost;
 mod disk_full;
+mod edits;
 mod faults;
 mod files;
 mod first_run;

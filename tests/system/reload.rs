@@ -2,12 +2,13 @@
 //! disturbed, and a config that is wrong changes nothing and says why.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 
 use expect_test::{Expect, expect};
 use litejoin_tests::ingest::message;
-use litejoin_tests::results::Event;
+use litejoin_tests::results::{Event, Results};
 use litejoin_tests::sse::Subscription;
 use litejoin_tests::wait::until;
 use litejoin_tests::worker::{Site, Worker, get};
@@ -481,6 +482,65 @@ async fn settings_change_while_data_flows() {
     let event = client.expect_next().await.result();
     assert_eq!((event.op.as_str(), &event.key), ("deleted", &json!("old")));
     worker.stop().await;
+}
+
+#[tokio::test]
+async fn readers_that_stand_still_do_not_hold_up_a_reload() {
+    let wide = "SELECT key, payload->>'text' AS text FROM orders";
+    let joins = join("all_orders", wide).replace("[live]", "[live, second, console]");
+    let console = "    - {name: console, stdout: {}}";
+    let second = LIVE.replace("name: live", "name: second");
+    let before = manifest(INGEST, &joins, &format!("{LIVE}\n{second}\n{console}"));
+    let site = Site::with(&before);
+    let (read, stdout) = std::io::pipe().expect("a pipe can be made");
+    let worker = site.run([]).with_stdout(stdout).start().await;
+    // Neither this client nor the reader of standard output reads, and what is sent is more than fits on the way.
+    let stalled = Subscription::open(worker.address("sink second"), "", None).await;
+    let text = "x".repeat(100_000);
+    let large = (0..80).map(|n| message("orders", &format!("o{n}"), json!({"text": text})));
+    store(&worker, &large.collect::<Vec<_>>()).await;
+    let joins = joins.replace("second, ", "");
+    let after = manifest(INGEST, &joins, &format!("{LIVE}\n{console}"));
+    site.write("pipeline.yaml", after.replace("  sources:", "  delivery: {replayWindow: 9m}\n  sources:"));
+    assert_applied(&worker.reload().await);
+    assert_eq!(worker.log().matches("it does not come to an end").count(), 2);
+    drop(stalled);
+    // What was on its way comes once more, and nothing is missing or in another order.
+    let last = worker.ingest().put("orders", "o0", json!({"text": "last"})).await;
+    let lines = tokio::task::spawn_blocking(move || {
+        let mut lines = Vec::new();
+        for line in BufReader::new(read).lines() {
+            let event = Event::read(&line.expect("lines are text"));
+            let is_last = event.epoch >= last;
+            lines.push(event);
+            if is_last {
+                break;
+            }
+        }
+        lines
+    });
+    let events = lines.await.expect("lines can be read");
+    let results = Results::folded(&events);
+    assert_eq!(results.rows.len(), 80);
+    assert!(results.rows[&("all_orders".to_owned(), "\"o0\"".to_owned())][0].contains("last"));
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_amid_a_reload_hands_over_all_that_was_acknowledged() {
+    let both = all().replace("[live]", "[console]");
+    let sinks = "    - {name: console, stdout: {}}";
+    let site = Site::with(&manifest(INGEST, &both, sinks));
+    let worker = site.start().await;
+    worker.ingest().send(&orders(0..2_000)).await;
+    site.write("pipeline.yaml", manifest(INGEST, &both.replace("AS n", "AS m"), sinks));
+    worker.signal("HUP");
+    let before = worker.stop().await.stdout;
+    let after = site.start().await.stop().await.stdout;
+    let events: Vec<Event> = before.lines().chain(after.lines()).map(Event::read).collect();
+    let results = Results::folded(&events);
+    assert_eq!(results.rows.len(), 2_000);
+    assert!(results.rows.values().all(|rows| rows[0].contains("\"m\"")), "the new query is in force");
 }
 
 #[tokio::test]

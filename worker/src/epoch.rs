@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! cut ─► read _chg of each shard ─► affected keys, join by join ─► shares of keys over the cores
-//!        ─► one transaction of results.db: differences, outbox, applied ─► sinks are told, shards may trim
+//!        ─► differences, as they are found, into one transaction of results.db, with outbox and applied
+//!        ─► sinks are told, shards may trim
 //! ```
 //! Each join has its own progress. One that can't be kept current by key (a new query, one that failed, one of class
 //! full, or more results than fit an epoch) is evaluated in full [`aside`], at a cut of its own, and holds up
@@ -27,16 +28,17 @@ use self::aside::{Aside, Done, FullCopy, Outcome};
 use self::commit::Committer;
 use self::keyed::Benches;
 use crate::error::chain;
+use crate::join::CheckedJoin;
 use crate::join::changes::Changes;
 use crate::join::full::FullError;
-use crate::join::keyed::{Difference, KeyedError, KeyedJoin};
+use crate::join::keyed::{KeyedError, KeyedJoin};
 use crate::join::plan::Class;
-use crate::join::CheckedJoin;
 use crate::results::event::JoinId;
-use crate::results::store::{Progress, Results};
+use crate::results::store::{EpochWriter, Progress, Results};
 use crate::results::{Applied, Reader};
 use crate::status::Status;
 use crate::storage::gate::{Cut, EpochGate};
+use crate::storage::ingest::Ingest;
 use crate::storage::log::ShardReader;
 use crate::storage::sqlite::{self, SqliteError};
 use crate::storage::topics::Topics;
@@ -54,6 +56,9 @@ const SLICE_ENTRIES: i64 = 65_536;
 /// Entries of the log by which a join may lag and still be kept current by key; beyond, everything is read anyway.
 const LAG_ENTRIES_MAX: i64 = 1_000_000;
 
+/// Size of a shard's WAL from which on its writer is given a moment without readers, so that it can start over.
+const WAL_BYTES_HIGH: u64 = 32 << 20;
+
 /// Evaluations aside that run at a time.
 const ASIDE_MAX: usize = 2;
 
@@ -68,6 +73,8 @@ pub(crate) struct Evaluator {
     /// By join, as `results.db` has it.
     pub(crate) progress: Vec<Progress>,
     pub(crate) shard_paths: Vec<PathBuf>,
+    /// The way to the writers.
+    pub(crate) ingest: Ingest,
     /// A folder for what is worth nothing to the next start.
     pub(crate) scratch_folder: PathBuf,
     /// By shard: what its writer may trim.
@@ -130,6 +137,8 @@ struct Joined {
 /// The evaluator at work.
 struct Lane {
     joins: Vec<Joined>,
+    wals: Vec<PathBuf>,
+    ingest: Ingest,
     benches: Benches,
     committer: Arc<Committer>,
     aside: Arc<Aside>,
@@ -242,7 +251,8 @@ impl Evaluator {
             self.applied.clone(),
             self.reserved,
         ));
-        let readers = || self.shard_paths.iter().map(|path| ShardReader::open(path)).collect::<Result<Vec<_>, _>>();
+        let readers =
+            || self.shard_paths.iter().map(|path| ShardReader::open(path)).collect::<Result<Vec<_>, _>>();
         let logs = readers()?;
         let now = Instant::now();
         let mut joins = Vec::with_capacity(self.joins.len());
@@ -255,7 +265,10 @@ impl Evaluator {
                 }
                 if !follows {
                     // Before anything is written: numbers that were lost are used again.
-                    warn!(join = join.name, "its results don't follow from the change log; evaluating it anew");
+                    warn!(
+                        join = join.name,
+                        "its results don't follow from the change log; evaluating it anew"
+                    );
                     crate::fault::point("loss-noticed");
                     self.results.forget_applied(progress.id)?;
                     crate::fault::point("loss-noted");
@@ -294,10 +307,21 @@ impl Evaluator {
             cancelled: Arc::new(AtomicBool::new(false)),
             done: sender,
         };
-        let benches = Benches::new(&self.shard_paths, self.results.path(), joins.iter().filter_map(|j| j.keyed.as_ref()))?;
+        let benches = Benches::new(
+            &self.shard_paths,
+            self.results.path(),
+            joins.iter().filter_map(|j| j.keyed.as_ref()),
+        )?;
         debug!(milliseconds = now.elapsed().as_millis(), "the evaluator is ready");
+        let wal = |path: &PathBuf| {
+            let mut name = path.as_os_str().to_owned();
+            name.push("-wal");
+            PathBuf::from(name)
+        };
         Ok(Lane {
             joins,
+            wals: self.shard_paths.iter().map(wal).collect(),
+            ingest: self.ingest.clone(),
             benches,
             committer,
             aside: Arc::new(aside),
@@ -351,6 +375,13 @@ impl Lane {
     /// Brings the joins that lag up to a new cut, and commits that as one epoch.
     fn epoch(&mut self, gate: &EpochGate) -> Result<bool, EpochError> {
         self.committer.reserve()?;
+        let is_high =
+            |shard: usize| std::fs::metadata(&self.wals[shard]).is_ok_and(|wal| wal.len() > WAL_BYTES_HIGH);
+        if (0..self.wals.len()).any(is_high) {
+            // A writer that waits for the cut would keep us waiting.
+            gate.make_room();
+            self.ingest.checkpoint(is_high);
+        }
         let cut = gate.cut(|| self.benches.hold())?;
         crate::fault::point("cut");
         let outcome = self.evaluate(&cut);
@@ -378,33 +409,26 @@ impl Lane {
                 groups.entry(applied.clone()).or_default().push(index);
             }
         }
-        let mut found: Vec<(usize, Vec<Difference>)> = Vec::new();
-        let mut there: Vec<usize> = Vec::new();
-        for (applied, members) in groups {
-            there.extend(self.bring_on(&applied, members, cut, &mut found)?);
-        }
-        there.sort_unstable();
-        let news = there.iter().any(|index| self.joins[*index].applied.as_ref() != Some(&cut.seqs));
-        if !news {
+        let mut there = groups.remove(&cut.seqs).unwrap_or_default();
+        if groups.is_empty() {
             return Ok(there);
         }
-        crate::fault::point("evaluated");
+        let mut changed: Vec<(usize, u64)> = Vec::new();
         let committer = Arc::clone(&self.committer);
-        let joins = &self.joins;
         committer.commit(cut.epoch, |writer| {
-            for (index, differences) in &found {
-                for difference in differences {
-                    writer.store(joins[*index].id, difference.change(), difference.told)?;
-                }
+            for (applied, members) in groups {
+                there.extend(self.bring_on(&applied, members, cut, writer, &mut changed)?);
             }
+            crate::fault::point("evaluated");
             for index in &there {
-                writer.applied(joins[*index].id, &cut.seqs, joins[*index].stale)?;
+                let joined = &self.joins[*index];
+                writer.applied(joined.id, &cut.seqs, joined.stale)?;
             }
-            Ok::<(), SqliteError>(())
+            Ok::<(), EpochError>(())
         })?;
         self.troubled = false;
-        for (index, differences) in &found {
-            self.committer.status().join(&self.joins[*index].join.name).results_changed.add(differences.len() as u64);
+        for (index, differences) in changed {
+            committer.status().join(&self.joins[index].join.name).results_changed.add(differences);
         }
         Ok(there)
     }
@@ -415,12 +439,10 @@ impl Lane {
         applied: &[i64],
         mut members: Vec<usize>,
         cut: &Cut,
-        found: &mut Vec<(usize, Vec<Difference>)>,
+        writer: &mut EpochWriter<'_>,
+        changed: &mut Vec<(usize, u64)>,
     ) -> Result<Vec<usize>, EpochError> {
         let lag: i64 = applied.iter().zip(&cut.seqs).map(|(from, to)| to - from).sum();
-        if lag == 0 {
-            return Ok(members);
-        }
         let mut from = applied.to_vec();
         let slices = (lag + SLICE_ENTRIES - 1) / SLICE_ENTRIES;
         for slice in 1..=slices {
@@ -432,10 +454,8 @@ impl Lane {
                 .collect();
             let changes = self.benches.changes(&from, &to, &self.aside.topics)?;
             crate::fault::point("log-read");
-            let touched: BTreeSet<String> = changes
-                .topics()
-                .map(|topic| self.aside.topics.name(topic).to_ascii_lowercase())
-                .collect();
+            let touched: BTreeSet<String> =
+                changes.topics().map(|topic| self.aside.topics.name(topic).to_ascii_lowercase()).collect();
             members.retain(|index| {
                 let joined = &mut self.joins[*index];
                 let is_touched =
@@ -452,13 +472,12 @@ impl Lane {
             let known = (slices == 1).then_some(&changes);
             for index in members.clone() {
                 if !self.joins[index].stopped && !self.joins[index].stale {
-                    self.by_key(index, &changes, known, found)?;
+                    self.by_key(index, &changes, known, writer, changed)?;
                 }
             }
             members.retain(|index| !self.joins[*index].due);
             from = to;
         }
-        found.retain(|(index, _)| !self.joins[*index].due);
         Ok(members)
     }
 
@@ -468,12 +487,18 @@ impl Lane {
         index: usize,
         changes: &Changes,
         known: Option<&Changes>,
-        found: &mut Vec<(usize, Vec<Difference>)>,
+        writer: &mut EpochWriter<'_>,
+        changed: &mut Vec<(usize, u64)>,
     ) -> Result<(), EpochError> {
         let joined = &mut self.joins[index];
         let Some(keyed) = &joined.keyed else { return Ok(()) };
         let started = Instant::now();
-        let outcome = self.benches.evaluate(keyed, changes, known);
+        let (benches, id) = (&mut self.benches, joined.id);
+        let outcome = writer.attempt(|writer| {
+            benches.evaluate(keyed, changes, known, |difference| {
+                writer.store(id, difference.change(), difference.told)
+            })
+        });
         let status = self.committer.status().join(&joined.join.name);
         let cost = self.benches.take_cost();
         status.steps.add(cost.steps);
@@ -484,9 +509,7 @@ impl Lane {
                 status.evaluations.add(1);
                 status.evaluation_microseconds.add(microseconds(started));
                 status.error.clear();
-                if !differences.is_empty() {
-                    found.push((index, differences));
-                }
+                changed.push((index, differences));
             }
             Err(KeyedError::TooLarge | KeyedError::Query { .. } | KeyedError::Endless { .. }) => {
                 // In full it may well go, or else it is told why not.

@@ -40,7 +40,9 @@ mod debug {
                 "no-old-images" => Some(Sabotage::NoOldImages),
                 "drop-key-query" => Some(Sabotage::DropKeyQuery),
                 "missing-occurrence" => Some(Sabotage::MissingOccurrence),
-                other => panic!("LITEJOIN_SABOTAGE={other:?} is none of no-old-images, drop-key-query, missing-occurrence"),
+                other => panic!(
+                    "LITEJOIN_SABOTAGE={other:?} is none of no-old-images, drop-key-query, missing-occurrence"
+                ),
             });
         *WANTED == Some(how)
     }

@@ -11,6 +11,7 @@ mod sources;
 mod store;
 mod unit;
 mod upkeep;
+mod writers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -38,8 +39,8 @@ use crate::epoch::Evaluator;
 use crate::join::CheckedJoin;
 use crate::listen::ListenError;
 use crate::manifest::Manifest;
-use crate::results::{Applied, Results};
 use crate::results::event::JoinId;
+use crate::results::{Applied, Results};
 use crate::status::Status;
 use crate::storage::gate::EpochGate;
 use crate::storage::ingest::Ingest;
@@ -47,8 +48,6 @@ use crate::storage::layout::LayoutError;
 use crate::storage::offsets::stream_offsets;
 use crate::storage::shard::Shard;
 use crate::storage::sqlite::SqliteError;
-use crate::storage::topics::Topics;
-use crate::storage::writer::{Command, Writer};
 use crate::{admin, clock};
 
 /// How long a planned stop waits for the evaluator and the sinks. What is not done by then is done at the next
@@ -189,7 +188,7 @@ impl Running {
         let shards = std::mem::take(&mut store.shards);
         let gate = Arc::new(EpochGate::new(store.first_epoch, shards.iter().map(Shard::last_seq).collect()));
         let trim_to: Vec<Arc<AtomicI64>> = shards.iter().map(|_| Arc::default()).collect();
-        let (ingest, writers) = start_writers(plan, shards, &store.topics, &gate, &status, &trim_to);
+        let (ingest, writers) = writers::start(plan, shards, &store.topics, &gate, &status, &trim_to);
         let evaluation = Evaluation::start(Evaluator {
             gate: Arc::clone(&gate),
             topics: Arc::clone(&store.topics),
@@ -199,6 +198,7 @@ impl Running {
             joins: pipeline.joins.clone(),
             progress,
             shard_paths: shard_paths.clone(),
+            ingest: ingest.clone(),
             scratch_folder: store.scratch_folder(),
             trim_to,
             reserved: Results::last_reserved(store.first_epoch),
@@ -294,35 +294,6 @@ fn start_admin(listeners: &Listeners, status: &Arc<Status>) -> Result<Unit, Star
     info!(address = %local, "showing /healthz, /readyz, /metrics, /status");
     let router = admin::router(Arc::clone(status));
     Ok(Unit::start(Box::new(|stopping| Box::pin(serve(listener, router, stopping)))))
-}
-
-fn start_writers(
-    plan: &Plan,
-    shards: Vec<Shard>,
-    topics: &Arc<Topics>,
-    gate: &Arc<EpochGate>,
-    status: &Arc<Status>,
-    trim_to: &[Arc<AtomicI64>],
-) -> (Ingest, Vec<JoinHandle<()>>) {
-    let mut senders = Vec::with_capacity(shards.len());
-    let mut threads = Vec::with_capacity(shards.len());
-    for (shard_index, (shard, trim_to)) in shards.into_iter().zip(trim_to).enumerate() {
-        let (sender, commands) = std::sync::mpsc::channel::<Command>();
-        let writer = Writer {
-            shard_index,
-            shard,
-            topics: Arc::clone(topics),
-            gate: Arc::clone(gate),
-            status: Arc::clone(status),
-            batch_messages_max: plan.storage.batch_messages_max,
-            flush_interval: plan.storage.flush_interval,
-            trim_to: Arc::clone(trim_to),
-            was_full: false,
-        };
-        senders.push(sender);
-        threads.push(thread(&format!("shard-{shard_index}"), move || writer.run(&commands)));
-    }
-    (Ingest::new(Arc::clone(topics), senders), threads)
 }
 
 fn thread<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {

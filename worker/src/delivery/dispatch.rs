@@ -1,6 +1,8 @@
 //! The loop that runs one sink: due letters first, then the outbox from the sink's cursor on. A dead letter is
 //! stored before the cursor moves, so a crash in between delivers twice and loses nothing.
 
+mod begin;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -114,122 +116,6 @@ impl Dispatcher {
                         () = tokio::time::sleep(due) => {}
                     }
                 }
-            }
-        }
-    }
-
-    /// Begins as soon as the files let it; `None` if the worker stops first.
-    async fn begin_at_last(&mut self, circuit: &mut Circuit) -> Option<Position> {
-        loop {
-            match self.begin(circuit).await {
-                Ok(cursor) => return Some(cursor),
-                Err(error) => self.pause_after(&error).await,
-            }
-            if *self.stopping.borrow() {
-                return None;
-            }
-        }
-    }
-
-    /// Takes up the routes in force and finds where the sink is. A join that it takes for the first time and that
-    /// has results already is handed over as it stands; results that change meanwhile follow from the outbox, in
-    /// order.
-    async fn begin(&mut self, circuit: &mut Circuit) -> Result<Position, SqliteError> {
-        self.routes = Arc::clone(&self.in_force.borrow_and_update());
-        self.has_letters = self.letters.has_any(&self.name)?;
-        let name = self.name.clone();
-        let (cursor, known, end) = self
-            .read(move |reader| Ok((reader.cursor(&name)?, reader.subscriptions(&name)?, reader.end()?)))
-            .await?;
-        let mut start = cursor.unwrap_or(end);
-        let horizon = self.read(Reader::horizon).await?;
-        if start < horizon {
-            self.warn_of_horizon();
-            start = horizon;
-        }
-        if cursor != Some(start) {
-            self.move_cursor(start).await?;
-        }
-        let taken = self.routes.joins().to_vec();
-        let (results, name) = (Arc::clone(&self.results), self.name.clone());
-        blocking(move || results.unsubscribe_others(&name, &taken)).await?;
-        let (known, new): (Vec<JoinId>, Vec<JoinId>) =
-            self.routes.joins().iter().partition(|join| known.contains(join));
-        self.joins = known;
-        if new.is_empty() {
-            return Ok(start);
-        }
-        // While nothing took a join its results were stored without an event, so the outbox has its changes only
-        // from here on.
-        if !self.catch_up(&mut start, end, circuit).await? {
-            return Ok(start);
-        }
-        for join in new {
-            if !self.hand_over(join, start, circuit).await? {
-                break;
-            }
-            let (results, name) = (Arc::clone(&self.results), self.name.clone());
-            blocking(move || results.subscribe(&name, join)).await?;
-            self.joins.push(join);
-        }
-        Ok(start)
-    }
-
-    /// Hands over what the outbox has up to `end`, and moves the cursor there. Returns whether it came to that
-    /// before the worker stopped.
-    async fn catch_up(
-        &mut self,
-        cursor: &mut Position,
-        end: Position,
-        circuit: &mut Circuit,
-    ) -> Result<bool, SqliteError> {
-        while *cursor < end {
-            if *self.stopping.borrow() {
-                return Ok(false);
-            }
-            match self.round(cursor, circuit, Moment::now()).await? {
-                Round::Again => {}
-                Round::Idle => {
-                    *cursor = end.max(*cursor);
-                    self.move_cursor(*cursor).await?;
-                }
-                Round::Wait(until) => self.wait_until(until).await,
-            }
-        }
-        Ok(true)
-    }
-
-    /// Sends the present results of a join, but for those that changed after `up_to`: they follow from the
-    /// outbox. Returns whether it came to the end before the worker stopped.
-    async fn hand_over(
-        &mut self,
-        join: JoinId,
-        up_to: Position,
-        circuit: &mut Circuit,
-    ) -> Result<bool, SqliteError> {
-        let mut after: Option<String> = None;
-        loop {
-            if *self.stopping.borrow() {
-                return Ok(false);
-            }
-            let now = Moment::now();
-            let limit = match circuit.passage(now.instant) {
-                Passage::Wait(until) => {
-                    self.wait_until(until).await;
-                    continue;
-                }
-                Passage::Probe => 1,
-                Passage::Open => PAGE.events,
-            };
-            let from = after.clone();
-            let events = self.read(move |reader| reader.present(join, from.as_deref(), up_to, limit)).await?;
-            if events.is_empty() {
-                return Ok(true);
-            }
-            let keys: Vec<String> = events.iter().map(|event| event.key.clone()).collect();
-            let handled = self.send(events, circuit, now).await?;
-            if let Some(last) = handled.checked_sub(1) {
-                after = Some(keys[last].clone());
             }
         }
     }

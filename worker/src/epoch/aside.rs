@@ -178,7 +178,8 @@ impl Job {
             Ok(())
         })?;
         let join = self.aside.joins[self.index].clone();
-        let concerns = |(topic, _): &(Arc<str>, String)| join.topics.iter().any(|t| t.eq_ignore_ascii_case(topic));
+        let concerns =
+            |(topic, _): &(Arc<str>, String)| join.topics.iter().any(|t| t.eq_ignore_ascii_case(topic));
         expired.retain(concerns);
         let told = join.has_sinks;
         if !expired.is_empty() {
@@ -292,9 +293,5 @@ fn is_of_query(error: &FullError) -> bool {
 }
 
 fn image_of(image: &Image) -> TopicImage<'_> {
-    TopicImage {
-        payload: &image.payload,
-        timestamp: image.timestamp,
-        change: image.change.as_deref(),
-    }
+    TopicImage { payload: &image.payload, timestamp: image.timestamp, change: image.change.as_deref() }
 }

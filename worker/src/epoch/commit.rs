@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 
 use crate::clock;
-use crate::results::{Applied, Position};
 use crate::results::store::{EpochWriter, Results};
+use crate::results::{Applied, Position};
 use crate::status::Status;
 use crate::storage::gate::EpochGate;
 use crate::storage::sqlite::SqliteError;

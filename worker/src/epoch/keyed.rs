@@ -1,9 +1,8 @@
 //! The keys of an epoch, shared out over the cores.
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 
 use super::EpochError;
 use crate::fault;
@@ -18,8 +17,8 @@ use crate::storage::topics::Topics;
 /// Threads that evaluate at most; each has a reader of every shard.
 const BENCHES_MAX: usize = 4;
 
-/// Keys that are evaluated together: enough for the query's own cost to vanish, few enough to fit the caches.
-const SHARE_KEYS: usize = 512;
+/// Keys that are evaluated together at most. The more, the more of them share their neighbours' rows.
+const SHARE_KEYS_MAX: usize = 2_048;
 
 /// Keys below which a second thread is not worth its start.
 const ALONE_KEYS: usize = 128;
@@ -80,53 +79,55 @@ impl Benches {
         Ok(changes)
     }
 
-    /// Evaluates what the changes concern; `None` if that is nothing.
+    /// Evaluates what the changes concern and calls `emit` for each result that differs from what is stored, while
+    /// others are still evaluated. Returns their number, `None` if nothing is concerned.
     pub(super) fn evaluate(
         &mut self,
         join: &KeyedJoin,
         changes: &Changes,
         known: Option<&Changes>,
-    ) -> Result<Option<Vec<Difference>>, KeyedError> {
+        mut emit: impl FnMut(&Difference) -> Result<(), SqliteError>,
+    ) -> Result<Option<u64>, KeyedError> {
         let mut keys: Vec<(Value, bool)> = self.benches[0].affected(join, changes)?.into_iter().collect();
-        // Neighbours in the files are found for less.
-        keys.sort_unstable();
         if keys.is_empty() {
             return Ok(None);
         }
+        // Neighbours in the files are found for less.
+        keys.sort_unstable();
         fault::point("keys-found");
+        let mut differences = 0;
+        let mut emit_all = |found: Vec<Difference>| -> Result<(), KeyedError> {
+            differences += found.len() as u64;
+            found.iter().try_for_each(&mut emit).map_err(KeyedError::from)
+        };
         if keys.len() <= ALONE_KEYS {
             let mut found = Vec::new();
             self.benches[0].evaluate(join, &keys, known, &mut found)?;
-            return Ok(Some(found));
+            emit_all(found)?;
+            return Ok(Some(differences));
         }
-        let shares: Vec<&[(Value, bool)]> = keys.chunks(SHARE_KEYS).collect();
+        let shares: Vec<&[(Value, bool)]> = keys.chunks(SHARE_KEYS_MAX).collect();
         let next = AtomicUsize::new(0);
-        let outcome: Mutex<Result<Vec<Difference>, KeyedError>> = Mutex::new(Ok(Vec::new()));
-        let (shares, next, outcome) = (&shares, &next, &outcome);
+        let (shares, next) = (&shares, &next);
         std::thread::scope(|scope| {
+            let (sender, receiver) = mpsc::sync_channel(self.benches.len());
             for bench in self.benches.iter_mut().take(shares.len()) {
+                let sender = sender.clone();
                 scope.spawn(move || {
-                    let mut found = Vec::new();
                     while let Some(share) = shares.get(next.fetch_add(1, Ordering::Relaxed)) {
                         fault::point("share-taken");
-                        if let Err(error) = bench.evaluate(join, share, known, &mut found) {
+                        let mut found = Vec::new();
+                        let outcome = bench.evaluate(join, share, known, &mut found);
+                        if sender.send(outcome.map(|()| found)).is_err() {
                             // Nobody needs the rest.
-                            next.store(shares.len(), Ordering::Relaxed);
-                            *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Err(error);
                             return;
                         }
                     }
-                    if let Ok(all) = &mut *outcome.lock().unwrap_or_else(PoisonError::into_inner) {
-                        all.append(&mut found);
-                    }
                 });
             }
-        });
-        std::mem::replace(&mut *outcome.lock().unwrap_or_else(PoisonError::into_inner), Ok(Vec::new())).map(
-            |mut found| {
-                found.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-                Some(found)
-            },
-        )
+            drop(sender);
+            receiver.into_iter().try_for_each(|found| emit_all(found?))
+        })?;
+        Ok(Some(differences))
     }
 }

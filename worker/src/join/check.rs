@@ -83,7 +83,10 @@ pub(crate) fn gathered_table_sql(quoted_name: &str) -> String {
 }
 
 /// Checks all joins, and returns them so that each comes after those that it reads. All complaints at once.
-pub(crate) fn check(joins: &[manifest::Join], catalog: Catalog<'_>) -> Result<Vec<CheckedJoin>, Vec<QueryError>> {
+pub(crate) fn check(
+    joins: &[manifest::Join],
+    catalog: Catalog<'_>,
+) -> Result<Vec<CheckedJoin>, Vec<QueryError>> {
     let mut workbench = Workbench::new(catalog);
     let mut checked = Vec::new();
     let mut errors = Vec::new();
@@ -127,8 +130,6 @@ pub(crate) fn check(joins: &[manifest::Join], catalog: Catalog<'_>) -> Result<Ve
     }
     Ok(checked)
 }
-
-
 
 enum Problem {
     NeedsJoin,

@@ -7,7 +7,7 @@
 //! ```
 //! A bench is one thread's share: readers of all shards, which see one cut, and a database in memory.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use rusqlite::types::ValueRef;
@@ -89,7 +89,7 @@ enum LinkStep {
 }
 
 /// Keys of results that have to be looked at, with whether anybody is to be told of their changes.
-pub(crate) type Keys = HashMap<Value, bool>;
+pub(crate) type Keys = HashMap<Value, bool, fnv::FnvBuildHasher>;
 
 /// A result that differs from what is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,7 +142,8 @@ impl KeyedJoin {
         plan: Keyed,
         topic_id: impl Fn(&str) -> TopicId,
     ) -> Self {
-        let steps = plan.occurrences.iter().map(|occurrence| Step::new(occurrence, &plan, &topic_id)).collect();
+        let steps =
+            plan.occurrences.iter().map(|occurrence| Step::new(occurrence, &plan, &topic_id)).collect();
         Self { join, id, plan, steps }
     }
 }
@@ -195,7 +196,10 @@ impl Bench {
                 let is_linked = occurrence.from.iter().any(|link| matches!(link, Link::Parent { .. }));
                 if is_linked && !occurrence.by.is_key() {
                     let index = quoted(&format!("{table}_by"));
-                    memory.execute_batch(&format!("CREATE INDEX {index} ON {table} ({})", occurrence.by.sql()))?;
+                    memory.execute_batch(&format!(
+                        "CREATE INDEX {index} ON {table} ({})",
+                        occurrence.by.sql()
+                    ))?;
                 }
             }
         }
@@ -227,7 +231,7 @@ impl Bench {
             join,
             readers: &self.readers,
             seen: vec![HashMap::new(); join.steps.len()],
-            keys: Keys::new(),
+            keys: Keys::default(),
             cost: &mut cost,
         };
         for (index, step) in join.steps.iter().enumerate() {
@@ -293,10 +297,16 @@ impl Bench {
                 if rows > GATHERED_ROWS_MAX || bytes > GATHERED_BYTES_MAX {
                     return Err(KeyedError::TooLarge);
                 }
-                insert.execute(params![Raw(key), Raw(payload), Raw(row.get_ref(2)?), Raw(row.get_ref(3)?)])?;
+                insert.execute(params![
+                    Raw(key),
+                    Raw(payload),
+                    Raw(row.get_ref(2)?),
+                    Raw(row.get_ref(3)?)
+                ])?;
                 Ok(())
             };
-            let mut linked: HashSet<Value> = HashSet::new();
+            // In their order, since neighbours in the files are found for less.
+            let mut linked: BTreeSet<Value> = BTreeSet::new();
             let mut from_keys = false;
             for link in &step.links {
                 match link {
@@ -353,7 +363,11 @@ impl Bench {
     }
 
     /// Runs the user's query on what was gathered: rows by result key, as JSON.
-    fn run(&mut self, join: &KeyedJoin, keys: &[(Value, bool)]) -> Result<HashMap<String, String>, KeyedError> {
+    fn run(
+        &mut self,
+        join: &KeyedJoin,
+        keys: &[(Value, bool)],
+    ) -> Result<HashMap<String, String>, KeyedError> {
         let wanted: HashSet<&Value> = keys.iter().map(|(key, _)| key).collect();
         let steps = self.budget.steps_max();
         let failed = |source: rusqlite::Error| match source.sqlite_error_code() {
@@ -447,6 +461,9 @@ struct Climb<'a> {
 impl Climb<'_> {
     /// Follows the links of occurrence `index` from rows whose `by` is `value`.
     fn up(&mut self, index: usize, value: Value, told: bool) -> Result<(), KeyedError> {
+        if let [LinkStep::Keys] = self.join.steps[index].links.as_slice() {
+            return self.key(value, told);
+        }
         match self.seen[index].get_mut(&value) {
             Some(before) if *before || !told => return Ok(()),
             Some(before) => *before = true,
@@ -456,12 +473,7 @@ impl Climb<'_> {
         }
         for link in &self.join.steps[index].links {
             match link {
-                LinkStep::Keys => {
-                    *self.keys.entry(value.clone()).or_default() |= told;
-                    if self.keys.len() > KEYS_MAX {
-                        return Err(KeyedError::TooLarge);
-                    }
-                }
+                LinkStep::Keys => self.key(value.clone(), told)?,
                 LinkStep::Parent { index: parent, of_key, up, .. } => {
                     if value == Value::Null {
                         continue;
@@ -497,6 +509,11 @@ impl Climb<'_> {
             }
         }
         Ok(())
+    }
+
+    fn key(&mut self, value: Value, told: bool) -> Result<(), KeyedError> {
+        *self.keys.entry(value).or_default() |= told;
+        if self.keys.len() > KEYS_MAX { Err(KeyedError::TooLarge) } else { Ok(()) }
     }
 }
 

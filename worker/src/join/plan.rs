@@ -93,7 +93,9 @@ pub(crate) enum Reason {
     Window { key: String },
     #[error("result key {key} does not come from the columns of one topic; choose another keyColumn")]
     KeyOfSeveral { key: String },
-    #[error("result key {key} can't be looked up by an index; use a column, a field of the payload, or a simple function")]
+    #[error(
+        "result key {key} can't be looked up by an index; use a column, a field of the payload, or a simple function"
+    )]
     NotIndexable { key: String },
     #[error(
         "result key {key} comes from the optional side of an outer join; take the key of the other side, or \

@@ -250,8 +250,7 @@ impl Results {
         let transaction = connection
             .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
             .map_err(|source| SqliteError::new(&self.path, "begin an epoch", source))?;
-        let mut writer =
-            EpochWriter { path: &self.path, transaction, epoch, now, next_n, outbox_bytes: 0 };
+        let mut writer = EpochWriter { path: &self.path, transaction, epoch, now, next_n, outbox_bytes: 0 };
         let value = work(&mut writer)?;
         let committed = Committed {
             position: Position { epoch, n: writer.next_n - 1 },
@@ -295,6 +294,27 @@ impl Results {
 }
 
 impl EpochWriter<'_> {
+    /// Runs `work`, and takes back what it has stored if it fails.
+    pub(crate) fn attempt<T, E: From<SqliteError>>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let before = (self.next_n, self.outbox_bytes);
+        let path = self.path;
+        let failed = |source| SqliteError::new(path, "store results", source);
+        self.transaction.execute_batch("SAVEPOINT attempt").map_err(failed)?;
+        let outcome = work(self);
+        let end = if outcome.is_ok() { "RELEASE attempt" } else { "ROLLBACK TO attempt; RELEASE attempt" };
+        if outcome.is_err() {
+            (self.next_n, self.outbox_bytes) = before;
+        }
+        // A disk that is full has ended the whole transaction; that is what `work` says then.
+        match self.transaction.execute_batch(end) {
+            Err(source) if outcome.is_ok() => Err(failed(source).into()),
+            _ => outcome,
+        }
+    }
+
     /// Stores a changed result, and puts it into the outbox if it is `sent`.
     pub(crate) fn store(&mut self, join: JoinId, change: Change<'_>, sent: bool) -> Result<(), SqliteError> {
         let n = self.next_n;
@@ -306,10 +326,8 @@ impl EpochWriter<'_> {
             } else {
                 self.transaction
                     .prepare_cached(
-                        "INSERT INTO results (join_id, key, rows, op, epoch, n, timestamp)
-                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-                         ON CONFLICT DO UPDATE SET rows = excluded.rows, op = excluded.op, epoch = excluded.epoch,
-                             n = excluded.n, timestamp = excluded.timestamp",
+                        "INSERT OR REPLACE INTO results (join_id, key, rows, op, epoch, n, timestamp)
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
                     )?
                     .execute(params![
                         join.0,

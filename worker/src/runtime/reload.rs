@@ -105,7 +105,6 @@ impl Running {
             self.sources.prepare(changes.sources.starting(), &source_specs, &listeners, &offsets)?;
         let ready_sinks = self.sinks.prepare(changes.sinks.starting(), &sink_specs, &listeners)?;
 
-        // The cleaner's own cuts are for the evaluator that is there when it makes them.
         self.upkeep.stop().await;
         if let Err(problem) = self.take_over(&next).await {
             self.upkeep.start(&self.pipeline.plan);
@@ -172,7 +171,10 @@ impl Running {
             crate::fault::point("evaluator-resumed");
             let (ingest, needs) = (self.ingest.clone(), needs(&next.joins));
             if let Err(problem) = blocking(move || ingest.prepare(needs)).await {
-                warn!(error = chain(&problem), "could not drop indexes that no join needs; the next start tries again");
+                warn!(
+                    error = chain(&problem),
+                    "could not drop indexes that no join needs; the next start tries again"
+                );
             }
         }
         Ok(())

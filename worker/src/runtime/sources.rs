@@ -97,6 +97,7 @@ impl Sources {
                 let spec = spec.clone();
                 Ok(Box::new(move |stopping| {
                     let status = status.source(&name);
+                    status.error.clear();
                     *status.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(local.to_string());
                     info!(source = name, address = %local, "taking messages: POST /ingest");
                     let state = Arc::new(HttpState { spec, ingest, status, stopping: stopping.clone() });
@@ -115,6 +116,7 @@ impl Sources {
                     *status.at.lock().unwrap_or_else(PoisonError::into_inner) =
                         Some(path.display().to_string());
                     status.finished.store(false, Ordering::Relaxed);
+                    status.error.clear();
                     let reader = FileReader {
                         name,
                         spec,

@@ -3,6 +3,8 @@
 //!
 //! `GET /subscribe?join=NAME|*&replay=true`, `GET /snapshot?join=NAME[&key=K][&minEpoch=E]`, `GET /health`
 
+mod feed;
+
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +13,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
+use axum::response::sse::{KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures::stream;
@@ -21,22 +23,15 @@ use serde_json::json;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use crate::blocking::blocking;
+use self::feed::{Feed, Start, Wanted};
 use crate::results::event::{JoinId, ResultId};
-use crate::results::reader::{Page, PageLimit};
-use crate::results::{Applied, Position, Reader};
+use crate::results::{Applied, Reader};
 use crate::sink::routes::{Routes, RoutesInForce};
 use crate::status::SinkStatus;
 use crate::storage::sqlite::SqliteError;
 
-/// How much is read from the outbox at a time for one client.
-const PAGE: PageLimit = PageLimit { events: 256, bytes: 1 << 20 };
-
 /// Events that wait in memory for one client.
 const CLIENT_EVENTS_MAX: usize = 64;
-
-/// Why a client gets the whole whose stream can't go on where it was.
-const TOO_OLD: &str = "the id is too old: the outbox no longer reaches back to it";
 
 /// How long `/snapshot` waits for the epoch that was asked for.
 const MIN_EPOCH_WAIT: Duration = Duration::from_secs(10);
@@ -104,16 +99,6 @@ struct Subscription {
     replay: bool,
 }
 
-/// Where a client's stream begins.
-enum Start {
-    /// With what comes after this place.
-    After(Position),
-    /// With the present results.
-    Replay,
-    /// With a `reset` event, then the present results.
-    Reset(&'static str),
-}
-
 async fn subscribe(
     State(state): State<Arc<SseState>>,
     query: Result<Query<Subscription>, axum::extract::rejection::QueryRejection>,
@@ -169,171 +154,6 @@ struct Client {
 impl Drop for Client {
     fn drop(&mut self) {
         self.status.clients.add(-1);
-    }
-}
-
-/// Reads the outbox for one client.
-struct Feed {
-    state: Arc<SseState>,
-    in_force: RoutesInForce,
-    wanted: Wanted,
-    /// The routes that it follows, until it looks for others.
-    routes: Arc<Routes>,
-    /// What it sends of them.
-    joins: Vec<JoinId>,
-    sender: mpsc::Sender<SseEvent>,
-}
-
-/// What a client has subscribed to.
-enum Wanted {
-    All,
-    One(JoinId),
-}
-
-/// The client or its join has gone, or the worker stops.
-struct Ended;
-
-impl Feed {
-    async fn run(mut self, start: Start) {
-        // An error is either the end of the client or of our files; both end the stream, and the client comes back.
-        if let Err(Some(error)) = self.stream(start).await.map_err(|end| end.err()) {
-            self.state.status.error.set(&crate::error::chain(&error));
-        }
-    }
-
-    async fn stream(&mut self, start: Start) -> Result<Infallible, Result<Ended, SqliteError>> {
-        let mut applied = self.state.applied.clone();
-        let mut stopping = self.state.stopping.clone();
-        let mut position = match start {
-            Start::After(position) => position,
-            Start::Replay => self.replay().await?,
-            Start::Reset(reason) => self.reset(reason).await?,
-        };
-        loop {
-            applied.borrow_and_update();
-            if self.in_force.has_changed().is_ok_and(|changed| changed) {
-                position = self.follow(position).await?;
-            }
-            let joins = self.joins.clone();
-            let page = self.read(move |reader| reader.after(position, &joins, PAGE)).await?;
-            let Some(page) = page else {
-                position = self.reset(TOO_OLD).await?;
-                continue;
-            };
-            self.send_page(&page).await?;
-            position = page.up_to;
-            if page.more {
-                continue;
-            }
-            if *stopping.borrow() {
-                return Err(Ok(Ended));
-            }
-            tokio::select! {
-                _ = applied.changed() => {}
-                Ok(()) = self.in_force.changed() => self.in_force.mark_changed(),
-                _ = stopping.changed() => {}
-                () = self.sender.closed() => return Err(Ok(Ended)),
-            }
-        }
-    }
-
-    async fn send_page(&self, page: &Page) -> Result<(), Result<Ended, SqliteError>> {
-        for event in &page.events {
-            let envelope = self.routes.envelope(event.join).expect("only joins that it takes are read");
-            let id = ResultId { lineage: &self.state.lineage, position: event.position };
-            let sent =
-                SseEvent::default().id(id.to_string()).event("join_result").data(envelope.json(event, false));
-            self.send(sent).await?;
-            self.state.status.delivered.add(1);
-        }
-        Ok(())
-    }
-
-    /// Takes up the routes in force, and sends the present results of joins that are new to the client; returns
-    /// where its stream goes on.
-    async fn follow(&mut self, position: Position) -> Result<Position, Result<Ended, SqliteError>> {
-        let routes = Arc::clone(&self.in_force.borrow_and_update());
-        let new: Vec<JoinId> = match self.wanted {
-            Wanted::One(join) if routes.envelope(join).is_none() => return Err(Ok(Ended)),
-            Wanted::One(_) => Vec::new(),
-            Wanted::All => routes.joins().iter().copied().filter(|join| !self.joins.contains(join)).collect(),
-        };
-        self.joins.retain(|join| routes.envelope(*join).is_some());
-        self.routes = routes;
-        if new.is_empty() {
-            return Ok(position);
-        }
-        // While nothing took a join its results were stored without an event, so the outbox has its changes only
-        // from here on.
-        let end = self.read(Reader::end).await?;
-        let mut position = position;
-        loop {
-            let joins = self.joins.clone();
-            let page = self.read(move |reader| reader.after(position, &joins, PAGE)).await?;
-            let Some(page) = page else {
-                self.joins.extend(new);
-                return self.reset(TOO_OLD).await;
-            };
-            self.send_page(&page).await?;
-            position = page.up_to;
-            if !page.more {
-                break;
-            }
-        }
-        position = position.max(end);
-        for join in new {
-            self.send_present(join, position).await?;
-            self.joins.push(join);
-        }
-        Ok(position)
-    }
-
-    async fn reset(&self, reason: &str) -> Result<Position, Result<Ended, SqliteError>> {
-        self.send(SseEvent::default().event("reset").data(json!({"reason": reason}).to_string())).await?;
-        self.replay().await
-    }
-
-    /// Sends the present results, then `replayed` with the id from which the stream goes on. Results that change
-    /// meanwhile are left out here and follow after it, so each key's results come in order. Only the last event
-    /// carries an id: a client that breaks off in between starts over.
-    async fn replay(&self) -> Result<Position, Result<Ended, SqliteError>> {
-        let end = self.read(Reader::end).await?;
-        for join in &self.joins {
-            self.send_present(*join, end).await?;
-        }
-        let id = ResultId { lineage: &self.state.lineage, position: end };
-        let data = json!({"epoch": end.epoch}).to_string();
-        self.send(SseEvent::default().id(id.to_string()).event("replayed").data(data)).await?;
-        Ok(end)
-    }
-
-    /// Sends the results of a join that have not changed after `up_to`.
-    async fn send_present(&self, join: JoinId, up_to: Position) -> Result<(), Result<Ended, SqliteError>> {
-        let envelope = self.routes.envelope(join).expect("only joins that it takes are sent");
-        let mut after: Option<String> = None;
-        loop {
-            let from = after.clone();
-            let events =
-                self.read(move |reader| reader.present(join, from.as_deref(), up_to, PAGE.events)).await?;
-            let Some(last) = events.last() else { return Ok(()) };
-            after = Some(last.key.clone());
-            for event in &events {
-                let sent = SseEvent::default().event("join_result").data(envelope.json(event, true));
-                self.send(sent).await?;
-            }
-        }
-    }
-
-    async fn send(&self, event: SseEvent) -> Result<(), Result<Ended, SqliteError>> {
-        self.sender.send(event).await.map_err(|_| Ok(Ended))
-    }
-
-    async fn read<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Reader) -> Result<T, SqliteError> + Send + 'static,
-    ) -> Result<T, Result<Ended, SqliteError>> {
-        let reader = Arc::clone(&self.state.reader);
-        blocking(move || work(&reader)).await.map_err(Err)
     }
 }
 

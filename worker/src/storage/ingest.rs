@@ -142,6 +142,23 @@ impl Ingest {
         true
     }
 
+    /// Has writers checkpoint, those of the shards for which `is_wanted` holds, and waits for them. Readers that hold
+    /// a snapshot all the time keep a WAL from ever starting over; this is the moment when they don't.
+    pub(crate) fn checkpoint(&self, is_wanted: impl Fn(usize) -> bool) {
+        let (done, finished) = std::sync::mpsc::channel();
+        {
+            let writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+            for (shard_index, writer) in writers.iter().flatten().enumerate() {
+                if is_wanted(shard_index) {
+                    let command = Command::Checkpoint { done: done.clone() };
+                    writer.send(command).expect("a writer runs until its sender is gone");
+                }
+            }
+        }
+        drop(done);
+        while finished.recv().is_ok() {}
+    }
+
     /// Makes the tables and indexes that joins need, one shard after another, so that the others can be written to.
     pub(crate) fn prepare(&self, needs: Needs) -> Result<(), SqliteError> {
         let needs = Arc::new(needs);

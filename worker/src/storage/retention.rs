@@ -29,11 +29,7 @@ pub(crate) struct Cleaner {
 }
 
 impl Cleaner {
-    pub(crate) fn new(
-        retention: Retention,
-        shard_paths: Vec<PathBuf>,
-        ingest: Ingest,
-        ) -> Self {
+    pub(crate) fn new(retention: Retention, shard_paths: Vec<PathBuf>, ingest: Ingest) -> Self {
         let oldest = vec![Vec::new(); shard_paths.len()];
         Self { retention, shard_paths, ingest, oldest }
     }

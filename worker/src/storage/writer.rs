@@ -1,8 +1,8 @@
 //! The thread that writes one shard. It gathers messages until a batch is full or the oldest has waited for
 //! `flushInterval`, commits them through the gate, and then tells each sender.
 
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -20,10 +20,20 @@ use crate::status::Status;
 
 /// What a writer is asked to do.
 pub(crate) enum Command {
-    Write { batch: ShardBatch, done: oneshot::Sender<Result<u64, WriteError>> },
+    Write {
+        batch: ShardBatch,
+        done: oneshot::Sender<Result<u64, WriteError>>,
+    },
     Expire(Expiry),
     /// Makes the tables and indexes that joins need, and drops indexes that none does.
-    Prepare { needs: Arc<Needs>, done: mpsc::Sender<Result<(), SqliteError>> },
+    Prepare {
+        needs: Arc<Needs>,
+        done: mpsc::Sender<Result<(), SqliteError>>,
+    },
+    /// Moves what the WAL holds into the file, while nobody reads what was before.
+    Checkpoint {
+        done: mpsc::Sender<()>,
+    },
 }
 
 /// One shard's part in an expiry pass; see [`super::retention`].
@@ -111,6 +121,11 @@ impl Writer {
                     // Whoever asked may have gone.
                     let _ = done.send(self.shard.prepare(&needs, &self.topics));
                 }
+                Some(Command::Checkpoint { done }) => {
+                    // What fails now is tried again at a commit, which tells.
+                    let _ = self.shard.checkpoint();
+                    let _ = done.send(());
+                }
             }
         }
         if let Err(error) = self.shard.checkpoint() {
@@ -142,10 +157,7 @@ impl Writer {
 
     fn expire(&mut self, expiry: &Expiry) {
         let now = clock::epoch_seconds();
-        let outcome = self
-            .shard
-            .expire(expiry, now)
-            .and_then(|pending| self.commit(pending));
+        let outcome = self.shard.expire(expiry, now).and_then(|pending| self.commit(pending));
         // What could not be removed now is found again by the next pass.
         let _ = self.report(outcome);
         // The cleaner may have gone.

@@ -83,8 +83,7 @@ impl Printer<'_> {
         self.list(" GROUP BY ", &core.group_by);
         self.clause(" HAVING ", core.having.as_ref());
         for (index, (name, window)) in core.windows.iter().enumerate() {
-            let _ =
-                write!(self.sql, "{}{} AS (", if index == 0 { " WINDOW " } else { ", " }, quoted(name));
+            let _ = write!(self.sql, "{}{} AS (", if index == 0 { " WINDOW " } else { ", " }, quoted(name));
             self.parts(&window_parts(window.clone()));
             self.text(")");
         }

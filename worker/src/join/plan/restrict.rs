@@ -73,11 +73,21 @@ enum SourceColumn {
 
 /// What a name means.
 enum Found<'q> {
-    Column { scope: usize, source: usize, column: SourceColumn },
+    Column {
+        scope: usize,
+        source: usize,
+        column: SourceColumn,
+    },
     /// A column of USING in an outer join: the first of two sources that is not NULL.
-    Merged { left: usize, right: usize },
+    Merged {
+        left: usize,
+        right: usize,
+    },
     /// A term of the select list.
-    Output { scope: usize, expr: &'q Expr },
+    Output {
+        scope: usize,
+        expr: &'q Expr,
+    },
 }
 
 /// A term of the select list, `*` written out.
@@ -192,8 +202,7 @@ impl<'q> Planner<'q> {
             if core.group_by.is_empty() {
                 return Err(Reason::Global);
             }
-            let groups: Vec<String> =
-                core.group_by.iter().map(|expr| self.group_term(scope, expr)).collect();
+            let groups: Vec<String> = core.group_by.iter().map(|expr| self.group_term(scope, expr)).collect();
             if !self.follows_from(scope, term, &groups) {
                 return Err(Reason::NotGrouped { key: key() });
             }
@@ -519,7 +528,8 @@ impl<'q> Planner<'q> {
             let fits = match &wanted {
                 None => edge.expr.is_none(),
                 Some((a, b)) => {
-                    (same(a, &edge.left) && same(b, &edge.right)) || (same(a, &edge.right) && same(b, &edge.left))
+                    (same(a, &edge.left) && same(b, &edge.right))
+                        || (same(a, &edge.right) && same(b, &edge.left))
                 }
             };
             // Several conditions would leave rows alone that share the key.
@@ -706,12 +716,14 @@ impl<'q> Planner<'q> {
             _ => None,
         };
         let fits = |modifier: &String| {
-            modifier == "'unixepoch'" || modifier.starts_with("'start of ") || modifier.starts_with("'weekday ")
+            modifier == "'unixepoch'"
+                || modifier.starts_with("'start of ")
+                || modifier.starts_with("'weekday ")
         };
         args.iter().take(skip).all(|format| text(format).is_some())
-            && args.get(skip).is_some_and(|time| {
-                self.row(scope, time) == Some(RowExpr::column(Column::Timestamp))
-            })
+            && args
+                .get(skip)
+                .is_some_and(|time| self.row(scope, time) == Some(RowExpr::column(Column::Timestamp)))
             && args.get(skip + 1).and_then(|modifier| text(modifier)).as_deref() == Some("'unixepoch'")
             && args[skip + 1..].iter().all(|modifier| text(modifier).as_ref().is_some_and(fits))
     }
@@ -728,7 +740,8 @@ impl<'q> Planner<'q> {
             if table.is_none()
                 && let Some((right, _)) = found.next()
             {
-                let uses = |source: usize| core.sources[source].using.iter().any(|u| u.eq_ignore_ascii_case(name));
+                let uses =
+                    |source: usize| core.sources[source].using.iter().any(|u| u.eq_ignore_ascii_case(name));
                 match core.sources[right].kind {
                     JoinKind::Right | JoinKind::Full if uses(right) => {
                         return Some(Found::Merged { left: source, right });
@@ -766,7 +779,8 @@ impl<'q> Planner<'q> {
                             Some(of) => alias.is_some_and(|alias| alias.eq_ignore_ascii_case(of)),
                         };
                         for (name, column) in wanted.then(|| columns_of(core, source)).into_iter().flatten() {
-                            let merged = of.is_none() && item.using.iter().any(|u| u.eq_ignore_ascii_case(&name));
+                            let merged =
+                                of.is_none() && item.using.iter().any(|u| u.eq_ignore_ascii_case(&name));
                             if !merged {
                                 terms.push(Term::At { source, column });
                             }
@@ -935,11 +949,16 @@ fn source_name(core: &Core, source: usize) -> String {
 /// Whether rows of the result may lack this source.
 fn is_optional(core: &Core, source: usize) -> bool {
     matches!(core.sources[source].kind, JoinKind::Left | JoinKind::Full)
-        || core.sources[source + 1..].iter().any(|later| matches!(later.kind, JoinKind::Right | JoinKind::Full))
+        || core.sources[source + 1..]
+            .iter()
+            .any(|later| matches!(later.kind, JoinKind::Right | JoinKind::Full))
 }
 
 fn column_of(core: &Core, source: usize, name: &str) -> Option<SourceColumn> {
-    columns_of(core, source).into_iter().find(|(column, _)| column.eq_ignore_ascii_case(name)).map(|(_, at)| at)
+    columns_of(core, source)
+        .into_iter()
+        .find(|(column, _)| column.eq_ignore_ascii_case(name))
+        .map(|(_, at)| at)
 }
 
 /// The columns of a source by name.
@@ -1087,9 +1106,7 @@ fn is_plain_path(expr: &Expr) -> bool {
         return true;
     }
     let Some(path) = text.strip_prefix('\'').and_then(|text| text.strip_suffix('\'')) else { return false };
-    let plain = |word: &str| {
-        !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || c == '_')
-    };
+    let plain = |word: &str| !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || c == '_');
     match path.strip_prefix('$') {
         None => plain(path),
         Some(rest) => rest.split('.').enumerate().all(|(index, step)| {

@@ -9,7 +9,9 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use sqlite3_parser::ast::fmt::ToTokens;
-use sqlite3_parser::ast::{self, As, Cmd, JoinConstraint, JoinType, OneSelect, ResultColumn, SelectTable, Stmt};
+use sqlite3_parser::ast::{
+    self, As, Cmd, JoinConstraint, JoinType, OneSelect, ResultColumn, SelectTable, Stmt,
+};
 use sqlite3_parser::lexer::sql::Parser;
 use sqlite3_parser::{Bump, FallibleIterator as _};
 
@@ -55,7 +57,10 @@ pub(super) struct Core {
 /// A term of the select list.
 #[derive(Debug, Clone)]
 pub(super) enum Output {
-    Expr { expr: Expr, name: Option<String> },
+    Expr {
+        expr: Expr,
+        name: Option<String>,
+    },
     /// `*`, or `alias.*`.
     Star(Option<String>),
 }
@@ -109,7 +114,10 @@ pub(super) enum Part {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Kind {
-    Column { table: Option<String>, name: String },
+    Column {
+        table: Option<String>,
+        name: String,
+    },
     Literal,
     /// `a = b`.
     Equals,
@@ -119,10 +127,19 @@ pub(super) enum Kind {
     Arrow,
     /// `||` and arithmetic that never fails.
     Arithmetic,
-    Cast { to: String },
-    Function { name: String, distinct: bool, args: usize, over: Option<Box<Over>> },
+    Cast {
+        to: String,
+    },
+    Function {
+        name: String,
+        distinct: bool,
+        args: usize,
+        over: Option<Box<Over>>,
+    },
     /// `a IN (SELECT …)`.
-    In { negated: bool },
+    In {
+        negated: bool,
+    },
     /// EXISTS or a scalar subquery.
     Subquery,
     /// Everything else.
@@ -134,7 +151,10 @@ pub(super) enum Kind {
 pub(super) enum Over {
     Name(String),
     /// The window itself; its partition terms are the first parts of the call behind its arguments.
-    Inline { partition: usize, base: Option<String> },
+    Inline {
+        partition: usize,
+        base: Option<String>,
+    },
 }
 
 /// A named window.
@@ -259,9 +279,15 @@ impl Reader<'_> {
             OneSelect::Values(rows) => {
                 return Ok(Body::Values(Shown(select).to_string(), rows.first().map_or(0, |row| row.len())));
             }
-            OneSelect::Select { distinctness, columns, from, where_clause, group_by, having, window_clause } => {
-                (distinctness, columns, from, where_clause, group_by, having, window_clause)
-            }
+            OneSelect::Select {
+                distinctness,
+                columns,
+                from,
+                where_clause,
+                group_by,
+                having,
+                window_clause,
+            } => (distinctness, columns, from, where_clause, group_by, having, window_clause),
         };
         let mut outputs = Vec::new();
         for column in *columns {
@@ -351,8 +377,7 @@ impl Reader<'_> {
             }
             SelectTable::TableCall(name, args, given) => {
                 let plain = unquoted(name.name.0);
-                let args =
-                    args.unwrap_or_default().iter().map(|e| self.expr(e)).collect::<Result<_, _>>()?;
+                let args = args.unwrap_or_default().iter().map(|e| self.expr(e)).collect::<Result<_, _>>()?;
                 let alias = Some(given.as_ref().map_or_else(|| plain.clone(), alias));
                 (Item::Function { name: plain, args }, alias)
             }
@@ -365,9 +390,7 @@ impl Reader<'_> {
         let (on, using) = match constraint {
             None => (None, Vec::new()),
             Some(JoinConstraint::On(expr)) => (Some(self.expr(expr)?), Vec::new()),
-            Some(JoinConstraint::Using(names)) => {
-                (None, names.iter().map(|name| unquoted(name.0)).collect())
-            }
+            Some(JoinConstraint::Using(names)) => (None, names.iter().map(|name| unquoted(name.0)).collect()),
         };
         Ok(Source { kind, operator, item, alias, on, using })
     }
@@ -521,9 +544,9 @@ impl Reader<'_> {
             E::Literal(literal) => {
                 parts.push(Part::Text(Shown(literal).to_string()));
                 match literal {
-                    ast::Literal::CurrentDate | ast::Literal::CurrentTime | ast::Literal::CurrentTimestamp => {
-                        Kind::Other
-                    }
+                    ast::Literal::CurrentDate
+                    | ast::Literal::CurrentTime
+                    | ast::Literal::CurrentTimestamp => Kind::Other,
                     _ => Kind::Literal,
                 }
             }

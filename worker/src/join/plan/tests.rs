@@ -22,10 +22,11 @@ fn planned(queries: &[(&str, &str)]) -> Class {
         })
         .collect();
     let topics = ["orders".to_owned(), "customers".to_owned(), "lines".to_owned()];
-    let checked = check::check(&joins, Catalog { topics: &topics, open: false }).expect("the queries are sound");
-    let texts =
-        checked.iter().map(|join| (join.name.to_ascii_lowercase(), join.query.clone())).collect();
-    let last = checked.iter().find(|join| join.name == queries.last().expect("a query").0).expect("it is there");
+    let checked =
+        check::check(&joins, Catalog { topics: &topics, open: false }).expect("the queries are sound");
+    let texts = checked.iter().map(|join| (join.name.to_ascii_lowercase(), join.query.clone())).collect();
+    let last =
+        checked.iter().find(|join| join.name == queries.last().expect("a query").0).expect("it is there");
     plan(last, &texts)
 }
 
@@ -105,7 +106,10 @@ fn each_class_is_gathered_as_expected() {
             "named",
             "SELECT o.key AS id, c.payload->>'name' AS name FROM orders o JOIN customers c ON c.key = o.payload->>'customer'",
         ),
-        ("j", "SELECT l.key AS line, n.name AS name FROM lines l LEFT JOIN named n ON n.id = l.payload->>'order'"),
+        (
+            "j",
+            "SELECT l.key AS line, n.name AS name FROM lines l LEFT JOIN named n ON n.id = l.payload->>'order'",
+        ),
     ]);
     let _ = writeln!(text, "# a join that reads another\n\n{}", described(&join));
     expect_file!["plans.txt"].assert_eq(&text);

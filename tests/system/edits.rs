@@ -1,0 +1,514 @@
+//! Many random edits of the config while messages come in, a third of them wrong. After each one the results of every
+//! sink are those of the config in force over the topics as they are, nothing that was acknowledged is lost, streams
+//! of sinks that did not change go on without a gap or a repetition, and no file or memory is left behind.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use litejoin_tests::ingest::{Ingest, message};
+use litejoin_tests::oracle::Oracle;
+use litejoin_tests::repetition::{chance, is_long, seeds};
+use litejoin_tests::results::{Event, EventId, ResultKey, Results};
+use litejoin_tests::sse::Subscription;
+use litejoin_tests::wait::until;
+use litejoin_tests::worker::{Site, Worker};
+use rand::RngExt;
+use rand::rngs::StdRng;
+use serde_json::{Value, json};
+use tokio::sync::RwLock;
+
+const TOPICS: [&str; 5] = ["orders", "customers", "files", "marks", "asides"];
+const KEYS: u64 = 60;
+
+/// Joins that come, change and go.
+const JOINS: [&str; 5] = ["j0", "j1", "j2", "j3", "j4"];
+
+/// A join that is there from start to end, and one whose only result tells a reader how far it is.
+const STEADY: [(&str, &str); 2] = [
+    (
+        "steady_join",
+        "SELECT o.key AS id, o.payload->>'n' AS n, c.payload->>'n' AS customer FROM orders o LEFT JOIN customers c ON \
+         c.key = o.payload->>'customer'",
+    ),
+    ("mark", "SELECT key AS id, payload->>'n' AS n FROM marks"),
+];
+
+/// A config, as far as edits change it.
+#[derive(Debug, Clone, PartialEq)]
+struct Config {
+    joins: BTreeMap<&'static str, Join>,
+    /// Heartbeat of a sink that comes and goes, in seconds.
+    extra: Option<u32>,
+    /// Largest body of a source that comes and goes.
+    side: Option<u32>,
+    /// Rows a second of a file that comes and goes.
+    file: Option<u32>,
+    /// Retention in hours.
+    retention: u32,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Join {
+    variant: u32,
+    sinks: Vec<&'static str>,
+}
+
+/// What is the same for every edit of a run.
+struct Addresses {
+    side: SocketAddr,
+    /// Somebody else listens there.
+    taken: SocketAddr,
+}
+
+impl Config {
+    fn base() -> Self {
+        Self { joins: BTreeMap::new(), extra: None, side: None, file: Some(1_000), retention: 24 }
+    }
+
+    /// The query of each join, those that it may read before it.
+    fn queries(&self) -> Vec<(&'static str, String)> {
+        let mut before = "steady_join";
+        let mut queries: Vec<(&str, String)> = STEADY.map(|(name, query)| (name, query.to_owned())).into();
+        for (name, join) in &self.joins {
+            let query = match join.variant {
+                0 => "SELECT key AS id, payload->>'n' AS n FROM orders".to_owned(),
+                1 => "SELECT key AS id, payload->>'n' AS n FROM orders WHERE payload->>'n' % 2 = 0".to_owned(),
+                2 => "SELECT payload->>'customer' AS id, count(*) AS orders, sum(payload->>'n') AS total FROM orders \
+                      GROUP BY payload->>'customer'"
+                    .to_owned(),
+                3 => "SELECT key AS id, payload->>'n' AS n FROM files".to_owned(),
+                4 => format!("SELECT id, 'by' AS way FROM {before}"),
+                _ => format!("SELECT c.key AS id, count(b.id) AS n FROM customers c LEFT JOIN {before} b ON b.id = c.key \
+                              GROUP BY c.key"),
+            };
+            queries.push((name, query));
+            before = name;
+        }
+        queries
+    }
+
+    /// Names of the joins that a sink takes.
+    fn taken_by(&self, sink: &str) -> BTreeSet<String> {
+        let joins = self.joins.iter().filter(|(_, join)| join.sinks.contains(&sink)).map(|(name, _)| *name);
+        let steady = if sink == "steady" { &STEADY[..] } else { &STEADY[1..] };
+        joins.chain(steady.iter().map(|(name, _)| *name)).map(str::to_owned).collect()
+    }
+
+    fn yaml(&self, addresses: &Addresses) -> String {
+        let mut yaml = format!(
+            "apiVersion: litejoin.io/v1alpha1
+kind: Pipeline
+metadata: {{name: p}}
+spec:
+  storage: {{shardCount: 3, flushInterval: 2ms}}
+  admin: {{addr: \"127.0.0.1:0\"}}
+  retention: {{duration: {}h}}
+  sources:
+    - {{name: ingest, http: {{addr: \"127.0.0.1:0\", topics: [{}]}}}}\n",
+            self.retention,
+            TOPICS.join(", ")
+        );
+        if let Some(bytes) = self.side {
+            let addr = addresses.side;
+            let _ = writeln!(
+                yaml,
+                "    - {{name: side, http: {{addr: \"{addr}\", topics: [asides], maxBodyBytes: {bytes}}}}}"
+            );
+        }
+        if let Some(rate) = self.file {
+            let _ = writeln!(
+                yaml,
+                "    - {{name: rows, file: {{path: rows.ndjson, format: ndjson, topic: files, keyColumns: [id], \
+                                    follow: true, rate: {rate}}}}}"
+            );
+        }
+        yaml += "  joins:\n";
+        for (name, query) in self.queries() {
+            let sinks = match self.joins.get(name) {
+                Some(join) => join.sinks.join(", "),
+                None if name == "mark" => "steady, live, console".to_owned(),
+                None => "steady".to_owned(),
+            };
+            let sinks = if sinks.is_empty() { String::new() } else { format!(", sinks: [{sinks}]") };
+            let _ = writeln!(yaml, "    - {{name: {name}, query: \"{query}\"{sinks}}}");
+        }
+        yaml += "  sinks:
+    - {name: steady, sse: {addr: \"127.0.0.1:0\"}}
+    - {name: live, sse: {addr: \"127.0.0.1:0\"}}
+    - {name: console, stdout: {}}\n";
+        if let Some(heartbeat) = self.extra {
+            let _ = writeln!(
+                yaml,
+                "    - {{name: extra, joins: [mark], sse: {{addr: \"127.0.0.1:0\", heartbeatInterval: {heartbeat}s}}}}"
+            );
+        }
+        yaml
+    }
+
+    /// Changes one to three things.
+    fn edit(&self, chance: &mut StdRng) -> Self {
+        let mut edited = self.clone();
+        for _ in 0..chance.random_range(1..=3) {
+            match chance.random_range(0..8) {
+                0 => edited.extra = chance.random_ratio(2, 3).then(|| chance.random_range(1..=3)),
+                1 => edited.side = chance.random_ratio(2, 3).then(|| 1_000 * chance.random_range(1..=3)),
+                2 => edited.file = chance.random_ratio(2, 3).then(|| 1_000 * chance.random_range(1..=3)),
+                3 => edited.retention = chance.random_range(24..=26),
+                _ => {
+                    let name = JOINS[chance.random_range(0..JOINS.len())];
+                    let sinks = [vec!["live", "console"], vec!["live"], vec!["console"], vec![]];
+                    let sinks = sinks[chance.random_range(0..4)].clone();
+                    match chance.random_range(0..3) {
+                        0 => drop(edited.joins.remove(name)),
+                        _ => drop(
+                            edited.joins.insert(name, Join { variant: chance.random_range(0..6), sinks }),
+                        ),
+                    }
+                }
+            }
+        }
+        edited
+    }
+}
+
+/// Makes a manifest wrong, on top of an edit that could be made.
+fn spoil(yaml: &str, addresses: &Addresses, chance: &mut StdRng) -> String {
+    match chance.random_range(0..8) {
+        0 => yaml.replace("spec:", "spec: {"),
+        1 => yaml.replace("retention:", "retentoin:"),
+        2 => yaml.replace("SELECT key AS id, payload->>'n' AS n FROM marks", "SELECT key AS id, FROM marks"),
+        3 => yaml.replace("FROM marks", "FROM merks"),
+        4 => yaml.replace("shardCount: 3", "shardCount: 4"),
+        5 => yaml.replace("name: mark,", "name: orders,"),
+        6 => format!("{yaml}    - {{name: late, joins: [mark], sse: {{addr: \"{}\"}}}}\n", addresses.taken),
+        _ => yaml.replace(
+            "  joins:\n",
+            "  joins:\n    - {name: a1, query: \"SELECT id FROM a2\"}\n    - {name: a2, query: \"SELECT id \
+                                         FROM a1\"}\n",
+        ),
+    }
+}
+
+/// What a reader of a sink has got, in its order.
+#[derive(Clone, Default)]
+struct Reader {
+    events: Arc<Mutex<Vec<Event>>>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Reader {
+    /// Reads a stream to its end.
+    fn of(mut stream: Subscription) -> Self {
+        let reader = Self::default();
+        let filled = reader.clone();
+        tokio::spawn(async move {
+            while let Some(event) = stream.next().await {
+                filled.lock().push(event.result());
+            }
+            filled.ended.store(true, Ordering::Relaxed);
+        });
+        reader
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Event>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the reader has had that mark, and takes all that came before it.
+    async fn take_to(&self, mark: u64) -> Vec<Event> {
+        let is_mark = |event: &Event| event.query == "mark" && event.rows[0]["n"] == mark;
+        let what = format!("mark {mark}");
+        until(&what, async || {
+            let mut events = self.lock();
+            let at = events.iter().position(is_mark)?;
+            Some(events.drain(..=at).collect())
+        })
+        .await
+    }
+}
+
+/// A reader's copy of the results, and what it must never see.
+#[derive(Default)]
+struct Copy {
+    results: Results,
+    /// By join and key, the place of the newest result.
+    newest: BTreeMap<ResultKey, (u64, u64)>,
+}
+
+impl Copy {
+    /// Takes results in. A result that is there already, or older than one that was, is a disturbance.
+    fn take(&mut self, events: &[Event], who: &str) {
+        for event in events {
+            let place = EventId::parse(&event.id).position();
+            let before = self.newest.insert(event.result_key(), place);
+            assert!(before.is_none_or(|before| before < place), "{who} got {event:?} after {before:?}");
+        }
+        self.results.fold(events);
+    }
+
+    /// Drops the results of joins that the sink no longer takes: nothing tells of their end, and should they come
+    /// back all of it comes again.
+    fn keep(&mut self, joins: &BTreeSet<String>) {
+        self.results.rows.retain(|(join, _), _| joins.contains(join));
+        self.newest.retain(|(join, _), _| joins.contains(join));
+    }
+}
+
+/// Writers hold it to send one request, and whoever wants them to rest holds it alone.
+type Rest = Arc<RwLock<()>>;
+
+/// Sends random messages until it is told to stop. What goes to `ingest` must all be taken; what goes to `side`, a
+/// source that comes and goes, may be refused. Returns the keys that it has taken.
+async fn load(
+    ingest: Ingest,
+    side: Ingest,
+    number: u64,
+    seed: u64,
+    rest: Rest,
+    stopping: Arc<AtomicBool>,
+) -> BTreeSet<String> {
+    let mut chance = chance(seed * 1_000 + number);
+    let mut taken = BTreeSet::new();
+    for turn in 0_u64.. {
+        if stopping.load(Ordering::Relaxed) {
+            break;
+        }
+        let _resting = rest.read().await;
+        let messages: Vec<Value> =
+            (0..chance.random_range(1..=5)).map(|_| random_message(&mut chance)).collect();
+        ingest.send(&messages).await;
+        let key = format!("a{number}_{turn}");
+        if let Ok(answer) = side.try_send(&[message("asides", &key, json!({"n": turn}))]).await
+            && answer.status == 200
+        {
+            taken.insert(key);
+        }
+    }
+    taken
+}
+
+fn random_message(chance: &mut StdRng) -> Value {
+    let n = chance.random_range(0..1_000);
+    let customer = format!("c{}", chance.random_range(0..KEYS / 4));
+    let order = format!("o{}", chance.random_range(0..KEYS));
+    match chance.random_range(0..10) {
+        0 => message("orders", &order, Value::Null),
+        1 => message("customers", &customer, json!({"n": n})),
+        _ => message("orders", &order, json!({"n": n, "customer": customer})),
+    }
+}
+
+/// A worker under load and all who watch it.
+struct Bench {
+    site: Site,
+    worker: Worker,
+    ingest: Ingest,
+    rest: Rest,
+    /// Rows that were appended to the file.
+    rows: u64,
+    mark: u64,
+    steady: (Reader, Copy),
+    live: (Reader, Copy),
+    console: (Reader, Copy),
+    console_lines: usize,
+}
+
+impl Bench {
+    /// Appends some rows to the file, whether somebody reads it or not.
+    fn append_rows(&mut self) {
+        let path = self.site.path().join("rows.ndjson");
+        let mut file = OpenOptions::new().append(true).open(path).expect("the file is there");
+        for _ in 0..3 {
+            writeln!(file, "{}", json!({"id": format!("r{}", self.rows), "n": self.rows}))
+                .expect("a row can be appended");
+            self.rows += 1;
+        }
+    }
+
+    /// Lets everything come to rest, and asserts that all results are those of this config.
+    async fn check(&mut self, config: &Config, what: &str) {
+        let rest = Arc::clone(&self.rest);
+        let _rest = rest.write().await;
+        if config.file.is_some() {
+            let stored =
+                async || Oracle::read(&self.site.data_dir(), TOPICS).value("SELECT count(*) FROM files");
+            until("the rows of the file", async || (stored().await == self.rows).then_some(())).await;
+        }
+        // After the first mark everything before is there, and nothing but the second comes with the second.
+        let first = self.ingest.put("marks", "m", json!({"n": self.mark + 1})).await;
+        self.worker.snapshot("live", "mark", first).await;
+        self.mark += 2;
+        let last = self.ingest.put("marks", "m", json!({"n": self.mark})).await;
+        let oracle = Oracle::read(&self.site.data_dir(), TOPICS);
+        let mut expected = BTreeMap::new();
+        for (name, query) in config.queries() {
+            oracle.define(name, &query);
+            expected.insert(name.to_owned(), oracle.results(name, &query, None));
+        }
+        for sink in ["steady", "live"] {
+            for join in config.taken_by(sink) {
+                let (_, results) = self.worker.snapshot(sink, &join, last).await;
+                results.assert_same(&expected[&join], &format!("{what}: the snapshot of {join} by {sink}"));
+            }
+        }
+        self.read_console(self.mark).await;
+        for (sink, (reader, copy)) in
+            [("steady", &mut self.steady), ("live", &mut self.live), ("console", &mut self.console)]
+        {
+            let events = reader.take_to(self.mark).await;
+            assert!(!reader.ended.load(Ordering::Relaxed), "{what}: the stream of {sink} has ended");
+            copy.take(&events, &format!("{what}: the reader of {sink}"));
+            let joins = config.taken_by(sink);
+            copy.keep(&joins);
+            let mut all = Results::default();
+            joins.iter().for_each(|join| all.extend(expected[join].clone()));
+            copy.results.assert_same(&all, &format!("{what}: what {sink} has told"));
+        }
+    }
+
+    /// Reads standard output up to a mark.
+    async fn read_console(&mut self, mark: u64) {
+        let (worker, reader, lines) = (&self.worker, &self.console.0, &mut self.console_lines);
+        until("the mark on standard output", async || {
+            let new = worker.stdout_from(*lines);
+            *lines += new.len();
+            let mut events = reader.lock();
+            events.extend(new.iter().map(|line| Event::read(line)));
+            events.iter().any(|event| event.query == "mark" && event.rows[0]["n"] == mark).then_some(())
+        })
+        .await;
+    }
+
+    /// What the worker has open, by name, with the number of times. Numbers of sockets and the like don't count.
+    fn open_files(&self) -> BTreeMap<String, usize> {
+        let mut open = BTreeMap::new();
+        let entries = fs::read_dir(format!("/proc/{}/fd", self.worker.pid())).expect("the worker runs");
+        for link in entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok()) {
+            let name = link.display().to_string();
+            let name = name.split_once(":[").map_or(name.as_str(), |(kind, _)| kind);
+            *open.entry(name.to_owned()).or_default() += 1;
+        }
+        open
+    }
+
+    /// Memory that the worker holds, in kB.
+    fn resident_kilobytes(&self) -> u64 {
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.worker.pid())).expect("the worker runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has memory");
+        line.trim().trim_end_matches(" kB").parse().expect("a number of kB")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn edits_under_load_leave_no_trace_but_what_they_say() {
+    for seed in seeds(1, 1) {
+        run(seed, if is_long() { 200 } else { 25 }).await;
+    }
+}
+
+async fn run(seed: u64, edits: u64) {
+    eprintln!("seed {seed}");
+    let mut chance = chance(seed);
+    let free = || TcpListener::bind("127.0.0.1:0").expect("some port is free");
+    let (taken, side) = (free(), free());
+    let address = |listener: &TcpListener| listener.local_addr().expect("a listener has an address");
+    let addresses = Addresses { side: address(&side), taken: address(&taken) };
+    drop(side);
+    let mut config = Config::base();
+    let site = Site::with(&config.yaml(&addresses));
+    site.write("rows.ndjson", "");
+    let worker = site.start().await;
+    let ingest = worker.ingest();
+    let reader = async |sink: &str| {
+        let address = worker.address(&format!("sink {sink}"));
+        Reader::of(Subscription::open(address, "join=*", None).await)
+    };
+    let (steady, live) = (reader("steady").await, reader("live").await);
+    let mut bench = Bench {
+        site,
+        ingest: ingest.clone(),
+        rest: Rest::default(),
+        rows: 0,
+        mark: 0,
+        steady: (steady, Copy::default()),
+        live: (live, Copy::default()),
+        console: (Reader::default(), Copy::default()),
+        console_lines: 0,
+        worker,
+    };
+    let stopping = Arc::new(AtomicBool::new(false));
+    let writers: Vec<_> = (0..2)
+        .map(|number| {
+            let (rest, stopping) = (Arc::clone(&bench.rest), Arc::clone(&stopping));
+            tokio::spawn(load(ingest.clone(), Ingest::new(addresses.side), number, seed, rest, stopping))
+        })
+        .collect();
+    bench.check(&config, "before any edit").await;
+    let open_files = bench.open_files();
+
+    let (mut refused, mut kilobytes) = (0, Vec::new());
+    for edit in 1..=edits {
+        let what = format!("seed {seed}, edit {edit}");
+        let next = config.edit(&mut chance);
+        let mut yaml = next.yaml(&addresses);
+        let is_wrong = chance.random_ratio(1, 3);
+        if is_wrong {
+            yaml = spoil(&yaml, &addresses, &mut chance);
+        }
+        let hash = bench.worker.status().await["config"]["hash"].clone();
+        bench.site.write("pipeline.yaml", &yaml);
+        bench.append_rows();
+        let told = bench.worker.reload().await;
+        if is_wrong {
+            refused += 1;
+            assert_eq!(told["lastReload"]["outcome"], "refused", "{what}: {told}\n{yaml}");
+            assert_eq!(told["hash"], hash, "{what}");
+        } else {
+            let outcome = if next == config { "unchanged" } else { "applied" };
+            assert_eq!(told["lastReload"]["outcome"], outcome, "{what}: {told}\n{yaml}");
+            config = next;
+        }
+        bench.check(&config, &what).await;
+        kilobytes.push(bench.resident_kilobytes());
+    }
+
+    // Back to where it began, it holds what it held then.
+    config = Config::base();
+    bench.site.write("pipeline.yaml", config.yaml(&addresses));
+    bench.worker.reload().await;
+    bench.check(&config, "back at the start").await;
+    let left = || -> BTreeMap<String, usize> {
+        // While others have a file open, SQLite can't close a descriptor and keeps it for the next who opens the file:
+        // for a sink that changes as many as it has twice.
+        let more =
+            |(name, count): &(String, usize)| open_files.get(name).is_none_or(|before| before + 8 < *count);
+        bench.open_files().into_iter().filter(more).collect()
+    };
+    until("files to be closed", async || left().is_empty().then_some(())).await;
+    stopping.store(true, Ordering::Relaxed);
+    let mut sent = BTreeSet::new();
+    for writer in writers {
+        sent.extend(writer.await.expect("everything was taken"));
+    }
+    bench.check(&config, "at the end").await;
+    let oracle = Oracle::read(&bench.site.data_dir(), TOPICS);
+    let stored = oracle.results("asides", "SELECT key FROM asides", None);
+    for key in &sent {
+        let key = ("asides".to_owned(), json!(key).to_string());
+        assert!(stored.rows.contains_key(&key), "{key:?} was acknowledged and is lost");
+    }
+    let quarter = kilobytes.len() / 4;
+    let mean = |sample: &[u64]| sample.iter().sum::<u64>() / sample.len().max(1) as u64;
+    let (early, late) = (mean(&kilobytes[quarter..2 * quarter]), mean(&kilobytes[3 * quarter..]));
+    eprintln!("{edits} edits, {refused} refused; {} asides; memory {early} kB, later {late} kB", sent.len());
+    if is_long() {
+        assert!(late <= early + early / 10 + 4_096, "memory grows from {early} to {late} kB: {kilobytes:?}");
+    }
+    bench.worker.stop().await;
+}
