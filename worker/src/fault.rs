@@ -73,7 +73,8 @@ mod debug {
         fn read(name: &str) -> Option<Self> {
             let wanted = variable(name)?;
             let (point, times) = wanted.split_once(':').unwrap_or((&wanted, "1"));
-            let times = times.parse().unwrap_or_else(|_| panic!("{name}={wanted}: behind the colon is no number"));
+            let times =
+                times.parse().unwrap_or_else(|_| panic!("{name}={wanted}: behind the colon is no number"));
             Some(Self { name: point.to_owned(), left: AtomicI64::new(times) })
         }
 
