@@ -14,6 +14,8 @@ use super::run::Run;
 enum Trigger {
     /// Messages.
     Load,
+    /// Messages, each batch with one that concerns very many results.
+    WideLoad,
     /// A start with another query, which needs other indexes, and messages.
     OtherQuery,
     /// The same, but by a reload amid the load.
@@ -33,7 +35,7 @@ const POINTS: [(&str, Trigger); 22] = [
     ("cut", Trigger::Load),
     ("log-read", Trigger::Load),
     ("keys-found", Trigger::Load),
-    ("share-taken", Trigger::Load),
+    ("share-taken", Trigger::WideLoad),
     ("evaluated", Trigger::Load),
     ("copied", Trigger::Load),
     ("copied", Trigger::OtherQuery),
@@ -56,8 +58,10 @@ async fn a_worker_that_dies_at_any_step_loses_nothing_and_repeats_nothing() {
     for (point, trigger) in POINTS {
         let mut run = Run::new(if point == "outbox-trimmed" { "1s" } else { "10m" });
         run.resets_allowed = point == "outbox-trimmed";
+        run.is_wide = trigger == Trigger::WideLoad;
         let times: Vec<u64> = match trigger {
             Trigger::Load => seeds(2, 20).into_iter().map(|seed| seed * (seed + 1) / 2).collect(),
+            Trigger::WideLoad => seeds(2, 8),
             _ => seeds(1, 3),
         };
         for n in times {
@@ -96,7 +100,7 @@ async fn die(run: &mut Run, trigger: Trigger, point: &str, n: u64) {
     run.what = format!("LITEJOIN_FAULT={point}:{n} ({trigger:?})");
     eprintln!("{}", run.what);
     match trigger {
-        Trigger::Load | Trigger::Reload => {}
+        Trigger::Load | Trigger::WideLoad | Trigger::Reload => {}
         Trigger::OtherQuery => run.turn(),
         Trigger::Expiry => {
             let live = run.start_well().await;

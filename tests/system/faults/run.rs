@@ -16,7 +16,7 @@ use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 
 /// Orders of one customer: more results than one share of an epoch holds.
-const SHARE: u64 = 530;
+const SHARE: u64 = 2_100;
 
 const SHARDS: u64 = 3;
 
@@ -54,6 +54,8 @@ pub(super) struct Run {
     pub(super) site: Site,
     /// What goes on, for messages.
     pub(super) what: String,
+    /// Whether every batch concerns more results than one share of an epoch holds.
+    pub(super) is_wide: bool,
     /// Whether rows may be what they were before.
     values_may_shrink: bool,
     /// Whether a client may be told that what it has is worth nothing.
@@ -100,6 +102,7 @@ impl Run {
         let run = Self {
             site: Site::new(),
             what: String::new(),
+            is_wide: false,
             values_may_shrink: false,
             resets_allowed: false,
             replay_window,
@@ -371,9 +374,10 @@ impl Run {
             }
             put("orders", key, message);
         }
-        if self.chance.random_ratio(1, 4) {
+        if self.is_wide || self.chance.random_ratio(1, 4) {
             self.n += 1;
-            let key = format!("c{}", self.chance.random_range(0..6));
+            let key = if self.is_wide { 0 } else { self.chance.random_range(0..6) };
+            let key = format!("c{key}");
             put("customers", key.clone(), message("customers", &key, json!({"n": self.n})));
         }
         if self.chance.random_ratio(1, 4) {

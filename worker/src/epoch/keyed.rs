@@ -95,6 +95,7 @@ impl Benches {
         fault::point("keys-found");
         // Neighbours in the files are found for less.
         keys.sort_unstable();
+        fault::point("keys-found");
         let mut differences = 0;
         let mut emit_all = |found: Vec<Difference>| -> Result<(), KeyedError> {
             differences += found.len() as u64;
