@@ -172,6 +172,7 @@ fn compare(
         Ok(())
     })?;
     readers.clear();
+    full.index(join)?;
     let finding = stored.compare(join, id, &mut full);
     drop(full);
     sqlite::remove(&files.scratch)?;

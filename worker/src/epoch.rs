@@ -38,7 +38,6 @@ use crate::results::{Applied, Reader};
 use crate::status::Status;
 use crate::storage::gate::{Cut, EpochGate};
 use crate::storage::ingest::Ingest;
-use crate::storage::log::ShardReader;
 use crate::storage::sqlite::{self, SqliteError};
 use crate::storage::topics::Topics;
 
@@ -257,9 +256,8 @@ impl Evaluator {
         }
     }
 
-    /// Opens what the work needs, and finds the joins whose stored results don't follow from the log.
+    /// Opens what the work needs.
     fn begin(&self) -> Result<Lane, EpochError> {
-        let committed = self.gate.committed();
         let (sender, done) = mpsc::channel();
         let committer = Arc::new(Committer::new(
             Arc::clone(&self.gate),
@@ -268,30 +266,10 @@ impl Evaluator {
             self.applied.clone(),
             self.reserved,
         ));
-        let readers =
-            || self.shard_paths.iter().map(|path| ShardReader::open(path)).collect::<Result<Vec<_>, _>>();
-        let logs = readers()?;
         let now = Instant::now();
         let mut joins = Vec::with_capacity(self.joins.len());
         for (index, (join, progress)) in self.joins.iter().zip(&self.progress).enumerate() {
-            let mut applied = progress.applied.clone();
-            if let Some(seqs) = &applied {
-                let mut follows = true;
-                for ((log, after), to) in logs.iter().zip(seqs).zip(&committed) {
-                    follows &= log.has_all(*after, *to)?;
-                }
-                if !follows {
-                    // Before anything is written: numbers that were lost are used again.
-                    warn!(
-                        join = join.name,
-                        "its results don't follow from the change log; evaluating it anew"
-                    );
-                    crate::fault::point("loss-noticed");
-                    self.results.forget_applied(progress.id)?;
-                    crate::fault::point("loss-noted");
-                    applied = None;
-                }
-            }
+            let applied = progress.applied.clone();
             let keyed = match &join.class {
                 Class::Full(_) => None,
                 Class::Keyed(plan) => {

@@ -181,10 +181,11 @@ impl Running {
         let status = Arc::new(Status::new(plan, &pipeline.joins, clock::epoch_seconds()));
         *status.lineage.lock().unwrap_or_else(PoisonError::into_inner) = store.results.lineage().to_owned();
         status.outbox_bytes.set(store.results.outbox_bytes()?);
-        let progress = evaluation::register(&store.results, &pipeline.joins, plan.storage.shard_count)?;
+        let mut progress = evaluation::register(&store.results, &pipeline.joins, plan.storage.shard_count)?;
+        evaluation::settle(&store.results, &pipeline.joins, &mut progress, &store.shard_paths())?;
         let ids = evaluation::ids(&pipeline.joins, &progress);
         let end = store.reader.end()?;
-        let (applied_sender, applied) = watch::channel(Applied { end, epoch: end.epoch });
+        let (applied_sender, applied) = watch::channel(Applied::begin(end, store.first_epoch));
         status.epoch_applied.set(applied.borrow().epoch);
 
         let shard_paths = store.shard_paths();

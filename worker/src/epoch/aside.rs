@@ -236,6 +236,7 @@ impl Job {
             }
             Ok(())
         })?;
+        full.index(self.join())?;
         Ok(full)
     }
 

@@ -14,6 +14,7 @@ use super::TopicImage;
 use super::budget::{Budget, ROWS_MAX};
 use super::check::{self, CheckedJoin};
 use super::diff::{self, StoredResults};
+use super::plan::Class;
 use crate::results::event::Op;
 use crate::results::store::Change;
 use crate::storage::sqlite::{is_disk_full, quoted};
@@ -47,6 +48,8 @@ pub(crate) struct Full {
     budget: Budget,
     /// Upsert and delete, by lower-case topic.
     statements: HashMap<String, (String, String)>,
+    /// The query that runs once the copy has the indexes that it was planned with.
+    indexed: Option<String>,
 }
 
 impl Full {
@@ -81,7 +84,7 @@ impl Full {
              WITHOUT ROWID;
              CREATE TABLE _differences (n INTEGER PRIMARY KEY, op TEXT NOT NULL, key TEXT NOT NULL, rows TEXT NOT NULL);",
         )?;
-        Ok(Self { connection, budget, statements })
+        Ok(Self { connection, budget, statements, indexed: None })
     }
 
     /// Runs `work` with everything that it absorbs in one transaction.
@@ -117,6 +120,18 @@ impl Full {
             Ok(())
         };
         absorb().map_err(copy("update"))
+    }
+
+    /// Gives the copy the indexes by which a keyed join finds its neighbours: without them a join on a field of the
+    /// payload compares each row with each.
+    pub(crate) fn index(&mut self, join: &CheckedJoin) -> Result<(), FullError> {
+        let Class::Keyed(keyed) = &join.class else { return Ok(()) };
+        for (number, (topic, expr)) in keyed.lookups().iter().enumerate() {
+            let sql = format!("CREATE INDEX _by_{number} ON {} ({})", quoted(topic), expr.sql());
+            self.connection.execute_batch(&sql).map_err(copy("index"))?;
+        }
+        self.indexed = Some(keyed.sql_full.clone());
+        Ok(())
     }
 
     /// Runs the query over everything absorbed, compares its rows with those that are `stored`, and keeps the
@@ -165,8 +180,9 @@ impl Full {
             _ if is_disk_full(&source) => FullError::Copy { doing: "query", source },
             _ => FullError::Query { message: message_of(&source) },
         };
-        // No authorizer here: the very text was checked under one, on the same tables.
-        let mut query = self.connection.prepare_cached(&join.query).map_err(failed)?;
+        // No authorizer here: the text was checked under one, on the same tables.
+        let sql = self.indexed.as_ref().unwrap_or(&join.query);
+        let mut query = self.connection.prepare_cached(sql).map_err(failed)?;
         let mut insert = self
             .connection
             .prepare_cached("INSERT INTO _fresh (key, n, row) VALUES (?1, ?2, ?3)")

@@ -25,6 +25,7 @@ use std::fmt;
 
 pub(crate) use row::RowExpr;
 
+use self::print::Reads;
 use super::CheckedJoin;
 use crate::storage::sqlite::quoted;
 
@@ -60,6 +61,8 @@ impl Class {
 pub(crate) struct Keyed {
     /// The query with each occurrence of a topic read from its own table.
     pub(crate) sql: String,
+    /// The query over whole topics that have the same indexes.
+    pub(crate) sql_full: String,
     /// Parents come before those that are linked to them.
     pub(crate) occurrences: Vec<Occurrence>,
 }
@@ -167,7 +170,11 @@ fn keyed(join: &CheckedJoin, queries: &BTreeMap<String, String>) -> Result<Keyed
             Ok(Occurrence { topic, table, by: rule.by, from: rule.from })
         })
         .collect();
-    Ok(Keyed { sql: print::print(&query, &join.name, &restricted.hints), occurrences: occurrences? })
+    Ok(Keyed {
+        sql: print::print(&query, Reads::Occurrences { join_name: &join.name }, &restricted.hints),
+        sql_full: print::print(&query, Reads::Topics, &restricted.hints),
+        occurrences: occurrences?,
+    })
 }
 
 impl Keyed {

@@ -24,6 +24,20 @@ pub(crate) struct Applied {
     pub(crate) end: Position,
     /// The newest cut that the results of every join contain.
     pub(crate) epoch: u64,
+    /// Where the outbox ended at the start, and the first epoch after it: what lies between was lost.
+    pub(crate) begun: (Position, u64),
+}
+
+impl Applied {
+    /// As of the start, before the epoch `first_epoch`.
+    pub(crate) fn begin(end: Position, first_epoch: u64) -> Self {
+        Self { end, epoch: end.epoch, begun: (end, first_epoch) }
+    }
+
+    /// Whether a place was given by a run before this one, and is not known any more: a crash of the machine took it.
+    pub(crate) fn is_lost(&self, position: Position) -> bool {
+        position > self.begun.0 && position.epoch < self.begun.1
+    }
 }
 
 /// What happened to a result.

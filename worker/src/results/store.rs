@@ -226,12 +226,15 @@ impl Results {
         })
     }
 
-    /// Forgets, so that a crash of the machine does not bring it back, what a join's results follow from: they are
+    /// Forgets what the results of joins follow from, so that a crash of the machine does not bring it back: they are
     /// evaluated anew.
-    pub(crate) fn forget_applied(&self, join: JoinId) -> Result<(), SqliteError> {
+    pub(crate) fn forget_applied(&self, joins: &[JoinId]) -> Result<(), SqliteError> {
+        let ids: Vec<i64> = joins.iter().map(|join| join.0).collect();
+        let ids = serde_json::to_string(&ids).expect("numbers are always JSON");
         self.doing("forget what was applied", |connection| {
             durably(connection, |connection| {
-                connection.execute("UPDATE joins SET applied = NULL WHERE id = ?1", [join.0]).map(|_| ())
+                let sql = "UPDATE joins SET applied = NULL WHERE id IN (SELECT value FROM json_each(?1))";
+                connection.execute(sql, [ids]).map(|_| ())
             })
         })
     }

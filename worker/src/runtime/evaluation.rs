@@ -2,16 +2,21 @@
 //! nothing of the change log is trimmed: only the evaluator moves what may be.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+
+use tracing::warn;
 
 use super::{join, thread};
 use crate::blocking::blocking;
 use crate::epoch::Evaluator;
+use crate::fault;
 use crate::join::CheckedJoin;
 use crate::results::event::JoinId;
 use crate::results::store::{Progress, Results};
 use crate::storage::gate::EpochGate;
+use crate::storage::log::ShardReader;
 use crate::storage::sqlite::SqliteError;
 
 /// The thread that evaluates.
@@ -60,6 +65,37 @@ pub(super) fn register(
     let definitions: Vec<(&str, String)> =
         joins.iter().map(|join| (join.name.as_str(), join.definition(joins))).collect();
     results.register(&definitions, shard_count)
+}
+
+/// Has joins evaluated anew whose results don't follow from the change logs: a crash of the machine took commits away,
+/// or a file was put back. This is noted before anything is written, since numbers that were lost are used again.
+pub(super) fn settle(
+    results: &Results,
+    joins: &[CheckedJoin],
+    progress: &mut [Progress],
+    shard_paths: &[PathBuf],
+) -> Result<(), SqliteError> {
+    let logs = shard_paths.iter().map(|path| ShardReader::open(path)).collect::<Result<Vec<_>, _>>()?;
+    let ends = logs.iter().map(ShardReader::last_seq).collect::<Result<Vec<_>, _>>()?;
+    let mut lost: Vec<JoinId> = Vec::new();
+    for (join, progress) in joins.iter().zip(progress) {
+        let Some(applied) = &progress.applied else { continue };
+        let mut follows = true;
+        for ((log, after), to) in logs.iter().zip(applied).zip(&ends) {
+            follows &= log.has_all(*after, *to)?;
+        }
+        if !follows {
+            warn!(join = join.name, "its results don't follow from the change log; evaluating it anew");
+            lost.push(progress.id);
+            progress.applied = None;
+        }
+    }
+    if !lost.is_empty() {
+        fault::point("loss-noticed");
+        results.forget_applied(&lost)?;
+        fault::point("loss-noted");
+    }
+    Ok(())
 }
 
 /// The numbers of the joins by their names.

@@ -126,8 +126,13 @@ async fn subscribe(
     let last_id = headers.get("last-event-id").map(|id| id.to_str().unwrap_or_default());
     let start = match last_id.filter(|id| !id.is_empty()) {
         Some(id) => match ResultId::parse(id) {
-            Some(id) if id.lineage == state.lineage => Start::After(id.position),
-            Some(_) => Start::Reset("the id is of another lineage: the data was restored or laid out anew"),
+            Some(id) if id.lineage != state.lineage => {
+                Start::Reset("the id is of another lineage: the data was restored or laid out anew")
+            }
+            Some(id) if state.applied.borrow().is_lost(id.position) => {
+                Start::Reset("the id was lost in a crash of the machine, with the result that had it")
+            }
+            Some(id) => Start::After(id.position),
             None => Start::Reset("the id is not one of ours"),
         },
         None if query.replay => Start::Replay,

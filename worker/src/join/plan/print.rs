@@ -9,23 +9,32 @@ use super::table_name;
 use crate::storage::sqlite::quoted;
 
 /// Prints the query; equalities that have a hint (by address) are told in a second way that an index can answer.
-pub(super) fn print(query: &Query, join_name: &str, hints: &HashMap<usize, Hint>) -> String {
-    let mut printer = Printer { sql: String::new(), join_name, hints };
+pub(super) fn print(query: &Query, reads: Reads<'_>, hints: &HashMap<usize, Hint>) -> String {
+    let mut printer = Printer { sql: String::new(), reads, hints };
     printer.query(query);
     printer.sql
+}
+
+/// What a printed query reads.
+#[derive(Clone, Copy)]
+pub(super) enum Reads<'a> {
+    /// The topics by their names.
+    Topics,
+    /// A table of its own for each use of a topic.
+    Occurrences { join_name: &'a str },
 }
 
 /// Prints an expression alone.
 pub(super) fn print_expr(expr: &Expr) -> String {
     let hints = HashMap::new();
-    let mut printer = Printer { sql: String::new(), join_name: "", hints: &hints };
+    let mut printer = Printer { sql: String::new(), reads: Reads::Topics, hints: &hints };
     printer.expr(expr);
     printer.sql
 }
 
 struct Printer<'a> {
     sql: String,
-    join_name: &'a str,
+    reads: Reads<'a>,
     hints: &'a HashMap<usize, Hint>,
 }
 
@@ -91,7 +100,10 @@ impl Printer<'_> {
 
     fn source(&mut self, source: &Source) {
         match &source.item {
-            Item::Topic { occurrence, .. } => self.text(&table_name(self.join_name, *occurrence)),
+            Item::Topic { occurrence, name } => match self.reads {
+                Reads::Topics => self.text(&quoted(name)),
+                Reads::Occurrences { join_name } => self.text(&table_name(join_name, *occurrence)),
+            },
             Item::Query { query, columns } if columns.is_empty() => {
                 self.text("(");
                 self.query(query);
