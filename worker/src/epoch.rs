@@ -23,15 +23,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
-use self::aside::{Aside, Done, FullCopy, Outcome};
+use self::aside::{Aside, Ask, Done, FullCopy, Outcome};
 use self::commit::Committer;
 use self::keyed::Benches;
 use crate::error::chain;
 use crate::join::CheckedJoin;
+use crate::join::accumulate::AccumulatedJoin;
 use crate::join::changes::Changes;
 use crate::join::full::FullError;
 use crate::join::keyed::{Difference, KeyedError, KeyedJoin};
-use crate::join::plan::Class;
+use crate::join::plan::{Accumulated, Class, Keyed};
 use crate::results::event::JoinId;
 use crate::results::store::{Progress, Results};
 use crate::results::{Applied, Reader};
@@ -113,8 +114,10 @@ impl EpochError {
 struct Joined {
     join: Arc<CheckedJoin>,
     id: JoinId,
-    /// None if its class is full.
+    /// None if it can't be kept current by key.
     keyed: Option<KeyedJoin>,
+    /// None if its groups are not accumulated, or its values turned out not to fit.
+    accumulated: Option<AccumulatedJoin>,
     /// By shard, what its results follow from; `None` while that is not known.
     applied: Option<Vec<i64>>,
     /// Whether its query failed, so that its results stay as they were.
@@ -131,6 +134,67 @@ struct Joined {
     ticked: Instant,
     /// A copy of its topics, if it has one.
     copy: Option<FullCopy>,
+}
+
+/// What an epoch changes of one join.
+struct Found {
+    index: usize,
+    differences: Vec<Difference>,
+    groups: Groups,
+}
+
+/// What an epoch changes of the groups of a join.
+enum Groups {
+    /// Group and state.
+    Changed(Vec<(String, Option<String>)>),
+    /// They are not kept any more; to be noted under this name of the plan.
+    Unfit { plan: String },
+}
+
+impl Groups {
+    fn is_nothing(&self) -> bool {
+        matches!(self, Self::Changed(states) if states.is_empty())
+    }
+}
+
+impl Joined {
+    /// Whether it can take in that many entries of the log without looking at everything.
+    fn keeps_up(&self, lag: i64) -> bool {
+        // What was before is known of changes that are read as a whole.
+        let is_accumulated = self.accumulated.is_some() && lag <= SLICE_ENTRIES;
+        is_accumulated || self.accumulated.is_none() && self.keyed.is_some() && lag <= LAG_ENTRIES_MAX
+    }
+
+    /// What the changes make of it; `None` if they don't concern it.
+    fn evaluate(
+        &self,
+        benches: &mut Benches,
+        changes: &Changes,
+        known: Option<&Changes>,
+    ) -> Result<Option<(Vec<Difference>, Groups)>, KeyedError> {
+        let mut groups = Groups::Changed(Vec::new());
+        if let Some(accumulated) = &self.accumulated {
+            match benches.accumulate(accumulated, changes) {
+                Ok(settled) => {
+                    return Ok(settled.map(|settled| (settled.differences, Groups::Changed(settled.states))));
+                }
+                Err(KeyedError::Unfit) => groups = Groups::Unfit { plan: unfit(&accumulated.plan) },
+                Err(error) => return Err(error),
+            }
+        }
+        // In full it is found out again that values don't fit.
+        let keyed = self.keyed.as_ref().ok_or(KeyedError::Unfit)?;
+        let differences = benches.evaluate(keyed, changes, known)?;
+        Ok(match groups {
+            Groups::Changed(_) => differences.map(|differences| (differences, groups)),
+            Groups::Unfit { .. } => Some((differences.unwrap_or_default(), groups)),
+        })
+    }
+}
+
+/// What is noted of a plan by which groups can't be kept.
+fn unfit(plan: &Accumulated) -> String {
+    format!("unfit {}", plan.fingerprint())
 }
 
 /// The evaluator at work.
@@ -272,17 +336,31 @@ impl Evaluator {
                     applied = None;
                 }
             }
+            let topic_id = |name: &str| self.topics.declare(name);
+            let new_keyed = |plan: &Keyed| KeyedJoin::new(join.clone(), progress.id, plan.clone(), topic_id);
+            let mut accumulated = None;
             let keyed = match &join.class {
                 Class::Full(_) => None,
-                Class::Keyed(plan) => {
-                    let topic_id = |name: &str| self.topics.declare(name);
-                    Some(KeyedJoin::new(join.clone(), progress.id, plan.clone(), topic_id))
+                Class::Keyed(plan) => Some(new_keyed(plan)),
+                Class::Accumulated(plan) => {
+                    match self.results.accumulated_by(progress.id)? {
+                        Some(by) if by == unfit(plan) && applied.is_some() => {}
+                        by => {
+                            // What is kept by another plan, or by none, is made anew.
+                            applied = applied.filter(|_| by == Some(plan.fingerprint()));
+                            let plan = plan.as_ref().clone();
+                            accumulated =
+                                Some(AccumulatedJoin::new(join.clone(), progress.id, plan, topic_id));
+                        }
+                    }
+                    plan.otherwise.as_ref().ok().map(new_keyed)
                 }
             };
             joins.push(Joined {
                 join: Arc::new(join.clone()),
                 id: progress.id,
                 keyed,
+                accumulated,
                 due: progress.stale || applied.is_none() || join.reads_clock,
                 applied,
                 stale: progress.stale,
@@ -308,6 +386,7 @@ impl Evaluator {
             &self.shard_paths,
             self.results.path(),
             joins.iter().filter_map(|j| j.keyed.as_ref()),
+            joins.iter().filter_map(|j| j.accumulated.as_ref()),
         )?;
         debug!(milliseconds = now.elapsed().as_millis(), "the evaluator is ready");
         let wal = |path: &PathBuf| {
@@ -361,7 +440,14 @@ impl Lane {
                 joined.due = false;
                 joined.ticked = Instant::now();
                 joined.aside = Some(joined.applied.clone().unwrap_or_else(|| committed.clone()));
-                self.aside.start(index, joined.id, joined.applied.clone(), joined.copy.take());
+                let ask = Ask {
+                    index,
+                    id: joined.id,
+                    applied: joined.applied.clone(),
+                    accumulates: joined.accumulated.is_some(),
+                    by_key: joined.keyed.is_some(),
+                };
+                self.aside.start(ask, joined.copy.take());
                 running += 1;
                 worked = true;
             }
@@ -401,7 +487,7 @@ impl Lane {
                 groups.entry(applied.clone()).or_default().push(index);
             }
         }
-        let mut found: Vec<(usize, Vec<Difference>)> = Vec::new();
+        let mut found: Vec<Found> = Vec::new();
         let mut there: Vec<usize> = Vec::new();
         for (applied, members) in groups {
             there.extend(self.bring_on(&applied, members, cut, &mut found)?);
@@ -415,9 +501,21 @@ impl Lane {
         let committer = Arc::clone(&self.committer);
         let joins = &self.joins;
         committer.commit(cut.epoch, |writer| {
-            for (index, differences) in &found {
+            for Found { index, differences, groups } in &found {
+                let id = joins[*index].id;
                 for difference in differences {
-                    writer.store(joins[*index].id, difference.change(), difference.told)?;
+                    writer.store(id, difference.change(), difference.told)?;
+                }
+                match groups {
+                    Groups::Unfit { plan } => {
+                        writer.forget_accumulators(id)?;
+                        writer.accumulate_by(id, Some(plan))?;
+                    }
+                    Groups::Changed(states) => {
+                        for (group, state) in states {
+                            writer.accumulate(id, group, state.as_deref())?;
+                        }
+                    }
                 }
             }
             for index in &there {
@@ -426,12 +524,12 @@ impl Lane {
             Ok::<(), SqliteError>(())
         })?;
         self.troubled = false;
-        for (index, differences) in &found {
-            self.committer
-                .status()
-                .join(&self.joins[*index].join.name)
-                .results_changed
-                .add(differences.len() as u64);
+        for Found { index, differences, groups } in &found {
+            let joined = &mut self.joins[*index];
+            if let Groups::Unfit { .. } = groups {
+                joined.accumulated = None;
+            }
+            self.committer.status().join(&joined.join.name).results_changed.add(differences.len() as u64);
         }
         Ok(there)
     }
@@ -442,7 +540,7 @@ impl Lane {
         applied: &[i64],
         mut members: Vec<usize>,
         cut: &Cut,
-        found: &mut Vec<(usize, Vec<Difference>)>,
+        found: &mut Vec<Found>,
     ) -> Result<Vec<usize>, EpochError> {
         let lag: i64 = applied.iter().zip(&cut.seqs).map(|(from, to)| to - from).sum();
         if lag == 0 {
@@ -464,10 +562,7 @@ impl Lane {
                 let joined = &mut self.joins[*index];
                 let is_touched =
                     joined.join.topics.iter().any(|topic| touched.contains(&topic.to_ascii_lowercase()));
-                if is_touched
-                    && !joined.stopped
-                    && (joined.stale || joined.keyed.is_none() || lag > LAG_ENTRIES_MAX)
-                {
+                if is_touched && !joined.stopped && (joined.stale || !joined.keeps_up(lag)) {
                     joined.due = true;
                 }
                 !joined.due
@@ -482,7 +577,7 @@ impl Lane {
             members.retain(|index| !self.joins[*index].due);
             from = to;
         }
-        found.retain(|(index, _)| !self.joins[*index].due);
+        found.retain(|found| !self.joins[found.index].due);
         Ok(members)
     }
 
@@ -492,27 +587,31 @@ impl Lane {
         index: usize,
         changes: &Changes,
         known: Option<&Changes>,
-        found: &mut Vec<(usize, Vec<Difference>)>,
+        found: &mut Vec<Found>,
     ) -> Result<(), EpochError> {
         let joined = &mut self.joins[index];
-        let Some(keyed) = &joined.keyed else { return Ok(()) };
         let started = Instant::now();
-        let outcome = self.benches.evaluate(keyed, changes, known);
+        let outcome = joined.evaluate(&mut self.benches, changes, known);
         let status = self.committer.status().join(&joined.join.name);
         let cost = self.benches.take_cost();
         status.steps.add(cost.steps);
         status.probes.add(cost.probes);
         match outcome {
             Ok(None) => {}
-            Ok(Some(differences)) => {
+            Ok(Some((differences, groups))) => {
                 status.evaluations.add(1);
                 status.evaluation_microseconds.add(microseconds(started));
                 status.error.clear();
-                if !differences.is_empty() {
-                    found.push((index, differences));
+                if !differences.is_empty() || !groups.is_nothing() {
+                    found.push(Found { index, differences, groups });
                 }
             }
-            Err(KeyedError::TooLarge | KeyedError::Query { .. } | KeyedError::Endless { .. }) => {
+            Err(
+                KeyedError::TooLarge
+                | KeyedError::Unfit
+                | KeyedError::Query { .. }
+                | KeyedError::Endless { .. },
+            ) => {
                 // In full it may well go, or else it is told why not.
                 joined.due = true;
             }
@@ -527,6 +626,7 @@ impl Lane {
         let joined = &mut self.joins[done.index];
         let before = joined.aside.take();
         joined.copy = done.copy;
+        joined.accumulated = joined.accumulated.take().filter(|_| !done.unfit);
         let status = self.committer.status().join(&joined.join.name);
         status.evaluations.add(1);
         status.evaluation_microseconds.add(done.microseconds);

@@ -6,6 +6,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::EpochError;
+use crate::join::accumulate::{AccumulatedJoin, Deltas, Settled};
 use crate::join::budget::STEPS_MAX;
 use crate::join::changes::Changes;
 use crate::join::keyed::{Bench, Cost, Difference, KeyedError, KeyedJoin};
@@ -33,15 +34,18 @@ impl Benches {
         shard_paths: &[PathBuf],
         results_path: &Path,
         joins: impl Iterator<Item = &'a KeyedJoin> + Clone,
+        accumulated: impl Iterator<Item = &'a AccumulatedJoin> + Clone,
     ) -> Result<Self, EpochError> {
         let count = std::thread::available_parallelism().map_or(1, usize::from).min(BENCHES_MAX);
         let benches = (0..count)
             .map(|_| {
-                let readers =
-                    shard_paths.iter().map(|path| ShardReader::open_for_lookups(path)).collect::<Result<_, _>>()?;
+                let readers = shard_paths
+                    .iter()
+                    .map(|path| ShardReader::open_for_lookups(path))
+                    .collect::<Result<_, _>>()?;
                 let results = sqlite::open_reader(results_path)?;
                 let memory = sqlite::open_memory()?;
-                Ok(Bench::new(memory, readers, results, joins.clone(), STEPS_MAX)?)
+                Ok(Bench::new(memory, readers, results, joins.clone(), accumulated.clone(), STEPS_MAX)?)
             })
             .collect::<Result<_, EpochError>>()?;
         Ok(Self { benches })
@@ -86,28 +90,70 @@ impl Benches {
         changes: &Changes,
         known: Option<&Changes>,
     ) -> Result<Option<Vec<Difference>>, KeyedError> {
-        let mut keys: Vec<(Value, bool)> = self.benches[0].affected(join, changes)?.into_iter().collect();
-        // Neighbours in the files are found for less.
-        keys.sort_unstable();
+        let keys = self.affected(join, changes)?;
         if keys.is_empty() {
             return Ok(None);
         }
+        let evaluate = |bench: &mut Bench, share: &[(Value, bool)], found: &mut Vec<Difference>| {
+            bench.evaluate(join, share, known, found)
+        };
+        let shares = self.share(&keys, evaluate)?;
+        let mut found = shares.concat();
+        if shares.len() > 1 {
+            found.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        }
+        Ok(Some(found))
+    }
+
+    /// Brings groups up to date with `changes`, which are all since they were last; `None` if no row can have come
+    /// or gone.
+    pub(super) fn accumulate(
+        &mut self,
+        join: &AccumulatedJoin,
+        changes: &Changes,
+    ) -> Result<Option<Settled>, KeyedError> {
+        let keys = self.affected(&join.rows, changes)?;
+        if keys.is_empty() {
+            return Ok(None);
+        }
+        let old = self.benches[0].old_images(&join.rows, changes)?;
+        let evaluate = |bench: &mut Bench, share: &[(Value, bool)], deltas: &mut Deltas| {
+            bench.deltas(join, share, changes, &old, deltas)
+        };
+        let mut deltas = Deltas::default();
+        self.share(&keys, evaluate)?.into_iter().for_each(|share| deltas.append(share));
+        self.benches[0].settle(join, deltas, changes).map(Some)
+    }
+
+    /// The keys that the changes concern, in order: neighbours in the files are found for less.
+    fn affected(&mut self, join: &KeyedJoin, changes: &Changes) -> Result<Vec<(Value, bool)>, KeyedError> {
+        let mut keys: Vec<(Value, bool)> = self.benches[0].affected(join, changes)?.into_iter().collect();
+        keys.sort_unstable();
+        Ok(keys)
+    }
+
+    /// Has every bench evaluate some of the keys, until none is left; returns what each has found.
+    fn share<T: Default + Send>(
+        &mut self,
+        keys: &[(Value, bool)],
+        evaluate: impl Fn(&mut Bench, &[(Value, bool)], &mut T) -> Result<(), KeyedError> + Sync,
+    ) -> Result<Vec<T>, KeyedError> {
         if keys.len() <= ALONE_KEYS {
-            let mut found = Vec::new();
-            self.benches[0].evaluate(join, &keys, known, &mut found)?;
-            return Ok(Some(found));
+            let mut found = T::default();
+            evaluate(&mut self.benches[0], keys, &mut found)?;
+            return Ok(vec![found]);
         }
         let share_keys = keys.len().div_ceil(self.benches.len()).min(SHARE_KEYS_MAX);
         let shares: Vec<&[(Value, bool)]> = keys.chunks(share_keys).collect();
         let next = AtomicUsize::new(0);
-        let outcome: Mutex<Result<Vec<Difference>, KeyedError>> = Mutex::new(Ok(Vec::new()));
-        let (shares, next, outcome) = (&shares, &next, &outcome);
+        let outcome: Mutex<Result<Vec<T>, KeyedError>> = Mutex::new(Ok(Vec::new()));
         std::thread::scope(|scope| {
             for bench in self.benches.iter_mut().take(shares.len()) {
+                let (shares, next, outcome, evaluate) = (&shares, &next, &outcome, &evaluate);
                 scope.spawn(move || {
-                    let mut found = Vec::new();
+                    let mut found = T::default();
                     while let Some(share) = shares.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        if let Err(error) = bench.evaluate(join, share, known, &mut found) {
+                        if let Err(error) = evaluate(bench, share, &mut found) {
                             // Nobody needs the rest.
                             next.store(shares.len(), Ordering::Relaxed);
                             *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Err(error);
@@ -115,16 +161,11 @@ impl Benches {
                         }
                     }
                     if let Ok(all) = &mut *outcome.lock().unwrap_or_else(PoisonError::into_inner) {
-                        all.append(&mut found);
+                        all.push(found);
                     }
                 });
             }
         });
-        std::mem::replace(&mut *outcome.lock().unwrap_or_else(PoisonError::into_inner), Ok(Vec::new())).map(
-            |mut found| {
-                found.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-                Some(found)
-            },
-        )
+        outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 }

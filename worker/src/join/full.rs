@@ -11,9 +11,11 @@ use std::sync::atomic::AtomicBool;
 use rusqlite::{Connection, ErrorCode, params};
 
 use super::TopicImage;
+use super::accumulate::Accumulation;
 use super::budget::{Budget, ROWS_MAX};
 use super::check::{self, CheckedJoin};
 use super::diff::{self, StoredResults};
+use super::plan::Accumulated;
 use crate::results::event::Op;
 use crate::results::store::Change;
 use crate::storage::sqlite::{is_disk_full, quoted};
@@ -79,6 +81,7 @@ impl Full {
         make(
             "CREATE TABLE _fresh (key TEXT NOT NULL, n INTEGER NOT NULL, row TEXT NOT NULL, PRIMARY KEY (key, n))
              WITHOUT ROWID;
+             CREATE TABLE _accumulators (grp TEXT PRIMARY KEY, state TEXT NOT NULL) WITHOUT ROWID;
              CREATE TABLE _differences (n INTEGER PRIMARY KEY, op TEXT NOT NULL, key TEXT NOT NULL, rows TEXT NOT NULL);",
         )?;
         Ok(Self { connection, budget, statements })
@@ -137,6 +140,57 @@ impl Full {
         outcome
     }
 
+    /// Accumulates all groups of the join, for [`Self::accumulators`]; `false` if there are values that don't fit.
+    pub(crate) fn accumulate(&mut self, plan: &Accumulated) -> Result<bool, FullError> {
+        self.connection.execute_batch("BEGIN; DELETE FROM _accumulators;").map_err(copy("clear"))?;
+        self.budget.open();
+        let outcome = self.fold(plan);
+        self.budget.close();
+        let end = if matches!(outcome, Ok(true)) { "COMMIT" } else { "ROLLBACK" };
+        self.connection.execute_batch(end).map_err(copy("fill"))?;
+        outcome
+    }
+
+    fn fold(&self, plan: &Accumulated) -> Result<bool, FullError> {
+        let failed = |source| self.failed(source);
+        let mut insert = self
+            .connection
+            .prepare_cached("INSERT INTO _accumulators (grp, state) VALUES (?1, ?2)")
+            .map_err(copy("fill"))?;
+        let mut accumulation = Accumulation::new(plan);
+        let mut statement = self.connection.prepare_cached(&plan.all_sql).map_err(failed)?;
+        let mut rows = statement.query([]).map_err(failed)?;
+        while let Some(row) = rows.next().map_err(failed)? {
+            match accumulation.add(row) {
+                Ok(Some(group)) => drop(insert.execute(group).map_err(copy("fill"))?),
+                Ok(None) => {}
+                Err(_) => return Ok(false),
+            }
+        }
+        if let Some(group) = accumulation.end() {
+            insert.execute(group).map_err(copy("fill"))?;
+        }
+        Ok(true)
+    }
+
+    /// Calls `emit` for what [`Self::accumulate`] has found: group and state.
+    pub(crate) fn accumulators<E: From<FullError>>(
+        &self,
+        emit: &mut dyn FnMut(&str, &str) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let failed = copy("read");
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT grp, state FROM _accumulators ORDER BY grp")
+            .map_err(&failed)?;
+        let mut rows = statement.query([]).map_err(&failed)?;
+        while let Some(row) = rows.next().map_err(&failed)? {
+            let text = |index| row.get_ref(index).and_then(|value| Ok(value.as_str()?)).map_err(&failed);
+            emit(text(0)?, text(1)?)?;
+        }
+        Ok(())
+    }
+
     /// Calls `emit` for each result that the last evaluation found to differ, in the order of result keys.
     pub(crate) fn differences<E: From<FullError>>(
         &self,
@@ -159,12 +213,7 @@ impl Full {
     /// Runs the query and puts its rows, by key, into `_fresh`.
     fn run(&self, join: &CheckedJoin) -> Result<(), FullError> {
         self.budget.open();
-        let failed = |source: rusqlite::Error| match source.sqlite_error_code() {
-            Some(ErrorCode::OperationInterrupted) if self.budget.is_cancelled() => FullError::Cancelled,
-            Some(ErrorCode::OperationInterrupted) => FullError::Endless { steps: self.budget.steps_max() },
-            _ if is_disk_full(&source) => FullError::Copy { doing: "query", source },
-            _ => FullError::Query { message: message_of(&source) },
-        };
+        let failed = |source| self.failed(source);
         // No authorizer here: the very text was checked under one, on the same tables.
         let mut query = self.connection.prepare_cached(&join.query).map_err(failed)?;
         let mut insert = self
@@ -184,6 +233,16 @@ impl Full {
         }
         self.budget.close();
         Ok(())
+    }
+
+    /// Whose fault an error of a query is.
+    fn failed(&self, source: rusqlite::Error) -> FullError {
+        match source.sqlite_error_code() {
+            Some(ErrorCode::OperationInterrupted) if self.budget.is_cancelled() => FullError::Cancelled,
+            Some(ErrorCode::OperationInterrupted) => FullError::Endless { steps: self.budget.steps_max() },
+            _ if is_disk_full(&source) => FullError::Copy { doing: "query", source },
+            _ => FullError::Query { message: message_of(&source) },
+        }
     }
 
     /// Walks `_fresh` and the stored results side by side.

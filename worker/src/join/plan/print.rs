@@ -10,7 +10,15 @@ use crate::storage::sqlite::quoted;
 
 /// Prints the query; equalities that have a hint (by address) are told in a second way that an index can answer.
 pub(super) fn print(query: &Query, join_name: &str, hints: &HashMap<usize, Hint>) -> String {
-    let mut printer = Printer { sql: String::new(), join_name, hints };
+    let mut printer = Printer { sql: String::new(), join_name: Some(join_name), hints };
+    printer.query(query);
+    printer.sql
+}
+
+/// Prints the query over the topics themselves.
+pub(super) fn print_plain(query: &Query) -> String {
+    let hints = HashMap::new();
+    let mut printer = Printer { sql: String::new(), join_name: None, hints: &hints };
     printer.query(query);
     printer.sql
 }
@@ -18,14 +26,15 @@ pub(super) fn print(query: &Query, join_name: &str, hints: &HashMap<usize, Hint>
 /// Prints an expression alone.
 pub(super) fn print_expr(expr: &Expr) -> String {
     let hints = HashMap::new();
-    let mut printer = Printer { sql: String::new(), join_name: "", hints: &hints };
+    let mut printer = Printer { sql: String::new(), join_name: None, hints: &hints };
     printer.expr(expr);
     printer.sql
 }
 
 struct Printer<'a> {
     sql: String,
-    join_name: &'a str,
+    /// In whose tables the topics lie; none for their own.
+    join_name: Option<&'a str>,
     hints: &'a HashMap<usize, Hint>,
 }
 
@@ -91,7 +100,10 @@ impl Printer<'_> {
 
     fn source(&mut self, source: &Source) {
         match &source.item {
-            Item::Topic { occurrence, .. } => self.text(&table_name(self.join_name, *occurrence)),
+            Item::Topic { name, occurrence } => {
+                let table = self.join_name.map_or_else(|| quoted(name), |join| table_name(join, *occurrence));
+                self.text(&table);
+            }
             Item::Query { query, columns } if columns.is_empty() => {
                 self.text("(");
                 self.query(query);
