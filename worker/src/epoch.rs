@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! cut ─► read _chg of each shard ─► affected keys, join by join ─► shares of keys over the cores
-//!        ─► one transaction of results.db: differences, outbox, applied ─► sinks are told, shards may trim
+//!        ─► differences, as they are found, into one transaction of results.db, with outbox and applied
+//!        ─► sinks are told, shards may trim
 //! ```
 //! Each join has its own progress. One that can't be kept current by key (a new query, one that failed, one of class
 //! full, or more results than fit an epoch) is evaluated in full [`aside`], at a cut of its own, and holds up
@@ -28,13 +29,13 @@ use self::commit::Committer;
 use self::keyed::Benches;
 use crate::error::chain;
 use crate::join::CheckedJoin;
-use crate::join::accumulate::AccumulatedJoin;
+use crate::join::accumulate::{AccumulatedJoin, Settled};
 use crate::join::changes::Changes;
 use crate::join::full::FullError;
-use crate::join::keyed::{Difference, KeyedError, KeyedJoin};
+use crate::join::keyed::{KeyedError, KeyedJoin};
 use crate::join::plan::{Accumulated, Class, Keyed};
 use crate::results::event::JoinId;
-use crate::results::store::{Progress, Results};
+use crate::results::store::{EpochWriter, Progress, Results};
 use crate::results::{Applied, Reader};
 use crate::status::Status;
 use crate::storage::gate::{Cut, EpochGate};
@@ -136,25 +137,13 @@ struct Joined {
     copy: Option<FullCopy>,
 }
 
-/// What an epoch changes of one join.
-struct Found {
+/// What an epoch has changed of a join.
+struct Changed {
     index: usize,
-    differences: Vec<Difference>,
-    groups: Groups,
-}
-
-/// What an epoch changes of the groups of a join.
-enum Groups {
-    /// Group and state.
-    Changed(Vec<(String, Option<String>)>),
-    /// They are not kept any more; to be noted under this name of the plan.
-    Unfit { plan: String },
-}
-
-impl Groups {
-    fn is_nothing(&self) -> bool {
-        matches!(self, Self::Changed(states) if states.is_empty())
-    }
+    /// How many results.
+    differences: u64,
+    /// Whether its groups are not accumulated any more.
+    is_unfit: bool,
 }
 
 impl Joined {
@@ -165,30 +154,40 @@ impl Joined {
         is_accumulated || self.accumulated.is_none() && self.keyed.is_some() && lag <= LAG_ENTRIES_MAX
     }
 
-    /// What the changes make of it; `None` if they don't concern it.
+    /// Stores what the changes make of it. Returns how many results differ, and whether its groups are not accumulated
+    /// any more; `None` if the changes don't concern it.
     fn evaluate(
         &self,
         benches: &mut Benches,
         changes: &Changes,
         known: Option<&Changes>,
-    ) -> Result<Option<(Vec<Difference>, Groups)>, KeyedError> {
-        let mut groups = Groups::Changed(Vec::new());
+        writer: &mut EpochWriter<'_>,
+    ) -> Result<Option<(u64, bool)>, KeyedError> {
+        let mut is_unfit = false;
         if let Some(accumulated) = &self.accumulated {
             match benches.accumulate(accumulated, changes) {
-                Ok(settled) => {
-                    return Ok(settled.map(|settled| (settled.differences, Groups::Changed(settled.states))));
+                Ok(None) => return Ok(None),
+                Ok(Some(Settled { differences, states })) => {
+                    for difference in &differences {
+                        writer.store(self.id, difference.change(), difference.told)?;
+                    }
+                    for (group, state) in &states {
+                        writer.accumulate(self.id, group, state.as_deref())?;
+                    }
+                    return Ok(Some((differences.len() as u64, false)));
                 }
-                Err(KeyedError::Unfit) => groups = Groups::Unfit { plan: unfit(&accumulated.plan) },
+                Err(KeyedError::Unfit) => is_unfit = true,
                 Err(error) => return Err(error),
             }
+            writer.forget_accumulators(self.id)?;
+            writer.accumulate_by(self.id, Some(&unfit(&accumulated.plan)))?;
         }
         // In full it is found out again that values don't fit.
         let keyed = self.keyed.as_ref().ok_or(KeyedError::Unfit)?;
-        let differences = benches.evaluate(keyed, changes, known)?;
-        Ok(match groups {
-            Groups::Changed(_) => differences.map(|differences| (differences, groups)),
-            Groups::Unfit { .. } => Some((differences.unwrap_or_default(), groups)),
-        })
+        let differences = benches.evaluate(keyed, changes, known, |difference| {
+            writer.store(self.id, difference.change(), difference.told)
+        })?;
+        Ok(if is_unfit { Some((differences.unwrap_or(0), true)) } else { differences.map(|n| (n, false)) })
     }
 }
 
@@ -458,9 +457,13 @@ impl Lane {
     /// Brings the joins that lag up to a new cut, and commits that as one epoch.
     fn epoch(&mut self, gate: &EpochGate) -> Result<bool, EpochError> {
         self.committer.reserve()?;
-        self.ingest.checkpoint(|shard| {
-            std::fs::metadata(&self.wals[shard]).is_ok_and(|wal| wal.len() > WAL_BYTES_HIGH)
-        });
+        let is_high =
+            |shard: usize| std::fs::metadata(&self.wals[shard]).is_ok_and(|wal| wal.len() > WAL_BYTES_HIGH);
+        if (0..self.wals.len()).any(is_high) {
+            // A writer that waits for the cut would keep us waiting.
+            gate.make_room();
+            self.ingest.checkpoint(is_high);
+        }
         let cut = gate.cut(|| self.benches.hold())?;
         let outcome = self.evaluate(&cut);
         self.benches.release();
@@ -487,49 +490,28 @@ impl Lane {
                 groups.entry(applied.clone()).or_default().push(index);
             }
         }
-        let mut found: Vec<Found> = Vec::new();
-        let mut there: Vec<usize> = Vec::new();
-        for (applied, members) in groups {
-            there.extend(self.bring_on(&applied, members, cut, &mut found)?);
-        }
-        there.sort_unstable();
-        let news = there.iter().any(|index| self.joins[*index].applied.as_ref() != Some(&cut.seqs));
-        if !news {
+        let mut there = groups.remove(&cut.seqs).unwrap_or_default();
+        if groups.is_empty() {
             return Ok(there);
         }
-        crate::fault::point("evaluated");
+        let mut changed: Vec<Changed> = Vec::new();
         let committer = Arc::clone(&self.committer);
-        let joins = &self.joins;
         committer.commit(cut.epoch, |writer| {
-            for Found { index, differences, groups } in &found {
-                let id = joins[*index].id;
-                for difference in differences {
-                    writer.store(id, difference.change(), difference.told)?;
-                }
-                match groups {
-                    Groups::Unfit { plan } => {
-                        writer.forget_accumulators(id)?;
-                        writer.accumulate_by(id, Some(plan))?;
-                    }
-                    Groups::Changed(states) => {
-                        for (group, state) in states {
-                            writer.accumulate(id, group, state.as_deref())?;
-                        }
-                    }
-                }
+            for (applied, members) in groups {
+                there.extend(self.bring_on(&applied, members, cut, writer, &mut changed)?);
             }
+            crate::fault::point("evaluated");
             for index in &there {
-                writer.applied(joins[*index].id, &cut.seqs, joins[*index].stale)?;
+                let joined = &self.joins[*index];
+                writer.applied(joined.id, &cut.seqs, joined.stale)?;
             }
-            Ok::<(), SqliteError>(())
+            Ok::<(), EpochError>(())
         })?;
         self.troubled = false;
-        for Found { index, differences, groups } in &found {
-            let joined = &mut self.joins[*index];
-            if let Groups::Unfit { .. } = groups {
-                joined.accumulated = None;
-            }
-            self.committer.status().join(&joined.join.name).results_changed.add(differences.len() as u64);
+        for Changed { index, differences, is_unfit } in changed {
+            let joined = &mut self.joins[index];
+            joined.accumulated = joined.accumulated.take().filter(|_| !is_unfit);
+            committer.status().join(&joined.join.name).results_changed.add(differences);
         }
         Ok(there)
     }
@@ -540,12 +522,10 @@ impl Lane {
         applied: &[i64],
         mut members: Vec<usize>,
         cut: &Cut,
-        found: &mut Vec<Found>,
+        writer: &mut EpochWriter<'_>,
+        changed: &mut Vec<Changed>,
     ) -> Result<Vec<usize>, EpochError> {
         let lag: i64 = applied.iter().zip(&cut.seqs).map(|(from, to)| to - from).sum();
-        if lag == 0 {
-            return Ok(members);
-        }
         let mut from = applied.to_vec();
         let slices = (lag + SLICE_ENTRIES - 1) / SLICE_ENTRIES;
         for slice in 1..=slices {
@@ -571,13 +551,12 @@ impl Lane {
             let known = (slices == 1).then_some(&changes);
             for index in members.clone() {
                 if !self.joins[index].stopped && !self.joins[index].stale {
-                    self.by_key(index, &changes, known, found)?;
+                    self.by_key(index, &changes, known, writer, changed)?;
                 }
             }
             members.retain(|index| !self.joins[*index].due);
             from = to;
         }
-        found.retain(|found| !self.joins[found.index].due);
         Ok(members)
     }
 
@@ -587,24 +566,24 @@ impl Lane {
         index: usize,
         changes: &Changes,
         known: Option<&Changes>,
-        found: &mut Vec<Found>,
+        writer: &mut EpochWriter<'_>,
+        changed: &mut Vec<Changed>,
     ) -> Result<(), EpochError> {
         let joined = &mut self.joins[index];
         let started = Instant::now();
-        let outcome = joined.evaluate(&mut self.benches, changes, known);
+        let benches = &mut self.benches;
+        let outcome = writer.attempt(|writer| joined.evaluate(benches, changes, known, writer));
         let status = self.committer.status().join(&joined.join.name);
         let cost = self.benches.take_cost();
         status.steps.add(cost.steps);
         status.probes.add(cost.probes);
         match outcome {
             Ok(None) => {}
-            Ok(Some((differences, groups))) => {
+            Ok(Some((differences, is_unfit))) => {
                 status.evaluations.add(1);
                 status.evaluation_microseconds.add(microseconds(started));
                 status.error.clear();
-                if !differences.is_empty() || !groups.is_nothing() {
-                    found.push(Found { index, differences, groups });
-                }
+                changed.push(Changed { index, differences, is_unfit });
             }
             Err(
                 KeyedError::TooLarge

@@ -1,9 +1,8 @@
 //! The keys of an epoch, shared out over the cores.
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 
 use super::EpochError;
 use crate::join::accumulate::{AccumulatedJoin, Deltas, Settled};
@@ -19,7 +18,7 @@ use crate::storage::topics::Topics;
 const BENCHES_MAX: usize = 4;
 
 /// Keys that are evaluated together at most. The more, the more of them share their neighbours' rows.
-const SHARE_KEYS_MAX: usize = 4_096;
+const SHARE_KEYS_MAX: usize = 2_048;
 
 /// Keys below which a second thread is not worth its start.
 const ALONE_KEYS: usize = 128;
@@ -39,10 +38,8 @@ impl Benches {
         let count = std::thread::available_parallelism().map_or(1, usize::from).min(BENCHES_MAX);
         let benches = (0..count)
             .map(|_| {
-                let readers = shard_paths
-                    .iter()
-                    .map(|path| ShardReader::open_for_lookups(path))
-                    .collect::<Result<_, _>>()?;
+                let readers =
+                    shard_paths.iter().map(|path| ShardReader::open(path)).collect::<Result<_, _>>()?;
                 let results = sqlite::open_reader(results_path)?;
                 let memory = sqlite::open_memory()?;
                 Ok(Bench::new(memory, readers, results, joins.clone(), accumulated.clone(), STEPS_MAX)?)
@@ -83,26 +80,28 @@ impl Benches {
         Ok(changes)
     }
 
-    /// Evaluates what the changes concern; `None` if that is nothing.
+    /// Evaluates what the changes concern and calls `emit` for each result that differs from what is stored, while
+    /// others are still evaluated. Returns their number, `None` if nothing is concerned.
     pub(super) fn evaluate(
         &mut self,
         join: &KeyedJoin,
         changes: &Changes,
         known: Option<&Changes>,
-    ) -> Result<Option<Vec<Difference>>, KeyedError> {
+        mut emit: impl FnMut(&Difference) -> Result<(), SqliteError>,
+    ) -> Result<Option<u64>, KeyedError> {
         let keys = self.affected(join, changes)?;
         if keys.is_empty() {
             return Ok(None);
         }
+        let mut differences = 0;
         let evaluate = |bench: &mut Bench, share: &[(Value, bool)], found: &mut Vec<Difference>| {
             bench.evaluate(join, share, known, found)
         };
-        let shares = self.share(&keys, evaluate)?;
-        let mut found = shares.concat();
-        if shares.len() > 1 {
-            found.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-        }
-        Ok(Some(found))
+        self.share(&keys, evaluate, |found| {
+            differences += found.len() as u64;
+            found.iter().try_for_each(&mut emit).map_err(KeyedError::from)
+        })?;
+        Ok(Some(differences))
     }
 
     /// Brings groups up to date with `changes`, which are all since they were last; `None` if no row can have come
@@ -121,7 +120,10 @@ impl Benches {
             bench.deltas(join, share, changes, &old, deltas)
         };
         let mut deltas = Deltas::default();
-        self.share(&keys, evaluate)?.into_iter().for_each(|share| deltas.append(share));
+        self.share(&keys, evaluate, |found| {
+            deltas.append(found);
+            Ok(())
+        })?;
         self.benches[0].settle(join, deltas, changes).map(Some)
     }
 
@@ -132,40 +134,39 @@ impl Benches {
         Ok(keys)
     }
 
-    /// Has every bench evaluate some of the keys, until none is left; returns what each has found.
+    /// Has every bench evaluate some of the keys, until none is left, and calls `take` for what each share gives.
     fn share<T: Default + Send>(
         &mut self,
         keys: &[(Value, bool)],
         evaluate: impl Fn(&mut Bench, &[(Value, bool)], &mut T) -> Result<(), KeyedError> + Sync,
-    ) -> Result<Vec<T>, KeyedError> {
-        if keys.len() <= ALONE_KEYS {
+        mut take: impl FnMut(T) -> Result<(), KeyedError>,
+    ) -> Result<(), KeyedError> {
+        let evaluate = |bench: &mut Bench, share: &[(Value, bool)]| -> Result<T, KeyedError> {
             let mut found = T::default();
-            evaluate(&mut self.benches[0], keys, &mut found)?;
-            return Ok(vec![found]);
+            evaluate(bench, share, &mut found)?;
+            Ok(found)
+        };
+        if keys.len() <= ALONE_KEYS {
+            return take(evaluate(&mut self.benches[0], keys)?);
         }
-        let share_keys = keys.len().div_ceil(self.benches.len()).min(SHARE_KEYS_MAX);
-        let shares: Vec<&[(Value, bool)]> = keys.chunks(share_keys).collect();
+        let shares: Vec<&[(Value, bool)]> = keys.chunks(SHARE_KEYS_MAX).collect();
         let next = AtomicUsize::new(0);
-        let outcome: Mutex<Result<Vec<T>, KeyedError>> = Mutex::new(Ok(Vec::new()));
+        let (shares, next, evaluate) = (&shares, &next, &evaluate);
         std::thread::scope(|scope| {
+            let (sender, receiver) = mpsc::sync_channel(self.benches.len());
             for bench in self.benches.iter_mut().take(shares.len()) {
-                let (shares, next, outcome, evaluate) = (&shares, &next, &outcome, &evaluate);
+                let sender = sender.clone();
                 scope.spawn(move || {
-                    let mut found = T::default();
                     while let Some(share) = shares.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        if let Err(error) = evaluate(bench, share, &mut found) {
+                        if sender.send(evaluate(bench, share)).is_err() {
                             // Nobody needs the rest.
-                            next.store(shares.len(), Ordering::Relaxed);
-                            *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Err(error);
                             return;
                         }
                     }
-                    if let Ok(all) = &mut *outcome.lock().unwrap_or_else(PoisonError::into_inner) {
-                        all.push(found);
-                    }
                 });
             }
-        });
-        outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
+            drop(sender);
+            receiver.into_iter().try_for_each(|found| take(found?))
+        })
     }
 }

@@ -314,6 +314,27 @@ impl Results {
 }
 
 impl EpochWriter<'_> {
+    /// Runs `work`, and takes back what it has stored if it fails.
+    pub(crate) fn attempt<T, E: From<SqliteError>>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let before = (self.next_n, self.outbox_bytes);
+        let path = self.path;
+        let failed = |source| SqliteError::new(path, "store results", source);
+        self.transaction.execute_batch("SAVEPOINT attempt").map_err(failed)?;
+        let outcome = work(self);
+        let end = if outcome.is_ok() { "RELEASE attempt" } else { "ROLLBACK TO attempt; RELEASE attempt" };
+        if outcome.is_err() {
+            (self.next_n, self.outbox_bytes) = before;
+        }
+        // A disk that is full has ended the whole transaction; that is what `work` says then.
+        match self.transaction.execute_batch(end) {
+            Err(source) if outcome.is_ok() => Err(failed(source).into()),
+            _ => outcome,
+        }
+    }
+
     /// Stores a changed result, and puts it into the outbox if it is `sent`.
     pub(crate) fn store(&mut self, join: JoinId, change: Change<'_>, sent: bool) -> Result<(), SqliteError> {
         let n = self.next_n;

@@ -16,7 +16,7 @@ pub(crate) struct Cut {
 
 /// Changes that may wait to be cut. Above it each commit waits for a cut, so that what the evaluator takes in at a
 /// time stays bounded.
-const UNCUT_CHANGES_MAX: i64 = 32_768;
+const UNCUT_CHANGES_MAX: i64 = 16_384;
 
 /// How long one commit waits for a cut at most: an evaluator in trouble slows writers down and stops none.
 const UNCUT_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -110,6 +110,11 @@ impl EpochGate {
             self.ring_with(|signal| signal.uncut = 0);
         }
         Ok(Cut { epoch: passage.cut_epoch, seqs })
+    }
+
+    /// Lets commits pass that wait for a cut, though it comes later.
+    pub(crate) fn make_room(&self) {
+        self.ring_with(|signal| signal.uncut = 0);
     }
 
     /// What each shard has committed by now.

@@ -11,9 +11,6 @@ use super::shard::KIND_EXPIRY;
 use super::sqlite::{self, SqliteError};
 use super::topics::{TopicId, Topics};
 
-/// Page cache of a reader for look-ups in KiB, as SQLite counts it (negative).
-const LOOKUP_CACHE_KIB: i64 = -1_024;
-
 /// The reading side of one shard file.
 pub(crate) struct ShardReader {
     path: PathBuf,
@@ -48,15 +45,6 @@ pub(crate) struct TopicRow<'a> {
 impl ShardReader {
     pub(crate) fn open(path: &Path) -> Result<Self, SqliteError> {
         Ok(Self { path: path.to_owned(), connection: sqlite::open_reader(path)?, topics: HashMap::new() })
-    }
-
-    /// The same with a small cache: one of many that are open at once, for look-ups in the order of the keys.
-    pub(crate) fn open_for_lookups(path: &Path) -> Result<Self, SqliteError> {
-        let reader = Self::open(path)?;
-        reader.doing("set the cache", |connection| {
-            connection.pragma_update(None, "cache_size", LOOKUP_CACHE_KIB)
-        })?;
-        Ok(reader)
     }
 
     /// Fixes what this reader sees, until [`Self::release`]. BEGIN alone fixes nothing in SQLite, the first read does.

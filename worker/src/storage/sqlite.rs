@@ -13,6 +13,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// connections a shard and the operating system caches the files anyway.
 const CACHE_KIB: i64 = -4_096;
 
+/// The same of a connection that reads: there are many, and they read in the order of the files.
+const READER_CACHE_KIB: i64 = -1_024;
+
 /// What went wrong with a file, and while doing what.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: could not {doing}")]
@@ -100,6 +103,7 @@ pub(crate) fn open_reader(path: &Path) -> Result<Connection, SqliteError> {
     let open = || -> rusqlite::Result<Connection> {
         let connection = connect(path, flags)?;
         connection.pragma_update(None, "query_only", true)?;
+        connection.pragma_update(None, "cache_size", READER_CACHE_KIB)?;
         Ok(connection)
     };
     open().map_err(|source| SqliteError::new(path, "open the file", source))

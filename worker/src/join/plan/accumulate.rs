@@ -14,7 +14,7 @@ use std::fmt;
 
 use super::restrict::{self, Found, Planner, Restricted, SourceColumn, Term, What};
 use super::row::{Affinity, Column, RowExpr};
-use super::syntax::{Arm, Body, Core, Expr, Item, Kind, Output, Part, Query};
+use super::syntax::{Arm, Body, Core, Expr, Item, Kind, Output, Part, Query, Source};
 use super::{Keyed, Reason, print, table_name_of};
 use crate::join::accumulator::{Aggregate, Function};
 use crate::storage::sqlite::quoted;
@@ -120,7 +120,7 @@ pub(super) fn accumulate(
     columns.extend(split.arguments.iter().map(|(_, expr)| expr.clone()));
     let (aggregates, arguments) = (split.aggregates.iter().map(|(_, a)| *a).collect(), split.arguments.len());
 
-    let rows_driven_by = |driving: Expr| {
+    let rows_driven_by = |driving: Expr, sources: Vec<Source>| {
         let outputs = std::iter::once(driving).chain(columns.iter().cloned());
         let mut outputs: Vec<Output> = outputs.map(|expr| Output::Expr { expr, name: None }).collect();
         // WHERE may read them by name.
@@ -128,7 +128,7 @@ pub(super) fn accumulate(
         let core = Core {
             distinct: false,
             outputs,
-            sources: core.sources.clone(),
+            sources,
             filter: core.filter.clone(),
             group_by: Vec::new(),
             having: None,
@@ -142,8 +142,8 @@ pub(super) fn accumulate(
     };
     // The way that finds most neighbours by their keys touches the fewest rows.
     let mut best: Option<(usize, Query, Keyed)> = None;
-    for driving in driving_columns(core) {
-        let rows = rows_driven_by(driving);
+    for (driving, sources) in driving_columns(core) {
+        let rows = rows_driven_by(driving, sources);
         let Ok(restricted) = restrict::restrict(&rows, 0) else { continue };
         let Ok(keyed) = plan(&rows, restricted, "rows") else { continue };
         let by_result_key = |occurrence: &&super::Occurrence| occurrence.from.contains(&super::Link::Keys);
@@ -335,26 +335,65 @@ fn text_expr(text: String) -> Expr {
     Expr { kind: Kind::Other, parts: vec![Part::Text(text)] }
 }
 
-/// Columns of which every row below the aggregates may have one value.
-fn driving_columns(core: &Core) -> Vec<Expr> {
+/// Columns of which every row below the aggregates may have one value, with the FROM that has them.
+fn driving_columns(core: &Core) -> Vec<(Expr, Vec<Source>)> {
     let mut columns = Vec::new();
     for (index, source) in core.sources.iter().enumerate() {
         if restrict::is_optional(core, index) {
             continue;
         }
         for (name, column) in restrict::columns_of(core, index) {
-            if !matches!(column, SourceColumn::Topic(Column::Key) | SourceColumn::Query(_)) {
-                continue;
+            if matches!(column, SourceColumn::Topic(Column::Key) | SourceColumn::Query(_)) {
+                columns.push((column_of(source, &name), core.sources.clone()));
             }
-            let qualifier =
-                source.alias.as_deref().map(|alias| format!("{}.", quoted(alias))).unwrap_or_default();
-            columns.push(Expr {
-                kind: Kind::Column { table: source.alias.clone(), name: name.clone() },
-                parts: vec![Part::Text(format!("{qualifier}{}", quoted(&name)))],
-            });
+        }
+        let Item::Query { query, columns: names } = &source.item else { continue };
+        if !names.is_empty() {
+            continue;
+        }
+        for key in hidden_keys(query) {
+            let mut sources = core.sources.clone();
+            if let Item::Query { query, .. } = &mut sources[index].item
+                && let Some(Arm { body: Body::Core(inner), .. }) = query.arms.first_mut()
+            {
+                inner.outputs.push(Output::Expr { expr: key, name: Some(HIDDEN.to_owned()) });
+                columns.push((column_of(source, HIDDEN), sources));
+            }
         }
     }
     columns
+}
+
+/// The name under which a query within is asked for a key.
+const HIDDEN: &str = "_driving";
+
+/// Keys of topics that could be columns of a query, which yields the same rows with them.
+fn hidden_keys(query: &Query) -> Vec<Expr> {
+    let [Arm { body: Body::Core(core), .. }] = query.arms.as_slice() else { return Vec::new() };
+    let planner = Planner::of(core);
+    if core.distinct {
+        return Vec::new();
+    }
+    if !planner.is_aggregate(0) {
+        let topics = core.sources.iter().filter(|source| matches!(source.item, Item::Topic { .. }));
+        return topics.map(|source| column_of(source, Column::Key.name())).collect();
+    }
+    let is_key = |expr: &&Expr| match &expr.bare().kind {
+        Kind::Column { table, name } => matches!(
+            planner.find(0, table.as_deref(), name),
+            Some(Found::Column { scope: 0, column: SourceColumn::Topic(Column::Key), .. })
+        ),
+        _ => false,
+    };
+    core.group_by.iter().filter(is_key).cloned().collect()
+}
+
+fn column_of(source: &Source, name: &str) -> Expr {
+    let qualifier = source.alias.as_deref().map(|alias| format!("{}.", quoted(alias))).unwrap_or_default();
+    Expr {
+        kind: Kind::Column { table: source.alias.clone(), name: name.to_owned() },
+        parts: vec![Part::Text(format!("{qualifier}{}", quoted(name)))],
+    }
 }
 
 /// Whether a term of the select list is one value of a row, and has a name.

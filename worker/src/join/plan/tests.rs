@@ -86,7 +86,7 @@ const CLASSES: [(&str, &[&str]); 5] = [
             "SELECT payload->>'customer' AS customer, avg(payload->>'n') FILTER (WHERE timestamp > 5) AS a FROM orders WHERE customer <> 'x' GROUP BY customer HAVING count(*) > 1 AND customer > 'a'",
             "SELECT c.payload->>'city' AS city, count(o.key) AS n FROM customers c LEFT JOIN orders o ON o.payload->>'customer' = c.key GROUP BY 1",
             "SELECT c.key AS id, min(o.payload->>'n') AS n FROM orders o JOIN customers c ON o.payload->>'customer' = c.key GROUP BY c.key",
-            "SELECT category, avg(final) AS a FROM (SELECT o.key AS id, max(l.payload->>'price') AS final, o.payload->>'category' AS category FROM orders o JOIN lines l ON l.payload->>'order' = o.key GROUP BY o.key, o.payload->>'category') GROUP BY category",
+            "SELECT category, avg(final) AS a FROM (SELECT max(l.payload->>'price') AS final, o.payload->>'category' AS category FROM orders o JOIN lines l ON l.payload->>'order' = o.key GROUP BY o.key) GROUP BY category",
             "SELECT payload->>'customer' AS customer, key, max(payload->>'n') AS n FROM orders GROUP BY 1",
             "SELECT count(DISTINCT payload->>'n') AS n FROM orders",
             "SELECT count(_change) AS n FROM orders",
