@@ -54,6 +54,9 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 /// Entries of the log that are taken in at a time, over all shards.
 const SLICE_ENTRIES: i64 = 65_536;
 
+/// Entries that are taken in at once where groups are accumulated, since what was before follows from all of them.
+const WHOLE_ENTRIES_MAX: i64 = 4 * SLICE_ENTRIES;
+
 /// Entries of the log by which a join may lag and still be kept current by key; beyond, everything is read anyway.
 const LAG_ENTRIES_MAX: i64 = 1_000_000;
 
@@ -149,9 +152,8 @@ struct Changed {
 impl Joined {
     /// Whether it can take in that many entries of the log without looking at everything.
     fn keeps_up(&self, lag: i64) -> bool {
-        // What was before is known of changes that are read as a whole.
-        let is_accumulated = self.accumulated.is_some() && lag <= SLICE_ENTRIES;
-        is_accumulated || self.accumulated.is_none() && self.keyed.is_some() && lag <= LAG_ENTRIES_MAX
+        let is_whole = self.accumulated.is_some() && lag <= WHOLE_ENTRIES_MAX;
+        is_whole || self.keyed.is_some() && lag <= LAG_ENTRIES_MAX
     }
 
     /// Stores what the changes make of it. Returns how many results differ, and whether its groups are not accumulated
@@ -165,7 +167,16 @@ impl Joined {
     ) -> Result<Option<(u64, bool)>, KeyedError> {
         let mut is_unfit = false;
         if let Some(accumulated) = &self.accumulated {
-            match benches.accumulate(accumulated, changes) {
+            let outcome = match known {
+                Some(changes) => benches.accumulate(accumulated, changes),
+                // Whoever is as far behind is rather quick than cheap: by key, and accumulated again from the next
+                // start on.
+                None => {
+                    writer.forget_accumulators(self.id)?;
+                    Err(KeyedError::Unfit)
+                }
+            };
+            match outcome {
                 Ok(None) => return Ok(None),
                 Ok(Some(Settled { differences, states })) => {
                     for difference in &differences {
@@ -179,8 +190,10 @@ impl Joined {
                 Err(KeyedError::Unfit) => is_unfit = true,
                 Err(error) => return Err(error),
             }
-            writer.forget_accumulators(self.id)?;
-            writer.accumulate_by(self.id, Some(&unfit(&accumulated.plan)))?;
+            if known.is_some() {
+                writer.forget_accumulators(self.id)?;
+                writer.accumulate_by(self.id, Some(&unfit(&accumulated.plan)))?;
+            }
         }
         // In full it is found out again that values don't fit.
         let keyed = self.keyed.as_ref().ok_or(KeyedError::Unfit)?;
@@ -527,7 +540,9 @@ impl Lane {
     ) -> Result<Vec<usize>, EpochError> {
         let lag: i64 = applied.iter().zip(&cut.seqs).map(|(from, to)| to - from).sum();
         let mut from = applied.to_vec();
-        let slices = (lag + SLICE_ENTRIES - 1) / SLICE_ENTRIES;
+        let is_whole =
+            lag <= WHOLE_ENTRIES_MAX && members.iter().any(|index| self.joins[*index].accumulated.is_some());
+        let slices = if is_whole { 1 } else { (lag + SLICE_ENTRIES - 1) / SLICE_ENTRIES };
         for slice in 1..=slices {
             // The last slice ends at the cut; the others share the way evenly.
             let to: Vec<i64> = applied

@@ -8,7 +8,7 @@ use super::EpochError;
 use crate::join::accumulate::{AccumulatedJoin, Deltas, Settled};
 use crate::join::budget::STEPS_MAX;
 use crate::join::changes::Changes;
-use crate::join::keyed::{Bench, Cost, Difference, KeyedError, KeyedJoin};
+use crate::join::keyed::{Bench, Cost, DRIVING_MAX, Difference, KEYS_MAX, KeyedError, KeyedJoin};
 use crate::join::value::Value;
 use crate::storage::log::ShardReader;
 use crate::storage::sqlite::{self, SqliteError};
@@ -89,7 +89,7 @@ impl Benches {
         known: Option<&Changes>,
         mut emit: impl FnMut(&Difference) -> Result<(), SqliteError>,
     ) -> Result<Option<u64>, KeyedError> {
-        let keys = self.affected(join, changes)?;
+        let keys = self.affected(join, changes, KEYS_MAX)?;
         if keys.is_empty() {
             return Ok(None);
         }
@@ -111,7 +111,7 @@ impl Benches {
         join: &AccumulatedJoin,
         changes: &Changes,
     ) -> Result<Option<Settled>, KeyedError> {
-        let keys = self.affected(&join.rows, changes)?;
+        let keys = self.affected(&join.rows, changes, DRIVING_MAX)?;
         if keys.is_empty() {
             return Ok(None);
         }
@@ -128,8 +128,14 @@ impl Benches {
     }
 
     /// The keys that the changes concern, in order: neighbours in the files are found for less.
-    fn affected(&mut self, join: &KeyedJoin, changes: &Changes) -> Result<Vec<(Value, bool)>, KeyedError> {
-        let mut keys: Vec<(Value, bool)> = self.benches[0].affected(join, changes)?.into_iter().collect();
+    fn affected(
+        &mut self,
+        join: &KeyedJoin,
+        changes: &Changes,
+        keys_max: usize,
+    ) -> Result<Vec<(Value, bool)>, KeyedError> {
+        let mut keys: Vec<(Value, bool)> =
+            self.benches[0].affected(join, changes, keys_max)?.into_iter().collect();
         keys.sort_unstable();
         Ok(keys)
     }

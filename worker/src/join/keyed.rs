@@ -31,6 +31,9 @@ use crate::storage::topics::TopicId;
 /// Result keys of one join that an epoch evaluates one by one at most; above it everything is evaluated at once.
 pub(crate) const KEYS_MAX: usize = 65_536;
 
+/// Driving values whose rows an epoch looks at, before and after, at most.
+pub(crate) const DRIVING_MAX: usize = 4 * KEYS_MAX;
+
 /// Rows that are gathered for one share of keys at most.
 const GATHERED_ROWS_MAX: usize = 200_000;
 
@@ -276,13 +279,19 @@ impl Bench {
     }
 
     /// Finds the keys of the results that `changes` can concern: perhaps too many, never too few.
-    pub(crate) fn affected(&mut self, join: &KeyedJoin, changes: &Changes) -> Result<Keys, KeyedError> {
+    pub(crate) fn affected(
+        &mut self,
+        join: &KeyedJoin,
+        changes: &Changes,
+        keys_max: usize,
+    ) -> Result<Keys, KeyedError> {
         let mut cost = Cost::default();
         let mut climb = Climb {
             join,
             readers: &self.readers,
             seen: vec![HashMap::new(); join.steps.len()],
             keys: Keys::default(),
+            keys_max,
             cost: &mut cost,
         };
         for (index, step) in join.steps.iter().enumerate() {
@@ -546,6 +555,7 @@ struct Climb<'a> {
     /// By occurrence: values that were followed already, and whether anybody is to be told.
     seen: Vec<HashMap<Value, bool>>,
     keys: Keys,
+    keys_max: usize,
     cost: &'a mut Cost,
 }
 
@@ -604,7 +614,7 @@ impl Climb<'_> {
 
     fn key(&mut self, value: Value, told: bool) -> Result<(), KeyedError> {
         *self.keys.entry(value).or_default() |= told;
-        if self.keys.len() > KEYS_MAX { Err(KeyedError::TooLarge) } else { Ok(()) }
+        if self.keys.len() > self.keys_max { Err(KeyedError::TooLarge) } else { Ok(()) }
     }
 }
 
