@@ -23,15 +23,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
-use self::aside::{Aside, Done, FullCopy, Outcome};
+use self::aside::{Aside, Ask, Done, FullCopy, Outcome};
 use self::commit::Committer;
 use self::keyed::Benches;
 use crate::error::chain;
 use crate::join::CheckedJoin;
+use crate::join::accumulate::{AccumulatedJoin, Settled};
 use crate::join::changes::Changes;
 use crate::join::full::FullError;
 use crate::join::keyed::{KeyedError, KeyedJoin};
-use crate::join::plan::Class;
+use crate::join::plan::{Accumulated, Class, Keyed};
 use crate::results::event::JoinId;
 use crate::results::store::{EpochWriter, Progress, Results};
 use crate::results::{Applied, Reader};
@@ -50,6 +51,9 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// Entries of the log that are taken in at a time, over all shards.
 const SLICE_ENTRIES: i64 = 65_536;
+
+/// Entries that are taken in at once where groups are accumulated, since what was before follows from all of them.
+const WHOLE_ENTRIES_MAX: i64 = 4 * SLICE_ENTRIES;
 
 /// Entries of the log by which a join may lag and still be kept current by key; beyond, everything is read anyway.
 const LAG_ENTRIES_MAX: i64 = 1_000_000;
@@ -129,8 +133,10 @@ impl EpochError {
 struct Joined {
     join: Arc<CheckedJoin>,
     id: JoinId,
-    /// None if its class is full.
+    /// None if it can't be kept current by key.
     keyed: Option<KeyedJoin>,
+    /// None if its groups are not accumulated, or its values turned out not to fit.
+    accumulated: Option<AccumulatedJoin>,
     /// By shard, what its results follow from; `None` while that is not known.
     applied: Option<Vec<i64>>,
     /// Whether its query failed, so that its results stay as they were.
@@ -147,6 +153,75 @@ struct Joined {
     ticked: Instant,
     /// A copy of its topics, if it has one.
     copy: Option<FullCopy>,
+}
+
+/// What an epoch has changed of a join.
+struct Changed {
+    index: usize,
+    /// How many results.
+    differences: u64,
+    /// Whether its groups are not accumulated any more.
+    is_unfit: bool,
+}
+
+impl Joined {
+    /// Whether it can take in that many entries of the log without looking at everything.
+    fn keeps_up(&self, lag: i64) -> bool {
+        let is_whole = self.accumulated.is_some() && lag <= WHOLE_ENTRIES_MAX;
+        is_whole || self.keyed.is_some() && lag <= LAG_ENTRIES_MAX
+    }
+
+    /// Stores what the changes make of it. Returns how many results differ, and whether its groups are not accumulated
+    /// any more; `None` if the changes don't concern it.
+    fn evaluate(
+        &self,
+        benches: &mut Benches,
+        changes: &Changes,
+        known: Option<&Changes>,
+        writer: &mut EpochWriter<'_>,
+    ) -> Result<Option<(u64, bool)>, KeyedError> {
+        let mut is_unfit = false;
+        if let Some(accumulated) = &self.accumulated {
+            let outcome = match known {
+                Some(changes) => benches.accumulate(accumulated, changes),
+                // Whoever is as far behind is rather quick than cheap: by key, and accumulated again from the next
+                // start on.
+                None => {
+                    writer.forget_accumulators(self.id)?;
+                    Err(KeyedError::Unfit)
+                }
+            };
+            match outcome {
+                Ok(None) => return Ok(None),
+                Ok(Some(Settled { differences, states })) => {
+                    for difference in &differences {
+                        writer.store(self.id, difference.change(), difference.told)?;
+                    }
+                    for (group, state) in &states {
+                        writer.accumulate(self.id, group, state.as_deref())?;
+                    }
+                    return Ok(Some((differences.len() as u64, false)));
+                }
+                Err(KeyedError::Unfit) => is_unfit = true,
+                Err(error) => return Err(error),
+            }
+            if known.is_some() {
+                writer.forget_accumulators(self.id)?;
+                writer.accumulate_by(self.id, Some(&unfit(&accumulated.plan)))?;
+            }
+        }
+        // In full it is found out again that values don't fit.
+        let keyed = self.keyed.as_ref().ok_or(KeyedError::Unfit)?;
+        let differences = benches.evaluate(keyed, changes, known, |difference| {
+            writer.store(self.id, difference.change(), difference.told)
+        })?;
+        Ok(if is_unfit { Some((differences.unwrap_or(0), true)) } else { differences.map(|n| (n, false)) })
+    }
+}
+
+/// What is noted of a plan by which groups can't be kept.
+fn unfit(plan: &Accumulated) -> String {
+    format!("unfit {}", plan.fingerprint())
 }
 
 /// The evaluator at work.
@@ -269,18 +344,32 @@ impl Evaluator {
         let now = Instant::now();
         let mut joins = Vec::with_capacity(self.joins.len());
         for (index, (join, progress)) in self.joins.iter().zip(&self.progress).enumerate() {
-            let applied = progress.applied.clone();
+            let mut applied = progress.applied.clone();
+            let topic_id = |name: &str| self.topics.declare(name);
+            let new_keyed = |plan: &Keyed| KeyedJoin::new(join.clone(), progress.id, plan.clone(), topic_id);
+            let mut accumulated = None;
             let keyed = match &join.class {
                 Class::Full(_) => None,
-                Class::Keyed(plan) => {
-                    let topic_id = |name: &str| self.topics.declare(name);
-                    Some(KeyedJoin::new(join.clone(), progress.id, plan.clone(), topic_id))
+                Class::Keyed(plan) => Some(new_keyed(plan)),
+                Class::Accumulated(plan) => {
+                    match self.results.accumulated_by(progress.id)? {
+                        Some(by) if by == unfit(plan) && applied.is_some() => {}
+                        by => {
+                            // What is kept by another plan, or by none, is made anew.
+                            applied = applied.filter(|_| by == Some(plan.fingerprint()));
+                            let plan = plan.as_ref().clone();
+                            accumulated =
+                                Some(AccumulatedJoin::new(join.clone(), progress.id, plan, topic_id));
+                        }
+                    }
+                    plan.otherwise.as_ref().ok().map(new_keyed)
                 }
             };
             joins.push(Joined {
                 join: Arc::new(join.clone()),
                 id: progress.id,
                 keyed,
+                accumulated,
                 due: progress.stale || applied.is_none() || join.reads_clock,
                 applied,
                 stale: progress.stale,
@@ -306,6 +395,7 @@ impl Evaluator {
             &self.shard_paths,
             self.results.path(),
             joins.iter().filter_map(|j| j.keyed.as_ref()),
+            joins.iter().filter_map(|j| j.accumulated.as_ref()),
         )?;
         debug!(milliseconds = now.elapsed().as_millis(), "the evaluator is ready");
         let wal = |path: &PathBuf| {
@@ -364,7 +454,14 @@ impl Lane {
                 joined.due = false;
                 joined.ticked = Instant::now();
                 joined.aside = Some(joined.applied.clone().unwrap_or_else(|| committed.clone()));
-                self.aside.start(index, joined.id, joined.applied.clone(), joined.copy.take());
+                let ask = Ask {
+                    index,
+                    id: joined.id,
+                    applied: joined.applied.clone(),
+                    accumulates: joined.accumulated.is_some(),
+                    by_key: joined.keyed.is_some(),
+                };
+                self.aside.start(ask, joined.copy.take());
                 running += 1;
                 worked = true;
             }
@@ -413,7 +510,7 @@ impl Lane {
         if groups.is_empty() {
             return Ok(there);
         }
-        let mut changed: Vec<(usize, u64)> = Vec::new();
+        let mut changed: Vec<Changed> = Vec::new();
         let committer = Arc::clone(&self.committer);
         committer.commit(cut.epoch, |writer| {
             for (applied, members) in groups {
@@ -427,8 +524,10 @@ impl Lane {
             Ok::<(), EpochError>(())
         })?;
         self.troubled = false;
-        for (index, differences) in changed {
-            committer.status().join(&self.joins[index].join.name).results_changed.add(differences);
+        for Changed { index, differences, is_unfit } in changed {
+            let joined = &mut self.joins[index];
+            joined.accumulated = joined.accumulated.take().filter(|_| !is_unfit);
+            committer.status().join(&joined.join.name).results_changed.add(differences);
         }
         Ok(there)
     }
@@ -440,11 +539,13 @@ impl Lane {
         mut members: Vec<usize>,
         cut: &Cut,
         writer: &mut EpochWriter<'_>,
-        changed: &mut Vec<(usize, u64)>,
+        changed: &mut Vec<Changed>,
     ) -> Result<Vec<usize>, EpochError> {
         let lag: i64 = applied.iter().zip(&cut.seqs).map(|(from, to)| to - from).sum();
         let mut from = applied.to_vec();
-        let slices = (lag + SLICE_ENTRIES - 1) / SLICE_ENTRIES;
+        let is_whole =
+            lag <= WHOLE_ENTRIES_MAX && members.iter().any(|index| self.joins[*index].accumulated.is_some());
+        let slices = if is_whole { 1 } else { (lag + SLICE_ENTRIES - 1) / SLICE_ENTRIES };
         for slice in 1..=slices {
             // The last slice ends at the cut; the others share the way evenly.
             let to: Vec<i64> = applied
@@ -460,10 +561,7 @@ impl Lane {
                 let joined = &mut self.joins[*index];
                 let is_touched =
                     joined.join.topics.iter().any(|topic| touched.contains(&topic.to_ascii_lowercase()));
-                if is_touched
-                    && !joined.stopped
-                    && (joined.stale || joined.keyed.is_none() || lag > LAG_ENTRIES_MAX)
-                {
+                if is_touched && !joined.stopped && (joined.stale || !joined.keeps_up(lag)) {
                     joined.due = true;
                 }
                 !joined.due
@@ -488,30 +586,30 @@ impl Lane {
         changes: &Changes,
         known: Option<&Changes>,
         writer: &mut EpochWriter<'_>,
-        changed: &mut Vec<(usize, u64)>,
+        changed: &mut Vec<Changed>,
     ) -> Result<(), EpochError> {
         let joined = &mut self.joins[index];
-        let Some(keyed) = &joined.keyed else { return Ok(()) };
         let started = Instant::now();
-        let (benches, id) = (&mut self.benches, joined.id);
-        let outcome = writer.attempt(|writer| {
-            benches.evaluate(keyed, changes, known, |difference| {
-                writer.store(id, difference.change(), difference.told)
-            })
-        });
+        let benches = &mut self.benches;
+        let outcome = writer.attempt(|writer| joined.evaluate(benches, changes, known, writer));
         let status = self.committer.status().join(&joined.join.name);
         let cost = self.benches.take_cost();
         status.steps.add(cost.steps);
         status.probes.add(cost.probes);
         match outcome {
             Ok(None) => {}
-            Ok(Some(differences)) => {
+            Ok(Some((differences, is_unfit))) => {
                 status.evaluations.add(1);
                 status.evaluation_microseconds.add(microseconds(started));
                 status.error.clear();
-                changed.push((index, differences));
+                changed.push(Changed { index, differences, is_unfit });
             }
-            Err(KeyedError::TooLarge | KeyedError::Query { .. } | KeyedError::Endless { .. }) => {
+            Err(
+                KeyedError::TooLarge
+                | KeyedError::Unfit
+                | KeyedError::Query { .. }
+                | KeyedError::Endless { .. },
+            ) => {
                 // In full it may well go, or else it is told why not.
                 joined.due = true;
             }
@@ -526,6 +624,7 @@ impl Lane {
         let joined = &mut self.joins[done.index];
         let before = joined.aside.take();
         joined.copy = done.copy;
+        joined.accumulated = joined.accumulated.take().filter(|_| !done.unfit);
         let status = self.committer.status().join(&joined.join.name);
         status.evaluations.add(1);
         status.evaluations_full.add(1);

@@ -173,6 +173,7 @@ fn explained(plan: &Plan, join: &CheckedJoin, known: &Known) -> Explained {
     let shards = plan.storage.shard_count;
     let keyed = match &join.class {
         Class::Keyed(keyed) => Some(keyed),
+        Class::Accumulated(accumulated) => Some(&accumulated.rows),
         Class::Full(_) => None,
     };
     let sinks = plan.joins.iter().find(|written| written.name == join.name);

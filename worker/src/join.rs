@@ -5,9 +5,12 @@
 //! check (at start):   query ─► names and columns, by SQLite itself under an authorizer
 //! plan (at start):    query ─► how rows of topics belong to result keys, or why that can't be told
 //! keyed (an epoch):   changes ─► affected result keys ─► their rows gathered ─► query ─► differences
+//! accumulate:         changes ─► rows that came and went ─► what is kept of their groups ─► differences
 //! full (aside):       a copy of the topics ─► query ─► differences; the oracle, the backfill and the repair
 //! ```
 
+pub(crate) mod accumulate;
+pub(crate) mod accumulator;
 pub(crate) mod budget;
 pub(crate) mod changes;
 pub(crate) mod check;
@@ -23,7 +26,6 @@ use std::collections::BTreeSet;
 pub(crate) use check::CheckedJoin;
 use litejoin_crds::complaint::near_or_allowed;
 
-use self::plan::Class;
 use crate::storage::shard::{Index, Needs};
 
 /// The tables and indexes that joins need in every shard.
@@ -31,8 +33,8 @@ pub(crate) fn needs(joins: &[CheckedJoin]) -> Needs {
     let topics: BTreeSet<String> = joins.iter().flat_map(|join| join.topics.iter().cloned()).collect();
     let mut indexes = BTreeSet::new();
     for join in joins {
-        if let Class::Keyed(keyed) = &join.class {
-            let lookups = keyed.lookups().into_iter();
+        for plan in join.class.plans() {
+            let lookups = plan.lookups().into_iter();
             indexes.extend(lookups.map(|(topic, expr)| Index { topic, expression: expr.sql() }));
         }
     }

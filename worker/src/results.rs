@@ -6,6 +6,7 @@
 //! meta(name, value)                                lineage, epoch_applied, epoch_reserved, outbox horizon
 //! joins(id, name, definition, epoch, stale, applied)   how far each has come in each shard's change log
 //! results(join_id, key, rows, op, epoch, n, …)     outbox(epoch, n, join_id, key, op, rows, timestamp)
+//! accumulators(join_id, grp, state)                what is kept of groups, see join::accumulate
 //! cursors(sink, epoch, n)                          subscriptions(sink, join_id)
 //! ```
 

@@ -35,6 +35,8 @@ pub const CLASSES: &[(&str, Class)] = &[
     ("group-by-nocase", groups::group_by_nocase),
     ("having", groups::having),
     ("global", groups::global),
+    ("accumulated", groups::accumulated),
+    ("accumulated-of-groups", groups::accumulated_of_groups),
     ("distinct", groups::distinct),
     ("union", sets::union),
     ("union-all", sets::union_all),

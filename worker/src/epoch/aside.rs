@@ -17,6 +17,7 @@ use crate::join::budget::STEPS_MAX;
 use crate::join::changes::{ChangedRow, Changes, Image};
 use crate::join::diff::StoredResults;
 use crate::join::full::{Full, FullError};
+use crate::join::plan::{Accumulated, Class};
 use crate::join::{CheckedJoin, TopicImage};
 use crate::results::Reader;
 use crate::results::event::JoinId;
@@ -49,6 +50,8 @@ pub(super) struct Done {
     pub(super) index: usize,
     pub(super) microseconds: u64,
     pub(super) outcome: Outcome,
+    /// Whether the join has values that can't be accumulated.
+    pub(super) unfit: bool,
     /// For joins that will need it again.
     pub(super) copy: Option<FullCopy>,
 }
@@ -62,14 +65,25 @@ pub(super) enum Outcome {
     Again { error: Option<EpochError> },
 }
 
+/// What is to be evaluated.
+pub(super) struct Ask {
+    /// The join.
+    pub(super) index: usize,
+    pub(super) id: JoinId,
+    /// What the stored results follow from, if that is known.
+    pub(super) applied: Option<Vec<i64>>,
+    /// Whether its groups are accumulated.
+    pub(super) accumulates: bool,
+    /// Whether it can be kept current by key otherwise.
+    pub(super) by_key: bool,
+}
+
 /// One evaluation.
 struct Job {
     aside: Arc<Aside>,
-    index: usize,
-    id: JoinId,
-    /// What the stored results follow from, if that is known.
-    applied: Option<Vec<i64>>,
+    ask: Ask,
     copy: Option<FullCopy>,
+    unfit: bool,
 }
 
 impl Aside {
@@ -78,21 +92,17 @@ impl Aside {
         self.cancelled.store(true, Ordering::Relaxed);
     }
 
-    /// Starts to evaluate a join. `applied` is what its stored results follow from.
-    pub(super) fn start(
-        self: &Arc<Self>,
-        index: usize,
-        id: JoinId,
-        applied: Option<Vec<i64>>,
-        copy: Option<FullCopy>,
-    ) {
-        let job = Job { aside: Arc::clone(self), index, id, applied, copy };
+    /// Starts to evaluate a join.
+    pub(super) fn start(self: &Arc<Self>, ask: Ask, copy: Option<FullCopy>) {
+        let (index, id) = (ask.index, ask.id);
+        let job = Job { aside: Arc::clone(self), ask, copy, unfit: false };
         let run = move || {
             let started = Instant::now();
             let aside = Arc::clone(&job.aside);
-            let (outcome, copy) = job.run();
+            let (outcome, copy, unfit) = job.run();
             // Whoever asked may have gone.
-            let _ = aside.done.send(Done { index, microseconds: microseconds(started), outcome, copy });
+            let _ =
+                aside.done.send(Done { index, microseconds: microseconds(started), outcome, unfit, copy });
             aside.gate.ring();
         };
         let name = format!("join-{}", id.0);
@@ -102,10 +112,10 @@ impl Aside {
 
 impl Job {
     fn join(&self) -> &CheckedJoin {
-        &self.aside.joins[self.index]
+        &self.aside.joins[self.ask.index]
     }
 
-    fn run(mut self) -> (Outcome, Option<FullCopy>) {
+    fn run(mut self) -> (Outcome, Option<FullCopy>, bool) {
         let mut cut = None;
         let outcome = self.evaluate(&mut cut);
         let outcome = match (outcome, cut) {
@@ -125,18 +135,18 @@ impl Job {
             }
             (Ok(()), None) => unreachable!("nothing is evaluated without a cut"),
         };
-        // A keyed join needs it no more.
-        let keep = matches!(self.join().class, crate::join::plan::Class::Full(_));
+        // Who is kept current in another way needs it no more.
+        let keep = !self.ask.by_key && (!self.ask.accumulates || self.unfit);
         let copy = self.copy.take().filter(|_| keep);
         if copy.is_none() {
             // It is made anew when it is needed; nobody misses the file.
             let _ = sqlite::remove(&self.scratch_path());
         }
-        (outcome, copy)
+        (outcome, copy, self.unfit)
     }
 
     fn scratch_path(&self) -> PathBuf {
-        self.aside.scratch_folder.join(format!("join-{}.db", self.id.0))
+        self.aside.scratch_folder.join(format!("join-{}.db", self.ask.id.0))
     }
 
     fn evaluate(&mut self, at: &mut Option<Cut>) -> Result<(), EpochError> {
@@ -146,11 +156,11 @@ impl Job {
             aside.shard_paths.iter().map(|path| ShardReader::open(path)).collect::<Result<Vec<_>, _>>()?;
         let cut = aside.gate.cut(|| readers.iter().try_for_each(ShardReader::hold))?;
         *at = Some(cut.clone());
-        let changes = match &self.applied {
+        let changes = match &self.ask.applied {
             Some(applied) => self.changes(&mut readers, applied, &cut.seqs)?,
             None => Some(Changes::default()),
         };
-        let known = self.copy.take().filter(|copy| Some(&copy.at) == self.applied.as_ref());
+        let known = self.copy.take().filter(|copy| Some(&copy.at) == self.ask.applied.as_ref());
         let (mut full, is_copied) = match (known, &changes) {
             (Some(copy), Some(_)) => (copy.full, false),
             _ => (self.copy_all(&readers)?, true),
@@ -177,7 +187,7 @@ impl Job {
             }
             Ok(())
         })?;
-        let join = self.aside.joins[self.index].clone();
+        let join = self.aside.joins[self.ask.index].clone();
         let concerns =
             |(topic, _): &(Arc<str>, String)| join.topics.iter().any(|t| t.eq_ignore_ascii_case(topic));
         expired.retain(concerns);
@@ -242,7 +252,7 @@ impl Job {
 
     /// Evaluates over the copy and stores what differs; with `is_last`, also that the results contain the cut.
     fn compare_and_commit(
-        &self,
+        &mut self,
         full: &mut Full,
         cut: &Cut,
         told: bool,
@@ -250,24 +260,56 @@ impl Job {
     ) -> Result<(), EpochError> {
         let join = self.join();
         let differences = self.with_stored(|stored| full.evaluate(join, stored))??;
-        if differences == 0 && (!is_last || self.applied.as_ref() == Some(&cut.seqs)) {
+        let plan = self.accumulated();
+        let is_fit = match &plan {
+            Some(plan) if is_last => full.accumulate(plan)?,
+            _ => false,
+        };
+        if plan.is_none() && differences == 0 && (!is_last || self.ask.applied.as_ref() == Some(&cut.seqs)) {
             return Ok(());
         }
         fault::point("evaluated-aside");
         let outcome = self.aside.committer.commit::<EpochError>(cut.epoch, |writer| {
-            full.differences::<EpochError>(&mut |change| Ok(writer.store(self.id, change, told)?))?;
+            full.differences::<EpochError>(&mut |change| Ok(writer.store(self.ask.id, change, told)?))?;
+            match &plan {
+                Some(plan) if is_last => {
+                    writer.forget_accumulators(self.ask.id)?;
+                    if is_fit {
+                        full.accumulators::<EpochError>(&mut |group, state| {
+                            Ok(writer.accumulate(self.ask.id, group, Some(state))?)
+                        })?;
+                    }
+                    let by = if is_fit { plan.fingerprint() } else { super::unfit(plan) };
+                    writer.accumulate_by(self.ask.id, Some(&by))?;
+                }
+                // The results are none that follow from what is kept.
+                Some(_) => writer.accumulate_by(self.ask.id, None)?,
+                None => {}
+            }
             if is_last {
-                writer.applied(self.id, &cut.seqs, false)?;
+                writer.applied(self.ask.id, &cut.seqs, false)?;
             }
             Ok(())
         });
         self.aside.committer.status().join(&join.name).results_changed.add(differences);
+        self.unfit = outcome.is_ok() && is_last && plan.is_some() && !is_fit;
         outcome
+    }
+
+    /// The plan by which its groups are accumulated, if they are.
+    fn accumulated(&self) -> Option<Accumulated> {
+        match &self.join().class {
+            Class::Accumulated(plan) if self.ask.accumulates => Some(plan.as_ref().clone()),
+            _ => None,
+        }
     }
 
     /// Stores that the results don't follow from the cut, and that there is no use in trying it again.
     fn fail(&self, cut: &Cut) -> Result<(), SqliteError> {
-        self.aside.committer.commit(cut.epoch, |writer| writer.applied(self.id, &cut.seqs, true))
+        self.aside.committer.commit(cut.epoch, |writer| {
+            writer.accumulate_by(self.ask.id, None)?;
+            writer.applied(self.ask.id, &cut.seqs, true)
+        })
     }
 
     /// Runs `work` with the stored results of the join in the order of their keys. Nobody else changes them
@@ -282,7 +324,7 @@ impl Job {
         self.aside.reader.doing("read stored results", |connection| {
             let mut statement =
                 connection.prepare_cached("SELECT key, rows FROM results WHERE join_id = ?1 ORDER BY key")?;
-            let rows = statement.query(params![self.id.0])?;
+            let rows = statement.query(params![self.ask.id.0])?;
             Ok(work(&mut Rows(rows)))
         })
     }

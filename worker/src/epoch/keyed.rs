@@ -6,9 +6,10 @@ use std::sync::mpsc;
 
 use super::EpochError;
 use crate::fault;
+use crate::join::accumulate::{AccumulatedJoin, Deltas, Settled};
 use crate::join::budget::STEPS_MAX;
 use crate::join::changes::Changes;
-use crate::join::keyed::{Bench, Cost, Difference, KeyedError, KeyedJoin};
+use crate::join::keyed::{Bench, Cost, DRIVING_MAX, Difference, KEYS_MAX, KeyedError, KeyedJoin};
 use crate::join::value::Value;
 use crate::storage::log::ShardReader;
 use crate::storage::sqlite::{self, SqliteError};
@@ -33,6 +34,7 @@ impl Benches {
         shard_paths: &[PathBuf],
         results_path: &Path,
         joins: impl Iterator<Item = &'a KeyedJoin> + Clone,
+        accumulated: impl Iterator<Item = &'a AccumulatedJoin> + Clone,
     ) -> Result<Self, EpochError> {
         let count = std::thread::available_parallelism().map_or(1, usize::from).min(BENCHES_MAX);
         let benches = (0..count)
@@ -41,7 +43,7 @@ impl Benches {
                     shard_paths.iter().map(|path| ShardReader::open(path)).collect::<Result<_, _>>()?;
                 let results = sqlite::open_reader(results_path)?;
                 let memory = sqlite::open_memory()?;
-                Ok(Bench::new(memory, readers, results, joins.clone(), STEPS_MAX)?)
+                Ok(Bench::new(memory, readers, results, joins.clone(), accumulated.clone(), STEPS_MAX)?)
             })
             .collect::<Result<_, EpochError>>()?;
         Ok(Self { benches })
@@ -88,28 +90,76 @@ impl Benches {
         known: Option<&Changes>,
         mut emit: impl FnMut(&Difference) -> Result<(), SqliteError>,
     ) -> Result<Option<u64>, KeyedError> {
-        let mut keys: Vec<(Value, bool)> = self.benches[0].affected(join, changes)?.into_iter().collect();
+        let keys = self.affected(join, changes, KEYS_MAX)?;
         if keys.is_empty() {
             return Ok(None);
         }
         fault::point("keys-found");
-        // Neighbours in the files are found for less.
-        keys.sort_unstable();
-        fault::point("keys-found");
         let mut differences = 0;
-        let mut emit_all = |found: Vec<Difference>| -> Result<(), KeyedError> {
+        let evaluate = |bench: &mut Bench, share: &[(Value, bool)], found: &mut Vec<Difference>| {
+            bench.evaluate(join, share, known, found)
+        };
+        self.share(&keys, evaluate, |found| {
             differences += found.len() as u64;
             found.iter().try_for_each(&mut emit).map_err(KeyedError::from)
+        })?;
+        Ok(Some(differences))
+    }
+
+    /// Brings groups up to date with `changes`, which are all since they were last; `None` if no row can have come
+    /// or gone.
+    pub(super) fn accumulate(
+        &mut self,
+        join: &AccumulatedJoin,
+        changes: &Changes,
+    ) -> Result<Option<Settled>, KeyedError> {
+        let keys = self.affected(&join.rows, changes, DRIVING_MAX)?;
+        if keys.is_empty() {
+            return Ok(None);
+        }
+        let old = self.benches[0].old_images(&join.rows, changes)?;
+        let evaluate = |bench: &mut Bench, share: &[(Value, bool)], deltas: &mut Deltas| {
+            bench.deltas(join, share, changes, &old, deltas)
+        };
+        let mut deltas = Deltas::default();
+        self.share(&keys, evaluate, |found| {
+            deltas.append(found);
+            Ok(())
+        })?;
+        self.benches[0].settle(join, deltas, changes).map(Some)
+    }
+
+    /// The keys that the changes concern, in order: neighbours in the files are found for less.
+    fn affected(
+        &mut self,
+        join: &KeyedJoin,
+        changes: &Changes,
+        keys_max: usize,
+    ) -> Result<Vec<(Value, bool)>, KeyedError> {
+        let mut keys: Vec<(Value, bool)> =
+            self.benches[0].affected(join, changes, keys_max)?.into_iter().collect();
+        keys.sort_unstable();
+        Ok(keys)
+    }
+
+    /// Has every bench evaluate some of the keys, until none is left, and calls `take` for what each share gives.
+    fn share<T: Default + Send>(
+        &mut self,
+        keys: &[(Value, bool)],
+        evaluate: impl Fn(&mut Bench, &[(Value, bool)], &mut T) -> Result<(), KeyedError> + Sync,
+        mut take: impl FnMut(T) -> Result<(), KeyedError>,
+    ) -> Result<(), KeyedError> {
+        let evaluate = |bench: &mut Bench, share: &[(Value, bool)]| -> Result<T, KeyedError> {
+            let mut found = T::default();
+            evaluate(bench, share, &mut found)?;
+            Ok(found)
         };
         if keys.len() <= ALONE_KEYS {
-            let mut found = Vec::new();
-            self.benches[0].evaluate(join, &keys, known, &mut found)?;
-            emit_all(found)?;
-            return Ok(Some(differences));
+            return take(evaluate(&mut self.benches[0], keys)?);
         }
         let shares: Vec<&[(Value, bool)]> = keys.chunks(SHARE_KEYS_MAX).collect();
         let next = AtomicUsize::new(0);
-        let (shares, next) = (&shares, &next);
+        let (shares, next, evaluate) = (&shares, &next, &evaluate);
         std::thread::scope(|scope| {
             let (sender, receiver) = mpsc::sync_channel(self.benches.len());
             for bench in self.benches.iter_mut().take(shares.len()) {
@@ -117,9 +167,7 @@ impl Benches {
                 scope.spawn(move || {
                     while let Some(share) = shares.get(next.fetch_add(1, Ordering::Relaxed)) {
                         fault::point("share-taken");
-                        let mut found = Vec::new();
-                        let outcome = bench.evaluate(join, share, known, &mut found);
-                        if sender.send(outcome.map(|()| found)).is_err() {
+                        if sender.send(evaluate(bench, share)).is_err() {
                             // Nobody needs the rest.
                             return;
                         }
@@ -127,8 +175,7 @@ impl Benches {
                 });
             }
             drop(sender);
-            receiver.into_iter().try_for_each(|found| emit_all(found?))
-        })?;
-        Ok(Some(differences))
+            receiver.into_iter().try_for_each(|found| take(found?))
+        })
     }
 }

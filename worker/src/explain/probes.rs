@@ -92,7 +92,7 @@ mod tests {
         };
         let topics = ["orders".to_owned(), "customers".to_owned()];
         let joins = check::check(&[join], Catalog { topics: &topics, open: false }).expect("a query");
-        let Class::Keyed(keyed) = &joins[0].class else { panic!("{query} is full") };
+        let Class::Keyed(keyed) = &joins[0].class.clone().unaccumulated() else { panic!("{query} is full") };
         let probes = estimate(keyed, 8).into_iter();
         probes.map(|(topic, probes)| (topic, probes.find, probes.gather)).collect()
     }

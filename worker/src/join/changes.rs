@@ -65,6 +65,11 @@ impl Changes {
         self.topics.get(&topic).into_iter().flatten().map(|(key, row)| (&**key, row))
     }
 
+    /// What became of a row, if it has changed, with its key.
+    pub(crate) fn entry(&self, topic: TopicId, key: &str) -> Option<(&str, &ChangedRow)> {
+        self.topics.get(&topic)?.get_key_value(key).map(|(key, row)| (&**key, row))
+    }
+
     /// What became of a row, if it has changed.
     pub(crate) fn row(&self, topic: TopicId, key: &str) -> Option<&ChangedRow> {
         self.topics.get(&topic)?.get(key)

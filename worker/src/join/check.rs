@@ -9,7 +9,7 @@ use litejoin_crds::{names, plan as manifest};
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{Connection, ErrorCode};
 
-use super::plan::{self, Class, Reason};
+use super::plan::{self, Class, Keyed, Reason};
 use super::rows::Columns;
 use crate::storage::sqlite::{open_memory, quoted};
 
@@ -383,10 +383,9 @@ impl<'a> Workbench<'a> {
         Err(wrong(message))
     }
 
-    /// A plan, if SQLite takes the query that it runs and every expression by which rows are looked up.
+    /// A plan, if SQLite takes the queries that it runs and every expression by which rows are looked up.
     fn confirmed(&self, class: Class) -> Class {
-        let Class::Keyed(keyed) = &class else { return class };
-        let try_out = || -> rusqlite::Result<()> {
+        let try_keyed = |keyed: &Keyed| -> rusqlite::Result<()> {
             let bench = open_memory()?;
             for occurrence in &keyed.occurrences {
                 bench.execute_batch(&gathered_table_sql(&occurrence.table))?;
@@ -402,9 +401,32 @@ impl<'a> Workbench<'a> {
             bench.prepare(&keyed.sql)?;
             Ok(())
         };
-        match try_out() {
-            Ok(()) => class,
-            Err(error) => Class::Full(Reason::Rewritten { message: short(&error).0 }),
+        if let Class::Accumulated(plan) = &class {
+            let try_results = || -> rusqlite::Result<()> {
+                let bench = open_memory()?;
+                bench.execute_batch(&plan.table_sql())?;
+                bench.prepare(&plan.results_sql)?;
+                self.connection.prepare(&plan.all_sql)?;
+                Ok(())
+            };
+            let parts = [Some(&plan.rows), plan.group.as_ref().map(|(_, keyed)| keyed)];
+            if parts.into_iter().flatten().try_for_each(try_keyed).and_then(|()| try_results()).is_err() {
+                return self.confirmed(class.unaccumulated());
+            }
+        }
+        let keyed = match &class {
+            Class::Full(_) => return class,
+            Class::Keyed(keyed) => Ok(keyed),
+            Class::Accumulated(plan) => plan.otherwise.as_ref(),
+        };
+        let Some(Err(error)) = keyed.ok().map(try_keyed) else { return class };
+        let reason = Reason::Rewritten { message: short(&error).0 };
+        match class {
+            Class::Accumulated(mut plan) => {
+                plan.otherwise = Err(reason);
+                Class::Accumulated(plan)
+            }
+            _ => Class::Full(reason),
         }
     }
 

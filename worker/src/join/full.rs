@@ -4,17 +4,18 @@
 //! The copy is in key order whatever the number of shards, so what SQLite leaves open (the order in which rows
 //! are aggregated) comes out the same in one shard and in eight.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use rusqlite::{Connection, ErrorCode, params};
 
 use super::TopicImage;
+use super::accumulate::Accumulation;
 use super::budget::{Budget, ROWS_MAX};
 use super::check::{self, CheckedJoin};
 use super::diff::{self, StoredResults};
-use super::plan::Class;
+use super::plan::{Accumulated, Class, Keyed};
 use crate::results::event::Op;
 use crate::results::store::Change;
 use crate::storage::sqlite::{is_disk_full, quoted};
@@ -82,6 +83,7 @@ impl Full {
         make(
             "CREATE TABLE _fresh (key TEXT NOT NULL, n INTEGER NOT NULL, row TEXT NOT NULL, PRIMARY KEY (key, n))
              WITHOUT ROWID;
+             CREATE TABLE _accumulators (grp TEXT PRIMARY KEY, state TEXT NOT NULL) WITHOUT ROWID;
              CREATE TABLE _differences (n INTEGER PRIMARY KEY, op TEXT NOT NULL, key TEXT NOT NULL, rows TEXT NOT NULL);",
         )?;
         Ok(Self { connection, budget, statements, indexed: None })
@@ -125,12 +127,16 @@ impl Full {
     /// Gives the copy the indexes by which a keyed join finds its neighbours: without them a join on a field of the
     /// payload compares each row with each.
     pub(crate) fn index(&mut self, join: &CheckedJoin) -> Result<(), FullError> {
-        let Class::Keyed(keyed) = &join.class else { return Ok(()) };
-        for (number, (topic, expr)) in keyed.lookups().iter().enumerate() {
+        let lookups: BTreeSet<_> = join.class.plans().into_iter().flat_map(Keyed::lookups).collect();
+        for (number, (topic, expr)) in lookups.iter().enumerate() {
             let sql = format!("CREATE INDEX _by_{number} ON {} ({})", quoted(topic), expr.sql());
             self.connection.execute_batch(&sql).map_err(copy("index"))?;
         }
-        self.indexed = Some(keyed.sql_full.clone());
+        self.indexed = match &join.class {
+            Class::Keyed(keyed) => Some(keyed.sql_full.clone()),
+            Class::Accumulated(plan) => plan.otherwise.as_ref().ok().map(|keyed| keyed.sql_full.clone()),
+            Class::Full(_) => None,
+        };
         Ok(())
     }
 
@@ -150,6 +156,57 @@ impl Full {
         // It may be a while until the next one.
         self.connection.execute_batch("PRAGMA shrink_memory").map_err(copy("tidy"))?;
         outcome
+    }
+
+    /// Accumulates all groups of the join, for [`Self::accumulators`]; `false` if there are values that don't fit.
+    pub(crate) fn accumulate(&mut self, plan: &Accumulated) -> Result<bool, FullError> {
+        self.connection.execute_batch("BEGIN; DELETE FROM _accumulators;").map_err(copy("clear"))?;
+        self.budget.open();
+        let outcome = self.fold(plan);
+        self.budget.close();
+        let end = if matches!(outcome, Ok(true)) { "COMMIT" } else { "ROLLBACK" };
+        self.connection.execute_batch(end).map_err(copy("fill"))?;
+        outcome
+    }
+
+    fn fold(&self, plan: &Accumulated) -> Result<bool, FullError> {
+        let failed = |source| self.failed(source);
+        let mut insert = self
+            .connection
+            .prepare_cached("INSERT INTO _accumulators (grp, state) VALUES (?1, ?2)")
+            .map_err(copy("fill"))?;
+        let mut accumulation = Accumulation::new(plan);
+        let mut statement = self.connection.prepare_cached(&plan.all_sql).map_err(failed)?;
+        let mut rows = statement.query([]).map_err(failed)?;
+        while let Some(row) = rows.next().map_err(failed)? {
+            match accumulation.add(row) {
+                Ok(Some(group)) => drop(insert.execute(group).map_err(copy("fill"))?),
+                Ok(None) => {}
+                Err(_) => return Ok(false),
+            }
+        }
+        if let Some(group) = accumulation.end() {
+            insert.execute(group).map_err(copy("fill"))?;
+        }
+        Ok(true)
+    }
+
+    /// Calls `emit` for what [`Self::accumulate`] has found: group and state.
+    pub(crate) fn accumulators<E: From<FullError>>(
+        &self,
+        emit: &mut dyn FnMut(&str, &str) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let failed = copy("read");
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT grp, state FROM _accumulators ORDER BY grp")
+            .map_err(&failed)?;
+        let mut rows = statement.query([]).map_err(&failed)?;
+        while let Some(row) = rows.next().map_err(&failed)? {
+            let text = |index| row.get_ref(index).and_then(|value| Ok(value.as_str()?)).map_err(&failed);
+            emit(text(0)?, text(1)?)?;
+        }
+        Ok(())
     }
 
     /// Calls `emit` for each result that the last evaluation found to differ, in the order of result keys.
@@ -174,12 +231,7 @@ impl Full {
     /// Runs the query and puts its rows, by key, into `_fresh`.
     fn run(&self, join: &CheckedJoin) -> Result<(), FullError> {
         self.budget.open();
-        let failed = |source: rusqlite::Error| match source.sqlite_error_code() {
-            Some(ErrorCode::OperationInterrupted) if self.budget.is_cancelled() => FullError::Cancelled,
-            Some(ErrorCode::OperationInterrupted) => FullError::Endless { steps: self.budget.steps_max() },
-            _ if is_disk_full(&source) => FullError::Copy { doing: "query", source },
-            _ => FullError::Query { message: message_of(&source) },
-        };
+        let failed = |source| self.failed(source);
         // No authorizer here: the text was checked under one, on the same tables.
         let sql = self.indexed.as_ref().unwrap_or(&join.query);
         let mut query = self.connection.prepare_cached(sql).map_err(failed)?;
@@ -200,6 +252,16 @@ impl Full {
         }
         self.budget.close();
         Ok(())
+    }
+
+    /// Whose fault an error of a query is.
+    fn failed(&self, source: rusqlite::Error) -> FullError {
+        match source.sqlite_error_code() {
+            Some(ErrorCode::OperationInterrupted) if self.budget.is_cancelled() => FullError::Cancelled,
+            Some(ErrorCode::OperationInterrupted) => FullError::Endless { steps: self.budget.steps_max() },
+            _ if is_disk_full(&source) => FullError::Copy { doing: "query", source },
+            _ => FullError::Query { message: message_of(&source) },
+        }
     }
 
     /// Walks `_fresh` and the stored results side by side.

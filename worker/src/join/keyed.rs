@@ -14,6 +14,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{CachedStatement, Connection, ErrorCode, Row, StatementStatus, params};
 
 use super::CheckedJoin;
+use super::accumulate::AccumulatedJoin;
 use super::budget::Budget;
 use super::changes::{Changes, Image};
 use super::plan::{Keyed, Link, Occurrence};
@@ -29,6 +30,9 @@ use crate::storage::topics::TopicId;
 
 /// Result keys of one join that an epoch evaluates one by one at most; above it everything is evaluated at once.
 pub(crate) const KEYS_MAX: usize = 65_536;
+
+/// Driving values whose rows an epoch looks at, before and after, at most.
+pub(crate) const DRIVING_MAX: usize = 4 * KEYS_MAX;
 
 /// Rows that are gathered for one share of keys at most.
 const GATHERED_ROWS_MAX: usize = 200_000;
@@ -46,6 +50,9 @@ pub(crate) enum KeyedError {
     /// Evaluating everything at once costs less memory, and perhaps less time.
     #[error("too many rows belong together to evaluate them by key")]
     TooLarge,
+    /// What is kept of groups is not exact any more.
+    #[error("a value can't be accumulated")]
+    Unfit,
     #[error(transparent)]
     File(#[from] SqliteError),
     #[error("could not use the tables in memory")]
@@ -57,7 +64,7 @@ pub(crate) enum KeyedError {
 pub(crate) struct KeyedJoin {
     pub(crate) join: CheckedJoin,
     pub(crate) id: JoinId,
-    plan: Keyed,
+    pub(super) plan: Keyed,
     steps: Vec<Step>,
 }
 
@@ -127,11 +134,52 @@ impl std::ops::AddAssign for Cost {
 
 /// One thread's share of the work.
 pub(crate) struct Bench {
-    memory: Connection,
+    pub(super) memory: Connection,
     budget: Budget,
     readers: Vec<ShardReader>,
-    results: Connection,
-    cost: Cost,
+    pub(super) results: Connection,
+    pub(super) cost: Cost,
+}
+
+/// The state of the topics in which rows are gathered.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum View<'a> {
+    /// What the readers see; changed rows, if they are given, need no look-up.
+    Now(Option<&'a Changes>),
+    /// What was there before the changes, given with [`OldImages`] of each occurrence.
+    Before(&'a Changes, &'a [OldImages<'a>]),
+}
+
+/// Changed rows as they were, by the value by which an occurrence is gathered; empty if that is the key.
+pub(crate) type OldImages<'a> = HashMap<Value, Vec<(&'a str, &'a Image)>>;
+
+impl<'a> View<'a> {
+    /// What a row is, if it need not be looked up.
+    fn row(&self, topic: TopicId, key: &str) -> Option<Option<(&'a str, &'a Image)>> {
+        let (changes, is_old) = match self {
+            Self::Now(changes) => ((*changes)?, false),
+            Self::Before(changes, _) => (*changes, true),
+        };
+        let (key, row) = changes.entry(topic, key)?;
+        let image = if is_old { &row.old } else { &row.new };
+        Some(image.as_ref().map(|image| (key, image)))
+    }
+
+    /// Changed rows of occurrence `index` that have the value, where the readers can't be asked for them.
+    fn old(&self, index: usize, value: &Value) -> &'a [(&'a str, &'a Image)] {
+        match self {
+            Self::Now(_) => &[],
+            Self::Before(_, old) => old[index].get(value).map_or(&[], Vec::as_slice),
+        }
+    }
+
+    /// Whether what a reader sees of a row is not what it was.
+    fn hides(&self, topic: TopicId, key: ValueRef<'_>) -> bool {
+        match self {
+            Self::Now(_) => false,
+            Self::Before(changes, _) => key.as_str().is_ok_and(|key| changes.row(topic, key).is_some()),
+        }
+    }
 }
 
 impl KeyedJoin {
@@ -185,10 +233,16 @@ impl Bench {
         readers: Vec<ShardReader>,
         results: Connection,
         joins: impl Iterator<Item = &'a KeyedJoin>,
+        accumulated: impl Iterator<Item = &'a AccumulatedJoin>,
         steps_max: u64,
     ) -> rusqlite::Result<Self> {
         let budget = Budget::guard(&mut memory, steps_max, Arc::default())?;
-        for join in joins {
+        let mut keyed: Vec<&KeyedJoin> = joins.collect();
+        for join in accumulated {
+            memory.execute_batch(&join.plan.table_sql())?;
+            keyed.extend(join.keyed());
+        }
+        for join in keyed {
             for occurrence in &join.plan.occurrences {
                 let table = &occurrence.table;
                 memory.execute_batch(&super::check::gathered_table_sql(table))?;
@@ -225,13 +279,19 @@ impl Bench {
     }
 
     /// Finds the keys of the results that `changes` can concern: perhaps too many, never too few.
-    pub(crate) fn affected(&mut self, join: &KeyedJoin, changes: &Changes) -> Result<Keys, KeyedError> {
+    pub(crate) fn affected(
+        &mut self,
+        join: &KeyedJoin,
+        changes: &Changes,
+        keys_max: usize,
+    ) -> Result<Keys, KeyedError> {
         let mut cost = Cost::default();
         let mut climb = Climb {
             join,
             readers: &self.readers,
             seen: vec![HashMap::new(); join.steps.len()],
             keys: Keys::default(),
+            keys_max,
             cost: &mut cost,
         };
         for (index, step) in join.steps.iter().enumerate() {
@@ -270,18 +330,42 @@ impl Bench {
         found: &mut Vec<Difference>,
     ) -> Result<(), KeyedError> {
         self.memory.execute_batch("BEGIN")?;
-        let outcome = self.gather(join, keys, known).and_then(|()| self.run(join, keys));
+        let outcome = self.gather(join, keys, View::Now(known)).and_then(|()| self.run(join, keys));
         // Rolling back what was only gathered leaves the tables empty, at the price of a few pages.
         self.memory.execute_batch("ROLLBACK")?;
         let fresh = outcome?;
         self.compare(join, keys, fresh, found)
     }
 
-    fn gather(
+    /// Changed rows as they were, for each occurrence.
+    pub(crate) fn old_images<'c>(
+        &mut self,
+        join: &KeyedJoin,
+        changes: &'c Changes,
+    ) -> Result<Vec<OldImages<'c>>, KeyedError> {
+        let mut all = Vec::with_capacity(join.steps.len());
+        for step in &join.steps {
+            let mut images = OldImages::new();
+            if let Some(by) = &step.by {
+                let mut by = self.memory.prepare_cached(by)?;
+                for (key, row) in changes.rows(step.topic) {
+                    if let Some(old) = &row.old {
+                        images.entry(value_of(&mut by, key, old)?).or_default().push((key, old));
+                    }
+                }
+                self.cost.steps += steps_of(&by);
+            }
+            all.push(images);
+        }
+        Ok(all)
+    }
+
+    /// Puts the rows that belong to some keys into the tables of their occurrences.
+    pub(super) fn gather(
         &mut self,
         join: &KeyedJoin,
         keys: &[(Value, bool)],
-        known: Option<&Changes>,
+        view: View<'_>,
     ) -> Result<(), KeyedError> {
         let Self { memory, readers, cost, .. } = self;
         let (mut rows, mut bytes) = (0, 0);
@@ -291,6 +375,9 @@ impl Bench {
             }
             let mut insert = memory.prepare_cached(&step.insert)?;
             let mut put = |key: ValueRef<'_>, row: &Row<'_>| -> Result<(), KeyedError> {
+                if view.hides(step.topic, key) {
+                    return Ok(());
+                }
                 let payload = row.get_ref(1)?;
                 rows += 1;
                 bytes += key.as_str().map_or(0, str::len) + payload.as_str().map_or(0, str::len);
@@ -338,9 +425,10 @@ impl Bench {
                         cost.probes += 1;
                         look_up(statement, reader, value, &mut put)?;
                     }
+                    known_rows.extend(view.old(index, value));
                 } else if let Value::Text(key) = value {
-                    if let Some(row) = known.and_then(|known| known.row(step.topic, key)) {
-                        known_rows.extend(row.new.as_ref().map(|image| (&**key, image)));
+                    if let Some(row) = view.row(step.topic, key) {
+                        known_rows.extend(row);
                         continue;
                     }
                     cost.probes += 1;
@@ -369,50 +457,62 @@ impl Bench {
         keys: &[(Value, bool)],
     ) -> Result<HashMap<String, String>, KeyedError> {
         let wanted: HashSet<&Value> = keys.iter().map(|(key, _)| key).collect();
+        let columns = &join.join.columns;
+        let mut fresh: HashMap<String, String> = HashMap::new();
+        let (mut key, mut object) = (String::new(), String::new());
+        let mut bytes = 0;
+        self.query(&join.plan.sql, |row| {
+            let value = row.get_ref(columns.key_column())?;
+            if !Value::new(value).is_some_and(|value| wanted.contains(&value)) {
+                return Ok(());
+            }
+            columns.write(row, &mut key, &mut object)?;
+            bytes += object.len();
+            if bytes > GATHERED_BYTES_MAX {
+                return Err(KeyedError::TooLarge);
+            }
+            match fresh.get_mut(&key) {
+                Some(rows) => {
+                    rows.push(',');
+                    rows.push_str(&object);
+                }
+                None => {
+                    let mut rows = String::with_capacity(object.len() + 2);
+                    rows.push('[');
+                    rows.push_str(&object);
+                    fresh.insert(key.clone(), rows);
+                }
+            }
+            Ok(())
+        })?;
+        fresh.values_mut().for_each(|rows| rows.push(']'));
+        Ok(fresh)
+    }
+
+    /// Runs a query that comes from a user on the tables in memory, within its budget.
+    pub(super) fn query(
+        &mut self,
+        sql: &str,
+        mut each: impl FnMut(&Row<'_>) -> Result<(), KeyedError>,
+    ) -> Result<(), KeyedError> {
         let steps = self.budget.steps_max();
         let failed = |source: rusqlite::Error| match source.sqlite_error_code() {
             Some(ErrorCode::OperationInterrupted) => KeyedError::Endless { steps },
             _ => KeyedError::Query { message: super::full::message_of(&source) },
         };
-        let columns = &join.join.columns;
-        let mut fresh: HashMap<String, String> = HashMap::new();
-        let (mut key, mut object) = (String::new(), String::new());
-        let mut statement = self.memory.prepare_cached(&join.plan.sql).map_err(failed)?;
+        let mut statement = self.memory.prepare_cached(sql).map_err(failed)?;
         self.budget.open();
         let mut work = || -> Result<(), KeyedError> {
             let mut rows = statement.query([]).map_err(failed)?;
-            let mut bytes = 0;
             while let Some(row) = rows.next().map_err(failed)? {
-                let value = row.get_ref(columns.key_column()).map_err(failed)?;
-                if !Value::new(value).is_some_and(|value| wanted.contains(&value)) {
-                    continue;
-                }
-                columns.write(row, &mut key, &mut object).map_err(failed)?;
-                bytes += object.len();
-                if bytes > GATHERED_BYTES_MAX {
-                    return Err(KeyedError::TooLarge);
-                }
-                match fresh.get_mut(&key) {
-                    Some(rows) => {
-                        rows.push(',');
-                        rows.push_str(&object);
-                    }
-                    None => {
-                        let mut rows = String::with_capacity(object.len() + 2);
-                        rows.push('[');
-                        rows.push_str(&object);
-                        fresh.insert(key.clone(), rows);
-                    }
-                }
+                each(row)?;
             }
             Ok(())
         };
         let outcome = work();
         self.budget.close();
         self.cost.steps += steps_of(&statement);
-        outcome?;
-        fresh.values_mut().for_each(|rows| rows.push(']'));
-        Ok(fresh)
+        outcome
     }
 
     fn compare(
@@ -455,6 +555,7 @@ struct Climb<'a> {
     /// By occurrence: values that were followed already, and whether anybody is to be told.
     seen: Vec<HashMap<Value, bool>>,
     keys: Keys,
+    keys_max: usize,
     cost: &'a mut Cost,
 }
 
@@ -513,7 +614,7 @@ impl Climb<'_> {
 
     fn key(&mut self, value: Value, told: bool) -> Result<(), KeyedError> {
         *self.keys.entry(value).or_default() |= told;
-        if self.keys.len() > KEYS_MAX { Err(KeyedError::TooLarge) } else { Ok(()) }
+        if self.keys.len() > self.keys_max { Err(KeyedError::TooLarge) } else { Ok(()) }
     }
 }
 
@@ -553,7 +654,7 @@ fn value_of(by: &mut CachedStatement<'_>, key: &str, image: &Image) -> Result<Va
 }
 
 /// Steps since this was last asked.
-fn steps_of(statement: &rusqlite::Statement<'_>) -> u64 {
+pub(super) fn steps_of(statement: &rusqlite::Statement<'_>) -> u64 {
     u64::try_from(statement.reset_status(StatementStatus::VmStep)).unwrap_or(0)
 }
 

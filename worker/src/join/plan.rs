@@ -15,6 +15,7 @@
 //! gathered goes into tables of its own for each occurrence of a topic, on which the user's query runs as it is:
 //! SQLite alone decides what its result is.
 
+mod accumulate;
 mod print;
 mod restrict;
 mod row;
@@ -23,9 +24,11 @@ mod syntax;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+pub(crate) use accumulate::Accumulated;
 pub(crate) use row::RowExpr;
 
 use self::print::Reads;
+use self::restrict::Restricted;
 use super::CheckedJoin;
 use crate::storage::sqlite::quoted;
 
@@ -34,6 +37,8 @@ use crate::storage::sqlite::quoted;
 pub(crate) enum Class {
     /// Only the results that a change can concern are evaluated.
     Keyed(Keyed),
+    /// Groups are brought up to date by the rows that have come and gone.
+    Accumulated(Box<Accumulated>),
     /// Everything is evaluated whenever something changes.
     Full(Reason),
 }
@@ -43,15 +48,36 @@ impl Class {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Keyed(_) => "keyed",
+            Self::Accumulated(_) => "accumulated",
             Self::Full(_) => "full",
         }
     }
 
-    /// Why it is not evaluated by key.
+    /// Why it is evaluated in full.
     pub(crate) fn reason(&self) -> Option<&Reason> {
         match self {
-            Self::Keyed(_) => None,
+            Self::Keyed(_) | Self::Accumulated(_) => None,
             Self::Full(reason) => Some(reason),
+        }
+    }
+
+    /// The plans by which rows are looked up.
+    pub(crate) fn plans(&self) -> Vec<&Keyed> {
+        match self {
+            Self::Keyed(keyed) => vec![keyed],
+            Self::Accumulated(accumulated) => accumulated.plans().collect(),
+            Self::Full(_) => Vec::new(),
+        }
+    }
+
+    /// The same without accumulators.
+    pub(crate) fn unaccumulated(self) -> Self {
+        match self {
+            Self::Accumulated(accumulated) => match accumulated.otherwise {
+                Ok(keyed) => Self::Keyed(keyed),
+                Err(reason) => Self::Full(reason),
+            },
+            other => other,
         }
     }
 }
@@ -146,33 +172,58 @@ fn table_name(join_name: &str, number: usize) -> String {
     quoted(&format!("_{}_{number}", join_name.to_ascii_lowercase()))
 }
 
+/// The same of another query of that join; names of joins hold no slash.
+fn table_name_of(join_name: &str, part: &str) -> String {
+    quoted(&format!("_{}/{part}", join_name.to_ascii_lowercase()))
+}
+
 /// Plans how a join is kept current. `queries` are the texts of all joins by lower-case name.
 pub(crate) fn plan(join: &CheckedJoin, queries: &BTreeMap<String, String>) -> Class {
     if join.reads_clock {
         return Class::Full(Reason::Clock);
     }
-    match keyed(join, queries) {
+    let query = match syntax::read(&join.query, queries) {
+        Ok(query) => query,
+        Err(reason) => return Class::Full(reason),
+    };
+    let by_key = restrict::restrict(&query, join.columns.key_column())
+        .and_then(|restricted| keyed(join, &query, restricted, &join.name));
+    // Where all is found by keys, what belongs to a result is a few rows: there is nothing to be saved.
+    let is_cheap = by_key.as_ref().is_ok_and(|keyed| keyed.occurrences.iter().all(|o| o.by.is_key()));
+    if !is_cheap {
+        let part = |query: &syntax::Query, restricted: Restricted, part: &str| {
+            keyed(join, query, restricted, &format!("{}/{part}", join.name))
+        };
+        if let Some(plan) = accumulate::accumulate(&query, &join.name, by_key.clone(), part) {
+            return Class::Accumulated(Box::new(plan));
+        }
+    }
+    match by_key {
         Ok(keyed) => Class::Keyed(keyed),
         Err(reason) => Class::Full(reason),
     }
 }
 
-fn keyed(join: &CheckedJoin, queries: &BTreeMap<String, String>) -> Result<Keyed, Reason> {
-    let query = syntax::read(&join.query, queries)?;
-    let restricted = restrict::restrict(&query, join.columns.key_column())?;
+/// Gives the topics of a restricted query their tables, with `prefix` in their names.
+fn keyed(
+    join: &CheckedJoin,
+    query: &syntax::Query,
+    restricted: Restricted,
+    prefix: &str,
+) -> Result<Keyed, Reason> {
     let occurrences: Result<Vec<Occurrence>, Reason> = restricted
         .rules
         .into_iter()
         .map(|rule| {
             let known = |topic: &&String| topic.eq_ignore_ascii_case(&rule.topic);
             let topic = join.topics.iter().find(known).ok_or(Reason::Syntax)?.clone();
-            let table = table_name(&join.name, rule.number);
+            let table = table_name(prefix, rule.number);
             Ok(Occurrence { topic, table, by: rule.by, from: rule.from })
         })
         .collect();
     Ok(Keyed {
-        sql: print::print(&query, Reads::Occurrences { join_name: &join.name }, &restricted.hints),
-        sql_full: print::print(&query, Reads::Topics, &restricted.hints),
+        sql: print::print(query, Reads::Occurrences { join_name: prefix }, &restricted.hints),
+        sql_full: print::print(query, Reads::Topics, &restricted.hints),
         occurrences: occurrences?,
     })
 }

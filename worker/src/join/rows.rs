@@ -29,6 +29,11 @@ impl Columns {
         self.key_column
     }
 
+    /// How many they are.
+    pub(crate) fn count(&self) -> usize {
+        self.labels.len()
+    }
+
     /// Writes the row's result key and the row itself, replacing what the buffers held.
     pub(crate) fn write(&self, row: &Row<'_>, key: &mut String, object: &mut String) -> rusqlite::Result<()> {
         key.clear();

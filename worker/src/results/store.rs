@@ -15,6 +15,9 @@ use crate::storage::sqlite::{self, SqliteError};
 /// Epoch numbers that are reserved at a time. A restart skips what is left of them.
 const EPOCHS_RESERVED: u64 = 10_000;
 
+/// The entry of `accumulators` that is no group: by which plan the others are kept.
+const ACCUMULATED_BY: &str = "plan";
+
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS joins (
@@ -34,6 +37,12 @@ const SCHEMA: &str = "
         n INTEGER NOT NULL,
         timestamp INTEGER NOT NULL,
         PRIMARY KEY (join_id, key)
+    ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS accumulators (
+        join_id INTEGER NOT NULL,
+        grp TEXT NOT NULL,
+        state TEXT NOT NULL,
+        PRIMARY KEY (join_id, grp)
     ) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS outbox (
         epoch INTEGER NOT NULL,
@@ -182,7 +191,7 @@ impl Results {
                 .query_map([names], |row| row.get(0))?
                 .collect::<rusqlite::Result<_>>()?;
             for id in gone {
-                for table in ["results", "subscriptions"] {
+                for table in ["results", "accumulators", "subscriptions"] {
                     transaction.execute(&format!("DELETE FROM {table} WHERE join_id = ?1"), [id])?;
                 }
                 outbox::forget(&transaction, JoinId(id))?;
@@ -209,6 +218,7 @@ impl Results {
                             "UPDATE joins SET definition = ?2, stale = 1, applied = NULL WHERE id = ?1",
                             params![id, definition],
                         )?;
+                        transaction.execute("DELETE FROM accumulators WHERE join_id = ?1", [id])?;
                         (id, true)
                     }
                     None => {
@@ -236,6 +246,16 @@ impl Results {
                 let sql = "UPDATE joins SET applied = NULL WHERE id IN (SELECT value FROM json_each(?1))";
                 connection.execute(sql, [ids]).map(|_| ())
             })
+        })
+    }
+
+    /// What [`EpochWriter::accumulate_by`] has noted of a join.
+    pub(crate) fn accumulated_by(&self, join: JoinId) -> Result<Option<String>, SqliteError> {
+        self.doing("read accumulators", |connection| {
+            connection
+                .prepare_cached("SELECT state FROM accumulators WHERE join_id = ?1 AND grp = ?2")?
+                .query_row(params![join.0, ACCUMULATED_BY], |row| row.get(0))
+                .optional()
         })
     }
 
@@ -367,6 +387,40 @@ impl EpochWriter<'_> {
             self.outbox_bytes += outbox::event_bytes(change.key.len(), change.rows.len());
         }
         Ok(())
+    }
+
+    /// Stores what is kept of a group, or nothing.
+    pub(crate) fn accumulate(
+        &mut self,
+        join: JoinId,
+        group: &str,
+        state: Option<&str>,
+    ) -> Result<(), SqliteError> {
+        let write = || match state {
+            Some(state) => self
+                .transaction
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO accumulators (join_id, grp, state) VALUES (?1, ?2, ?3)",
+                )?
+                .execute(params![join.0, group, state]),
+            None => self
+                .transaction
+                .prepare_cached("DELETE FROM accumulators WHERE join_id = ?1 AND grp = ?2")?
+                .execute(params![join.0, group]),
+        };
+        write().map(drop).map_err(|source| SqliteError::new(self.path, "store an accumulator", source))
+    }
+
+    /// Notes by which plan the groups of a join are kept, or that what is kept can't be relied on.
+    pub(crate) fn accumulate_by(&mut self, join: JoinId, plan: Option<&str>) -> Result<(), SqliteError> {
+        self.accumulate(join, ACCUMULATED_BY, plan)
+    }
+
+    /// Removes what is kept of the groups of a join.
+    pub(crate) fn forget_accumulators(&mut self, join: JoinId) -> Result<(), SqliteError> {
+        let write =
+            || self.transaction.execute("DELETE FROM accumulators WHERE join_id = ?1", [join.0]).map(drop);
+        write().map_err(|source| SqliteError::new(self.path, "forget accumulators", source))
     }
 
     /// Says that a join's results follow from everything up to `seqs`; or, if `stale`, that they don't.

@@ -72,6 +72,79 @@ pub(super) fn distinct(pen: &mut Pen<'_>) -> Query {
     pen.query(format!("SELECT DISTINCT {list} {from}{condition}"), columns)
 }
 
+/// Aggregates that follow the rows that come and go, over all, of a group, of a join, or of groups within.
+pub(super) fn accumulated(pen: &mut Pen<'_>) -> Query {
+    let (a, b) = (pen.source(), pen.source());
+    let kind = pen.pick(&["JOIN", "JOIN", "LEFT JOIN"]);
+    let (sources, mut from) = match pen.number_from(0..=2) {
+        0 | 1 => (vec![&a], format!("FROM {}", pen.read(&a))),
+        _ => {
+            let (left, right, on) = (pen.read(&a), pen.read(&b), pen.equal(&a, &b));
+            (vec![&a, &b], format!("FROM {left} {kind} {right} ON {on}"))
+        }
+    };
+    from.push_str(&pen.condition(&sources));
+    let mut by: Vec<String> = (0..pen.number_from(0..=2)).map(|_| pen.group(&a)).collect();
+    let values = (0..pen.number_from(1..=3)).map(|_| steady_aggregate(pen, &sources));
+    let values: Vec<String> = values.collect();
+    let mut rest = from;
+    if !by.is_empty() {
+        rest = format!("{rest} GROUP BY {}", by.join(", "));
+    } else if pen.one_in(3) {
+        by.push("'all'".to_owned());
+    }
+    if pen.one_in(3) {
+        let condition = steady_aggregate(pen, &sources);
+        let limit = pen.number_from(-1..=3);
+        rest = format!("{rest} HAVING {condition} > {limit} OR count(*) = 2");
+    }
+    pen.select(&[by, values].concat(), &rest)
+}
+
+/// The same of what a query within yields for each key.
+pub(super) fn accumulated_of_groups(pen: &mut Pen<'_>) -> Query {
+    let (a, b) = (pen.source(), pen.source());
+    let (group, inner) = (pen.group(&a), steady_aggregate(pen, &[&a, &b]));
+    let kind = pen.pick(&["JOIN", "LEFT JOIN"]);
+    let (key, on) = (format!("{}.key", a.alias), pen.equal(&a, &b));
+    let (left, right) = (pen.read(&a), pen.read(&b));
+    let within = format!(
+        "SELECT {key} AS k, {group} AS g, {inner} AS v FROM {left} {kind} {right} ON {on} GROUP BY {key}, {group}"
+    );
+    let outer: Vec<String> = (0..pen.number_from(1..=2))
+        .map(|_| pen.pick(&["sum(v)", "avg(v)", "max(v)", "min(v)", "count(v)"]).to_owned())
+        .collect();
+    if pen.one_in(3) {
+        pen.select(&outer, &format!("FROM ({within})"))
+    } else {
+        pen.select(&[vec!["g".to_owned()], outer].concat(), &format!("FROM ({within}) AS s GROUP BY g"))
+    }
+}
+
+/// An aggregate of integers mostly, so that what is accumulated of it is not given up soon.
+fn steady_aggregate(pen: &mut Pen<'_>, sources: &[&Source<'_>]) -> String {
+    let a = pen.pick(sources);
+    let (key, number) = (pen.key(a), pen.number(a));
+    let value = match pen.number_from(0..=6) {
+        0 => number,
+        1 => format!("length({key})"),
+        2 => format!("nullif(CAST({number} AS INTEGER), 2)"),
+        _ => format!("CAST({number} AS INTEGER)"),
+    };
+    let filter = if pen.one_in(5) { format!(" FILTER (WHERE {})", pen.filter(a)) } else { String::new() };
+    match pen.number_from(0..=9) {
+        0 => format!("count(*){filter}"),
+        1 => format!("count({value}){filter}"),
+        2 | 3 => format!("sum({value}){filter}"),
+        4 => format!("total({value}){filter}"),
+        5 => format!("avg({value}){filter}"),
+        6 => format!("min({value}){filter}"),
+        7 => format!("max({value}){filter}"),
+        8 => format!("max({key}){filter}"),
+        _ => format!("max({value}) - min({value}) + count(*)"),
+    }
+}
+
 fn grouped(pen: &mut Pen<'_>, sources: &[&Source<'_>], from: &str) -> Query {
     let mut by = Vec::new();
     for _ in 0..if pen.one_in(3) { 2 } else { 1 } {

@@ -15,6 +15,14 @@ pub(super) fn print(query: &Query, reads: Reads<'_>, hints: &HashMap<usize, Hint
     printer.sql
 }
 
+/// Prints the query over the topics themselves.
+pub(super) fn print_plain(query: &Query) -> String {
+    let hints = HashMap::new();
+    let mut printer = Printer { sql: String::new(), reads: Reads::Topics, hints: &hints };
+    printer.query(query);
+    printer.sql
+}
+
 /// What a printed query reads.
 #[derive(Clone, Copy)]
 pub(super) enum Reads<'a> {

@@ -39,7 +39,7 @@ pub(super) fn restrict(query: &Query, key_column: usize) -> Result<Restricted, R
 
 /// A SELECT core and the one around it whose columns it can see.
 #[derive(Clone, Copy)]
-struct Scope<'q> {
+pub(super) struct Scope<'q> {
     core: &'q Core,
     /// ORDER BY of the query that it is the only arm of.
     order_by: &'q [Expr],
@@ -48,7 +48,7 @@ struct Scope<'q> {
 
 /// What is undone when a way turns out to be barred.
 #[derive(Default, Clone)]
-struct State {
+pub(super) struct State {
     rules: Vec<Rule>,
     /// Sources that are restricted: scope and source.
     reached: BTreeSet<(usize, usize)>,
@@ -57,14 +57,14 @@ struct State {
     hints: HashMap<usize, Hint>,
 }
 
-struct Planner<'q> {
+pub(super) struct Planner<'q> {
     scopes: Vec<Scope<'q>>,
     state: State,
 }
 
 /// A column of a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum SourceColumn {
+pub(super) enum SourceColumn {
     Topic(Column),
     /// By number.
     Query(usize),
@@ -72,7 +72,7 @@ enum SourceColumn {
 }
 
 /// What a name means.
-enum Found<'q> {
+pub(super) enum Found<'q> {
     Column {
         scope: usize,
         source: usize,
@@ -92,21 +92,21 @@ enum Found<'q> {
 
 /// A term of the select list, `*` written out.
 #[derive(Clone, Copy)]
-enum Term<'q> {
+pub(super) enum Term<'q> {
     Expr(&'q Expr),
     At { source: usize, column: SourceColumn },
 }
 
 /// One side of an equality: something that a single source gives.
 #[derive(Debug, Clone)]
-struct Side {
+pub(super) struct Side {
     scope: usize,
     source: usize,
-    what: What,
+    pub(super) what: What,
 }
 
 #[derive(Debug, Clone)]
-enum What {
+pub(super) enum What {
     /// An expression over a topic's row.
     Row(RowExpr),
     /// A column of a subquery.
@@ -153,6 +153,11 @@ const JSON_COLUMNS: [&str; 10] =
     ["key", "value", "type", "atom", "id", "parent", "fullkey", "path", "json", "root"];
 
 impl<'q> Planner<'q> {
+    /// Looks at one SELECT as it is; it is scope 0.
+    pub(super) fn of(core: &'q Core) -> Self {
+        Self { scopes: vec![Scope { core, order_by: &[], parent: None }], state: State::default() }
+    }
+
     /// Restricts column `column` of a query, cast so, to the values of `from`.
     fn query(
         &mut self,
@@ -459,7 +464,7 @@ impl<'q> Planner<'q> {
     }
 
     /// What SQLite does to the side's values before comparing; `None` where arms of a subquery differ.
-    fn affinity(&self, side: &Side) -> Option<Affinity> {
+    pub(super) fn affinity(&self, side: &Side) -> Option<Affinity> {
         match &side.what {
             What::Row(expr) => Some(expr.affinity),
             What::Query(column) => {
@@ -578,7 +583,7 @@ impl<'q> Planner<'q> {
     }
 
     /// Understands a term as something that a single source gives.
-    fn side_of(&self, scope: usize, term: Term<'q>) -> Result<Side, Trouble> {
+    pub(super) fn side_of(&self, scope: usize, term: Term<'q>) -> Result<Side, Trouble> {
         let expr = match term {
             Term::At { source, column } => return at(scope, source, column).ok_or(Trouble::NotIndexable),
             Term::Expr(expr) => expr.bare(),
@@ -729,7 +734,7 @@ impl<'q> Planner<'q> {
     }
 
     /// What a name means in a scope.
-    fn find(&self, scope: usize, table: Option<&str>, name: &str) -> Option<Found<'q>> {
+    pub(super) fn find(&self, scope: usize, table: Option<&str>, name: &str) -> Option<Found<'q>> {
         let core = self.scopes[scope].core;
         let mut found = (0..core.sources.len()).filter_map(|source| {
             let alias = core.sources[source].alias.as_deref();
@@ -765,7 +770,7 @@ impl<'q> Planner<'q> {
     }
 
     /// The select list of a scope with `*` written out.
-    fn terms(&self, scope: usize) -> Vec<Term<'q>> {
+    pub(super) fn terms(&self, scope: usize) -> Vec<Term<'q>> {
         let core = self.scopes[scope].core;
         let mut terms = Vec::new();
         for output in &core.outputs {
@@ -792,7 +797,7 @@ impl<'q> Planner<'q> {
         terms
     }
 
-    fn is_aggregate(&self, scope: usize) -> bool {
+    pub(super) fn is_aggregate(&self, scope: usize) -> bool {
         let Scope { core, order_by, .. } = self.scopes[scope];
         !core.group_by.is_empty()
             || core.having.is_some()
@@ -885,7 +890,7 @@ impl<'q> Planner<'q> {
     }
 
     /// A GROUP BY term in canonical form; a number stands for a column.
-    fn group_term(&self, scope: usize, expr: &'q Expr) -> String {
+    pub(super) fn group_term(&self, scope: usize, expr: &'q Expr) -> String {
         if let (Kind::Literal, [Part::Text(text)]) = (&expr.bare().kind, expr.bare().parts.as_slice())
             && let Some(index) = text.trim().parse::<usize>().ok().and_then(|number| number.checked_sub(1))
             && let Some(term) = self.terms(scope).get(index)
@@ -899,7 +904,7 @@ impl<'q> Planner<'q> {
     }
 
     /// Text that is the same for expressions that mean the same columns.
-    fn canonical(&self, scope: usize, expr: &'q Expr) -> String {
+    pub(super) fn canonical(&self, scope: usize, expr: &'q Expr) -> String {
         let expr = expr.bare();
         if let Kind::Column { table, name } = &expr.kind {
             match self.find(scope, table.as_deref(), name) {
@@ -914,7 +919,8 @@ impl<'q> Planner<'q> {
         for part in &expr.parts {
             match part {
                 Part::Text(piece) => text.push_str(piece),
-                Part::Expr(expr) => text.push_str(&self.canonical(scope, expr)),
+                // Which belongs to which is told by parentheses alone.
+                Part::Expr(expr) => text.push_str(&format!("({})", self.canonical(scope, expr))),
                 // Never equal to anything.
                 Part::Query(query) => text.push_str(&format!("{:p}", std::ptr::from_ref::<Query>(query))),
             }
@@ -924,7 +930,7 @@ impl<'q> Planner<'q> {
 }
 
 /// Why a term is nothing that a single source gives.
-enum Trouble {
+pub(super) enum Trouble {
     Several,
     NotIndexable,
 }
@@ -947,7 +953,7 @@ fn source_name(core: &Core, source: usize) -> String {
 }
 
 /// Whether rows of the result may lack this source.
-fn is_optional(core: &Core, source: usize) -> bool {
+pub(super) fn is_optional(core: &Core, source: usize) -> bool {
     matches!(core.sources[source].kind, JoinKind::Left | JoinKind::Full)
         || core.sources[source + 1..]
             .iter()
@@ -962,7 +968,7 @@ fn column_of(core: &Core, source: usize, name: &str) -> Option<SourceColumn> {
 }
 
 /// The columns of a source by name.
-fn columns_of(core: &Core, source: usize) -> Vec<(String, SourceColumn)> {
+pub(super) fn columns_of(core: &Core, source: usize) -> Vec<(String, SourceColumn)> {
     match &core.sources[source].item {
         Item::Topic { .. } => Column::ALL
             .into_iter()
@@ -1059,7 +1065,7 @@ fn any<'q>(expr: &'q Expr, mut is: impl FnMut(&'q Expr) -> bool) -> bool {
     walk(expr, &mut is)
 }
 
-fn is_aggregate_call(expr: &Expr) -> bool {
+pub(super) fn is_aggregate_call(expr: &Expr) -> bool {
     match &expr.kind {
         Kind::Function { name, over: None, args, .. } => {
             AGGREGATES.contains(&name.as_str()) && !(["min", "max"].contains(&name.as_str()) && *args > 1)

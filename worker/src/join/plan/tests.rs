@@ -33,6 +33,9 @@ fn planned(queries: &[(&str, &str)]) -> Class {
 fn described(class: &Class) -> String {
     match class {
         Class::Full(reason) => format!("  full: {reason}\n"),
+        Class::Accumulated(plan) => {
+            plan.to_string().lines().fold(String::new(), |text, line| text + "  " + line + "\n")
+        }
         Class::Keyed(keyed) => {
             keyed.to_string().lines().fold(String::new(), |text, line| text + "  " + line + "\n")
                 + &format!("  {}\n", keyed.sql)
@@ -41,7 +44,7 @@ fn described(class: &Class) -> String {
 }
 
 /// Titles and queries.
-const CLASSES: [(&str, &[&str]); 4] = [
+const CLASSES: [(&str, &[&str]); 5] = [
     (
         "a projection is gathered by its key",
         &[
@@ -74,6 +77,20 @@ const CLASSES: [(&str, &[&str]); 4] = [
             "SELECT o.key AS id FROM orders o WHERE o.key NOT IN (SELECT l.key FROM lines l)",
             "SELECT c.key AS id, s.n AS n FROM customers c JOIN (SELECT payload->>'customer' AS customer, count(*) AS n FROM orders GROUP BY 1) s ON s.customer = c.key",
             "WITH big AS (SELECT key, payload->>'customer' AS customer FROM orders WHERE payload->>'n' > 3) SELECT c.key AS id, b.key AS o, b2.key AS p FROM customers c JOIN big b ON CAST(b.customer AS TEXT) = c.key JOIN big b2 ON b2.key = b.key",
+        ],
+    ),
+    (
+        "groups are accumulated where rows can be told apart by a key",
+        &[
+            "SELECT count(*) AS n, sum(payload->>'n') + 1 AS s, max(timestamp) AS t FROM orders WHERE payload->>'n' > 3",
+            "SELECT payload->>'customer' AS customer, avg(payload->>'n') FILTER (WHERE timestamp > 5) AS a FROM orders WHERE customer <> 'x' GROUP BY customer HAVING count(*) > 1 AND customer > 'a'",
+            "SELECT c.payload->>'city' AS city, count(o.key) AS n FROM customers c LEFT JOIN orders o ON o.payload->>'customer' = c.key GROUP BY 1",
+            "SELECT c.key AS id, min(o.payload->>'n') AS n FROM orders o JOIN customers c ON o.payload->>'customer' = c.key GROUP BY c.key",
+            "SELECT category, avg(final) AS a FROM (SELECT max(l.payload->>'price') AS final, o.payload->>'category' AS category FROM orders o JOIN lines l ON l.payload->>'order' = o.key GROUP BY o.key) GROUP BY category",
+            "SELECT payload->>'customer' AS customer, key, max(payload->>'n') AS n FROM orders GROUP BY 1",
+            "SELECT count(DISTINCT payload->>'n') AS n FROM orders",
+            "SELECT count(_change) AS n FROM orders",
+            "SELECT key, count(*) AS n FROM orders GROUP BY key",
         ],
     ),
     (

@@ -1,0 +1,357 @@
+//! Evaluation by what has come and gone: rows below the aggregates, before and after the changes of an epoch; what
+//! is kept of their groups; the results that follow from it.
+//!
+//! ```text
+//! deltas:  changes ─► affected driving values ─► their rows now, less their rows before ─► by group
+//! settle:  by group: what is kept (results.db) and the deltas ─► what is kept from now on
+//!          ─► the join's rows of the group before and after ─► results less the former, and the latter
+//! all:     the topics as a whole, rows ordered by group ─► what is kept of each
+//! ```
+//! What is kept and what is stored as results are written in one transaction, so either follows from the other; where
+//! they don't fit together, everything is evaluated in full, and what is kept is made anew.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use rusqlite::{OptionalExtension as _, Row, params, params_from_iter};
+use serde_json::value::RawValue;
+
+use super::CheckedJoin;
+use super::accumulator::{Datum, State, Trouble, group_text};
+use super::changes::Changes;
+use super::keyed::{Bench, Difference, KeyedError, KeyedJoin, OldImages, View, steps_of};
+use super::plan::{Accumulated, Keyed};
+use super::rows::same_rows;
+use super::value::Value;
+use crate::results::event::{JoinId, Op};
+use crate::storage::topics::TopicId;
+
+/// A join whose groups are accumulated.
+#[derive(Debug)]
+pub(crate) struct AccumulatedJoin {
+    pub(crate) join: CheckedJoin,
+    pub(crate) id: JoinId,
+    pub(crate) plan: Accumulated,
+    pub(crate) rows: KeyedJoin,
+    /// The term by which the rows of a group are found, if they can be.
+    group: Option<(usize, KeyedJoin)>,
+}
+
+/// The terms of GROUP BY.
+type Group = Vec<Datum>;
+
+/// Rows that came (or went, if fewer than none) by group.
+#[derive(Debug, Default)]
+pub(crate) struct Deltas {
+    groups: HashMap<Group, Delta, fnv::FnvBuildHasher>,
+}
+
+#[derive(Debug, Default)]
+struct Delta {
+    /// Whether anybody is to be told.
+    told: bool,
+    /// By the arguments of aggregates.
+    rows: HashMap<Vec<Datum>, i64, fnv::FnvBuildHasher>,
+}
+
+/// What an epoch changes.
+#[derive(Debug, Default)]
+pub(crate) struct Settled {
+    pub(crate) differences: Vec<Difference>,
+    /// What is kept of groups from now on, by the text of the group; nothing of those that are gone.
+    pub(crate) states: Vec<(String, Option<String>)>,
+}
+
+impl AccumulatedJoin {
+    /// `topic_id` gives the number of a topic.
+    pub(crate) fn new(
+        join: CheckedJoin,
+        id: JoinId,
+        plan: Accumulated,
+        topic_id: impl Fn(&str) -> TopicId,
+    ) -> Self {
+        let keyed = |plan: &Keyed| KeyedJoin::new(join.clone(), id, plan.clone(), &topic_id);
+        let rows = keyed(&plan.rows);
+        let group = plan.group.as_ref().map(|(term, plan)| (*term, keyed(plan)));
+        Self { join, id, plan, rows, group }
+    }
+
+    /// The joins by which its rows are found.
+    pub(super) fn keyed(&self) -> impl Iterator<Item = &KeyedJoin> {
+        std::iter::once(&self.rows).chain(self.group.as_ref().map(|(_, group)| group))
+    }
+}
+
+impl Accumulated {
+    /// The group and the arguments of a row below the aggregates.
+    fn read(&self, row: &Row<'_>) -> Result<(Group, Vec<Datum>), KeyedError> {
+        let datum = |column| Datum::new(row.get_ref(column)?).ok_or(KeyedError::Unfit);
+        let group: Group = (1..=self.group_terms).map(datum).collect::<Result<_, _>>()?;
+        if !group.iter().all(Datum::is_one_spelling) {
+            return Err(KeyedError::Unfit);
+        }
+        let arguments = (1 + self.group_terms..).take(self.arguments).map(datum);
+        Ok((group, arguments.collect::<Result<_, _>>()?))
+    }
+
+    fn new_state(&self) -> State {
+        State::new(self.aggregates.len())
+    }
+}
+
+impl From<Trouble> for KeyedError {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::Unfit => Self::Unfit,
+            // In full, everything is made anew.
+            Trouble::Wrong => Self::TooLarge,
+        }
+    }
+}
+
+impl Deltas {
+    pub(crate) fn append(&mut self, other: Self) {
+        for (group, delta) in other.groups {
+            let own = self.groups.entry(group).or_default();
+            own.told |= delta.told;
+            for (arguments, times) in delta.rows {
+                *own.rows.entry(arguments).or_default() += times;
+            }
+        }
+    }
+}
+
+impl Bench {
+    /// Finds what came and went among the rows with some driving values. `changes` are all between what is kept and
+    /// what the readers see, `old` is from [`Self::old_images`].
+    pub(crate) fn deltas(
+        &mut self,
+        join: &AccumulatedJoin,
+        keys: &[(Value, bool)],
+        changes: &Changes,
+        old: &[OldImages<'_>],
+        deltas: &mut Deltas,
+    ) -> Result<(), KeyedError> {
+        let told: HashMap<&Value, bool> = keys.iter().map(|(key, told)| (key, *told)).collect();
+        for (view, times) in [(View::Now(Some(changes)), 1), (View::Before(changes, old), -1)] {
+            self.memory.execute_batch("BEGIN")?;
+            let outcome = self.gather(&join.rows, keys, view).and_then(|()| {
+                self.query(&join.plan.rows.sql, |row| {
+                    let driving = Value::new(row.get_ref(0)?);
+                    let Some(told) = driving.and_then(|driving| told.get(&driving)) else { return Ok(()) };
+                    let (group, arguments) = join.plan.read(row)?;
+                    let delta = deltas.groups.entry(group).or_default();
+                    delta.told |= told;
+                    *delta.rows.entry(arguments).or_default() += times;
+                    Ok(())
+                })
+            });
+            self.memory.execute_batch("ROLLBACK")?;
+            outcome?;
+        }
+        Ok(())
+    }
+
+    /// Brings groups up to date.
+    pub(crate) fn settle(
+        &mut self,
+        join: &AccumulatedJoin,
+        deltas: Deltas,
+        changes: &Changes,
+    ) -> Result<Settled, KeyedError> {
+        let plan = &join.plan;
+        let mut changed = Vec::new();
+        let mut lost = HashSet::new();
+        for (group, mut delta) in deltas.groups {
+            delta.rows.retain(|_, times| *times != 0);
+            if delta.rows.is_empty() {
+                continue;
+            }
+            let before = self.stored_state(join, &group)?;
+            let mut after = before.clone().unwrap_or_else(|| plan.new_state());
+            // Those that come first: an extreme that is there again was never lost.
+            for comes in [true, false] {
+                for (arguments, times) in delta.rows.iter().filter(|(_, times)| (**times > 0) == comes) {
+                    after.add(&plan.aggregates, arguments, *times)?;
+                }
+            }
+            if after.is_lost(&plan.aggregates) {
+                lost.insert(group.clone());
+            }
+            changed.push(Changed { group, told: delta.told, before, after });
+        }
+        if !lost.is_empty() {
+            let found = self.groups_anew(join, &lost, changes)?;
+            for changed in changed.iter_mut().filter(|changed| lost.contains(&changed.group)) {
+                // A group that is not what was kept of it says that something is amiss.
+                let state = found.get(&changed.group).filter(|state| state.rows() == changed.after.rows());
+                changed.after = state.cloned().ok_or(KeyedError::TooLarge)?;
+            }
+        }
+        changed.retain(|changed| changed.before.as_ref() != Some(&changed.after));
+        let differences = self.differences(join, &changed)?;
+        let kept = |state: &State| (plan.is_global || !state.is_empty()).then(|| state.text());
+        let states = changed.iter().map(|changed| (group_text(&changed.group), kept(&changed.after)));
+        Ok(Settled { differences, states: states.collect() })
+    }
+
+    fn stored_state(&mut self, join: &AccumulatedJoin, group: &[Datum]) -> Result<Option<State>, KeyedError> {
+        let mut statement =
+            self.results.prepare_cached("SELECT state FROM accumulators WHERE join_id = ?1 AND grp = ?2")?;
+        let text: Option<String> =
+            statement.query_row(params![join.id.0, group_text(group)], |row| row.get(0)).optional()?;
+        self.cost.steps += steps_of(&statement);
+        match text {
+            Some(text) => {
+                let state = State::parse(&text, join.plan.aggregates.len());
+                Ok(Some(state.ok_or(KeyedError::TooLarge)?))
+            }
+            None if join.plan.is_global => Err(KeyedError::TooLarge),
+            None => Ok(None),
+        }
+    }
+
+    /// Looks at all rows of some groups.
+    fn groups_anew(
+        &mut self,
+        join: &AccumulatedJoin,
+        groups: &HashSet<Group>,
+        changes: &Changes,
+    ) -> Result<HashMap<Group, State>, KeyedError> {
+        let (term, keyed) = join.group.as_ref().ok_or(KeyedError::TooLarge)?;
+        let values: Option<BTreeSet<Value>> =
+            groups.iter().map(|group| Value::new(group[*term].as_value_ref())).collect();
+        let keys: Vec<(Value, bool)> =
+            values.ok_or(KeyedError::TooLarge)?.into_iter().map(|value| (value, false)).collect();
+        let mut found: HashMap<Group, State> = HashMap::new();
+        self.memory.execute_batch("BEGIN")?;
+        let outcome = self.gather(keyed, &keys, View::Now(Some(changes))).and_then(|()| {
+            self.query(&keyed.plan.sql, |row| {
+                let (group, arguments) = join.plan.read(row)?;
+                if groups.contains(&group) {
+                    let state = found.entry(group).or_insert_with(|| join.plan.new_state());
+                    state.add(&join.plan.aggregates, &arguments, 1)?;
+                }
+                Ok(())
+            })
+        });
+        self.memory.execute_batch("ROLLBACK")?;
+        outcome?;
+        Ok(found)
+    }
+
+    /// The results that change with the groups.
+    fn differences(
+        &mut self,
+        join: &AccumulatedJoin,
+        changed: &[Changed],
+    ) -> Result<Vec<Difference>, KeyedError> {
+        #[derive(Default)]
+        struct Replaced {
+            told: bool,
+            old: Vec<String>,
+            new: Vec<String>,
+        }
+        let plan = &join.plan;
+        self.memory.execute_batch("BEGIN")?;
+        let mut keys: BTreeMap<String, Replaced> = BTreeMap::new();
+        let (mut key, mut object) = (String::new(), String::new());
+        let outcome = self.fill(join, changed).and_then(|()| {
+            self.query(&plan.results_sql, |row| {
+                join.join.columns.write(row, &mut key, &mut object)?;
+                let number: usize = row.get(join.join.columns.count())?;
+                let replaced = keys.entry(key.clone()).or_default();
+                replaced.told |= changed[number / 2].told;
+                let rows = if number.is_multiple_of(2) { &mut replaced.old } else { &mut replaced.new };
+                rows.push(object.clone());
+                Ok(())
+            })
+        });
+        self.memory.execute_batch("ROLLBACK")?;
+        outcome?;
+
+        let mut differences = Vec::new();
+        let mut statement =
+            self.results.prepare_cached("SELECT rows FROM results WHERE join_id = ?1 AND key = ?2")?;
+        for (key, Replaced { told, old, new }) in keys {
+            let stored: Option<String> =
+                statement.query_row(params![join.id.0, key], |row| row.get(0)).optional()?;
+            let rows: Option<Vec<&RawValue>> =
+                stored.as_deref().map_or(Some(Vec::new()), |stored| serde_json::from_str(stored).ok());
+            let mut rows: Vec<&str> =
+                rows.ok_or(KeyedError::TooLarge)?.into_iter().map(RawValue::get).collect();
+            for gone in &old {
+                let position = rows.iter().position(|row| row == gone);
+                // Results that don't follow from what is kept are made anew, and both agree again.
+                rows.swap_remove(position.ok_or(KeyedError::TooLarge)?);
+            }
+            rows.extend(new.iter().map(String::as_str));
+            let rows = format!("[{}]", rows.join(","));
+            let op = match &stored {
+                Some(stored) if same_rows(stored, &rows) => continue,
+                Some(_) if rows == "[]" => Op::Deleted,
+                Some(_) => Op::Updated,
+                None if rows == "[]" => continue,
+                None => Op::Created,
+            };
+            differences.push(Difference { op, key, rows, told: told && join.join.has_sinks });
+        }
+        self.cost.steps += steps_of(&statement);
+        Ok(differences)
+    }
+
+    /// Writes what groups were (even numbers) and what they are into the table of accumulators.
+    fn fill(&mut self, join: &AccumulatedJoin, changed: &[Changed]) -> Result<(), KeyedError> {
+        let plan = &join.plan;
+        let marks = ", ?".repeat(plan.group_terms + plan.aggregates.len());
+        let mut insert =
+            self.memory.prepare_cached(&format!("INSERT INTO {} VALUES (?{marks})", plan.table))?;
+        for (index, Changed { group, before, after, .. }) in changed.iter().enumerate() {
+            for (number, state) in [(2 * index, before.as_ref()), (2 * index + 1, Some(after))] {
+                let Some(state) = state.filter(|state| plan.is_global || !state.is_empty()) else { continue };
+                let number = Datum::Integer(i64::try_from(number).map_err(|_| KeyedError::TooLarge)?);
+                let results = state.results(&plan.aggregates);
+                insert.execute(params_from_iter(std::iter::once(&number).chain(group).chain(&results)))?;
+            }
+        }
+        self.cost.steps += steps_of(&insert);
+        Ok(())
+    }
+}
+
+/// A group that has changed.
+struct Changed {
+    group: Group,
+    told: bool,
+    before: Option<State>,
+    after: State,
+}
+
+/// Accumulates all groups from rows that come ordered by group.
+pub(super) struct Accumulation<'a> {
+    plan: &'a Accumulated,
+    current: Option<(Group, State)>,
+}
+
+impl<'a> Accumulation<'a> {
+    pub(super) fn new(plan: &'a Accumulated) -> Self {
+        let current = plan.is_global.then(|| (Group::new(), plan.new_state()));
+        Self { plan, current }
+    }
+
+    /// Takes a row in; returns the group before, if that is complete, as texts.
+    pub(super) fn add(&mut self, row: &Row<'_>) -> Result<Option<(String, String)>, KeyedError> {
+        let (group, arguments) = self.plan.read(row)?;
+        let complete = match &self.current {
+            Some((current, _)) if *current == group => None,
+            _ => self.end(),
+        };
+        let (_, state) = self.current.get_or_insert_with(|| (group, self.plan.new_state()));
+        state.add(&self.plan.aggregates, &arguments, 1)?;
+        Ok(complete)
+    }
+
+    /// The last group.
+    pub(super) fn end(&mut self) -> Option<(String, String)> {
+        self.current.take().map(|(group, state)| (group_text(&group), state.text()))
+    }
+}

@@ -1,0 +1,419 @@
+//! Splitting a query into the rows below its aggregates and what is made of the aggregates, so that a group can be
+//! kept current by the rows that come and go.
+//!
+//! ```text
+//! SELECT o.payload->>'customer', sum(o.payload->>'n') + 1 FROM orders o GROUP BY 1
+//!
+//! rows:     SELECT o.key, o.payload->>'customer', o.payload->>'n' FROM orders o      for some values of o.key
+//! results:  SELECT g0, (+a0) + 1 FROM the accumulators of the groups that have changed
+//! ```
+//! Each row has one driving value, in the first column: those of some driving values are found as the results of a
+//! keyed join are. The other columns are the terms of GROUP BY, then the arguments of aggregates.
+
+use std::fmt;
+
+use super::restrict::{self, Found, Planner, Restricted, SourceColumn, Term, What};
+use super::row::{Affinity, Column, RowExpr};
+use super::syntax::{Arm, Body, Core, Expr, Item, Kind, Output, Part, Query, Source};
+use super::{Keyed, Reason, print, table_name_of};
+use crate::join::accumulator::{Aggregate, Function};
+use crate::storage::sqlite::quoted;
+
+/// The plan of a join whose groups are accumulated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Accumulated {
+    /// The rows below the aggregates by driving value.
+    pub(crate) rows: Keyed,
+    /// The same rows by a term of GROUP BY (which one), if they can be found so.
+    pub(crate) group: Option<(usize, Keyed)>,
+    /// The same rows from the topics as a whole, the rows of a group side by side.
+    pub(crate) all_sql: String,
+    /// How many terms GROUP BY has.
+    pub(crate) group_terms: usize,
+    /// Whether there is one group, with or without rows.
+    pub(crate) is_global: bool,
+    pub(crate) aggregates: Vec<Aggregate>,
+    /// How many arguments they have together.
+    pub(crate) arguments: usize,
+    /// The table of accumulators, quoted: `_n`, terms `g0` …, aggregates `a0` …
+    pub(crate) table: String,
+    /// The join's rows from that table, with `_n` behind its columns.
+    pub(crate) results_sql: String,
+    /// How the join is kept current when its values can't be accumulated.
+    pub(crate) otherwise: Result<Keyed, Reason>,
+}
+
+impl Accumulated {
+    /// Statement that makes [`Self::table`].
+    pub(crate) fn table_sql(&self) -> String {
+        let columns = (0..self.group_terms)
+            .map(|term| format!(", g{term}"))
+            .chain((0..self.aggregates.len()).map(|aggregate| format!(", a{aggregate}")));
+        format!("CREATE TABLE {} (_n INTEGER PRIMARY KEY{})", self.table, columns.collect::<String>())
+    }
+
+    /// The plans by which rows are looked up.
+    pub(crate) fn plans(&self) -> impl Iterator<Item = &Keyed> {
+        [Some(&self.rows), self.group.as_ref().map(|(_, keyed)| keyed), self.otherwise.as_ref().ok()]
+            .into_iter()
+            .flatten()
+    }
+
+    /// What stored accumulators depend on: if it changes, they are made anew.
+    pub(crate) fn fingerprint(&self) -> String {
+        format!("1\n{}\n{}\n{:?}", self.all_sql, self.results_sql, self.aggregates)
+    }
+}
+
+impl fmt::Display for Accumulated {
+    /// Lines for the rows and what is made of them.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(formatter, "accumulated, as the rows of")?;
+        write!(formatter, "{}{}\n{}\n", self.rows, self.rows.sql, self.results_sql)?;
+        match &self.group {
+            None => {}
+            Some((term, keyed)) => write!(formatter, "a lost extreme: by term {}\n{keyed}", term + 1)?,
+        }
+        match &self.otherwise {
+            Ok(keyed) => write!(formatter, "otherwise by key\n{keyed}"),
+            Err(reason) => writeln!(formatter, "otherwise full: {reason}"),
+        }
+    }
+}
+
+/// Plans a query that aggregates; `None` if it does not, or not in a way that can be accumulated. `occurrences` makes
+/// a plan of a restricted query, whose tables get names of their own by the text.
+pub(super) fn accumulate(
+    query: &Query,
+    join_name: &str,
+    otherwise: Result<Keyed, Reason>,
+    plan: impl Fn(&Query, Restricted, &str) -> Result<Keyed, Reason>,
+) -> Option<Accumulated> {
+    let ([Arm { body: Body::Core(core), .. }], None) = (query.arms.as_slice(), &query.limit) else {
+        return None;
+    };
+    let planner = Planner::of(core);
+    if core.distinct || core.sources.is_empty() || !planner.is_aggregate(0) {
+        return None;
+    }
+    let mut split = Split {
+        groups: core.group_by.iter().map(|expr| planner.group_term(0, expr)).collect(),
+        planner: &planner,
+        aggregates: Vec::new(),
+        arguments: Vec::new(),
+    };
+    let mut results = Vec::new();
+    for output in &core.outputs {
+        let Output::Expr { expr, .. } = output else { return None };
+        results.push(print::print_expr(&split.rewritten(expr, true)?));
+    }
+    let having = core.having.as_ref().map(|having| split.rewritten(having, false));
+    let having = match having {
+        None => String::new(),
+        Some(having) => format!(" WHERE {}", print::print_expr(&having?)),
+    };
+    let table = table_name_of(join_name, "accumulators");
+    let results_sql = format!("SELECT {}, _n FROM {table}{having}", results.join(", "));
+
+    let mut columns: Vec<Expr> =
+        core.group_by.iter().map(|expr| split.group_expr(expr)).collect::<Option<_>>()?;
+    columns.extend(split.arguments.iter().map(|(_, expr)| expr.clone()));
+    let (aggregates, arguments) = (split.aggregates.iter().map(|(_, a)| *a).collect(), split.arguments.len());
+
+    let rows_driven_by = |driving: Expr, sources: Vec<Source>| {
+        let outputs = std::iter::once(driving).chain(columns.iter().cloned());
+        let mut outputs: Vec<Output> = outputs.map(|expr| Output::Expr { expr, name: None }).collect();
+        // WHERE may read them by name.
+        outputs.extend(core.outputs.iter().filter(|output| is_named_value(output)).cloned());
+        let core = Core {
+            distinct: false,
+            outputs,
+            sources,
+            filter: core.filter.clone(),
+            group_by: Vec::new(),
+            having: None,
+            windows: Vec::new(),
+        };
+        Query {
+            arms: vec![Arm { operator: None, body: Body::Core(Box::new(core)) }],
+            order_by: Vec::new(),
+            limit: None,
+        }
+    };
+    // The way that finds most neighbours by their keys touches the fewest rows.
+    let mut best: Option<(usize, Query, Keyed)> = None;
+    for (driving, sources) in driving_columns(core) {
+        let rows = rows_driven_by(driving, sources);
+        let Ok(restricted) = restrict::restrict(&rows, 0) else { continue };
+        let Ok(keyed) = plan(&rows, restricted, "rows") else { continue };
+        let by_result_key = |occurrence: &&super::Occurrence| occurrence.from.contains(&super::Link::Keys);
+        if !keyed.occurrences.iter().filter(by_result_key).all(|occurrence| occurrence.by.is_key()) {
+            continue;
+        }
+        let by_others = keyed.occurrences.iter().filter(|occurrence| !occurrence.by.is_key()).count();
+        if best.as_ref().is_none_or(|(least, ..)| by_others < *least) {
+            best = Some((by_others, rows, keyed));
+        }
+    }
+    let (_, rows_query, rows) = best?;
+    let is_extreme =
+        |(_, aggregate): &(String, Aggregate)| matches!(aggregate.function, Function::Min | Function::Max);
+    let loses_extremes = split.aggregates.iter().any(is_extreme);
+    let group = (0..core.group_by.len()).filter(|_| loses_extremes).find_map(|term| {
+        let restricted = restrict::restrict(&rows_query, term + 1).ok()?;
+        Some((term, plan(&rows_query, restricted, "group").ok()?))
+    });
+    let mut all_sql = print::print_plain(&rows_query);
+    // The log does not tell what `_change` was before.
+    if all_sql.to_ascii_lowercase().contains("_change") || hides_change(&rows_query) {
+        return None;
+    }
+    for term in 0..core.group_by.len() {
+        all_sql.push_str(if term == 0 { " ORDER BY " } else { ", " });
+        all_sql.push_str(&(term + 2).to_string());
+    }
+    Some(Accumulated {
+        rows,
+        group,
+        all_sql,
+        group_terms: core.group_by.len(),
+        is_global: core.group_by.is_empty(),
+        aggregates,
+        arguments,
+        table,
+        results_sql,
+        otherwise,
+    })
+}
+
+/// The work on one query.
+struct Split<'p, 'q> {
+    planner: &'p Planner<'q>,
+    /// The terms of GROUP BY in canonical form.
+    groups: Vec<String>,
+    /// Each call by its canonical form.
+    aggregates: Vec<(String, Aggregate)>,
+    /// Each argument by its canonical form.
+    arguments: Vec<(String, Expr)>,
+}
+
+impl<'q> Split<'_, 'q> {
+    /// An expression above the aggregates over the table of accumulators; `is_whole` if its value is a result as
+    /// it is.
+    fn rewritten(&mut self, expr: &'q Expr, is_whole: bool) -> Option<Expr> {
+        let expr = expr.bare();
+        let canonical = self.planner.canonical(0, expr);
+        if let Some(term) = self.groups.iter().position(|group| *group == canonical) {
+            let text = if is_whole { format!("g{term}") } else { self.group_within(expr, term)? };
+            return Some(text_expr(text));
+        }
+        match &expr.kind {
+            Kind::Column { table: None, name } => match self.planner.find(0, None, name)? {
+                Found::Output { expr, .. } => self.rewritten(expr, is_whole),
+                _ => None,
+            },
+            Kind::Function { .. } if restrict::is_aggregate_call(expr) => self.aggregate(expr, canonical),
+            // What says that a text is JSON is lost in a table.
+            Kind::Function { name, .. } if name.starts_with("json") => None,
+            Kind::Column { .. } | Kind::Function { over: Some(_), .. } | Kind::Subquery | Kind::In { .. } => {
+                None
+            }
+            _ => {
+                let mut parts = Vec::with_capacity(expr.parts.len() + 2);
+                parts.push(Part::Text("(".to_owned()));
+                for part in &expr.parts {
+                    parts.push(match part {
+                        Part::Text(text) => Part::Text(text.clone()),
+                        Part::Expr(expr) => Part::Expr(self.rewritten(expr, false)?),
+                        Part::Query(_) => return None,
+                    });
+                }
+                parts.push(Part::Text(")".to_owned()));
+                Some(Expr { kind: Kind::Other, parts })
+            }
+        }
+    }
+
+    /// A term of GROUP BY within an expression, compared there as the term itself would be.
+    fn group_within(&self, expr: &'q Expr, term: usize) -> Option<String> {
+        match &expr.kind {
+            Kind::Column { .. } => {
+                let side = self.planner.side_of(0, Term::Expr(expr)).ok()?;
+                let is_timestamp =
+                    matches!(&side.what, What::Row(row) if *row == RowExpr::column(Column::Timestamp));
+                match self.planner.affinity(&side)? {
+                    Affinity::Text => Some(format!("CAST(g{term} AS TEXT)")),
+                    Affinity::None => Some(format!("(+g{term})")),
+                    Affinity::Numeric if is_timestamp => Some(format!("CAST(g{term} AS INTEGER)")),
+                    Affinity::Numeric => None,
+                }
+            }
+            Kind::Cast { .. } | Kind::Subquery => None,
+            _ => Some(format!("(+g{term})")),
+        }
+    }
+
+    /// A call of an aggregate function.
+    fn aggregate(&mut self, expr: &'q Expr, canonical: String) -> Option<Expr> {
+        let Kind::Function { name, distinct: false, args, over: None } = &expr.kind else { return None };
+        let function = match (name.as_str(), args) {
+            ("count", 0 | 1) => Function::Count,
+            ("sum", 1) => Function::Sum,
+            ("total", 1) => Function::Total,
+            ("avg", 1) => Function::Avg,
+            ("min", 1) => Function::Min,
+            ("max", 1) => Function::Max,
+            _ => return None,
+        };
+        let is_filtered = expr.parts.iter().any(|part| matches!(part, Part::Text(text) if text == FILTER));
+        let children: Vec<&'q Expr> = expr.children().collect();
+        // An order among the arguments would be one more.
+        if children.len() != args + usize::from(is_filtered) {
+            return None;
+        }
+        let argument = match (children.as_slice(), is_filtered) {
+            ([], _) => None,
+            ([argument], false) => Some(self.resolved(argument)),
+            ([filter], true) => Some(self.only_if(filter, text_expr("1".to_owned()))),
+            ([argument, filter, ..], _) => Some(self.only_if(filter, self.resolved(argument))),
+        };
+        let position =
+            self.aggregates.iter().position(|(known, _)| *known == canonical).unwrap_or_else(|| {
+                let argument = argument.map(|argument| {
+                    let text = print::print_expr(&argument);
+                    self.arguments.iter().position(|(known, _)| *known == text).unwrap_or_else(|| {
+                        self.arguments.push((text, argument));
+                        self.arguments.len() - 1
+                    })
+                });
+                self.aggregates.push((canonical, Aggregate { function, argument }));
+                self.aggregates.len() - 1
+            });
+        Some(text_expr(format!("(+a{position})")))
+    }
+
+    fn only_if(&self, filter: &'q Expr, value: Expr) -> Expr {
+        let text = |text: &str| Part::Text(text.to_owned());
+        let filter = Part::Expr(self.resolved(filter));
+        let parts = vec![text("CASE WHEN "), filter, text(" THEN "), Part::Expr(value), text(" END")];
+        Expr { kind: Kind::Other, parts }
+    }
+
+    /// A term of GROUP BY written out.
+    fn group_expr(&self, expr: &'q Expr) -> Option<Expr> {
+        if let (Kind::Literal, [Part::Text(text)]) = (&expr.bare().kind, expr.bare().parts.as_slice())
+            && let Ok(number) = text.trim().parse::<usize>()
+        {
+            let terms = self.planner.terms(0);
+            let Term::Expr(expr) = *terms.get(number.checked_sub(1)?)? else { return None };
+            return Some(expr.clone());
+        }
+        Some(self.resolved(expr))
+    }
+
+    /// The expression with columns of the select list written out.
+    fn resolved(&self, expr: &'q Expr) -> Expr {
+        if let Kind::Column { table: None, name } = &expr.kind
+            && let Some(Found::Output { expr, .. }) = self.planner.find(0, None, name)
+        {
+            let parts =
+                vec![Part::Text("(".to_owned()), Part::Expr(expr.clone()), Part::Text(")".to_owned())];
+            return Expr { kind: Kind::Parenthesis, parts };
+        }
+        let parts = expr.parts.iter().map(|part| match part {
+            Part::Expr(expr) => Part::Expr(self.resolved(expr)),
+            other => other.clone(),
+        });
+        Expr { kind: expr.kind.clone(), parts: parts.collect() }
+    }
+}
+
+/// What stands in front of the condition of a filtered aggregate.
+const FILTER: &str = " FILTER (WHERE ";
+
+fn text_expr(text: String) -> Expr {
+    Expr { kind: Kind::Other, parts: vec![Part::Text(text)] }
+}
+
+/// Columns of which every row below the aggregates may have one value, with the FROM that has them.
+fn driving_columns(core: &Core) -> Vec<(Expr, Vec<Source>)> {
+    let mut columns = Vec::new();
+    for (index, source) in core.sources.iter().enumerate() {
+        if restrict::is_optional(core, index) {
+            continue;
+        }
+        for (name, column) in restrict::columns_of(core, index) {
+            if matches!(column, SourceColumn::Topic(Column::Key) | SourceColumn::Query(_)) {
+                columns.push((column_of(source, &name), core.sources.clone()));
+            }
+        }
+        let Item::Query { query, columns: names } = &source.item else { continue };
+        if !names.is_empty() {
+            continue;
+        }
+        for key in hidden_keys(query) {
+            let mut sources = core.sources.clone();
+            if let Item::Query { query, .. } = &mut sources[index].item
+                && let Some(Arm { body: Body::Core(inner), .. }) = query.arms.first_mut()
+            {
+                inner.outputs.push(Output::Expr { expr: key, name: Some(HIDDEN.to_owned()) });
+                columns.push((column_of(source, HIDDEN), sources));
+            }
+        }
+    }
+    columns
+}
+
+/// The name under which a query within is asked for a key.
+const HIDDEN: &str = "_driving";
+
+/// Keys of topics that could be columns of a query, which yields the same rows with them.
+fn hidden_keys(query: &Query) -> Vec<Expr> {
+    let [Arm { body: Body::Core(core), .. }] = query.arms.as_slice() else { return Vec::new() };
+    let planner = Planner::of(core);
+    if core.distinct {
+        return Vec::new();
+    }
+    if !planner.is_aggregate(0) {
+        let topics = core.sources.iter().filter(|source| matches!(source.item, Item::Topic { .. }));
+        return topics.map(|source| column_of(source, Column::Key.name())).collect();
+    }
+    let is_key = |expr: &&Expr| match &expr.bare().kind {
+        Kind::Column { table, name } => matches!(
+            planner.find(0, table.as_deref(), name),
+            Some(Found::Column { scope: 0, column: SourceColumn::Topic(Column::Key), .. })
+        ),
+        _ => false,
+    };
+    core.group_by.iter().filter(is_key).cloned().collect()
+}
+
+fn column_of(source: &Source, name: &str) -> Expr {
+    let qualifier = source.alias.as_deref().map(|alias| format!("{}.", quoted(alias))).unwrap_or_default();
+    Expr {
+        kind: Kind::Column { table: source.alias.clone(), name: name.to_owned() },
+        parts: vec![Part::Text(format!("{qualifier}{}", quoted(name)))],
+    }
+}
+
+/// Whether a term of the select list is one value of a row, and has a name.
+fn is_named_value(output: &Output) -> bool {
+    fn aggregates(expr: &Expr) -> bool {
+        restrict::is_aggregate_call(expr) || expr.children().any(aggregates)
+    }
+    matches!(output, Output::Expr { expr, name: Some(_) } if !aggregates(expr))
+}
+
+/// Whether `*` somewhere may stand for a column `_change` whose value matters.
+fn hides_change(query: &Query) -> bool {
+    query.arms.iter().any(|arm| {
+        let Body::Core(core) = &arm.body else { return false };
+        let has_star = core.outputs.iter().any(|output| matches!(output, Output::Star(_)));
+        let compares = core.distinct || query.arms.len() > 1;
+        has_star && compares
+            || core.sources.iter().any(|source| match &source.item {
+                Item::Query { query, columns } => !columns.is_empty() || hides_change(query),
+                _ => false,
+            })
+    })
+}
