@@ -108,7 +108,6 @@ async fn results_without_their_last_commits_are_found_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "not so yet: epochs and ids go back with results.db, under the same lineage"]
 async fn an_older_copy_of_the_results_is_brought_up_to_date() {
     let (mut run, live) = begin("results.db is an older copy").await;
     let saved = run.save(&live, &["results.db"]);

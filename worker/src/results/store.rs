@@ -158,6 +158,11 @@ impl Results {
         })
     }
 
+    /// The last number that is reserved.
+    pub(crate) fn epochs_reserved(&self) -> Result<u64, SqliteError> {
+        self.doing("read epoch numbers", |connection| Ok(meta(connection, "epoch_reserved")?.unwrap_or(0)))
+    }
+
     /// Extends the reservation if fewer than half a block is left above `next_epoch`.
     pub(crate) fn extend_reservation(&self, next_epoch: u64, reserved: &mut u64) -> Result<(), SqliteError> {
         if next_epoch + EPOCHS_RESERVED / 2 > *reserved {

@@ -59,12 +59,13 @@ impl Store {
             Arc::new(DeadLetters::open(&dlq_path, storage.synchronous, plan.delivery.dlq.bytes_max)?);
         data_dir.mark_ready()?;
         let first_epoch = results.reserve_epochs()?;
+        data_dir.note_epochs(Results::last_reserved(first_epoch))?;
         let reader = Arc::new(Reader::open(results.path(), storage.reader_pool_size)?);
         make_empty_folder(&data_dir.path().join(SCRATCH))?;
         Ok(Self { data_dir, topics, shards, results: Arc::new(results), reader, letters, first_epoch })
     }
 
-    /// Opens `results.db`. Where it is missing or belongs to another lineage, what was promised with it (epochs,
+    /// Opens `results.db`. Where it is missing, an older copy, or belongs to another lineage, what was promised with it (epochs,
     /// ids, the outbox) is gone: a new lineage begins, and everything is evaluated anew.
     fn open_results(data_dir: &mut DataDir, storage: &plan::Storage) -> Result<Results, StartError> {
         let path = data_dir.path().join("results.db");
@@ -74,10 +75,12 @@ impl Store {
             crate::fault::point("lineage-renewed");
         }
         let (results, same) = Results::open(&path, storage.synchronous, &data_dir.layout().lineage)?;
-        if same {
+        let is_older = same && results.epochs_reserved()? < data_dir.layout().epochs_reserved;
+        if same && !is_older {
             return Ok(results);
         }
-        warn!(path = %path.display(), "results.db is of another lineage; evaluating everything anew under a new one");
+        let what = if is_older { "an older copy" } else { "of another lineage" };
+        warn!(path = %path.display(), "results.db is {what}; evaluating everything anew under a new lineage");
         drop(results);
         data_dir.renew_lineage()?;
         sqlite::remove(&path)?;

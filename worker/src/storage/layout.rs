@@ -31,6 +31,9 @@ pub(crate) struct Layout {
     pub(crate) identity: String,
     /// Random, new for each new or restored directory. Epochs and result ids only grow within one.
     pub(crate) lineage: String,
+    /// The last epoch number that was reserved at the last start: a `results.db` that knows of fewer is an older copy.
+    #[serde(default)]
+    pub(crate) epochs_reserved: u64,
     pub(crate) state: State,
 }
 
@@ -114,6 +117,7 @@ impl DataDir {
                     hash_version: HASH_VERSION,
                     identity: identity.to_owned(),
                     lineage: random_id(),
+                    epochs_reserved: 0,
                     state: State::Creating,
                 };
                 write(path, &layout)?;
@@ -135,6 +139,13 @@ impl DataDir {
     /// Begins a new lineage: what was promised in the old one (epochs, ids) holds no longer.
     pub(crate) fn renew_lineage(&mut self) -> Result<(), LayoutError> {
         self.layout.lineage = random_id();
+        self.layout.epochs_reserved = 0;
+        write(&self.path, &self.layout)
+    }
+
+    /// Notes which epoch numbers are reserved.
+    pub(crate) fn note_epochs(&mut self, reserved: u64) -> Result<(), LayoutError> {
+        self.layout.epochs_reserved = reserved;
         write(&self.path, &self.layout)
     }
 
