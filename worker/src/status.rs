@@ -357,6 +357,8 @@ impl Status {
 
     /// The whole as JSON.
     pub(crate) fn json(&self, now: i64) -> Value {
+        // Before the counters: those of an epoch that is told are all in.
+        let epoch = self.epoch_applied.value();
         let map = |entries: Vec<(String, Value)>| Value::Object(entries.into_iter().collect());
         let uptime = (now - self.started_at).max(0);
         let at = |at: &Mutex<Option<String>>| at.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -425,7 +427,7 @@ impl Status {
             "ready": self.ready.load(Ordering::Relaxed),
             "uptimeSeconds": uptime,
             "lineage": *self.lineage.lock().unwrap_or_else(PoisonError::into_inner),
-            "epoch": self.epoch_applied.value(),
+            "epoch": epoch,
             "outboxBytes": self.outbox_bytes.value(),
             "outboxCompacted": self.outbox_compacted.value(),
             "inflightBytes": self.inflight_bytes.value(),
