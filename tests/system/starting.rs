@@ -181,7 +181,7 @@ async fn a_layout_manifest_that_is_gone_or_broken() {
     "#]]).await;
     std::fs::write(&layout, &whole[..whole.len() / 2]).expect("a file can be written");
     refused(&site, "data", expect![[r#"
-        error: data/layout.json: not a layout manifest (EOF while parsing a string at line 5 column 11); restore the file, or move the directory away to start empty
+        error: data/layout.json: not a layout manifest (EOF while parsing a string at line 6 column 5); restore the file, or move the directory away to start empty
     "#]]).await;
     let future = whole.replace("\"formatVersion\": 1", "\"formatVersion\": 99");
     std::fs::write(&layout, future).expect("a file can be written");
