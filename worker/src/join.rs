@@ -26,6 +26,7 @@ use std::collections::BTreeSet;
 pub(crate) use check::CheckedJoin;
 use litejoin_crds::complaint::near_or_allowed;
 
+use self::plan::row::RowExpr;
 use crate::storage::shard::{Index, Needs};
 
 /// The tables and indexes that joins need in every shard.
@@ -34,11 +35,20 @@ pub(crate) fn needs(joins: &[CheckedJoin]) -> Needs {
     let mut indexes = BTreeSet::new();
     for join in joins {
         for plan in join.class.plans() {
-            let lookups = plan.lookups().into_iter();
-            indexes.extend(lookups.map(|(topic, expr)| Index { topic, expression: expr.sql() }));
+            indexes.extend(plan.lookups().iter().map(|(topic, expr)| index(topic, expr)));
         }
     }
     Needs { topics: topics.into_iter().collect(), indexes: indexes.into_iter().collect() }
+}
+
+/// The index by which rows of a topic are looked up by an expression.
+fn index(topic: &str, expr: &RowExpr) -> Index {
+    Index {
+        topic: topic.to_owned(),
+        expression: expr.sql(),
+        parameters: expr.parameters(),
+        fields: expr.fields().cloned(),
+    }
 }
 
 /// Finds the joins that are asked for; all if none is named. Gives a complaint about a name that there is not.

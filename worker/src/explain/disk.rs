@@ -43,9 +43,9 @@ fn indexes(path: &Path) -> Result<Vec<(String, u64, u64)>, SqliteError> {
     let connection = sqlite::open_read_only(path)?;
     let read = || -> rusqlite::Result<Vec<(String, u64, u64)>> {
         let mut names = connection.prepare(
-            "SELECT name FROM sqlite_schema WHERE type = 'index' AND name LIKE '\\_by\\_%' ESCAPE '\\' ORDER BY name",
+            "SELECT name FROM sqlite_schema WHERE type = 'table' AND name LIKE '\\_by\\_%' ESCAPE '\\' ORDER BY name",
         )?;
-        // In the tree of an index every cell is an entry.
+        // In a tree without row numbers every cell is an entry.
         let mut size =
             connection.prepare("SELECT ncell, pgsize FROM dbstat WHERE name = ?1 AND aggregate = TRUE")?;
         let names: Vec<String> = names.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;

@@ -17,6 +17,7 @@ use super::CheckedJoin;
 use super::accumulate::AccumulatedJoin;
 use super::budget::Budget;
 use super::changes::{Changes, Image};
+use super::plan::row::RowExpr;
 use super::plan::{Keyed, Link, Occurrence};
 use super::rows::{same_rows, write_value};
 use super::value::Value;
@@ -74,9 +75,8 @@ struct Step {
     topic: TopicId,
     /// The value of `by` for a row given as parameters; none for the key itself.
     by: Option<String>,
-    /// Rows in a shard by value; the first for a key of results, where NULL is a value like any other.
-    rows_is: String,
-    rows_equal: String,
+    /// Rows in a shard by value.
+    rows: String,
     insert: String,
     links: Vec<LinkStep>,
 }
@@ -198,31 +198,36 @@ impl KeyedJoin {
 
 impl Step {
     fn new(occurrence: &Occurrence, plan: &Keyed, topic_id: impl Fn(&str) -> TopicId) -> Self {
-        let (topic, by) = (quoted(&occurrence.topic), occurrence.by.sql());
         let table = &occurrence.table;
         let columns = "key, payload, timestamp, _change";
         let link = |link: &Link| match link {
             Link::Keys => LinkStep::Keys,
             Link::Parent { index, of } => {
                 let parent = &plan.occurrences[*index];
-                let (parent_topic, parent_by) = (quoted(&parent.topic), parent.by.sql());
-                let of_sql = of.sql();
                 LinkStep::Parent {
                     index: *index,
-                    gathered: format!("SELECT DISTINCT {of_sql} FROM {}", parent.table),
+                    gathered: format!("SELECT DISTINCT {} FROM {}", of.sql(), parent.table),
                     of_key: of.is_key(),
-                    up: format!("SELECT {parent_by} FROM {parent_topic} WHERE {of_sql} = ?1"),
+                    up: select(&parent.by.sql(), &parent.topic, of),
                 }
             }
         };
         Self {
             topic: topic_id(&occurrence.topic),
             by: (!occurrence.by.is_key()).then(|| format!("SELECT {}", occurrence.by.parameters())),
-            rows_is: format!("SELECT {columns} FROM {topic} WHERE {by} IS ?1"),
-            rows_equal: format!("SELECT {columns} FROM {topic} WHERE {by} = ?1"),
+            rows: select(columns, &occurrence.topic, &occurrence.by),
             insert: format!("INSERT OR IGNORE INTO {table} ({columns}) VALUES (?1, ?2, ?3, ?4)"),
             links: occurrence.from.iter().map(link).collect(),
         }
+    }
+}
+
+/// A query for `terms` over the rows of a topic in a shard for which `by` is parameter 1.
+fn select(terms: &str, topic: &str, by: &RowExpr) -> String {
+    if by.is_key() {
+        format!("SELECT {terms} FROM {} WHERE key = ?1", quoted(topic))
+    } else {
+        super::index(topic, by).select(terms)
     }
 }
 
@@ -412,10 +417,9 @@ impl Bench {
                     }
                 }
             }
-            let sql = if from_keys { &step.rows_is } else { &step.rows_equal };
             let mut statements = readers
                 .iter()
-                .map(|reader| reader.prepare(sql).map_err(|source| lookup_failed(reader, source)))
+                .map(|reader| reader.prepare(&step.rows).map_err(|source| lookup_failed(reader, source)))
                 .collect::<Result<Vec<_>, _>>()?;
             let own = from_keys.then_some(keys).into_iter().flatten().map(|(key, _)| key);
             let mut known_rows: Vec<(&str, &Image)> = Vec::new();

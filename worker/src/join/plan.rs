@@ -18,7 +18,7 @@
 mod accumulate;
 mod print;
 mod restrict;
-mod row;
+pub(crate) mod row;
 mod syntax;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -2,6 +2,7 @@
 //! `{"op":"updated","fields":["amount"]}` with the top-level fields that differ. Pure.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
 
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -10,38 +11,101 @@ use serde_json::value::RawValue;
 /// `_change` of a row that was not there before.
 pub(crate) const CREATED: &str = r#"{"op":"created"}"#;
 
-/// `_change` of a row whose payload went from `old` to `new`. Where one of them is no object there are no
-/// fields to name. Values compare by their text, so `1.0` differs from `1`.
-pub(crate) fn updated(old: &str, new: &str) -> String {
-    let mut change = String::from(r#"{"op":"updated""#);
-    if let (Some(old), Some(new)) = (fields(old), fields(new)) {
-        change.push_str(r#","fields":["#);
-        let present = new.iter().filter(|(name, value)| {
-            !old.iter().any(|(other, before)| other == name && before.get() == value.get())
-        });
-        let gone = old.iter().filter(|(name, _)| !new.iter().any(|(other, _)| other == name));
-        for (index, (name, _)) in present.chain(gone).enumerate() {
-            if index > 0 {
-                change.push(',');
-            }
-            change.push_str(&serde_json::to_string(name).expect("a string is always JSON"));
-        }
-        change.push(']');
+/// Objects with more fields are compared by way of a map.
+const FIELDS_FEW: usize = 16;
+
+/// Two payloads of a row, side by side.
+pub(crate) struct Difference<'a> {
+    old: Option<Fields<'a>>,
+    new: Option<Fields<'a>>,
+}
+
+impl<'a> Difference<'a> {
+    pub(crate) fn between(old: &'a str, new: &'a str) -> Self {
+        Self { old: fields(old), new: fields(new) }
     }
-    change.push('}');
-    change
+
+    /// `_change` of the row. Where one of the payloads is no object there are no fields to name. Values compare by their
+    /// text, so `1.0` differs from `1`.
+    pub(crate) fn change(&self) -> String {
+        let mut change = String::from(r#"{"op":"updated""#);
+        if let (Some(old), Some(new)) = (&self.old, &self.new) {
+            change.push_str(r#","fields":["#);
+            let (before, after) = (old.by_name(), new.by_name());
+            let present = new.0.iter().filter(|(name, value)| !before.has(name, Some(value)));
+            let gone = old.0.iter().filter(|(name, _)| !after.has(name, None));
+            for (index, (name, _)) in present.chain(gone).enumerate() {
+                if index > 0 {
+                    change.push(',');
+                }
+                change.push_str(&serde_json::to_string(name).expect("a string is always JSON"));
+            }
+            change.push(']');
+        }
+        change.push('}');
+        change
+    }
+
+    /// Whether the payloads are objects in which SQLite finds the same value for a field; if in doubt, not.
+    pub(crate) fn keeps(&self, field: &str) -> bool {
+        match (&self.old, &self.new) {
+            (Some(old), Some(new)) => {
+                let is_plain = |(name, _): &(Cow<'_, str>, _)| matches!(name, Cow::Borrowed(_));
+                old.0.iter().chain(&new.0).all(is_plain) && old.first(field) == new.first(field)
+            }
+            _ => false,
+        }
+    }
 }
 
-/// Top-level fields of an object with the text of their values; `None` for anything else.
-fn fields(json: &str) -> Option<Vec<(Cow<'_, str>, &RawValue)>> {
+/// Top-level fields of an object with the text of their values, in their order.
+struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'a> Fields<'a> {
+    /// The value of a field, the first one if there are several: that is SQLite's choice too.
+    fn first(&self, field: &str) -> Option<&'a str> {
+        self.0.iter().find(|(name, _)| name == field).map(|(_, value)| value.get())
+    }
+
+    fn by_name(&self) -> ByName<'_> {
+        if self.0.len() <= FIELDS_FEW {
+            return ByName::Few(&self.0);
+        }
+        let mut map: HashMap<&str, Vec<&str>> = HashMap::with_capacity(self.0.len());
+        for (name, value) in &self.0 {
+            map.entry(name).or_default().push(value.get());
+        }
+        ByName::Many(map)
+    }
+}
+
+/// Fields by name; an object may give one several times.
+enum ByName<'f> {
+    Few(&'f [(Cow<'f, str>, &'f RawValue)]),
+    Many(HashMap<&'f str, Vec<&'f str>>),
+}
+
+impl ByName<'_> {
+    /// Whether there is such a field, with this value if one is given.
+    fn has(&self, name: &str, value: Option<&RawValue>) -> bool {
+        let fits = |found: &str| value.is_none_or(|value| value.get() == found);
+        match self {
+            Self::Few(fields) => fields.iter().any(|(other, found)| other == name && fits(found.get())),
+            Self::Many(map) => map.get(name).is_some_and(|found| found.iter().any(|found| fits(found))),
+        }
+    }
+}
+
+/// The fields of an object; `None` for anything else.
+fn fields(json: &str) -> Option<Fields<'_>> {
     let mut deserializer = serde_json::Deserializer::from_str(json);
-    deserializer.deserialize_any(Fields).ok().flatten()
+    deserializer.deserialize_any(Object).ok().flatten()
 }
 
-struct Fields;
+struct Object;
 
-impl<'de> Visitor<'de> for Fields {
-    type Value = Option<Vec<(Cow<'de, str>, &'de RawValue)>>;
+impl<'de> Visitor<'de> for Object {
+    type Value = Option<Fields<'de>>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("an object")
@@ -52,7 +116,7 @@ impl<'de> Visitor<'de> for Fields {
         while let Some(name) = map.next_key::<Name<'de>>()? {
             fields.push((name.0, map.next_value()?));
         }
-        Ok(Some(fields))
+        Ok(Some(Fields(fields)))
     }
 
     fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
@@ -81,7 +145,34 @@ mod tests {
             ("1", "2", r#"{"op":"updated"}"#),
         ];
         for (old, new, expected) in cases {
-            assert_eq!(updated(old, new), expected, "{old} -> {new}");
+            assert_eq!(Difference::between(old, new).change(), expected, "{old} -> {new}");
+        }
+    }
+
+    #[test]
+    fn many_fields_are_compared_as_few_are() {
+        let object = |changed: usize| {
+            let fields: Vec<String> =
+                (0..1_000).map(|n| format!(r#""f{n}":{}"#, u8::from(n == changed))).collect();
+            format!("{{{}}}", fields.join(","))
+        };
+        let change = Difference::between(&object(1), &object(2)).change();
+        assert_eq!(change, r#"{"op":"updated","fields":["f1","f2"]}"#);
+    }
+
+    #[test]
+    fn a_field_is_kept_if_sqlite_finds_the_same_in_both() {
+        let cases = [
+            (r#"{"a":1,"b":2}"#, r#"{"b":3,"a":1}"#, true),
+            (r#"{"b":2}"#, r#"{"b":3}"#, true),
+            (r#"{"a":1}"#, r#"{"a":1.0}"#, false),
+            (r#"{"a":1,"a":2}"#, r#"{"a":2,"a":1}"#, false),
+            (r#"{"a":1,"a":2}"#, r#"{"a":1}"#, true),
+            (r#"{"\u0061":1,"a":2}"#, r#"{"\u0061":1,"a":2}"#, false),
+            ("[1]", "[1]", false),
+        ];
+        for (old, new, expected) in cases {
+            assert_eq!(Difference::between(old, new).keeps("a"), expected, "{old} -> {new}");
         }
     }
 }

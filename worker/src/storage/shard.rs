@@ -1,15 +1,17 @@
 //! One shard file: its tables, and what a batch of messages does to them in one transaction.
 //!
 //! ```text
-//! "orders"(key, payload, timestamp, _change)      one table a topic, last value of a key wins
+//! "orders"(_row, key, payload, timestamp, _change)  one table a topic, last value of a key wins
+//! _by_orders_…(value, _row), _indexes             by which joins look rows up
 //! _topics(id, name)                               numbers of topics within this file
 //! _chg(seq, topic, key, old, new, …)              old and new image of every change, until the joins have it
 //! _offsets(stream, next)                          how far each source's stream is in this shard
 //! _tombstones(topic, key, timestamp)              deleted keys, so that an older message can't revive them
 //! ```
 
+mod index;
+
 use std::collections::HashMap;
-use std::hash::Hasher as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,7 +20,9 @@ use litejoin_crds::plan::Synchronous;
 use rusqlite::{Connection, OptionalExtension, params};
 use tracing::info;
 
-use super::change;
+pub(crate) use self::index::Index;
+use self::index::{Entries, Row};
+use super::change::{self, Difference};
 use super::sqlite::{self, SqliteError, quoted};
 use super::topics::{TopicId, Topics};
 use super::writer::Expiry;
@@ -57,7 +61,13 @@ const SCHEMA: &str = "
 /// Creates a topic's table; `name` is a plain identifier.
 pub(crate) fn topic_table_sql(name: &str) -> String {
     format!(
-        "CREATE TABLE IF NOT EXISTS {} (key TEXT PRIMARY KEY, payload TEXT, timestamp INTEGER, _change TEXT)",
+        "CREATE TABLE IF NOT EXISTS {} (
+            _row INTEGER PRIMARY KEY,
+            key TEXT NOT NULL UNIQUE,
+            payload TEXT,
+            timestamp INTEGER,
+            _change TEXT
+        )",
         quoted(name)
     )
 }
@@ -83,26 +93,6 @@ pub(crate) struct Needs {
     pub(crate) indexes: Vec<Index>,
 }
 
-/// An index of a topic on an expression over one row.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Index {
-    pub(crate) topic: String,
-    pub(crate) expression: String,
-}
-
-impl Index {
-    /// The name in the file, the same for the same expression.
-    pub(crate) fn name(&self) -> String {
-        let mut hasher = fnv::FnvHasher::default();
-        hasher.write(self.expression.as_bytes());
-        format!("_by_{}_{:016x}", self.topic.to_ascii_lowercase(), hasher.finish())
-    }
-
-    fn sql(&self) -> String {
-        format!("CREATE INDEX {} ON {} ({})", quoted(&self.name()), quoted(&self.topic), self.expression)
-    }
-}
-
 /// A topic in this file, with the statements of the hot path spelled out once.
 struct Table {
     id: i64,
@@ -110,6 +100,7 @@ struct Table {
     insert: String,
     update: String,
     delete: String,
+    indexes: Vec<Index>,
 }
 
 /// Messages of one source that belong to this shard, with the stream they come from.
@@ -182,6 +173,7 @@ impl Shard {
         let connection = sqlite::open_writer(path, synchronous)?;
         let load = || -> rusqlite::Result<_> {
             connection.execute_batch(SCHEMA)?;
+            connection.execute_batch(index::SCHEMA)?;
             let names = connection
                 .prepare("SELECT id, name FROM _topics")?
                 .query_map([], |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))?
@@ -197,14 +189,27 @@ impl Shard {
                 [],
                 |row| Ok((row.get(0)?, row.get(1)?)),
             )?;
-            Ok((names, offsets, has_tombstones, last_seq, first_seq))
+            let indexes = Index::present(&connection)?.into_iter().filter_map(|(_, index)| index).collect();
+            Ok((names, offsets, has_tombstones, last_seq, first_seq, indexes))
         };
-        let (names, offsets, has_tombstones, last_seq, first_seq) =
+        let (names, offsets, has_tombstones, last_seq, first_seq, indexes) =
             load().map_err(|source| SqliteError::new(path, "read the shard", source))?;
         let tables =
             names.into_iter().map(|(id, name)| (topics.declare(&name), Table::new(id, &name))).collect();
         let path = path.to_owned();
-        Ok(Self { path, connection, tables, offsets, has_tombstones, last_seq, first_seq })
+        let mut shard = Self { path, connection, tables, offsets, has_tombstones, last_seq, first_seq };
+        shard.keep(indexes, topics);
+        Ok(shard)
+    }
+
+    /// Keeps these indexes from now on, and no others.
+    fn keep(&mut self, indexes: Vec<Index>, topics: &Topics) {
+        self.tables.values_mut().for_each(|table| table.indexes.clear());
+        for index in indexes {
+            if let Some(table) = self.tables.get_mut(&topics.declare(&index.topic)) {
+                table.indexes.push(index);
+            }
+        }
     }
 
     /// Newest `seq` of `_chg` that was committed.
@@ -252,13 +257,17 @@ impl Shard {
                 let mut select = shard.connection.prepare_cached(&table.select)?;
                 let mut delete = shard.connection.prepare_cached(&table.delete)?;
                 let mut log = shard.connection.prepare_cached(LOG)?;
+                let mut indexes = table.entries(&shard.connection)?;
                 for key in keys {
-                    let old: Option<(String, i64)> =
-                        select.query_row([key], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
-                    if let Some((old, old_timestamp)) = old
+                    let old: Option<(String, i64, i64)> = select
+                        .query_row([key], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+                        .optional()?;
+                    if let Some((old, old_timestamp, number)) = old
                         && old_timestamp < *before
                     {
                         delete.execute([key])?;
+                        let row = Row { number, key, payload: &old, timestamp: old_timestamp };
+                        indexes.iter_mut().try_for_each(|index| index.take(row))?;
                         let change = None::<&str>;
                         log.execute(params![
                             table.id,
@@ -298,18 +307,15 @@ impl Shard {
         let outcome = self.in_transaction("make tables and indexes", |shard, pending| {
             shard.ensure_tables(ids.iter().copied(), topics, pending)?;
             let connection = &shard.connection;
-            let present: Vec<String> = connection
-                .prepare("SELECT name FROM sqlite_master WHERE type = 'index' AND name LIKE '\\_by\\_%' ESCAPE '\\'")?
-                .query_map([], |row| row.get(0))?
-                .collect::<rusqlite::Result<_>>()?;
-            for name in &present {
-                if !needs.indexes.iter().any(|index| index.name() == *name) {
-                    connection.execute_batch(&format!("DROP INDEX {}", quoted(name)))?;
-                }
+            let present = Index::present(connection)?;
+            let is_needed =
+                |index: &Option<Index>| index.as_ref().is_some_and(|index| needs.indexes.contains(index));
+            for (name, _) in present.iter().filter(|(_, index)| !is_needed(index)) {
+                Index::remove(connection, name)?;
             }
             for index in &needs.indexes {
-                if !present.contains(&index.name()) {
-                    connection.execute_batch(&index.sql())?;
+                if !present.iter().any(|(_, present)| present.as_ref() == Some(index)) {
+                    index.build(connection)?;
                     fault::point("index-built");
                     built += 1;
                 }
@@ -318,6 +324,7 @@ impl Shard {
         });
         let pending = outcome?;
         self.commit(pending)?;
+        self.keep(needs.indexes.clone(), topics);
         fault::point("shard-prepared");
         if built > 0 {
             let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -450,6 +457,8 @@ impl Shard {
         let mut buried =
             connection.prepare_cached("SELECT timestamp FROM _tombstones WHERE topic = ?1 AND key = ?2")?;
 
+        let mut indexes = table.entries(connection)?;
+
         let mut counts = Counts::default();
         let mut logged = false;
         for message in messages {
@@ -479,7 +488,7 @@ impl Shard {
                     pending.tombstones = true;
                     counts.unchanged += 1;
                 }
-                (Some((old, old_timestamp, _)), None) => {
+                (Some((old, old_timestamp, number)), None) => {
                     log.execute(params![
                         table.id,
                         key,
@@ -491,6 +500,8 @@ impl Shard {
                         KIND_WRITE
                     ])?;
                     logged = true;
+                    let row = Row { number, key, payload: old, timestamp: old_timestamp };
+                    indexes.iter_mut().try_for_each(|index| index.take(row))?;
                     drop(rows);
                     delete.execute([key])?;
                     bury.execute(params![table.id, key, timestamp])?;
@@ -498,8 +509,9 @@ impl Shard {
                     counts.deleted += 1;
                 }
                 (Some((old, ..)), Some(new)) if old == new => counts.unchanged += 1,
-                (Some((old, old_timestamp, rowid)), Some(new)) => {
-                    let change = change::updated(old, new);
+                (Some((old, old_timestamp, number)), Some(new)) => {
+                    let difference = Difference::between(old, new);
+                    let change = difference.change();
                     log.execute(params![
                         table.id,
                         key,
@@ -511,14 +523,20 @@ impl Shard {
                         KIND_WRITE
                     ])?;
                     logged = true;
+                    for index in indexes.iter_mut().filter(|index| !index.stays(&difference)) {
+                        index.take(Row { number, key, payload: old, timestamp: old_timestamp })?;
+                        index.put(Row { number, key, payload: new, timestamp })?;
+                    }
                     drop(rows);
-                    update.execute(params![rowid, new, timestamp, change])?;
+                    update.execute(params![number, new, timestamp, change])?;
                     counts.updated += 1;
                 }
                 (None, Some(new)) => {
                     let change = change::CREATED;
                     drop(rows);
                     insert.execute(params![key, new, timestamp, change])?;
+                    let row = Row { number: connection.last_insert_rowid(), key, payload: new, timestamp };
+                    indexes.iter_mut().try_for_each(|index| index.put(row))?;
                     log.execute(params![
                         table.id,
                         key,
@@ -592,11 +610,16 @@ impl Table {
         let table = quoted(name);
         Self {
             id,
-            select: format!("SELECT payload, timestamp, rowid FROM {table} WHERE key = ?1"),
+            select: format!("SELECT payload, timestamp, _row FROM {table} WHERE key = ?1"),
             insert: format!("INSERT INTO {table} (key, payload, timestamp, _change) VALUES (?1, ?2, ?3, ?4)"),
-            update: format!("UPDATE {table} SET payload = ?2, timestamp = ?3, _change = ?4 WHERE rowid = ?1"),
+            update: format!("UPDATE {table} SET payload = ?2, timestamp = ?3, _change = ?4 WHERE _row = ?1"),
             delete: format!("DELETE FROM {table} WHERE key = ?1"),
+            indexes: Vec::new(),
         }
+    }
+
+    fn entries<'c>(&'c self, connection: &'c Connection) -> rusqlite::Result<Vec<Entries<'c>>> {
+        self.indexes.iter().map(|index| index.entries(connection)).collect()
     }
 }
 

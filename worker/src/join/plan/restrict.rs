@@ -661,7 +661,9 @@ impl<'q> Planner<'q> {
                     Some(RowExpr::column(column))
                 }
                 Found::Column { .. } => None,
-                Found::Merged { .. } => Some(RowExpr::column(Column::find(name)?)),
+                Found::Merged { .. } => {
+                    Column::find(name).filter(|column| *column != Column::Change).map(RowExpr::column)
+                }
                 Found::Output { scope, expr } => self.row(scope, expr),
             },
             Kind::Literal => match expr.parts.as_slice() {
@@ -678,9 +680,11 @@ impl<'q> Planner<'q> {
                 let mut children = expr.children();
                 let (document, path) = (children.next()?, children.next()?);
                 let [_, Part::Text(operator), _] = expr.parts.as_slice() else { return None };
-                is_plain_path(path).then_some(())?;
-                let inner = vec![self.row(scope, document)?, self.row(scope, path)?];
-                Some(RowExpr::compose(&["", operator, ""], inner, Affinity::None, true))
+                let field = plain_path(path)?;
+                let (document, path) = (self.row(scope, document)?, self.row(scope, path)?);
+                let inner = vec![document.clone(), path];
+                let taken = RowExpr::compose(&["", operator, ""], inner, Affinity::None, true);
+                Some(taken.taking(&document, field))
             }
             Kind::Arithmetic => {
                 let [_, Part::Text(operator), _] = expr.parts.as_slice() else { return None };
@@ -695,7 +699,7 @@ impl<'q> Planner<'q> {
                 let name = name.as_str();
                 let arguments: Vec<&Expr> = expr.children().take(*args).collect();
                 let fits = match name {
-                    "json_extract" => *args == 2 && is_plain_path(arguments[1]),
+                    "json_extract" => *args == 2 && plain_path(arguments[1]).is_some(),
                     _ if STRICT.contains(&name) || TOTAL.contains(&name) => *args > 0,
                     _ if TIME.contains(&name) => self.is_time(scope, name, &arguments),
                     _ => false,
@@ -707,7 +711,11 @@ impl<'q> Planner<'q> {
                 let mut texts = vec![opening.as_str()];
                 texts.extend(std::iter::repeat_n(", ", args - 1));
                 texts.push(")");
-                Some(RowExpr::compose(&texts, inner()?, Affinity::None, !TOTAL.contains(&name)))
+                let inner = inner()?;
+                let document = inner[0].clone();
+                let field = (name == "json_extract").then(|| plain_path(arguments[1])).flatten().flatten();
+                let composed = RowExpr::compose(&texts, inner, Affinity::None, !TOTAL.contains(&name));
+                Some(composed.taking(&document, field))
             }
             _ => None,
         }
@@ -1105,25 +1113,30 @@ fn reads_topics(query: &Query) -> bool {
     })
 }
 
-/// Whether a literal is a path into JSON that can't be malformed.
-fn is_plain_path(expr: &Expr) -> bool {
-    let (Kind::Literal, [Part::Text(text)]) = (&expr.kind, expr.parts.as_slice()) else { return false };
+/// The top-level field that a path into JSON goes through, if it is a literal that can't be malformed; none for one that
+/// goes elsewhere.
+fn plain_path(expr: &Expr) -> Option<Option<String>> {
+    let (Kind::Literal, [Part::Text(text)]) = (&expr.kind, expr.parts.as_slice()) else { return None };
     if text.parse::<u32>().is_ok() {
-        return true;
+        return Some(None);
     }
-    let Some(path) = text.strip_prefix('\'').and_then(|text| text.strip_suffix('\'')) else { return false };
+    let path = text.strip_prefix('\'').and_then(|text| text.strip_suffix('\''))?;
     let plain = |word: &str| !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || c == '_');
-    match path.strip_prefix('$') {
-        None => plain(path),
-        Some(rest) => rest.split('.').enumerate().all(|(index, step)| {
-            let (word, indexes) = step.split_once('[').map_or((step, ""), |(word, rest)| (word, rest));
-            let indexes_fit = indexes.is_empty()
-                || indexes
-                    .strip_suffix(']')
-                    .is_some_and(|inner| inner.split("][").all(|n| n.parse::<u32>().is_ok()));
-            indexes_fit && (if index == 0 { word.is_empty() } else { plain(word) })
-        }),
+    let Some(rest) = path.strip_prefix('$') else { return plain(path).then(|| Some(path.to_owned())) };
+    let mut field = None;
+    for (index, step) in rest.split('.').enumerate() {
+        let (word, indexes) = step.split_once('[').map_or((step, ""), |(word, rest)| (word, rest));
+        let indexes_fit = indexes.is_empty()
+            || indexes
+                .strip_suffix(']')
+                .is_some_and(|inner| inner.split("][").all(|n| n.parse::<u32>().is_ok()));
+        let word_fits = if index == 0 { word.is_empty() } else { plain(word) };
+        (indexes_fit && word_fits).then_some(())?;
+        if index == 1 && rest.starts_with('.') {
+            field = Some(word.to_owned());
+        }
     }
+    Some(field)
 }
 
 /// The affinity that a type's name gives; `None` for BLOB.

@@ -1,5 +1,6 @@
 //! Expressions over the columns of one row of a topic.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 /// A column of every topic.
@@ -45,6 +46,8 @@ pub(crate) struct RowExpr {
     pub(super) affinity: Affinity,
     /// Whether it is NULL whenever a column that it reads is.
     pub(super) strict: bool,
+    /// Top-level fields of the payload, if the value follows from them and the key.
+    fields: Option<BTreeSet<String>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,23 +59,46 @@ enum Piece {
 impl RowExpr {
     pub(super) fn column(column: Column) -> Self {
         let affinity = if column == Column::Timestamp { Affinity::Numeric } else { Affinity::Text };
-        Self { pieces: vec![Piece::Column(column)], affinity, strict: true }
+        let fields = (column == Column::Key).then(BTreeSet::new);
+        Self { pieces: vec![Piece::Column(column)], affinity, strict: true, fields }
     }
 
     pub(super) fn literal(text: &str) -> Self {
-        Self { pieces: vec![Piece::Text(text.to_owned())], affinity: Affinity::None, strict: true }
+        Self {
+            pieces: vec![Piece::Text(text.to_owned())],
+            affinity: Affinity::None,
+            strict: true,
+            fields: Some(BTreeSet::new()),
+        }
     }
 
     /// Puts expressions between texts: `texts` has one more than `inner`.
     pub(super) fn compose(texts: &[&str], inner: Vec<Self>, affinity: Affinity, strict: bool) -> Self {
         let mut pieces = Vec::new();
         let strict = strict && inner.iter().all(|expr| expr.strict);
+        let fields = inner.iter().map(|expr| expr.fields.clone()).collect::<Option<Vec<_>>>();
+        let fields = fields.map(|fields| fields.into_iter().flatten().collect());
         let mut inner = inner.into_iter();
         for text in texts {
             pieces.push(Piece::Text((*text).to_owned()));
             pieces.extend(inner.next().into_iter().flat_map(|expr| expr.pieces));
         }
-        Self { pieces, affinity, strict }
+        Self { pieces, affinity, strict, fields }
+    }
+
+    /// The same expression, which takes a field out of this document.
+    pub(super) fn taking(self, document: &Self, field: Option<String>) -> Self {
+        match field {
+            Some(field) if document.pieces == [Piece::Column(Column::Payload)] => {
+                Self { fields: Some(BTreeSet::from([field])), ..self }
+            }
+            _ => self,
+        }
+    }
+
+    /// Top-level fields of the payload, if the value follows from them and the key.
+    pub(crate) fn fields(&self) -> Option<&BTreeSet<String>> {
+        self.fields.as_ref()
     }
 
     /// Whether it is the topic's key, by which rows lie in shards.

@@ -1,0 +1,120 @@
+//! Indexes of topics on expressions over one row, kept by the shard itself.
+//!
+//! SQLite takes the entry of such an index out at every update of the row and puts it in again, also where the value
+//! stays: 4 µs, and one more page for the WAL. Ours is a table `_by_…(value, _row)` that is touched where the value has
+//! changed. What each holds is noted in `_indexes`, so that whoever writes to the file keeps it.
+
+use std::collections::BTreeSet;
+
+use rusqlite::{CachedStatement, Connection, params};
+use serde::{Deserialize, Serialize};
+
+use crate::storage::change::Difference;
+use crate::storage::sqlite::quoted;
+
+pub(super) const SCHEMA: &str =
+    "CREATE TABLE IF NOT EXISTS _indexes (name TEXT PRIMARY KEY, definition TEXT NOT NULL) WITHOUT ROWID;";
+
+/// An index of a topic on an expression over one row.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Index {
+    pub(crate) topic: String,
+    /// SQL over the columns of the topic; never a BLOB.
+    pub(crate) expression: String,
+    /// The same over parameters: 1 is the key, 2 the payload, 3 the timestamp.
+    pub(crate) parameters: String,
+    /// Top-level fields of the payload, if the value follows from them and the key.
+    pub(crate) fields: Option<BTreeSet<String>>,
+}
+
+/// A row of a topic with its number in the file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row<'a> {
+    pub(super) number: i64,
+    pub(super) key: &'a str,
+    pub(super) payload: &'a str,
+    pub(super) timestamp: i64,
+}
+
+/// The statements that keep an index.
+pub(super) struct Entries<'c> {
+    index: &'c Index,
+    put: CachedStatement<'c>,
+    take: CachedStatement<'c>,
+}
+
+impl Index {
+    /// The name in the file, the same for the same expression.
+    pub(crate) fn name(&self) -> String {
+        let mut hasher = fnv::FnvHasher::default();
+        std::hash::Hasher::write(&mut hasher, self.expression.as_bytes());
+        let hash = std::hash::Hasher::finish(&hasher);
+        format!("_by_{}_{hash:016x}", self.topic.to_ascii_lowercase())
+    }
+
+    /// A query for `terms` over the columns of the rows whose value is parameter 1; NULL finds NULL.
+    pub(crate) fn select(&self, terms: &str) -> String {
+        let (name, topic) = (quoted(&self.name()), quoted(&self.topic));
+        let value = stored("?1");
+        format!("SELECT {terms} FROM {name} CROSS JOIN {topic} USING (_row) WHERE value = {value}")
+    }
+
+    /// Makes the index of what the topic holds.
+    pub(super) fn build(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let (name, topic) = (quoted(&self.name()), quoted(&self.topic));
+        let value = stored(&self.expression);
+        connection.execute_batch(&format!(
+            "CREATE TABLE {name} (value NOT NULL, _row INTEGER NOT NULL, PRIMARY KEY (value, _row)) WITHOUT ROWID;
+             INSERT INTO {name} SELECT {value}, _row FROM {topic} ORDER BY 1, 2"
+        ))?;
+        let definition = serde_json::to_string(self).expect("an index is always JSON");
+        connection.execute("INSERT INTO _indexes VALUES (?1, ?2)", params![self.name(), definition])?;
+        Ok(())
+    }
+
+    /// Removes the index of that name.
+    pub(super) fn remove(connection: &Connection, name: &str) -> rusqlite::Result<()> {
+        connection.execute_batch(&format!("DROP TABLE {}", quoted(name)))?;
+        connection.execute("DELETE FROM _indexes WHERE name = ?1", [name])?;
+        Ok(())
+    }
+
+    /// The indexes of a file by name, with what they are; `None` for one of a version that knew others.
+    pub(super) fn present(connection: &Connection) -> rusqlite::Result<Vec<(String, Option<Self>)>> {
+        connection
+            .prepare("SELECT name, definition FROM _indexes")?
+            .query_map([], |row| Ok((row.get(0)?, serde_json::from_str(row.get_ref(1)?.as_str()?).ok())))?
+            .collect()
+    }
+
+    pub(super) fn entries<'c>(&'c self, connection: &'c Connection) -> rusqlite::Result<Entries<'c>> {
+        let (name, value) = (quoted(&self.name()), stored(&self.parameters));
+        let put = connection.prepare_cached(&format!("INSERT INTO {name} VALUES ({value}, ?4)"))?;
+        let take =
+            connection.prepare_cached(&format!("DELETE FROM {name} WHERE value = {value} AND _row = ?4"))?;
+        Ok(Entries { index: self, put, take })
+    }
+}
+
+impl Entries<'_> {
+    pub(super) fn put(&mut self, row: Row<'_>) -> rusqlite::Result<()> {
+        self.put.execute(params![row.key, row.payload, row.timestamp, row.number])?;
+        Ok(())
+    }
+
+    pub(super) fn take(&mut self, row: Row<'_>) -> rusqlite::Result<()> {
+        self.take.execute(params![row.key, row.payload, row.timestamp, row.number])?;
+        Ok(())
+    }
+
+    /// Whether the value stays what it is, as far as that can be told without SQLite.
+    pub(super) fn stays(&self, difference: &Difference<'_>) -> bool {
+        let fields = self.index.fields.as_ref();
+        fields.is_some_and(|fields| fields.iter().all(|field| difference.keeps(field)))
+    }
+}
+
+/// How a value lies in an index: an empty BLOB, which no value is, stands for NULL.
+fn stored(value: &str) -> String {
+    format!("ifnull({value}, x'')")
+}
