@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::auditor::Auditor;
 use crate::join::budget::STEPS_MAX;
-use crate::join::changes::Changes;
+use crate::join::changes::{BYTES_MAX, Changes, Part, ReadError};
 use crate::join::diff::StoredResults;
 use crate::join::full::{Full, FullError};
 use crate::join::{CheckedJoin, TopicImage};
@@ -160,13 +160,8 @@ fn compare(
         }
         for topic in later.topics() {
             let name = topics.name(topic);
-            for (key, row) in later.rows(topic) {
-                let old = row.old.as_ref().map(|old| TopicImage {
-                    payload: &old.payload,
-                    timestamp: old.timestamp,
-                    change: old.change.as_deref(),
-                });
-                full.absorb(&name, key, old)?;
+            for row in later.rows(topic) {
+                full.absorb(&name, row.key, row.old)?;
             }
         }
         Ok(())
@@ -189,7 +184,8 @@ fn at_one_moment(
     topics: &Topics,
 ) -> Result<(i64, Changes), AuditError> {
     let (id, applied) = stored.hold(join, definition, readers.len())?;
-    let mut later = Changes::default();
+    let bytes_max = BYTES_MAX / readers.len();
+    let mut later = Vec::with_capacity(readers.len());
     for (reader, applied) in readers.iter_mut().zip(&applied) {
         reader.hold()?;
         let last = reader.last_seq()?;
@@ -200,13 +196,15 @@ fn at_one_moment(
         if !reader.has_all(*applied, last)? {
             return Err(Skip::Busy.into());
         }
-        reader.changes::<SqliteError>(*applied, last, topics, |change| {
-            later.add(&change);
-            Ok(())
-        })?;
+        let part = Part::read(reader, *applied, last, topics, bytes_max).map_err(|error| match error {
+            ReadError::TooMuch => Skip::Behind.into(),
+            ReadError::File(error) => AuditError::from(error),
+        });
+        later.push(part?);
     }
+    let later = Changes::new(later);
     let is_read = |name: &str| join.topics.iter().any(|topic| topic.eq_ignore_ascii_case(name));
-    let is_moving = later.topics().any(|topic| is_read(&topics.name(topic)));
+    let is_moving = later.topics().into_iter().any(|topic| is_read(&topics.name(topic)));
     if is_moving && definition.to_ascii_lowercase().contains("_change") {
         return Err(Skip::Change.into());
     }

@@ -29,7 +29,7 @@ use self::keyed::Benches;
 use crate::error::chain;
 use crate::join::CheckedJoin;
 use crate::join::accumulate::{AccumulatedJoin, Settled};
-use crate::join::changes::Changes;
+use crate::join::changes::{Changes, ReadError};
 use crate::join::full::FullError;
 use crate::join::keyed::{KeyedError, KeyedJoin};
 use crate::join::plan::{Accumulated, Class, Keyed};
@@ -38,7 +38,7 @@ use crate::results::store::{EpochWriter, Progress, Results};
 use crate::results::{Applied, Reader};
 use crate::status::Status;
 use crate::storage::gate::{Cut, EpochGate};
-use crate::storage::ingest::Ingest;
+use crate::storage::ingest::{Checkpoints, Ingest};
 use crate::storage::sqlite::{self, SqliteError};
 use crate::storage::topics::Topics;
 
@@ -59,7 +59,7 @@ const WHOLE_ENTRIES_MAX: i64 = 4 * SLICE_ENTRIES;
 const LAG_ENTRIES_MAX: i64 = 1_000_000;
 
 /// Size of a shard's WAL from which on its writer is given a moment without readers, so that it can start over.
-const WAL_BYTES_HIGH: u64 = 32 << 20;
+const WAL_BYTES_HIGH: u64 = 16 << 20;
 
 /// Evaluations aside that run at a time.
 const ASIDE_MAX: usize = 2;
@@ -237,6 +237,8 @@ struct Lane {
     repairs: Arc<Repairs>,
     /// Whether the joins that need nothing have been said to be current.
     begun: bool,
+    /// What the shards are doing since they have been let go.
+    relief: Option<Checkpoints>,
     /// What went wrong in an evaluation aside and has not been reported.
     failing: Option<EpochError>,
     /// Whether something could not be stored since something last could.
@@ -414,6 +416,7 @@ impl Evaluator {
             trim_to: self.trim_to.clone(),
             repairs: Arc::clone(&self.repairs),
             begun: false,
+            relief: None,
             failing: None,
             troubled: false,
         })
@@ -472,17 +475,15 @@ impl Lane {
     /// Brings the joins that lag up to a new cut, and commits that as one epoch.
     fn epoch(&mut self, gate: &EpochGate) -> Result<bool, EpochError> {
         self.committer.reserve()?;
-        let is_high =
-            |shard: usize| std::fs::metadata(&self.wals[shard]).is_ok_and(|wal| wal.len() > WAL_BYTES_HIGH);
-        if (0..self.wals.len()).any(is_high) {
-            // A writer that waits for the cut would keep us waiting.
-            gate.make_room();
-            self.ingest.checkpoint(is_high);
-        }
         let cut = gate.cut(|| self.benches.hold())?;
         crate::fault::point("cut");
-        let outcome = self.evaluate(&cut);
-        self.benches.release();
+        let outcome = self.evaluate(&cut, gate);
+        if self.relief.is_none() {
+            self.relieve(gate);
+        }
+        if let Some(relief) = self.relief.take() {
+            relief.wait();
+        }
         let evaluated = outcome?;
         let news = evaluated.iter().any(|index| self.joins[*index].applied.as_ref() != Some(&cut.seqs));
         for index in evaluated {
@@ -498,8 +499,20 @@ impl Lane {
         Ok(news)
     }
 
+    /// Lets go of the shards, and has those checkpoint whose WALs are long: they start over only when nobody reads.
+    fn relieve(&mut self, gate: &EpochGate) {
+        self.benches.release();
+        let is_high =
+            |shard: usize| std::fs::metadata(&self.wals[shard]).is_ok_and(|wal| wal.len() > WAL_BYTES_HIGH);
+        if (0..self.wals.len()).any(is_high) {
+            // A writer that waits for the cut would keep us waiting.
+            gate.make_room();
+        }
+        self.relief = Some(self.ingest.checkpoint(is_high));
+    }
+
     /// Evaluates and commits; returns the joins that have come to the cut.
-    fn evaluate(&mut self, cut: &Cut) -> Result<Vec<usize>, EpochError> {
+    fn evaluate(&mut self, cut: &Cut, gate: &EpochGate) -> Result<Vec<usize>, EpochError> {
         let mut groups: BTreeMap<Vec<i64>, Vec<usize>> = BTreeMap::new();
         for (index, joined) in self.joins.iter().enumerate() {
             if let (None, false, Some(applied)) = (&joined.aside, joined.due, &joined.applied) {
@@ -521,6 +534,8 @@ impl Lane {
                 let joined = &self.joins[*index];
                 writer.applied(joined.id, &cut.seqs, joined.stale)?;
             }
+            // The shards have this moment without readers while the results are synced.
+            self.relieve(gate);
             Ok::<(), EpochError>(())
         })?;
         self.troubled = false;
@@ -553,10 +568,20 @@ impl Lane {
                 .zip(&cut.seqs)
                 .map(|(start, end)| start + (end - start) * slice / slices)
                 .collect();
-            let changes = self.benches.changes(&from, &to, &self.aside.topics)?;
+            let changes = match self.benches.changes(&from, &to, &self.aside.topics) {
+                Ok(changes) => changes,
+                Err(ReadError::TooMuch) => {
+                    members.iter().for_each(|index| self.joins[*index].due = true);
+                    return Ok(Vec::new());
+                }
+                Err(ReadError::File(error)) => return Err(error.into()),
+            };
             crate::fault::point("log-read");
-            let touched: BTreeSet<String> =
-                changes.topics().map(|topic| self.aside.topics.name(topic).to_ascii_lowercase()).collect();
+            let touched: BTreeSet<String> = changes
+                .topics()
+                .into_iter()
+                .map(|topic| self.aside.topics.name(topic).to_ascii_lowercase())
+                .collect();
             members.retain(|index| {
                 let joined = &mut self.joins[*index];
                 let is_touched =

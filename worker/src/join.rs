@@ -69,7 +69,7 @@ pub(crate) fn named<'j>(joins: &'j [CheckedJoin], names: &[String]) -> Result<Ve
 }
 
 /// A row of a topic as queries see it, beside its key.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TopicImage<'a> {
     pub(crate) payload: &'a str,
     pub(crate) timestamp: i64,

@@ -14,7 +14,7 @@ use super::commit::Committer;
 use super::{EpochError, microseconds};
 use crate::fault;
 use crate::join::budget::STEPS_MAX;
-use crate::join::changes::{ChangedRow, Changes, Image};
+use crate::join::changes::{BYTES_MAX, ChangedRow, Changes, Part, ReadError};
 use crate::join::diff::StoredResults;
 use crate::join::full::{Full, FullError};
 use crate::join::plan::{Accumulated, Class};
@@ -174,15 +174,13 @@ impl Job {
         full.in_batch::<FullError>(|full| {
             for topic in changes.topics() {
                 let name = aside.topics.name(topic);
-                for (key, row) in changes.rows(topic) {
-                    let ChangedRow { old, new, expired: is_expired } = row;
-                    let image = if *is_expired { old } else { new };
-                    if *is_expired && old.is_some() {
+                for ChangedRow { key, old, new, expired: is_expired } in changes.rows(topic) {
+                    if is_expired && old.is_some() {
                         expired.push((Arc::clone(&name), key.to_owned()));
                     } else if is_copied {
                         continue;
                     }
-                    full.absorb(&name, key, image.as_ref().map(image_of))?;
+                    full.absorb(&name, key, if is_expired { old } else { new })?;
                 }
             }
             Ok(())
@@ -211,17 +209,19 @@ impl Job {
         applied: &[i64],
         to: &[i64],
     ) -> Result<Option<Changes>, EpochError> {
-        let mut changes = Changes::default();
+        let bytes_max = BYTES_MAX / readers.len();
+        let mut parts = Vec::with_capacity(readers.len());
         for ((reader, after), to) in readers.iter_mut().zip(applied).zip(to) {
             if !reader.has_all(*after, *to)? || to - after > super::SLICE_ENTRIES {
                 return Ok(None);
             }
-            reader.changes::<SqliteError>(*after, *to, &self.aside.topics, |change| {
-                changes.add(&change);
-                Ok(())
-            })?;
+            match Part::read(reader, *after, *to, &self.aside.topics, bytes_max) {
+                Ok(part) => parts.push(part),
+                Err(ReadError::TooMuch) => return Ok(None),
+                Err(ReadError::File(error)) => return Err(error.into()),
+            }
         }
-        Ok(Some(changes))
+        Ok(Some(Changes::new(parts)))
     }
 
     /// Copies the topics that the join reads.
@@ -333,8 +333,4 @@ impl Job {
 /// Whether the query itself is to blame, so that trying again at once would fail again.
 fn is_of_query(error: &FullError) -> bool {
     matches!(error, FullError::Query { .. } | FullError::Endless { .. } | FullError::Rows { .. })
-}
-
-fn image_of(image: &Image) -> TopicImage<'_> {
-    TopicImage { payload: &image.payload, timestamp: image.timestamp, change: image.change.as_deref() }
 }

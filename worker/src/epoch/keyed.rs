@@ -8,7 +8,7 @@ use super::EpochError;
 use crate::fault;
 use crate::join::accumulate::{AccumulatedJoin, Deltas, Settled};
 use crate::join::budget::STEPS_MAX;
-use crate::join::changes::Changes;
+use crate::join::changes::{BYTES_MAX, Changes, Part, ReadError};
 use crate::join::keyed::{Bench, Cost, DRIVING_MAX, Difference, KEYS_MAX, KeyedError, KeyedJoin};
 use crate::join::value::Value;
 use crate::storage::log::ShardReader;
@@ -19,10 +19,13 @@ use crate::storage::topics::Topics;
 const BENCHES_MAX: usize = 4;
 
 /// Keys that are evaluated together at most. The more, the more of them share their neighbours' rows.
-const SHARE_KEYS_MAX: usize = 2_048;
+const SHARE_KEYS_MAX: usize = 4_096;
 
-/// Keys below which a second thread is not worth its start.
+/// Keys up to which a second thread is not worth its start.
 const ALONE_KEYS: usize = 128;
+
+/// The same for entries of the log.
+const ALONE_ENTRIES: usize = 1_024;
 
 /// One bench for each core.
 pub(super) struct Benches {
@@ -70,15 +73,19 @@ impl Benches {
         after: &[i64],
         to: &[i64],
         topics: &Topics,
-    ) -> Result<Changes, SqliteError> {
-        let mut changes = Changes::default();
-        for ((reader, after), to) in self.benches[0].readers().iter_mut().zip(after).zip(to) {
-            reader.changes::<SqliteError>(*after, *to, topics, |change| {
-                changes.add(&change);
-                Ok(())
-            })?;
-        }
-        Ok(changes)
+    ) -> Result<Changes, ReadError> {
+        let bytes_max = BYTES_MAX / to.len();
+        let entries: i64 = after.iter().zip(to).map(|(after, to)| to - after).sum();
+        let read = |bench: &mut Bench, shard: usize| {
+            Part::read(&mut bench.readers()[shard], after[shard], to[shard], topics, bytes_max)
+        };
+        let mut parts: Vec<(usize, Part)> = Vec::with_capacity(to.len());
+        self.spread(to.len(), entries <= ALONE_ENTRIES as i64, read, |shard, part| {
+            parts.push((shard, part));
+            Ok::<(), ReadError>(())
+        })?;
+        parts.sort_unstable_by_key(|(shard, _)| *shard);
+        Ok(Changes::new(parts.into_iter().map(|(_, part)| part).collect()))
     }
 
     /// Evaluates what the changes concern and calls `emit` for each result that differs from what is stored, while
@@ -136,10 +143,27 @@ impl Benches {
         changes: &Changes,
         keys_max: usize,
     ) -> Result<Vec<(Value, bool)>, KeyedError> {
-        let mut keys: Vec<(Value, bool)> =
-            self.benches[0].affected(join, changes, keys_max)?.into_iter().collect();
-        keys.sort_unstable();
-        Ok(keys)
+        let parts = changes.parts();
+        let is_little = changes.len() <= ALONE_ENTRIES;
+        let find = |bench: &mut Bench, shard: usize| {
+            let found = bench.affected(join, &parts[shard], keys_max)?;
+            let mut found: Vec<(Value, bool)> = found.into_iter().collect();
+            found.sort_unstable();
+            Ok::<_, KeyedError>(found)
+        };
+        let mut keys: Vec<(Value, bool)> = Vec::new();
+        self.spread(parts.len(), is_little, find, |_, found| {
+            keys.extend(found);
+            if keys.len() > parts.len() * keys_max { Err(KeyedError::TooLarge) } else { Ok(()) }
+        })?;
+        // Stable, since that is quick for what is in order piece by piece.
+        keys.sort();
+        keys.dedup_by(|later, first| {
+            let is_same = later.0 == first.0;
+            first.1 |= is_same && later.1;
+            is_same
+        });
+        if keys.len() > keys_max { Err(KeyedError::TooLarge) } else { Ok(keys) }
     }
 
     /// Has every bench evaluate some of the keys, until none is left, and calls `take` for what each share gives.
@@ -149,33 +173,47 @@ impl Benches {
         evaluate: impl Fn(&mut Bench, &[(Value, bool)], &mut T) -> Result<(), KeyedError> + Sync,
         mut take: impl FnMut(T) -> Result<(), KeyedError>,
     ) -> Result<(), KeyedError> {
-        let evaluate = |bench: &mut Bench, share: &[(Value, bool)]| -> Result<T, KeyedError> {
+        let shares: Vec<&[(Value, bool)]> = keys.chunks(SHARE_KEYS_MAX).collect();
+        let evaluate = |bench: &mut Bench, index: usize| -> Result<T, KeyedError> {
+            fault::point("share-taken");
             let mut found = T::default();
-            evaluate(bench, share, &mut found)?;
+            evaluate(bench, shares[index], &mut found)?;
             Ok(found)
         };
-        if keys.len() <= ALONE_KEYS {
-            return take(evaluate(&mut self.benches[0], keys)?);
+        self.spread(shares.len(), keys.len() <= ALONE_KEYS, evaluate, |_, found| take(found))
+    }
+
+    /// Has the benches do `count` pieces of work, and calls `take` for each that is done, in no order. What is little is
+    /// not worth the start of threads.
+    fn spread<T: Send, E: Send>(
+        &mut self,
+        count: usize,
+        is_little: bool,
+        work: impl Fn(&mut Bench, usize) -> Result<T, E> + Sync,
+        mut take: impl FnMut(usize, T) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if is_little || count <= 1 {
+            let bench = &mut self.benches[0];
+            return (0..count).try_for_each(|index| take(index, work(bench, index)?));
         }
-        let shares: Vec<&[(Value, bool)]> = keys.chunks(SHARE_KEYS_MAX).collect();
         let next = AtomicUsize::new(0);
-        let (shares, next, evaluate) = (&shares, &next, &evaluate);
+        let (next, work) = (&next, &work);
         std::thread::scope(|scope| {
             let (sender, receiver) = mpsc::sync_channel(self.benches.len());
-            for bench in self.benches.iter_mut().take(shares.len()) {
+            for bench in self.benches.iter_mut().take(count) {
                 let sender = sender.clone();
                 scope.spawn(move || {
-                    while let Some(share) = shares.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        fault::point("share-taken");
-                        if sender.send(evaluate(bench, share)).is_err() {
-                            // Nobody needs the rest.
+                    loop {
+                        let index = next.fetch_add(1, Ordering::Relaxed);
+                        if index >= count || sender.send((index, work(bench, index))).is_err() {
+                            // Nothing is left, or nobody needs the rest.
                             return;
                         }
                     }
                 });
             }
             drop(sender);
-            receiver.into_iter().try_for_each(|found| take(found?))
+            receiver.into_iter().try_for_each(|(index, done)| take(index, done?))
         })
     }
 }

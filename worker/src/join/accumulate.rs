@@ -10,8 +10,9 @@
 //! What is kept and what is stored as results are written in one transaction, so either follows from the other; where
 //! they don't fit together, everything is evaluated in full, and what is kept is made anew.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
+use hashbrown::{HashMap, HashSet};
 use rusqlite::{OptionalExtension as _, Row, params, params_from_iter};
 use serde_json::value::RawValue;
 
@@ -42,7 +43,7 @@ type Group = Vec<Datum>;
 /// Rows that came (or went, if fewer than none) by group.
 #[derive(Debug, Default)]
 pub(crate) struct Deltas {
-    groups: HashMap<Group, Delta, fnv::FnvBuildHasher>,
+    groups: HashMap<Group, Delta>,
 }
 
 #[derive(Debug, Default)]
@@ -50,7 +51,7 @@ struct Delta {
     /// Whether anybody is to be told.
     told: bool,
     /// By the arguments of aggregates.
-    rows: HashMap<Vec<Datum>, i64, fnv::FnvBuildHasher>,
+    rows: HashMap<Vec<Datum>, i64>,
 }
 
 /// What an epoch changes.

@@ -1,77 +1,237 @@
-//! What happened to topics between two cuts, one entry a row: the first old image and the last new one. Pure.
+//! What happened to topics between two cuts, one entry a row: the first old image and the last new one.
+//!
+//! All texts lie one behind the other in one buffer a shard: they are most of what an epoch holds in memory.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::BTreeSet;
+use std::hash::BuildHasher as _;
 
-use crate::storage::log::LoggedChange;
-use crate::storage::topics::TopicId;
+use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 
-/// Rows by topic and key.
+use super::TopicImage;
+use crate::storage::hash::shard_index;
+use crate::storage::log::{LoggedChange, ShardReader};
+use crate::storage::sqlite::SqliteError;
+use crate::storage::topics::{TopicId, Topics};
+
+/// What happened in all shards.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
-    topics: HashMap<TopicId, HashMap<Box<str>, ChangedRow, fnv::FnvBuildHasher>>,
+    parts: Vec<Part>,
+}
+
+/// What happened in one shard.
+#[derive(Debug, Default)]
+pub(crate) struct Part {
+    text: String,
+    topics: HashMap<TopicId, Rows>,
+}
+
+/// The changed rows of a topic, and where to find which.
+#[derive(Debug, Default)]
+struct Rows {
+    rows: Vec<Row>,
+    by_key: HashTable<u32>,
+    hasher: DefaultHashBuilder,
+}
+
+#[derive(Debug)]
+struct Row {
+    key: Span,
+    old: Option<Image>,
+    new: Option<Image>,
+    expired: bool,
+}
+
+#[derive(Debug)]
+struct Image {
+    payload: Span,
+    change: Option<Span>,
+    timestamp: i64,
+}
+
+/// A piece of the buffer, in bytes.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    start: u32,
+    length: u32,
+}
+
+/// Bytes of texts that are held at most, over all shards.
+pub(crate) const BYTES_MAX: usize = 256 << 20;
+
+/// Why a log could not be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadError {
+    /// It holds more than is held in memory; to evaluate everything at once is the way then.
+    #[error("the changes are too large to hold them in memory")]
+    TooMuch,
+    #[error(transparent)]
+    File(#[from] SqliteError),
 }
 
 /// A row of a topic before and after.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ChangedRow {
-    pub(crate) old: Option<Image>,
-    pub(crate) new: Option<Image>,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ChangedRow<'a> {
+    pub(crate) key: &'a str,
+    /// Its `_change` is not known.
+    pub(crate) old: Option<TopicImage<'a>>,
+    pub(crate) new: Option<TopicImage<'a>>,
     /// Whether retention had the last word, so that nobody is told what follows from it.
     pub(crate) expired: bool,
 }
 
-/// What a row holds beside its key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Image {
-    pub(crate) payload: Box<str>,
-    pub(crate) timestamp: i64,
-    /// Not known of an old image.
-    pub(crate) change: Option<Box<str>>,
-}
-
 impl Changes {
-    /// Adds an entry of the log; those of one row come in their order.
-    pub(crate) fn add(&mut self, change: &LoggedChange<'_>) {
-        let new = change.new.map(|payload| Image {
-            payload: payload.into(),
-            timestamp: change.timestamp,
-            change: change.change.map(Into::into),
-        });
-        match self.topics.entry(change.topic).or_default().entry(change.key.into()) {
-            Entry::Occupied(mut row) => {
-                let row = row.get_mut();
-                row.new = new;
-                row.expired = change.expired;
-            }
-            Entry::Vacant(row) => {
-                let old = change.old.map(|payload| Image {
-                    payload: payload.into(),
-                    timestamp: change.old_timestamp,
-                    change: None,
-                });
-                row.insert(ChangedRow { old, new, expired: change.expired });
-            }
-        }
+    /// What happened, shard by shard.
+    pub(crate) fn new(parts: Vec<Part>) -> Self {
+        Self { parts }
+    }
+
+    pub(crate) fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// How many rows have changed.
+    pub(crate) fn len(&self) -> usize {
+        let topics = self.parts.iter().flat_map(|part| part.topics.values());
+        topics.map(|rows| rows.rows.len()).sum()
     }
 
     /// Topics in which anything has changed.
-    pub(crate) fn topics(&self) -> impl Iterator<Item = TopicId> {
-        self.topics.keys().copied()
+    pub(crate) fn topics(&self) -> BTreeSet<TopicId> {
+        self.parts.iter().flat_map(|part| part.topics.keys().copied()).collect()
     }
 
-    /// The changed rows of a topic by key.
-    pub(crate) fn rows(&self, topic: TopicId) -> impl Iterator<Item = (&str, &ChangedRow)> {
-        self.topics.get(&topic).into_iter().flatten().map(|(key, row)| (&**key, row))
-    }
-
-    /// What became of a row, if it has changed, with its key.
-    pub(crate) fn entry(&self, topic: TopicId, key: &str) -> Option<(&str, &ChangedRow)> {
-        self.topics.get(&topic)?.get_key_value(key).map(|(key, row)| (&**key, row))
+    /// The changed rows of a topic.
+    pub(crate) fn rows(&self, topic: TopicId) -> impl Iterator<Item = ChangedRow<'_>> {
+        self.parts.iter().flat_map(move |part| part.rows(topic))
     }
 
     /// What became of a row, if it has changed.
-    pub(crate) fn row(&self, topic: TopicId, key: &str) -> Option<&ChangedRow> {
-        self.topics.get(&topic)?.get(key)
+    pub(crate) fn row(&self, topic: TopicId, key: &str) -> Option<ChangedRow<'_>> {
+        if self.parts.is_empty() {
+            return None;
+        }
+        self.parts[shard_index(key, self.parts.len())].row(topic, key)
+    }
+}
+
+impl Part {
+    /// Reads what the log of one shard holds in `after < seq <= to`.
+    pub(crate) fn read(
+        reader: &mut ShardReader,
+        after: i64,
+        to: i64,
+        topics: &Topics,
+        bytes_max: usize,
+    ) -> Result<Self, ReadError> {
+        let mut part = Self::default();
+        reader.changes::<ReadError>(after, to, topics, |change| {
+            part.add(&change);
+            if part.text.len() > bytes_max { Err(ReadError::TooMuch) } else { Ok(()) }
+        })?;
+        Ok(part)
+    }
+
+    /// Adds an entry of the log; those of one row come in their order.
+    fn add(&mut self, change: &LoggedChange<'_>) {
+        let Self { text, topics } = self;
+        let new = change.new.map(|payload| Image {
+            payload: append(text, payload),
+            timestamp: change.timestamp,
+            change: change.change.map(|change| append(text, change)),
+        });
+        let rows = topics.entry(change.topic).or_default();
+        if let Some(index) = rows.find(text, change.key) {
+            let row = &mut rows.rows[index];
+            row.new = new;
+            row.expired = change.expired;
+            return;
+        }
+        let old = change.old.map(|payload| Image {
+            payload: append(text, payload),
+            timestamp: change.old_timestamp,
+            change: None,
+        });
+        let key = append(text, change.key);
+        let index = u32::try_from(rows.rows.len()).expect("the log is read in slices of fewer entries");
+        rows.rows.push(Row { key, old, new, expired: change.expired });
+        let Rows { rows, by_key, hasher } = rows;
+        let rehash = |index: &u32| hasher.hash_one(rows[*index as usize].key.of(text));
+        by_key.insert_unique(hasher.hash_one(change.key), index, rehash);
+    }
+
+    /// The changed rows of a topic, in the order in which they first changed.
+    pub(crate) fn rows(&self, topic: TopicId) -> impl Iterator<Item = ChangedRow<'_>> {
+        self.topics.get(&topic).into_iter().flat_map(|rows| &rows.rows).map(|row| self.view(row))
+    }
+
+    fn row(&self, topic: TopicId, key: &str) -> Option<ChangedRow<'_>> {
+        let rows = self.topics.get(&topic)?;
+        rows.find(&self.text, key).map(|index| self.view(&rows.rows[index]))
+    }
+
+    fn view(&self, row: &Row) -> ChangedRow<'_> {
+        let image = |image: &Image| TopicImage {
+            payload: image.payload.of(&self.text),
+            timestamp: image.timestamp,
+            change: image.change.map(|change| change.of(&self.text)),
+        };
+        ChangedRow {
+            key: row.key.of(&self.text),
+            old: row.old.as_ref().map(image),
+            new: row.new.as_ref().map(image),
+            expired: row.expired,
+        }
+    }
+}
+
+impl Rows {
+    fn find(&self, text: &str, key: &str) -> Option<usize> {
+        let is_it = |index: &u32| self.rows[*index as usize].key.of(text) == key;
+        self.by_key.find(self.hasher.hash_one(key), is_it).map(|index| *index as usize)
+    }
+}
+
+/// Appends a text to those that are there; returns its place.
+fn append(text: &mut String, piece: &str) -> Span {
+    let place = |length: usize| u32::try_from(length).expect("both are far below 4 GiB");
+    let span = Span { start: place(text.len()), length: place(piece.len()) };
+    text.push_str(piece);
+    span
+}
+
+impl Span {
+    fn of(self, text: &str) -> &str {
+        &text[self.start as usize..][..self.length as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOPIC: TopicId = TopicId(0);
+
+    fn entry<'a>(key: &'a str, old: Option<&'a str>, new: Option<&'a str>) -> LoggedChange<'a> {
+        let expired = false;
+        LoggedChange { topic: TOPIC, key, old, old_timestamp: 1, new, timestamp: 2, change: None, expired }
+    }
+
+    #[test]
+    fn a_row_has_its_first_old_image_and_its_last_new_one() {
+        let mut part = Part::default();
+        for n in 0..100 {
+            part.add(&entry(&format!("k{n}"), None, Some("other")));
+        }
+        part.add(&entry("k", Some("first"), Some("second")));
+        part.add(&entry("k", Some("second"), None));
+        part.add(&entry("k", None, Some("third")));
+        let changes = Changes::new(vec![part]);
+        let row = changes.row(TOPIC, "k").expect("it has changed");
+        assert_eq!(row.old.map(|old| old.payload), Some("first"));
+        assert_eq!(row.new.map(|new| new.payload), Some("third"));
+        assert_eq!(changes.row(TOPIC, "k99").map(|row| row.key), Some("k99"));
+        assert_eq!(changes.row(TOPIC, "k100"), None);
+        assert_eq!(changes.rows(TOPIC).count(), 101);
     }
 }

@@ -7,20 +7,21 @@
 //! ```
 //! A bench is one thread's share: readers of all shards, which see one cut, and a database in memory.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use hashbrown::{HashMap, HashSet};
 use rusqlite::types::ValueRef;
 use rusqlite::{CachedStatement, Connection, ErrorCode, Row, StatementStatus, params};
 
-use super::CheckedJoin;
 use super::accumulate::AccumulatedJoin;
 use super::budget::Budget;
-use super::changes::{Changes, Image};
+use super::changes::{Changes, Part};
 use super::plan::row::RowExpr;
 use super::plan::{Keyed, Link, Occurrence};
 use super::rows::{same_rows, write_value};
 use super::value::Value;
+use super::{CheckedJoin, TopicImage};
 use crate::fault::{self, Sabotage};
 use crate::results::event::{JoinId, Op};
 use crate::results::store::Change;
@@ -96,7 +97,7 @@ enum LinkStep {
 }
 
 /// Keys of results that have to be looked at, with whether anybody is to be told of their changes.
-pub(crate) type Keys = HashMap<Value, bool, fnv::FnvBuildHasher>;
+pub(crate) type Keys = HashMap<Value, bool>;
 
 /// A result that differs from what is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,22 +152,22 @@ pub(super) enum View<'a> {
 }
 
 /// Changed rows as they were, by the value by which an occurrence is gathered; empty if that is the key.
-pub(crate) type OldImages<'a> = HashMap<Value, Vec<(&'a str, &'a Image)>>;
+pub(crate) type OldImages<'a> = HashMap<Value, Vec<(&'a str, TopicImage<'a>)>>;
 
 impl<'a> View<'a> {
     /// What a row is, if it need not be looked up.
-    fn row(&self, topic: TopicId, key: &str) -> Option<Option<(&'a str, &'a Image)>> {
+    fn row(&self, topic: TopicId, key: &str) -> Option<Option<(&'a str, TopicImage<'a>)>> {
         let (changes, is_old) = match self {
             Self::Now(changes) => ((*changes)?, false),
             Self::Before(changes, _) => (*changes, true),
         };
-        let (key, row) = changes.entry(topic, key)?;
-        let image = if is_old { &row.old } else { &row.new };
-        Some(image.as_ref().map(|image| (key, image)))
+        let row = changes.row(topic, key)?;
+        let image = if is_old { row.old } else { row.new };
+        Some(image.map(|image| (row.key, image)))
     }
 
     /// Changed rows of occurrence `index` that have the value, where the readers can't be asked for them.
-    fn old(&self, index: usize, value: &Value) -> &'a [(&'a str, &'a Image)] {
+    fn old(&self, index: usize, value: &Value) -> &'a [(&'a str, TopicImage<'a>)] {
         match self {
             Self::Now(_) => &[],
             Self::Before(_, old) => old[index].get(value).map_or(&[], Vec::as_slice),
@@ -287,7 +288,7 @@ impl Bench {
     pub(crate) fn affected(
         &mut self,
         join: &KeyedJoin,
-        changes: &Changes,
+        changes: &Part,
         keys_max: usize,
     ) -> Result<Keys, KeyedError> {
         let mut cost = Cost::default();
@@ -304,14 +305,14 @@ impl Bench {
                 continue;
             }
             let mut by = step.by.as_deref().map(|sql| self.memory.prepare_cached(sql)).transpose()?;
-            for (key, row) in changes.rows(step.topic) {
+            for row in changes.rows(step.topic) {
                 let told = !row.expired;
                 match &mut by {
-                    None => climb.up(index, Value::Text(key.into()), told)?,
+                    None => climb.up(index, Value::Text(row.key.into()), told)?,
                     Some(by) => {
-                        let old = row.old.as_ref().filter(|_| !fault::sabotaged(Sabotage::NoOldImages));
-                        for image in old.into_iter().chain(&row.new) {
-                            climb.up(index, value_of(by, key, image)?, told)?;
+                        let old = row.old.filter(|_| !fault::sabotaged(Sabotage::NoOldImages));
+                        for image in old.into_iter().chain(row.new) {
+                            climb.up(index, value_of(by, row.key, image)?, told)?;
                         }
                     }
                 }
@@ -353,9 +354,9 @@ impl Bench {
             let mut images = OldImages::new();
             if let Some(by) = &step.by {
                 let mut by = self.memory.prepare_cached(by)?;
-                for (key, row) in changes.rows(step.topic) {
-                    if let Some(old) = &row.old {
-                        images.entry(value_of(&mut by, key, old)?).or_default().push((key, old));
+                for row in changes.rows(step.topic) {
+                    if let Some(old) = row.old {
+                        images.entry(value_of(&mut by, row.key, old)?).or_default().push((row.key, old));
                     }
                 }
                 self.cost.steps += steps_of(&by);
@@ -422,7 +423,7 @@ impl Bench {
                 .map(|reader| reader.prepare(&step.rows).map_err(|source| lookup_failed(reader, source)))
                 .collect::<Result<Vec<_>, _>>()?;
             let own = from_keys.then_some(keys).into_iter().flatten().map(|(key, _)| key);
-            let mut known_rows: Vec<(&str, &Image)> = Vec::new();
+            let mut known_rows: Vec<(&str, TopicImage<'_>)> = Vec::new();
             for value in own.chain(&linked) {
                 if step.by.is_some() {
                     for (statement, reader) in statements.iter_mut().zip(readers.iter()) {
@@ -642,14 +643,14 @@ fn lookup_failed(reader: &ShardReader, source: rusqlite::Error) -> KeyedError {
 }
 
 /// The value of an expression for a row that is not in a table.
-fn value_of(by: &mut CachedStatement<'_>, key: &str, image: &Image) -> Result<Value, KeyedError> {
+fn value_of(by: &mut CachedStatement<'_>, key: &str, image: TopicImage<'_>) -> Result<Value, KeyedError> {
     let parameters = by.parameter_count();
     for index in 1..=parameters {
         match index {
             1 => by.raw_bind_parameter(index, key)?,
-            2 => by.raw_bind_parameter(index, &*image.payload)?,
+            2 => by.raw_bind_parameter(index, image.payload)?,
             3 => by.raw_bind_parameter(index, image.timestamp)?,
-            _ => by.raw_bind_parameter(index, image.change.as_deref())?,
+            _ => by.raw_bind_parameter(index, image.change)?,
         }
     }
     let mut rows = by.raw_query();

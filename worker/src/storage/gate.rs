@@ -14,9 +14,9 @@ pub(crate) struct Cut {
     pub(crate) seqs: Vec<i64>,
 }
 
-/// Changes that may wait to be cut. Above it each commit waits for a cut, so that what the evaluator takes in at a
-/// time stays bounded.
-const UNCUT_CHANGES_MAX: i64 = 16_384;
+/// Bytes of changes that may wait to be cut. Above it each commit waits for a cut, so that what the evaluator takes in at
+/// a time stays bounded.
+const UNCUT_BYTES_MAX: usize = 20 << 20;
 
 /// How long one commit waits for a cut at most: an evaluator in trouble slows writers down and stops none.
 const UNCUT_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -44,8 +44,8 @@ struct Signal {
     dirty: bool,
     stopped: bool,
     halted: bool,
-    /// Changes committed since the last cut.
-    uncut: i64,
+    /// Bytes of the changes committed since the last cut.
+    uncut_bytes: usize,
 }
 
 /// Why [`EpochGate::wait`] returned.
@@ -71,27 +71,25 @@ impl EpochGate {
         }
     }
 
-    /// Runs `commit`, after which `last_seq` is the shard's newest sequence number, and returns the epoch in
-    /// which all that the shard has committed is seen.
+    /// Runs `commit` of changes of so many bytes, after which `last_seq` is the shard's newest sequence number, and
+    /// returns the epoch in which all that the shard has committed is seen.
     pub(crate) fn pass<E>(
         &self,
         shard_index: usize,
         last_seq: i64,
+        bytes: usize,
         commit: impl FnOnce() -> Result<(), E>,
     ) -> Result<u64, E> {
         self.wait_for_room();
         let passage = self.passage.read().unwrap_or_else(PoisonError::into_inner);
         commit()?;
-        let before = {
-            let mut committed = passage.committed[shard_index].lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *committed, last_seq)
-        };
+        *passage.committed[shard_index].lock().unwrap_or_else(PoisonError::into_inner) = last_seq;
         let changed = last_seq > passage.cut[shard_index];
         let epoch = if changed { passage.next_epoch } else { passage.cut_epoch };
         if changed {
             self.ring_with(|signal| {
                 signal.dirty = true;
-                signal.uncut += last_seq - before;
+                signal.uncut_bytes += bytes;
             });
         }
         Ok(epoch)
@@ -107,14 +105,14 @@ impl EpochGate {
             passage.cut_epoch = passage.next_epoch;
             passage.next_epoch += 1;
             passage.cut.clone_from(&seqs);
-            self.ring_with(|signal| signal.uncut = 0);
+            self.ring_with(|signal| signal.uncut_bytes = 0);
         }
         Ok(Cut { epoch: passage.cut_epoch, seqs })
     }
 
     /// Lets commits pass that wait for a cut, though it comes later.
     pub(crate) fn make_room(&self) {
-        self.ring_with(|signal| signal.uncut = 0);
+        self.ring_with(|signal| signal.uncut_bytes = signal.uncut_bytes.min(UNCUT_BYTES_MAX / 2));
     }
 
     /// What each shard has committed by now.
@@ -181,7 +179,7 @@ impl EpochGate {
 
     fn wait_for_room(&self) {
         let signal = self.signal.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_full = |signal: &mut Signal| signal.uncut > UNCUT_CHANGES_MAX && !signal.stopped;
+        let is_full = |signal: &mut Signal| signal.uncut_bytes > UNCUT_BYTES_MAX && !signal.stopped;
         let _ = self.rung.wait_timeout_while(signal, UNCUT_WAIT_MAX, is_full);
     }
 
@@ -202,7 +200,7 @@ mod tests {
     use super::*;
 
     fn commit(gate: &EpochGate, shard_index: usize, seq: i64) -> u64 {
-        gate.pass::<()>(shard_index, seq, || Ok(())).expect("the commit succeeds")
+        gate.pass::<()>(shard_index, seq, 1, || Ok(())).expect("the commit succeeds")
     }
 
     fn cut(gate: &EpochGate) -> (u64, Vec<i64>) {

@@ -63,6 +63,19 @@ pub(crate) struct Ingest {
     room: Arc<Semaphore>,
 }
 
+/// Checkpoints that writers were asked for.
+#[must_use]
+pub(crate) struct Checkpoints {
+    finished: std::sync::mpsc::Receiver<()>,
+}
+
+impl Checkpoints {
+    /// Waits for all of them.
+    pub(crate) fn wait(self) {
+        while self.finished.recv().is_ok() {}
+    }
+}
+
 impl Ingest {
     pub(crate) fn new(topics: Arc<Topics>, writers: Vec<Sender<Command>>) -> Self {
         let shard_count = writers.len();
@@ -142,21 +155,18 @@ impl Ingest {
         true
     }
 
-    /// Has writers checkpoint, those of the shards for which `is_wanted` holds, and waits for them. Readers that hold
-    /// a snapshot all the time keep a WAL from ever starting over; this is the moment when they don't.
-    pub(crate) fn checkpoint(&self, is_wanted: impl Fn(usize) -> bool) {
+    /// Has writers checkpoint, those of the shards for which `is_wanted` holds. Readers that hold a snapshot all the time
+    /// keep a WAL from ever starting over; this is for the moment when they don't.
+    pub(crate) fn checkpoint(&self, is_wanted: impl Fn(usize) -> bool) -> Checkpoints {
         let (done, finished) = std::sync::mpsc::channel();
-        {
-            let writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
-            for (shard_index, writer) in writers.iter().flatten().enumerate() {
-                if is_wanted(shard_index) {
-                    let command = Command::Checkpoint { done: done.clone() };
-                    writer.send(command).expect("a writer runs until its sender is gone");
-                }
+        let writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        for (shard_index, writer) in writers.iter().flatten().enumerate() {
+            if is_wanted(shard_index) {
+                let command = Command::Checkpoint { done: done.clone() };
+                writer.send(command).expect("a writer runs until its sender is gone");
             }
         }
-        drop(done);
-        while finished.recv().is_ok() {}
+        Checkpoints { finished }
     }
 
     /// Makes the tables and indexes that joins need, one shard after another, so that the others can be written to.

@@ -11,11 +11,11 @@
 
 mod index;
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use hashbrown::HashMap;
 use litejoin_crds::plan::Synchronous;
 use rusqlite::{Connection, OptionalExtension, params};
 use tracing::info;
@@ -33,6 +33,9 @@ use crate::message::Message;
 pub(crate) const KIND_WRITE: i64 = 0;
 /// See [`KIND_WRITE`]: a row that retention removed, of which sinks are not told.
 pub(crate) const KIND_EXPIRY: i64 = 1;
+
+/// What a change costs in memory beside its texts.
+const CHANGE_BYTES: usize = 192;
 
 /// Entries of `_chg` that one transaction trims at most, so that no commit waits for a long delete.
 const TRIM_ENTRIES_MAX: i64 = 4_000;
@@ -161,6 +164,8 @@ pub(crate) struct Pending {
     pub(crate) counts: Vec<(TopicId, Counts)>,
     /// Newest `seq` once it is committed.
     pub(crate) last_seq: i64,
+    /// What an evaluator needs to hold these changes in memory, about.
+    pub(crate) bytes: usize,
     offsets: Vec<Stream>,
     new_tables: Vec<TopicId>,
     tombstones: bool,
@@ -279,6 +284,7 @@ impl Shard {
                             change,
                             kind
                         ])?;
+                        pending.bytes += CHANGE_BYTES + key.len() + old.len();
                         counts.expired += 1;
                     }
                 }
@@ -391,8 +397,7 @@ impl Shard {
     fn coalesce<'a>(&self, batches: &'a [ShardBatch], pending: &mut Pending) -> Vec<&'a Message> {
         let total = batches.iter().map(|batch| batch.messages.len()).sum();
         let mut kept: Vec<Option<&Message>> = Vec::with_capacity(total);
-        let mut last: HashMap<(TopicId, &str), usize, fnv::FnvBuildHasher> =
-            HashMap::with_capacity_and_hasher(total, fnv::FnvBuildHasher::default());
+        let mut last: HashMap<(TopicId, &str), usize> = HashMap::with_capacity(total);
         for batch in batches {
             let seen =
                 batch.stream.as_ref().and_then(|stream| self.offsets.get(&stream.name)).copied().unwrap_or(0);
@@ -460,9 +465,13 @@ impl Shard {
         let mut indexes = table.entries(connection)?;
 
         let mut counts = Counts::default();
-        let mut logged = false;
+        let bytes_before = pending.bytes;
         for message in messages {
             let key = &*message.key;
+            let mut note = |old: Option<&str>, new: Option<&str>| {
+                let [old, new] = [old, new].map(|payload| payload.map_or(0, str::len));
+                pending.bytes += CHANGE_BYTES + key.len() + old + new;
+            };
             let timestamp = message.timestamp.unwrap_or(now);
             let mut rows = select.query([key])?;
             let row = rows.next()?;
@@ -499,7 +508,7 @@ impl Shard {
                         None::<&str>,
                         KIND_WRITE
                     ])?;
-                    logged = true;
+                    note(Some(old), None);
                     let row = Row { number, key, payload: old, timestamp: old_timestamp };
                     indexes.iter_mut().try_for_each(|index| index.take(row))?;
                     drop(rows);
@@ -522,7 +531,7 @@ impl Shard {
                         change,
                         KIND_WRITE
                     ])?;
-                    logged = true;
+                    note(Some(old), Some(new));
                     for index in indexes.iter_mut().filter(|index| !index.stays(&difference)) {
                         index.take(Row { number, key, payload: old, timestamp: old_timestamp })?;
                         index.put(Row { number, key, payload: new, timestamp })?;
@@ -547,7 +556,7 @@ impl Shard {
                         change,
                         KIND_WRITE
                     ])?;
-                    logged = true;
+                    note(None, Some(new));
                     if tombstones {
                         unbury.execute(params![table.id, key])?;
                     }
@@ -555,7 +564,7 @@ impl Shard {
                 }
             }
         }
-        if logged {
+        if pending.bytes > bytes_before {
             pending.last_seq = connection.last_insert_rowid();
         }
         *pending.count(topic) += counts;

@@ -168,7 +168,7 @@ impl Writer {
         let mut counts = Vec::new();
         let shard = &mut self.shard;
         fault::point("batch-written");
-        let epoch = self.gate.pass(self.shard_index, pending.last_seq, || {
+        let epoch = self.gate.pass(self.shard_index, pending.last_seq, pending.bytes, || {
             counts = shard.commit(pending)?;
             Ok::<(), SqliteError>(())
         })?;
