@@ -115,6 +115,9 @@ enum EpochError {
     Full(#[from] FullError),
     #[error("could not use the tables in memory")]
     Memory(#[from] rusqlite::Error),
+    /// A join that had stored some of its results has to be evaluated aside; the others start over.
+    #[error("a join could not be evaluated to its end")]
+    Begun,
 }
 
 impl EpochError {
@@ -124,7 +127,7 @@ impl EpochError {
             Self::Full(FullError::Copy { source, .. } | FullError::Stored(source)) => {
                 sqlite::is_disk_full(source)
             }
-            Self::Full(_) | Self::Memory(_) => false,
+            Self::Full(_) | Self::Memory(_) | Self::Begun => false,
         }
     }
 }
@@ -484,7 +487,10 @@ impl Lane {
         if let Some(relief) = self.relief.take() {
             relief.wait();
         }
-        let evaluated = outcome?;
+        let evaluated = match outcome {
+            Err(EpochError::Begun) => return Ok(true),
+            outcome => outcome?,
+        };
         let news = evaluated.iter().any(|index| self.joins[*index].applied.as_ref() != Some(&cut.seqs));
         for index in evaluated {
             let joined = &mut self.joins[index];
@@ -616,7 +622,8 @@ impl Lane {
         let joined = &mut self.joins[index];
         let started = Instant::now();
         let benches = &mut self.benches;
-        let outcome = writer.attempt(|writer| joined.evaluate(benches, changes, known, writer));
+        let writes = writer.writes();
+        let outcome = joined.evaluate(benches, changes, known, writer);
         let status = self.committer.status().join(&joined.join.name);
         let cost = self.benches.take_cost();
         status.steps.add(cost.steps);
@@ -637,6 +644,9 @@ impl Lane {
             ) => {
                 // In full it may well go, or else it is told why not.
                 joined.due = true;
+                if writer.writes() > writes {
+                    return Err(EpochError::Begun);
+                }
             }
             Err(KeyedError::File(error)) => return Err(error.into()),
             Err(KeyedError::Memory(error)) => return Err(error.into()),

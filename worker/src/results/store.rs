@@ -98,6 +98,7 @@ pub(crate) struct EpochWriter<'a> {
     now: i64,
     next_n: u64,
     outbox_bytes: u64,
+    writes: u64,
 }
 
 /// What a committed epoch has added.
@@ -278,7 +279,8 @@ impl Results {
         let transaction = connection
             .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
             .map_err(|source| SqliteError::new(&self.path, "begin an epoch", source))?;
-        let mut writer = EpochWriter { path: &self.path, transaction, epoch, now, next_n, outbox_bytes: 0 };
+        let mut writer =
+            EpochWriter { path: &self.path, transaction, epoch, now, next_n, outbox_bytes: 0, writes: 0 };
         let value = work(&mut writer)?;
         let committed = Committed {
             position: Position { epoch, n: writer.next_n - 1 },
@@ -322,29 +324,14 @@ impl Results {
 }
 
 impl EpochWriter<'_> {
-    /// Runs `work`, and takes back what it has stored if it fails.
-    pub(crate) fn attempt<T, E: From<SqliteError>>(
-        &mut self,
-        work: impl FnOnce(&mut Self) -> Result<T, E>,
-    ) -> Result<T, E> {
-        let before = (self.next_n, self.outbox_bytes);
-        let path = self.path;
-        let failed = |source| SqliteError::new(path, "store results", source);
-        self.transaction.execute_batch("SAVEPOINT attempt").map_err(failed)?;
-        let outcome = work(self);
-        let end = if outcome.is_ok() { "RELEASE attempt" } else { "ROLLBACK TO attempt; RELEASE attempt" };
-        if outcome.is_err() {
-            (self.next_n, self.outbox_bytes) = before;
-        }
-        // A disk that is full has ended the whole transaction; that is what `work` says then.
-        match self.transaction.execute_batch(end) {
-            Err(source) if outcome.is_ok() => Err(failed(source).into()),
-            _ => outcome,
-        }
+    /// How often anything was stored: tells whether it was since this was last asked.
+    pub(crate) fn writes(&self) -> u64 {
+        self.writes
     }
 
     /// Stores a changed result, and puts it into the outbox if it is `sent`.
     pub(crate) fn store(&mut self, join: JoinId, change: Change<'_>, sent: bool) -> Result<(), SqliteError> {
+        self.writes += 1;
         let n = self.next_n;
         let store = || -> rusqlite::Result<()> {
             if change.op == Op::Deleted {
@@ -401,6 +388,7 @@ impl EpochWriter<'_> {
         group: &str,
         state: Option<&str>,
     ) -> Result<(), SqliteError> {
+        self.writes += 1;
         let write = || match state {
             Some(state) => self
                 .transaction
@@ -418,11 +406,13 @@ impl EpochWriter<'_> {
 
     /// Notes by which plan the groups of a join are kept, or that what is kept can't be relied on.
     pub(crate) fn accumulate_by(&mut self, join: JoinId, plan: Option<&str>) -> Result<(), SqliteError> {
+        self.writes += 1;
         self.accumulate(join, ACCUMULATED_BY, plan)
     }
 
     /// Removes what is kept of the groups of a join.
     pub(crate) fn forget_accumulators(&mut self, join: JoinId) -> Result<(), SqliteError> {
+        self.writes += 1;
         let write =
             || self.transaction.execute("DELETE FROM accumulators WHERE join_id = ?1", [join.0]).map(drop);
         write().map_err(|source| SqliteError::new(self.path, "forget accumulators", source))
