@@ -486,6 +486,7 @@ impl Lane {
         }
         if let Some(relief) = self.relief.take() {
             relief.wait();
+            gate.let_pass(false);
         }
         let evaluated = match outcome {
             Err(EpochError::Begun) => return Ok(true),
@@ -505,16 +506,21 @@ impl Lane {
         Ok(news)
     }
 
-    /// Lets go of the shards, and has those checkpoint whose WALs are long: they start over only when nobody reads.
+    /// Lets go of the shards, and has some checkpoint whose WALs are long: they start over only when nobody reads.
     fn relieve(&mut self, gate: &EpochGate) {
         self.benches.release();
-        let is_high =
-            |shard: usize| std::fs::metadata(&self.wals[shard]).is_ok_and(|wal| wal.len() > WAL_BYTES_HIGH);
-        if (0..self.wals.len()).any(is_high) {
+        let bytes = |wal: &PathBuf| std::fs::metadata(wal).map_or(0, |wal| wal.len());
+        let mut high: Vec<(u64, usize)> =
+            self.wals.iter().enumerate().map(|(shard, wal)| (bytes(wal), shard)).collect();
+        high.retain(|(bytes, _)| *bytes > WAL_BYTES_HIGH);
+        // Half of them at a time, so that the others have something to do while these wait for the disk.
+        high.sort_unstable_by(|a, b| b.cmp(a));
+        high.truncate(self.wals.len().div_ceil(2));
+        if !high.is_empty() {
             // A writer that waits for the cut would keep us waiting.
-            gate.make_room();
+            gate.let_pass(true);
         }
-        self.relief = Some(self.ingest.checkpoint(is_high));
+        self.relief = Some(self.ingest.checkpoint(|shard| high.iter().any(|(_, other)| *other == shard)));
     }
 
     /// Evaluates and commits; returns the joins that have come to the cut.

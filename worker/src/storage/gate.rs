@@ -16,7 +16,7 @@ pub(crate) struct Cut {
 
 /// Bytes of changes that may wait to be cut. Above it each commit waits for a cut, so that what the evaluator takes in at
 /// a time stays bounded.
-const UNCUT_BYTES_MAX: usize = 14 << 20;
+const UNCUT_BYTES_MAX: usize = 12 << 20;
 
 /// How long one commit waits for a cut at most: an evaluator in trouble slows writers down and stops none.
 const UNCUT_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -46,6 +46,7 @@ struct Signal {
     halted: bool,
     /// Bytes of the changes committed since the last cut.
     uncut_bytes: usize,
+    all_pass: bool,
 }
 
 /// Why [`EpochGate::wait`] returned.
@@ -110,9 +111,9 @@ impl EpochGate {
         Ok(Cut { epoch: passage.cut_epoch, seqs })
     }
 
-    /// Lets commits pass that wait for a cut, though it comes later.
-    pub(crate) fn make_room(&self) {
-        self.ring_with(|signal| signal.uncut_bytes = signal.uncut_bytes.min(UNCUT_BYTES_MAX / 2));
+    /// Whether commits pass that would have to wait for a cut, for whoever waits for their writers.
+    pub(crate) fn let_pass(&self, all: bool) {
+        self.ring_with(|signal| signal.all_pass = all);
     }
 
     /// What each shard has committed by now.
@@ -179,7 +180,8 @@ impl EpochGate {
 
     fn wait_for_room(&self) {
         let signal = self.signal.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_full = |signal: &mut Signal| signal.uncut_bytes > UNCUT_BYTES_MAX && !signal.stopped;
+        let is_full =
+            |signal: &mut Signal| signal.uncut_bytes > UNCUT_BYTES_MAX && !signal.all_pass && !signal.stopped;
         let _ = self.rung.wait_timeout_while(signal, UNCUT_WAIT_MAX, is_full);
     }
 

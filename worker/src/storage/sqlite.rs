@@ -11,10 +11,10 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Page cache of one connection in KiB, as SQLite counts it (negative). Small, since there are two
 /// connections a shard and the operating system caches the files anyway.
-const CACHE_KIB: i64 = -4_096;
+const CACHE_KIB: i64 = -2_048;
 
 /// The same of a connection that reads: there are many, and they read in the order of the files.
-const READER_CACHE_KIB: i64 = -1_024;
+const READER_CACHE_KIB: i64 = -512;
 
 /// What went wrong with a file, and while doing what.
 #[derive(Debug, thiserror::Error)]
