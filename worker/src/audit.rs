@@ -196,10 +196,11 @@ fn at_one_moment(
         if !reader.has_all(*applied, last)? {
             return Err(Skip::Busy.into());
         }
-        let part = Part::read(reader, *applied, last, topics, bytes_max).map_err(|error| match error {
-            ReadError::TooMuch => Skip::Behind.into(),
-            ReadError::File(error) => AuditError::from(error),
-        });
+        let part =
+            Part::read(reader, *applied, last, topics, bytes_max, |_| true).map_err(|error| match error {
+                ReadError::TooMuch => Skip::Behind.into(),
+                ReadError::File(error) => AuditError::from(error),
+            });
         later.push(part?);
     }
     let later = Changes::new(later);

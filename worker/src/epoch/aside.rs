@@ -215,7 +215,7 @@ impl Job {
             if !reader.has_all(*after, *to)? || to - after > super::SLICE_ENTRIES {
                 return Ok(None);
             }
-            match Part::read(reader, *after, *to, &self.aside.topics, bytes_max) {
+            match Part::read(reader, *after, *to, &self.aside.topics, bytes_max, |_| true) {
                 Ok(part) => parts.push(part),
                 Err(ReadError::TooMuch) => return Ok(None),
                 Err(ReadError::File(error)) => return Err(error.into()),

@@ -1,5 +1,6 @@
 //! The keys of an epoch, shared out over the cores.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -13,13 +14,13 @@ use crate::join::keyed::{Bench, Cost, DRIVING_MAX, Difference, KEYS_MAX, KeyedEr
 use crate::join::value::Value;
 use crate::storage::log::ShardReader;
 use crate::storage::sqlite::{self, SqliteError};
-use crate::storage::topics::Topics;
+use crate::storage::topics::{TopicId, Topics};
 
 /// Threads that evaluate at most; each has a reader of every shard.
 const BENCHES_MAX: usize = 4;
 
 /// Keys that are evaluated together at most. The more, the more of them share their neighbours' rows.
-const SHARE_KEYS_MAX: usize = 4_096;
+const SHARE_KEYS_MAX: usize = 2_048;
 
 /// Keys up to which a second thread is not worth its start.
 const ALONE_KEYS: usize = 128;
@@ -30,6 +31,8 @@ const ALONE_ENTRIES: usize = 1_024;
 /// One bench for each core.
 pub(super) struct Benches {
     benches: Vec<Bench>,
+    /// Topics of whose rows somebody asks what they were.
+    looked_back: BTreeSet<TopicId>,
 }
 
 impl Benches {
@@ -49,7 +52,9 @@ impl Benches {
                 Ok(Bench::new(memory, readers, results, joins.clone(), accumulated.clone(), STEPS_MAX)?)
             })
             .collect::<Result<_, EpochError>>()?;
-        Ok(Self { benches })
+        let by_value = joins.flat_map(KeyedJoin::looked_back);
+        let looked_back = by_value.chain(accumulated.flat_map(|join| join.rows.topics())).collect();
+        Ok(Self { benches, looked_back })
     }
 
     /// Fixes what all readers see.
@@ -76,8 +81,11 @@ impl Benches {
     ) -> Result<Changes, ReadError> {
         let bytes_max = BYTES_MAX / to.len();
         let entries: i64 = after.iter().zip(to).map(|(after, to)| to - after).sum();
+        let looked_back = self.looked_back.clone();
         let read = |bench: &mut Bench, shard: usize| {
-            Part::read(&mut bench.readers()[shard], after[shard], to[shard], topics, bytes_max)
+            let reader = &mut bench.readers()[shard];
+            let wants_old = |topic| looked_back.contains(&topic);
+            Part::read(reader, after[shard], to[shard], topics, bytes_max, wants_old)
         };
         let mut parts: Vec<(usize, Part)> = Vec::with_capacity(to.len());
         self.spread(to.len(), entries <= ALONE_ENTRIES as i64, read, |shard, part| {

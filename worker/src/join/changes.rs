@@ -73,7 +73,7 @@ pub(crate) enum ReadError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ChangedRow<'a> {
     pub(crate) key: &'a str,
-    /// Its `_change` is not known.
+    /// Its `_change` is not known; nothing at all where old images were not wanted.
     pub(crate) old: Option<TopicImage<'a>>,
     pub(crate) new: Option<TopicImage<'a>>,
     /// Whether retention had the last word, so that nobody is told what follows from it.
@@ -116,16 +116,18 @@ impl Changes {
 }
 
 impl Part {
-    /// Reads what the log of one shard holds in `after < seq <= to`.
+    /// Reads what the log of one shard holds in `after < seq <= to`, old images of some topics only.
     pub(crate) fn read(
         reader: &mut ShardReader,
         after: i64,
         to: i64,
         topics: &Topics,
         bytes_max: usize,
+        wants_old: impl Fn(TopicId) -> bool,
     ) -> Result<Self, ReadError> {
         let mut part = Self::default();
-        reader.changes::<ReadError>(after, to, topics, |change| {
+        reader.changes::<ReadError>(after, to, topics, |mut change| {
+            change.old = change.old.filter(|_| wants_old(change.topic));
             part.add(&change);
             if part.text.len() > bytes_max { Err(ReadError::TooMuch) } else { Ok(()) }
         })?;

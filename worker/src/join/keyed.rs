@@ -195,6 +195,16 @@ impl KeyedJoin {
             plan.occurrences.iter().map(|occurrence| Step::new(occurrence, &plan, &topic_id)).collect();
         Self { join, id, plan, steps }
     }
+
+    /// The topics that it reads.
+    pub(crate) fn topics(&self) -> impl Iterator<Item = TopicId> {
+        self.steps.iter().map(|step| step.topic)
+    }
+
+    /// Those of them whose rows say by an old image where they belonged; the others are found by their key.
+    pub(crate) fn looked_back(&self) -> impl Iterator<Item = TopicId> {
+        self.steps.iter().filter(|step| step.by.is_some()).map(|step| step.topic)
+    }
 }
 
 impl Step {

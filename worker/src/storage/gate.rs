@@ -16,7 +16,7 @@ pub(crate) struct Cut {
 
 /// Bytes of changes that may wait to be cut. Above it each commit waits for a cut, so that what the evaluator takes in at
 /// a time stays bounded.
-const UNCUT_BYTES_MAX: usize = 12 << 20;
+const UNCUT_BYTES_MAX: usize = 16 << 20;
 
 /// How long one commit waits for a cut at most: an evaluator in trouble slows writers down and stops none.
 const UNCUT_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -44,7 +44,7 @@ struct Signal {
     dirty: bool,
     stopped: bool,
     halted: bool,
-    /// Bytes of the changes committed since the last cut.
+    /// Bytes of the changes committed, or about to be, since the last cut.
     uncut_bytes: usize,
     all_pass: bool,
 }
@@ -81,17 +81,16 @@ impl EpochGate {
         bytes: usize,
         commit: impl FnOnce() -> Result<(), E>,
     ) -> Result<u64, E> {
-        self.wait_for_room();
+        self.wait_for_room(bytes);
         let passage = self.passage.read().unwrap_or_else(PoisonError::into_inner);
-        commit()?;
+        commit().inspect_err(|_| {
+            self.ring_with(|signal| signal.uncut_bytes = signal.uncut_bytes.saturating_sub(bytes));
+        })?;
         *passage.committed[shard_index].lock().unwrap_or_else(PoisonError::into_inner) = last_seq;
         let changed = last_seq > passage.cut[shard_index];
         let epoch = if changed { passage.next_epoch } else { passage.cut_epoch };
         if changed {
-            self.ring_with(|signal| {
-                signal.dirty = true;
-                signal.uncut_bytes += bytes;
-            });
+            self.ring_with(|signal| signal.dirty = true);
         }
         Ok(epoch)
     }
@@ -178,11 +177,18 @@ impl EpochGate {
         self.signal.lock().unwrap_or_else(PoisonError::into_inner).halted
     }
 
-    fn wait_for_room(&self) {
+    /// Waits until so many bytes more may wait to be cut; however many they are, when nothing else waits.
+    fn wait_for_room(&self, bytes: usize) {
         let signal = self.signal.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_full =
-            |signal: &mut Signal| signal.uncut_bytes > UNCUT_BYTES_MAX && !signal.all_pass && !signal.stopped;
-        let _ = self.rung.wait_timeout_while(signal, UNCUT_WAIT_MAX, is_full);
+        let is_full = |signal: &mut Signal| {
+            let is_above = signal.uncut_bytes > 0 && signal.uncut_bytes + bytes > UNCUT_BYTES_MAX;
+            is_above && !signal.all_pass && !signal.stopped
+        };
+        let (mut signal, _) = self
+            .rung
+            .wait_timeout_while(signal, UNCUT_WAIT_MAX, is_full)
+            .unwrap_or_else(PoisonError::into_inner);
+        signal.uncut_bytes += bytes;
     }
 
     fn ring_with(&self, change: impl FnOnce(&mut Signal)) {

@@ -79,11 +79,11 @@ pub(crate) fn open_writer(path: &Path, synchronous: Synchronous) -> Result<Conne
 }
 
 /// Pages in the WAL at which a commit also moves them into the file. Above SQLite's 1,000, since a
-/// checkpoint costs two syncs: 8,000 pages are 32 MiB. Shards are usually asked for it before.
-const WAL_AUTOCHECKPOINT_PAGES: i64 = 8_000;
+/// checkpoint costs two syncs: 4,000 pages are 16 MiB a file.
+const WAL_AUTOCHECKPOINT_PAGES: i64 = 4_000;
 
 /// What is kept of a WAL that has once grown beyond it, in bytes.
-const WAL_BYTES_KEPT: i64 = 32 << 20;
+const WAL_BYTES_KEPT: i64 = 16 << 20;
 
 /// Changes what a commit of this connection survives.
 pub(crate) fn set_synchronous(connection: &Connection, synchronous: Synchronous) -> rusqlite::Result<()> {
