@@ -31,7 +31,7 @@ use crate::join::CheckedJoin;
 use crate::join::accumulate::{AccumulatedJoin, Settled};
 use crate::join::changes::{Changes, ReadError};
 use crate::join::full::FullError;
-use crate::join::keyed::{KeyedError, KeyedJoin};
+use crate::join::keyed::{Difference, KeyedError, KeyedJoin};
 use crate::join::plan::{Accumulated, Class, Keyed};
 use crate::results::event::JoinId;
 use crate::results::store::{EpochWriter, Progress, Results};
@@ -197,9 +197,7 @@ impl Joined {
             match outcome {
                 Ok(None) => return Ok(None),
                 Ok(Some(Settled { differences, states })) => {
-                    for difference in &differences {
-                        writer.store(self.id, difference.change(), difference.told)?;
-                    }
+                    writer.store(self.id, differences.iter().map(Difference::change))?;
                     for (group, state) in &states {
                         writer.accumulate(self.id, group, state.as_deref())?;
                     }
@@ -215,8 +213,8 @@ impl Joined {
         }
         // In full it is found out again that values don't fit.
         let keyed = self.keyed.as_ref().ok_or(KeyedError::Unfit)?;
-        let differences = benches.evaluate(keyed, changes, known, |difference| {
-            writer.store(self.id, difference.change(), difference.told)
+        let differences = benches.evaluate(keyed, changes, known, |found| {
+            writer.store(self.id, found.iter().map(Difference::change))
         })?;
         Ok(if is_unfit { Some((differences.unwrap_or(0), true)) } else { differences.map(|n| (n, false)) })
     }

@@ -254,7 +254,7 @@ fn start_logging(filter: &str, format: LogFormat) {
 #[expect(unsafe_code, reason = "settings of the C library, made before any other thread runs")]
 fn keep_memory_for_all_threads() {
     for (setting, value) in
-        [(libc::M_ARENA_MAX, 2), (libc::M_TRIM_THRESHOLD, 8 << 20), (libc::M_MMAP_THRESHOLD, 1 << 20)]
+        [(libc::M_ARENA_MAX, 2), (libc::M_TRIM_THRESHOLD, 4 << 20), (libc::M_MMAP_THRESHOLD, 1 << 20)]
     {
         // SAFETY: mallopt only stores the number; it refuses what it does not know.
         unsafe { libc::mallopt(setting, value) };

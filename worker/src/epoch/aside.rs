@@ -270,7 +270,7 @@ impl Job {
         }
         fault::point("evaluated-aside");
         let outcome = self.aside.committer.commit::<EpochError>(cut.epoch, |writer| {
-            full.differences::<EpochError>(&mut |change| Ok(writer.store(self.ask.id, change, told)?))?;
+            full.differences::<EpochError>(&mut |change| Ok(writer.store(self.ask.id, [(change, told)])?))?;
             match &plan {
                 Some(plan) if is_last => {
                     writer.forget_accumulators(self.ask.id)?;

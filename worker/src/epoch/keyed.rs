@@ -96,14 +96,14 @@ impl Benches {
         Ok(Changes::new(parts.into_iter().map(|(_, part)| part).collect()))
     }
 
-    /// Evaluates what the changes concern and calls `emit` for each result that differs from what is stored, while
+    /// Evaluates what the changes concern and calls `store` for results that differ from what is stored, while
     /// others are still evaluated. Returns their number, `None` if nothing is concerned.
     pub(super) fn evaluate(
         &mut self,
         join: &KeyedJoin,
         changes: &Changes,
         known: Option<&Changes>,
-        mut emit: impl FnMut(&Difference) -> Result<(), SqliteError>,
+        mut store: impl FnMut(&[Difference]) -> Result<(), SqliteError>,
     ) -> Result<Option<u64>, KeyedError> {
         let keys = self.affected(join, changes, KEYS_MAX)?;
         if keys.is_empty() {
@@ -116,7 +116,7 @@ impl Benches {
         };
         self.share(&keys, evaluate, |found| {
             differences += found.len() as u64;
-            found.iter().try_for_each(&mut emit).map_err(KeyedError::from)
+            store(&found).map_err(KeyedError::from)
         })?;
         Ok(Some(differences))
     }

@@ -7,7 +7,6 @@
 //! ```
 //! A bench is one thread's share: readers of all shards, which see one cut, and a database in memory.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
@@ -112,8 +111,9 @@ pub(crate) struct Difference {
 }
 
 impl Difference {
-    pub(crate) fn change(&self) -> Change<'_> {
-        Change { op: self.op, key: &self.key, rows: &self.rows }
+    /// As it is stored, and whether sinks are told.
+    pub(crate) fn change(&self) -> (Change<'_>, bool) {
+        (Change { op: self.op, key: &self.key, rows: &self.rows }, self.told)
     }
 }
 
@@ -217,7 +217,7 @@ impl Step {
                 let parent = &plan.occurrences[*index];
                 LinkStep::Parent {
                     index: *index,
-                    gathered: format!("SELECT DISTINCT {} FROM {}", of.sql(), parent.table),
+                    gathered: format!("SELECT {} FROM {}", of.sql(), parent.table),
                     of_key: of.is_key(),
                     up: select(&parent.by.sql(), &parent.topic, of),
                 }
@@ -409,7 +409,7 @@ impl Bench {
                 Ok(())
             };
             // In their order, since neighbours in the files are found for less.
-            let mut linked: BTreeSet<Value> = BTreeSet::new();
+            let mut linked: Vec<Value> = Vec::new();
             let mut from_keys = false;
             for link in &step.links {
                 match link {
@@ -420,7 +420,7 @@ impl Bench {
                         while let Some(row) = values.next()? {
                             let value = Value::new(row.get_ref(0)?).ok_or(KeyedError::TooLarge)?;
                             if value != Value::Null {
-                                linked.insert(value);
+                                linked.push(value);
                             }
                         }
                         drop(values);
@@ -428,6 +428,8 @@ impl Bench {
                     }
                 }
             }
+            linked.sort_unstable();
+            linked.dedup();
             let mut statements = readers
                 .iter()
                 .map(|reader| reader.prepare(&step.rows).map_err(|source| lookup_failed(reader, source)))

@@ -329,54 +329,44 @@ impl EpochWriter<'_> {
         self.writes
     }
 
-    /// Stores a changed result, and puts it into the outbox if it is `sent`.
-    pub(crate) fn store(&mut self, join: JoinId, change: Change<'_>, sent: bool) -> Result<(), SqliteError> {
-        self.writes += 1;
-        let n = self.next_n;
-        let store = || -> rusqlite::Result<()> {
-            if change.op == Op::Deleted {
-                self.transaction
-                    .prepare_cached("DELETE FROM results WHERE join_id = ?1 AND key = ?2")?
-                    .execute(params![join.0, change.key])?;
+    /// Stores changed results, and puts each into the outbox with which that is said.
+    pub(crate) fn store<'c>(
+        &mut self,
+        join: JoinId,
+        changes: impl IntoIterator<Item = (Change<'c>, bool)>,
+    ) -> Result<(), SqliteError> {
+        let path = self.path;
+        self.try_store(join, changes).map_err(|source| SqliteError::new(path, "store a result", source))
+    }
+
+    fn try_store<'c>(
+        &mut self,
+        join: JoinId,
+        changes: impl IntoIterator<Item = (Change<'c>, bool)>,
+    ) -> rusqlite::Result<()> {
+        let (transaction, epoch, now) = (&self.transaction, self.epoch, self.now);
+        let mut delete = transaction.prepare_cached("DELETE FROM results WHERE join_id = ?1 AND key = ?2")?;
+        let mut replace = transaction.prepare_cached(
+            "INSERT OR REPLACE INTO results (join_id, key, rows, op, epoch, n, timestamp)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?;
+        let mut tell = transaction.prepare_cached(
+            "INSERT INTO outbox (join_id, key, rows, op, epoch, n, timestamp)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?;
+        for (Change { op, key, rows }, is_told) in changes {
+            self.writes += 1;
+            if op == Op::Deleted {
+                delete.execute(params![join.0, key])?;
             } else {
-                self.transaction
-                    .prepare_cached(
-                        "INSERT OR REPLACE INTO results (join_id, key, rows, op, epoch, n, timestamp)
-                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-                    )?
-                    .execute(params![
-                        join.0,
-                        change.key,
-                        change.rows,
-                        change.op.as_str(),
-                        self.epoch,
-                        n,
-                        self.now
-                    ])?;
+                replace.execute(params![join.0, key, rows, op.as_str(), epoch, self.next_n, now])?;
             }
-            if sent {
-                self.transaction
-                    .prepare_cached(
-                        "INSERT INTO outbox (epoch, n, join_id, key, op, rows, timestamp)
-                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-                    )?
-                    .execute(params![
-                        self.epoch,
-                        n,
-                        join.0,
-                        change.key,
-                        change.op.as_str(),
-                        change.rows,
-                        self.now
-                    ])?;
+            if is_told {
+                tell.execute(params![join.0, key, rows, op.as_str(), epoch, self.next_n, now])?;
+                self.outbox_bytes += outbox::event_bytes(key.len(), rows.len());
             }
-            Ok(())
-        };
-        store().map_err(|source| SqliteError::new(self.path, "store a result", source))?;
-        fault::point("result-stored");
-        self.next_n += 1;
-        if sent {
-            self.outbox_bytes += outbox::event_bytes(change.key.len(), change.rows.len());
+            fault::point("result-stored");
+            self.next_n += 1;
         }
         Ok(())
     }

@@ -108,7 +108,7 @@ impl Simulation {
             .with_epoch::<_, SqliteError>(self.epoch, self.now.seconds, |writer| {
                 for (key, value) in results {
                     let (key, rows) = (format!("\"{key}\""), format!("[{value}]"));
-                    writer.store(join, Change { op: Op::Updated, key: &key, rows: &rows }, true)?;
+                    writer.store(join, [(Change { op: Op::Updated, key: &key, rows: &rows }, true)])?;
                 }
                 Ok(())
             })
