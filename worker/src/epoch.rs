@@ -39,7 +39,7 @@ use crate::results::{Applied, Reader};
 use crate::status::Status;
 use crate::storage::gate::{Cut, EpochGate};
 use crate::storage::ingest::{Checkpoints, Ingest};
-use crate::storage::sqlite::{self, SqliteError};
+use crate::storage::sqlite::{self, SqliteError, WAL_BYTES_HIGH};
 use crate::storage::topics::Topics;
 
 /// How often a join that reads the clock is looked at when nothing is written; topics hold whole seconds.
@@ -57,9 +57,6 @@ const WHOLE_ENTRIES_MAX: i64 = 4 * SLICE_ENTRIES;
 
 /// Entries of the log by which a join may lag and still be kept current by key; beyond, everything is read anyway.
 const LAG_ENTRIES_MAX: i64 = 1_000_000;
-
-/// Size of a shard's WAL from which on its writer is given a moment without readers, so that it can start over.
-const WAL_BYTES_HIGH: u64 = 16 << 20;
 
 /// Evaluations aside that run at a time.
 const ASIDE_MAX: usize = 2;
@@ -228,7 +225,6 @@ fn unfit(plan: &Accumulated) -> String {
 /// The evaluator at work.
 struct Lane {
     joins: Vec<Joined>,
-    wals: Vec<PathBuf>,
     ingest: Ingest,
     benches: Benches,
     committer: Arc<Committer>,
@@ -240,6 +236,8 @@ struct Lane {
     begun: bool,
     /// What the shards are doing since they have been let go.
     relief: Option<Checkpoints>,
+    /// Whether the next cut waits for that.
+    waits: bool,
     /// What went wrong in an evaluation aside and has not been reported.
     failing: Option<EpochError>,
     /// Whether something could not be stored since something last could.
@@ -401,14 +399,8 @@ impl Evaluator {
             joins.iter().filter_map(|j| j.accumulated.as_ref()),
         )?;
         debug!(milliseconds = now.elapsed().as_millis(), "the evaluator is ready");
-        let wal = |path: &PathBuf| {
-            let mut name = path.as_os_str().to_owned();
-            name.push("-wal");
-            PathBuf::from(name)
-        };
         Ok(Lane {
             joins,
-            wals: self.shard_paths.iter().map(wal).collect(),
             ingest: self.ingest.clone(),
             benches,
             committer,
@@ -418,6 +410,7 @@ impl Evaluator {
             repairs: Arc::clone(&self.repairs),
             begun: false,
             relief: None,
+            waits: false,
             failing: None,
             troubled: false,
         })
@@ -482,7 +475,7 @@ impl Lane {
         if self.relief.is_none() {
             self.relieve(gate);
         }
-        if let Some(relief) = self.relief.take() {
+        if let Some(relief) = self.relief.take().filter(|_| self.waits) {
             relief.wait();
             gate.let_pass(false);
         }
@@ -507,14 +500,16 @@ impl Lane {
     /// Lets go of the shards, and has some checkpoint whose WALs are long: they start over only when nobody reads.
     fn relieve(&mut self, gate: &EpochGate) {
         self.benches.release();
-        let bytes = |wal: &PathBuf| std::fs::metadata(wal).map_or(0, |wal| wal.len());
+        let paths = self.aside.shard_paths.iter().enumerate();
         let mut high: Vec<(u64, usize)> =
-            self.wals.iter().enumerate().map(|(shard, wal)| (bytes(wal), shard)).collect();
+            paths.map(|(shard, path)| (sqlite::wal_bytes(path), shard)).collect();
         high.retain(|(bytes, _)| *bytes > WAL_BYTES_HIGH);
         // Half of them at a time, so that the others have something to do while these wait for the disk.
         high.sort_unstable_by(|a, b| b.cmp(a));
-        high.truncate(self.wals.len().div_ceil(2));
-        if !high.is_empty() {
+        high.truncate(self.aside.shard_paths.len().div_ceil(2));
+        // Where little comes in, most moments are without readers, and nothing that comes need wait.
+        self.waits = gate.is_pressed() || high.first().is_some_and(|(bytes, _)| *bytes > 2 * WAL_BYTES_HIGH);
+        if self.waits && !high.is_empty() {
             // A writer that waits for the cut would keep us waiting.
             gate.let_pass(true);
         }

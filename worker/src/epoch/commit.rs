@@ -9,7 +9,7 @@ use crate::results::store::{EpochWriter, Results};
 use crate::results::{Applied, Position};
 use crate::status::Status;
 use crate::storage::gate::EpochGate;
-use crate::storage::sqlite::SqliteError;
+use crate::storage::sqlite::{self, SqliteError};
 
 /// The one way to `results.db` for evaluations.
 pub(super) struct Committer {
@@ -60,6 +60,10 @@ impl Committer {
             applied.end = applied.end.max(committed.position);
             newer
         });
+        // Behind the news, which need not wait for the disk. What fails now is tried again, and a commit tells.
+        if sqlite::wal_bytes(self.results.path()) > sqlite::WAL_BYTES_HIGH {
+            let _ = self.results.checkpoint();
+        }
         Ok(())
     }
 

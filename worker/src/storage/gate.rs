@@ -115,6 +115,11 @@ impl EpochGate {
         self.ring_with(|signal| signal.all_pass = all);
     }
 
+    /// Whether commits wait for a cut, or soon will.
+    pub(crate) fn is_pressed(&self) -> bool {
+        self.signal.lock().unwrap_or_else(PoisonError::into_inner).uncut_bytes > UNCUT_BYTES_MAX / 2
+    }
+
     /// What each shard has committed by now.
     pub(crate) fn committed(&self) -> Vec<i64> {
         self.passage.read().unwrap_or_else(PoisonError::into_inner).committed()
