@@ -183,10 +183,10 @@ async fn a_layout_manifest_that_is_gone_or_broken() {
     refused(&site, "data", expect![[r#"
         error: data/layout.json: not a layout manifest (EOF while parsing a string at line 6 column 5); restore the file, or move the directory away to start empty
     "#]]).await;
-    let future = whole.replace("\"formatVersion\": 1", "\"formatVersion\": 99");
+    let future = whole.replace("\"formatVersion\": 2", "\"formatVersion\": 99");
     std::fs::write(&layout, future).expect("a file can be written");
     refused(&site, "data", expect![[r#"
-        error: data: written in format 99 (hash version 1), and this worker reads format 1 (hash version 1); run the version of litejoin that wrote it
+        error: data: written in format 99 (hash version 1), and this worker reads format 2 (hash version 1); run the version of litejoin that wrote it
     "#]]).await;
     std::fs::write(&layout, &whole).expect("a file can be written");
     assert_goes_on(&site.start().await).await;

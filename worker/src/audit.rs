@@ -259,7 +259,7 @@ impl Stored {
     /// Runs the query over the copy and compares what it yields with what is stored.
     fn compare(&self, join: &CheckedJoin, id: i64, full: &mut Full) -> Result<Finding, AuditError> {
         let mut finding = Finding { join: join.name.clone(), ..Finding::default() };
-        self.doing(|connection| {
+        let found = self.doing(|connection| {
             let mut statement =
                 connection.prepare("SELECT key, rows FROM results WHERE join_id = ?1 ORDER BY key")?;
             let mut rows = Rows { rows: statement.query([id])?, seen: 0 };
@@ -270,7 +270,7 @@ impl Stored {
         let mut stored = self.doing(|connection| {
             connection.prepare("SELECT rows FROM results WHERE join_id = ?1 AND key = ?2")
         })?;
-        full.differences::<AuditError>(&mut |change| {
+        full.differences::<AuditError>(0..found, &mut |change| {
             if change.op == Op::Updated {
                 let old: String = stored
                     .query_row(params![id, change.key], |row| row.get(0))

@@ -25,7 +25,7 @@ enum Trigger {
 }
 
 /// Points and what leads to them, in the order in which a batch passes them.
-const POINTS: [(&str, Trigger); 22] = [
+const POINTS: [(&str, Trigger); 23] = [
     ("index-built", Trigger::OtherQuery),
     ("shard-prepared", Trigger::OtherQuery),
     ("log-trimmed", Trigger::Load),
@@ -40,6 +40,7 @@ const POINTS: [(&str, Trigger); 22] = [
     ("copied", Trigger::Load),
     ("copied", Trigger::OtherQuery),
     ("evaluated-aside", Trigger::Load),
+    ("slice-stored", Trigger::OtherQuery),
     ("result-stored", Trigger::Load),
     ("results-written", Trigger::Load),
     ("results-committed", Trigger::Load),

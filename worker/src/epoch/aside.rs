@@ -1,6 +1,7 @@
 //! Evaluation in full, on a thread of its own and at a cut of its own: a new or changed query, one that has failed,
 //! one of class full, or a change that concerns more results than fit an epoch. Other joins go on meanwhile.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,10 +22,14 @@ use crate::join::plan::{Accumulated, Class};
 use crate::join::{CheckedJoin, TopicImage};
 use crate::results::Reader;
 use crate::results::event::JoinId;
+use crate::results::store::EpochWriter;
 use crate::storage::gate::{Cut, EpochGate};
 use crate::storage::log::ShardReader;
 use crate::storage::sqlite::{self, SqliteError};
 use crate::storage::topics::Topics;
+
+/// Results that are stored in one transaction at most; few where tests are to come to it.
+const STORED_AT_ONCE: u64 = if cfg!(debug_assertions) { 4 } else { 10_000 };
 
 /// What evaluations aside work on.
 pub(super) struct Aside {
@@ -269,8 +274,30 @@ impl Job {
             return Ok(());
         }
         fault::point("evaluated-aside");
+        let store = |writer: &mut EpochWriter<'_>, places: Range<u64>| {
+            full.differences::<EpochError>(places, &mut |change| {
+                Ok(writer.store(self.ask.id, [(change, told)])?)
+            })
+        };
+        // A slice at a time, so that others get at the file in between. What a crash leaves of it follows from the log
+        // all the same; only groups that are accumulated have to be of one cut with their results.
+        let mut stored = 0;
+        while differences - stored > STORED_AT_ONCE {
+            self.aside.committer.commit::<EpochError>(cut.epoch, |writer| {
+                if plan.is_some() {
+                    writer.accumulate_by(self.ask.id, None)?;
+                }
+                store(writer, stored..stored + STORED_AT_ONCE)
+            })?;
+            stored += STORED_AT_ONCE;
+            fault::point("slice-stored");
+            self.aside.committer.give_way();
+            if self.aside.cancelled.load(Ordering::Relaxed) {
+                return Err(FullError::Cancelled.into());
+            }
+        }
         let outcome = self.aside.committer.commit::<EpochError>(cut.epoch, |writer| {
-            full.differences::<EpochError>(&mut |change| Ok(writer.store(self.ask.id, [(change, told)])?))?;
+            store(writer, stored..differences)?;
             match &plan {
                 Some(plan) if is_last => {
                     writer.forget_accumulators(self.ask.id)?;

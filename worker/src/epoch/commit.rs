@@ -1,5 +1,6 @@
 //! Committing epochs: whoever has results ready stores them behind all that were stored before.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
@@ -19,6 +20,8 @@ pub(super) struct Committer {
     applied: watch::Sender<Applied>,
     /// Last epoch number that is reserved.
     reserved: Mutex<u64>,
+    /// How many wait until they may commit.
+    waiting: AtomicUsize,
 }
 
 impl Committer {
@@ -29,7 +32,7 @@ impl Committer {
         applied: watch::Sender<Applied>,
         reserved: u64,
     ) -> Self {
-        Self { gate, results, status, applied, reserved: Mutex::new(reserved) }
+        Self { gate, results, status, applied, reserved: Mutex::new(reserved), waiting: AtomicUsize::new(0) }
     }
 
     pub(super) fn status(&self) -> &Status {
@@ -53,7 +56,17 @@ impl Committer {
         work: impl FnOnce(&mut EpochWriter<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         self.reserve()?;
-        let ((), committed) = self.results.with_epoch(cut_epoch, clock::epoch_seconds(), work)?;
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let mut is_waiting = true;
+        let outcome = self.results.with_epoch(cut_epoch, clock::epoch_seconds(), |writer| {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            is_waiting = false;
+            work(writer)
+        });
+        if is_waiting {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+        let ((), committed) = outcome?;
         self.status.outbox_bytes.add(i64::try_from(committed.outbox_bytes).unwrap_or(i64::MAX));
         self.applied.send_if_modified(|applied| {
             let newer = committed.position > applied.end;
@@ -65,6 +78,13 @@ impl Committer {
             let _ = self.results.checkpoint();
         }
         Ok(())
+    }
+
+    /// Waits until those have had their turn who wait for it: the lock alone would let the last owner in again.
+    pub(super) fn give_way(&self) {
+        while self.waiting.load(Ordering::Relaxed) > 0 {
+            std::thread::yield_now();
+        }
     }
 
     /// Notes that the results of every join contain the cut with this number.

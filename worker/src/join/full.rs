@@ -5,6 +5,7 @@
 //! are aggregated) comes out the same in one shard and in eight.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -209,17 +210,19 @@ impl Full {
         Ok(())
     }
 
-    /// Calls `emit` for each result that the last evaluation found to differ, in the order of result keys.
+    /// Calls `emit` for results that the last evaluation found to differ, in the order of result keys: those whose
+    /// place among them is in `places`, from 0.
     pub(crate) fn differences<E: From<FullError>>(
         &self,
+        places: Range<u64>,
         emit: &mut dyn FnMut(Change<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let failed = copy("read");
         let mut statement = self
             .connection
-            .prepare_cached("SELECT op, key, rows FROM _differences ORDER BY n")
+            .prepare_cached("SELECT op, key, rows FROM _differences WHERE n > ?1 AND n <= ?2 ORDER BY n")
             .map_err(&failed)?;
-        let mut rows = statement.query([]).map_err(&failed)?;
+        let mut rows = statement.query([places.start, places.end]).map_err(&failed)?;
         while let Some(row) = rows.next().map_err(&failed)? {
             let text = |index| row.get_ref(index).and_then(|value| Ok(value.as_str()?)).map_err(&failed);
             let op = Op::parse(text(0)?).expect("we wrote it ourselves");
@@ -376,8 +379,8 @@ mod tests {
             full.absorb("t", "c", None)
         })?;
         let mut found = Vec::new();
-        full.evaluate(&joins[0], &mut Nothing)?;
-        full.differences::<FullError>(&mut |change| {
+        let differences = full.evaluate(&joins[0], &mut Nothing)?;
+        full.differences::<FullError>(0..differences, &mut |change| {
             found.push(format!("{} {}", change.key, change.rows));
             Ok(())
         })?;

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::hash::HASH_VERSION;
 
 /// Version of the files in a data directory; raised when an older worker could no longer read them.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 2;
 
 /// What lies in a data directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
