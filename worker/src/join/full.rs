@@ -30,10 +30,10 @@ pub(crate) enum FullError {
     /// The query would have gone on for too long; trying again would cost as much.
     #[error(
         "the query took more than {steps} steps of SQLite's virtual machine and was stopped; make it cheaper (a join \
-         condition is missing, or a recursion has no end), then restart"
+         condition is missing, or a recursion has no end) and reload"
     )]
     Endless { steps: u64 },
-    #[error("the query yields more than {rows} rows; narrow it down, then restart")]
+    #[error("the query yields more than {rows} rows; narrow it down and reload")]
     Rows { rows: u64 },
     /// The worker stops, or has another query now.
     #[error("the evaluation was cancelled")]

@@ -11,7 +11,7 @@ use crate::memory::Memory;
 use crate::queries::Query;
 use crate::row::Row;
 use crate::shop::{CUSTOMER_COUNT, Shop};
-use crate::table::{Spread, layout};
+use crate::table::{Figure, spreads};
 use crate::worker::{FLUSH_INTERVAL, HTTP_SOURCE, Pipeline, Worker};
 use crate::{results, site};
 
@@ -107,16 +107,12 @@ impl Turn {
 
 impl Options {
     fn print(&self, turns: &[Turn]) -> Result<()> {
-        let row = |name: &str, digits, figure: &dyn Fn(&Turn) -> f64| {
-            vec![name.to_owned(), Spread::of(turns.iter().map(figure)).show(digits)]
-        };
-        let table = [
-            ["", "min / median / max"].map(str::to_owned).to_vec(),
-            row("serves, s", 3, &|turn| turn.serves.as_secs_f64()),
-            row("current, s", 3, &|turn| turn.current.as_secs_f64()),
-            row("CPU s until current", 2, &|turn| turn.cpu.as_secs_f64()),
-            row("peak MB", 0, &|turn| turn.memory.peak_bytes as f64 / 1e6),
-            row("anonymous MB", 0, &|turn| turn.memory.anonymous_bytes as f64 / 1e6),
+        let figures: [Figure<'_, Turn>; 5] = [
+            ("serves, s", 3, &|turn| turn.serves.as_secs_f64()),
+            ("current, s", 3, &|turn| turn.current.as_secs_f64()),
+            ("CPU s until current", 2, &|turn| turn.cpu.as_secs_f64()),
+            ("peak MB", 0, &|turn| turn.memory.peak_bytes as f64 / 1e6),
+            ("anonymous MB", 0, &|turn| turn.memory.anonymous_bytes as f64 / 1e6),
         ];
         let mut out = std::io::stdout().lock();
         let Self { rows, updates, .. } = self;
@@ -127,7 +123,7 @@ impl Options {
             self.site.shards,
             turns.len(),
         )?;
-        out.write_all(layout(&table).as_bytes())?;
+        out.write_all(spreads(turns, &figures).as_bytes())?;
         Ok(())
     }
 }

@@ -14,7 +14,7 @@ use crate::memory::Memory;
 use crate::queries::Query;
 use crate::row::Row;
 use crate::shop::{CUSTOMERS, ORDERS};
-use crate::table::{Spread, layout};
+use crate::table::{Figure, spreads};
 use crate::worker::{FLUSH_INTERVAL, HTTP_SOURCE, Pipeline, Worker};
 use crate::{results, site};
 
@@ -190,18 +190,14 @@ impl Turn {
 
 impl Options {
     fn print(&self, turns: &[Turn]) -> Result<()> {
-        let row = |name: &str, digits, figure: &dyn Fn(&Turn) -> f64| {
-            vec![name.to_owned(), Spread::of(turns.iter().map(figure)).show(digits)]
-        };
-        let table = [
-            ["", "min / median / max"].map(str::to_owned).to_vec(),
-            row("applied, s", 2, &|turn| turn.applied.as_secs_f64()),
-            row("other join's longest gap, s", 3, &|turn| turn.gap.as_secs_f64()),
-            row("the same before, s", 3, &|turn| turn.quiet_gap.as_secs_f64()),
-            row("peak MB", 0, &|turn| turn.memory.peak_bytes as f64 / 1e6),
-            row("peak MB before", 0, &|turn| turn.before.peak_bytes as f64 / 1e6),
-            row("anonymous MB", 0, &|turn| turn.memory.anonymous_bytes as f64 / 1e6),
-            row("anonymous MB before", 0, &|turn| turn.before.anonymous_bytes as f64 / 1e6),
+        let figures: [Figure<'_, Turn>; 7] = [
+            ("applied, s", 2, &|turn| turn.applied.as_secs_f64()),
+            ("other join's longest gap, s", 3, &|turn| turn.gap.as_secs_f64()),
+            ("the same before, s", 3, &|turn| turn.quiet_gap.as_secs_f64()),
+            ("peak MB", 0, &|turn| turn.memory.peak_bytes as f64 / 1e6),
+            ("peak MB before", 0, &|turn| turn.before.peak_bytes as f64 / 1e6),
+            ("anonymous MB", 0, &|turn| turn.memory.anonymous_bytes as f64 / 1e6),
+            ("anonymous MB before", 0, &|turn| turn.before.anonymous_bytes as f64 / 1e6),
         ];
         let mut out = std::io::stdout().lock();
         let Self { orders, site } = self;
@@ -211,7 +207,7 @@ impl Options {
             site.shards,
             turns.len(),
         )?;
-        out.write_all(layout(&table).as_bytes())?;
+        out.write_all(spreads(turns, &figures).as_bytes())?;
         Ok(())
     }
 }
