@@ -85,7 +85,7 @@ enum Skip {
     New,
     #[error("its query has changed since its results were stored")]
     Edited,
-    #[error("its query failed, so its results stay as they were; see /status")]
+    #[error("its query failed, or its results are just being stored; see /status")]
     Failed,
     #[error("it lags behind by more changes than can be undone; try again when it has caught up")]
     Behind,

@@ -685,6 +685,8 @@ impl Lane {
             }
             Outcome::Again { error } => {
                 joined.applied = joined.applied.take().and(before);
+                // Part of the results may be stored.
+                joined.stale = true;
                 joined.due = true;
                 self.troubled |= error.is_some();
                 self.failing = error.or(self.failing.take());

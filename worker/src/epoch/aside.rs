@@ -279,14 +279,11 @@ impl Job {
                 Ok(writer.store(self.ask.id, [(change, told)])?)
             })
         };
-        // A slice at a time, so that others get at the file in between. What a crash leaves of it follows from the log
-        // all the same; only groups that are accumulated have to be of one cut with their results.
+        // A slice at a time, so that others get at the file in between.
         let mut stored = 0;
         while differences - stored > STORED_AT_ONCE {
             self.aside.committer.commit::<EpochError>(cut.epoch, |writer| {
-                if plan.is_some() {
-                    writer.accumulate_by(self.ask.id, None)?;
-                }
+                self.begin(writer)?;
                 store(writer, stored..stored + STORED_AT_ONCE)
             })?;
             stored += STORED_AT_ONCE;
@@ -309,9 +306,8 @@ impl Job {
                     let by = if is_fit { plan.fingerprint() } else { super::unfit(plan) };
                     writer.accumulate_by(self.ask.id, Some(&by))?;
                 }
-                // The results are none that follow from what is kept.
-                Some(_) => writer.accumulate_by(self.ask.id, None)?,
-                None => {}
+                _ if !is_last => self.begin(writer)?,
+                _ => {}
             }
             if is_last {
                 writer.applied(self.ask.id, &cut.seqs, false)?;
@@ -321,6 +317,14 @@ impl Job {
         self.aside.committer.status().join(&join.name).results_changed.add(differences);
         self.unfit = outcome.is_ok() && is_last && plan.is_some() && !is_fit;
         outcome
+    }
+
+    /// Notes that the results are none that follow from what is applied or kept, until all of them are stored.
+    fn begin(&self, writer: &mut EpochWriter<'_>) -> Result<(), SqliteError> {
+        if self.ask.accumulates {
+            writer.accumulate_by(self.ask.id, None)?;
+        }
+        writer.stale(self.ask.id)
     }
 
     /// The plan by which its groups are accumulated, if they are.

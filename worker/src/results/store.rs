@@ -408,6 +408,15 @@ impl EpochWriter<'_> {
         write().map_err(|source| SqliteError::new(self.path, "forget accumulators", source))
     }
 
+    /// Notes that the results of a join don't follow from what is applied, until [`Self::applied`] says that they do.
+    pub(crate) fn stale(&mut self, join: JoinId) -> Result<(), SqliteError> {
+        let write = || {
+            let mut update = self.transaction.prepare_cached("UPDATE joins SET stale = 1 WHERE id = ?1")?;
+            update.execute([join.0])
+        };
+        write().map(drop).map_err(|source| SqliteError::new(self.path, "note what is not applied", source))
+    }
+
     /// Says that a join's results follow from everything up to `seqs`; or, if `stale`, that they don't.
     pub(crate) fn applied(&mut self, join: JoinId, seqs: &[i64], stale: bool) -> Result<(), SqliteError> {
         let seqs = serde_json::to_string(seqs).expect("numbers are always JSON");
