@@ -29,10 +29,9 @@ pub(crate) struct Applied {
 }
 
 impl Applied {
-    /// As of the start, before the epoch `first_epoch`. What every join contains shows when all have been looked at: an
-    /// epoch may have been stored without those that were to be evaluated aside.
+    /// As of the start, before the epoch `first_epoch`.
     pub(crate) fn begin(end: Position, first_epoch: u64) -> Self {
-        Self { end, epoch: 0, begun: (end, first_epoch) }
+        Self { end, epoch: end.epoch, begun: (end, first_epoch) }
     }
 
     /// Whether a place was given by a run before this one, and is not known any more: a crash of the machine took it.
