@@ -162,6 +162,40 @@ async fn run(seed: u64) {
     Results::folded(&events).assert_same(&expected, &format!("seed {seed}: what the subscriber was told"));
 }
 
+/// A join that is evaluated aside may lag when the process dies; the next one must not promise what only others hold.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_promises_no_epoch_that_some_join_does_not_hold() {
+    let last = "SELECT key AS id FROM orders ORDER BY payload->>'n' DESC LIMIT 1";
+    let join = format!("    - {{name: last, query: \"{last}\", sinks: [live]}}\n  sinks:\n");
+    let site =
+        Site::with(&MANIFEST.replace("  sinks:\n    - name: live", &format!("{join}    - name: live")));
+    let worker = site.start().await;
+    let first = worker.ingest().put("orders", "o1", json!({"n": 1})).await;
+    worker.snapshot("live", "last", first).await;
+    let before = not_below(first, &worker.status().await, 0);
+    worker.kill().await;
+
+    let worker = site.run([]).with_variable("LITEJOIN_STALL", "evaluated-aside").start().await;
+    let second = worker.ingest().put("orders", "o2", json!({"n": 2})).await;
+    until("the join by key to be current", async || {
+        let status = worker.status().await;
+        (status["joins"]["enriched"]["epoch"].as_u64() == Some(second)).then_some(())
+    })
+    .await;
+    worker.kill().await;
+
+    let worker = site.run([]).with_variable("LITEJOIN_STALL", "copied").start().await;
+    let now = not_below(before, &worker.status().await, 0);
+    assert!(now < second, "epoch {now} is promised, and the join \"last\" does not hold {second} yet");
+    worker.kill().await;
+
+    let worker = site.start().await;
+    let results = worker.snapshot("live", "last", second).await.1;
+    worker.stop().await;
+    let expected = Oracle::read(&site.data_dir(), TOPICS).results("last", last, None);
+    results.assert_same(&expected, "the join that is evaluated aside");
+}
+
 fn not_below(epoch: u64, status: &Value, seed: u64) -> u64 {
     let now = status["epoch"].as_u64().expect("an epoch is a number");
     assert!(now >= epoch, "seed {seed}: the epoch went from {epoch} back to {now}");

@@ -147,7 +147,7 @@ struct Joined {
     due: bool,
     /// While it is evaluated aside: what the log must still hold for it.
     aside: Option<Vec<i64>>,
-    /// The newest cut that its results contain.
+    /// The newest cut that its results contain, as it is stored.
     epoch: u64,
     /// When it was last looked at for the passing of time.
     ticked: Instant,
@@ -307,6 +307,7 @@ impl Evaluator {
         for (index, (joined, progress)) in lane.joins.into_iter().zip(&mut self.progress).enumerate() {
             progress.applied = joined.applied;
             progress.stale = joined.stale;
+            progress.epoch = joined.epoch;
             if joined.stopped {
                 self.stopped.insert(index);
             }
@@ -376,7 +377,7 @@ impl Evaluator {
                 stale: progress.stale,
                 stopped: self.stopped.contains(&index),
                 aside: None,
-                epoch: 0,
+                epoch: progress.epoch,
                 ticked: now,
                 copy: None,
             });
@@ -455,6 +456,7 @@ impl Lane {
                     index,
                     id: joined.id,
                     applied: joined.applied.clone(),
+                    epoch: joined.epoch,
                     accumulates: joined.accumulated.is_some(),
                     by_key: joined.keyed.is_some(),
                 };
@@ -525,7 +527,8 @@ impl Lane {
             }
         }
         let mut there = groups.remove(&cut.seqs).unwrap_or_default();
-        if groups.is_empty() {
+        // What is said to be applied is stored before: a restart must not take it back.
+        if groups.is_empty() && there.iter().all(|index| self.joins[*index].epoch == cut.epoch) {
             return Ok(there);
         }
         let mut changed: Vec<Changed> = Vec::new();

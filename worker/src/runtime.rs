@@ -185,7 +185,8 @@ impl Running {
         evaluation::settle(&store.results, &pipeline.joins, &mut progress, &store.shard_paths())?;
         let ids = evaluation::ids(&pipeline.joins, &progress);
         let end = store.reader.end()?;
-        let (applied_sender, applied) = watch::channel(Applied::begin(end, store.first_epoch));
+        let epoch = evaluation::epoch(&progress).unwrap_or(end.epoch);
+        let (applied_sender, applied) = watch::channel(Applied::begin(end, epoch, store.first_epoch));
         status.epoch_applied.set(applied.borrow().epoch);
 
         let shard_paths = store.shard_paths();

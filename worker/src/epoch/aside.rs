@@ -77,6 +77,8 @@ pub(super) struct Ask {
     pub(super) id: JoinId,
     /// What the stored results follow from, if that is known.
     pub(super) applied: Option<Vec<i64>>,
+    /// The number of that cut, as it is stored.
+    pub(super) epoch: u64,
     /// Whether its groups are accumulated.
     pub(super) accumulates: bool,
     /// Whether it can be kept current by key otherwise.
@@ -270,7 +272,8 @@ impl Job {
             Some(plan) if is_last => full.accumulate(plan)?,
             _ => false,
         };
-        if plan.is_none() && differences == 0 && (!is_last || self.ask.applied.as_ref() == Some(&cut.seqs)) {
+        let is_stored = self.ask.applied.as_ref() == Some(&cut.seqs) && self.ask.epoch == cut.epoch;
+        if plan.is_none() && differences == 0 && (!is_last || is_stored) {
             return Ok(());
         }
         fault::point("evaluated-aside");

@@ -29,9 +29,9 @@ pub(crate) struct Applied {
 }
 
 impl Applied {
-    /// As of the start, before the epoch `first_epoch`.
-    pub(crate) fn begin(end: Position, first_epoch: u64) -> Self {
-        Self { end, epoch: end.epoch, begun: (end, first_epoch) }
+    /// As of the start, before the epoch `first_epoch`, with results that contain the cut `epoch`.
+    pub(crate) fn begin(end: Position, epoch: u64, first_epoch: u64) -> Self {
+        Self { end, epoch, begun: (end, first_epoch) }
     }
 
     /// Whether a place was given by a run before this one, and is not known any more: a crash of the machine took it.

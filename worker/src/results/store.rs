@@ -78,6 +78,8 @@ pub(crate) struct Progress {
     pub(crate) applied: Option<Vec<i64>>,
     /// Whether its results are known not to follow from what was applied.
     pub(crate) stale: bool,
+    /// The number of the newest cut that its results contain; 0 before the first.
+    pub(crate) epoch: u64,
 }
 
 /// A changed result that is about to be stored.
@@ -94,6 +96,9 @@ pub(crate) struct Change<'a> {
 pub(crate) struct EpochWriter<'a> {
     path: &'a Path,
     transaction: Transaction<'a>,
+    /// The cut that the results follow from.
+    cut_epoch: u64,
+    /// That, or the epoch of what was stored last, if it is later.
     epoch: u64,
     now: i64,
     next_n: u64,
@@ -205,37 +210,37 @@ impl Results {
             }
             let mut progress = Vec::with_capacity(joins.len());
             for (name, definition) in joins {
-                let stored: Option<(i64, String, bool, Option<String>)> = transaction
+                let stored: Option<(i64, String, bool, Option<String>, u64)> = transaction
                     .query_row(
-                        "SELECT id, definition, stale, applied FROM joins WHERE name = ?1",
+                        "SELECT id, definition, stale, applied, epoch FROM joins WHERE name = ?1",
                         [name],
-                        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
+                        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)),
                     )
                     .optional()?;
                 let mut applied = None;
-                let (id, stale) = match stored {
-                    Some((id, stored, stale, seqs)) if stored == *definition => {
+                let (id, stale, epoch) = match stored {
+                    Some((id, stored, stale, seqs, epoch)) if stored == *definition => {
                         let seqs = seqs.and_then(|seqs| serde_json::from_str::<Vec<i64>>(&seqs).ok());
                         applied = seqs.filter(|seqs| seqs.len() == shard_count);
-                        (id, stale)
+                        (id, stale, epoch)
                     }
-                    Some((id, ..)) => {
+                    Some((id, .., epoch)) => {
                         transaction.execute(
                             "UPDATE joins SET definition = ?2, stale = 1, applied = NULL WHERE id = ?1",
                             params![id, definition],
                         )?;
                         transaction.execute("DELETE FROM accumulators WHERE join_id = ?1", [id])?;
-                        (id, true)
+                        (id, true, epoch)
                     }
                     None => {
                         transaction.execute(
                             "INSERT INTO joins (name, definition, epoch, stale) VALUES (?1, ?2, 0, 1)",
                             params![name, definition],
                         )?;
-                        (transaction.last_insert_rowid(), true)
+                        (transaction.last_insert_rowid(), true, 0)
                     }
                 };
-                progress.push(Progress { id: JoinId(id), applied, stale });
+                progress.push(Progress { id: JoinId(id), applied, stale, epoch });
             }
             transaction.commit()?;
             Ok(progress)
@@ -265,22 +270,31 @@ impl Results {
         })
     }
 
-    /// Writes results of an epoch at the time `now`, and keeps everybody else from writing until they are committed.
-    /// If others of a later epoch have come before them, they are counted to that one: places never go back.
+    /// Writes results that follow from the cut with this number at the time `now`, and keeps everybody else from writing
+    /// until they are committed. If others of a later epoch have come before them, they are counted to that one: places
+    /// never go back.
     pub(crate) fn with_epoch<T, E: From<SqliteError>>(
         &self,
-        epoch: u64,
+        cut_epoch: u64,
         now: i64,
         work: impl FnOnce(&mut EpochWriter<'_>) -> Result<T, E>,
     ) -> Result<(T, Committed), E> {
         let mut connection = self.lock();
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let (epoch, next_n) = if epoch > last.epoch { (epoch, 1) } else { (last.epoch, last.n + 1) };
+        let (epoch, next_n) = if cut_epoch > last.epoch { (cut_epoch, 1) } else { (last.epoch, last.n + 1) };
         let transaction = connection
             .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
             .map_err(|source| SqliteError::new(&self.path, "begin an epoch", source))?;
-        let mut writer =
-            EpochWriter { path: &self.path, transaction, epoch, now, next_n, outbox_bytes: 0, writes: 0 };
+        let mut writer = EpochWriter {
+            path: &self.path,
+            transaction,
+            cut_epoch,
+            epoch,
+            now,
+            next_n,
+            outbox_bytes: 0,
+            writes: 0,
+        };
         let value = work(&mut writer)?;
         let committed = Committed {
             position: Position { epoch, n: writer.next_n - 1 },
@@ -417,13 +431,13 @@ impl EpochWriter<'_> {
         write().map(drop).map_err(|source| SqliteError::new(self.path, "note what is not applied", source))
     }
 
-    /// Says that a join's results follow from everything up to `seqs`; or, if `stale`, that they don't.
+    /// Says that a join's results follow from the cut, which is everything up to `seqs`; or, if `stale`, that they don't.
     pub(crate) fn applied(&mut self, join: JoinId, seqs: &[i64], stale: bool) -> Result<(), SqliteError> {
         let seqs = serde_json::to_string(seqs).expect("numbers are always JSON");
         let write = || -> rusqlite::Result<()> {
             self.transaction
                 .prepare_cached("UPDATE joins SET epoch = ?2, stale = ?3, applied = ?4 WHERE id = ?1")?
-                .execute(params![join.0, self.epoch, stale, seqs])?;
+                .execute(params![join.0, self.cut_epoch, stale, seqs])?;
             Ok(())
         };
         write().map_err(|source| SqliteError::new(self.path, "store what was applied", source))

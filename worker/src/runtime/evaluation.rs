@@ -98,6 +98,12 @@ pub(super) fn settle(
     Ok(())
 }
 
+/// The newest cut that the results of every join contain that has ever been evaluated; one may have come further than
+/// another when the process died.
+pub(super) fn epoch(progress: &[Progress]) -> Option<u64> {
+    progress.iter().map(|progress| progress.epoch).filter(|epoch| *epoch > 0).min()
+}
+
 /// The numbers of the joins by their names.
 pub(super) fn ids(joins: &[CheckedJoin], progress: &[Progress]) -> HashMap<String, JoinId> {
     joins.iter().zip(progress).map(|(join, progress)| (join.name.clone(), progress.id)).collect()
