@@ -234,10 +234,8 @@ struct Lane {
     repairs: Arc<Repairs>,
     /// Whether the joins that need nothing have been said to be current.
     begun: bool,
-    /// What the shards are doing since they have been let go.
+    /// Checkpoints that the next cut waits for.
     relief: Option<Checkpoints>,
-    /// Whether the next cut waits for that.
-    waits: bool,
     /// What went wrong in an evaluation aside and has not been reported.
     failing: Option<EpochError>,
     /// Whether something could not be stored since something last could.
@@ -341,6 +339,7 @@ impl Evaluator {
             Arc::clone(&self.results),
             Arc::clone(&self.status),
             self.applied.clone(),
+            &self.shard_paths,
             self.reserved,
         ));
         let now = Instant::now();
@@ -411,7 +410,6 @@ impl Evaluator {
             repairs: Arc::clone(&self.repairs),
             begun: false,
             relief: None,
-            waits: false,
             failing: None,
             troubled: false,
         })
@@ -474,10 +472,8 @@ impl Lane {
         let cut = gate.cut(|| self.benches.hold())?;
         crate::fault::point("cut");
         let outcome = self.evaluate(&cut, gate);
-        if self.relief.is_none() {
-            self.relieve(gate);
-        }
-        if let Some(relief) = self.relief.take().filter(|_| self.waits) {
+        self.benches.release();
+        if let Some(relief) = self.relief.take() {
             relief.wait();
             gate.let_pass(false);
         }
@@ -499,23 +495,21 @@ impl Lane {
         Ok(news)
     }
 
-    /// Lets go of the shards, and has some checkpoint whose WALs are long: they start over only when nobody reads.
+    /// Lets go of the shards, and has those checkpoint whose WALs are long: they start over only when nobody reads.
     fn relieve(&mut self, gate: &EpochGate) {
         self.benches.release();
-        let paths = self.aside.shard_paths.iter().enumerate();
-        let mut high: Vec<(u64, usize)> =
-            paths.map(|(shard, path)| (sqlite::wal_bytes(path), shard)).collect();
-        high.retain(|(bytes, _)| *bytes > WAL_BYTES_HIGH);
-        // Half of them at a time, so that the others have something to do while these wait for the disk.
-        high.sort_unstable_by(|a, b| b.cmp(a));
-        high.truncate(self.aside.shard_paths.len().div_ceil(2));
+        let due = self.committer.due_shards();
+        if due.is_empty() {
+            return;
+        }
+        let is_long = |shard: &usize| sqlite::wal_bytes(&self.aside.shard_paths[*shard]) > 2 * WAL_BYTES_HIGH;
         // Where little comes in, most moments are without readers, and nothing that comes need wait.
-        self.waits = gate.is_pressed() || high.first().is_some_and(|(bytes, _)| *bytes > 2 * WAL_BYTES_HIGH);
-        if self.waits && !high.is_empty() {
+        let waits = gate.is_pressed() || due.iter().any(is_long);
+        if waits {
             // A writer that waits for the cut would keep us waiting.
             gate.let_pass(true);
         }
-        self.relief = Some(self.ingest.checkpoint(|shard| high.iter().any(|(_, other)| *other == shard)));
+        self.relief = Some(self.ingest.checkpoint(&due)).filter(|_| waits);
     }
 
     /// Evaluates and commits; returns the joins that have come to the cut.

@@ -8,6 +8,7 @@
 //! ```
 
 pub(crate) mod change;
+pub(crate) mod checkpoint;
 pub(crate) mod gate;
 pub(crate) mod hash;
 pub(crate) mod ingest;

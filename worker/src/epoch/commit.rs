@@ -1,5 +1,6 @@
 //! Committing epochs: whoever has results ready stores them behind all that were stored before.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,8 +10,9 @@ use crate::clock;
 use crate::results::store::{EpochWriter, Results};
 use crate::results::{Applied, Position};
 use crate::status::Status;
+use crate::storage::checkpoint::Checkpointer;
 use crate::storage::gate::EpochGate;
-use crate::storage::sqlite::{self, SqliteError};
+use crate::storage::sqlite::SqliteError;
 
 /// The one way to `results.db` for evaluations.
 pub(super) struct Committer {
@@ -18,6 +20,9 @@ pub(super) struct Committer {
     results: Arc<Results>,
     status: Arc<Status>,
     applied: watch::Sender<Applied>,
+    /// For the shards by their indexes, and `results.db` behind them.
+    checkpointer: Checkpointer,
+    shard_count: usize,
     /// Last epoch number that is reserved.
     reserved: Mutex<u64>,
     /// How many wait until they may commit.
@@ -30,9 +35,20 @@ impl Committer {
         results: Arc<Results>,
         status: Arc<Status>,
         applied: watch::Sender<Applied>,
+        shard_paths: &[PathBuf],
         reserved: u64,
     ) -> Self {
-        Self { gate, results, status, applied, reserved: Mutex::new(reserved), waiting: AtomicUsize::new(0) }
+        let paths = shard_paths.iter().cloned().chain([results.path().to_owned()]);
+        Self {
+            gate,
+            checkpointer: Checkpointer::start(paths),
+            shard_count: shard_paths.len(),
+            results,
+            status,
+            applied,
+            reserved: Mutex::new(reserved),
+            waiting: AtomicUsize::new(0),
+        }
     }
 
     pub(super) fn status(&self) -> &Status {
@@ -73,11 +89,16 @@ impl Committer {
             applied.end = applied.end.max(committed.position);
             newer
         });
-        // Behind the news, which need not wait for the disk. What fails now is tried again, and a commit tells.
-        if sqlite::wal_bytes(self.results.path()) > sqlite::WAL_BYTES_HIGH {
+        if self.checkpointer.is_due(self.shard_count) {
+            // Behind the news, which need not wait for the disk. What fails now is tried again, and a commit tells.
             let _ = self.results.checkpoint();
         }
         Ok(())
+    }
+
+    /// Shards that should checkpoint when nobody reads.
+    pub(super) fn due_shards(&self) -> Vec<usize> {
+        (0..self.shard_count).filter(|shard| self.checkpointer.is_due(*shard)).collect()
     }
 
     /// Waits until those have had their turn who wait for it: the lock alone would let the last owner in again.

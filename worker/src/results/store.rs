@@ -10,6 +10,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use super::event::{JoinId, Op, Position};
 use super::outbox;
 use crate::fault;
+use crate::storage::checkpoint::checkpoint;
 use crate::storage::sqlite::{self, SqliteError};
 
 /// Epoch numbers that are reserved at a time. A restart skips what is left of them.
@@ -17,6 +18,9 @@ const EPOCHS_RESERVED: u64 = 10_000;
 
 /// The entry of `accumulators` that is no group: by which plan the others are kept.
 const ACCUMULATED_BY: &str = "plan";
+
+/// What `joins.stale` says while only a part of the results is stored; 1 when the query failed, 0 when all is well.
+pub(crate) const STALE_WHILE_STORING: i64 = 2;
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -210,7 +214,7 @@ impl Results {
             }
             let mut progress = Vec::with_capacity(joins.len());
             for (name, definition) in joins {
-                let stored: Option<(i64, String, bool, Option<String>, u64)> = transaction
+                let stored: Option<(i64, String, i64, Option<String>, u64)> = transaction
                     .query_row(
                         "SELECT id, definition, stale, applied, epoch FROM joins WHERE name = ?1",
                         [name],
@@ -222,7 +226,7 @@ impl Results {
                     Some((id, stored, stale, seqs, epoch)) if stored == *definition => {
                         let seqs = seqs.and_then(|seqs| serde_json::from_str::<Vec<i64>>(&seqs).ok());
                         applied = seqs.filter(|seqs| seqs.len() == shard_count);
-                        (id, stale, epoch)
+                        (id, stale != 0, epoch)
                     }
                     Some((id, .., epoch)) => {
                         transaction.execute(
@@ -316,11 +320,9 @@ impl Results {
         Ok((value, committed))
     }
 
-    /// Moves what the WAL holds into the file, as far as there is room.
+    /// See [`checkpoint`].
     pub(crate) fn checkpoint(&self) -> Result<(), SqliteError> {
-        self.doing("checkpoint", |connection| {
-            connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
-        })
+        checkpoint(&self.lock(), &self.path)
     }
 
     /// Runs `work` on the one writing connection, as a step named `what` in errors.
@@ -425,8 +427,8 @@ impl EpochWriter<'_> {
     /// Notes that the results of a join don't follow from what is applied, until [`Self::applied`] says that they do.
     pub(crate) fn stale(&mut self, join: JoinId) -> Result<(), SqliteError> {
         let write = || {
-            let mut update = self.transaction.prepare_cached("UPDATE joins SET stale = 1 WHERE id = ?1")?;
-            update.execute([join.0])
+            let mut update = self.transaction.prepare_cached("UPDATE joins SET stale = ?2 WHERE id = ?1")?;
+            update.execute(params![join.0, STALE_WHILE_STORING])
         };
         write().map(drop).map_err(|source| SqliteError::new(self.path, "note what is not applied", source))
     }

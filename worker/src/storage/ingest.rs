@@ -155,15 +155,15 @@ impl Ingest {
         true
     }
 
-    /// Has writers checkpoint, those of the shards for which `is_wanted` holds. Readers that hold a snapshot all the time
-    /// keep a WAL from ever starting over; this is for the moment when they don't.
-    pub(crate) fn checkpoint(&self, is_wanted: impl Fn(usize) -> bool) -> Checkpoints {
+    /// Has the writers of some shards checkpoint. Readers that hold a snapshot all the time keep a WAL from ever starting
+    /// over; this is for the moment when they don't.
+    pub(crate) fn checkpoint(&self, shards: &[usize]) -> Checkpoints {
         let (done, finished) = std::sync::mpsc::channel();
         let writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
-        for (shard_index, writer) in writers.iter().flatten().enumerate() {
-            if is_wanted(shard_index) {
+        if let Some(writers) = writers.as_ref() {
+            for shard in shards {
                 let command = Command::Checkpoint { done: done.clone() };
-                writer.send(command).expect("a writer runs until its sender is gone");
+                writers[*shard].send(command).expect("a writer runs until its sender is gone");
             }
         }
         Checkpoints { finished }

@@ -23,6 +23,7 @@ use tracing::info;
 pub(crate) use self::index::Index;
 use self::index::{Entries, Row};
 use super::change::{self, Difference};
+use super::checkpoint::checkpoint;
 use super::sqlite::{self, SqliteError, quoted};
 use super::topics::{TopicId, Topics};
 use super::writer::Expiry;
@@ -356,11 +357,9 @@ impl Shard {
         Ok(pending.counts)
     }
 
-    /// Moves what the WAL holds into the file; for a planned stop.
+    /// See [`checkpoint`].
     pub(crate) fn checkpoint(&self) -> Result<(), SqliteError> {
-        self.connection
-            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
-            .map_err(|source| SqliteError::new(&self.path, "checkpoint", source))
+        checkpoint(&self.connection, &self.path)
     }
 
     fn in_transaction(
