@@ -26,6 +26,7 @@ use crate::join::diff::StoredResults;
 use crate::join::full::{Full, FullError};
 use crate::join::{CheckedJoin, TopicImage};
 use crate::results::event::Op;
+use crate::results::store::STALE_WHILE_STORING;
 use crate::storage::log::ShardReader;
 use crate::storage::sqlite::{self, SqliteError};
 use crate::storage::topics::Topics;
@@ -85,8 +86,10 @@ enum Skip {
     New,
     #[error("its query has changed since its results were stored")]
     Edited,
-    #[error("its query failed, or its results are just being stored; see /status")]
+    #[error("its query failed, and its results are as they were before; see /status")]
     Failed,
+    #[error("its results are just being stored; try again later")]
+    Storing,
     #[error("it lags behind by more changes than can be undone; try again when it has caught up")]
     Behind,
     #[error("it reads _change, which the log can't undo, and changes come without a pause; try again later")]
@@ -230,7 +233,7 @@ impl Stored {
         definition: &str,
         shard_count: usize,
     ) -> Result<(i64, Vec<i64>), AuditError> {
-        type Known = (i64, String, bool, Option<String>);
+        type Known = (i64, String, i64, Option<String>);
         let known: Option<Known> = self.doing(|connection| {
             connection.execute_batch("BEGIN")?;
             let sql = "SELECT id, definition, stale, applied FROM joins WHERE name = ?1";
@@ -243,7 +246,8 @@ impl Stored {
         }
         let applied = applied.and_then(|applied| serde_json::from_str::<Vec<i64>>(&applied).ok());
         match applied.filter(|applied| applied.len() == shard_count) {
-            Some(_) if stale => Err(Skip::Failed.into()),
+            Some(_) if stale == STALE_WHILE_STORING => Err(Skip::Storing.into()),
+            Some(_) if stale != 0 => Err(Skip::Failed.into()),
             Some(applied) => Ok((id, applied)),
             None => Err(Skip::New.into()),
         }
