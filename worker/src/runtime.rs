@@ -22,6 +22,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use axum::Router;
+use axum::serve::ListenerExt;
 use litejoin_crds::plan::Plan;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -337,6 +338,10 @@ async fn serve(listener: TcpListener, router: Router, mut stopping: watch::Recei
     let stopped = async move {
         let _ = stopping.wait_for(|stopping| *stopping).await;
     };
+    // An event must not wait until the client has acknowledged the one before.
+    let listener = listener.tap_io(|stream| {
+        let _ = stream.set_nodelay(true);
+    });
     if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stopped).await {
         warn!(error = %error, "a listener has failed");
     }
