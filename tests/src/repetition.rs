@@ -1,14 +1,20 @@
 //! How often a test with chance in it is repeated, and by which seeds. A failure prints its seed; the seed alone
-//! replays the choices: `LITEJOIN_SEED=7 cargo test --workspace --test system kill`.
+//! replays the choices: `LITEJOIN_SEED=7 cargo test --workspace --test system kill`. A long run is split by giving
+//! the first and the last: `LITEJOIN_SEED=1-500`.
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 /// Seeds of the repetitions to run: `few` of them, `many` when the long run is asked for (`tests/run --long`), or
-/// the one that is asked for by number.
+/// those that are asked for by number.
 pub fn seeds(few: u64, many: u64) -> Vec<u64> {
     match variable("LITEJOIN_SEED") {
-        Some(seed) => vec![seed.parse().expect("LITEJOIN_SEED is a number")],
+        Some(seeds) => {
+            let (first, last) = seeds.split_once('-').unwrap_or((&seeds, &seeds));
+            let number =
+                |text: &str| text.parse().expect("LITEJOIN_SEED is a number, or two with a dash between");
+            (number(first)..=number(last)).collect()
+        }
         None => (1..=if is_long() { many } else { few }).collect(),
     }
 }
