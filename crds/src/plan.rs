@@ -1,10 +1,13 @@
 //! What a worker is to run: every value parsed and resolved, every default filled in.
 //! `validate` makes it out of the documents; nothing here repeats a default.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
+
+use crate::credentials::{Auth, ClientTls, Credential};
 
 /// One pipeline with all that refers to it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -247,7 +250,9 @@ pub enum SinkKind {
     Sse(SseSink),
     /// One JSON line a result on standard output.
     Stdout,
-    /// A kind that the API knows and the worker does not run yet: its field name (`http`, `kafka`, `sqlite`).
+    /// Requests to somebody else's address.
+    Http(Box<HttpSink>),
+    /// A kind that the API knows and the worker does not run yet: its field name (`kafka`, `sqlite`).
     Unsupported(&'static str),
 }
 
@@ -262,4 +267,34 @@ pub struct SseSink {
     pub heartbeat_interval: Duration,
     /// Clients at once.
     pub clients_max: u32,
+}
+
+/// `http` of a sink.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct HttpSink {
+    /// Where results are posted to, and how.
+    pub connection: HttpConnection,
+    /// Results in one request: 1 posts an object, more an array.
+    pub batch_results_max: usize,
+    /// Requests under way at once.
+    pub concurrency: usize,
+    /// Key of the signature of each body.
+    pub signing_key: Option<Credential>,
+}
+
+/// How requests are sent to a server. Credentials are still references: whoever connects looks them up.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct HttpConnection {
+    /// With `${NAME}` for environment variables.
+    pub url: String,
+    /// For one request, its answer included.
+    pub timeout: Duration,
+    /// Sent with each request, with `${NAME}` for environment variables.
+    pub headers: BTreeMap<String, String>,
+    /// How to say who we are.
+    pub auth: Option<Auth>,
+    /// How the server is checked.
+    pub tls: Option<ClientTls>,
+    /// URL of a proxy; `None` is the environment's.
+    pub proxy: Option<String>,
 }

@@ -158,7 +158,7 @@ pub struct HttpSinkSpec {
     /// How to say who we are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auth: Option<Auth>,
-    /// Key of an HMAC-SHA256 signature of the body, sent in a header.
+    /// Key of an HMAC-SHA256 signature of the body, sent as `LiteJoin-Signature: sha256=<hex>`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signing_key: Option<Credential>,
     /// How the server is checked.

@@ -79,9 +79,10 @@ impl Refusals {
     }
 
     fn sink(&mut self, sink: &Value, at: &str) {
-        for kind in ["http", "kafka", "sqlite"] {
+        for kind in ["kafka", "sqlite"] {
             if sink[kind].is_object() {
-                let message = format!("{kind} sinks are not run by this version yet; use sse or stdout");
+                let message =
+                    format!("{kind} sinks are not run by this version yet; use sse, stdout or http");
                 self.refuse(&path::field(at, kind), message);
             }
         }
@@ -108,7 +109,7 @@ mod tests {
             }}),
             json!({"kind": "Source", "spec": {"api": {}}}),
             json!({"kind": "Window", "spec": {}}),
-            json!({"kind": "Sink", "spec": {"http": {}}}),
+            json!({"kind": "Sink", "spec": {"kafka": {}}}),
         ];
         let documents = values.map(|value| Document { value });
         let complaints = unsupported(&documents);
@@ -119,14 +120,14 @@ mod tests {
         expect![[r#"
             0 spec.sources[0].ack: replication is not run by this version yet; write ack: committed
             0 spec.sources[1].kafka: kafka sources are not run by this version yet; use http or file
-            0 spec.sinks[1].sqlite: sqlite sinks are not run by this version yet; use sse or stdout
+            0 spec.sinks[1].sqlite: sqlite sinks are not run by this version yet; use sse, stdout or http
             0 spec.windows: windows are not run by this version yet; remove them
             0 spec.replication.enabled: replication is not run by this version yet; write enabled: false
             0 spec.delivery.after: replication is not run by this version yet; write after: committed
             0 spec.storage.reshard: the number of shards cannot be changed by this version yet; remove reshard and put the old shardCount back
             1 spec.api: api sources are not run by this version yet; use http or file
             2 kind: windows are not run by this version yet; remove this document
-            3 spec.http: http sinks are not run by this version yet; use sse or stdout
+            3 spec.kafka: kafka sinks are not run by this version yet; use sse, stdout or http
         "#]].assert_eq(&lines.concat());
     }
 }

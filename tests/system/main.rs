@@ -10,6 +10,7 @@ mod faults;
 mod files;
 mod first_run;
 mod golden;
+mod http_sink;
 mod kill;
 mod lifecycle;
 mod manifests;

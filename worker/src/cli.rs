@@ -121,6 +121,10 @@ pub(crate) struct Run {
     #[arg(long, value_name = "DIR", env = "LITEJOIN_DATA_DIR", hide_env_values = true)]
     pub(crate) data_dir: Option<PathBuf>,
 
+    /// Where Secrets are, each a folder with a file for each key; for manifests with secretKeyRef
+    #[arg(long, value_name = "DIR", env = "LITEJOIN_SECRETS_DIR", hide_env_values = true)]
+    pub(crate) secrets_dir: Option<PathBuf>,
+
     /// Stop when every source has come to its end and every sink has its results
     #[arg(long)]
     pub(crate) once: bool,

@@ -6,6 +6,7 @@ mod blocking;
 mod cli;
 mod clock;
 mod control;
+mod credentials;
 mod delivery;
 mod epoch;
 mod error;
@@ -15,6 +16,7 @@ mod join;
 mod listen;
 mod manifest;
 mod message;
+mod outbound;
 mod results;
 mod runtime;
 mod sink;
@@ -22,6 +24,7 @@ mod source;
 mod status;
 mod storage;
 
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -36,6 +39,7 @@ use tracing_subscriber::EnvFilter;
 use crate::audit::command::{CommandError, Table};
 use crate::blocking::blocking;
 use crate::cli::{Arguments, Audit, Command, Explain, LogFormat, Output, Run};
+use crate::credentials::Secrets;
 use crate::error::chain;
 use crate::manifest::watch::{self, Watch};
 use crate::runtime::Reload;
@@ -54,6 +58,8 @@ const EXIT_PANIC: i32 = 101;
 
 fn main() -> ExitCode {
     keep_memory_for_all_threads();
+    // One that is installed already would be the same.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let arguments = Arguments::parse();
     match arguments.command {
         Command::Run(run) => {
@@ -64,6 +70,8 @@ fn main() -> ExitCode {
                 complain(&complaint);
                 return ExitCode::from(EXIT_INVALID);
             }
+            let secrets =
+                Arc::new(Secrets::new(std::env::vars_os().filter_map(text), run.secrets_dir.clone()));
             let known = watch::look(&run.files);
             let pipeline = match run.load() {
                 Ok((pipeline, warnings)) => {
@@ -82,7 +90,7 @@ fn main() -> ExitCode {
                 let (reload, reloads) = mpsc::channel(1);
                 tokio::spawn(watch_signals(stop.clone()));
                 tokio::spawn(watch_config(run, known, reload, stop));
-                runtime::run(pipeline, stopped, reloads).await
+                runtime::run(pipeline, secrets, stopped, reloads).await
             });
             // A thread that reads standard input can't be waited for.
             runtime.shutdown_background();
@@ -272,6 +280,11 @@ fn end_with_any_panic() {
         report(panic);
         std::process::exit(EXIT_PANIC);
     }));
+}
+
+/// A variable of the environment, if it is text.
+fn text((name, value): (OsString, OsString)) -> Option<(String, String)> {
+    Some((name.into_string().ok()?, value.into_string().ok()?))
 }
 
 /// Writes to standard error; whoever closed it does not want to know.

@@ -37,6 +37,7 @@ use self::upkeep::Upkeep;
 use crate::audit::{Auditor, Files};
 use crate::blocking::blocking;
 use crate::control::Control;
+use crate::credentials::Secrets;
 use crate::epoch::{Evaluator, Repairs};
 use crate::join::CheckedJoin;
 use crate::listen::ListenError;
@@ -69,6 +70,8 @@ pub(crate) enum StartError {
     NoDatabase { path: String },
     #[error("source {name}: {problem}")]
     Source { name: String, problem: String },
+    #[error("sink {name}: {problem}")]
+    Sink { name: String, problem: String },
     #[error("--once needs sources that come to an end, and {name} does not; leave --once out")]
     Endless { name: String },
 }
@@ -126,12 +129,13 @@ struct Running {
 /// What comes from `reloads` takes its place meanwhile.
 pub(crate) async fn run(
     pipeline: Pipeline,
+    secrets: Arc<Secrets>,
     mut stop: mpsc::Receiver<()>,
     mut reloads: mpsc::Receiver<Reload>,
 ) -> Result<(), StartError> {
     let once = pipeline.once;
     let (closed, mut stdout_closed) = mpsc::channel(1);
-    let mut running = Running::start(pipeline, closed).await?;
+    let mut running = Running::start(pipeline, secrets, closed).await?;
     loop {
         tokio::select! {
             Some(()) = stop.recv() => {
@@ -166,7 +170,11 @@ pub(crate) async fn run(
 impl Running {
     /// Opens all there is to open, then starts from the shards outwards, so that nothing is sent to what is not there
     /// yet.
-    async fn start(pipeline: Pipeline, stdout_closed: mpsc::Sender<()>) -> Result<Self, StartError> {
+    async fn start(
+        pipeline: Pipeline,
+        secrets: Arc<Secrets>,
+        stdout_closed: mpsc::Sender<()>,
+    ) -> Result<Self, StartError> {
         let plan = &pipeline.plan;
         let (source_specs, sink_specs) = (sources::specs(plan, &pipeline.source_paths), sinks::specs(plan));
         source_specs.iter().try_for_each(|(name, spec)| sources::check(name, spec))?;
@@ -222,6 +230,7 @@ impl Running {
             letters: Arc::clone(&store.letters),
             status: Arc::clone(&status),
             applied,
+            secrets,
             stdout_closed,
         };
         let ready = sinks.prepare(sink_specs.keys().map(String::as_str), &sink_specs, &listeners)?;

@@ -2,6 +2,7 @@
 
 use crate::complaint::Reason;
 use crate::credentials::{Auth, ClientTls, Credential, KafkaSasl, PemSource};
+use crate::plan::{HttpConnection, HttpSink};
 use crate::sink::{HttpSinkSpec, KafkaSinkSpec};
 use crate::source::api::{
     ApiMethod, ApiPagination, ApiSourceSpec, ApiWatermark, PaginationKind, WatermarkStrategy,
@@ -96,10 +97,9 @@ pub(crate) fn kafka_sink(kafka: &KafkaSinkSpec, scope: &mut Scope<'_>) {
     tls("kafka.tls", kafka.tls.as_ref(), scope);
 }
 
-/// Checks the `http` of a sink.
-pub(crate) fn http_sink(http: &HttpSinkSpec, scope: &mut Scope<'_>) {
+/// Checks the `http` of a sink and parses it.
+pub(crate) fn http_sink(http: &HttpSinkSpec, scope: &mut Scope<'_>) -> HttpSink {
     url("http.url", &http.url, scope);
-    scope.positive("http.timeout", &http.timeout);
     headers("http.headers", http.headers.keys(), scope);
     auth("http.auth", http.auth.as_ref(), scope);
     if let Some(signing_key) = &http.signing_key {
@@ -108,6 +108,19 @@ pub(crate) fn http_sink(http: &HttpSinkSpec, scope: &mut Scope<'_>) {
     tls("http.tls", http.tls.as_ref(), scope);
     if let Some(proxy) = &http.proxy {
         url("http.proxy", proxy, scope);
+    }
+    HttpSink {
+        connection: HttpConnection {
+            url: http.url.clone(),
+            timeout: scope.positive("http.timeout", &http.timeout),
+            headers: http.headers.clone(),
+            auth: http.auth.clone(),
+            tls: http.tls.clone(),
+            proxy: http.proxy.clone(),
+        },
+        batch_results_max: http.batch_size as usize,
+        concurrency: http.concurrency as usize,
+        signing_key: http.signing_key.clone(),
     }
 }
 

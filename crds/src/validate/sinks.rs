@@ -54,19 +54,14 @@ fn kind(named: &Named<SinkBody>, scope: &mut Scope<'_>) -> Option<SinkKind> {
             scope.error("", Reason::NotExactlyOne, message);
         }
     }
-    if let Some(http) = http {
-        connections::http_sink(http, scope);
-    }
     if let Some(kafka) = kafka {
         connections::kafka_sink(kafka, scope);
     }
-    let sse = sse.as_ref().map(|sse| sse_sink(sse, scope));
-    match (sse, stdout, written.first()) {
-        (Some(sse), _, _) => Some(SinkKind::Sse(sse)),
-        (_, Some(_), _) => Some(SinkKind::Stdout),
-        (_, _, Some(kind)) => Some(SinkKind::Unsupported(kind)),
-        _ => None,
-    }
+    let sse = sse.as_ref().map(|sse| SinkKind::Sse(sse_sink(sse, scope)));
+    let stdout = stdout.as_ref().map(|_| SinkKind::Stdout);
+    let http = http.as_ref().map(|http| SinkKind::Http(Box::new(connections::http_sink(http, scope))));
+    let unsupported = written.first().map(|kind| SinkKind::Unsupported(kind));
+    sse.or(stdout).or(http).or(unsupported)
 }
 
 fn sse_sink(sse: &SseSinkSpec, scope: &mut Scope<'_>) -> SseSink {

@@ -46,6 +46,13 @@ impl Circuit {
         (self.failures + 1).saturating_sub(self.failures_max)
     }
 
+    /// Leaves the sink alone for as long as it has asked for. Returns whether this opens the circuit.
+    pub(crate) fn hold(&mut self, now: Instant, wait: Duration) -> bool {
+        let was_open = self.is_open();
+        self.open_until = Some(now + wait);
+        !was_open
+    }
+
     /// Notes a delivery. Returns whether this closes the circuit.
     pub(crate) fn succeeded(&mut self) -> bool {
         self.failures = 0;

@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use litejoin_crds::plan::Synchronous;
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use tokio::sync::watch;
 
 use crate::results::event::{Event, JoinId, Op, Position};
 use crate::storage::sqlite::{self, SqliteError};
@@ -58,6 +59,8 @@ pub(crate) struct DeadLetters {
     bytes_max: AtomicU64,
     /// Insertions since the size was last looked at.
     unchecked: AtomicU32,
+    /// Counts what was done to letters by hand.
+    interventions: watch::Sender<u64>,
 }
 
 /// A result that a sink did not take.
@@ -88,7 +91,18 @@ impl DeadLetters {
             .map_err(|source| SqliteError::new(path, "make the tables", source))?;
         let unchecked = AtomicU32::new(0);
         let bytes_max = AtomicU64::new(bytes_max);
-        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection), bytes_max, unchecked })
+        Ok(Self {
+            path: path.to_owned(),
+            connection: Mutex::new(connection),
+            bytes_max,
+            unchecked,
+            interventions: watch::channel(0).0,
+        })
+    }
+
+    /// Where dispatchers hear of what was done to letters by hand.
+    pub(crate) fn interventions(&self) -> watch::Receiver<u64> {
+        self.interventions.subscribe()
     }
 
     /// Sets the size above which the oldest go from now on.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Dispatcher, PAGE, Round};
+use super::{Dispatcher, Round};
 use crate::blocking::blocking;
 use crate::clock::Moment;
 use crate::delivery::circuit::{Circuit, Passage};
@@ -113,7 +113,7 @@ impl Dispatcher {
                     continue;
                 }
                 Passage::Probe => 1,
-                Passage::Open => PAGE.events,
+                Passage::Open => self.page().events,
             };
             let from = after.clone();
             let events = self.read(move |reader| reader.present(join, from.as_deref(), up_to, limit)).await?;

@@ -93,6 +93,8 @@ impl Simulation {
             stopping: watch::channel(false).1,
             has_letters: true,
             counted: None,
+            is_count_old: false,
+            letters_changed: watch::channel(0).1,
         };
         let mut circuit = Circuit::new(3);
         let cursor = dispatcher.begin(&mut circuit).await.unwrap();
@@ -207,6 +209,22 @@ async fn a_dead_sink_opens_its_circuit_and_waits_at_its_cursor() {
     taken.sort();
     assert_eq!(taken, ["k00=2", "k01=2", "k02=2"]);
     assert_eq!(simulation.letters(), 0);
+}
+
+#[tokio::test]
+async fn a_sink_that_asks_for_time_gets_it_and_nothing_becomes_a_dead_letter() {
+    let mut simulation = Simulation::new(Guarantee::AtLeastOnce).await;
+    simulation.behave(|_| Outcome::Later("busy".to_owned(), Duration::from_secs(100)));
+    simulation.commit(&[("a", 1), ("b", 1), ("a", 2)]);
+    simulation.settle().await;
+    assert!(simulation.circuit.is_open(), "the first such answer opens it");
+    let failed = simulation.dispatcher.status.failed.value();
+    simulation.behave(|_| Outcome::Delivered);
+    simulation.after(99).await;
+    assert_eq!(simulation.dispatcher.status.failed.value(), failed, "nothing is sent before that time");
+    assert_eq!((simulation.taken(), simulation.letters()), (vec![], 0));
+    simulation.after(2).await;
+    assert_eq!(simulation.taken(), ["a=1", "b=1", "a=2"]);
 }
 
 #[tokio::test]
