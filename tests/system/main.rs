@@ -3,6 +3,7 @@
 
 mod audit;
 mod cost;
+mod dead_letters;
 mod disk_full;
 mod edits;
 mod explain;

@@ -330,8 +330,8 @@ fn start_admin(listeners: &Listeners, status: &Arc<Status>) -> Result<Unit, Star
 
 fn start_control(store: &Store, status: &Arc<Status>, auditor: &Arc<Auditor>) -> Option<Unit> {
     let control = Control::open(store.data_dir.path())?;
-    let (status, auditor) = (Arc::clone(status), Arc::clone(auditor));
-    Some(Unit::start(Box::new(|stopping| Box::pin(control.serve(status, auditor, stopping)))))
+    let (status, auditor, letters) = (Arc::clone(status), Arc::clone(auditor), Arc::clone(&store.letters));
+    Some(Unit::start(Box::new(|stopping| Box::pin(control.serve(status, auditor, letters, stopping)))))
 }
 
 fn thread<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {

@@ -5,6 +5,8 @@
 //! rejected(id, source, position, …)   messages, with the place in their source and the reason
 //! ```
 
+pub(crate) mod inspect;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -105,13 +107,18 @@ impl DeadLetters {
         self.interventions.subscribe()
     }
 
+    /// Tells dispatchers that letters were changed by hand.
+    fn intervened(&self) {
+        self.interventions.send_modify(|count| *count += 1);
+    }
+
     /// Sets the size above which the oldest go from now on.
     pub(crate) fn set_bytes_max(&self, bytes_max: u64) {
         self.bytes_max.store(bytes_max, Ordering::Relaxed);
     }
 
     /// Puts a letter in, or replaces the older one of its key. Putting the same one in again changes nothing
-    /// but its postmark; an older one is ignored.
+    /// but its postmark, and not its age; an older one is ignored.
     pub(crate) fn put(
         &self,
         sink: &str,
@@ -128,8 +135,9 @@ impl DeadLetters {
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
                      ON CONFLICT DO UPDATE SET lineage = excluded.lineage, epoch = excluded.epoch, n = excluded.n,
                          op = excluded.op, rows = excluded.rows, timestamp = excluded.timestamp,
-                         reason = excluded.reason, attempts = excluded.attempts, stored_at = excluded.stored_at,
-                         retry_at = excluded.retry_at
+                         reason = excluded.reason, attempts = excluded.attempts, retry_at = excluded.retry_at,
+                         stored_at = CASE WHEN (lineage, epoch, n) = (excluded.lineage, excluded.epoch, excluded.n)
+                                          THEN stored_at ELSE excluded.stored_at END
                      WHERE lineage <> excluded.lineage OR (epoch, n) <= (excluded.epoch, excluded.n)",
                 )?
                 .execute(params![

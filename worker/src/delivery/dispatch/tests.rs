@@ -1,5 +1,7 @@
 //! A simulated sink over real files: what it gets, in what order, when it fails in every way it can.
 
+mod outage;
+
 use std::sync::Mutex;
 
 use litejoin_crds::plan::{Dlq, Synchronous};
@@ -19,6 +21,10 @@ struct Log {
     /// `key=value` of what was delivered.
     taken: Vec<String>,
     behaviour: Option<Behaviour>,
+    /// Whether calls never come back.
+    hangs: bool,
+    /// The most results that one call has had, and the most bytes.
+    largest: (usize, usize),
 }
 
 struct SimulatedSink(Arc<Mutex<Log>>);
@@ -26,6 +32,11 @@ struct SimulatedSink(Arc<Mutex<Log>>);
 impl Sink for SimulatedSink {
     fn deliver<'a>(&'a mut self, results: &'a [Delivery]) -> Outcomes<'a> {
         let mut log = self.0.lock().unwrap();
+        let bytes = results.iter().map(|result| result.json.len()).sum();
+        log.largest = (log.largest.0.max(results.len()), log.largest.1.max(bytes));
+        if log.hangs {
+            return Box::pin(std::future::pending());
+        }
         let outcomes = results
             .iter()
             .map(|result| {
