@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::credentials::{Auth, ClientTls, Credential};
+use crate::source::api::{ApiMethod, ApiPagination, ApiWatermark, ChangeDetection};
 
 /// One pipeline with all that refers to it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -170,8 +171,22 @@ pub enum SourceKind {
     Http(HttpSource),
     /// Lines of a file.
     File(FileSource),
-    /// A kind that the API knows and the worker does not run yet: its field name (`api`, `kafka`).
+    /// Answers of somebody else's API.
+    Api(Box<ApiSource>),
+    /// A kind that the API knows and the worker does not run yet: its field name (`kafka`).
     Unsupported(&'static str),
+}
+
+impl SourceKind {
+    /// The topics that it is known to fill; it may fill others.
+    pub fn topics(&self) -> &[String] {
+        match self {
+            Self::Http(http) => &http.topics,
+            Self::File(file) => file.topic.as_slice(),
+            Self::Api(api) => std::slice::from_ref(&api.topic),
+            Self::Unsupported(_) => &[],
+        }
+    }
 }
 
 /// `http` of a source.
@@ -202,6 +217,41 @@ pub struct FileSource {
     pub rows_per_second_max: Option<u32>,
     /// Whether to wait for more at the end of the file.
     pub follow: bool,
+}
+
+/// `api` of a source.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ApiSource {
+    /// What is asked, and how.
+    pub connection: HttpConnection,
+    /// Topic of every record.
+    pub topic: String,
+    /// Method of the requests.
+    pub method: ApiMethod,
+    /// Body of a POST or PUT.
+    pub body: Option<String>,
+    /// From the begin of a poll to that of the next.
+    pub interval: Duration,
+    /// Where the key is in a record.
+    pub key_path: String,
+    /// Where the records are in an answer; `None`: they are the answer.
+    pub response_path: Option<String>,
+    /// How a change is noticed.
+    pub change_detection: ChangeDetection,
+    /// Whether rows are deleted that a poll does not have.
+    pub detect_deletes: bool,
+    /// Whether the first poll's records are taken.
+    pub initial_snapshot: bool,
+    /// Failed polls in a row before the waits grow.
+    pub failures_max: u32,
+    /// The longest wait between polls that fail.
+    pub backoff_max: Duration,
+    /// How a poll asks only for what is new.
+    pub watermark: Option<ApiWatermark>,
+    /// How the pages of an answer are asked for.
+    pub pagination: Option<ApiPagination>,
+    /// Requests at most, and in which time.
+    pub rate_limit: Option<(u32, Duration)>,
 }
 
 /// `file.format` of a source.
@@ -252,7 +302,9 @@ pub enum SinkKind {
     Stdout,
     /// Requests to somebody else's address.
     Http(Box<HttpSink>),
-    /// A kind that the API knows and the worker does not run yet: its field name (`kafka`, `sqlite`).
+    /// Tables of a SQLite file.
+    Sqlite(SqliteSink),
+    /// A kind that the API knows and the worker does not run yet: its field name (`kafka`).
     Unsupported(&'static str),
 }
 
@@ -297,4 +349,11 @@ pub struct HttpConnection {
     pub tls: Option<ClientTls>,
     /// URL of a proxy; `None` is the environment's.
     pub proxy: Option<String>,
+}
+
+/// `sqlite` of a sink.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SqliteSink {
+    /// Relative to the working directory.
+    pub path: PathBuf,
 }

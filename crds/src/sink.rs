@@ -92,7 +92,7 @@ pub struct SinkBody {
     /// Writes results to a Kafka topic; a deleted result is a record without a value.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kafka: Option<KafkaSinkSpec>,
-    /// Keeps results in the tables of a SQLite file, one a join.
+    /// Keeps results in the tables of a SQLite file, one a join, with its columns and `_key`, the result key as JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sqlite: Option<SqliteSinkSpec>,
 }

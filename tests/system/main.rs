@@ -1,6 +1,7 @@
 //! The built worker as its users meet it: a process with a manifest, sockets, files and signals. A file for each
 //! subject. Build it first: `cargo build --workspace && cargo test --workspace --test system`.
 
+mod api_source;
 mod audit;
 mod cost;
 mod dead_letters;
@@ -17,6 +18,7 @@ mod lifecycle;
 mod manifests;
 mod messages;
 mod reload;
+mod sqlite_sink;
 mod starting;
 mod subscribers;
 mod time;

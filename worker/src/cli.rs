@@ -472,12 +472,7 @@ pub(crate) fn summary(plan: &Plan) -> String {
 fn declared_topics(plan: &Plan) -> Vec<String> {
     let mut topics: Vec<String> = Vec::new();
     for source in &plan.sources {
-        let names: &[String] = match &source.kind {
-            SourceKind::Http(spec) => &spec.topics,
-            SourceKind::File(spec) => spec.topic.as_slice(),
-            SourceKind::Unsupported(_) => &[],
-        };
-        for name in names {
+        for name in source.kind.topics() {
             if !topics.iter().any(|topic| topic.eq_ignore_ascii_case(name)) {
                 topics.push(name.clone());
             }
@@ -490,6 +485,7 @@ fn takes_any_topic(plan: &Plan) -> bool {
     plan.sources.iter().any(|source| match &source.kind {
         SourceKind::Http(spec) => spec.topics.is_empty(),
         SourceKind::File(spec) => spec.topic.is_none(),
+        SourceKind::Api(_) => false,
         // What it fills is not known here; its own complaint is enough.
         SourceKind::Unsupported(_) => true,
     })

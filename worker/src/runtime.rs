@@ -44,6 +44,7 @@ use crate::listen::ListenError;
 use crate::manifest::Manifest;
 use crate::results::event::JoinId;
 use crate::results::{Applied, Results};
+use crate::source::api::state::States;
 use crate::status::Status;
 use crate::storage::gate::EpochGate;
 use crate::storage::ingest::Ingest;
@@ -230,7 +231,8 @@ impl Running {
             letters: Arc::clone(&store.letters),
             status: Arc::clone(&status),
             applied,
-            secrets,
+            secrets: Arc::clone(&secrets),
+            data_dir: store.data_dir.path().to_owned(),
             stdout_closed,
         };
         let ready = sinks.prepare(sink_specs.keys().map(String::as_str), &sink_specs, &listeners)?;
@@ -252,7 +254,7 @@ impl Running {
             units: Vec::new(),
             results: Arc::clone(&store.results),
             letters: Arc::clone(&store.letters),
-            shard_paths,
+            shard_paths: shard_paths.clone(),
             ingest: ingest.clone(),
             status: Arc::clone(&status),
             auditor,
@@ -265,6 +267,9 @@ impl Running {
             letters: Arc::clone(&store.letters),
             status: Arc::clone(&status),
             batch_messages_max: plan.storage.batch_messages_max,
+            secrets,
+            shard_paths,
+            states: Arc::new(States::new(store.data_dir.path(), plan.storage.synchronous)),
         };
         let names = source_specs.keys().map(String::as_str);
         let ready = sources.prepare(names, &source_specs, &listeners, &offsets)?;

@@ -4,8 +4,11 @@
 use std::pin::Pin;
 use std::time::Duration;
 
+use self::routes::Routes;
+
 pub(crate) mod http;
 pub(crate) mod routes;
+pub(crate) mod sqlite;
 pub(crate) mod sse;
 pub(crate) mod stdout;
 
@@ -37,8 +40,16 @@ pub(crate) const RESULTS_PER_CALL: usize = 500;
 /// that are not answered for are handed over again.
 pub(crate) type Outcomes<'a> = Pin<Box<dyn Future<Output = Vec<Outcome>> + Send + 'a>>;
 
+/// Whether a sink is ready, or why it is not.
+pub(crate) type Preparation<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
+
 /// A sink that results are written to.
 pub(crate) trait Sink: Send + Sync {
+    /// Makes ready for results of these joins: before the first of them, and when the joins or their columns change.
+    fn prepare<'a>(&'a mut self, _routes: &'a Routes) -> Preparation<'a> {
+        Box::pin(async { Ok(()) })
+    }
+
     /// Delivers results in their order and says what became of each. A call may be given up at any await; what
     /// was not answered for is delivered again.
     fn deliver<'a>(&'a mut self, results: &'a [Delivery]) -> Outcomes<'a>;

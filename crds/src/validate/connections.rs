@@ -2,7 +2,7 @@
 
 use crate::complaint::Reason;
 use crate::credentials::{Auth, ClientTls, Credential, KafkaSasl, PemSource};
-use crate::plan::{HttpConnection, HttpSink};
+use crate::plan::{ApiSource, HttpConnection, HttpSink};
 use crate::sink::{HttpSinkSpec, KafkaSinkSpec};
 use crate::source::api::{
     ApiMethod, ApiPagination, ApiSourceSpec, ApiWatermark, PaginationKind, WatermarkStrategy,
@@ -10,29 +10,58 @@ use crate::source::api::{
 use crate::source::kafka::KafkaSourceSpec;
 use crate::validate::settings::Scope;
 
-/// Checks the `api` of a source.
-pub(crate) fn api_source(api: &ApiSourceSpec, scope: &mut Scope<'_>) {
+/// Checks the `api` of a source and parses it; `topic` is the one it fills.
+pub(crate) fn api_source(api: &ApiSourceSpec, topic: &str, scope: &mut Scope<'_>) -> ApiSource {
     url("api.url", &api.url, scope);
-    scope.positive("api.interval", &api.interval);
-    scope.positive("api.timeout", &api.timeout);
-    scope.positive("api.maxBackoff", &api.max_backoff);
     if api.body.is_some() && api.method == ApiMethod::Get {
         scope.error("api.body", Reason::Conflict, "a GET has no body; remove it or write method: POST");
     }
+    let interval = scope.positive("api.interval", &api.interval);
+    let backoff_max = scope.positive("api.maxBackoff", &api.max_backoff);
     if let Some(watermark) = &api.watermark {
         api_watermark(watermark, scope);
+        let asks_for_part = [WatermarkStrategy::Timestamp, WatermarkStrategy::Cursor];
+        if api.detect_deletes && asks_for_part.contains(&watermark.strategy) {
+            let message = "a poll that asks only for what is new does not show what is gone; remove it or the watermark";
+            scope.error("api.detectDeletes", Reason::Conflict, message);
+        }
     }
     if let Some(pagination) = &api.pagination {
         api_pagination(pagination, scope);
     }
-    if let Some(rate_limit) = &api.rate_limit {
-        scope.positive("api.rateLimit.per", &rate_limit.per);
-    }
+    let rate_limit = api
+        .rate_limit
+        .as_ref()
+        .map(|limit| (limit.requests, scope.positive("api.rateLimit.per", &limit.per)));
     headers("api.headers", api.headers.keys(), scope);
     auth("api.auth", api.auth.as_ref(), scope);
     tls("api.tls", api.tls.as_ref(), scope);
     if let Some(proxy) = &api.proxy {
         url("api.proxy", proxy, scope);
+    }
+    ApiSource {
+        connection: HttpConnection {
+            url: api.url.clone(),
+            timeout: scope.positive("api.timeout", &api.timeout),
+            headers: api.headers.clone(),
+            auth: api.auth.clone(),
+            tls: api.tls.clone(),
+            proxy: api.proxy.clone(),
+        },
+        topic: topic.to_owned(),
+        method: api.method,
+        body: api.body.clone(),
+        interval,
+        key_path: api.key_path.clone(),
+        response_path: api.response_path.clone(),
+        change_detection: api.change_detection,
+        detect_deletes: api.detect_deletes,
+        initial_snapshot: api.initial_snapshot,
+        failures_max: api.max_consecutive_failures,
+        backoff_max,
+        watermark: api.watermark.clone().filter(|watermark| watermark.strategy != WatermarkStrategy::None),
+        pagination: api.pagination.clone(),
+        rate_limit,
     }
 }
 

@@ -431,9 +431,9 @@ impl Dispatcher {
         blocking(move || work(&reader)).await
     }
 
-    async fn pause_after(&mut self, error: &SqliteError) {
+    async fn pause_after(&mut self, error: &(dyn std::error::Error + Sync)) {
         if self.status.error.set(&chain(error)) {
-            warn!(sink = self.name, error = chain(error), "delivery waits for its files");
+            warn!(sink = self.name, error = chain(error), "delivery waits; trying again");
         }
         tokio::select! {
             () = tokio::time::sleep(FILE_RETRY) => {}

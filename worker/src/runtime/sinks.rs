@@ -2,6 +2,7 @@
 //! is read from.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use litejoin_crds::plan::{self, SinkKind};
@@ -22,6 +23,7 @@ use crate::results::{Applied, Reader, Results};
 use crate::sink::Sink;
 use crate::sink::http::HttpSink;
 use crate::sink::routes::Routes;
+use crate::sink::sqlite::SqliteSink;
 use crate::sink::sse::{self, SseState};
 use crate::sink::stdout::Stdout;
 use crate::status::Status;
@@ -67,6 +69,7 @@ pub(super) struct Sinks {
     pub(super) status: Arc<Status>,
     pub(super) applied: watch::Receiver<Applied>,
     pub(super) secrets: Arc<Secrets>,
+    pub(super) data_dir: PathBuf,
     /// Rung when nobody reads standard output any more.
     pub(super) stdout_closed: mpsc::Sender<()>,
 }
@@ -126,6 +129,11 @@ impl Sinks {
                 let sink = HttpSink::new(spec, Arc::clone(&self.secrets));
                 Ok(self.dispatch(name, Box::new(sink.map_err(failed)?), delivery))
             }
+            (SinkKind::Sqlite(spec), Some(delivery)) => {
+                let problem = |problem| StartError::Sink { name: name.to_owned(), problem };
+                let sink = SqliteSink::open(&spec.path, &self.data_dir).map_err(problem)?;
+                Ok(self.dispatch(name, Box::new(sink), delivery))
+            }
             (kind, _) => unreachable!("the manifest was refused for a sink like {kind:?}"),
         }
     }
@@ -169,7 +177,8 @@ impl Sinks {
             .iter()
             .map(|join| {
                 let (join_name, result_key) = (join.name.clone(), join.result_key.clone());
-                (join.name.as_str(), Envelope { lineage: lineage.to_owned(), join_name, result_key })
+                let (lineage, shape) = (lineage.to_owned(), Arc::clone(&join.shape));
+                (join.name.as_str(), Envelope { lineage, join_name, result_key, shape })
             })
             .collect();
         for sink in &pipeline.plan.sinks {

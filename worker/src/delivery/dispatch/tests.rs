@@ -70,7 +70,12 @@ impl Simulation {
         let path = folder.path().join("results.db");
         let (results, _) = Results::open(&path, Synchronous::Normal, "lin").unwrap();
         let join = results.register(&[("j", "definition".to_owned())], 1).unwrap()[0].id;
-        let envelope = Envelope { lineage: "lin".to_owned(), join_name: "j".to_owned(), result_key: None };
+        let envelope = Envelope {
+            lineage: "lin".to_owned(),
+            join_name: "j".to_owned(),
+            result_key: None,
+            shape: Arc::default(),
+        };
         let log = Arc::new(Mutex::new(Log::default()));
         let delivery = plan::Delivery {
             guarantee,
