@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::credentials::{Auth, ClientTls, Credential};
+use crate::serving::ServerTls;
 use crate::source::api::{ApiMethod, ApiPagination, ApiWatermark, ChangeDetection};
 
 /// One pipeline with all that refers to it.
@@ -151,6 +152,21 @@ pub struct Audit {
 pub struct Admin {
     /// Address to listen on, `host:port` or `:port`.
     pub addr: String,
+    /// Who may come in.
+    pub serving: Serving,
+}
+
+/// How an address of ours is served. Credentials are still references.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Serving {
+    /// The token that clients must send.
+    pub bearer: Option<Credential>,
+    /// The certificate.
+    pub tls: Option<ServerTls>,
+    /// Connections at once.
+    pub connections_max: usize,
+    /// How long a client may take to send a request, or leave untaken what it is sent.
+    pub client_timeout: Duration,
 }
 
 /// A source and where it was written.
@@ -198,6 +214,8 @@ pub struct HttpSource {
     pub topics: Vec<String>,
     /// Largest body of one request, in bytes.
     pub body_bytes_max: u64,
+    /// Who may come in.
+    pub serving: Serving,
 }
 
 /// `file` of a source.
@@ -319,6 +337,8 @@ pub struct SseSink {
     pub heartbeat_interval: Duration,
     /// Clients at once.
     pub clients_max: u32,
+    /// Who may come in.
+    pub serving: Serving,
 }
 
 /// `http` of a sink.

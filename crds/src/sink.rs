@@ -11,6 +11,7 @@ use crate::defaults;
 use crate::duration::DurationText;
 use crate::names::NAME_PATTERN;
 use crate::pipeline::PipelineRef;
+use crate::serving::ServingSpec;
 use crate::status::ChildStatus;
 
 /// The kinds of a sink: exactly one of these fields is written.
@@ -115,6 +116,9 @@ pub struct SseSinkSpec {
     #[serde(default = "default_max_clients")]
     #[schemars(range(min = 1, max = 1000000))]
     pub max_clients: u32,
+    /// Who may come in.
+    #[serde(flatten)]
+    pub serving: ServingSpec,
 }
 
 fn default_cors_origins() -> Vec<String> {

@@ -18,6 +18,7 @@ mod lifecycle;
 mod manifests;
 mod messages;
 mod reload;
+mod serving;
 mod sqlite_sink;
 mod starting;
 mod subscribers;

@@ -20,6 +20,7 @@ mod message;
 mod outbound;
 mod results;
 mod runtime;
+mod serve;
 mod sink;
 mod source;
 mod status;

@@ -1,8 +1,9 @@
-//! Connections that we open: URLs, brokers, credentials, and what an `api` source needs.
+//! Connections that we open (URLs, brokers, credentials, what an `api` source needs), and how ours are served.
 
 use crate::complaint::Reason;
 use crate::credentials::{Auth, ClientTls, Credential, KafkaSasl, PemSource};
-use crate::plan::{ApiSource, HttpConnection, HttpSink};
+use crate::plan::{ApiSource, HttpConnection, HttpSink, Serving};
+use crate::serving::ServingSpec;
 use crate::sink::{HttpSinkSpec, KafkaSinkSpec};
 use crate::source::api::{
     ApiMethod, ApiPagination, ApiSourceSpec, ApiWatermark, PaginationKind, WatermarkStrategy,
@@ -153,6 +154,27 @@ pub(crate) fn http_sink(http: &HttpSinkSpec, scope: &mut Scope<'_>) -> HttpSink 
     }
 }
 
+/// Checks how an address is served; `field` is what it is of.
+pub(crate) fn serving(field: &str, serving: &ServingSpec, scope: &mut Scope<'_>) -> Serving {
+    if let Some(auth) = &serving.auth {
+        credential(&format!("{field}.auth.bearer"), &auth.bearer, scope);
+    }
+    if let Some(tls) = &serving.tls {
+        let pems = [("cert", Some(&tls.cert)), ("key", Some(&tls.key)), ("clientCa", tls.client_ca.as_ref())];
+        for (name, pem) in pems {
+            if let Some(source) = pem {
+                pem_source(&format!("{field}.tls.{name}"), source, scope);
+            }
+        }
+    }
+    Serving {
+        bearer: serving.auth.as_ref().map(|auth| auth.bearer.clone()),
+        tls: serving.tls.clone(),
+        connections_max: serving.max_connections as usize,
+        client_timeout: scope.positive(&format!("{field}.clientTimeout"), &serving.client_timeout),
+    }
+}
+
 /// A URL may hold credentials, so messages do not repeat it.
 fn url(field: &str, text: &str, scope: &mut Scope<'_>) {
     let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
@@ -222,14 +244,19 @@ fn sasl(field: &str, sasl: Option<&KafkaSasl>, scope: &mut Scope<'_>) {
 fn tls(field: &str, tls: Option<&ClientTls>, scope: &mut Scope<'_>) {
     let Some(tls) = tls else { return };
     for (name, pem) in [("ca", &tls.ca), ("cert", &tls.cert), ("key", &tls.key)] {
-        if let Some(PemSource { secret_key_ref, path }) = pem {
-            let written = [("secretKeyRef", secret_key_ref.is_some()), ("path", path.is_some())];
-            one_of(&format!("{field}.{name}"), &written, scope);
+        if let Some(source) = pem {
+            pem_source(&format!("{field}.{name}"), source, scope);
         }
     }
     if tls.cert.is_some() != tls.key.is_some() {
         scope.error(field, Reason::Conflict, "cert and key go together; add the other or remove both");
     }
+}
+
+fn pem_source(field: &str, source: &PemSource, scope: &mut Scope<'_>) {
+    let PemSource { secret_key_ref, path } = source;
+    let written = [("secretKeyRef", secret_key_ref.is_some()), ("path", path.is_some())];
+    one_of(field, &written, scope);
 }
 
 fn credential(field: &str, credential: &Credential, scope: &mut Scope<'_>) {

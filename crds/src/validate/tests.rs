@@ -116,6 +116,12 @@ fn the_first_example_becomes_its_plan() {
             },
             admin: Admin {
                 addr: ":9090",
+                serving: Serving {
+                    bearer: None,
+                    tls: None,
+                    connections_max: 2000,
+                    client_timeout: 60s,
+                },
             },
             sources: [
                 Source {
@@ -132,6 +138,12 @@ fn the_first_example_becomes_its_plan() {
                                 "customers",
                             ],
                             body_bytes_max: 16777216,
+                            serving: Serving {
+                                bearer: None,
+                                tls: None,
+                                connections_max: 2000,
+                                client_timeout: 60s,
+                            },
                         },
                     ),
                 },
@@ -169,6 +181,12 @@ fn the_first_example_becomes_its_plan() {
                             ],
                             heartbeat_interval: 15s,
                             clients_max: 1000,
+                            serving: Serving {
+                                bearer: None,
+                                tls: None,
+                                connections_max: 2000,
+                                client_timeout: 60s,
+                            },
                         },
                     ),
                     joins: [

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::listeners::Listeners;
 use super::unit::{Ready, Units, Work};
-use super::{Pipeline, StartError, serve};
+use super::{Pipeline, StartError};
 use crate::blocking::blocking;
 use crate::credentials::Secrets;
 use crate::delivery::dead_letters::DeadLetters;
@@ -20,6 +20,7 @@ use crate::error::chain;
 use crate::outbound::OutboundError;
 use crate::results::event::{Envelope, JoinId};
 use crate::results::{Applied, Reader, Results};
+use crate::serve::Front;
 use crate::sink::Sink;
 use crate::sink::http::HttpSink;
 use crate::sink::routes::Routes;
@@ -96,6 +97,8 @@ impl Sinks {
             |error: OutboundError| StartError::Sink { name: name.to_owned(), problem: chain(&error) };
         match (&sink.kind, &sink.delivery) {
             (SinkKind::Sse(spec), _) => {
+                let front = Front::new(&spec.serving, &self.secrets)
+                    .map_err(|problem| StartError::Sink { name: name.to_owned(), problem })?;
                 let (name, status, applied) =
                     (name.to_owned(), Arc::clone(&self.status), self.applied.clone());
                 let routes = self.routes.entry(name.clone()).or_default().subscribe();
@@ -119,7 +122,7 @@ impl Sinks {
                         status,
                         spec,
                     });
-                    Box::pin(serve(listener, sse::router(state), stopping))
+                    Box::pin(front.serve(listener, sse::router(state), stopping))
                 }))
             }
             (SinkKind::Stdout, Some(delivery)) => {

@@ -8,13 +8,14 @@ use std::sync::{Arc, PoisonError};
 use litejoin_crds::plan::{Plan, SourceKind};
 use tracing::info;
 
+use super::StartError;
 use super::listeners::Listeners;
 use super::unit::{Ready, Units, Work};
-use super::{StartError, serve};
 use crate::credentials::Secrets;
 use crate::delivery::dead_letters::DeadLetters;
 use crate::error::chain;
 use crate::outbound::Outbound;
+use crate::serve::Front;
 use crate::source::api::state::States;
 use crate::source::api::{Poller, Run, Surroundings};
 use crate::source::file::{self, FileReader};
@@ -101,6 +102,8 @@ impl Sources {
         let (name, status, ingest) = (name.to_owned(), Arc::clone(&self.status), self.ingest.clone());
         match &source.kind {
             SourceKind::Http(spec) => {
+                let front = Front::new(&spec.serving, &self.secrets)
+                    .map_err(|problem| StartError::Source { name: name.clone(), problem })?;
                 let (listener, local) = listeners.listener(&format!("source {name}"))?;
                 let spec = spec.clone();
                 Ok(Box::new(move |stopping| {
@@ -109,7 +112,7 @@ impl Sources {
                     *status.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(local.to_string());
                     info!(source = name, address = %local, "taking messages: POST /ingest");
                     let state = Arc::new(HttpState { spec, ingest, status, stopping: stopping.clone() });
-                    Box::pin(serve(listener, http::router(state), stopping))
+                    Box::pin(front.serve(listener, http::router(state), stopping))
                 }))
             }
             SourceKind::File(spec) => {
