@@ -215,7 +215,7 @@ pub struct HttpSource {
     /// Largest body of one request, in bytes.
     pub body_bytes_max: u64,
     /// Who may come in.
-    pub serving: Serving,
+    pub serving: Box<Serving>,
 }
 
 /// `file` of a source.
@@ -338,7 +338,7 @@ pub struct SseSink {
     /// Clients at once.
     pub clients_max: u32,
     /// Who may come in.
-    pub serving: Serving,
+    pub serving: Box<Serving>,
 }
 
 /// `http` of a sink.

@@ -23,3 +23,4 @@ mod sqlite_sink;
 mod starting;
 mod subscribers;
 mod time;
+mod weather_alerts;

@@ -98,7 +98,7 @@ fn sse_sink(sse: &SseSinkSpec, scope: &mut Scope<'_>) -> SseSink {
         cors_origins: sse.cors_origins.clone(),
         heartbeat_interval: scope.positive("sse.heartbeatInterval", &sse.heartbeat_interval),
         clients_max: sse.max_clients,
-        serving: connections::serving("sse", &sse.serving, scope),
+        serving: Box::new(connections::serving("sse", &sse.serving, scope)),
     }
 }
 

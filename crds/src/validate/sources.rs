@@ -118,7 +118,7 @@ fn http_source(http: &HttpSourceSpec, scope: &mut Scope<'_>) -> HttpSource {
         addr: http.addr.clone(),
         topics: http.topics.clone(),
         body_bytes_max: scope.bytes("http.maxBodyBytes", &http.max_body_bytes, BODY_BYTES_LEAST),
-        serving: connections::serving("http", &http.serving, scope),
+        serving: Box::new(connections::serving("http", &http.serving, scope)),
     }
 }
 

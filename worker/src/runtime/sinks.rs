@@ -17,7 +17,6 @@ use crate::credentials::Secrets;
 use crate::delivery::dead_letters::DeadLetters;
 use crate::delivery::dispatch::Dispatcher;
 use crate::error::chain;
-use crate::outbound::OutboundError;
 use crate::results::event::{Envelope, JoinId};
 use crate::results::{Applied, Reader, Results};
 use crate::serve::Front;
@@ -93,8 +92,6 @@ impl Sinks {
     }
 
     fn work(&mut self, name: &str, sink: &SinkSpec, listeners: &Listeners) -> Result<Work, StartError> {
-        let failed =
-            |error: OutboundError| StartError::Sink { name: name.to_owned(), problem: chain(&error) };
         match (&sink.kind, &sink.delivery) {
             (SinkKind::Sse(spec), _) => {
                 let front = Front::new(&spec.serving, &self.secrets)
@@ -125,20 +122,23 @@ impl Sinks {
                     Box::pin(front.serve(listener, sse::router(state), stopping))
                 }))
             }
-            (SinkKind::Stdout, Some(delivery)) => {
-                Ok(self.dispatch(name, Box::new(Stdout::new(self.stdout_closed.clone())), delivery))
-            }
-            (SinkKind::Http(spec), Some(delivery)) => {
-                let sink = HttpSink::new(spec, Arc::clone(&self.secrets));
-                Ok(self.dispatch(name, Box::new(sink.map_err(failed)?), delivery))
-            }
-            (SinkKind::Sqlite(spec), Some(delivery)) => {
+            (kind, Some(delivery)) => {
+                let sink = self.written(kind);
                 let problem = |problem| StartError::Sink { name: name.to_owned(), problem };
-                let sink = SqliteSink::open(&spec.path, &self.data_dir).map_err(problem)?;
-                Ok(self.dispatch(name, Box::new(sink), delivery))
+                Ok(self.dispatch(name, sink.map_err(problem)?, delivery))
             }
-            (kind, _) => unreachable!("the manifest was refused for a sink like {kind:?}"),
+            (kind, None) => unreachable!("results are written to a sink like {kind:?}"),
         }
+    }
+
+    /// The sinks that are written to, a line each; or what is wrong with one.
+    fn written(&self, kind: &SinkKind) -> Result<Box<dyn Sink>, String> {
+        Ok(match kind {
+            SinkKind::Stdout => Box::new(Stdout::new(self.stdout_closed.clone())),
+            SinkKind::Http(spec) => Box::new(HttpSink::new(spec, &self.secrets)?),
+            SinkKind::Sqlite(spec) => Box::new(SqliteSink::open(&spec.path, &self.data_dir)?),
+            SinkKind::Sse(_) | SinkKind::Unsupported(_) => unreachable!("nothing is written to {kind:?}"),
+        })
     }
 
     /// What a sink that is written to does.

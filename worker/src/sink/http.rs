@@ -33,10 +33,15 @@ pub(crate) struct HttpSink {
 }
 
 impl HttpSink {
-    pub(crate) fn new(spec: &plan::HttpSink, secrets: Arc<Secrets>) -> Result<Self, OutboundError> {
-        let sink = Self { outbound: Outbound::new(&spec.connection, secrets)?, spec: spec.clone() };
-        sink.signature(b"")?;
-        Ok(sink)
+    /// Looks up what it needs, or says what is missing.
+    pub(crate) fn new(spec: &plan::HttpSink, secrets: &Arc<Secrets>) -> Result<Self, String> {
+        let new = || -> Result<Self, OutboundError> {
+            let outbound = Outbound::new(&spec.connection, Arc::clone(secrets))?;
+            let sink = Self { outbound, spec: spec.clone() };
+            sink.signature(b"")?;
+            Ok(sink)
+        };
+        new().map_err(|error| chain(&error))
     }
 
     /// Posts results together. Where they are refused, each is posted by itself, so that one alone is to blame.

@@ -294,7 +294,7 @@ impl Poller {
             return Err(PollError::Refused { complaint, wait });
         }
         let body = self.outbound.body(response, BODY_BYTES_MAX).await?;
-        let body = String::from_utf8(body).map_err(|_| Unreadable::NoText)?;
+        let body = String::from_utf8(body).map_err(|_| Unreadable::Encoding)?;
         Ok(Some((headers, body)))
     }
 

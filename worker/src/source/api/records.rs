@@ -10,11 +10,11 @@ use crate::message::{MessageError, check_key, check_payload};
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unreadable {
     #[error("the answer is no text in UTF-8")]
-    NoText,
+    Encoding,
     #[error("the answer is no JSON: {0}")]
-    NoJson(serde_json::Error),
+    Json(serde_json::Error),
     #[error("responsePath {path:?} finds nothing in the answer; compare it with what the API sends")]
-    NoRecords { path: String },
+    Records { path: String },
 }
 
 /// What is wrong with a record.
@@ -40,7 +40,7 @@ pub(super) struct Record {
 /// The records of an answer: the elements of an array, or the one record that it is. `null` is none.
 pub(super) fn records(body: &str, path: Option<&str>) -> Result<Vec<String>, Unreadable> {
     // gjson takes anything for JSON.
-    serde_json::from_str::<IgnoredAny>(body).map_err(Unreadable::NoJson)?;
+    serde_json::from_str::<IgnoredAny>(body).map_err(Unreadable::Json)?;
     let found = match path {
         None => gjson::parse(body),
         Some(path) => gjson::get(body, path),
@@ -48,7 +48,7 @@ pub(super) fn records(body: &str, path: Option<&str>) -> Result<Vec<String>, Unr
     match found.kind() {
         _ if !found.exists() => {
             let path = path.unwrap_or_default().to_owned();
-            Err(Unreadable::NoRecords { path })
+            Err(Unreadable::Records { path })
         }
         Kind::Null => Ok(Vec::new()),
         Kind::Array => {
