@@ -213,6 +213,25 @@ async fn waits_grow_up_to_their_limit_and_retries_come_to_an_end() {
 }
 
 #[tokio::test]
+async fn a_sink_is_left_alone_after_so_many_failures() {
+    for failures in [1, 4] {
+        let server = Server::start().await;
+        server.behave(|_| Reply::status(500));
+        let delivery = format!("circuitFailures: {failures}, dlq: {{retryInterval: 1h, maxBackoff: 2h}}");
+        let site = Site::with(&manifest(&server, &delivery).replace("/hook\"", "/hook\", concurrency: 1"));
+        site.write("rows.ndjson", "{\"id\":1}\n");
+        let worker = site.start().await;
+        let messages: Vec<Value> =
+            (0..20).map(|n| message("orders", &format!("o{n}"), json!({"n": n}))).collect();
+        worker.ingest().send(&messages).await;
+        wait_for(&worker, "hook", "circuit", &json!("open")).await;
+        assert_eq!(worker.status().await["sinks"]["hook"]["failed"], failures);
+        assert_eq!(list(&site, "--sink hook").await.len(), failures);
+        worker.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn old_letters_go_and_so_does_what_is_too_much() {
     let server = Server::start().await;
     server.behave(|_| Reply::status(400));

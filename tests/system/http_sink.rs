@@ -322,6 +322,26 @@ async fn a_server_that_asks_for_time_gets_it() {
 }
 
 #[tokio::test]
+async fn best_effort_tries_once_and_goes_on() {
+    let server = Server::start().await;
+    server.behave(|request| Reply::status(if key(request) < "o005".to_owned() { 500 } else { 200 }));
+    let url = server.url("/hook");
+    let manifest = manifest(&[("s", format!(r#"url: "{url}", concurrency: 1"#))]);
+    let site =
+        Site::with(&manifest.replace("circuitFailures: 3", "guarantee: best_effort, circuitFailures: 100"));
+    let worker = site.start().await;
+    worker.ingest().send(&orders(10)).await;
+    sink_status(&worker, "delivered", &json!(5)).await;
+    sink_status(&worker, "dropped", &json!(5)).await;
+    let mut keys: Vec<String> = server.received().iter().map(key).collect();
+    keys.sort();
+    let expected: Vec<String> = (0..10).map(|n| format!("o{n:03}")).collect();
+    assert_eq!(keys, expected, "each once");
+    assert_eq!(worker.status().await["sinks"]["s"]["deadLetters"], 0);
+    worker.stop().await;
+}
+
+#[tokio::test]
 async fn results_go_to_no_other_server() {
     let (server, other) = (Server::start().await, Server::start().await);
     let elsewhere = other.url("/stolen");
@@ -424,6 +444,20 @@ async fn servers_are_checked_and_told_who_we_are() {
         let sink = worker.status().await["sinks"][name].clone();
         assert_eq!(sink["delivered"] == 1, takes, "{name}: {sink}");
     }
+    // Certificates that change are taken up: those that we trust, and our own.
+    let ours = authority.sign(&["worker"]);
+    ours.write(site.path(), "worker");
+    site.write("secrets/tls/worker.key", &ours.key);
+    site.write("stranger.pem", authority.pem());
+    until("the new authority to be trusted", async || {
+        (worker.status().await["sinks"]["untrusted"]["delivered"] == 1).then_some(())
+    })
+    .await;
+    worker.ingest().put("orders", "o2", json!({"n": 2})).await;
+    until("our new certificate to be refused", async || {
+        worker.status().await["sinks"]["known"]["lastError"].is_string().then_some(())
+    })
+    .await;
     worker.kill().await;
 }
 

@@ -4,7 +4,7 @@
 mod retry_after;
 mod tls;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
@@ -25,7 +25,8 @@ const SHOWN_BYTES_MAX: usize = 300;
 
 /// A server that requests are sent to.
 pub(crate) struct Outbound {
-    client: Client,
+    /// With the PEM texts that it was made with.
+    client: Mutex<(Vec<Secret>, Client)>,
     connection: HttpConnection,
     secrets: Arc<Secrets>,
     url: Url,
@@ -38,8 +39,8 @@ pub(crate) enum OutboundError {
     Credential { field: &'static str, source: CredentialError },
     #[error("url: is no http:// or https:// URL once its variables are filled in")]
     Url,
-    #[error("{field}: is no proxy; write for example http://proxy:3128")]
-    Proxy { field: &'static str },
+    #[error("proxy: is no URL of a proxy; write for example http://proxy:3128")]
+    Proxy,
     #[error("headers.{name}: cannot be sent in a header; leave out line ends and control characters")]
     Header { name: String },
     #[error("tls.{field}: {problem}")]
@@ -58,22 +59,7 @@ impl Outbound {
     /// Looks up everything that the connection needs once, so that what is missing is told at the start.
     pub(crate) fn new(connection: &HttpConnection, secrets: Arc<Secrets>) -> Result<Self, OutboundError> {
         let url = parse_url(&secrets, &connection.url)?;
-        let mut builder = Client::builder()
-            .user_agent(concat!("litejoin/", env!("CARGO_PKG_VERSION")))
-            .timeout(connection.timeout)
-            .redirect(Policy::custom(same_server));
-        if let Some(tls) = &connection.tls {
-            builder = builder.tls_backend_preconfigured(tls::client_config(tls, &secrets)?);
-        }
-        if let Some(proxy) = &connection.proxy {
-            let wrong = OutboundError::Proxy { field: "proxy" };
-            let proxy = secrets
-                .fill_in(proxy)
-                .map_err(|source| OutboundError::Credential { field: "proxy", source })?;
-            // The error would repeat the URL, and a password may be in it.
-            builder = builder.proxy(Proxy::all(proxy).map_err(|_| wrong)?);
-        }
-        let client = builder.build().map_err(|error| OutboundError::Client(chain(&error.without_url())))?;
+        let client = Mutex::new((pems(connection, &secrets)?, client(connection, &secrets)?));
         let outbound = Self { client, connection: connection.clone(), secrets, url };
         outbound.headers()?;
         Ok(outbound)
@@ -86,7 +72,17 @@ impl Outbound {
 
     /// A request to this URL, with the headers and credentials of the connection.
     pub(crate) fn request(&self, method: Method, url: Url) -> Result<RequestBuilder, OutboundError> {
-        Ok(self.client.request(method, url).headers(self.headers()?))
+        Ok(self.client()?.request(method, url).headers(self.headers()?))
+    }
+
+    /// The client; another one when certificates have changed.
+    fn client(&self) -> Result<Client, OutboundError> {
+        let mut made = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let pems = pems(&self.connection, &self.secrets)?;
+        if pems != made.0 {
+            *made = (pems, client(&self.connection, &self.secrets)?);
+        }
+        Ok(made.1.clone())
     }
 
     /// Sends a request and waits for the head of its answer.
@@ -188,6 +184,37 @@ impl Outbound {
             .filter(|secret| !secret.as_ref().is_ok_and(|secret| secret.expose().is_empty()))
             .collect()
     }
+}
+
+/// A client for a connection.
+fn client(connection: &HttpConnection, secrets: &Secrets) -> Result<Client, OutboundError> {
+    let mut builder = Client::builder()
+        .user_agent(concat!("litejoin/", env!("CARGO_PKG_VERSION")))
+        .timeout(connection.timeout)
+        .redirect(Policy::custom(same_server));
+    if let Some(tls) = &connection.tls {
+        builder = builder.tls_backend_preconfigured(tls::client_config(tls, secrets)?);
+    }
+    if let Some(proxy) = &connection.proxy {
+        let filled = secrets.fill_in(proxy);
+        let filled = filled.map_err(|source| OutboundError::Credential { field: "proxy", source })?;
+        // The error would repeat the URL, and a password may be in it.
+        builder = builder.proxy(Proxy::all(filled).map_err(|_| OutboundError::Proxy)?);
+    }
+    builder.build().map_err(|error| OutboundError::Client(chain(&error.without_url())))
+}
+
+/// The PEM texts of a connection.
+fn pems(connection: &HttpConnection, secrets: &Secrets) -> Result<Vec<Secret>, OutboundError> {
+    let Some(tls) = &connection.tls else { return Ok(Vec::new()) };
+    [("ca", &tls.ca), ("cert", &tls.cert), ("key", &tls.key)]
+        .into_iter()
+        .filter_map(|(field, source)| Some((field, source.as_ref()?)))
+        .map(|(field, source)| {
+            let read = secrets.pem(source);
+            read.map_err(|error| OutboundError::Tls { field, problem: chain(&error) })
+        })
+        .collect()
 }
 
 /// Parses a URL, with the environment's values filled in.

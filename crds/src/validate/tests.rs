@@ -596,6 +596,34 @@ fn more_than_a_hundred_topics_are_too_many() {
 }
 
 #[test]
+fn what_connectors_cannot_do_together_is_said() {
+    check(
+        &pipeline(
+            r#"admin: {addr: ":0", auth: {bearer: {}}, clientTimeout: 0s}
+sources:
+- {name: api, topic: items, api: {url: "http://a/", interval: 1s, keyPath: id, detectDeletes: true}}
+- {name: also, topic: items, api: {url: "http://a/", interval: 1s, keyPath: id}}
+- {name: new, topic: news, api: {url: "http://a/", interval: 1s, keyPath: id, detectDeletes: true, watermark: {strategy: timestamp, path: at, param: since}}}
+- {name: push, http: {addr: ":0", topics: [t], tls: {cert: {path: a, secretKeyRef: {name: s, key: k}}, key: {path: b}, clientCa: {}}}}
+joins:
+- {name: j, query: SELECT key FROM items, sinks: [a, b]}
+sinks:
+- {name: a, sqlite: {path: out.db}}
+- {name: b, sqlite: {path: out.db}}"#,
+        ),
+        expect![[r#"
+            0 spec.sources[1]: Conflict: detectDeletes of "api" removes every row of "items" that its API does not have, also those of "also"; give them topics of their own
+            0 spec.sources[2].api.detectDeletes: Conflict: a poll that asks only for what is new does not show what is gone; remove it or the watermark
+            0 spec.sources[3].http.tls.cert: NotExactlyOne: got secretKeyRef and path; write exactly one of secretKeyRef, path
+            0 spec.sources[3].http.tls.clientCa: NotExactlyOne: got none of secretKeyRef, path; write exactly one
+            0 spec.sinks[1].sqlite.path: Conflict: sinks "a" and "b" both write this file; give one another, or let one take all joins
+            0 spec.admin.auth.bearer: NotExactlyOne: got none of secretKeyRef, env; write exactly one
+            0 spec.admin.clientTimeout: InvalidDuration: got "0s", allowed only more than zero
+        "#]],
+    );
+}
+
+#[test]
 fn every_default_is_valid() {
     let (plan, warnings) = validate(&documents(&pipeline("{}"))).unwrap();
     assert_eq!((warnings, plan.storage.shard_count), (vec![], 8));
