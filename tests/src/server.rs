@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -52,6 +53,7 @@ struct Shared {
     behaviour: Mutex<Option<Arc<Behaviour>>>,
     /// Requests under way now, and the most there were at once.
     busy: Mutex<(usize, usize)>,
+    connections: AtomicUsize,
     /// Holds answers back while it is locked.
     gate: tokio::sync::RwLock<()>,
 }
@@ -177,6 +179,11 @@ impl Server {
         lock(&self.shared.busy).1
     }
 
+    /// Connections that were made so far.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::Relaxed)
+    }
+
     /// How many are under way now.
     pub fn under_way(&self) -> usize {
         lock(&self.shared.busy).0
@@ -213,6 +220,7 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Sha
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
         let (tls, shared) = (tls.clone(), Arc::clone(&shared));
+        shared.connections.fetch_add(1, Ordering::Relaxed);
         connections.spawn(async move {
             match tls {
                 None => serve(stream, shared).await,

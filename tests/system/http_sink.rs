@@ -210,6 +210,19 @@ async fn several_results_go_in_one_request_and_some_requests_at_once() {
 }
 
 #[tokio::test]
+async fn connections_are_used_again() {
+    let server = Server::start().await;
+    server.behave(|_| Reply::json(&json!({"taken": true})));
+    let url = server.url("/hook");
+    let site = Site::with(&manifest(&[("s", format!(r#"url: "{url}", concurrency: 2"#))]));
+    let worker = site.start().await;
+    worker.ingest().send(&orders(100)).await;
+    sink_status(&worker, "delivered", &json!(100)).await;
+    assert!(server.connections() <= 2, "{} connections for 100 results", server.connections());
+    worker.stop().await;
+}
+
+#[tokio::test]
 async fn order_is_kept_for_each_key_whatever_fails() {
     let server = Server::start().await;
     let requests = AtomicUsize::new(0);

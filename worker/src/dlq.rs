@@ -147,7 +147,7 @@ impl Table {
             Some((end, _)) => format!("{}…", &text[..end]),
             None => text.to_owned(),
         };
-        head + &match entry {
+        let line = match entry {
             Entry::Result { id, sink, join, key, attempts, retry_at, reason, .. } => {
                 let retry = match retry_at {
                     None => "never".to_owned(),
@@ -161,7 +161,11 @@ impl Table {
             Entry::Message { id, source, position, reason, .. } => {
                 line(id, source, position, "-", "-", &short(reason, REASON_MAX))
             }
-        }
+        };
+        // Keys and reasons come from elsewhere, and a terminal would obey what is in them.
+        let line: String =
+            line.trim_end().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+        format!("{head}{line}\n")
     }
 
     /// What it all comes to.

@@ -26,6 +26,9 @@ use crate::outbound::{Outbound, OutboundError, retry_after};
 /// Time after which a call begins no more requests, so that what is delivered is noted now and then.
 const CALL_TIME: Duration = Duration::from_secs(5);
 
+/// Bytes of an answer that are read to keep its connection.
+const ANSWER_BYTES_MAX: usize = 64 << 10;
+
 /// Posts results.
 pub(crate) struct HttpSink {
     outbound: Outbound,
@@ -81,6 +84,8 @@ impl HttpSink {
         let response = self.outbound.send(request.body(body)).await?;
         let status = response.status();
         if status.is_success() {
+            // A connection is used again only once its answer has been read; what it says does not matter.
+            let _ = self.outbound.body(response, ANSWER_BYTES_MAX).await;
             return Ok(Outcome::Delivered);
         }
         let wait = retry_after(response.headers(), clock::epoch_seconds());

@@ -30,7 +30,7 @@ use tracing::{info, warn};
 
 use self::pace::{RateLimit, Waits};
 use self::pages::{Page, Pages};
-use self::records::{Record, Unreadable};
+use self::records::{Record, RecordError, Unreadable};
 use self::state::{Mark, States};
 use self::watermark::Watermark;
 use crate::blocking::blocking;
@@ -83,6 +83,9 @@ pub(crate) struct Poller {
     /// The least place of the stream over all shards.
     stored: u64,
 }
+
+/// A record that was read; or its text, and why it can't be.
+type Decoded = Result<Record, (String, RecordError)>;
 
 /// What runs it.
 pub(crate) struct Run {
@@ -266,7 +269,7 @@ impl Poller {
         &self,
         url: Url,
         watermark: Option<&Watermark>,
-    ) -> Result<Option<(HeaderMap, String)>, PollError> {
+    ) -> Result<Option<(HeaderMap, Arc<str>)>, PollError> {
         let method = match self.spec.method {
             ApiMethod::Get => Method::GET,
             ApiMethod::Post => Method::POST,
@@ -295,28 +298,26 @@ impl Poller {
         }
         let body = self.outbound.body(response, BODY_BYTES_MAX).await?;
         let body = String::from_utf8(body).map_err(|_| Unreadable::Encoding)?;
-        Ok(Some((headers, body)))
+        Ok(Some((headers, body.into())))
     }
 
     /// Stores the records of a page, and returns how many there were.
     async fn take(
         &self,
-        body: &str,
+        body: &Arc<str>,
         mark: &mut Mark,
         poll: &mut Poll,
         run: &mut Run,
     ) -> Result<u64, PollError> {
-        let records = records::records(body, self.spec.response_path.as_deref())?;
-        let count = records.len() as u64;
+        let page = self.decode(Arc::clone(body), poll).await?;
+        let count = page.len() as u64;
         let room = self.ingest.room(body.len()).await;
         let mut batch = self.ingest.batch();
         let (mut accepted, mut changed) = (0, Vec::new());
-        for text in records {
-            poll.watermark.saw_record(&text);
-            let sorts_fields = self.spec.change_detection == ChangeDetection::Diff;
-            let Record { key, payload } = match records::record(&text, &self.spec.key_path, sorts_fields) {
+        for record in page {
+            let Record { key, payload } = match record {
                 Ok(record) => record,
-                Err(reason) => {
+                Err((text, reason)) => {
                     poll.is_whole = false;
                     self.refuse(&text, &reason.to_string(), run);
                     continue;
@@ -357,6 +358,26 @@ impl Poller {
         drop(room);
         run.status.accepted.add(accepted);
         Ok(count)
+    }
+
+    /// Reads the records of a page, in a thread of its own: a large page takes a while.
+    async fn decode(&self, body: Arc<str>, poll: &mut Poll) -> Result<Vec<Decoded>, PollError> {
+        let (response_path, key_path) = (self.spec.response_path.clone(), self.spec.key_path.clone());
+        let sorts_fields = self.spec.change_detection == ChangeDetection::Diff;
+        let mut watermark = std::mem::take(&mut poll.watermark);
+        let (watermark, page) = blocking(move || {
+            let page = records::records(&body, response_path.as_deref()).map(|texts| {
+                let decode = |text: String| {
+                    watermark.saw_record(&text);
+                    records::record(&text, &key_path, sorts_fields).map_err(|reason| (text, reason))
+                };
+                texts.into_iter().map(decode).collect()
+            });
+            (watermark, page)
+        })
+        .await;
+        poll.watermark = watermark;
+        Ok(page?)
     }
 
     /// Deletes the rows of the topic whose keys a poll did not have.

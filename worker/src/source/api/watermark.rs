@@ -8,7 +8,7 @@ use litejoin_crds::source::api::{ApiWatermark, WatermarkStrategy};
 use super::records::scalar;
 
 /// The mark of a source, and how far this poll has moved it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Watermark {
     strategy: WatermarkStrategy,
     path: String,
