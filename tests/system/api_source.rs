@@ -470,9 +470,10 @@ async fn a_server_in_a_bad_mood_is_given_time() {
         4 => Reply::status(200).with_body("<html>Bad Gateway</html>"),
         5 => Reply::status(200).with_body([0xff, 0xfe]),
         6 => Reply::status(302).with_header("location", "http://elsewhere.example/"),
+        8 => Reply::status(204),
         _ => Reply::status(500),
     });
-    let api = "timeout: 200ms, interval: 20ms, maxConsecutiveFailures: 1000000";
+    let api = "timeout: 200ms, interval: 20ms, maxConsecutiveFailures: 1000000, detectDeletes: true";
     let site = Site::with(&manifest(&server.url("/"), api));
     let worker = site.start().await;
     wait_for_keys(&worker, &["1"]).await;
@@ -498,12 +499,12 @@ async fn a_server_in_a_bad_mood_is_given_time() {
         let error_now = async || worker.status().await["sources"]["polled"]["lastError"].to_string();
         until(error, async || error_now().await.contains(error).then_some(())).await;
     }
-    mood.store(0, Ordering::Relaxed);
-    until("all to be well", async || {
+    mood.store(8, Ordering::Relaxed);
+    until("nothing to be taken for well", async || {
         worker.status().await["sources"]["polled"]["lastError"].is_null().then_some(())
     })
     .await;
-    assert_eq!(items(&worker).await.len(), 1);
+    assert_eq!(items(&worker).await.len(), 1, "and for no delete");
     worker.stop().await;
 }
 

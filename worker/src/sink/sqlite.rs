@@ -209,7 +209,7 @@ impl Table {
         if known.as_ref().is_some_and(|known| *known != self.incarnation) {
             transaction.execute_batch(&format!("DELETE FROM {}", quoted(&self.name)))?;
         }
-        let index = quoted(&format!("{}{KEY}", self.name));
+        let index = quoted(&format!("_{}{KEY}", self.name));
         transaction.execute_batch(&format!(
             "CREATE INDEX IF NOT EXISTS {index} ON {} ({KEY})",
             quoted(&self.name)
@@ -225,7 +225,8 @@ impl Table {
     /// Makes the table anew with what it has of the columns that stay. In a transaction, so readers see one or the other.
     fn migrate(&self, transaction: &Transaction<'_>, present: &[(String, String)]) -> Result<(), TableError> {
         let old = quoted(&self.name);
-        let new = format!("{}_next", self.name);
+        // No join's name begins with an underscore.
+        let new = "_litejoin_next";
         let stay: Vec<String> = self
             .columns()
             .iter()
@@ -233,9 +234,9 @@ impl Table {
             .map(|(name, _)| quoted(name))
             .collect();
         let stay = stay.join(", ");
-        transaction.execute_batch(&format!("DROP TABLE IF EXISTS {}", quoted(&new)))?;
-        transaction.execute_batch(&self.create(&new))?;
-        let new = quoted(&new);
+        transaction.execute_batch(&format!("DROP TABLE IF EXISTS {}", quoted(new)))?;
+        transaction.execute_batch(&self.create(new))?;
+        let new = quoted(new);
         transaction.execute_batch(&format!(
             "INSERT INTO {new} ({stay}) SELECT {stay} FROM {old}; DROP TABLE {old}; ALTER TABLE {new} RENAME TO {old}"
         ))?;

@@ -211,8 +211,11 @@ impl Poller {
                 _ = run.stopping.wait_for(|stopping| *stopping) => return Err(PollError::Stopping),
             };
             let Some((headers, body)) = answer else {
-                // Nothing has changed since.
-                return Ok(());
+                // Nothing has changed since, or there is nothing more.
+                if is_first {
+                    return Ok(());
+                }
+                break;
             };
             let records = self.take(&body, mark, &mut poll, run).await?;
             poll.watermark.saw_answer(&headers, &body, is_first);
@@ -221,6 +224,7 @@ impl Poller {
         }
         if pages.is_cut() {
             poll.is_whole = false;
+            poll.watermark.was_cut();
             warn!(source = self.name, "a poll has more pages than pagination.maxPages; the rest is not read");
         }
         if self.spec.detect_deletes && poll.is_whole {
@@ -264,7 +268,7 @@ impl Poller {
         url
     }
 
-    /// Asks for a page; `None` if nothing has changed since the watermark.
+    /// Asks for a page; `None` if nothing has changed since the watermark, or there is nothing to say.
     async fn ask(
         &self,
         url: Url,
@@ -288,7 +292,9 @@ impl Poller {
         }
         let response = self.outbound.send(request).await?;
         let (status, headers) = (response.status(), response.headers().clone());
-        if status == StatusCode::NOT_MODIFIED && watermark.and_then(Watermark::etag).is_some() {
+        let is_unchanged =
+            status == StatusCode::NOT_MODIFIED && watermark.and_then(Watermark::etag).is_some();
+        if is_unchanged || status == StatusCode::NO_CONTENT {
             return Ok(None);
         }
         if !status.is_success() {

@@ -270,7 +270,7 @@ fn read_result(row: &Row<'_>, whole: bool) -> rusqlite::Result<Entry> {
         stored_at: row.get(9)?,
         retry_at: row.get(10)?,
         timestamp: row.get(11)?,
-        rows: rows.and_then(|rows| serde_json::from_str(&rows).ok()),
+        rows: rows.map(|rows| serde_json::from_str(&rows).unwrap_or(Value::String(rows))),
     })
 }
 

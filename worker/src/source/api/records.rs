@@ -39,6 +39,7 @@ pub(super) struct Record {
 
 /// The records of an answer: the elements of an array, or the one record that it is. `null` is none.
 pub(super) fn records(body: &str, path: Option<&str>) -> Result<Vec<String>, Unreadable> {
+    let body = body.trim_start_matches('\u{feff}');
     // gjson takes anything for JSON.
     serde_json::from_str::<IgnoredAny>(body).map_err(Unreadable::Json)?;
     let found = match path {
@@ -109,6 +110,7 @@ mod tests {
         assert_eq!(found("none"), Vec::<String>::new());
         assert_eq!(records(" [1, {\"a\":2}]", None).unwrap(), ["1", "{\"a\":2}"]);
         assert_eq!(records("{}", None).unwrap(), ["{}"]);
+        assert_eq!(records("\u{feff}[1]", None).unwrap(), ["1"], "some servers send a byte order mark");
         let error = |body: &str, path| records(body, path).unwrap_err().to_string();
         assert_eq!(
             error(body, Some("data.rows")),

@@ -16,6 +16,8 @@ pub(super) struct Watermark {
     /// What is sent.
     sent: Option<String>,
     next: Option<String>,
+    /// Whether a timestamp was older than one before it.
+    goes_back: bool,
 }
 
 impl Watermark {
@@ -29,6 +31,7 @@ impl Watermark {
             param: text(spec.and_then(|spec| spec.param.as_ref())),
             next: sent.clone(),
             sent,
+            goes_back: false,
         }
     }
 
@@ -49,11 +52,23 @@ impl Watermark {
 
     /// Looks at a record.
     pub(super) fn saw_record(&mut self, record: &str) {
-        if self.strategy == WatermarkStrategy::Timestamp
-            && let Some(time) = scalar(record, &self.path)
-            && self.next.as_ref().is_none_or(|next| compare(next, &time) == Ordering::Less)
-        {
-            self.next = Some(time);
+        if self.strategy != WatermarkStrategy::Timestamp {
+            return;
+        }
+        let Some(time) = scalar(record, &self.path) else { return };
+        match self.next.as_ref().map(|next| compare(next, &time)) {
+            None | Some(Ordering::Less) => self.next = Some(time),
+            Some(Ordering::Equal) => {}
+            Some(Ordering::Greater) => self.goes_back = true,
+        }
+    }
+
+    /// Hears that there are pages which this poll has not read. What it has read stays behind it only where the rest is
+    /// newer: by a cursor, or by timestamps that rise.
+    pub(super) fn was_cut(&mut self) {
+        let rises = self.strategy == WatermarkStrategy::Timestamp && !self.goes_back;
+        if !rises && self.strategy != WatermarkStrategy::Cursor {
+            self.next.clone_from(&self.sent);
         }
     }
 
@@ -109,6 +124,23 @@ mod tests {
         let mut watermark = Watermark::new(Some(&spec), Some("2026-01-02T00:00:00Z".to_owned()));
         watermark.saw_record(r#"{"at":"2026-01-01T00:00:00Z"}"#);
         assert_eq!(watermark.into_value().as_deref(), Some("2026-01-02T00:00:00Z"));
+    }
+
+    #[test]
+    fn what_was_not_read_is_asked_for_again() {
+        let timestamp = spec(serde_json::json!({"strategy": "timestamp", "path": "at", "param": "since"}));
+        for (records, kept) in [(["1", "2", "2"], Some("2")), (["3", "2", "1"], None)] {
+            let mut watermark = Watermark::new(Some(&timestamp), None);
+            records.iter().for_each(|at| watermark.saw_record(&format!("{{\"at\":{at}}}")));
+            watermark.was_cut();
+            assert_eq!(watermark.into_value().as_deref(), kept, "{records:?}");
+        }
+        let etag = spec(serde_json::json!({"strategy": "etag"}));
+        let mut watermark = Watermark::new(Some(&etag), None);
+        let headers = HeaderMap::from_iter([(header::ETAG, "\"y\"".parse().unwrap())]);
+        watermark.saw_answer(&headers, "", true);
+        watermark.was_cut();
+        assert_eq!(watermark.into_value(), None);
     }
 
     #[test]
