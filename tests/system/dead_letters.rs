@@ -227,6 +227,11 @@ async fn a_sink_is_left_alone_after_so_many_failures() {
         wait_for(&worker, "hook", "circuit", &json!("open")).await;
         assert_eq!(worker.status().await["sinks"]["hook"]["failed"], failures);
         assert_eq!(list(&site, "--sink hook").await.len(), failures);
+        // Nobody waits for the hour to pass who knows that the sink is well again.
+        server.behave(|_| Reply::status(200));
+        assert_eq!(dlq(&site, "retry --sink hook").await.stdout, format!("{failures} to be tried again\n"));
+        wait_for(&worker, "hook", "delivered", &json!(20)).await;
+        wait_for(&worker, "hook", "deadLetters", &json!(0)).await;
         worker.stop().await;
     }
 }

@@ -9,10 +9,12 @@ use expect_test::expect;
 use hmac::{Hmac, Mac as _};
 use litejoin_tests::certificates::Authority;
 use litejoin_tests::ingest::message;
+use litejoin_tests::repetition::{chance, seeds};
 use litejoin_tests::results::{Event, EventId, Results};
 use litejoin_tests::server::{Received, Reply, Server};
 use litejoin_tests::wait::until;
 use litejoin_tests::worker::{Site, Worker};
+use rand::RngExt as _;
 use serde_json::{Value, json};
 use sha2::Sha256;
 
@@ -269,6 +271,55 @@ async fn order_is_kept_for_each_key_whatever_fails() {
     }
     sink_status(&worker, "deadLetters", &json!(0)).await;
     worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_killed_worker_delivers_what_it_had_not() {
+    for seed in seeds(3, 20) {
+        let mut chance = chance(seed);
+        let server = Server::start().await;
+        let requests = AtomicUsize::new(0);
+        let refused = |number: usize| number % 7 == 3;
+        server.behave(move |_| {
+            Reply::status(if refused(requests.fetch_add(1, Ordering::Relaxed)) { 500 } else { 200 })
+        });
+        let url = server.url("/hook");
+        let http = format!(r#"url: "{url}", concurrency: {}"#, chance.random_range(1..=8));
+        let site = Site::with(&manifest(&[("s", http)]).replace(
+            "  sinks:\n",
+            "  sinks:\n    - {name: live, joins: [all_orders], sse: {addr: \"127.0.0.1:0\"}}\n",
+        ));
+        let mut number = 0;
+        for _ in 0..3 {
+            let worker = site.start().await;
+            let wanted = server.received().len() + chance.random_range(1..=60);
+            while server.received().len() < wanted {
+                let messages: Vec<Value> = (0..10)
+                    .map(|_| {
+                        number += 1;
+                        let key = format!("k{}", chance.random_range(0..30));
+                        let payload = if number % 9 == 0 { Value::Null } else { json!({"n": number}) };
+                        message("orders", &key, payload)
+                    })
+                    .collect();
+                worker.ingest().send(&messages).await;
+            }
+            worker.kill().await;
+        }
+        let worker = site.start().await;
+        let epoch = worker.ingest().put("orders", "last", json!({"n": 0})).await;
+        let (_, expected) = worker.snapshot("live", "all_orders", epoch).await;
+        until(&format!("all results, of seed {seed}"), async || {
+            let received = server.received();
+            let taken = received.iter().enumerate().filter(|(number, _)| !refused(*number));
+            let events: Vec<Event> = taken.map(|(_, request)| event(request)).collect();
+            (Results::folded(&events) == expected).then_some(())
+        })
+        .await;
+        sink_status(&worker, "lagEpochs", &json!(0)).await;
+        sink_status(&worker, "deadLetters", &json!(0)).await;
+        worker.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -53,6 +53,11 @@ impl Circuit {
         !was_open
     }
 
+    /// Ends a wait early: somebody says that the sink is well. The next result is the probe.
+    pub(crate) fn probe_at(&mut self, now: Instant) {
+        self.open_until = self.open_until.map(|until| until.min(now));
+    }
+
     /// Notes a delivery. Returns whether this closes the circuit.
     pub(crate) fn succeeded(&mut self) -> bool {
         self.failures = 0;
@@ -89,7 +94,12 @@ mod tests {
         assert!(!circuit.failed(start + wait, wait), "it was open already");
         assert_eq!(circuit.probes_failed(), 2);
         assert_eq!(circuit.passage(start + wait), Passage::Wait(start + 2 * wait));
+        circuit.probe_at(start);
+        assert_eq!(circuit.passage(start), Passage::Probe, "somebody has asked for it");
         assert!(circuit.succeeded());
         assert_eq!(circuit.passage(start), Passage::Open);
+        circuit.probe_at(start);
+        assert!(circuit.hold(start, wait), "a sink that asks for time opens it at once");
+        assert_eq!(circuit.passage(start), Passage::Wait(start + wait));
     }
 }

@@ -112,7 +112,7 @@ impl Dispatcher {
                 Round::Again if stopping && circuit.is_open() => return,
                 Round::Again => {}
                 Round::Idle | Round::Wait(_) if stopping => return,
-                Round::Wait(until) => self.wait_until(until).await,
+                Round::Wait(until) => self.wait_until(until, &mut circuit).await,
                 Round::Idle => {
                     let due = self.next_due().await;
                     tokio::select! {
@@ -409,11 +409,14 @@ impl Dispatcher {
         })
     }
 
-    /// Waits for that moment, or for the stop.
-    async fn wait_until(&mut self, moment: Instant) {
+    /// Waits for that moment, or for the stop; or until somebody wants letters to be tried, which is worth a probe.
+    async fn wait_until(&mut self, moment: Instant, circuit: &mut Circuit) {
         tokio::select! {
             () = tokio::time::sleep_until(moment.into()) => {}
-            Ok(()) = self.letters_changed.changed() => self.look_at_letters(),
+            Ok(()) = self.letters_changed.changed() => {
+                self.look_at_letters();
+                circuit.probe_at(Instant::now());
+            }
             _ = self.stopping.changed() => {}
         }
     }

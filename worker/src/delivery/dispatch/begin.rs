@@ -97,7 +97,7 @@ impl Dispatcher {
                     *cursor = end.max(*cursor);
                     self.move_cursor(*cursor).await?;
                 }
-                Round::Wait(until) => self.wait_until(until).await,
+                Round::Wait(until) => self.wait_until(until, circuit).await,
             }
         }
         Ok(true)
@@ -119,7 +119,7 @@ impl Dispatcher {
             let now = Moment::now();
             let limit = match circuit.passage(now.instant) {
                 Passage::Wait(until) => {
-                    self.wait_until(until).await;
+                    self.wait_until(until, circuit).await;
                     continue;
                 }
                 Passage::Probe => 1,
