@@ -446,10 +446,10 @@ async fn a_server_that_hangs_or_is_gone_is_tried_until_it_takes() {
     let server = Server::start().await;
     server.behave(|_| Reply::Hang);
     let url = server.url("/hook");
-    let site = Site::with(&manifest(&[("s", format!(r#"url: "{url}", timeout: 150ms"#))]));
+    let site = Site::with(&manifest(&[("s", format!(r#"url: "{url}", timeout: 1s"#))]));
     let worker = site.start().await;
     worker.ingest().send(&orders(20)).await;
-    sink_status(&worker, "lastError", &json!("no answer within 150ms (timeout)")).await;
+    sink_status(&worker, "lastError", &json!("no answer within 1s (timeout)")).await;
     sink_status(&worker, "circuit", &json!("open")).await;
     let address = server.close().await;
     until("the refusal", async || {
