@@ -6,7 +6,9 @@ mod blocking;
 mod cli;
 mod clock;
 mod control;
+mod credentials;
 mod delivery;
+mod dlq;
 mod epoch;
 mod error;
 mod explain;
@@ -15,13 +17,16 @@ mod join;
 mod listen;
 mod manifest;
 mod message;
+mod outbound;
 mod results;
 mod runtime;
+mod serve;
 mod sink;
 mod source;
 mod status;
 mod storage;
 
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -35,7 +40,12 @@ use tracing_subscriber::EnvFilter;
 
 use crate::audit::command::{CommandError, Table};
 use crate::blocking::blocking;
-use crate::cli::{Arguments, Audit, Command, Explain, LogFormat, Output, Run};
+use crate::cli::{
+    Arguments, Audit, Command, DlqAction, DlqFilter, DlqQueue, Explain, LogFormat, Output, Run,
+};
+use crate::credentials::Secrets;
+use crate::delivery::dead_letters::inspect::{Entry, Filter};
+use crate::dlq::DlqError;
 use crate::error::chain;
 use crate::manifest::watch::{self, Watch};
 use crate::runtime::Reload;
@@ -54,6 +64,8 @@ const EXIT_PANIC: i32 = 101;
 
 fn main() -> ExitCode {
     keep_memory_for_all_threads();
+    // One that is installed already would be the same.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let arguments = Arguments::parse();
     match arguments.command {
         Command::Run(run) => {
@@ -64,6 +76,8 @@ fn main() -> ExitCode {
                 complain(&complaint);
                 return ExitCode::from(EXIT_INVALID);
             }
+            let secrets =
+                Arc::new(Secrets::new(std::env::vars_os().filter_map(text), run.secrets_dir.clone()));
             let known = watch::look(&run.files);
             let pipeline = match run.load() {
                 Ok((pipeline, warnings)) => {
@@ -82,7 +96,7 @@ fn main() -> ExitCode {
                 let (reload, reloads) = mpsc::channel(1);
                 tokio::spawn(watch_signals(stop.clone()));
                 tokio::spawn(watch_config(run, known, reload, stop));
-                runtime::run(pipeline, stopped, reloads).await
+                runtime::run(pipeline, secrets, stopped, reloads).await
             });
             // A thread that reads standard input can't be waited for.
             runtime.shutdown_background();
@@ -107,6 +121,7 @@ fn main() -> ExitCode {
         },
         Command::Explain(explain) => show_costs(&explain),
         Command::Audit(audit) => check_results(&audit),
+        Command::Dlq(dlq) => look_into_queue(dlq.action),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "litejoin", &mut std::io::stdout());
             ExitCode::SUCCESS
@@ -177,6 +192,86 @@ fn check_results(arguments: &Audit) -> ExitCode {
         say(table.end());
     }
     ExitCode::from(u8::from(wrong))
+}
+
+/// Why `litejoin dlq` did not do what it was asked, and the exit code that says so.
+struct Refusal(String, u8);
+
+impl From<DlqError> for Refusal {
+    fn from(error: DlqError) -> Self {
+        Self(format!("error: {}\n", chain(&error)), 1)
+    }
+}
+
+fn look_into_queue(action: DlqAction) -> ExitCode {
+    match try_look_into_queue(action) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Refusal(complaint, code)) => {
+            complain(&complaint);
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn try_look_into_queue(action: DlqAction) -> Result<(), Refusal> {
+    let now = clock::epoch_seconds();
+    let find = |queue: &DlqQueue| queue.queue().map_err(|complaints| Refusal(complaints, EXIT_INVALID));
+    let all_of_it = |filter: DlqFilter, all: bool| {
+        let filter = filter.filter(now);
+        match filter.is_empty() && !all {
+            true => Err(Refusal("error: say which ones, or --all\n".to_owned(), EXIT_INVALID)),
+            false => Ok(filter),
+        }
+    };
+    let mut stdout = std::io::stdout().lock();
+    let mut print = |entry: &Entry| {
+        writeln!(stdout, "{}", serde_json::to_string(entry).expect("an entry is always JSON")).map(|()| true)
+    };
+    match action {
+        DlqAction::List { queue, filter, limit, output } => {
+            let (queue, mut table, mut left) = (find(&queue)?, dlq::Table::default(), limit);
+            queue.read(&filter.filter(now), false, &mut |entry| {
+                if left == 0 {
+                    return Ok(false);
+                }
+                left -= 1;
+                match output {
+                    Output::Json => print(entry),
+                    Output::Text => {
+                        say(&table.row(entry, now));
+                        Ok(true)
+                    }
+                }
+            })?;
+            if output == Output::Text {
+                say(&table.end());
+            }
+        }
+        DlqAction::Show { queue, ids } => {
+            let queue = find(&queue)?;
+            for id in ids {
+                let (filter, mut found) = (Filter { ids: vec![id.clone()], ..Filter::default() }, false);
+                queue.read(&filter, true, &mut |entry| {
+                    found = true;
+                    say(&(serde_json::to_string_pretty(entry).expect("an entry is always JSON") + "\n"));
+                    Ok(true)
+                })?;
+                if !found {
+                    return Err(DlqError::Unknown { id }.into());
+                }
+            }
+        }
+        DlqAction::Retry { queue, filter, all } => {
+            let count = find(&queue)?.retry(&all_of_it(filter, all)?)?;
+            say(&format!("{count} to be tried again\n"));
+        }
+        DlqAction::Purge { queue, filter, all } => {
+            let count = find(&queue)?.purge(&all_of_it(filter, all)?)?;
+            say(&format!("{count} thrown away\n"));
+        }
+        DlqAction::Export { queue, filter } => find(&queue)?.read(&filter.filter(now), true, &mut print)?,
+    }
+    Ok(())
 }
 
 /// Stops the pipeline at the first signal, and the process at the second.
@@ -272,6 +367,11 @@ fn end_with_any_panic() {
         report(panic);
         std::process::exit(EXIT_PANIC);
     }));
+}
+
+/// A variable of the environment, if it is text.
+fn text((name, value): (OsString, OsString)) -> Option<(String, String)> {
+    Some((name.into_string().ok()?, value.into_string().ok()?))
 }
 
 /// Writes to standard error; whoever closed it does not want to know.

@@ -2,6 +2,7 @@
 //! is read from.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use litejoin_crds::plan::{self, SinkKind};
@@ -10,14 +11,19 @@ use tracing::{info, warn};
 
 use super::listeners::Listeners;
 use super::unit::{Ready, Units, Work};
-use super::{Pipeline, StartError, serve};
+use super::{Pipeline, StartError};
 use crate::blocking::blocking;
+use crate::credentials::Secrets;
 use crate::delivery::dead_letters::DeadLetters;
 use crate::delivery::dispatch::Dispatcher;
 use crate::error::chain;
 use crate::results::event::{Envelope, JoinId};
 use crate::results::{Applied, Reader, Results};
+use crate::serve::Front;
+use crate::sink::Sink;
+use crate::sink::http::HttpSink;
 use crate::sink::routes::Routes;
+use crate::sink::sqlite::SqliteSink;
 use crate::sink::sse::{self, SseState};
 use crate::sink::stdout::Stdout;
 use crate::status::Status;
@@ -62,6 +68,8 @@ pub(super) struct Sinks {
     pub(super) letters: Arc<DeadLetters>,
     pub(super) status: Arc<Status>,
     pub(super) applied: watch::Receiver<Applied>,
+    pub(super) secrets: Arc<Secrets>,
+    pub(super) data_dir: PathBuf,
     /// Rung when nobody reads standard output any more.
     pub(super) stdout_closed: mpsc::Sender<()>,
 }
@@ -84,11 +92,14 @@ impl Sinks {
     }
 
     fn work(&mut self, name: &str, sink: &SinkSpec, listeners: &Listeners) -> Result<Work, StartError> {
-        let (name, status, applied) = (name.to_owned(), Arc::clone(&self.status), self.applied.clone());
-        let routes = self.routes.entry(name.clone()).or_default().subscribe();
-        let reader = Arc::clone(&self.reader);
         match (&sink.kind, &sink.delivery) {
             (SinkKind::Sse(spec), _) => {
+                let front = Front::new(&spec.serving, &self.secrets)
+                    .map_err(|problem| StartError::Sink { name: name.to_owned(), problem })?;
+                let (name, status, applied) =
+                    (name.to_owned(), Arc::clone(&self.status), self.applied.clone());
+                let routes = self.routes.entry(name.clone()).or_default().subscribe();
+                let reader = Arc::clone(&self.reader);
                 let (listener, local) = listeners.listener(&format!("sink {name}"))?;
                 let snapshot_reader =
                     Arc::new(Reader::open(self.results.path(), SseState::SNAPSHOT_CONNECTIONS)?);
@@ -108,36 +119,58 @@ impl Sinks {
                         status,
                         spec,
                     });
-                    Box::pin(serve(listener, sse::router(state), stopping))
+                    Box::pin(front.serve(listener, sse::router(state), stopping))
                 }))
             }
-            (SinkKind::Stdout, Some(delivery)) => {
-                let delivery = delivery.clone();
-                let (results, letters) = (Arc::clone(&self.results), Arc::clone(&self.letters));
-                let stdout = Stdout::new(self.stdout_closed.clone());
-                Ok(Box::new(move |stopping| {
-                    let status = status.sink(&name);
-                    let dispatcher = Dispatcher {
-                        name,
-                        sink: Box::new(stdout),
-                        in_force: routes,
-                        routes: Arc::default(),
-                        joins: Vec::new(),
-                        delivery,
-                        results,
-                        reader,
-                        letters,
-                        status,
-                        applied,
-                        stopping,
-                        has_letters: true,
-                        counted: None,
-                    };
-                    Box::pin(dispatcher.run())
-                }))
+            (kind, Some(delivery)) => {
+                let sink = self.written(kind);
+                let problem = |problem| StartError::Sink { name: name.to_owned(), problem };
+                Ok(self.dispatch(name, sink.map_err(problem)?, delivery))
             }
-            (kind, _) => unreachable!("the manifest was refused for a sink like {kind:?}"),
+            (kind, None) => unreachable!("results are written to a sink like {kind:?}"),
         }
+    }
+
+    /// The sinks that are written to, a line each; or what is wrong with one.
+    fn written(&self, kind: &SinkKind) -> Result<Box<dyn Sink>, String> {
+        Ok(match kind {
+            SinkKind::Stdout => Box::new(Stdout::new(self.stdout_closed.clone())),
+            SinkKind::Http(spec) => Box::new(HttpSink::new(spec, &self.secrets)?),
+            SinkKind::Sqlite(spec) => Box::new(SqliteSink::open(&spec.path, &self.data_dir)?),
+            SinkKind::Sse(_) | SinkKind::Unsupported(_) => unreachable!("nothing is written to {kind:?}"),
+        })
+    }
+
+    /// What a sink that is written to does.
+    fn dispatch(&mut self, name: &str, sink: Box<dyn Sink>, delivery: &plan::Delivery) -> Work {
+        let (name, delivery) = (name.to_owned(), delivery.clone());
+        let (status, applied) = (Arc::clone(&self.status), self.applied.clone());
+        let in_force = self.routes.entry(name.clone()).or_default().subscribe();
+        let (results, reader) = (Arc::clone(&self.results), Arc::clone(&self.reader));
+        let letters = Arc::clone(&self.letters);
+        let letters_changed = letters.interventions();
+        Box::new(move |stopping| {
+            let status = status.sink(&name);
+            let dispatcher = Dispatcher {
+                name,
+                sink,
+                in_force,
+                routes: Arc::default(),
+                joins: Vec::new(),
+                delivery,
+                results,
+                reader,
+                letters,
+                status,
+                applied,
+                stopping,
+                has_letters: true,
+                counted: None,
+                is_count_old: false,
+                letters_changed,
+            };
+            Box::pin(dispatcher.run())
+        })
     }
 
     /// Tells every sink which joins it takes from now on; those for which that is no news are left alone.
@@ -147,7 +180,8 @@ impl Sinks {
             .iter()
             .map(|join| {
                 let (join_name, result_key) = (join.name.clone(), join.result_key.clone());
-                (join.name.as_str(), Envelope { lineage: lineage.to_owned(), join_name, result_key })
+                let (lineage, shape) = (lineage.to_owned(), Arc::clone(&join.shape));
+                (join.name.as_str(), Envelope { lineage, join_name, result_key, shape })
             })
             .collect();
         for sink in &pipeline.plan.sinks {
