@@ -5,6 +5,7 @@
 pub mod fuzz;
 pub mod golden;
 pub mod ingest;
+pub mod kubernetes;
 pub mod oracle;
 pub mod repetition;
 pub mod results;
