@@ -30,6 +30,9 @@ mod status;
 mod validate;
 mod worker;
 
+#[cfg(test)]
+mod tests;
+
 /// Under whose name fields are ours.
 pub(crate) const FIELD_MANAGER: &str = "litejoin-operator";
 
@@ -66,6 +69,8 @@ struct Context {
     metrics: Arc<Metrics>,
     /// Failures in a row, by pipeline.
     failures: Mutex<HashMap<String, u32>>,
+    /// Pipelines that are named and not there, and whose children are being told; whether there are more by now.
+    missing: Mutex<HashMap<String, bool>>,
 }
 
 /// Looks after pipelines until the end is asked for.
@@ -83,6 +88,7 @@ pub(crate) async fn run(
         recorder: Recorder::new(client.clone(), reporter),
         metrics,
         failures: Mutex::default(),
+        missing: Mutex::default(),
     });
     let stop = async move {
         // If nobody can ask any more, the process is at its end.
@@ -93,23 +99,44 @@ pub(crate) async fn run(
         .with_config(config)
         .graceful_shutdown_on(stop)
         .run(reconcile, after_error, Arc::clone(&context))
-        .for_each_concurrent(usize::from(settings.concurrency), |outcome| after(outcome, &context))
+        .for_each(|outcome| {
+            after(outcome, &context);
+            std::future::ready(())
+        })
         .await;
 }
 
+/// Tells what refers to a missing Pipeline that it is missing. The controller only repeats what it knows an object of,
+/// so this is repeated here.
+async fn tell_orphans(context: Arc<Context>, namespace: String, name: String) {
+    let pipeline = format!("{namespace}/{name}");
+    let mut attempt = 0;
+    loop {
+        context.missing().insert(pipeline.clone(), false);
+        let Err(error) = steps(&context, &namespace, &name).await else {
+            let mut missing = context.missing();
+            // Another child may have come while the others were told.
+            if missing.remove(&pipeline) == Some(true) {
+                continue;
+            }
+            return;
+        };
+        attempt += 1;
+        let wait = context.failed(&pipeline, &error, attempt);
+        tokio::time::sleep(wait).await;
+    }
+}
+
 /// What follows a reconcile, or an attempt at one.
-async fn after(outcome: Outcome, context: &Context) {
+fn after(outcome: Outcome, context: &Arc<Context>) {
     match outcome {
         Ok(_) => {}
         // Something named a Pipeline that is not there.
         Err(controller::Error::ObjectNotFound(pipeline)) => {
-            let namespace = pipeline.namespace.as_deref().unwrap_or_default();
-            if let Err(error) = steps(context, namespace, &pipeline.name).await {
-                warn!(
-                    pipeline = pipeline.name,
-                    error = chain(&error),
-                    "could not tell children of a missing Pipeline"
-                );
+            let namespace = pipeline.namespace.unwrap_or_default();
+            let key = format!("{namespace}/{}", pipeline.name);
+            if context.missing().insert(key, true).is_none() {
+                tokio::spawn(tell_orphans(Arc::clone(context), namespace, pipeline.name));
             }
         }
         // What reconcile said is logged already; the rest is about watches, which go on by themselves.
@@ -224,10 +251,7 @@ fn after_error(pipeline: Arc<DynamicObject>, error: &Error, context: Arc<Context
         *count = count.saturating_add(1);
         *count
     };
-    context.metrics.errors.get_or_create(&Reason { reason: error.reason().to_owned() }).inc();
-    let wait = retry_delay(attempt);
-    warn!(pipeline = key, error = chain(error), retry_seconds = wait.as_secs_f64(), "could not reconcile");
-    Action::requeue(wait)
+    Action::requeue(context.failed(&key, error, attempt))
 }
 
 /// The wait after this many failures in a row: a fifth of a second, doubled each time, to a minute.
@@ -237,6 +261,18 @@ fn retry_delay(attempt: u32) -> Duration {
 }
 
 impl Context {
+    fn missing(&self) -> std::sync::MutexGuard<'_, HashMap<String, bool>> {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts and logs a failure; returns how long to wait before the next attempt.
+    fn failed(&self, pipeline: &str, error: &Error, attempt: u32) -> Duration {
+        self.metrics.errors.get_or_create(&Reason { reason: error.reason().to_owned() }).inc();
+        let wait = retry_delay(attempt);
+        warn!(pipeline, error = chain(error), retry_seconds = wait.as_secs_f64(), "could not reconcile");
+        wait
+    }
+
     fn failures(&self) -> std::sync::MutexGuard<'_, HashMap<String, u32>> {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }

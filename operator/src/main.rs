@@ -9,16 +9,20 @@ mod serve;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use kube::Client;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::controller::{Scope, Settings};
 use crate::metrics::Metrics;
+
+/// How long reconciles may take that are under way when the end is asked for.
+const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Turns LiteJoin's custom resources into StatefulSets that run the worker.
 #[derive(Parser)]
@@ -114,11 +118,28 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let controller = controller::run(client, settings, Arc::clone(&metrics), stopped.clone());
     let outcome = tokio::select! {
         () = controller => Ok(()),
+        () = idle_after_stop(stopped, &metrics) => Ok(()),
         () = leadership.lost() => Err(anyhow::anyhow!("another operator leads now; this one ends, to start anew")),
     };
     metrics.leader.set(0);
     leadership.hand_over().await;
     outcome
+}
+
+/// Waits for the end to be asked for, and then for reconciles to come to theirs. The controller waits for that too, but
+/// for ever if it has not seen all pipelines yet. A reconcile that is cut short is one that another operator repeats.
+async fn idle_after_stop(mut stopped: watch::Receiver<bool>, metrics: &Metrics) {
+    // If nobody can ask any more, the process is at its end.
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+    let idle = async {
+        let mut looks = tokio::time::interval(Duration::from_millis(50));
+        while metrics.active.get() > 0 {
+            looks.tick().await;
+        }
+    };
+    if tokio::time::timeout(STOP_TIMEOUT, idle).await.is_err() {
+        warn!("a reconcile takes too long to wait for; it will be repeated");
+    }
 }
 
 async fn wait_for_signal() {

@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
 use kube::{Client, ResourceExt};
 use litejoin_crds::kind::Kind;
 use litejoin_tests::kubernetes::api_server::ApiServer;
@@ -103,7 +103,7 @@ impl Site {
         until("the pod", async || pods.get_opt(&pod).await.ok()?).await;
         self.bind_claim(pipeline).await;
         self.mount(pipeline).await;
-        let worker = self.folder.run(["--watch"]).start().await;
+        let worker = self.folder.run(["--watch", "--leave-out-invalid"]).start().await;
         self.set_pod(&pod, "True").await;
         worker
     }
@@ -139,26 +139,13 @@ impl Site {
         let patched = pods.patch_status(pod, &PatchParams::default(), &Patch::Merge(&status)).await;
         patched.expect("a pod has a status");
     }
-
-    /// Creates an object as it is written.
-    pub(crate) async fn create<K>(&self, object: Value) -> K
-    where
-        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
-            + Clone
-            + std::fmt::Debug
-            + serde::Serialize
-            + serde::de::DeserializeOwned,
-    {
-        let object: K = serde_json::from_value(object).expect("an object of its kind");
-        self.api().create(&PostParams::default(), &object).await.expect("it can be made")
-    }
 }
 
 /// The documents of a manifest.
 pub(crate) fn documents(manifest: &str) -> Vec<Value> {
     use serde::Deserialize;
     let read = |document| Value::deserialize(document).expect("a manifest is YAML");
-    serde_yaml::Deserializer::from_str(manifest).map(read).collect()
+    serde_yaml::Deserializer::from_str(manifest).map(read).filter(|document| !document.is_null()).collect()
 }
 
 /// A condition of a status.

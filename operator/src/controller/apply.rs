@@ -155,8 +155,7 @@ pub(crate) async fn apply(client: &Client, namespace: &str, changes: Vec<Change>
                 let preconditions = Preconditions { uid: Some(uid), resource_version: None };
                 let parameters = DeleteParams::background().preconditions(preconditions);
                 match api(&resource).delete(&name, &parameters).await {
-                    // Gone already, or another of the name has come.
-                    Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                    Err(kube::Error::Api(status)) if status.code == 404 => {}
                     deleted => {
                         deleted.doing(|| format!("delete {} {namespace}/{name}", resource.kind))?;
                     }

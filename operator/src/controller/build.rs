@@ -101,8 +101,11 @@ pub(crate) fn build(observed: &Observed, verdict: &Verdict, worker_image: &str) 
         objects.insert(Slot::Service, owner.object(Slot::Service, json!({ "spec": service })));
     }
     let live = observed.built.get(&Slot::StatefulSet);
-    let stateful_set = stateful_set::spec(config, &spec, live, worker_image);
-    objects.insert(Slot::StatefulSet, owner.object(Slot::StatefulSet, json!({ "spec": stateful_set })));
+    let image = stateful_set::default_image(config, &spec, live, worker_image);
+    let set = stateful_set::spec(config, &spec, live, image);
+    let mut set = owner.object(Slot::StatefulSet, json!({ "spec": set }));
+    set["metadata"]["annotations"] = json!({ names::IMAGE_ANNOTATION: image });
+    objects.insert(Slot::StatefulSet, set);
     let volume_size = (!spec.storage.ephemeral).then(|| stateful_set::volume_size(&spec));
     Some(Desired { objects, kept, config_bytes_excess, volume_size })
 }
@@ -131,7 +134,6 @@ impl Owner<'_> {
                     "name": pipeline.name,
                     "uid": pipeline.uid,
                     "controller": true,
-                    "blockOwnerDeletion": true,
                 }],
             },
         });

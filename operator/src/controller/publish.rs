@@ -68,8 +68,8 @@ async fn write(
     });
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
     match api.patch_status(name, &parameters, &Patch::Apply(&document)).await {
-        // It has gone meanwhile, and whatever follows it is another's.
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => return Ok(0),
+        // It has gone meanwhile. Another of its name is a conflict, and looked at anew.
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(0),
         written => written.doing(|| format!("write the status of {kind} {namespace}/{name}"))?,
     };
     tell(context, object, conditions).await;

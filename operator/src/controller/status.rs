@@ -158,8 +158,10 @@ fn reshard(verdict: &Verdict, before: Option<ReshardStatus>, now: Timestamp) -> 
 
 fn config_valid(verdict: &Verdict, desired: Option<&Desired>, told: &Told) -> Fact {
     if let Err(complaints) = &verdict.config {
-        let reason = complaints.first().map_or("Invalid", |complaint| complaint.reason.as_str());
-        let holds = if complaints.iter().all(is_reference) { Holds::NotYet } else { Holds::Never };
+        // What time won't put right counts first.
+        let gravest = complaints.iter().find(|complaint| !is_reference(complaint));
+        let reason = gravest.or(complaints.first()).map_or("Invalid", |complaint| complaint.reason.as_str());
+        let holds = if gravest.is_some() { Holds::Never } else { Holds::NotYet };
         return Fact::new("ConfigValid", holds, reason, tell(complaints));
     }
     if let Some(bytes) = desired.and_then(|desired| desired.config_bytes_excess) {

@@ -78,7 +78,9 @@ fn config(mut documents: Vec<Document>, plan: Plan) -> Config {
     let secrets = secrets.map(|(secret, _)| secret).collect();
     let spec = &mut documents[0].value["spec"];
     remove(spec, &OPERATORS_FIELDS);
-    remove(&mut spec["storage"], &OPERATORS_STORAGE_FIELDS);
+    if let Some(storage) = spec.get_mut("storage") {
+        remove(storage, &OPERATORS_STORAGE_FIELDS);
+    }
     Config { hash: config_hash(&documents), documents, plan, secrets }
 }
 

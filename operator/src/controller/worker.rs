@@ -105,7 +105,7 @@ fn read(status: &Value, hash: &str) -> Told {
         return Told::Behind { refusal };
     }
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let refused = config["refused"].as_array().into_iter().flatten().map(|refused| Refused {
+    let refused = config["leftOut"].as_array().into_iter().flatten().map(|refused| Refused {
         kind: text(&refused["kind"]),
         name: text(&refused["name"]),
         message: text(&refused["message"]),

@@ -87,7 +87,7 @@ impl ApiServer {
                 ])
                 .args([format!("--etcd-servers={etcd_url}"), format!("--secure-port={port}")]),
         );
-        let config = config(&kubeconfig(&format!("https://127.0.0.1:{port}"))).await;
+        let config = config(&kubeconfig(&format!("https://127.0.0.1:{port}"), TOKEN)).await;
         let client = Client::try_from(config).expect("a client can be made");
         until("the API server", async || {
             api_server.assert_running();
@@ -95,7 +95,7 @@ impl ApiServer {
         })
         .await;
         let path = at.join("controllers.kubeconfig");
-        fs::write(&path, kubeconfig(&format!("https://127.0.0.1:{port}"))).expect("it is ours");
+        fs::write(&path, kubeconfig(&format!("https://127.0.0.1:{port}"), TOKEN)).expect("it is ours");
         let [controllers_port] = free_ports();
         let controllers = Process::start(
             "kube-controller-manager",
@@ -118,13 +118,18 @@ impl ApiServer {
 
     /// A client of its own for each caller: connections belong to the runtime that opened them.
     pub async fn client(&self) -> Client {
-        Client::try_from(config(&kubeconfig(&self.url())).await).expect("a client can be made")
+        Client::try_from(config(&kubeconfig(&self.url(), TOKEN)).await).expect("a client can be made")
     }
 
     /// A kubeconfig for this address, the server's own or a proxy's, as a file.
     pub fn kubeconfig(&self, name: &str, url: &str) -> PathBuf {
+        self.kubeconfig_with(name, url, TOKEN)
+    }
+
+    /// The same, for whoever has this token.
+    pub fn kubeconfig_with(&self, name: &str, url: &str, token: &str) -> PathBuf {
         let path = self.folder.path().join(format!("{name}.kubeconfig"));
-        fs::write(&path, kubeconfig(url)).expect("it is ours");
+        fs::write(&path, kubeconfig(url, token)).expect("it is ours");
         path
     }
 
@@ -169,11 +174,11 @@ fn request(path: &str) -> Request<Vec<u8>> {
 }
 
 /// How to reach a server at this address.
-fn kubeconfig(url: &str) -> String {
+fn kubeconfig(url: &str, token: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
          clusters: [{{name: test, cluster: {{server: \"{url}\", insecure-skip-tls-verify: true}}}}]\n\
-         users: [{{name: test, user: {{token: {TOKEN}}}}}]\n\
+         users: [{{name: test, user: {{token: {token}}}}}]\n\
          contexts: [{{name: test, context: {{cluster: test, user: test}}}}]\n"
     )
 }

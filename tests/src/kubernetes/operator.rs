@@ -1,6 +1,6 @@
 //! The built operator as a child process, for one namespace.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::worker::{Site, Worker};
@@ -13,9 +13,10 @@ pub fn start(site: &Site, kubeconfig: &Path, namespace: &str, arguments: &[&str]
     site.launch(command).spawn()
 }
 
-/// The operator that was built together with this test.
-fn program() -> std::path::PathBuf {
-    let program = crate::worker::program().with_file_name("litejoin-operator");
-    assert!(program.is_file(), "{} is missing; run `cargo build --workspace` first", program.display());
-    program
+/// The operator that was built together with this program.
+fn program() -> PathBuf {
+    let this = std::env::current_exe().expect("a process knows its executable");
+    let beside = |folder: &Path| Some(folder.join("litejoin-operator")).filter(|program| program.is_file());
+    let program = this.ancestors().skip(1).take(2).find_map(beside);
+    program.expect("litejoin-operator is built beside this; run `cargo build --workspace` first")
 }

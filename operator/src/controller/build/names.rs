@@ -11,6 +11,8 @@ pub(crate) const MANAGED_BY_SELECTOR: &str = "app.kubernetes.io/managed-by=litej
 pub(crate) const SETTINGS_ANNOTATION: &str = "litejoin.io/settings";
 /// Annotation of an object: hash of what was written, by which a field that is not wanted any more is seen.
 pub(crate) const WRITTEN_ANNOTATION: &str = "litejoin.io/written";
+/// Annotation of a StatefulSet: the image that its worker has while its Pipeline names none.
+pub(crate) const IMAGE_ANNOTATION: &str = "litejoin.io/default-image";
 /// Annotation of a pod: the config that kubelet is to look for at once.
 pub(crate) const CONFIG_ANNOTATION: &str = "litejoin.io/config";
 

@@ -9,9 +9,6 @@ use super::{names, services};
 use crate::controller::build::config_map::FILE;
 use crate::controller::validate::Config;
 
-/// Where the image of the worker stands in a StatefulSet.
-pub(crate) const IMAGE_PATH: &str = "/spec/template/spec/containers/0/image";
-
 /// User and group of the worker, in the image and in the pod.
 const USER: u32 = 65532;
 /// The worker's working directory, from which a relative `dataDir` is reached.
@@ -66,12 +63,6 @@ pub(crate) fn template(config: &Config, spec: &PipelineSpec, image: &str, settin
 
 fn container(config: &Config, spec: &PipelineSpec, image: &str) -> Value {
     let admin = services::admin_port(&config.plan);
-    let mut ports = vec![json!({ "name": "admin", "containerPort": admin, "protocol": "TCP" })];
-    ports.extend(
-        services::ports(&config.plan)
-            .iter()
-            .map(|port| json!({ "containerPort": port.number, "protocol": "TCP" })),
-    );
     let mut env = vec![json!({ "name": "LITEJOIN_LOG_FORMAT", "value": "json" })];
     if !config.secrets.is_empty() {
         env.push(json!({ "name": "LITEJOIN_SECRETS_DIR", "value": SECRETS_FOLDER }));
@@ -98,10 +89,11 @@ fn container(config: &Config, spec: &PipelineSpec, image: &str) -> Value {
         "name": "worker",
         "image": image,
         "imagePullPolicy": "IfNotPresent",
-        "args": ["run", "--watch", "-f", format!("{CONFIG_FOLDER}/{FILE}")],
+        "args": ["run", "--watch", "--leave-out-invalid", "-f", format!("{CONFIG_FOLDER}/{FILE}")],
         "workingDir": HOME,
         "env": env,
-        "ports": ports,
+        // Ports of sources and sinks come and go without another pod, so none of them is named here.
+        "ports": [{ "name": "admin", "containerPort": admin, "protocol": "TCP" }],
         "volumeMounts": mounts,
         "startupProbe": probe("/healthz", 1, 300),
         "livenessProbe": probe("/healthz", 10, 6),

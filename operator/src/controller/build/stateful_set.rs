@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 
+use kube::ResourceExt;
 use kube::api::DynamicObject;
 use litejoin_crds::PipelineSpec;
 use litejoin_crds::defaults;
@@ -12,17 +13,31 @@ use sha2::{Digest, Sha256};
 use super::{names, overrides, pod};
 use crate::controller::validate::Config;
 
+/// The image of a worker whose Pipeline names none: the one that it was made with, until a restart that there is
+/// another reason for, then the operator's own.
+pub(crate) fn default_image<'a>(
+    config: &Config,
+    spec: &PipelineSpec,
+    live: Option<&'a DynamicObject>,
+    worker_image: &'a str,
+) -> &'a str {
+    let made_with = live.and_then(|live| {
+        let template = &live.data["spec"]["template"]["metadata"]["annotations"];
+        let same = template[names::SETTINGS_ANNOTATION] == settings_hash(config, spec);
+        live.annotations().get(names::IMAGE_ANNOTATION).filter(|_| same)
+    });
+    made_with.map_or(worker_image, String::as_str)
+}
+
 /// The StatefulSet's spec.
 pub(crate) fn spec(
     config: &Config,
     spec: &PipelineSpec,
     live: Option<&DynamicObject>,
-    worker_image: &str,
+    default_image: &str,
 ) -> Value {
-    let settings = settings_hash(config, spec);
-    let image = spec.image.clone().or_else(|| live_image(live?, &settings));
-    let image = image.unwrap_or_else(|| worker_image.to_owned());
-    let mut template = pod::template(config, spec, &image, &settings);
+    let image = spec.image.as_deref().unwrap_or(default_image);
+    let mut template = pod::template(config, spec, image, &settings_hash(config, spec));
     if let Some(over) = &spec.pod_template.overrides {
         overrides::merge(&mut template, over);
     }
@@ -74,14 +89,6 @@ fn claim_template(live: &Value) -> Option<Value> {
         claim["storageClassName"] = spec["storageClassName"].clone();
     }
     spec.is_object().then(|| json!({ "metadata": { "name": names::DATA_VOLUME }, "spec": claim }))
-}
-
-/// The image of the live pod template, if it was made for the same settings.
-fn live_image(live: &DynamicObject, settings: &str) -> Option<String> {
-    let annotations = &live.data["spec"]["template"]["metadata"]["annotations"];
-    let same = annotations[names::SETTINGS_ANNOTATION] == settings;
-    let image = live.data.pointer(pod::IMAGE_PATH)?.as_str()?;
-    same.then(|| image.to_owned())
 }
 
 /// Hash of all that a running worker can't change, or can't see change.
