@@ -1,7 +1,9 @@
 //! From the charts to a joined result and through a bad day, in one cluster.
 
+use std::cell::RefCell;
 use std::process::Command;
 
+use expect_test::expect_file;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
 use kube::{Client, ResourceExt};
@@ -14,6 +16,23 @@ use serde_json::Value;
 
 const NAMESPACE: &str = "shop";
 
+/// How the transcript begins.
+const TITLE: &str = "\
+<!-- Written by `UPDATE_EXPECT=1 cargo test --workspace --test cluster`, which runs all of it. -->
+# Orders and customers on Kubernetes
+";
+
+/// A join of its own.
+const SPENT: &str = "\
+apiVersion: litejoin.io/v1alpha1
+kind: Join
+metadata: {name: spent}
+spec:
+  pipelineRef: {name: orders}
+  query: SELECT payload->>'customer_id' AS id, sum(payload->>'amount') AS spent FROM orders GROUP BY 1
+  sinks: [live]
+";
+
 #[tokio::test]
 async fn orders_on_kubernetes() {
     if !node::inside("install::orders_on_kubernetes") {
@@ -21,41 +40,66 @@ async fn orders_on_kubernetes() {
     }
     let cluster = Cluster::start().await;
     let node = &cluster.node;
+    cluster.shell();
 
-    // $ kubectl apply -f examples/orders
+    cluster.say("With both charts installed, the example is applied as it is:");
     let example = repository().join("examples/orders");
-    cluster.kubectl(&["apply", "-f", &example.display().to_string()]);
+    cluster.show_as(&["apply", "-f", "examples/orders"], &["apply", "-f", &example.display().to_string()]);
     cluster.wait_ready("pipeline/orders").await;
     cluster.wait_ready("sink/console").await;
     let first = cluster.pod("orders-0").await;
 
-    // A message by the Service, its result by the Service, from inside of the cluster.
-    cluster.shell();
-    cluster.post(r#"{"topic": "orders", "key": "o1", "payload": {"amount": 42, "customer_id": "c1"}}"#).await;
-    cluster.post(r#"{"topic": "customers", "key": "c1", "payload": {"name": "Ada"}}"#).await;
+    cluster.say("The Service has a port for each http source and sse sink. Messages go in at one:");
+    let ingest = &format!("http://orders.{NAMESPACE}:8080/ingest");
+    let header = "--header=Content-Type: application/json";
+    let post = |message: &str| -> Vec<String> {
+        let data = format!("--post-data={message}");
+        ["exec", "shell", "--", "wget", "-qO-", header, &data, ingest].map(str::to_owned).to_vec()
+    };
+    cluster
+        .reach(&post(r#"{"topic": "orders", "key": "o1", "payload": {"amount": 42, "customer_id": "c1"}}"#))
+        .await;
+    cluster.show(&words(&post(r#"{"topic": "customers", "key": "c1", "payload": {"name": "Ada"}}"#)));
+    cluster.say("and results come out at another, as they change or all at once:");
     cluster.result("enriched", "o1", r#""customer":"Ada""#).await;
+    let snapshot = format!("http://orders.{NAMESPACE}:9100/snapshot?join=enriched");
+    cluster.show(&["exec", "shell", "--", "wget", "-qO-", &snapshot]);
 
-    // A join of its own, while it runs: no other pod.
-    cluster.apply(
-        "apiVersion: litejoin.io/v1alpha1\nkind: Join\nmetadata: {name: spent}\n\
-         spec:\n  pipelineRef: {name: orders}\n  sinks: [live]\n\
-         \x20 query: SELECT payload->>'customer_id' AS id, sum(payload->>'amount') AS spent FROM orders GROUP BY 1\n",
-    );
+    cluster.say("A join of its own is added while data flows:");
+    cluster.text.borrow_mut().push_str(&format!("\n```yaml\n{SPENT}```\n"));
+    cluster.apply(SPENT);
     cluster.wait_ready("join/spent").await;
     cluster.result("spent", "c1", r#""spent":42"#).await;
     let then = cluster.pod("orders-0").await;
     assert_eq!(first.uid(), then.uid(), "a join needs no other pod");
     assert_eq!(restarts(&then), 0, "and no other container");
-    cluster.kubectl(&["delete", "join", "spent"]);
+    cluster.show(&["get", "ljp,ljsrc,ljj,ljw,ljsnk"]);
+    cluster.say("The pod is the one from before. Taken away again, the join's results go with it:");
+    cluster.show(&["delete", "join", "spent"]);
     until("the join to be gone", async || (!cluster.snapshot("spent").contains("spent\":42")).then_some(()))
         .await;
 
-    // The pod is deleted: the data is still there, and goes on.
-    cluster.kubectl(&["delete", "pod", "orders-0", "--wait=true"]);
+    cluster.say("A mistake is told where it was made, and changes nothing else:");
+    cluster.apply(&SPENT.replace("SELECT", "SELEC"));
+    until("the mistake to be told", async || {
+        cluster.kubectl(&["get", "ljj", "spent"]).contains("InvalidQuery").then_some(())
+    })
+    .await;
+    cluster.show(&["get", "ljp,ljj"]);
+    cluster.show(&[
+        "get",
+        "ljj",
+        "spent",
+        "-o",
+        "jsonpath={.status.conditions[?(@.type=='Accepted')].message}",
+    ]);
+    cluster.kubectl(&["delete", "join", "spent"]);
+
+    cluster.say("The pod is deleted, the worker killed, the node drained: the data is there, and goes on.");
+    cluster.show(&["delete", "pod", "orders-0", "--wait=true"]);
+    until("another pod", async || (cluster.pod("orders-0").await.uid() != first.uid()).then_some(())).await;
     cluster.wait_ready("pipeline/orders").await;
     cluster.result("enriched", "o1", r#""customer":"Ada""#).await;
-
-    // The worker is killed in its container.
     let before = restarts(&cluster.pod("orders-0").await);
     kill_worker();
     until("another container", async || {
@@ -64,36 +108,88 @@ async fn orders_on_kubernetes() {
     })
     .await;
     cluster.wait_ready("pipeline/orders").await;
-    cluster.post(r#"{"topic": "orders", "key": "o2", "payload": {"amount": 1, "customer_id": "c1"}}"#).await;
+    cluster
+        .reach(&post(r#"{"topic": "orders", "key": "o2", "payload": {"amount": 1, "customer_id": "c1"}}"#))
+        .await;
     cluster.result("enriched", "o2", r#""customer":"Ada""#).await;
-
-    // The node is drained, and comes back.
-    let drain = ["drain", "node", "--ignore-daemonsets", "--delete-emptydir-data", "--force"];
-    node.kubectl(&drain);
-    node.kubectl(&["uncordon", "node"]);
+    let second = cluster.pod("orders-0").await;
+    cluster.remove_shell();
+    cluster.show(&["drain", "node", "--ignore-daemonsets", "--delete-emptydir-data"]);
+    cluster.show(&["uncordon", "node"]);
     cluster.shell();
+    until("another pod", async || (cluster.pod("orders-0").await.uid() != second.uid()).then_some(())).await;
     cluster.wait_ready("pipeline/orders").await;
     cluster.result("enriched", "o1", r#""customer":"Ada""#).await;
+
+    // The volume grows by the Pipeline.
+    let size = r#"{"spec": {"storage": {"size": "20Gi"}}}"#;
+    cluster.kubectl(&["patch", "pipeline", "orders", "--type=merge", "-p", size]);
+    until("the volume to grow", async || {
+        let capacity =
+            cluster.kubectl(&["get", "pvc", "data-orders-0", "-o", "jsonpath={.status.capacity.storage}"]);
+        (capacity == "20Gi").then_some(())
+    })
+    .await;
 
     // Another operator image: nothing of the pipeline is touched.
     let before = cluster.pod("orders-0").await;
     cluster.helm_operator("second");
     node.kubectl(&["-n", "litejoin", "rollout", "status", "deployment/litejoin-operator", "--timeout=60s"]);
+    cluster.apply(SPENT);
+    cluster.wait_ready("join/spent").await;
     let after = cluster.pod("orders-0").await;
     assert_eq!(before.uid(), after.uid(), "an upgrade of the operator restarts no worker");
 
-    // What users see.
-    let table = cluster.kubectl(&["get", "ljp,ljsnk"]);
-    assert!(table.contains("pipeline.litejoin.io/orders   True    Ready"), "{table}");
-
-    // Deleted with the operator gone: nothing holds the namespace.
+    cluster.say("What happened is told as Events:");
+    cluster.show(&["get", "events", "--field-selector=involvedObject.kind=Join", "-o", EVENT_COLUMNS]);
+    cluster.say("Nothing waits for the operator when everything is removed, not even if it is gone.");
     node.kubectl(&["-n", "litejoin", "scale", "deployment/litejoin-operator", "--replicas=0"]);
+    cluster.remove_shell();
     node.kubectl(&["delete", "namespace", NAMESPACE, "--wait=true", "--timeout=60s"]);
+    expect_file!["../../examples/orders/kubernetes.md"].assert_eq(&stable(&cluster.text.borrow()));
+}
+
+/// Columns of Events that are the same in each run.
+const EVENT_COLUMNS: &str =
+    "custom-columns=TYPE:.type,REASON:.reason,OBJECT:.involvedObject.name,MESSAGE:.message";
+
+fn words(command: &[String]) -> Vec<&str> {
+    command.iter().map(String::as_str).collect()
+}
+
+/// The transcript without what differs from run to run: ages, ids, epochs, times, and which other pods were drained.
+fn stable(text: &str) -> String {
+    let mut lines = Vec::new();
+    for line in text.lines().filter(|line| !line.contains("/litejoin-operator-")) {
+        let mut line = line.to_owned();
+        for (field, value) in
+            [("id", "\"0cjq25b6fyc1d.120.7\""), ("epoch", "120"), ("timestamp", "1795320604")]
+        {
+            let marker = format!("\"{field}\":");
+            let mut done = 0;
+            while let Some(at) = line[done..].find(&marker).map(|at| done + at + marker.len()) {
+                let end = at + line[at..].find([',', '}']).unwrap_or(line.len() - at);
+                line.replace_range(at..end, value);
+                done = at;
+            }
+        }
+        // An age ends the line of a table.
+        if let Some((start, age)) = line.rsplit_once("   ")
+            && age.chars().next().is_some_and(|c| c.is_ascii_digit())
+            && age.ends_with(['s', 'm'])
+        {
+            line = format!("{start}   5s");
+        }
+        lines.push(line.trim_end().to_owned());
+    }
+    lines.join("\n") + "\n"
 }
 
 /// A cluster with LiteJoin installed, and a namespace under the restricted pod security standard.
 struct Cluster {
     node: Node,
+    /// What users do and see.
+    text: RefCell<String>,
 }
 
 impl Cluster {
@@ -113,9 +209,40 @@ impl Cluster {
             node.kubectl(&["label", "namespace", namespace, restricted]);
         }
         node.helm(&["install", "litejoin-crds", &crds.display().to_string(), "-n", "litejoin"]);
-        let cluster = Self { node };
+        let cluster = Self { node, text: RefCell::new(TITLE.to_owned()) };
         cluster.helm_operator("first");
         cluster
+    }
+
+    /// Adds a paragraph to the transcript.
+    fn say(&self, paragraph: &str) {
+        self.text.borrow_mut().push_str(&format!("\n{paragraph}\n"));
+    }
+
+    /// Runs kubectl in the namespace, and adds the command and what it prints to the transcript.
+    fn show(&self, arguments: &[&str]) {
+        self.show_as(arguments, arguments);
+    }
+
+    /// The same, for a command that is written another way than it is run.
+    fn show_as(&self, written: &[&str], arguments: &[&str]) {
+        let printed = self.kubectl(arguments);
+        let quoted = |word: &&str| match word.contains(|c: char| " \"{}[]?&".contains(c)) {
+            true => format!("'{word}'"),
+            false => (*word).to_owned(),
+        };
+        let written: Vec<String> = written.iter().map(quoted).collect();
+        let entry = format!("\n```\n$ kubectl {}\n{}\n```\n", written.join(" "), printed.trim_end());
+        self.text.borrow_mut().push_str(&entry);
+    }
+
+    /// Runs a request from inside of the cluster until a pod takes it.
+    async fn reach(&self, command: &[String]) {
+        let command = words(&command[3..]);
+        until("a message to be accepted", async || {
+            self.in_shell(&command).contains("\"accepted\":1").then_some(())
+        })
+        .await;
     }
 
     fn helm_operator(&self, tag: &str) {
@@ -164,28 +291,18 @@ impl Cluster {
 
     /// A pod to send requests from, since a cluster's names are known in it alone.
     fn shell(&self) {
-        self.node.kubectl(&[
-            "run",
-            "shell",
-            "--image=localhost/shell:1",
-            "--image-pull-policy=IfNotPresent",
-            "--restart=Never",
-            "--command",
-            "--",
-            "/bin/sleep",
-            "1000000",
-        ]);
-        self.node.kubectl(&["wait", "pod/shell", "--for=condition=Ready", "--timeout=60s"]);
+        let pod = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: shell}}\nspec:\n  terminationGracePeriodSeconds: 1\n\
+             \x20 securityContext: {{runAsNonRoot: true, runAsUser: 65532, seccompProfile: {{type: RuntimeDefault}}}}\n\
+             \x20 containers:\n  - name: shell\n    image: localhost/shell:1\n    command: [/bin/sleep, \"1000000\"]\n\
+             \x20   securityContext: {{allowPrivilegeEscalation: false, capabilities: {{drop: [ALL]}}}}\n"
+        );
+        self.apply(&pod);
+        self.kubectl(&["wait", "pod/shell", "--for=condition=Ready", "--timeout=60s"]);
     }
 
-    async fn post(&self, message: &str) {
-        let url = format!("http://orders.{NAMESPACE}.svc.cluster.local:8080/ingest");
-        let header = "--header=Content-Type: application/json";
-        until("a message to be accepted", async || {
-            let said = self.in_shell(&["wget", "-q", "-O-", header, &format!("--post-data={message}"), &url]);
-            said.contains("\"accepted\":1").then_some(())
-        })
-        .await;
+    fn remove_shell(&self) {
+        self.kubectl(&["delete", "pod", "shell", "--wait=true"]);
     }
 
     fn snapshot(&self, join: &str) -> String {
@@ -207,7 +324,7 @@ impl Cluster {
     }
 
     fn in_shell(&self, command: &[&str]) -> String {
-        let exec = [&["exec", "shell", "--"], command].concat();
+        let exec = [&["-n", NAMESPACE, "exec", "shell", "--"], command].concat();
         let kubectl = litejoin_tests::kubernetes::programs::program("kubectl");
         let done = Command::new(kubectl).env("KUBECONFIG", &self.node.kubeconfig).args(exec).output();
         String::from_utf8_lossy(&done.expect("kubectl is there").stdout).into_owned()
