@@ -20,9 +20,11 @@ use tracing::{debug, info, warn};
 
 use crate::error::{Error, chain};
 use crate::metrics::{Metrics, Reason};
+use children::Children;
 
 mod apply;
 mod build;
+mod children;
 mod kinds;
 mod observe;
 mod publish;
@@ -64,6 +66,7 @@ pub(crate) struct Settings {
 struct Context {
     client: Client,
     worker_image: String,
+    children: Children,
     workers: worker::Workers,
     recorder: Recorder,
     metrics: Arc<Metrics>,
@@ -81,8 +84,12 @@ pub(crate) async fn run(
     mut stopped: watch::Receiver<bool>,
 ) {
     let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: None };
+    let children = Children::watch(|kind| dynamic(&client, &settings.scope, kind));
+    children.known().await;
+    let controller = watches(&client, &settings.scope).reconcile_on(children.woken());
     let context = Arc::new(Context {
         client: client.clone(),
+        children,
         worker_image: settings.worker_image,
         workers: worker::Workers::new(),
         recorder: Recorder::new(client.clone(), reporter),
@@ -95,7 +102,7 @@ pub(crate) async fn run(
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };
     let config = Config::default().concurrency(settings.concurrency).debounce(DEBOUNCE);
-    watches(&client, &settings.scope)
+    controller
         .with_config(config)
         .graceful_shutdown_on(stop)
         .run(reconcile, after_error, Arc::clone(&context))
@@ -139,34 +146,26 @@ fn after(outcome: Outcome, context: &Arc<Context>) {
                 tokio::spawn(tell_orphans(Arc::clone(context), namespace, pipeline.name));
             }
         }
-        // What reconcile said is logged already; the rest is about watches, which go on by themselves.
+        // They go on by themselves.
+        Err(controller::Error::QueueError(error)) => warn!(error = chain(&error), "could not watch"),
+        // What reconcile said is logged already.
         Err(error) => debug!(error = chain(&error), "the controller"),
     }
 }
 
-/// Everything whose change may concern a pipeline.
+/// Everything whose change may concern a pipeline, beside what refers to it.
 fn watches(client: &Client, scope: &Scope) -> Controller<DynamicObject> {
     let ours = || watcher::Config::default().labels(build::names::MANAGED_BY_SELECTOR);
     let of_pipelines = || watcher::Config::default().labels(build::names::PIPELINE_LABEL);
     let any = watcher::Config::default;
     let pipelines = kinds::resource(Kind::Pipeline);
-    let mut controller =
-        Controller::new_with(dynamic(client, scope, Kind::Pipeline), any(), pipelines.clone())
-            .owns(typed::<StatefulSet>(client, scope), ours())
-            .owns(typed::<ConfigMap>(client, scope), ours())
-            .owns(typed::<Service>(client, scope), ours())
-            .owns(typed::<ServiceAccount>(client, scope), ours())
-            .watches(typed::<Pod>(client, scope), of_pipelines(), |pod| by_label(&pod))
-            .watches(typed::<PersistentVolumeClaim>(client, scope), of_pipelines(), |claim| by_label(&claim));
-    for kind in kinds::CHILDREN {
-        let children = dynamic(client, scope, kind);
-        controller = controller.watches_with(children, kinds::resource(kind), any(), |child| {
-            let namespace = child.namespace();
-            let pipeline = child.data["spec"]["pipelineRef"]["name"].as_str();
-            pipeline.zip(namespace).map(|(name, namespace)| pipeline_ref(name, &namespace))
-        });
-    }
-    controller
+    Controller::new_with(dynamic(client, scope, Kind::Pipeline), any(), pipelines)
+        .owns(typed::<StatefulSet>(client, scope), ours())
+        .owns(typed::<ConfigMap>(client, scope), ours())
+        .owns(typed::<Service>(client, scope), ours())
+        .owns(typed::<ServiceAccount>(client, scope), ours())
+        .watches(typed::<Pod>(client, scope), of_pipelines(), |pod| by_label(&pod))
+        .watches(typed::<PersistentVolumeClaim>(client, scope), of_pipelines(), |claim| by_label(&claim))
 }
 
 /// The pipeline whose label an object has.
@@ -215,9 +214,9 @@ async fn reconcile(trigger: Arc<DynamicObject>, context: Arc<Context>) -> Result
 
 async fn steps(context: &Context, namespace: &str, name: &str) -> Result<Action, Error> {
     let client = &context.client;
-    let Some(observed) = observe::observe(client, namespace, name).await? else {
+    let Some(observed) = observe::observe(client, &context.children, namespace, name).await? else {
         // What was built is taken down by the cluster: everything of ours has an owner. Its children stay.
-        let children = observe::children(client, namespace, name).await?;
+        let children = context.children.of(namespace, name);
         publish::publish_orphans(context, &children, name).await?;
         return Ok(Action::await_change());
     };

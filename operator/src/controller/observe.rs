@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
-use kube::api::{Api, DynamicObject, ListParams};
+use kube::api::{Api, DynamicObject};
 use kube::{Client, ResourceExt};
 use litejoin_crds::PipelineSpec;
 use litejoin_crds::kind::Kind;
@@ -12,6 +12,7 @@ use litejoin_crds::validate::Document;
 use serde_json::{Value, json};
 
 use super::build::{Slot, names};
+use super::children::Children;
 use super::kinds;
 use crate::error::{Doing, Error};
 
@@ -40,7 +41,7 @@ pub(crate) struct Object {
 }
 
 impl Object {
-    fn new(kind: Kind, object: &DynamicObject) -> Self {
+    pub(crate) fn new(kind: Kind, object: &DynamicObject) -> Self {
         Self {
             kind,
             name: object.name_any(),
@@ -75,7 +76,12 @@ impl Observed {
 }
 
 /// Reads all there is; `None` if the Pipeline is gone or going.
-pub(crate) async fn observe(client: &Client, namespace: &str, name: &str) -> Result<Option<Observed>, Error> {
+pub(crate) async fn observe(
+    client: &Client,
+    children: &Children,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<Observed>, Error> {
     let pipelines: Api<DynamicObject> =
         Api::namespaced_with(client.clone(), namespace, &kinds::resource(Kind::Pipeline));
     let pipeline = pipelines.get_opt(name).await.doing(|| format!("read Pipeline {namespace}/{name}"))?;
@@ -83,8 +89,8 @@ pub(crate) async fn observe(client: &Client, namespace: &str, name: &str) -> Res
         return Ok(None);
     };
     let pipeline = Object::new(Kind::Pipeline, &pipeline);
-    let (children, built, claim, pod) = tokio::try_join!(
-        children(client, namespace, name),
+    let children = children.of(namespace, name);
+    let (built, claim, pod) = tokio::try_join!(
         built(client, namespace, name),
         async {
             let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
@@ -103,25 +109,6 @@ pub(crate) async fn observe(client: &Client, namespace: &str, name: &str) -> Res
     }
     let secrets = secrets(client, namespace, named).await?;
     Ok(Some(Observed { pipeline, children, built, claim, pod, secrets }))
-}
-
-pub(crate) async fn children(client: &Client, namespace: &str, pipeline: &str) -> Result<Vec<Object>, Error> {
-    let of_pipeline = ListParams::default().fields(&format!("spec.pipelineRef.name={pipeline}"));
-    let lists = kinds::CHILDREN.map(|kind| {
-        let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &kinds::resource(kind));
-        let of_pipeline = &of_pipeline;
-        async move {
-            let listed = api.list(of_pipeline).await;
-            let listed = listed.doing(|| format!("list {} in {namespace}", kind.plural()))?;
-            Ok(listed.items.into_iter().map(|object| (kind, object)).collect::<Vec<_>>())
-        }
-    });
-    let mut found = try_join_all(lists).await?.concat();
-    found.retain(|(_, object)| object.metadata.deletion_timestamp.is_none());
-    found.sort_by_cached_key(|(kind, object)| {
-        (object.metadata.creation_timestamp.clone().map(|time| time.0), *kind, object.name_any())
-    });
-    Ok(found.iter().map(|(kind, object)| Object::new(*kind, object)).collect())
 }
 
 async fn built(

@@ -102,6 +102,8 @@ impl ApiServer {
             at,
             Command::new(program("kube-controller-manager"))
                 .args(["--leader-elect=false", "--bind-address=127.0.0.1", "--cert-dir=certificates"])
+                // Tests and benchmarks are not about its patience.
+                .args(["--kube-api-qps=1000", "--kube-api-burst=1000"])
                 .arg(format!("--controllers={CONTROLLERS}"))
                 .arg(format!("--secure-port={controllers_port}"))
                 .arg("--kubeconfig")
