@@ -23,6 +23,8 @@ pub const BATCH_SIZE: u32 = 1_000;
 pub const BATCH_SIZE_MAX: u32 = 100_000;
 /// How long a message waits for others before its batch is committed. The original's default.
 pub const FLUSH_INTERVAL: &str = "10ms";
+/// Size of a volume that is not told: room for some millions of rows. Our choice.
+pub const VOLUME_SIZE: &str = "10Gi";
 /// Whether deleting a Pipeline leaves its volume: data is lost only by a decision of its own.
 pub const RETAIN_ON_DELETE: bool = true;
 /// How a volume may be mounted: by one pod at a time, which fences a second writer.

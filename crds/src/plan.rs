@@ -40,6 +40,41 @@ pub struct Plan {
     pub sinks: Vec<Sink>,
 }
 
+impl Plan {
+    /// Fields of a Pipeline that hold from start to end of a worker, with their values: a change takes a restart.
+    pub fn fixed(&self) -> [(&'static str, String); 12] {
+        let storage = &self.storage;
+        // Without one of its own it follows from the name, which is told already.
+        let own_identity = self.identity != format!("{}/{}", self.namespace, self.name);
+        let identity = if own_identity { format!("{:?}", self.identity) } else { "none".to_owned() };
+        [
+            ("metadata.name", format!("{:?}", self.name)),
+            ("metadata.namespace", format!("{:?}", self.namespace)),
+            ("spec.replication.identity", identity),
+            ("spec.storage.shardCount", storage.shard_count.to_string()),
+            ("spec.storage.dataDir", format!("{:?}", storage.data_dir)),
+            ("spec.storage.readerPoolSize", storage.reader_pool_size.to_string()),
+            ("spec.storage.batchSize", storage.batch_messages_max.to_string()),
+            ("spec.storage.flushInterval", format!("{:?}", storage.flush_interval)),
+            ("spec.storage.synchronous", format!("{:?}", storage.synchronous).to_lowercase()),
+            ("spec.admin.addr", format!("{:?}", self.admin.addr)),
+            ("spec.admin", serving(&self.admin.serving)),
+            (
+                "spec.delivery.dlq.path",
+                self.delivery.dlq.path.as_ref().map_or_else(|| "none".to_owned(), |path| format!("{path:?}")),
+            ),
+        ]
+    }
+}
+
+/// How an address is served, in a few words.
+fn serving(serving: &Serving) -> String {
+    let Serving { bearer, tls, connections_max, client_timeout } = serving;
+    format!(
+        "auth {bearer:?}, tls {tls:?}, maxConnections {connections_max}, clientTimeout {client_timeout:?}"
+    )
+}
+
 /// Where a value of the plan was written: the index of its document and the path of the object in it,
 /// such as `(0, "spec.joins[1]")` for an inline join and `(2, "spec")` for a stand-alone one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -1,18 +1,19 @@
 //! The command line, and the way from files to a pipeline that can run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use litejoin_crds::hash::config_hash;
 use litejoin_crds::plan::{self, Plan, SourceKind};
-use litejoin_crds::{Complaint, Place, unsupported, validate};
+use litejoin_crds::{Complaint, Place, Severity, unsupported, validate};
 
 use crate::delivery::dead_letters::inspect::Filter;
 use crate::dlq::Queue;
 use crate::join::check::{self, Catalog, QueryError};
 use crate::manifest::{self, Manifest};
-use crate::runtime::Pipeline;
+use crate::runtime::{LeftOut, Pipeline};
 
 /// Joins live data with plain SQL, on one machine, durably.
 ///
@@ -147,6 +148,10 @@ pub(crate) struct Run {
     /// Stop when every source has come to its end and every sink has its results
     #[arg(long)]
     pub(crate) once: bool,
+
+    /// Run without documents of their own that are wrong; /status says which those are. A wrong Pipeline still stops all
+    #[arg(long)]
+    pub(crate) leave_out_invalid: bool,
 
     /// Apply changes of the manifests while running, as SIGHUP does when it is sent
     #[arg(long, conflicts_with = "once")]
@@ -379,7 +384,10 @@ impl Run {
 
     /// Reads the pipeline that is to run, as [`load`] does.
     pub(crate) fn load(&self) -> Result<(Pipeline, String), String> {
-        let (mut pipeline, warnings) = load(&self.files)?;
+        let (mut pipeline, warnings) = match self.leave_out_invalid {
+            true => load_valid(&self.files)?,
+            false => load(&self.files)?,
+        };
         if let Some(data_dir) = &self.data_dir {
             pipeline.plan.storage.data_dir.clone_from(data_dir);
         }
@@ -404,8 +412,80 @@ impl Run {
 /// Reads manifests and checks all there is to check without running anything. Gives the pipeline with warnings,
 /// or all complaints, each on a line of its own.
 pub(crate) fn load(files: &[PathBuf]) -> Result<(Pipeline, String), String> {
-    let manifest = manifest::load(files)
-        .map_err(|errors| errors.iter().map(|error| format!("{error}\n")).collect::<String>())?;
+    let manifest = read(files)?;
+    check(manifest).map_err(|wrong| wrong.text)
+}
+
+/// The same, but leaves out documents of their own that are wrong, as long as the rest can do without them.
+fn load_valid(files: &[PathBuf]) -> Result<(Pipeline, String), String> {
+    let mut manifest = read(files)?;
+    // It is recognised by all that was written.
+    let config_hash = config_hash(&manifest.documents);
+    let mut left_out = Vec::new();
+    loop {
+        let wrong = match check(manifest) {
+            Ok((mut pipeline, mut warnings)) => {
+                for LeftOut { kind, name, message } in &left_out {
+                    warnings += &format!("{kind} {name} is left out: {message}\n");
+                }
+                pipeline.plan.config_hash = config_hash;
+                pipeline.left_out = left_out;
+                return Ok((pipeline, warnings));
+            }
+            Err(wrong) => wrong,
+        };
+        manifest = wrong.manifest;
+        let kind = |document: usize| manifest.documents[document].value["kind"].as_str().unwrap_or_default();
+        let own: Vec<(usize, String)> =
+            wrong.complaints.into_iter().filter(|(document, _)| kind(*document) != "Pipeline").collect();
+        if own.is_empty() {
+            return Err(wrong.text);
+        }
+        let documents: BTreeSet<usize> = own.iter().map(|(document, _)| *document).collect();
+        // From the last, so that those before it stay where they are.
+        for document in documents.into_iter().rev() {
+            let value = &manifest.documents[document].value;
+            let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+            let messages = own.iter().filter(|(of, _)| *of == document).map(|(_, message)| message.as_str());
+            left_out.push(LeftOut {
+                kind: text(&value["kind"]),
+                name: text(&value["metadata"]["name"]),
+                message: messages.collect::<Vec<_>>().join("; "),
+            });
+            manifest.leave_out(document);
+        }
+    }
+}
+
+fn read(files: &[PathBuf]) -> Result<Manifest, String> {
+    manifest::load(files).map_err(|errors| errors.iter().map(|error| format!("{error}\n")).collect())
+}
+
+/// Documents that are wrong, and what is wrong with them.
+struct Wrong {
+    manifest: Manifest,
+    /// Each on a line of its own, with file and line.
+    text: String,
+    /// The document and what is wrong with it, with its field.
+    complaints: Vec<(usize, String)>,
+}
+
+impl Wrong {
+    fn new(manifest: Manifest, complaints: &[Complaint], queries: &[QueryError], text: String) -> Box<Self> {
+        let told =
+            complaints.iter().filter(|complaint| complaint.severity == Severity::Error).map(|complaint| {
+                (complaint.place.document, format!("{}: {}", complaint.place.path, complaint.message))
+            });
+        let of_queries = queries.iter().map(|query| {
+            (query.place.document, format!("{}.{}: {}", query.place.path, query.field, query.message))
+        });
+        let all = told.chain(of_queries).collect();
+        Box::new(Self { complaints: all, text, manifest })
+    }
+}
+
+/// Checks all there is to check.
+fn check(manifest: Manifest) -> Result<(Pipeline, String), Box<Wrong>> {
     let refused = unsupported(&manifest.documents);
     let (plan, warnings) = match validate(&manifest.documents) {
         Ok(valid) => valid,
@@ -414,20 +494,25 @@ pub(crate) fn load(files: &[PathBuf]) -> Result<(Pipeline, String), String> {
             // Which topics there are is not certain now, but what SQLite can't parse is wrong in any case.
             let catalog = Catalog { topics: &[], open: true };
             let queries = check::check(&written_joins(&manifest), catalog).err().unwrap_or_default();
-            return Err(manifest.render(&complaints) + &render_queries(&manifest, &queries));
+            let text = manifest.render(&complaints) + &render_queries(&manifest, &queries);
+            return Err(Wrong::new(manifest, &complaints, &queries, text));
         }
     };
     let topics = declared_topics(&plan);
     let catalog = Catalog { topics: &topics, open: takes_any_topic(&plan) };
-    let joins = match check::check(&plan.joins, catalog) {
+    let checked = check::check(&plan.joins, catalog);
+    let joins = match checked {
         Ok(joins) if refused.is_empty() => joins,
-        Ok(_) => return Err(manifest.render(&refused)),
-        Err(errors) => return Err(render_queries(&manifest, &errors) + &manifest.render(&refused)),
+        checked => {
+            let queries = checked.err().unwrap_or_default();
+            let text = render_queries(&manifest, &queries) + &manifest.render(&refused);
+            return Err(Wrong::new(manifest, &refused, &queries, text));
+        }
     };
     let source_paths = source_paths(&plan, &manifest);
-    let warnings: Vec<Complaint> = warnings;
     let warnings = manifest.render(&warnings);
-    Ok((Pipeline { plan, joins, source_paths, once: false, manifest }, warnings))
+    let pipeline = Pipeline { plan, joins, source_paths, once: false, manifest, left_out: Vec::new() };
+    Ok((pipeline, warnings))
 }
 
 /// The joins as they are written, in documents that are otherwise wrong.

@@ -103,6 +103,16 @@ pub(crate) struct Pipeline {
     pub(crate) once: bool,
     /// Where it was written.
     pub(crate) manifest: Manifest,
+    /// Documents that are not part of it, as they are wrong.
+    pub(crate) left_out: Vec<LeftOut>,
+}
+
+/// A document that is wrong, and that the rest runs without.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub(crate) struct LeftOut {
+    pub(crate) kind: String,
+    pub(crate) name: String,
+    pub(crate) message: String,
 }
 
 /// A config that is to follow the one in force: a pipeline with warnings, or complaints, each on a line of its own.
@@ -189,6 +199,7 @@ impl Running {
             blocking(move || Store::open(&plan, &joins)).await?
         };
         let status = Arc::new(Status::new(plan, &pipeline.joins, clock::epoch_seconds()));
+        status.config.leaves_out(pipeline.left_out.clone());
         *status.lineage.lock().unwrap_or_else(PoisonError::into_inner) = store.results.lineage().to_owned();
         status.outbox_bytes.set(store.results.outbox_bytes()?);
         let mut progress = evaluation::register(&store.results, &pipeline.joins, plan.storage.shard_count)?;

@@ -39,6 +39,34 @@ fn pipeline(spec: &str) -> String {
     format!("apiVersion: litejoin.io/v1alpha1\nkind: Pipeline\nmetadata: {{name: p}}\nspec:\n{spec}")
 }
 
+/// The cases that a real API server is held to as well: what is said of what each makes.
+#[test]
+fn the_cases_of_the_server_are_judged_alike() {
+    let cases = include_str!("../../../tests/cases/documents/cases.yaml");
+    let cases: Vec<Value> = serde_yaml::from_str(cases).unwrap();
+    let mut said = String::new();
+    for case in &cases {
+        let (kind, about) = (case["kind"].as_str().unwrap(), case["about"].as_str().unwrap());
+        let name = case["name"].as_str().unwrap_or("subject");
+        let document = |kind: &str, name: &str, spec: &Value| {
+            let value = serde_json::json!({ "apiVersion": crate::API_VERSION, "kind": kind, "metadata": { "name": name }, "spec": spec });
+            Document { value }
+        };
+        let mut documents = vec![document(kind, name, &case["spec"])];
+        if kind != "Pipeline" {
+            let spec = documents[0].value["spec"].as_object_mut().unwrap();
+            spec.entry("pipelineRef").or_insert_with(|| serde_json::json!({ "name": "p" }));
+            let filled = serde_json::json!({ "sources": [{ "name": "all", "http": { "addr": ":1", "topics": ["t"] } }] });
+            documents.push(document("Pipeline", "p", &filled));
+        }
+        let complaints = validate(&documents).err().unwrap_or_default();
+        let lines = if complaints.is_empty() { "accepted\n".to_owned() } else { lines(&complaints) };
+        said += &format!("{kind} {about}: {}", lines.replace('\n', "\n  ").trim_end());
+        said.push('\n');
+    }
+    expect_test::expect_file!["../../../tests/cases/documents/validate.txt"].assert_eq(&said);
+}
+
 const ORDERS: &str = r#"
 apiVersion: litejoin.io/v1alpha1
 kind: Pipeline

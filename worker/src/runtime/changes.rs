@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use litejoin_crds::plan::{Plan, Serving};
+use litejoin_crds::plan::Plan;
 use litejoin_crds::{Complaint, Reason};
 
 use super::Pipeline;
@@ -115,9 +115,9 @@ pub(super) fn fixed(old: &Plan, new: &Pipeline) -> Vec<Complaint> {
     let is_pipeline = |value: &serde_json::Value| value["kind"] == "Pipeline";
     let documents = &new.manifest.documents;
     let document = documents.iter().position(|document| is_pipeline(&document.value)).unwrap_or_default();
-    settings(old)
+    old.fixed()
         .into_iter()
-        .zip(settings(&new.plan))
+        .zip(new.plan.fixed())
         .filter(|((_, old), (_, new))| old != new)
         .map(|((path, old), (_, new))| {
             let message =
@@ -125,39 +125,6 @@ pub(super) fn fixed(old: &Plan, new: &Pipeline) -> Vec<Complaint> {
             Complaint::error(document, path, Reason::NeedsRestart, message)
         })
         .collect()
-}
-
-/// Fields of a Pipeline that hold from start to end, with their values.
-fn settings(plan: &Plan) -> [(&'static str, String); 12] {
-    let storage = &plan.storage;
-    // Without one of its own it follows from the name, which is complained about already.
-    let own_identity = plan.identity != format!("{}/{}", plan.namespace, plan.name);
-    let identity = if own_identity { format!("{:?}", plan.identity) } else { "none".to_owned() };
-    [
-        ("metadata.name", format!("{:?}", plan.name)),
-        ("metadata.namespace", format!("{:?}", plan.namespace)),
-        ("spec.replication.identity", identity),
-        ("spec.storage.shardCount", storage.shard_count.to_string()),
-        ("spec.storage.dataDir", format!("{:?}", storage.data_dir)),
-        ("spec.storage.readerPoolSize", storage.reader_pool_size.to_string()),
-        ("spec.storage.batchSize", storage.batch_messages_max.to_string()),
-        ("spec.storage.flushInterval", format!("{:?}", storage.flush_interval)),
-        ("spec.storage.synchronous", format!("{:?}", storage.synchronous).to_lowercase()),
-        ("spec.admin.addr", format!("{:?}", plan.admin.addr)),
-        ("spec.admin", serving(&plan.admin.serving)),
-        (
-            "spec.delivery.dlq.path",
-            plan.delivery.dlq.path.as_ref().map_or_else(|| "none".to_owned(), |path| format!("{path:?}")),
-        ),
-    ]
-}
-
-/// How an address is served, in a few words.
-fn serving(serving: &Serving) -> String {
-    let Serving { bearer, tls, connections_max, client_timeout } = serving;
-    format!(
-        "auth {bearer:?}, tls {tls:?}, maxConnections {connections_max}, clientTimeout {client_timeout:?}"
-    )
 }
 
 #[cfg(test)]

@@ -56,6 +56,7 @@ impl Running {
             Ok(Some(changes)) => {
                 let hash = self.pipeline.plan.config_hash.clone();
                 info!(hash, "the new config is in force: {changes}");
+                self.status.config.leaves_out(self.pipeline.left_out.clone());
                 self.status.config.applied(hash, now);
             }
             Ok(None) => {

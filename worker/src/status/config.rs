@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde_json::{Map, Value, json};
 
 use super::Counter;
+use crate::runtime::LeftOut;
 
 /// What became of a reload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,8 @@ struct Inner {
     /// Seconds since the epoch.
     applied_at: i64,
     last_reload: Option<LastReload>,
+    /// Documents of that hash that are not in force, as they are wrong.
+    left_out: Vec<LeftOut>,
 }
 
 #[derive(Debug)]
@@ -57,8 +60,13 @@ struct LastReload {
 impl ConfigStatus {
     /// `hash` is that of the documents with which the worker starts.
     pub(crate) fn new(hash: String, now: i64) -> Self {
-        let inner = Inner { hash, applied_at: now, last_reload: None };
+        let inner = Inner { hash, applied_at: now, last_reload: None, left_out: Vec::new() };
         Self { inner: Mutex::new(inner), reloads: Default::default() }
+    }
+
+    /// These of the documents are wrong, and the rest is in force without them.
+    pub(crate) fn leaves_out(&self, left_out: Vec<LeftOut>) {
+        self.lock().left_out = left_out;
     }
 
     /// The documents with this hash are in force.
@@ -113,6 +121,7 @@ impl ConfigStatus {
         json!({
             "hash": inner.hash,
             "appliedAt": inner.applied_at,
+            "leftOut": inner.left_out,
             "lastReload": last_reload,
             "reloads": reloads,
         })

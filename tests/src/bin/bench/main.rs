@@ -12,6 +12,7 @@ mod latency;
 mod measured;
 mod memory;
 mod percentile;
+mod pipelines;
 mod process;
 mod queries;
 mod raw;
@@ -97,6 +98,13 @@ enum Command {
     /// new name, the most memory up to then, and the longest time for which nothing was told of the other join,
     /// beside the longest such time before.
     Wide(wide::Options),
+
+    /// Many Pipelines made at once on a real API server: time until all are told, calls, memory of the operator
+    ///
+    /// 500 Pipelines with four documents each are made by 16 requests at a time. It has settled when each status is
+    /// about its document and knows of the pod that was made. Then the operator is started anew, which must write
+    /// nothing. Build it before: `cargo build --release --workspace`.
+    Pipelines(pipelines::Options),
 }
 
 fn main() -> ExitCode {
@@ -106,6 +114,7 @@ fn main() -> ExitCode {
         Command::Latency(options) => latency::run(&options),
         Command::Restart(options) => restart::run(&options),
         Command::Wide(options) => wide::run(&options),
+        Command::Pipelines(options) => pipelines::run(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,36 @@
+{{- define "litejoin.labels" -}}
+app.kubernetes.io/name: litejoin-operator
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+{{- define "litejoin.selector" -}}
+app.kubernetes.io/name: litejoin-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+{{- define "litejoin.rules" -}}
+- apiGroups: [litejoin.io]
+  resources: [pipelines, sources, joins, windows, sinks]
+  verbs: [get, list, watch]
+- apiGroups: [litejoin.io]
+  resources: [pipelines/status, sources/status, joins/status, windows/status, sinks/status]
+  verbs: [patch]
+- apiGroups: [apps]
+  resources: [statefulsets]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [""]
+  resources: [services, serviceaccounts]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [pods, persistentvolumeclaims]
+  verbs: [get, list, watch, patch]
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end }}

@@ -1,0 +1,190 @@
+//! Writes what differs, and nothing else. Which writes those are is decided purely; each is one call that can be
+//! repeated: server-side apply under our field manager, or a deletion of the very object that was seen.
+
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
+use kube::{Client, ResourceExt};
+use litejoin_crds::quantity;
+use serde_json::{Value, json};
+use tracing::info;
+
+use super::FIELD_MANAGER;
+use super::build::{Desired, Slot, hash, names};
+use super::observe::Observed;
+use crate::error::{Doing, Error};
+
+/// One write.
+#[derive(Debug)]
+pub(crate) enum Change {
+    /// These fields are ours and have these values; what was ours before and is not among them goes.
+    Apply { resource: ApiResource, name: String, object: Value },
+    /// Merged into what is there.
+    Patch { resource: ApiResource, name: String, patch: Value },
+    /// This very object goes.
+    Delete { resource: ApiResource, name: String, uid: String },
+}
+
+/// Returns the writes that lead from what there is to what is to be there.
+pub(crate) fn changes(observed: &Observed, desired: &Desired) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for slot in Slot::ALL {
+        let live = observed.built.get(&slot);
+        if desired.kept.contains(&slot) || live.is_some_and(|live| !is_ours(live, &observed.pipeline.uid)) {
+            continue;
+        }
+        let (resource, name) = (slot.resource(), slot.name(&observed.pipeline.name));
+        match (desired.objects.get(&slot), live) {
+            (Some(object), live) => {
+                let object = signed(object);
+                if live.is_none_or(|live| !says(live, &object)) {
+                    changes.push(Change::Apply { resource, name, object });
+                }
+            }
+            (None, Some(live)) if live.metadata.deletion_timestamp.is_none() => {
+                changes.push(Change::Delete { resource, name, uid: live.uid().unwrap_or_default() });
+            }
+            (None, _) => {}
+        }
+    }
+    changes.extend(desired.volume_size.as_deref().and_then(|size| grow(observed.claim.as_ref()?, size)));
+    changes
+}
+
+/// Whether an object is ours to write: its owner is this Pipeline, or we made it and it lost its owner.
+pub(crate) fn is_ours(live: &DynamicObject, pipeline_uid: &str) -> bool {
+    match live.owner_references().iter().find(|owner| owner.controller == Some(true)) {
+        Some(owner) => owner.uid == pipeline_uid,
+        None => live.labels().get("app.kubernetes.io/managed-by").is_some_and(|by| by == FIELD_MANAGER),
+    }
+}
+
+/// The object with a hash of itself, by which a field is seen that was ours and is not wanted any more.
+fn signed(object: &Value) -> Value {
+    let mut signed = object.clone();
+    signed["metadata"]["annotations"][names::WRITTEN_ANNOTATION] = json!(hash(object));
+    signed
+}
+
+/// Whether the live object has every field of `object` with its value.
+fn says(live: &DynamicObject, object: &Value) -> bool {
+    let live = serde_json::to_value(live).expect("an object is plain data");
+    contains(&live, object)
+}
+
+/// Whether `live` says all that `wanted` says. Servers leave out what is empty and write quantities their own way.
+fn contains(live: &Value, wanted: &Value) -> bool {
+    match (live, wanted) {
+        (Value::Object(live), Value::Object(wanted)) => {
+            wanted.iter().all(|(field, wanted)| contains(live.get(field).unwrap_or(&Value::Null), wanted))
+        }
+        (Value::Array(live), Value::Array(wanted)) => {
+            let named = |item: &Value| item["name"].is_string();
+            if wanted.iter().all(named) {
+                return wanted.iter().all(|item| {
+                    live.iter().any(|present| present["name"] == item["name"] && contains(present, item))
+                });
+            }
+            live.len() == wanted.len() && live.iter().zip(wanted).all(|(live, wanted)| contains(live, wanted))
+        }
+        (Value::Null, Value::Object(wanted)) => wanted.values().all(|wanted| contains(&Value::Null, wanted)),
+        (Value::Null, wanted) => is_empty(wanted),
+        (Value::String(live), Value::String(wanted)) => live == wanted || same_quantity(live, wanted),
+        (live, wanted) => live == wanted,
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(value) => !value,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty(),
+    }
+}
+
+/// Whether both are the same amount: `1024Mi` and `1Gi`, `1000m` and `1`.
+fn same_quantity(one: &str, other: &str) -> bool {
+    fn amount(text: &str) -> Option<f64> {
+        match text.strip_suffix('m') {
+            Some(thousandths) => thousandths.parse::<f64>().ok().map(|number| number / 1000.0),
+            None => text.parse().ok().or_else(|| quantity::parse(text).ok().map(|bytes| bytes as f64)),
+        }
+    }
+    amount(one).is_some_and(|one| amount(other) == Some(one))
+}
+
+/// Lets a volume grow whose claim asks for less. A StatefulSet's template can't say so, the claim itself can.
+fn grow(claim: &PersistentVolumeClaim, size: &str) -> Option<Change> {
+    let requested = claim.spec.as_ref()?.resources.as_ref()?.requests.as_ref()?.get("storage")?;
+    let (requested, wanted) = (quantity::parse(&requested.0).ok()?, quantity::parse(size).ok()?);
+    let patch = json!({ "spec": { "resources": { "requests": { "storage": size } } } });
+    let resource = ApiResource::erase::<PersistentVolumeClaim>(&());
+    (wanted > requested).then(|| Change::Patch { resource, name: claim.name_any(), patch })
+}
+
+/// Annotates a pod, so that kubelet looks at its volumes at once.
+pub(crate) fn annotate(pod: &Pod, annotation: &str, value: &str) -> Change {
+    let patch = json!({ "metadata": { "uid": pod.uid(), "annotations": { annotation: value } } });
+    Change::Patch { resource: ApiResource::erase::<Pod>(&()), name: pod.name_any(), patch }
+}
+
+/// Makes the changes in turn; returns how many there were.
+pub(crate) async fn apply(client: &Client, namespace: &str, changes: Vec<Change>) -> Result<usize, Error> {
+    let count = changes.len();
+    for change in changes {
+        let api = |resource: &ApiResource| -> Api<DynamicObject> {
+            Api::namespaced_with(client.clone(), namespace, resource)
+        };
+        match change {
+            Change::Apply { resource, name, object } => {
+                let parameters = PatchParams::apply(FIELD_MANAGER).force();
+                let applied = api(&resource).patch(&name, &parameters, &Patch::Apply(&object)).await;
+                applied.doing(|| format!("apply {} {namespace}/{name}", resource.kind))?;
+                info!(kind = resource.kind, namespace, name, "applied");
+            }
+            Change::Patch { resource, name, patch } => {
+                let parameters =
+                    PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+                let patched = api(&resource).patch(&name, &parameters, &Patch::Merge(&patch)).await;
+                patched.doing(|| format!("patch {} {namespace}/{name}", resource.kind))?;
+                info!(kind = resource.kind, namespace, name, "patched");
+            }
+            Change::Delete { resource, name, uid } => {
+                let preconditions = Preconditions { uid: Some(uid), resource_version: None };
+                let parameters = DeleteParams::background().preconditions(preconditions);
+                match api(&resource).delete(&name, &parameters).await {
+                    Err(kube::Error::Api(status)) if status.code == 404 => {}
+                    deleted => {
+                        deleted.doing(|| format!("delete {} {namespace}/{name}", resource.kind))?;
+                    }
+                }
+                info!(kind = resource.kind, namespace, name, "deleted");
+            }
+        }
+    }
+    Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_rewrites_is_the_same() {
+        for (live, wanted, same) in [
+            (json!({"a": 1, "b": 2}), json!({"a": 1}), true),
+            (json!({"a": 1}), json!({"a": 1, "b": 2}), false),
+            (json!({"cpu": "1", "memory": "1Gi"}), json!({"cpu": "1000m", "memory": "1024Mi"}), true),
+            (json!({"cpu": "1"}), json!({"cpu": "1100m"}), false),
+            (json!({}), json!({"emptyDir": {}, "value": "", "tty": false}), true),
+            (json!({}), json!({"security": {"drop": ["ALL"]}}), false),
+            (json!([{"name": "a", "x": 1}, {"name": "b"}]), json!([{"name": "b"}]), true),
+            (json!([{"name": "a", "x": 1}]), json!([{"name": "a", "x": 2}]), false),
+            (json!(["a", "b"]), json!(["a"]), false),
+        ] {
+            assert_eq!(contains(&live, &wanted), same, "{live} {wanted}");
+        }
+    }
+}

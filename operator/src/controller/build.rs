@@ -1,0 +1,145 @@
+//! What is to be there for a pipeline: objects as values. Pure, and byte for byte the same for the same documents,
+//! since any difference in the pod template would be a restart.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kube::api::ApiResource;
+use serde_json::{Value, json};
+
+use super::observe::Observed;
+use super::validate::{Config, Verdict};
+
+mod config_map;
+pub(crate) mod names;
+mod overrides;
+mod pod;
+mod services;
+mod stateful_set;
+
+pub(crate) use config_map::CONFIG_BYTES_MAX;
+pub(crate) use services::admin_port;
+pub(crate) use stateful_set::{hash, is_at_rest};
+
+/// Where an object belongs. The order is that in which they are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Slot {
+    ServiceAccount,
+    ConfigMap,
+    HeadlessService,
+    Service,
+    StatefulSet,
+}
+
+impl Slot {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::ServiceAccount, Self::ConfigMap, Self::HeadlessService, Self::Service, Self::StatefulSet];
+
+    /// The address of its kind.
+    pub(crate) fn resource(self) -> ApiResource {
+        match self {
+            Self::ServiceAccount => ApiResource::erase::<k8s_openapi::api::core::v1::ServiceAccount>(&()),
+            Self::ConfigMap => ApiResource::erase::<k8s_openapi::api::core::v1::ConfigMap>(&()),
+            Self::HeadlessService | Self::Service => {
+                ApiResource::erase::<k8s_openapi::api::core::v1::Service>(&())
+            }
+            Self::StatefulSet => ApiResource::erase::<k8s_openapi::api::apps::v1::StatefulSet>(&()),
+        }
+    }
+
+    /// What it is called for a pipeline of this name.
+    pub(crate) fn name(self, pipeline: &str) -> String {
+        match self {
+            Self::HeadlessService => names::headless_service(pipeline),
+            _ => pipeline.to_owned(),
+        }
+    }
+}
+
+/// What is to be there.
+pub(crate) struct Desired {
+    /// By where it belongs; what is not here is not to be there.
+    pub(crate) objects: BTreeMap<Slot, Value>,
+    /// Slots that keep what they have, whatever that is.
+    pub(crate) kept: BTreeSet<Slot>,
+    /// Size of the config, if it is too large to be stored.
+    pub(crate) config_bytes_excess: Option<usize>,
+    /// Size that the volume is to have.
+    pub(crate) volume_size: Option<String>,
+}
+
+/// Returns what is to be there; `None` where the Pipeline is wrong: what runs then runs on.
+pub(crate) fn build(observed: &Observed, verdict: &Verdict, worker_image: &str) -> Option<Desired> {
+    let config = verdict.config.as_ref().ok()?;
+    let spec = observed.spec();
+    let owner = Owner { observed, config };
+    let mut objects = BTreeMap::new();
+    let mut kept = BTreeSet::new();
+    if spec.pod_template.service_account_name.is_none() {
+        objects.insert(
+            Slot::ServiceAccount,
+            owner.object(
+                Slot::ServiceAccount,
+                json!({
+                    "automountServiceAccountToken": false,
+                }),
+            ),
+        );
+    }
+    let mut config_bytes_excess = None;
+    match config_map::data(config) {
+        Ok(data) => {
+            objects.insert(Slot::ConfigMap, owner.object(Slot::ConfigMap, json!({ "data": data })));
+        }
+        Err(bytes) => {
+            config_bytes_excess = Some(bytes);
+            kept.insert(Slot::ConfigMap);
+        }
+    }
+    let headless = services::headless(&config.plan);
+    objects.insert(Slot::HeadlessService, owner.object(Slot::HeadlessService, json!({ "spec": headless })));
+    if let Some(service) = services::client(&config.plan) {
+        objects.insert(Slot::Service, owner.object(Slot::Service, json!({ "spec": service })));
+    }
+    let live = observed.built.get(&Slot::StatefulSet);
+    let image = stateful_set::default_image(config, &spec, live, worker_image);
+    let set = stateful_set::spec(config, &spec, live, image);
+    let mut set = owner.object(Slot::StatefulSet, json!({ "spec": set }));
+    set["metadata"]["annotations"] = json!({ names::IMAGE_ANNOTATION: image });
+    objects.insert(Slot::StatefulSet, set);
+    let volume_size = (!spec.storage.ephemeral).then(|| stateful_set::volume_size(&spec));
+    Some(Desired { objects, kept, config_bytes_excess, volume_size })
+}
+
+/// Whose objects these are.
+struct Owner<'a> {
+    observed: &'a Observed,
+    config: &'a Config,
+}
+
+impl Owner<'_> {
+    /// An object with these fields, named for its slot and owned by the Pipeline.
+    fn object(&self, slot: Slot, fields: Value) -> Value {
+        let pipeline = &self.observed.pipeline;
+        let resource = slot.resource();
+        let mut object = json!({
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "metadata": {
+                "name": slot.name(&pipeline.name),
+                "namespace": pipeline.namespace,
+                "labels": names::labels(&self.config.plan.name),
+                "ownerReferences": [{
+                    "apiVersion": litejoin_crds::API_VERSION,
+                    "kind": "Pipeline",
+                    "name": pipeline.name,
+                    "uid": pipeline.uid,
+                    "controller": true,
+                }],
+            },
+        });
+        for (field, value) in fields.as_object().into_iter().flatten() {
+            object[field] = value.clone();
+        }
+        object
+    }
+}

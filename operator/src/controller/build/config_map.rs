@@ -1,0 +1,25 @@
+//! The documents as the worker reads them: the very same, so that `litejoin run -f` on this file does on a laptop
+//! what the pod does.
+
+use serde_json::{Value, json};
+
+use crate::controller::validate::Config;
+
+/// The largest config. A ConfigMap holds 1 MiB, all of it told.
+pub(crate) const CONFIG_BYTES_MAX: usize = 900 * 1024;
+
+/// The file in the ConfigMap.
+pub(crate) const FILE: &str = "pipeline.yaml";
+
+/// Returns the ConfigMap's data, or its size if that is too large.
+pub(crate) fn data(config: &Config) -> Result<Value, usize> {
+    let documents = config.documents.iter().map(|document| {
+        let yaml = serde_yaml::to_string(&document.value).expect("JSON is YAML");
+        yaml.trim_start_matches("---\n").to_owned()
+    });
+    let text = documents.collect::<Vec<_>>().join("---\n");
+    match text.len() {
+        bytes if bytes > CONFIG_BYTES_MAX => Err(bytes),
+        _ => Ok(json!({ FILE: text })),
+    }
+}

@@ -1,0 +1,45 @@
+//! What objects are called and labelled. Labels of the user's own documents are never copied: tools that watch by
+//! labels would take what we build for theirs, and remove it.
+
+use serde_json::{Value, json};
+
+/// Label that names the pipeline; StatefulSets select their pods by it.
+pub(crate) const PIPELINE_LABEL: &str = "litejoin.io/pipeline";
+/// Selects what this operator has made.
+pub(crate) const MANAGED_BY_SELECTOR: &str = "app.kubernetes.io/managed-by=litejoin-operator";
+/// Annotation of a pod template: hash of the settings that hold from a worker's start to its end.
+pub(crate) const SETTINGS_ANNOTATION: &str = "litejoin.io/settings";
+/// Annotation of an object: hash of what was written, by which a field that is not wanted any more is seen.
+pub(crate) const WRITTEN_ANNOTATION: &str = "litejoin.io/written";
+/// Annotation of a StatefulSet: the image that its worker has while its Pipeline names none.
+pub(crate) const IMAGE_ANNOTATION: &str = "litejoin.io/default-image";
+/// Annotation of a pod: the config that kubelet is to look for at once.
+pub(crate) const CONFIG_ANNOTATION: &str = "litejoin.io/config";
+
+/// The volume of the data.
+pub(crate) const DATA_VOLUME: &str = "data";
+
+pub(crate) fn labels(pipeline: &str) -> Value {
+    json!({
+        "app.kubernetes.io/name": "litejoin",
+        "app.kubernetes.io/managed-by": "litejoin-operator",
+        PIPELINE_LABEL: pipeline,
+    })
+}
+
+/// Labels by which a pipeline's pods are found; they never change.
+pub(crate) fn selector(pipeline: &str) -> Value {
+    json!({ "app.kubernetes.io/name": "litejoin", PIPELINE_LABEL: pipeline })
+}
+
+pub(crate) fn headless_service(pipeline: &str) -> String {
+    format!("{pipeline}-headless")
+}
+
+pub(crate) fn pod(pipeline: &str) -> String {
+    format!("{pipeline}-0")
+}
+
+pub(crate) fn claim(pipeline: &str) -> String {
+    format!("{DATA_VOLUME}-{pipeline}-0")
+}

@@ -1,0 +1,150 @@
+//! The pod: one container that runs the worker over the mounted config, under the restricted pod security standard.
+
+use std::path::Path;
+
+use litejoin_crds::PipelineSpec;
+use serde_json::{Map, Value, json};
+
+use super::{names, services};
+use crate::controller::build::config_map::FILE;
+use crate::controller::validate::Config;
+
+/// User and group of the worker, in the image and in the pod.
+const USER: u32 = 65532;
+/// The worker's working directory, from which a relative `dataDir` is reached.
+const HOME: &str = "/var/lib/litejoin";
+/// Where the config is mounted.
+const CONFIG_FOLDER: &str = "/etc/litejoin/config";
+/// Where Secrets are mounted: a folder for each, a file in it for each key.
+const SECRETS_FOLDER: &str = "/etc/litejoin/secrets";
+/// How long a planned stop may take: what is on its way is delivered and the files are closed.
+const STOP_SECONDS: u32 = 60;
+
+/// The pod's template, before what the user lays over it.
+pub(crate) fn template(config: &Config, spec: &PipelineSpec, image: &str, settings_hash: &str) -> Value {
+    let own = &spec.pod_template;
+    let mut labels = serde_json::to_value(&own.labels).expect("labels are plain data");
+    merge(&mut labels, &names::selector(&config.plan.name));
+    let mut annotations = serde_json::to_value(&own.annotations).expect("annotations are plain data");
+    merge(&mut annotations, &json!({ names::SETTINGS_ANNOTATION: settings_hash }));
+    let account = own.service_account_name.as_deref().unwrap_or(&config.plan.name);
+    let mut pod = json!({
+        "serviceAccountName": account,
+        "automountServiceAccountToken": false,
+        "enableServiceLinks": false,
+        "terminationGracePeriodSeconds": STOP_SECONDS,
+        "securityContext": {
+            "runAsNonRoot": true,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+        "containers": [container(config, spec, image)],
+        "volumes": volumes(config, spec),
+    });
+    let set = |pod: &mut Value, field: &str, value: Value| {
+        let empty = value.is_null()
+            || value.as_array().is_some_and(Vec::is_empty)
+            || value.as_object().is_some_and(Map::is_empty);
+        if !empty {
+            pod[field] = value;
+        }
+    };
+    set(&mut pod, "nodeSelector", json!(own.node_selector));
+    set(&mut pod, "tolerations", json!(own.tolerations));
+    set(&mut pod, "affinity", json!(own.affinity));
+    set(&mut pod, "topologySpreadConstraints", json!(own.topology_spread_constraints));
+    set(&mut pod, "priorityClassName", json!(own.priority_class_name));
+    set(&mut pod, "imagePullSecrets", json!(own.image_pull_secrets));
+    json!({ "metadata": { "labels": labels, "annotations": annotations }, "spec": pod })
+}
+
+fn container(config: &Config, spec: &PipelineSpec, image: &str) -> Value {
+    let admin = services::admin_port(&config.plan);
+    let mut env = vec![json!({ "name": "LITEJOIN_LOG_FORMAT", "value": "json" })];
+    if !config.secrets.is_empty() {
+        env.push(json!({ "name": "LITEJOIN_SECRETS_DIR", "value": SECRETS_FOLDER }));
+    }
+    env.extend(spec.pod_template.env.iter().map(|variable| json!(variable)));
+    let mut mounts = vec![
+        json!({ "name": "config", "mountPath": CONFIG_FOLDER, "readOnly": true }),
+        json!({ "name": names::DATA_VOLUME, "mountPath": data_folder(&config.plan.storage.data_dir) }),
+        json!({ "name": "tmp", "mountPath": "/tmp" }),
+    ];
+    mounts.extend(config.secrets.iter().map(|secret| {
+        let folder = format!("{SECRETS_FOLDER}/{secret}");
+        json!({ "name": secret_volume(config, secret), "mountPath": folder, "readOnly": true })
+    }));
+    let probe = |path: &str, period: u32, failures: u32| {
+        json!({
+            "httpGet": { "path": path, "port": admin, "scheme": "HTTP" },
+            "periodSeconds": period,
+            "timeoutSeconds": 2,
+            "failureThreshold": failures,
+        })
+    };
+    let mut container = json!({
+        "name": "worker",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "args": ["run", "--watch", "--leave-out-invalid", "-f", format!("{CONFIG_FOLDER}/{FILE}")],
+        "workingDir": HOME,
+        "env": env,
+        // Ports of sources and sinks come and go without another pod, so none of them is named here.
+        "ports": [{ "name": "admin", "containerPort": admin, "protocol": "TCP" }],
+        "volumeMounts": mounts,
+        "startupProbe": probe("/healthz", 1, 300),
+        "livenessProbe": probe("/healthz", 10, 6),
+        "readinessProbe": probe("/readyz", 2, 3),
+        // What a worker says at its end is then in the pod's status, and from there in the Pipeline's.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": { "drop": ["ALL"] },
+        },
+    });
+    if let Some(resources) = &spec.resources {
+        container["resources"] = json!(resources);
+    }
+    container
+}
+
+fn volumes(config: &Config, spec: &PipelineSpec) -> Vec<Value> {
+    let mut volumes = vec![
+        json!({ "name": "config", "configMap": { "name": config.plan.name } }),
+        json!({ "name": "tmp", "emptyDir": {} }),
+    ];
+    if spec.storage.ephemeral {
+        volumes.push(json!({ "name": names::DATA_VOLUME, "emptyDir": {} }));
+    }
+    // A Secret that is deleted later must not keep a pod from starting: who needs it says so.
+    volumes.extend(config.secrets.iter().map(|secret| {
+        json!({
+            "name": secret_volume(config, secret),
+            "secret": { "secretName": secret, "optional": true },
+        })
+    }));
+    volumes
+}
+
+/// A volume's name is a label, a Secret's may be longer: they are numbered.
+fn secret_volume(config: &Config, secret: &str) -> String {
+    let index = config.secrets.iter().position(|name| name == secret).unwrap_or_default();
+    format!("secret-{index}")
+}
+
+/// Where the volume of the data is mounted.
+fn data_folder(data_dir: &Path) -> String {
+    let parts = data_dir.components().filter(|part| *part != std::path::Component::CurDir);
+    Path::new(HOME).join(parts.collect::<std::path::PathBuf>()).display().to_string()
+}
+
+/// Lays the fields of one object over another's.
+fn merge(into: &mut Value, from: &Value) {
+    for (field, value) in from.as_object().into_iter().flatten() {
+        into[field] = value.clone();
+    }
+}

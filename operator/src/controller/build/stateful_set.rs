@@ -1,0 +1,107 @@
+//! The StatefulSet of one pod. What can't change after creation is taken from the live one, and a default image that
+//! the operator brings along takes effect with the next restart that there is another reason for.
+
+use std::fmt::Write;
+
+use kube::ResourceExt;
+use kube::api::DynamicObject;
+use litejoin_crds::PipelineSpec;
+use litejoin_crds::defaults;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::{names, overrides, pod};
+use crate::controller::validate::Config;
+
+/// The image of a worker whose Pipeline names none: the one that it was made with, until a restart that there is
+/// another reason for, then the operator's own.
+pub(crate) fn default_image<'a>(
+    config: &Config,
+    spec: &PipelineSpec,
+    live: Option<&'a DynamicObject>,
+    worker_image: &'a str,
+) -> &'a str {
+    let made_with = live.and_then(|live| {
+        let template = &live.data["spec"]["template"]["metadata"]["annotations"];
+        let same = template[names::SETTINGS_ANNOTATION] == settings_hash(config, spec);
+        live.annotations().get(names::IMAGE_ANNOTATION).filter(|_| same)
+    });
+    made_with.map_or(worker_image, String::as_str)
+}
+
+/// The StatefulSet's spec.
+pub(crate) fn spec(
+    config: &Config,
+    spec: &PipelineSpec,
+    live: Option<&DynamicObject>,
+    default_image: &str,
+) -> Value {
+    let image = spec.image.as_deref().unwrap_or(default_image);
+    let mut template = pod::template(config, spec, image, &settings_hash(config, spec));
+    if let Some(over) = &spec.pod_template.overrides {
+        overrides::merge(&mut template, over);
+    }
+    let when_deleted = if spec.storage.retain_on_delete { "Retain" } else { "Delete" };
+    let mut set = json!({
+        "replicas": if is_at_rest(spec) { 0 } else { 1 },
+        "serviceName": names::headless_service(&config.plan.name),
+        // A pod that can't come up is then replaced by one that may.
+        "podManagementPolicy": "Parallel",
+        "updateStrategy": { "type": "RollingUpdate" },
+        "revisionHistoryLimit": 2,
+        "persistentVolumeClaimRetentionPolicy": { "whenDeleted": when_deleted, "whenScaled": "Retain" },
+        "selector": { "matchLabels": names::selector(&config.plan.name) },
+        "template": template,
+    });
+    if !spec.storage.ephemeral {
+        let template = live.and_then(|live| claim_template(&live.data)).unwrap_or_else(|| claim(spec));
+        set["volumeClaimTemplates"] = json!([template]);
+    }
+    set
+}
+
+/// Whether the pipeline is to have no pod.
+pub(crate) fn is_at_rest(spec: &PipelineSpec) -> bool {
+    spec.suspend || spec.replicas == 0
+}
+
+/// Size of the volume.
+pub(crate) fn volume_size(spec: &PipelineSpec) -> String {
+    spec.storage.size.as_ref().map_or_else(|| defaults::VOLUME_SIZE.to_owned(), |size| size.0.clone())
+}
+
+fn claim(spec: &PipelineSpec) -> Value {
+    let mut claim = json!({
+        "accessModes": [spec.storage.access_mode],
+        "resources": { "requests": { "storage": volume_size(spec) } },
+    });
+    if let Some(class) = &spec.storage.storage_class_name {
+        claim["storageClassName"] = json!(class);
+    }
+    json!({ "metadata": { "name": names::DATA_VOLUME }, "spec": claim })
+}
+
+/// What was written as the template of the claim, as far as it is ours.
+fn claim_template(live: &Value) -> Option<Value> {
+    let spec = &live["spec"]["volumeClaimTemplates"][0]["spec"];
+    let mut claim = json!({ "accessModes": spec["accessModes"], "resources": spec["resources"] });
+    if spec["storageClassName"].is_string() {
+        claim["storageClassName"] = spec["storageClassName"].clone();
+    }
+    spec.is_object().then(|| json!({ "metadata": { "name": names::DATA_VOLUME }, "spec": claim }))
+}
+
+/// Hash of all that a running worker can't change, or can't see change.
+fn settings_hash(config: &Config, spec: &PipelineSpec) -> String {
+    let fixed = config.plan.fixed();
+    let settings = json!({ "fixed": fixed, "nonce": spec.restart_nonce, "secrets": config.secrets });
+    hash(&settings)
+}
+
+/// A short hash of a value: 16 hex digits.
+pub(crate) fn hash(value: &Value) -> String {
+    Sha256::digest(value.to_string()).iter().take(8).fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}

@@ -1,0 +1,169 @@
+//! Reads what there is: the Pipeline, what refers to it, what was built of it, and the Secrets that it names.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::future::try_join_all;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
+use kube::api::{Api, DynamicObject};
+use kube::{Client, ResourceExt};
+use litejoin_crds::PipelineSpec;
+use litejoin_crds::kind::Kind;
+use litejoin_crds::validate::Document;
+use serde_json::{Value, json};
+
+use super::build::{Slot, names};
+use super::children::Children;
+use super::kinds;
+use crate::error::{Doing, Error};
+
+/// What there is of one pipeline.
+pub(crate) struct Observed {
+    pub(crate) pipeline: Object,
+    /// In the order in which they came to be: where two claim one name, the older has it.
+    pub(crate) children: Vec<Object>,
+    /// What was built before, by where it belongs.
+    pub(crate) built: BTreeMap<Slot, DynamicObject>,
+    pub(crate) claim: Option<PersistentVolumeClaim>,
+    pub(crate) pod: Option<Pod>,
+    /// Names of the keys of each Secret that a document names; `None` where there is no such Secret.
+    pub(crate) secrets: BTreeMap<String, Option<BTreeSet<String>>>,
+}
+
+/// A document of ours as the API server has it.
+pub(crate) struct Object {
+    pub(crate) kind: Kind,
+    pub(crate) name: String,
+    pub(crate) namespace: String,
+    pub(crate) uid: String,
+    pub(crate) generation: i64,
+    pub(crate) spec: Value,
+    pub(crate) status: Value,
+}
+
+impl Object {
+    pub(crate) fn new(kind: Kind, object: &DynamicObject) -> Self {
+        Self {
+            kind,
+            name: object.name_any(),
+            namespace: object.namespace().unwrap_or_default(),
+            uid: object.uid().unwrap_or_default(),
+            generation: object.metadata.generation.unwrap_or_default(),
+            spec: object.data["spec"].clone(),
+            status: object.data["status"].clone(),
+        }
+    }
+
+    /// What its author wrote.
+    pub(crate) fn document(&self) -> Document {
+        let metadata = json!({ "name": self.name, "namespace": self.namespace });
+        let (api_version, kind) = (litejoin_crds::API_VERSION, self.kind.as_str());
+        Document {
+            value: json!({ "apiVersion": api_version, "kind": kind, "metadata": metadata, "spec": self.spec }),
+        }
+    }
+}
+
+impl Observed {
+    /// Whether the operator is to leave everything as it is.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.pipeline.spec["reconciliationPaused"] == true
+    }
+
+    /// The spec as a type, if it can be read as one; what can't be is a complaint.
+    pub(crate) fn spec(&self) -> PipelineSpec {
+        serde_json::from_value(self.pipeline.spec.clone()).unwrap_or_default()
+    }
+}
+
+/// Reads all there is; `None` if the Pipeline is gone or going.
+pub(crate) async fn observe(
+    client: &Client,
+    children: &Children,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<Observed>, Error> {
+    let pipelines: Api<DynamicObject> =
+        Api::namespaced_with(client.clone(), namespace, &kinds::resource(Kind::Pipeline));
+    let pipeline = pipelines.get_opt(name).await.doing(|| format!("read Pipeline {namespace}/{name}"))?;
+    let Some(pipeline) = pipeline.filter(|pipeline| pipeline.metadata.deletion_timestamp.is_none()) else {
+        return Ok(None);
+    };
+    let pipeline = Object::new(Kind::Pipeline, &pipeline);
+    let children = children.of(namespace, name);
+    let (built, claim, pod) = tokio::try_join!(
+        built(client, namespace, name),
+        async {
+            let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+            let claim = names::claim(name);
+            claims.get_opt(&claim).await.doing(|| format!("read PersistentVolumeClaim {namespace}/{claim}"))
+        },
+        async {
+            let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+            let pod = names::pod(name);
+            pods.get_opt(&pod).await.doing(|| format!("read Pod {namespace}/{pod}"))
+        },
+    )?;
+    let mut named = BTreeSet::new();
+    for object in std::iter::once(&pipeline).chain(&children) {
+        named.extend(secret_keys(&object.spec).into_iter().map(|(secret, _)| secret));
+    }
+    let secrets = secrets(client, namespace, named).await?;
+    Ok(Some(Observed { pipeline, children, built, claim, pod, secrets }))
+}
+
+async fn built(
+    client: &Client,
+    namespace: &str,
+    pipeline: &str,
+) -> Result<BTreeMap<Slot, DynamicObject>, Error> {
+    let reads = Slot::ALL.map(|slot| async move {
+        let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &slot.resource());
+        let name = slot.name(pipeline);
+        let found = api.get_opt(&name).await;
+        let found = found.doing(|| format!("read {} {namespace}/{name}", slot.resource().kind))?;
+        Ok(found.map(|object| (slot, object)))
+    });
+    Ok(try_join_all(reads).await?.into_iter().flatten().collect())
+}
+
+async fn secrets(
+    client: &Client,
+    namespace: &str,
+    names: BTreeSet<String>,
+) -> Result<BTreeMap<String, Option<BTreeSet<String>>>, Error> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let reads = names.into_iter().map(|name| {
+        let api = &api;
+        async move {
+            let secret = api.get_opt(&name).await.doing(|| format!("read Secret {namespace}/{name}"))?;
+            // Only the names of keys are kept.
+            let keys = secret.map(|secret| secret.data.unwrap_or_default().into_keys().collect());
+            Ok((name, keys))
+        }
+    });
+    Ok(try_join_all(reads).await?.into_iter().collect())
+}
+
+/// The Secrets that a spec names, each with its key; without one where the whole Secret is meant.
+pub(crate) fn secret_keys(spec: &Value) -> Vec<(String, Option<String>)> {
+    let mut found = Vec::new();
+    let reference = |value: &Value| {
+        let key = value["key"].as_str().map(str::to_owned);
+        value["name"].as_str().map(|name| (name.to_owned(), key))
+    };
+    match spec {
+        Value::Object(map) => {
+            for (field, value) in map {
+                match field.as_str() {
+                    "secretKeyRef" | "credentialsSecretRef" => found.extend(reference(value)),
+                    // What a user adds to the pod is kubelet's to resolve.
+                    "podTemplate" => {}
+                    _ => found.extend(secret_keys(value)),
+                }
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| found.extend(secret_keys(item))),
+        _ => {}
+    }
+    found
+}

@@ -1,0 +1,130 @@
+//! Writes statuses where they differ, and tells as Events what has turned.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::runtime::events::{Event, EventType};
+use litejoin_crds::API_VERSION;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tracing::{info, warn};
+
+use super::observe::{Object, Observed};
+use super::status::{Statuses, orphan};
+use super::{Context, FIELD_MANAGER, kinds};
+use crate::error::{Doing, Error, chain};
+
+/// The longest note that an Event takes, in bytes.
+const NOTE_BYTES_MAX: usize = 1024;
+
+/// Writes the statuses that differ; returns how many there were.
+pub(super) async fn publish(
+    context: &Context,
+    observed: &Observed,
+    statuses: Statuses,
+) -> Result<usize, Error> {
+    let mut written = 0;
+    for (child, status) in observed.children.iter().zip(&statuses.children) {
+        written += write(context, child, status, &status.conditions).await?;
+    }
+    // Last, so that whoever waits for the Pipeline finds its children told.
+    let (pipeline, status) = (&observed.pipeline, &statuses.pipeline);
+    Ok(written + write(context, pipeline, status, &status.conditions).await?)
+}
+
+/// Tells children that their Pipeline is not there.
+pub(super) async fn publish_orphans(
+    context: &Context,
+    children: &[Object],
+    pipeline: &str,
+) -> Result<(), Error> {
+    for child in children {
+        let status = orphan(child, pipeline, Timestamp::now());
+        write(context, child, &status, &status.conditions).await?;
+    }
+    Ok(())
+}
+
+async fn write(
+    context: &Context,
+    object: &Object,
+    status: &impl Serialize,
+    conditions: &[Condition],
+) -> Result<usize, Error> {
+    let status = serde_json::to_value(status).expect("a status is plain data");
+    if object.status == status {
+        return Ok(0);
+    }
+    let (kind, namespace, name) = (object.kind.as_str(), &object.namespace, &object.name);
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(context.client.clone(), namespace, &kinds::resource(object.kind));
+    // Without its uid it could make a new object of the name, had this one gone.
+    let document = json!({
+        "apiVersion": API_VERSION,
+        "kind": kind,
+        "metadata": { "name": name, "uid": object.uid },
+        "status": status,
+    });
+    let parameters = PatchParams::apply(FIELD_MANAGER).force();
+    match api.patch_status(name, &parameters, &Patch::Apply(&document)).await {
+        // It has gone meanwhile. Another of its name is a conflict, and looked at anew.
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(0),
+        written => written.doing(|| format!("write the status of {kind} {namespace}/{name}"))?,
+    };
+    tell(context, object, conditions).await;
+    Ok(1)
+}
+
+/// Tells as an Event that `Ready` has turned, or is what it is for another reason.
+async fn tell(context: &Context, object: &Object, conditions: &[Condition]) {
+    let Some(ready) = conditions.iter().find(|condition| condition.type_ == "Ready") else { return };
+    let before = object.status["conditions"].as_array().into_iter().flatten();
+    let before = before.into_iter().find(|condition| condition["type"] == "Ready");
+    let same = |before: &Value| {
+        before["status"] == ready.status.as_str() && before["reason"] == ready.reason.as_str()
+    };
+    if before.is_some_and(same) {
+        return;
+    }
+    let stalled =
+        conditions.iter().any(|condition| condition.type_ == "Stalled" && condition.status == "True");
+    let note = if ready.message.is_empty() { "everything runs as written" } else { &ready.message };
+    info!(
+        kind = object.kind.as_str(),
+        namespace = object.namespace,
+        name = object.name,
+        ready = ready.status,
+        reason = ready.reason,
+        message = ready.message,
+        "turned"
+    );
+    let event = Event {
+        type_: if stalled { EventType::Warning } else { EventType::Normal },
+        reason: ready.reason.clone(),
+        note: Some(shortened(note)),
+        action: "Reconcile".to_owned(),
+        secondary: None,
+    };
+    let reference = ObjectReference {
+        api_version: Some(API_VERSION.to_owned()),
+        kind: Some(object.kind.as_str().to_owned()),
+        namespace: Some(object.namespace.clone()),
+        name: Some(object.name.clone()),
+        uid: Some(object.uid.clone()),
+        ..ObjectReference::default()
+    };
+    // The status says it already; an Event is for those who look at `kubectl describe`.
+    if let Err(error) = context.recorder.publish(&event, &reference).await {
+        warn!(error = chain(&error), "could not tell it as an Event");
+    }
+}
+
+/// The text, cut to what an Event takes.
+fn shortened(note: &str) -> String {
+    let mut end = note.len().min(NOTE_BYTES_MAX);
+    while !note.is_char_boundary(end) {
+        end -= 1;
+    }
+    note[..end].to_owned()
+}

@@ -1,0 +1,87 @@
+//! What is built of pipelines, and what is said of them, as files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use expect_test::expect_file;
+use litejoin_crds::kind::Kind;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::build::{Desired, build};
+use super::observe::{Object, Observed};
+use super::status::statuses;
+use super::validate::validate;
+use super::worker::Told;
+
+#[test]
+fn objects_and_statuses_are_as_written_down() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/cases/objects");
+    let mut cases: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    cases.retain(|case| case.is_dir());
+    cases.sort();
+    assert!(cases.len() >= 10);
+    for case in cases {
+        let documents = fs::read_to_string(case.join("documents.yaml")).unwrap();
+        expect_file![case.join("objects.yaml")].assert_eq(&outcome(&observed(&documents)));
+    }
+}
+
+#[test]
+fn the_same_documents_make_the_same_bytes() {
+    let documents =
+        "{apiVersion: litejoin.io/v1alpha1, kind: Pipeline, metadata: {name: p, namespace: n}, spec: {}}";
+    assert_eq!(outcome(&observed(documents)), outcome(&observed(documents)));
+}
+
+/// What there is when these documents were just made.
+fn observed(documents: &str) -> Observed {
+    let mut objects = serde_yaml::Deserializer::from_str(documents).map(|document| {
+        let value = Value::deserialize(document).unwrap();
+        let text = |field: &str| value["metadata"][field].as_str().unwrap_or_default().to_owned();
+        Object {
+            kind: Kind::from_name(value["kind"].as_str().unwrap()).unwrap(),
+            name: text("name"),
+            namespace: text("namespace"),
+            uid: "the-uid".to_owned(),
+            generation: 1,
+            spec: value["spec"].clone(),
+            status: value["status"].clone(),
+        }
+    });
+    let pipeline = objects.next().unwrap();
+    Observed {
+        pipeline,
+        children: objects.collect(),
+        built: BTreeMap::new(),
+        claim: None,
+        pod: None,
+        secrets: BTreeMap::from([("credentials".to_owned(), Some(BTreeSet::from(["token".to_owned()])))]),
+    }
+}
+
+/// Everything that follows from it, as YAML.
+fn outcome(observed: &Observed) -> String {
+    let verdict = validate(observed);
+    let desired =
+        if observed.is_paused() { None } else { build(observed, &verdict, "litejoin:of-the-operator") };
+    let mut text = String::new();
+    let objects = desired.iter().flat_map(|Desired { objects, .. }| objects.values());
+    for object in objects {
+        write!(text, "---\n{}", serde_yaml::to_string(object).unwrap()).unwrap();
+    }
+    let now = jiff::Timestamp::UNIX_EPOCH;
+    let statuses = statuses(observed, &verdict, desired.as_ref(), &Told::Absent, now);
+    let said = |name: &str, conditions: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition]| {
+        let lines =
+            conditions.iter().map(|c| format!("{} {} {}: {}", c.type_, c.status, c.reason, c.message));
+        json!({ name: lines.collect::<Vec<_>>() })
+    };
+    let mut all = vec![said(&observed.pipeline.name, &statuses.pipeline.conditions)];
+    let children = observed.children.iter().zip(&statuses.children);
+    all.extend(children.map(|(child, status)| said(&child.name, &status.conditions)));
+    write!(text, "---\n# what is said\n{}", serde_yaml::to_string(&all).unwrap()).unwrap();
+    text
+}

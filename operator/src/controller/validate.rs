@@ -1,0 +1,138 @@
+//! What of the documents can run. Pure: `litejoin_crds::validate` judges, and a child that is wrong is left out
+//! until the rest can run without it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use litejoin_crds::address::Address;
+use litejoin_crds::hash::config_hash;
+use litejoin_crds::validate::Document;
+use litejoin_crds::{Complaint, Plan, Reason, Severity, unsupported, validate as judge};
+use serde_json::Value;
+
+use super::observe::{Object, Observed, secret_keys};
+
+/// Fields of a Pipeline that only the operator reads.
+const OPERATORS_FIELDS: [&str; 7] =
+    ["image", "replicas", "suspend", "reconciliationPaused", "restartNonce", "resources", "podTemplate"];
+
+/// Fields of its `storage` that only the operator reads.
+const OPERATORS_STORAGE_FIELDS: [&str; 7] =
+    ["size", "storageClassName", "accessMode", "retainOnDelete", "ephemeral", "onNodeLoss", "reshard"];
+
+/// What the documents of a pipeline come to.
+pub(crate) struct Verdict {
+    /// What is to run; or what is wrong with the Pipeline itself.
+    pub(crate) config: Result<Config, Vec<Complaint>>,
+    /// What is wrong with children, by their index.
+    pub(crate) refused: BTreeMap<usize, Vec<Complaint>>,
+    /// A change of `shardCount` that is consented to and that nobody can make yet: from, to.
+    pub(crate) reshard: Option<(u64, u64)>,
+}
+
+/// What a worker is to run.
+pub(crate) struct Config {
+    /// The Pipeline first, without what only the operator reads.
+    pub(crate) documents: Vec<Document>,
+    pub(crate) plan: Plan,
+    /// By which the worker says that it runs this.
+    pub(crate) hash: String,
+    /// Secrets that the worker needs.
+    pub(crate) secrets: BTreeSet<String>,
+}
+
+/// Judges all documents.
+pub(crate) fn validate(observed: &Observed) -> Verdict {
+    let mut pipeline = observed.pipeline.document();
+    let reshard = hold_layout(&mut pipeline, &observed.pipeline.status);
+    let children: Vec<Document> = observed.children.iter().map(Object::document).collect();
+    let mut refused: BTreeMap<usize, Vec<Complaint>> = BTreeMap::new();
+    loop {
+        let kept: Vec<usize> = (0..children.len()).filter(|index| !refused.contains_key(index)).collect();
+        let mut documents = vec![pipeline.clone()];
+        documents.extend(kept.iter().map(|index| children[*index].clone()));
+        let (plan, mut complaints) = match judge(&documents) {
+            Ok((plan, _)) => (Some(plan), Vec::new()),
+            Err(complaints) => (None, complaints),
+        };
+        complaints.extend(unsupported(&documents));
+        complaints.extend(missing_secrets(&documents, observed));
+        complaints.extend(plan.iter().flat_map(unreachable_admin));
+        complaints.retain(|complaint| complaint.severity == Severity::Error);
+        let (own, theirs): (Vec<_>, Vec<_>) =
+            complaints.into_iter().partition(|complaint| complaint.place.document == 0);
+        if theirs.is_empty() {
+            let config = match plan {
+                Some(plan) if own.is_empty() => Ok(config(documents, plan)),
+                _ => Err(own),
+            };
+            return Verdict { config, refused, reshard };
+        }
+        for complaint in theirs {
+            refused.entry(kept[complaint.place.document - 1]).or_default().push(complaint);
+        }
+    }
+}
+
+fn config(mut documents: Vec<Document>, plan: Plan) -> Config {
+    let secrets = documents.iter().flat_map(|document| secret_keys(&document.value["spec"]));
+    let secrets = secrets.map(|(secret, _)| secret).collect();
+    let spec = &mut documents[0].value["spec"];
+    remove(spec, &OPERATORS_FIELDS);
+    if let Some(storage) = spec.get_mut("storage") {
+        remove(storage, &OPERATORS_STORAGE_FIELDS);
+    }
+    Config { hash: config_hash(&documents), documents, plan, secrets }
+}
+
+fn remove(value: &mut Value, fields: &[&str]) {
+    if let Some(map) = value.as_object_mut() {
+        map.retain(|field, _| !fields.contains(&field.as_str()));
+    }
+}
+
+/// Puts the number of shards that the data has in the place of another that is consented to. Returns both.
+fn hold_layout(pipeline: &mut Document, status: &Value) -> Option<(u64, u64)> {
+    let has = status["layout"]["shardCount"].as_u64()?;
+    let storage = pipeline.value["spec"].get_mut("storage")?;
+    let wanted = storage["shardCount"].as_u64()?;
+    remove(storage, &["reshard"]);
+    if has == wanted {
+        return None;
+    }
+    storage["shardCount"] = has.into();
+    Some((has, wanted))
+}
+
+/// Complains about each Secret, or key of one, that is not there.
+fn missing_secrets(documents: &[Document], observed: &Observed) -> Vec<Complaint> {
+    let mut complaints = Vec::new();
+    for (index, document) in documents.iter().enumerate() {
+        for (secret, key) in secret_keys(&document.value["spec"]) {
+            let missing = match (observed.secrets.get(&secret).and_then(Option::as_ref), key) {
+                (None, _) => format!("there is no Secret {secret:?} in this namespace; create it"),
+                (Some(keys), Some(key)) if !keys.contains(&key) => {
+                    format!("the Secret {secret:?} has no key {key:?}; add it")
+                }
+                _ => continue,
+            };
+            complaints.push(Complaint::error(index, "spec", Reason::UnknownReference, missing));
+        }
+    }
+    complaints
+}
+
+/// Complains about an admin address that nobody outside of the pod reaches: kubelet would never find it ready.
+fn unreachable_admin(plan: &Plan) -> Option<Complaint> {
+    let reached =
+        Address::parse(&plan.admin.addr).is_ok_and(|address| address.port != 0 && is_open(&address));
+    let message =
+        "in a cluster, health is asked for from outside of the pod; write a port alone, such as \":9090\"";
+    (!reached).then(|| Complaint::error(0, "spec.admin.addr", Reason::InvalidAddress, message))
+}
+
+/// Whether an address is reached from outside.
+pub(crate) fn is_open(address: &Address) -> bool {
+    !address.host.as_deref().is_some_and(|host| {
+        host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+    })
+}

@@ -1,0 +1,132 @@
+//! What the worker in the pod says of the config it runs, read from `/status` of its admin address.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use serde_json::Value;
+use tracing::debug;
+
+use super::apply::{Change, annotate};
+use super::build::{admin_port, names};
+use super::observe::Observed;
+use super::validate::Verdict;
+
+/// How long a worker may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// The largest answer that is read.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// How soon a worker is asked again that does not run what it is to run.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// The same, for one that refuses it.
+const ASK_AGAIN_REFUSED: Duration = Duration::from_secs(10);
+
+/// Asks workers.
+pub(crate) struct Workers {
+    client: reqwest::Client,
+}
+
+/// What a worker says.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Told {
+    /// There is nobody to ask.
+    Absent,
+    /// It does not answer yet.
+    Silent,
+    /// It runs what it is to run.
+    Runs {
+        /// Documents that it leaves out: kind, name, why.
+        refused: Vec<Refused>,
+    },
+    /// It runs something else, and perhaps says why.
+    Behind { refusal: Option<String> },
+}
+
+/// A document that a worker leaves out.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Refused {
+    pub(crate) kind: String,
+    pub(crate) name: String,
+    pub(crate) message: String,
+}
+
+impl Workers {
+    pub(crate) fn new() -> Self {
+        let client = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().build();
+        Self { client: client.expect("a client without TLS needs nothing of the system") }
+    }
+
+    /// Asks the worker of a pipeline what it runs.
+    pub(crate) async fn ask(&self, observed: &Observed, verdict: &Verdict) -> Told {
+        let Ok(config) = &verdict.config else { return Told::Absent };
+        let Some(address) = observed.pod.as_ref().filter(|pod| is_up(pod)).and_then(pod_ip) else {
+            return Told::Absent;
+        };
+        let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
+        let url = format!("http://{host}:{}/status", admin_port(&config.plan));
+        match self.status(&url).await {
+            Ok(status) => read(&status, &config.hash),
+            Err(error) => {
+                debug!(url, error = crate::error::chain(&error), "the worker does not answer");
+                Told::Silent
+            }
+        }
+    }
+
+    async fn status(&self, url: &str) -> Result<Value, reqwest::Error> {
+        let mut response = self.client.get(url).send().await?.error_for_status()?;
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await? {
+            body.extend_from_slice(&chunk);
+            if body.len() > ANSWER_BYTES_MAX {
+                break;
+            }
+        }
+        Ok(serde_json::from_slice(&body).unwrap_or_default())
+    }
+}
+
+impl Told {
+    /// When to ask again; `None` if there is nothing to wait for.
+    pub(crate) fn look_again_after(&self) -> Option<Duration> {
+        match self {
+            Self::Silent | Self::Behind { refusal: None } => Some(ASK_AGAIN),
+            Self::Behind { refusal: Some(_) } => Some(ASK_AGAIN_REFUSED),
+            Self::Absent | Self::Runs { .. } => None,
+        }
+    }
+}
+
+/// What `/status` says of the config with this hash.
+fn read(status: &Value, hash: &str) -> Told {
+    let config = &status["config"];
+    if config["hash"] != hash {
+        let refusal = config["lastReload"]["error"].as_str().map(str::to_owned);
+        return Told::Behind { refusal };
+    }
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let refused = config["leftOut"].as_array().into_iter().flatten().map(|refused| Refused {
+        kind: text(&refused["kind"]),
+        name: text(&refused["name"]),
+        message: text(&refused["message"]),
+    });
+    Told::Runs { refused: refused.collect() }
+}
+
+/// Returns the write that makes kubelet look for the config at once, if the worker waits for it.
+pub(crate) fn nudge(observed: &Observed, verdict: &Verdict, told: &Told) -> Option<Change> {
+    let (config, pod) = (verdict.config.as_ref().ok()?, observed.pod.as_ref()?);
+    let behind = matches!(told, Told::Behind { .. });
+    let told_already = pod.annotations().get(names::CONFIG_ANNOTATION) == Some(&config.hash);
+    (behind && !told_already && !observed.is_paused())
+        .then(|| annotate(pod, names::CONFIG_ANNOTATION, &config.hash))
+}
+
+fn is_up(pod: &Pod) -> bool {
+    let running = pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
+    running && pod.metadata.deletion_timestamp.is_none()
+}
+
+fn pod_ip(pod: &Pod) -> Option<&str> {
+    pod.status.as_ref()?.pod_ip.as_deref()
+}

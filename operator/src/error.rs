@@ -1,0 +1,56 @@
+//! Why a reconcile could not be finished. Time puts these right, so each is tried again; what only the author of a
+//! document can put right is a complaint in its status instead.
+
+/// What could not be done, and to what.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// A call of the API that failed.
+    #[error("could not {what}")]
+    Api {
+        /// What the call was for, such as `apply StatefulSet shop/orders`.
+        what: String,
+        #[source]
+        source: Box<kube::Error>,
+    },
+}
+
+impl Error {
+    /// One word for metrics.
+    pub(crate) fn reason(&self) -> &'static str {
+        let Error::Api { source, .. } = self;
+        match source.as_ref() {
+            kube::Error::Api(status) => match status.code {
+                403 => "Forbidden",
+                404 => "NotFound",
+                409 => "Conflict",
+                422 => "Invalid",
+                429 => "TooManyRequests",
+                500.. => "ServerError",
+                _ => "Refused",
+            },
+            _ => "Unreachable",
+        }
+    }
+}
+
+/// Adds to an error of the API what the call was for.
+pub(crate) trait Doing<T> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, Error>;
+}
+
+impl<T> Doing<T> for Result<T, kube::Error> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, Error> {
+        self.map_err(|source| Error::Api { what: what(), source: Box::new(source) })
+    }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}

@@ -1,0 +1,44 @@
+//! A child that is wrong never takes the others down, whoever finds out: the operator, or the worker, which alone asks
+//! SQLite.
+
+use litejoin_crds::kind::Kind;
+use litejoin_tests::wait::until;
+
+use crate::settled::orders;
+use crate::site::{Ports, Site, condition_of};
+
+#[tokio::test]
+async fn a_query_that_sqlite_refuses_is_left_out() {
+    let site = Site::new().await;
+    let operator = site.operator();
+    site.apply(&orders(&Ports::free())).await;
+    let broken = |query: &str| {
+        format!(
+            "apiVersion: litejoin.io/v1alpha1\nkind: Join\nmetadata: {{name: broken}}\n\
+             spec: {{pipelineRef: {{name: orders}}, query: \"{query}\", sinks: [console]}}\n"
+        )
+    };
+    site.apply(&broken("SELEC key FROM orders")).await;
+    // It is there from the first start on, and the worker starts all the same.
+    let worker = site.run_pod("orders").await;
+    site.wait_for(Kind::Join, "broken", "Accepted", "False", "InvalidQuery").await;
+    site.wait_for(Kind::Join, "broken", "Stalled", "True", "InvalidQuery").await;
+    site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
+    site.wait_for(Kind::Pipeline, "orders", "Degraded", "True", "LeftOut").await;
+    let join = site.ours(Kind::Join).get("broken").await.expect("it is there");
+    let message = condition_of(&join, "Accepted").expect("it is told")["message"].clone();
+    assert_eq!(message, "spec.query: near \"SELEC\": syntax error");
+
+    // Put right, it runs.
+    site.apply(&broken("SELECT key FROM orders")).await;
+    until("the config to follow", async || {
+        site.mount("orders").await;
+        let join = site.ours(Kind::Join).get("broken").await.ok()?;
+        (condition_of(&join, "Ready")?["status"] == "True").then_some(())
+    })
+    .await;
+    let pipeline = site.ours(Kind::Pipeline).get("orders").await.expect("it is there");
+    assert_eq!(condition_of(&pipeline, "Degraded"), None);
+    operator.stop().await;
+    worker.stop().await;
+}

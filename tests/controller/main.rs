@@ -1,0 +1,11 @@
+//! The operator and its definitions against a real API server: what is accepted and refused, what is built, and
+//! what happens when calls go wrong. No node runs here. Build first: `cargo build --workspace`.
+
+mod documents;
+mod faults;
+mod fields;
+mod leader;
+mod left_out;
+mod rights;
+mod settled;
+mod site;

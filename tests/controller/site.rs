@@ -1,0 +1,162 @@
+//! What every test here begins with: a namespace of the shared API server, a proxy before it, and an operator that
+//! looks after the namespace. The kubelet is the test: it says that the pod runs, and runs the real worker for it.
+
+use std::fs;
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
+use kube::{Client, ResourceExt};
+use litejoin_crds::kind::Kind;
+use litejoin_tests::kubernetes::api_server::ApiServer;
+use litejoin_tests::kubernetes::operator;
+use litejoin_tests::kubernetes::proxy::Proxy;
+use litejoin_tests::wait::until;
+use litejoin_tests::worker::{self, Worker};
+use serde_json::{Value, json};
+
+/// A namespace with all that belongs to it.
+pub(crate) struct Site {
+    pub(crate) client: Client,
+    pub(crate) namespace: String,
+    pub(crate) proxy: Proxy,
+    pub(crate) folder: worker::Site,
+    pub(crate) server: Arc<ApiServer>,
+}
+
+/// Ports that the documents of a test name, since all pods here share one machine.
+pub(crate) struct Ports {
+    pub(crate) admin: u16,
+    pub(crate) ingest: u16,
+    pub(crate) live: u16,
+}
+
+impl Ports {
+    pub(crate) fn free() -> Self {
+        let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").expect("there is a free port"));
+        let [admin, ingest, live] = listeners.map(|l| l.local_addr().expect("it is bound").port());
+        Self { admin, ingest, live }
+    }
+}
+
+impl Site {
+    pub(crate) async fn new() -> Self {
+        let server = ApiServer::shared().await;
+        let client = server.client().await;
+        let namespace = server.namespace(&client).await;
+        let proxy = Proxy::start(server.client().await).await;
+        Self { client, namespace, proxy, folder: worker::Site::new(), server }
+    }
+
+    /// Starts an operator behind the proxy.
+    pub(crate) fn operator(&self) -> Worker {
+        let kubeconfig = self.server.kubeconfig(&self.namespace, &self.proxy.url());
+        operator::start(&self.folder, &kubeconfig, &self.namespace, &["--lease-seconds", "3"])
+    }
+
+    /// An API of one of our kinds.
+    pub(crate) fn ours(&self, kind: Kind) -> Api<DynamicObject> {
+        let kind = GroupVersionKind::gvk(litejoin_crds::GROUP, litejoin_crds::VERSION, kind.as_str());
+        Api::namespaced_with(self.client.clone(), &self.namespace, &ApiResource::from_gvk(&kind))
+    }
+
+    pub(crate) fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// Applies documents of ours as `kubectl apply --server-side` does.
+    pub(crate) async fn apply(&self, manifest: &str) {
+        for document in documents(manifest) {
+            let kind = document["kind"].as_str().and_then(Kind::from_name).expect("a kind of ours");
+            let name = document["metadata"]["name"].as_str().expect("a name").to_owned();
+            let applied = self
+                .ours(kind)
+                .patch(&name, &PatchParams::apply("test").force(), &Patch::Apply(&document))
+                .await;
+            applied.unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+    }
+
+    /// Waits until a document's condition is what is expected: its status and reason.
+    pub(crate) async fn wait_for(&self, kind: Kind, name: &str, condition: &str, status: &str, reason: &str) {
+        let api = self.ours(kind);
+        let what = format!("{} {name} with {condition} {status} {reason}", kind.as_str());
+        until(&what, async || {
+            let object = api.get_opt(name).await.ok()??;
+            let found = condition_of(&object, condition)?;
+            (found["status"] == status && found["reason"] == reason).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until a document's status is about its generation, and returns it.
+
+    /// Plays kubelet for a pipeline's pod: binds the claim, runs the worker over the ConfigMap, and says that the
+    /// pod is ready. Returns the worker; it lives as long as the pod.
+    pub(crate) async fn run_pod(&self, pipeline: &str) -> Worker {
+        let pods: Api<Pod> = self.api();
+        let pod = format!("{pipeline}-0");
+        until("the pod", async || pods.get_opt(&pod).await.ok()?).await;
+        self.bind_claim(pipeline).await;
+        self.mount(pipeline).await;
+        let worker = self.folder.run(["--watch", "--leave-out-invalid"]).start().await;
+        self.set_pod(&pod, "True").await;
+        worker
+    }
+
+    /// Writes the ConfigMap to where the worker reads it, as kubelet does.
+    pub(crate) async fn mount(&self, pipeline: &str) {
+        let config: ConfigMap = self.api().get(pipeline).await.expect("there is a config");
+        let text = &config.data.expect("it has data")["pipeline.yaml"];
+        fs::write(self.folder.path().join("pipeline.yaml"), text).expect("the folder is ours");
+    }
+
+    /// Says of a claim that it has its volume.
+    pub(crate) async fn bind_claim(&self, pipeline: &str) {
+        let claims: Api<PersistentVolumeClaim> = self.api();
+        let name = format!("data-{pipeline}-0");
+        let claim = until("the claim", async || claims.get_opt(&name).await.ok()?).await;
+        let size = &claim.spec.expect("it has a spec").resources.expect("it asks").requests.expect("it asks")
+            ["storage"];
+        let status = json!({ "status": { "phase": "Bound", "capacity": { "storage": size.0 } } });
+        let patched = claims.patch_status(&name, &PatchParams::default(), &Patch::Merge(&status)).await;
+        patched.expect("a claim has a status");
+    }
+
+    /// Says of a pod that it runs at this machine's address, and whether it is ready.
+    pub(crate) async fn set_pod(&self, pod: &str, ready: &str) {
+        let status = json!({ "status": {
+            "phase": "Running",
+            "podIP": "127.0.0.1",
+            "podIPs": [{ "ip": "127.0.0.1" }],
+            "conditions": [{ "type": "Ready", "status": ready }],
+        }});
+        let pods: Api<Pod> = self.api();
+        let patched = pods.patch_status(pod, &PatchParams::default(), &Patch::Merge(&status)).await;
+        patched.expect("a pod has a status");
+    }
+}
+
+/// The documents of a manifest.
+pub(crate) fn documents(manifest: &str) -> Vec<Value> {
+    use serde::Deserialize;
+    let read = |document| Value::deserialize(document).expect("a manifest is YAML");
+    serde_yaml::Deserializer::from_str(manifest).map(read).filter(|document| !document.is_null()).collect()
+}
+
+/// A condition of a status.
+pub(crate) fn condition_of(object: &DynamicObject, kind: &str) -> Option<Value> {
+    let conditions = object.data["status"]["conditions"].as_array()?;
+    conditions.iter().find(|condition| condition["type"] == kind).cloned()
+}
+
+/// Names of objects, sorted.
+pub(crate) fn names<K: ResourceExt>(objects: &[K]) -> Vec<String> {
+    let mut names: Vec<String> = objects.iter().map(ResourceExt::name_any).collect();
+    names.sort();
+    names
+}

@@ -1,0 +1,198 @@
+//! A real API server with etcd, on free ports of this machine, with our definitions installed, and the controllers
+//! that make pods and claims of StatefulSets and take down what has lost its owner. There is no node: what a
+//! scheduler and a kubelet would write, a test writes.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Arc, OnceLock, Weak};
+
+use axum::http::Request;
+use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Api, ObjectMeta, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config, ResourceExt};
+use tempfile::TempDir;
+use tokio::sync::Mutex;
+
+use super::programs::{Process, program, repository, run};
+use crate::wait::until;
+
+/// What tests say they are: a member of the group that may do everything.
+const TOKEN: &str = "test";
+
+/// Those of Kubernetes' own controllers that tests need.
+const CONTROLLERS: &str = "statefulset-controller,garbage-collector-controller,namespace-controller";
+
+/// A running API server.
+pub struct ApiServer {
+    // In the order of the end: the API server before etcd, its folder last.
+    controllers: Process,
+    api_server: Process,
+    etcd: Process,
+    port: u16,
+    folder: TempDir,
+}
+
+impl ApiServer {
+    /// The API server that all tests of this process share, for as long as one of them has it.
+    pub async fn shared() -> Arc<Self> {
+        static SHARED: OnceLock<Mutex<Weak<ApiServer>>> = OnceLock::new();
+        let mut shared = SHARED.get_or_init(Mutex::default).lock().await;
+        if let Some(running) = shared.upgrade() {
+            return running;
+        }
+        let started = Arc::new(Self::start().await);
+        *shared = Arc::downgrade(&started);
+        started
+    }
+
+    /// Starts one and waits until it knows our kinds.
+    pub async fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a folder can be made");
+        let at = folder.path();
+        let [port, etcd_port, peer_port] = free_ports();
+        let etcd_url = format!("http://127.0.0.1:{etcd_port}");
+        let peer_url = format!("http://127.0.0.1:{peer_port}");
+        let etcd = Process::start(
+            "etcd",
+            at,
+            Command::new("etcd").args(["--data-dir", "etcd", "--unsafe-no-fsync"]).args([
+                format!("--listen-client-urls={etcd_url}"),
+                format!("--advertise-client-urls={etcd_url}"),
+                format!("--listen-peer-urls={peer_url}"),
+                format!("--initial-advertise-peer-urls={peer_url}"),
+                format!("--initial-cluster=default={peer_url}"),
+            ]),
+        );
+        run(Command::new("openssl").current_dir(at).args(["genrsa", "-out", "service-accounts.key", "2048"]));
+        fs::write(at.join("tokens.csv"), format!("{TOKEN},test,test,system:masters\n")).expect("it is ours");
+        let mut api_server = Process::start(
+            "kube-apiserver",
+            at,
+            Command::new(program("kube-apiserver"))
+                .args([
+                    "--bind-address=127.0.0.1",
+                    "--cert-dir=certificates",
+                    "--service-cluster-ip-range=10.0.0.0/24",
+                    "--service-account-issuer=https://kubernetes.default.svc",
+                    "--service-account-key-file=service-accounts.key",
+                    "--service-account-signing-key-file=service-accounts.key",
+                    "--authorization-mode=RBAC",
+                    "--token-auth-file=tokens.csv",
+                    // Nobody makes the service accounts that it would ask for.
+                    "--disable-admission-plugins=ServiceAccount",
+                ])
+                .args([format!("--etcd-servers={etcd_url}"), format!("--secure-port={port}")]),
+        );
+        let config = config(&kubeconfig(&format!("https://127.0.0.1:{port}"), TOKEN)).await;
+        let client = Client::try_from(config).expect("a client can be made");
+        until("the API server", async || {
+            api_server.assert_running();
+            client.request_text(request("/readyz")).await.ok()
+        })
+        .await;
+        let path = at.join("controllers.kubeconfig");
+        fs::write(&path, kubeconfig(&format!("https://127.0.0.1:{port}"), TOKEN)).expect("it is ours");
+        let [controllers_port] = free_ports();
+        let controllers = Process::start(
+            "kube-controller-manager",
+            at,
+            Command::new(program("kube-controller-manager"))
+                .args(["--leader-elect=false", "--bind-address=127.0.0.1", "--cert-dir=certificates"])
+                // Tests and benchmarks are not about its patience.
+                .args(["--kube-api-qps=1000", "--kube-api-burst=1000"])
+                .arg(format!("--controllers={CONTROLLERS}"))
+                .arg(format!("--secure-port={controllers_port}"))
+                .arg("--kubeconfig")
+                .arg(&path),
+        );
+        install_definitions(&client).await;
+        Self { controllers, api_server, etcd, port, folder }
+    }
+
+    /// Its address.
+    pub fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+
+    /// A client of its own for each caller: connections belong to the runtime that opened them.
+    pub async fn client(&self) -> Client {
+        Client::try_from(config(&kubeconfig(&self.url(), TOKEN)).await).expect("a client can be made")
+    }
+
+    /// A kubeconfig for this address, the server's own or a proxy's, as a file.
+    pub fn kubeconfig(&self, name: &str, url: &str) -> PathBuf {
+        self.kubeconfig_with(name, url, TOKEN)
+    }
+
+    /// The same, for whoever has this token.
+    pub fn kubeconfig_with(&self, name: &str, url: &str, token: &str) -> PathBuf {
+        let path = self.folder.path().join(format!("{name}.kubeconfig"));
+        fs::write(&path, kubeconfig(url, token)).expect("it is ours");
+        path
+    }
+
+    /// A namespace that nobody else uses.
+    pub async fn namespace(&self, client: &Client) -> String {
+        let metadata = ObjectMeta { generate_name: Some("test-".to_owned()), ..ObjectMeta::default() };
+        let namespace = Namespace { metadata, ..Namespace::default() };
+        let made = Api::all(client.clone()).create(&PostParams::default(), &namespace).await;
+        made.expect("a namespace can be made").name_any()
+    }
+
+    /// What it and its etcd have said.
+    pub fn log(&self) -> String {
+        format!("{}\n{}\n{}", self.controllers.log(), self.api_server.log(), self.etcd.log())
+    }
+}
+
+/// Installs `crds/*.yaml`, and waits until they are served.
+pub async fn install_definitions(client: &Client) {
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    for kind in litejoin_crds::kind::Kind::ALL {
+        let path = repository().join(format!("crds/{}.yaml", kind.plural()));
+        let text = fs::read_to_string(&path).expect("definitions are committed");
+        let definition: CustomResourceDefinition = serde_yaml::from_str(&text).expect("a definition is YAML");
+        let name = definition.name_any();
+        definitions.create(&PostParams::default(), &definition).await.expect("the server takes it");
+        until("the definition to be served", async || {
+            let definition = definitions.get_status(&name).await.ok()?;
+            let conditions = definition.status?.conditions?;
+            let served = |kind: &str| conditions.iter().any(|c| c.type_ == kind && c.status == "True");
+            (served("Established") && served("NamesAccepted")).then_some(())
+        })
+        .await;
+        // Established is said a moment before the path answers.
+        let path = format!("/apis/{}/{}/{}", litejoin_crds::GROUP, litejoin_crds::VERSION, kind.plural());
+        until("the kind to be served", async || client.request_text(request(&path)).await.ok()).await;
+    }
+}
+
+fn request(path: &str) -> Request<Vec<u8>> {
+    Request::get(path).body(Vec::new()).expect("a path is a request")
+}
+
+/// How to reach a server at this address.
+fn kubeconfig(url: &str, token: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
+         clusters: [{{name: test, cluster: {{server: \"{url}\", insecure-skip-tls-verify: true}}}}]\n\
+         users: [{{name: test, user: {{token: {token}}}}}]\n\
+         contexts: [{{name: test, context: {{cluster: test, user: test}}}}]\n"
+    )
+}
+
+async fn config(kubeconfig: &str) -> Config {
+    let kubeconfig = Kubeconfig::from_yaml(kubeconfig).expect("we wrote it");
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+    config.expect("it has all that a client needs")
+}
+
+/// Ports that nobody listens on.
+fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
+    let listeners = [(); COUNT].map(|()| TcpListener::bind("127.0.0.1:0").expect("there is a free port"));
+    listeners.map(|listener| listener.local_addr().expect("it is bound").port())
+}

@@ -1,0 +1,70 @@
+//! The programs of Kubernetes that tests run, built from their Go modules once.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+
+/// A process that is gone when this is dropped. What it says is in a file.
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+    name: String,
+}
+
+/// The repository.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests' crate is a folder of the repository")
+}
+
+/// A program of the built ones, such as `kube-apiserver`. The first call may take minutes.
+pub fn program(name: &str) -> PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
+        let mut build = Command::new(repository().join("tests/kubernetes/build"));
+        let done = build.stderr(Stdio::inherit()).output().expect("the build script can be run");
+        assert!(done.status.success(), "tests/kubernetes/build failed");
+        PathBuf::from(String::from_utf8_lossy(&done.stdout).trim())
+    });
+    folder.join(name)
+}
+
+/// Runs a command to its end and returns what it prints.
+///
+/// # Panics
+/// If it fails.
+pub fn run(command: &mut Command) -> String {
+    let done = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8_lossy(&done.stdout).into_owned()
+}
+
+impl Process {
+    /// Starts a command in a folder, which keeps its log as `<name>.log`.
+    pub fn start(name: &str, folder: &Path, command: &mut Command) -> Self {
+        let path = folder.join(format!("{name}.log"));
+        let log = std::fs::File::create(&path).expect("a log can be made");
+        let errors = log.try_clone().expect("a file has several handles");
+        command.current_dir(folder).stdin(Stdio::null()).stdout(log).stderr(errors);
+        let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        Self { child, log: path, name: name.to_owned() }
+    }
+
+    /// What it has said so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Panics if the process has ended.
+    pub fn assert_running(&mut self) {
+        if let Some(status) = self.child.try_wait().expect("a child can be asked") {
+            panic!("{} has ended with {status}:\n{}", self.name, self.log());
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

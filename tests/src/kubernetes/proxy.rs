@@ -1,0 +1,228 @@
+//! A proxy before the API server, as one operator sees it: it counts calls, and disturbs the write of a chosen
+//! number. What belongs to no pipeline (Leases, Events) passes uncounted.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use kube::Client;
+use tokio::sync::Notify;
+
+/// Largest body that passes.
+const BODY_BYTES_MAX: usize = 16 << 20;
+
+/// What goes wrong with a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The caller dies before it is sent.
+    CrashBefore,
+    /// The caller dies when it is done, before it hears of it.
+    CrashAfter,
+    /// It is refused as somebody else's write came in between.
+    Conflict,
+    /// It fails.
+    ServerError,
+    /// It is done, and the connection ends without an answer.
+    LostAnswer,
+    /// It is done, and each read after it is answered once as it was before.
+    StaleReads,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::CrashBefore,
+        Self::CrashAfter,
+        Self::Conflict,
+        Self::ServerError,
+        Self::LostAnswer,
+        Self::StaleReads,
+    ];
+}
+
+/// A running proxy; it ends when this is dropped.
+pub struct Proxy {
+    pub address: SocketAddr,
+    shared: Arc<Shared>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+struct Shared {
+    upstream: Client,
+    state: Mutex<Calls>,
+    /// Told when the caller is to die.
+    crash: Notify,
+}
+
+#[derive(Default)]
+struct Calls {
+    writes: Vec<String>,
+    reads: usize,
+    /// The write to disturb, from 1.
+    fault: Option<(usize, Fault)>,
+    /// Answers to reads, by their paths.
+    answers: HashMap<String, Bytes>,
+    /// Answers to give once more.
+    stale: HashMap<String, Bytes>,
+    /// Whether nothing passes any more.
+    dead: bool,
+}
+
+impl Proxy {
+    /// Starts one that hands calls on to this client's server.
+    pub async fn start(upstream: Client) -> Self {
+        let shared = Arc::new(Shared { upstream, state: Mutex::default(), crash: Notify::new() });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let router = axum::Router::new().fallback(pass).with_state(Arc::clone(&shared));
+        let task = tokio::spawn(async move {
+            axum::serve(listener, router).await.expect("serving never ends by itself");
+        });
+        Self { address, shared, task }
+    }
+
+    /// Its address as one of an API server.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Forgets what was counted, and disturbs the write of this number from now on, if one is given.
+    pub fn reset(&self, fault: Option<(usize, Fault)>) {
+        *self.lock() = Calls { fault, ..Calls::default() };
+    }
+
+    /// The writes since then: method and path.
+    pub fn writes(&self) -> Vec<String> {
+        self.lock().writes.clone()
+    }
+
+    /// How many reads there were since then, watches included.
+    pub fn reads(&self) -> usize {
+        self.lock().reads
+    }
+
+    /// Waits until the caller is to die.
+    pub async fn crash(&self) {
+        self.shared.crash.notified().await;
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Calls> {
+        self.shared.lock()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Calls> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a call, and returns what is to happen to it.
+    fn count(&self, method: &Method, path: &str) -> Option<Fault> {
+        let mut calls = self.lock();
+        if calls.dead {
+            return Some(Fault::CrashBefore);
+        }
+        if method == Method::GET {
+            calls.reads += 1;
+            return None;
+        }
+        if path.contains("/coordination.k8s.io/") || path.contains("/events.k8s.io/") {
+            return None;
+        }
+        calls.writes.push(format!("{method} {path}"));
+        calls.fault.filter(|(number, _)| *number == calls.writes.len()).map(|(_, fault)| fault)
+    }
+
+    /// Lets each read that was answered so far be answered once more the same way.
+    fn remember_answers(&self) {
+        let mut calls = self.lock();
+        calls.stale = calls.answers.clone();
+    }
+
+    async fn forward(&self, request: Request) -> Response {
+        let (mut parts, body) = request.into_parts();
+        let body = axum::body::to_bytes(body, BODY_BYTES_MAX).await.expect("a request is small");
+        parts.headers.remove(header::HOST);
+        parts.headers.remove(header::AUTHORIZATION);
+        parts.headers.remove(header::CONTENT_LENGTH);
+        let request = axum::http::Request::from_parts(parts, kube::client::Body::from(body));
+        match self.upstream.send(request).await {
+            Ok(response) => response.map(Body::new),
+            Err(error) => (StatusCode::BAD_GATEWAY, error.to_string()).into_response(),
+        }
+    }
+}
+
+async fn pass(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let path = request.uri().to_string();
+    let method = request.method().clone();
+    let fault = shared.count(&method, request.uri().path());
+    match fault {
+        Some(Fault::CrashBefore) => crash(&shared).await,
+        Some(Fault::CrashAfter) => {
+            shared.forward(request).await;
+            crash(&shared).await
+        }
+        Some(Fault::Conflict) => refusal(StatusCode::CONFLICT, "Conflict"),
+        Some(Fault::ServerError) => refusal(StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
+        Some(Fault::LostAnswer) => {
+            shared.forward(request).await;
+            // A body that fails before it begins closes the connection.
+            let failure = std::io::Error::other("the answer is lost");
+            Body::from_stream(futures::stream::iter([Err::<Bytes, _>(failure)])).into_response()
+        }
+        Some(Fault::StaleReads) => {
+            shared.remember_answers();
+            shared.forward(request).await
+        }
+        None if method == Method::GET && !path.contains("watch=") => read(&shared, path, request).await,
+        None => shared.forward(request).await,
+    }
+}
+
+/// Answers a read, perhaps as it was answered before.
+async fn read(shared: &Shared, path: String, request: Request) -> Response {
+    let stale = shared.lock().stale.remove(&path);
+    if let Some(stale) = stale {
+        return ([(header::CONTENT_TYPE, "application/json")], stale).into_response();
+    }
+    let response = shared.forward(request).await;
+    if response.status() != StatusCode::OK {
+        return response;
+    }
+    let (mut parts, body) = response.into_parts();
+    parts.headers.remove(header::TRANSFER_ENCODING);
+    match axum::body::to_bytes(body, BODY_BYTES_MAX).await {
+        Ok(body) => {
+            shared.lock().answers.insert(path, body.clone());
+            Response::from_parts(parts, Body::from(body))
+        }
+        Err(error) => (StatusCode::BAD_GATEWAY, error.to_string()).into_response(),
+    }
+}
+
+/// Says that the caller is to die, and never answers.
+async fn crash(shared: &Shared) -> Response {
+    shared.lock().dead = true;
+    shared.crash.notify_one();
+    std::future::pending().await
+}
+
+/// What an API server says when it refuses.
+fn refusal(status: StatusCode, reason: &str) -> Response {
+    let body = serde_json::json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": "disturbed by the test", "reason": reason, "code": status.as_u16(),
+    });
+    (status, axum::Json(body)).into_response()
+}
