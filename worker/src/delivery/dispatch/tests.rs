@@ -51,6 +51,11 @@ impl Sink for SimulatedSink {
             .collect();
         Box::pin(async move { outcomes })
     }
+
+    /// Short, so that an hour in which it hangs is soon over.
+    fn patience(&self) -> Duration {
+        Duration::from_millis(if self.0.lock().unwrap().hangs { 5 } else { 60_000 })
+    }
 }
 
 struct Simulation {

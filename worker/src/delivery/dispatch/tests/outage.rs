@@ -120,7 +120,7 @@ async fn a_sink_that_fails_for_an_hour_holds_up_nobody_and_loses_nothing() {
     outage(|log| log.behaviour = Some(Box::new(|_| Outcome::Failed("answered 500".to_owned())))).await;
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_sink_that_hangs_for_an_hour_holds_up_nobody_and_loses_nothing() {
     outage(|log| log.hangs = true).await;
 }
