@@ -1,6 +1,7 @@
 //! Many pipelines on a real API server: how long until all are told, by how many calls, with how much memory.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -63,18 +64,19 @@ async fn measure(options: &Options) -> Result<()> {
         .await?;
     let applied = started.elapsed();
     settle(&client, &namespace).await?;
-    report(&proxy, made, started, "all made at once");
-    println!("documents were made within {:.1} s", applied.as_secs_f64());
+    report(&proxy, made, started, "all made at once")?;
+    writeln!(std::io::stdout(), "documents were made within {:.1} s", applied.as_secs_f64())?;
 
     // Another operator finds everything as it is to be.
     let cpu = process::cpu_time(operator.pid())?;
     let peak = memory.peak()?;
-    println!(
+    writeln!(
+        std::io::stdout(),
         "memory at peak {} MB (anonymous {} MB), CPU {:.1} s",
         peak.peak_bytes >> 20,
         peak.anonymous_bytes >> 20,
         cpu.as_secs_f64()
-    );
+    )?;
     operator.stop().await;
     proxy.reset(None);
     let started = Instant::now();
@@ -83,20 +85,22 @@ async fn measure(options: &Options) -> Result<()> {
         (reconciles(&operator).await? >= options.pipelines).then_some(())
     })
     .await;
-    report(&proxy, made, started, "operator started anew");
+    report(&proxy, made, started, "operator started anew")?;
     ensure!(proxy.writes().is_empty(), "a settled pipeline costs no write, got {:?}", proxy.writes());
     operator.stop().await;
     Ok(())
 }
 
-fn report(proxy: &Proxy, documents: usize, since: Instant, what: &str) {
+fn report(proxy: &Proxy, documents: usize, since: Instant, what: &str) -> Result<()> {
     let (writes, reads) = (proxy.writes().len(), proxy.reads());
-    println!(
+    writeln!(
+        std::io::stdout(),
         "{what}: {documents} documents settled after {:.1} s, {writes} writes ({:.1} a document), {reads} reads ({:.1})",
         since.elapsed().as_secs_f64(),
         writes as f64 / documents as f64,
         reads as f64 / documents as f64,
-    );
+    )?;
+    Ok(())
 }
 
 /// A Pipeline and four documents that refer to it.
