@@ -66,9 +66,10 @@ impl Refusals {
     }
 
     fn source(&mut self, source: &Value, at: &str) {
-        for kind in ["api", "kafka"] {
+        for kind in ["api"] {
             if source[kind].is_object() {
-                let message = format!("{kind} sources are not run by this version yet; use http or file");
+                let message =
+                    format!("{kind} sources are not run by this version yet; use http, file or kafka");
                 self.refuse(&path::field(at, kind), message);
             }
         }
@@ -79,9 +80,10 @@ impl Refusals {
     }
 
     fn sink(&mut self, sink: &Value, at: &str) {
-        for kind in ["http", "kafka", "sqlite"] {
+        for kind in ["http", "sqlite"] {
             if sink[kind].is_object() {
-                let message = format!("{kind} sinks are not run by this version yet; use sse or stdout");
+                let message =
+                    format!("{kind} sinks are not run by this version yet; use sse, stdout or kafka");
                 self.refuse(&path::field(at, kind), message);
             }
         }
@@ -102,7 +104,7 @@ mod tests {
                 "storage": {"reshard": {"fromShardCount": 8, "toShardCount": 16}},
                 "delivery": {"after": "replicated"},
                 "replication": {"enabled": true},
-                "sources": [{"name": "a", "http": {"addr": ":1"}, "ack": "replicated"}, {"name": "b", "kafka": {}}],
+                "sources": [{"name": "a", "http": {"addr": ":1"}, "ack": "replicated"}, {"name": "b", "kafka": {}}, {"name": "c", "api": {}}],
                 "windows": [{"name": "w"}],
                 "sinks": [{"name": "s", "sse": {"addr": ":2"}}, {"name": "t", "sqlite": {}}],
             }}),
@@ -118,15 +120,15 @@ mod tests {
             .collect();
         expect![[r#"
             0 spec.sources[0].ack: replication is not run by this version yet; write ack: committed
-            0 spec.sources[1].kafka: kafka sources are not run by this version yet; use http or file
-            0 spec.sinks[1].sqlite: sqlite sinks are not run by this version yet; use sse or stdout
+            0 spec.sources[2].api: api sources are not run by this version yet; use http, file or kafka
+            0 spec.sinks[1].sqlite: sqlite sinks are not run by this version yet; use sse, stdout or kafka
             0 spec.windows: windows are not run by this version yet; remove them
             0 spec.replication.enabled: replication is not run by this version yet; write enabled: false
             0 spec.delivery.after: replication is not run by this version yet; write after: committed
             0 spec.storage.reshard: the number of shards cannot be changed by this version yet; remove reshard and put the old shardCount back
-            1 spec.api: api sources are not run by this version yet; use http or file
+            1 spec.api: api sources are not run by this version yet; use http, file or kafka
             2 kind: windows are not run by this version yet; remove this document
-            3 spec.http: http sinks are not run by this version yet; use sse or stdout
+            3 spec.http: http sinks are not run by this version yet; use sse, stdout or kafka
         "#]].assert_eq(&lines.concat());
     }
 }

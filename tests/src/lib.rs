@@ -5,6 +5,7 @@
 pub mod fuzz;
 pub mod golden;
 pub mod ingest;
+pub mod kafka;
 pub mod oracle;
 pub mod repetition;
 pub mod results;

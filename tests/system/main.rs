@@ -10,6 +10,7 @@ mod faults;
 mod files;
 mod first_run;
 mod golden;
+mod kafka;
 mod kill;
 mod lifecycle;
 mod manifests;

@@ -121,6 +121,10 @@ pub(crate) struct Run {
     #[arg(long, value_name = "DIR", env = "LITEJOIN_DATA_DIR", hide_env_values = true)]
     pub(crate) data_dir: Option<PathBuf>,
 
+    /// Where Secrets are, each a folder with a file for each key; for manifests with secretKeyRef
+    #[arg(long, value_name = "DIR", env = "LITEJOIN_SECRETS_DIR", hide_env_values = true)]
+    pub(crate) secrets_dir: Option<PathBuf>,
+
     /// Stop when every source has come to its end and every sink has its results
     #[arg(long)]
     pub(crate) once: bool,
@@ -302,14 +306,15 @@ pub(crate) fn summary(plan: &Plan) -> String {
 fn declared_topics(plan: &Plan) -> Vec<String> {
     let mut topics: Vec<String> = Vec::new();
     for source in &plan.sources {
-        let names: &[String] = match &source.kind {
-            SourceKind::Http(spec) => &spec.topics,
-            SourceKind::File(spec) => spec.topic.as_slice(),
-            SourceKind::Unsupported(_) => &[],
+        let names: Vec<&str> = match &source.kind {
+            SourceKind::Http(spec) => spec.topics.iter().map(String::as_str).collect(),
+            SourceKind::File(spec) => spec.topic.iter().map(String::as_str).collect(),
+            SourceKind::Kafka(spec) => spec.topics_filled(),
+            SourceKind::Unsupported(_) => Vec::new(),
         };
         for name in names {
             if !topics.iter().any(|topic| topic.eq_ignore_ascii_case(name)) {
-                topics.push(name.clone());
+                topics.push(name.to_owned());
             }
         }
     }
@@ -320,6 +325,7 @@ fn takes_any_topic(plan: &Plan) -> bool {
     plan.sources.iter().any(|source| match &source.kind {
         SourceKind::Http(spec) => spec.topics.is_empty(),
         SourceKind::File(spec) => spec.topic.is_none(),
+        SourceKind::Kafka(spec) => spec.takes_any_topic(),
         // What it fills is not known here; its own complaint is enough.
         SourceKind::Unsupported(_) => true,
     })

@@ -6,12 +6,14 @@ mod blocking;
 mod cli;
 mod clock;
 mod control;
+mod credentials;
 mod delivery;
 mod epoch;
 mod error;
 mod explain;
 mod fault;
 mod join;
+mod kafka;
 mod listen;
 mod manifest;
 mod message;
@@ -22,6 +24,7 @@ mod source;
 mod status;
 mod storage;
 
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -36,6 +39,7 @@ use tracing_subscriber::EnvFilter;
 use crate::audit::command::{CommandError, Table};
 use crate::blocking::blocking;
 use crate::cli::{Arguments, Audit, Command, Explain, LogFormat, Output, Run};
+use crate::credentials::Secrets;
 use crate::error::chain;
 use crate::manifest::watch::{self, Watch};
 use crate::runtime::Reload;
@@ -64,6 +68,8 @@ fn main() -> ExitCode {
                 complain(&complaint);
                 return ExitCode::from(EXIT_INVALID);
             }
+            let secrets =
+                Arc::new(Secrets::new(std::env::vars_os().filter_map(text), run.secrets_dir.clone()));
             let known = watch::look(&run.files);
             let pipeline = match run.load() {
                 Ok((pipeline, warnings)) => {
@@ -82,7 +88,7 @@ fn main() -> ExitCode {
                 let (reload, reloads) = mpsc::channel(1);
                 tokio::spawn(watch_signals(stop.clone()));
                 tokio::spawn(watch_config(run, known, reload, stop));
-                runtime::run(pipeline, stopped, reloads).await
+                runtime::run(pipeline, secrets, stopped, reloads).await
             });
             // A thread that reads standard input can't be waited for.
             runtime.shutdown_background();
@@ -272,6 +278,11 @@ fn end_with_any_panic() {
         report(panic);
         std::process::exit(EXIT_PANIC);
     }));
+}
+
+/// A variable of the environment, if it is text.
+fn text((name, value): (OsString, OsString)) -> Option<(String, String)> {
+    Some((name.into_string().ok()?, value.into_string().ok()?))
 }
 
 /// Writes to standard error; whoever closed it does not want to know.

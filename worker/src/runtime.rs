@@ -37,6 +37,7 @@ use self::upkeep::Upkeep;
 use crate::audit::{Auditor, Files};
 use crate::blocking::blocking;
 use crate::control::Control;
+use crate::credentials::Secrets;
 use crate::epoch::{Evaluator, Repairs};
 use crate::join::CheckedJoin;
 use crate::listen::ListenError;
@@ -126,12 +127,13 @@ struct Running {
 /// What comes from `reloads` takes its place meanwhile.
 pub(crate) async fn run(
     pipeline: Pipeline,
+    secrets: Arc<Secrets>,
     mut stop: mpsc::Receiver<()>,
     mut reloads: mpsc::Receiver<Reload>,
 ) -> Result<(), StartError> {
     let once = pipeline.once;
     let (closed, mut stdout_closed) = mpsc::channel(1);
-    let mut running = Running::start(pipeline, closed).await?;
+    let mut running = Running::start(pipeline, secrets, closed).await?;
     loop {
         tokio::select! {
             Some(()) = stop.recv() => {
@@ -166,7 +168,11 @@ pub(crate) async fn run(
 impl Running {
     /// Opens all there is to open, then starts from the shards outwards, so that nothing is sent to what is not there
     /// yet.
-    async fn start(pipeline: Pipeline, stdout_closed: mpsc::Sender<()>) -> Result<Self, StartError> {
+    async fn start(
+        pipeline: Pipeline,
+        secrets: Arc<Secrets>,
+        stdout_closed: mpsc::Sender<()>,
+    ) -> Result<Self, StartError> {
         let plan = &pipeline.plan;
         let (source_specs, sink_specs) = (sources::specs(plan, &pipeline.source_paths), sinks::specs(plan));
         source_specs.iter().try_for_each(|(name, spec)| sources::check(name, spec))?;
@@ -222,6 +228,8 @@ impl Running {
             letters: Arc::clone(&store.letters),
             status: Arc::clone(&status),
             applied,
+            secrets: Arc::clone(&secrets),
+            identity: plan.identity.clone(),
             stdout_closed,
         };
         let ready = sinks.prepare(sink_specs.keys().map(String::as_str), &sink_specs, &listeners)?;
@@ -255,6 +263,7 @@ impl Running {
             ingest: ingest.clone(),
             letters: Arc::clone(&store.letters),
             status: Arc::clone(&status),
+            secrets,
             batch_messages_max: plan.storage.batch_messages_max,
         };
         let names = source_specs.keys().map(String::as_str);

@@ -2,7 +2,12 @@
 //! to [`crate::delivery`]; the SSE sink is read from instead, each client at its own pace.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
+use crate::results::event::Op;
+use crate::status::SinkStatus;
+
+pub(crate) mod kafka;
 pub(crate) mod routes;
 pub(crate) mod sse;
 pub(crate) mod stdout;
@@ -11,7 +16,11 @@ pub(crate) mod stdout;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Delivery {
     pub(crate) id: String,
+    /// The result key as JSON.
     pub(crate) key: String,
+    pub(crate) join_name: String,
+    pub(crate) epoch: u64,
+    pub(crate) op: Op,
     /// The whole result as one line of JSON.
     pub(crate) json: String,
 }
@@ -23,10 +32,6 @@ pub(crate) enum Outcome {
     /// It may go through later.
     Failed(String),
     /// It never will as it is.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "standard output takes everything; other sinks will not")
-    )]
     Refused(String),
 }
 
@@ -35,6 +40,9 @@ pub(crate) type Outcomes<'a> = Pin<Box<dyn Future<Output = Vec<Outcome>> + Send 
 
 /// A sink that results are written to.
 pub(crate) trait Sink: Send + Sync {
+    /// Called once before anything is delivered, for a sink that wants to know early whether it can.
+    fn start(&mut self, _status: &Arc<SinkStatus>) {}
+
     /// Delivers results in their order and says what became of each. A call may be given up at any await; what
     /// was not answered for is delivered again.
     fn deliver<'a>(&'a mut self, results: &'a [Delivery]) -> Outcomes<'a>;

@@ -3,3 +3,5 @@
 
 pub(crate) mod file;
 pub(crate) mod http;
+pub(crate) mod kafka;
+pub(crate) mod lanes;

@@ -7,7 +7,7 @@ use crate::plan::{Join, Plan, Sink, SinkKind, SseSink};
 use crate::sink::{KINDS, SinkBody, SseSinkSpec};
 use crate::validate::read::{Contents, Named};
 use crate::validate::settings::Scope;
-use crate::validate::{Complaints, connections};
+use crate::validate::{Complaints, connections, kafka};
 
 /// Checks the sinks and resolves which joins each takes.
 pub(crate) fn plan(contents: &Contents, joins: &[Join], complaints: &mut Complaints) -> Vec<Sink> {
@@ -57,16 +57,11 @@ fn kind(named: &Named<SinkBody>, scope: &mut Scope<'_>) -> Option<SinkKind> {
     if let Some(http) = http {
         connections::http_sink(http, scope);
     }
-    if let Some(kafka) = kafka {
-        connections::kafka_sink(kafka, scope);
-    }
-    let sse = sse.as_ref().map(|sse| sse_sink(sse, scope));
-    match (sse, stdout, written.first()) {
-        (Some(sse), _, _) => Some(SinkKind::Sse(sse)),
-        (_, Some(_), _) => Some(SinkKind::Stdout),
-        (_, _, Some(kind)) => Some(SinkKind::Unsupported(kind)),
-        _ => None,
-    }
+    let sse = sse.as_ref().map(|sse| SinkKind::Sse(sse_sink(sse, scope)));
+    let stdout = stdout.as_ref().map(|_| SinkKind::Stdout);
+    let kafka = kafka.as_ref().map(|kafka| SinkKind::Kafka(kafka::sink(kafka, scope)));
+    let unsupported = written.first().map(|kind| SinkKind::Unsupported(kind));
+    sse.or(stdout).or(kafka).or(unsupported)
 }
 
 fn sse_sink(sse: &SseSinkSpec, scope: &mut Scope<'_>) -> SseSink {
@@ -111,5 +106,19 @@ pub(crate) fn unused(plan: &Plan, windows_take: &[String], complaints: &mut Comp
             sink.name
         );
         complaints.warning(&sink.place, "", Reason::Unused, message);
+    }
+}
+
+/// Warns of Kafka topics in which results of several joins share their keys.
+pub(crate) fn shared_keys(plan: &Plan, complaints: &mut Complaints) {
+    for sink in plan.sinks.iter().filter(|sink| sink.joins.len() > 1) {
+        if let SinkKind::Kafka(kafka) = &sink.kind {
+            let message = format!(
+                "the Kafka topic {:?} takes several joins, and results of equal keys are records of one key: compaction \
+                 would keep one of them; give each join a sink with a topic of its own",
+                kafka.kafka_topic
+            );
+            complaints.warning(&sink.place, "kafka.topic", Reason::Conflict, message);
+        }
     }
 }

@@ -12,11 +12,14 @@ use super::listeners::Listeners;
 use super::unit::{Ready, Units, Work};
 use super::{Pipeline, StartError, serve};
 use crate::blocking::blocking;
+use crate::credentials::Secrets;
 use crate::delivery::dead_letters::DeadLetters;
 use crate::delivery::dispatch::Dispatcher;
 use crate::error::chain;
 use crate::results::event::{Envelope, JoinId};
 use crate::results::{Applied, Reader, Results};
+use crate::sink::Sink;
+use crate::sink::kafka::KafkaSink;
 use crate::sink::routes::Routes;
 use crate::sink::sse::{self, SseState};
 use crate::sink::stdout::Stdout;
@@ -62,6 +65,9 @@ pub(super) struct Sinks {
     pub(super) letters: Arc<DeadLetters>,
     pub(super) status: Arc<Status>,
     pub(super) applied: watch::Receiver<Applied>,
+    pub(super) secrets: Arc<Secrets>,
+    /// Whose data this is.
+    pub(super) identity: String,
     /// Rung when nobody reads standard output any more.
     pub(super) stdout_closed: mpsc::Sender<()>,
 }
@@ -84,11 +90,12 @@ impl Sinks {
     }
 
     fn work(&mut self, name: &str, sink: &SinkSpec, listeners: &Listeners) -> Result<Work, StartError> {
-        let (name, status, applied) = (name.to_owned(), Arc::clone(&self.status), self.applied.clone());
-        let routes = self.routes.entry(name.clone()).or_default().subscribe();
-        let reader = Arc::clone(&self.reader);
         match (&sink.kind, &sink.delivery) {
             (SinkKind::Sse(spec), _) => {
+                let (name, status, applied) =
+                    (name.to_owned(), Arc::clone(&self.status), self.applied.clone());
+                let routes = self.routes.entry(name.clone()).or_default().subscribe();
+                let reader = Arc::clone(&self.reader);
                 let (listener, local) = listeners.listener(&format!("sink {name}"))?;
                 let snapshot_reader =
                     Arc::new(Reader::open(self.results.path(), SseState::SNAPSHOT_CONNECTIONS)?);
@@ -112,32 +119,44 @@ impl Sinks {
                 }))
             }
             (SinkKind::Stdout, Some(delivery)) => {
-                let delivery = delivery.clone();
-                let (results, letters) = (Arc::clone(&self.results), Arc::clone(&self.letters));
-                let stdout = Stdout::new(self.stdout_closed.clone());
-                Ok(Box::new(move |stopping| {
-                    let status = status.sink(&name);
-                    let dispatcher = Dispatcher {
-                        name,
-                        sink: Box::new(stdout),
-                        in_force: routes,
-                        routes: Arc::default(),
-                        joins: Vec::new(),
-                        delivery,
-                        results,
-                        reader,
-                        letters,
-                        status,
-                        applied,
-                        stopping,
-                        has_letters: true,
-                        counted: None,
-                    };
-                    Box::pin(dispatcher.run())
-                }))
+                Ok(self.dispatch(name, Box::new(Stdout::new(self.stdout_closed.clone())), delivery))
+            }
+            (SinkKind::Kafka(spec), Some(delivery)) => {
+                let sink = KafkaSink::new(name, &self.identity, spec.clone(), Arc::clone(&self.secrets));
+                Ok(self.dispatch(name, Box::new(sink), delivery))
             }
             (kind, _) => unreachable!("the manifest was refused for a sink like {kind:?}"),
         }
+    }
+
+    /// What a sink that is written to does.
+    fn dispatch(&mut self, name: &str, mut sink: Box<dyn Sink>, delivery: &plan::Delivery) -> Work {
+        let (name, delivery) = (name.to_owned(), delivery.clone());
+        let (status, applied) = (Arc::clone(&self.status), self.applied.clone());
+        let in_force = self.routes.entry(name.clone()).or_default().subscribe();
+        let (results, reader) = (Arc::clone(&self.results), Arc::clone(&self.reader));
+        let letters = Arc::clone(&self.letters);
+        Box::new(move |stopping| {
+            let status = status.sink(&name);
+            sink.start(&status);
+            let dispatcher = Dispatcher {
+                name,
+                sink,
+                in_force,
+                routes: Arc::default(),
+                joins: Vec::new(),
+                delivery,
+                results,
+                reader,
+                letters,
+                status,
+                applied,
+                stopping,
+                has_letters: true,
+                counted: None,
+            };
+            Box::pin(dispatcher.run())
+        })
     }
 
     /// Tells every sink which joins it takes from now on; those for which that is no news are left alone.

@@ -11,9 +11,11 @@ use tracing::info;
 use super::listeners::Listeners;
 use super::unit::{Ready, Units, Work};
 use super::{StartError, serve};
+use crate::credentials::Secrets;
 use crate::delivery::dead_letters::DeadLetters;
 use crate::source::file::{self, FileReader};
 use crate::source::http::{self, HttpState};
+use crate::source::kafka::KafkaReader;
 use crate::status::Status;
 use crate::storage::ingest::Ingest;
 
@@ -61,6 +63,7 @@ pub(super) struct Sources {
     pub(super) ingest: Ingest,
     pub(super) letters: Arc<DeadLetters>,
     pub(super) status: Arc<Status>,
+    pub(super) secrets: Arc<Secrets>,
     pub(super) batch_messages_max: usize,
 }
 
@@ -106,9 +109,7 @@ impl Sources {
             }
             SourceKind::File(spec) => {
                 let path = source.path.clone().unwrap_or_else(|| PathBuf::from(&spec.path));
-                let prefix = format!("{name}:");
-                let stored = offsets.iter().filter(|(stream, _)| stream.starts_with(&prefix));
-                let stored = stored.map(|(stream, next)| (stream.clone(), *next)).collect();
+                let stored = own_streams(&name, offsets);
                 let (spec, letters) = (spec.clone(), Arc::clone(&self.letters));
                 let batch_messages_max = self.batch_messages_max;
                 Ok(Box::new(move |stopping| {
@@ -131,7 +132,42 @@ impl Sources {
                     Box::pin(reader.run())
                 }))
             }
+            SourceKind::Kafka(spec) => {
+                let stored = own_streams(&name, offsets);
+                let (spec, letters, secrets) =
+                    (spec.clone(), Arc::clone(&self.letters), Arc::clone(&self.secrets));
+                let batch_messages_max = self.batch_messages_max;
+                status.source(&name).contact.awaited();
+                Ok(Box::new(move |stopping| {
+                    let status = status.source(&name);
+                    *status.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(format!(
+                        "{} of {}",
+                        spec.kafka_topics.join(", "),
+                        spec.connection.brokers.join(",")
+                    ));
+                    status.error.clear();
+                    let reader = KafkaReader {
+                        name,
+                        spec,
+                        secrets,
+                        ingest,
+                        letters,
+                        status,
+                        stopping,
+                        batch_messages_max,
+                        stored,
+                    };
+                    Box::pin(reader.run())
+                }))
+            }
             SourceKind::Unsupported(kind) => unreachable!("the manifest was refused for its {kind} source"),
         }
     }
+}
+
+/// The streams of a source among all that the shards know.
+fn own_streams(name: &str, offsets: &HashMap<String, u64>) -> HashMap<String, u64> {
+    let prefix = format!("{name}:");
+    let own = offsets.iter().filter(|(stream, _)| stream.starts_with(&prefix));
+    own.map(|(stream, next)| (stream.clone(), *next)).collect()
 }

@@ -32,11 +32,12 @@ pub(super) struct Store {
 /// The topics that the plan fills or reads, as far as it names them.
 pub(super) fn declared_topics<'a>(plan: &'a Plan, joins: &'a [CheckedJoin]) -> impl Iterator<Item = &'a str> {
     let filled = plan.sources.iter().flat_map(|source| match &source.kind {
-        SourceKind::Http(spec) => spec.topics.as_slice(),
-        SourceKind::File(spec) => spec.topic.as_slice(),
-        SourceKind::Unsupported(_) => &[],
+        SourceKind::Http(spec) => spec.topics.iter().map(String::as_str).collect(),
+        SourceKind::File(spec) => spec.topic.iter().map(String::as_str).collect(),
+        SourceKind::Kafka(spec) => spec.topics_filled(),
+        SourceKind::Unsupported(_) => Vec::new(),
     });
-    filled.chain(joins.iter().flat_map(|join| &join.topics)).map(String::as_str)
+    filled.chain(joins.iter().flat_map(|join| &join.topics).map(String::as_str))
 }
 
 impl Store {

@@ -1,0 +1,197 @@
+//! Results in transactions, each once for whoever reads committed records. With the results a transaction commits which
+//! they were, as the note beside an offset of a group of our own. Whoever comes after a crash reads the note, and passes
+//! over what it has, since the cursor may not have moved before the crash. One note is enough: the next transaction begins
+//! only when the results of the last one were answered for.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{DeliveryFuture, Producer as _};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::told::{TEXT_BYTES_MAX, Told};
+use super::{Cluster, Producer, record_key};
+use crate::kafka::{self, Events};
+use crate::sink::{Delivery, Outcome};
+
+/// How long one call to the brokers may take.
+const CALL_MAX: Duration = Duration::from_secs(10);
+
+/// How long a commit is tried again before its outcome is left to the next session.
+const COMMIT_MAX: Duration = Duration::from_secs(20);
+
+/// After that time brokers give up a transaction of a worker that is gone.
+const TRANSACTION_TIMEOUT: &str = "60000";
+
+/// What goes on from one transaction to the next.
+pub(super) struct Session {
+    producer: Producer,
+    group: ConsumerGroupMetadata,
+    /// What the last transaction has written.
+    told: Told,
+}
+
+/// Why a transaction was not committed.
+enum Failure {
+    /// It is undone, and the session can go on.
+    Aborted(KafkaError),
+    /// Whether it was committed is for the next session to find out.
+    Unknown(KafkaError),
+}
+
+impl Session {
+    /// Ends whatever another session has left open, and reads what was committed last.
+    pub(super) fn open(cluster: &Cluster) -> Result<Self, String> {
+        let producer = cluster.producer(&[
+            ("transactional.id", &cluster.id),
+            ("transaction.timeout.ms", TRANSACTION_TIMEOUT),
+        ])?;
+        let problem = |error: KafkaError| kafka::problem(&producer.events, &error).text;
+        producer.client.init_transactions(CALL_MAX).map_err(problem)?;
+        let mut config = cluster.settings()?;
+        config.set("group.id", &cluster.id).set("enable.auto.commit", "false");
+        let consumer: BaseConsumer<Events> =
+            config.create_with_context(Events::of(&cluster.spec.connection)).map_err(problem)?;
+        let mut place = TopicPartitionList::new();
+        place.add_partition(&cluster.spec.kafka_topic, 0);
+        let committed = consumer.committed_offsets(place, CALL_MAX).map_err(problem)?;
+        let told = committed.elements().first().map(|place| Told::read(place.metadata())).unwrap_or_default();
+        let group = consumer.group_metadata().ok_or("the Kafka client has no group")?;
+        Ok(Self { producer, group, told })
+    }
+
+    /// Writes results, and gives the session back if it can go on.
+    pub(super) fn write(mut self, cluster: &Cluster, results: &[Delivery]) -> (Option<Self>, Vec<Outcome>) {
+        let mut outcomes: Vec<Option<Outcome>> =
+            results.iter().map(|result| self.told.has(&result.id).then_some(Outcome::Delivered)).collect();
+        loop {
+            let open =
+                results.iter().zip(&outcomes).enumerate().filter(|(_, (_, outcome))| outcome.is_none());
+            let indices = share(open.map(|(index, (result, _))| (index, result)));
+            if indices.is_empty() {
+                return (Some(self), outcomes.into_iter().flatten().collect());
+            }
+            let share: Vec<&Delivery> = indices.iter().map(|index| &results[*index]).collect();
+            let mut refused = BTreeMap::new();
+            match self.transact(cluster, &share, &mut refused) {
+                Ok(()) => {
+                    self.told = Told::of(share.iter().map(|result| result.id.as_str()));
+                    indices.iter().for_each(|index| outcomes[*index] = Some(Outcome::Delivered));
+                }
+                // The others go without those.
+                Err(Failure::Aborted(_)) if !refused.is_empty() => {
+                    refused.into_iter().for_each(|(n, outcome)| outcomes[indices[n]] = Some(outcome));
+                }
+                Err(failure) => {
+                    let (session, error) = match failure {
+                        Failure::Aborted(error) => (true, error),
+                        Failure::Unknown(error) => (false, error),
+                    };
+                    let failed = cluster.failure(&self.producer.events, &error);
+                    let failed = match failed {
+                        Outcome::Refused(reason) => Outcome::Failed(reason),
+                        other => other,
+                    };
+                    let outcomes = outcomes
+                        .into_iter()
+                        .map(|outcome| outcome.unwrap_or_else(|| failed.clone()))
+                        .collect();
+                    return (session.then_some(self), outcomes);
+                }
+            }
+        }
+    }
+
+    /// One transaction. What the topic will never take comes into `refused`, by its number.
+    fn transact(
+        &self,
+        cluster: &Cluster,
+        results: &[&Delivery],
+        refused: &mut BTreeMap<usize, Outcome>,
+    ) -> Result<(), Failure> {
+        self.producer.client.begin_transaction().map_err(Failure::Unknown)?;
+        let events = &self.producer.events;
+        let mut sent: Vec<(usize, DeliveryFuture)> = Vec::with_capacity(results.len());
+        let mut problem = None;
+        for (n, result) in results.iter().enumerate() {
+            match self.producer.client.send_result(cluster.record(result, &record_key(&result.key))) {
+                Ok(delivery) => sent.push((n, delivery)),
+                Err((error, _)) => {
+                    if let refusal @ Outcome::Refused(_) = cluster.failure(events, &error) {
+                        refused.insert(n, refusal);
+                    }
+                    problem = Some(error);
+                }
+            }
+        }
+        let committed = match problem {
+            Some(error) => Err(error),
+            None => self.commit(cluster, results),
+        };
+        let Err(error) = committed else { return Ok(()) };
+        if !is_abortable(&error) {
+            return Err(Failure::Unknown(error));
+        }
+        self.producer.client.abort_transaction(CALL_MAX).map_err(Failure::Unknown)?;
+        // What the abort has swept away has failed with the others, and says so.
+        for (n, delivery) in sent {
+            if let Some(Ok(Err((error, _)))) = futures::FutureExt::now_or_never(delivery)
+                && let refusal @ Outcome::Refused(_) = cluster.failure(events, &error)
+            {
+                refused.insert(n, refusal);
+            }
+        }
+        Err(Failure::Aborted(error))
+    }
+
+    /// Commits the results with the note of which they are.
+    fn commit(&self, cluster: &Cluster, results: &[&Delivery]) -> Result<(), KafkaError> {
+        let note = Told::of(results.iter().map(|result| result.id.as_str())).text();
+        let epoch = results.last().map_or(0, |result| i64::try_from(result.epoch).unwrap_or(i64::MAX));
+        let mut place = TopicPartitionList::new();
+        place.add_partition_offset(&cluster.spec.kafka_topic, 0, Offset::Offset(epoch))?;
+        if let Some(mut place) = place.find_partition(&cluster.spec.kafka_topic, 0) {
+            place.set_metadata(note);
+        }
+        let started = Instant::now();
+        again(started, || self.producer.client.send_offsets_to_transaction(&place, &self.group, CALL_MAX))?;
+        crate::fault::point("kafka-transaction-written");
+        again(started, || self.producer.client.commit_transaction(CALL_MAX))?;
+        crate::fault::point("kafka-transaction-committed");
+        Ok(())
+    }
+}
+
+/// Repeats a call for as long as its error says that this may help.
+fn again(started: Instant, call: impl Fn() -> Result<(), KafkaError>) -> Result<(), KafkaError> {
+    loop {
+        match call() {
+            Err(KafkaError::Transaction(error)) if error.is_retriable() && started.elapsed() < COMMIT_MAX => {
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Whether the transaction can be undone, and the producer goes on. So it is with what was not even sent.
+fn is_abortable(error: &KafkaError) -> bool {
+    match error {
+        KafkaError::Transaction(error) => error.txn_requires_abort(),
+        KafkaError::MessageProduction(code) => *code != RDKafkaErrorCode::Fatal,
+        _ => false,
+    }
+}
+
+/// The first results whose note is short enough: nearly always all of them.
+fn share<'d>(results: impl Iterator<Item = (usize, &'d Delivery)>) -> Vec<usize> {
+    let all: Vec<(usize, &Delivery)> = results.collect();
+    let mut count = all.len();
+    while count > 1
+        && Told::of(all[..count].iter().map(|(_, result)| result.id.as_str())).text().len() > TEXT_BYTES_MAX
+    {
+        count = count.div_ceil(2);
+    }
+    all[..count].iter().map(|(index, _)| *index).collect()
+}
