@@ -16,7 +16,7 @@ use tokio::sync::OnceCell;
 
 pub use self::broker::{Listener, PASSWORD, USER};
 use self::broker::{Node, Ports};
-pub use self::client::{Reader, Record};
+pub use self::client::{Member, Producer, Reader, Record};
 use crate::wait::until;
 
 /// Brokers that are one cluster.
@@ -155,9 +155,14 @@ impl Cluster {
         blocking(move || client::committed(&brokers, &group, &topic, partition)).await
     }
 
+    /// A consumer that is a member of a group, as another program would be.
+    pub fn join_group(&self, group: &str, topic: &str) -> Member {
+        Member::join(&self.brokers(), group, topic)
+    }
+
     /// A client that writes records, and returns when all brokers have them.
-    pub fn producer(&self) -> client::Producer {
-        client::Producer::new(&self.brokers())
+    pub fn producer(&self) -> Producer {
+        Producer::new(&self.brokers())
     }
 
     /// Everything in a Kafka topic that is committed now, partition by partition.

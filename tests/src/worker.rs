@@ -314,6 +314,11 @@ impl Worker {
         self.ended().await
     }
 
+    /// Whether the process has not ended yet.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("a child can be asked").is_none()
+    }
+
     /// Waits for the end of the process, and returns its exit code; none if a signal has ended it.
     pub async fn wait(&mut self) -> Option<i32> {
         let ended = async || self.child.try_wait().expect("a child can be asked");

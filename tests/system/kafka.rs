@@ -1,5 +1,7 @@
 //! Kafka sources and sinks against Apache Kafka itself.
 
+mod security;
+pub(crate) mod sink;
 mod source;
 
 use std::collections::BTreeMap;

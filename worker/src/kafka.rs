@@ -7,8 +7,8 @@ use litejoin_crds::credentials::KafkaSaslMechanism;
 use litejoin_crds::plan::KafkaConnection;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::{ClientConfig, ClientContext, Statistics, TopicPartitionList};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{ClientConfig, ClientContext, Statistics};
 use tracing::{debug, trace};
 
 use crate::credentials::{CredentialError, Secrets};
@@ -95,7 +95,6 @@ struct Heard {
     brokers: String,
     problem: Mutex<Option<Problem>>,
     statistics: Mutex<Option<Statistics>>,
-    commit: Mutex<Option<KafkaResult<()>>>,
 }
 
 /// What keeps a client from its work, in words for whoever runs the pipeline.
@@ -124,11 +123,6 @@ impl Events {
     /// The newest statistics, once.
     pub(crate) fn statistics(&self) -> Option<Statistics> {
         self.0.statistics.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    /// What became of the last commit, once.
-    pub(crate) fn commit(&self) -> Option<KafkaResult<()>> {
-        self.0.commit.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     fn note(&self, code: Option<RDKafkaErrorCode>, reason: &str) {
@@ -160,11 +154,7 @@ impl ClientContext for Events {
     }
 }
 
-impl ConsumerContext for Events {
-    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        *self.0.commit.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
-    }
-}
+impl ConsumerContext for Events {}
 
 /// Says what a client's error means for whoever runs the pipeline.
 fn explain(brokers: &str, code: Option<RDKafkaErrorCode>, reason: &str) -> Problem {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
@@ -202,6 +203,48 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         self.stopping.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A consumer in a group, which leaves it when it is dropped.
+pub struct Member {
+    consumer: Arc<BaseConsumer>,
+    stopping: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Member {
+    pub(super) fn join(brokers: &str, group: &str, topic: &str) -> Self {
+        let mut config = config(brokers);
+        config.set("group.id", group).set("enable.auto.commit", "false").set("session.timeout.ms", "6000");
+        let consumer: Arc<BaseConsumer> = Arc::new(config.create().expect("a client can be made"));
+        consumer.subscribe(&[topic]).expect("a topic can be subscribed to");
+        let stopping = Arc::<AtomicBool>::default();
+        let (polled, asked) = (Arc::clone(&consumer), Arc::clone(&stopping));
+        let thread = std::thread::spawn(move || {
+            while !asked.load(Ordering::Relaxed) {
+                polled.poll(Duration::from_millis(50));
+            }
+        });
+        Self { consumer, stopping, thread: Some(thread) }
+    }
+
+    /// Waits until the group has given it partitions.
+    pub async fn wait_until_it_has_partitions(&self) {
+        until("the member to get partitions", async || {
+            self.consumer.assignment().is_ok_and(|given| given.count() > 0).then_some(())
+        })
+        .await;
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        self.consumer.unsubscribe();
     }
 }
 

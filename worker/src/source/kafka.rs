@@ -9,6 +9,7 @@
 //! The thread waits where the lanes do; the client then fetches no more than a few MiB ahead.
 
 mod client;
+mod committer;
 mod place;
 mod record;
 

@@ -50,7 +50,8 @@ impl KafkaStatus {
     /// `null` for a source that reads no Kafka, or none yet.
     pub(crate) fn json(&self) -> Value {
         let partitions = self.partitions();
-        if partitions.is_empty() {
+        let (loss, warning) = (self.loss.text(), self.warning.text());
+        if partitions.is_empty() && loss.is_none() && warning.is_none() {
             return Value::Null;
         }
         let lag: Option<u64> = partitions.values().map(|partition| partition.lag()).sum();
@@ -65,8 +66,8 @@ impl KafkaStatus {
             "lag": lag,
             "partitions": partitions,
             "lost": self.lost.value(),
-            "lastLoss": self.loss.text(),
-            "warning": self.warning.text(),
+            "lastLoss": loss,
+            "warning": warning,
         })
     }
 }

@@ -1,7 +1,7 @@
 //! Results in transactions, each once for whoever reads committed records. With the results a transaction commits which
 //! they were, as the note beside an offset of a group of our own. Whoever comes after a crash reads the note, and passes
-//! over what it has, since the cursor may not have moved before the crash. One note is enough: the next transaction begins
-//! only when the results of the last one were answered for.
+//! over what it has, since the cursor may not have moved before the crash. The note has the last few hundred results: more
+//! than lie between two moves of the cursor.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{DeliveryFuture, Producer as _};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::told::{TEXT_BYTES_MAX, Told};
+use super::told::Told;
 use super::{Cluster, Producer, record_key};
 use crate::kafka::{self, Events};
 use crate::sink::{Delivery, Outcome};
@@ -29,7 +29,7 @@ const TRANSACTION_TIMEOUT: &str = "60000";
 pub(super) struct Session {
     producer: Producer,
     group: ConsumerGroupMetadata,
-    /// What the last transaction has written.
+    /// What the last transactions have written.
     told: Told,
 }
 
@@ -69,15 +69,22 @@ impl Session {
         loop {
             let open =
                 results.iter().zip(&outcomes).enumerate().filter(|(_, (_, outcome))| outcome.is_none());
-            let indices = share(open.map(|(index, (result, _))| (index, result)));
+            let mut indices: Vec<usize> = open.map(|(index, _)| index).collect();
             if indices.is_empty() {
                 return (Some(self), outcomes.into_iter().flatten().collect());
             }
+            let told = loop {
+                match self.told.with(indices.iter().map(|index| results[*index].id.as_str())) {
+                    Some(told) => break told,
+                    // More than the note can hold: it is so with hundreds of results of as many epochs.
+                    None => indices.truncate(indices.len().div_ceil(2)),
+                }
+            };
             let share: Vec<&Delivery> = indices.iter().map(|index| &results[*index]).collect();
             let mut refused = BTreeMap::new();
-            match self.transact(cluster, &share, &mut refused) {
+            match self.transact(cluster, &share, &told.text(), &mut refused) {
                 Ok(()) => {
-                    self.told = Told::of(share.iter().map(|result| result.id.as_str()));
+                    self.told = told;
                     indices.iter().for_each(|index| outcomes[*index] = Some(Outcome::Delivered));
                 }
                 // The others go without those.
@@ -109,6 +116,7 @@ impl Session {
         &self,
         cluster: &Cluster,
         results: &[&Delivery],
+        note: &str,
         refused: &mut BTreeMap<usize, Outcome>,
     ) -> Result<(), Failure> {
         self.producer.client.begin_transaction().map_err(Failure::Unknown)?;
@@ -128,7 +136,7 @@ impl Session {
         }
         let committed = match problem {
             Some(error) => Err(error),
-            None => self.commit(cluster, results),
+            None => self.commit(cluster, note),
         };
         let Err(error) = committed else { return Ok(()) };
         if !is_abortable(&error) {
@@ -146,12 +154,11 @@ impl Session {
         Err(Failure::Aborted(error))
     }
 
-    /// Commits the results with the note of which they are.
-    fn commit(&self, cluster: &Cluster, results: &[&Delivery]) -> Result<(), KafkaError> {
-        let note = Told::of(results.iter().map(|result| result.id.as_str())).text();
-        let epoch = results.last().map_or(0, |result| i64::try_from(result.epoch).unwrap_or(i64::MAX));
+    /// Commits what was sent, with the note.
+    fn commit(&self, cluster: &Cluster, note: &str) -> Result<(), KafkaError> {
         let mut place = TopicPartitionList::new();
-        place.add_partition_offset(&cluster.spec.kafka_topic, 0, Offset::Offset(epoch))?;
+        // The offset means nothing; there has to be one.
+        place.add_partition_offset(&cluster.spec.kafka_topic, 0, Offset::Offset(0))?;
         if let Some(mut place) = place.find_partition(&cluster.spec.kafka_topic, 0) {
             place.set_metadata(note);
         }
@@ -182,16 +189,4 @@ fn is_abortable(error: &KafkaError) -> bool {
         KafkaError::MessageProduction(code) => *code != RDKafkaErrorCode::Fatal,
         _ => false,
     }
-}
-
-/// The first results whose note is short enough: nearly always all of them.
-fn share<'d>(results: impl Iterator<Item = (usize, &'d Delivery)>) -> Vec<usize> {
-    let all: Vec<(usize, &Delivery)> = results.collect();
-    let mut count = all.len();
-    while count > 1
-        && Told::of(all[..count].iter().map(|(_, result)| result.id.as_str())).text().len() > TEXT_BYTES_MAX
-    {
-        count = count.div_ceil(2);
-    }
-    all[..count].iter().map(|(index, _)| *index).collect()
 }

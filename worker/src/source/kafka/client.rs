@@ -14,6 +14,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
+use super::committer::Committer;
 use super::place::{Place, Range, Surprise, Wanted, place};
 use super::record::{self, Json, Record};
 use super::{Block, Run};
@@ -104,7 +105,8 @@ type Partitions = HashMap<String, BTreeMap<i32, Partition>>;
 
 /// One connection to the cluster.
 struct Session {
-    consumer: BaseConsumer<Events>,
+    consumer: Arc<BaseConsumer<Events>>,
+    committer: Committer,
     cluster: String,
     partitions: Partitions,
     /// When partitions are looked for next.
@@ -209,7 +211,10 @@ impl Client {
                         // The other end says so by going, too.
                         drop(self.blocks);
                         let _ = all_stored.blocking_recv();
-                        session.commit(&self.progress, CommitMode::Sync);
+                        if let Some(offsets) = session.uncommitted(&self.progress) {
+                            // It is for show; the next start knows better.
+                            let _ = session.consumer.commit(&offsets, CommitMode::Sync);
+                        }
                         return;
                     }
                     End::Broken(problem) => {
@@ -246,7 +251,9 @@ impl Client {
             if let Some(cluster) = cluster {
                 info!(source = self.name, cluster, "reached Kafka");
                 let now = Instant::now();
+                let consumer = Arc::new(consumer);
                 return Ok(Session {
+                    committer: Committer::start(&self.name, &consumer),
                     consumer,
                     cluster,
                     partitions: HashMap::new(),
@@ -306,7 +313,11 @@ impl Client {
             }
             if session.committed_at.elapsed() >= COMMIT_INTERVAL {
                 session.committed_at = Instant::now();
-                session.commit(&self.progress, CommitMode::Async);
+                if let Some(offsets) = session.uncommitted(&self.progress)
+                    && !session.committer.commit(offsets)
+                {
+                    session.doubt_commits();
+                }
             }
         }
     }
@@ -573,7 +584,7 @@ impl Client {
             }
             self.status.kafka.show(shown);
         }
-        self.show_commit(&events);
+        self.show_commit(session);
         let problem = events.problem()?;
         self.tell(&problem);
         if !problem.is_refusal {
@@ -584,9 +595,9 @@ impl Client {
     }
 
     /// Shows whether the broker takes note of where we are: it does not while the group has members of its own.
-    fn show_commit(&self, events: &Events) {
+    fn show_commit(&self, session: &mut Session) {
         let warning = &self.status.kafka.warning;
-        match events.commit() {
+        match session.committer.outcome() {
             None => {}
             Some(Ok(())) => {
                 if warning.clear() {
@@ -595,6 +606,7 @@ impl Client {
             }
             Some(Err(error)) => {
                 use RDKafkaErrorCode as Code;
+                session.doubt_commits();
                 let group_id = &self.spec.group_id;
                 let text = match error.rdkafka_error_code() {
                     Some(Code::UnknownMemberId | Code::IllegalGeneration | Code::RebalanceInProgress) => {
@@ -658,26 +670,26 @@ impl Session {
         Ok(!(low..=high).contains(&next))
     }
 
-    /// Tells the broker how far all shards are, for whoever watches the group.
-    fn commit(&mut self, progress: &Progress, mode: CommitMode) {
+    /// How far all shards are, where the broker does not know it yet.
+    fn uncommitted(&mut self, progress: &Progress) -> Option<TopicPartitionList> {
         let mut offsets = TopicPartitionList::new();
         for (kafka_topic, partitions) in &mut self.partitions {
             for (number, partition) in partitions {
                 let Some(next) = progress.stored(&partition.stream) else { continue };
-                if next == partition.committed {
-                    continue;
-                }
-                let offset = Offset::Offset(i64::try_from(next).unwrap_or(i64::MAX));
-                if offsets.add_partition_offset(kafka_topic, *number, offset).is_ok() {
+                if next != partition.committed {
+                    let offset = Offset::Offset(i64::try_from(next).ok()?);
+                    offsets.add_partition_offset(kafka_topic, *number, offset).ok()?;
                     partition.committed = next;
                 }
             }
         }
-        if offsets.count() > 0
-            && let Err(error) = self.consumer.commit(&offsets, mode)
-        {
-            debug!(%error, "could not commit offsets");
-        }
+        (offsets.count() > 0).then_some(offsets)
+    }
+
+    /// Forgets what the broker was told, so that it is told again.
+    fn doubt_commits(&mut self) {
+        let all = self.partitions.values_mut().flat_map(BTreeMap::values_mut);
+        all.for_each(|partition| partition.committed = 0);
     }
 
     fn list(kafka_topic: &str, number: i32, offset: Offset) -> Result<TopicPartitionList, KafkaError> {
