@@ -1,5 +1,6 @@
 //! Kafka sources and sinks against Apache Kafka itself.
 
+mod faults;
 mod security;
 pub(crate) mod sink;
 mod source;
@@ -21,6 +22,7 @@ metadata: {{name: p}}
 spec:
   storage: {{shardCount: 4, flushInterval: 2ms}}
   admin: {{addr: "127.0.0.1:0"}}
+  delivery: {{dlq: {{retryInterval: 500ms, maxBackoff: 2s}}}}
   sources:
 {sources}
   joins:

@@ -6,7 +6,7 @@ mod transaction;
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use litejoin_crds::plan;
 use rdkafka::ClientConfig;
@@ -38,6 +38,9 @@ const SETTINGS: [(&str, &str); 8] = [
     ("message.max.bytes", "100000000"),
     ("queue.buffering.max.kbytes", "65536"),
 ];
+
+/// How long sessions are opened anew before a call of the sink has failed.
+const SESSIONS_MAX: Duration = Duration::from_secs(20);
 
 /// Wait between two attempts to reach the cluster at the start.
 const REACH_INTERVAL: Duration = Duration::from_secs(2);
@@ -97,15 +100,8 @@ impl KafkaSink {
         let (cluster, events) = (&self.cluster, &producer.events);
         let mut outcomes = Vec::with_capacity(results.len());
         for delivery in sent {
-            let outcome = match delivery {
-                Ok(delivery) => match delivery.await {
-                    Ok(outcome) => outcome.map_err(|(error, _)| error),
-                    Err(_) => Err(KafkaError::Canceled),
-                },
-                Err(error) => Err(error),
-            };
-            outcomes.push(match outcome {
-                Ok(_) => Outcome::Delivered,
+            outcomes.push(match delivered(delivery).await {
+                Ok(()) => Outcome::Delivered,
                 Err(error) => cluster.failure(events, &error),
             });
         }
@@ -124,11 +120,18 @@ impl KafkaSink {
         let (cluster, session) = (self.cluster.clone(), self.session.take());
         let results = results.to_vec();
         let (session, outcomes) = blocking(move || {
-            let session = match session.map_or_else(|| Session::open(&cluster), Ok) {
-                Ok(session) => session,
-                Err(problem) => return (None, vec![Outcome::Failed(problem); results.len()]),
-            };
-            session.write(&cluster, &results)
+            let started = Instant::now();
+            let mut session = session;
+            loop {
+                let (left, outcomes) = match session.take().map_or_else(|| Session::open(&cluster), Ok) {
+                    Ok(session) => session.write(&cluster, &results),
+                    Err(problem) => (None, vec![Outcome::Failed(problem); results.len()]),
+                };
+                // A new session finds out what the last one has done, and goes on from there.
+                if left.is_some() || started.elapsed() >= SESSIONS_MAX {
+                    return (left, outcomes);
+                }
+            }
         })
         .await;
         self.session = session;
@@ -213,6 +216,14 @@ impl Cluster {
             )),
             _ => Outcome::Failed(kafka::problem(events, error).text),
         }
+    }
+}
+
+/// Waits for what becomes of a record.
+async fn delivered(sent: Result<DeliveryFuture, KafkaError>) -> Result<(), KafkaError> {
+    match sent?.await {
+        Ok(outcome) => outcome.map(|_| ()).map_err(|(error, _)| error),
+        Err(_) => Err(KafkaError::Canceled),
     }
 }
 

@@ -6,13 +6,15 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{DeliveryFuture, Producer as _};
+use rdkafka::producer::Producer as _;
 use rdkafka::{Offset, TopicPartitionList};
+use tracing::debug;
 
 use super::told::Told;
-use super::{Cluster, Producer, record_key};
+use super::{Cluster, Producer, delivered, record_key};
 use crate::kafka::{self, Events};
 use crate::sink::{Delivery, Outcome};
 
@@ -96,6 +98,7 @@ impl Session {
                         Failure::Aborted(error) => (true, error),
                         Failure::Unknown(error) => (false, error),
                     };
+                    debug!(sink = cluster.name, %error, session, "a transaction was not committed");
                     let failed = cluster.failure(&self.producer.events, &error);
                     let failed = match failed {
                         Outcome::Refused(reason) => Outcome::Failed(reason),
@@ -120,38 +123,36 @@ impl Session {
         refused: &mut BTreeMap<usize, Outcome>,
     ) -> Result<(), Failure> {
         self.producer.client.begin_transaction().map_err(Failure::Unknown)?;
-        let events = &self.producer.events;
-        let mut sent: Vec<(usize, DeliveryFuture)> = Vec::with_capacity(results.len());
         let mut problem = None;
-        for (n, result) in results.iter().enumerate() {
-            match self.producer.client.send_result(cluster.record(result, &record_key(&result.key))) {
-                Ok(delivery) => sent.push((n, delivery)),
-                Err((error, _)) => {
-                    if let refusal @ Outcome::Refused(_) = cluster.failure(events, &error) {
-                        refused.insert(n, refusal);
-                    }
-                    problem = Some(error);
+        for (n, outcome) in self.send(cluster, results).into_iter().enumerate() {
+            if let Err(error) = outcome {
+                if let refusal @ Outcome::Refused(_) = cluster.failure(&self.producer.events, &error) {
+                    refused.insert(n, refusal);
                 }
+                problem = Some(error);
             }
         }
-        let committed = match problem {
-            Some(error) => Err(error),
-            None => self.commit(cluster, note),
-        };
+        let committed = problem.map_or_else(|| self.commit(cluster, note), Err);
         let Err(error) = committed else { return Ok(()) };
         if !is_abortable(&error) {
             return Err(Failure::Unknown(error));
         }
         self.producer.client.abort_transaction(CALL_MAX).map_err(Failure::Unknown)?;
-        // What the abort has swept away has failed with the others, and says so.
-        for (n, delivery) in sent {
-            if let Some(Ok(Err((error, _)))) = futures::FutureExt::now_or_never(delivery)
-                && let refusal @ Outcome::Refused(_) = cluster.failure(events, &error)
-            {
-                refused.insert(n, refusal);
-            }
-        }
         Err(Failure::Aborted(error))
+    }
+
+    /// Sends results and waits until the brokers have each or don't take it. With nothing under way a commit has nothing to
+    /// wait for, which the client would do in steps of 100 ms.
+    fn send(&self, cluster: &Cluster, results: &[&Delivery]) -> Vec<Result<(), KafkaError>> {
+        let sent: Vec<_> = results
+            .iter()
+            .map(|result| {
+                let key = record_key(&result.key);
+                let record = cluster.record(result, &key);
+                self.producer.client.send_result(record).map_err(|(error, _)| error)
+            })
+            .collect();
+        tokio::runtime::Handle::current().block_on(join_all(sent.into_iter().map(delivered)))
     }
 
     /// Commits what was sent, with the note.
