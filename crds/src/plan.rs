@@ -172,7 +172,7 @@ pub enum SourceKind {
     /// Lines of a file.
     File(FileSource),
     /// Kafka topics.
-    Kafka(KafkaSource),
+    Kafka(Box<KafkaSource>),
     /// A kind that the API knows and the worker does not run yet: its field name (`api`).
     Unsupported(&'static str),
 }
@@ -254,7 +254,7 @@ pub enum SinkKind {
     /// One JSON line a result on standard output.
     Stdout,
     /// Records in a Kafka topic.
-    Kafka(KafkaSink),
+    Kafka(Box<KafkaSink>),
     /// A kind that the API knows and the worker does not run yet: its field name (`http`, `sqlite`).
     Unsupported(&'static str),
 }

@@ -59,7 +59,7 @@ fn kind(named: &Named<SinkBody>, scope: &mut Scope<'_>) -> Option<SinkKind> {
     }
     let sse = sse.as_ref().map(|sse| SinkKind::Sse(sse_sink(sse, scope)));
     let stdout = stdout.as_ref().map(|_| SinkKind::Stdout);
-    let kafka = kafka.as_ref().map(|kafka| SinkKind::Kafka(kafka::sink(kafka, scope)));
+    let kafka = kafka.as_ref().map(|kafka| SinkKind::Kafka(Box::new(kafka::sink(kafka, scope))));
     let unsupported = written.first().map(|kind| SinkKind::Unsupported(kind));
     sse.or(stdout).or(kafka).or(unsupported)
 }

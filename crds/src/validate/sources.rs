@@ -80,7 +80,7 @@ fn kind(named: &Named<SourceBody>, group_id: &str, scope: &mut Scope<'_>) -> Opt
     match (http, file, kafka, written.first()) {
         (Some(http), ..) => Some(SourceKind::Http(http)),
         (_, Some(file), ..) => file.map(SourceKind::File),
-        (_, _, Some(kafka), _) => Some(SourceKind::Kafka(kafka)),
+        (_, _, Some(kafka), _) => Some(SourceKind::Kafka(Box::new(kafka))),
         (.., Some(kind)) => Some(SourceKind::Unsupported(kind)),
         _ => None,
     }

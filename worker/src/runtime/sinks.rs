@@ -122,7 +122,7 @@ impl Sinks {
                 Ok(self.dispatch(name, Box::new(Stdout::new(self.stdout_closed.clone())), delivery))
             }
             (SinkKind::Kafka(spec), Some(delivery)) => {
-                let sink = KafkaSink::new(name, &self.identity, spec.clone(), Arc::clone(&self.secrets));
+                let sink = KafkaSink::new(name, &self.identity, (**spec).clone(), Arc::clone(&self.secrets));
                 Ok(self.dispatch(name, Box::new(sink), delivery))
             }
             (kind, _) => unreachable!("the manifest was refused for a sink like {kind:?}"),

@@ -135,7 +135,7 @@ impl Sources {
             SourceKind::Kafka(spec) => {
                 let stored = own_streams(&name, offsets);
                 let (spec, letters, secrets) =
-                    (spec.clone(), Arc::clone(&self.letters), Arc::clone(&self.secrets));
+                    ((**spec).clone(), Arc::clone(&self.letters), Arc::clone(&self.secrets));
                 let batch_messages_max = self.batch_messages_max;
                 status.source(&name).contact.awaited();
                 Ok(Box::new(move |stopping| {

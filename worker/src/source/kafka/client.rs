@@ -599,11 +599,10 @@ impl Client {
         let warning = &self.status.kafka.warning;
         match session.committer.outcome() {
             None => {}
-            Some(Ok(())) => {
-                if warning.clear() {
-                    info!(source = self.name, "the broker is told again how far we are");
-                }
+            Some(Ok(())) if warning.clear() => {
+                info!(source = self.name, "the broker is told again how far we are");
             }
+            Some(Ok(())) => {}
             Some(Err(error)) => {
                 use RDKafkaErrorCode as Code;
                 session.doubt_commits();
