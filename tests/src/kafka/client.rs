@@ -1,6 +1,6 @@
 //! Clients of a cluster: one that changes topics, one that writes and one that reads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -142,15 +142,17 @@ impl Producer {
 
     /// Writes many records of one topic, in their order.
     pub async fn send_all(&self, topic: &str, records: impl IntoIterator<Item = (String, Option<String>)>) {
-        let mut deliveries = Vec::new();
+        let mut deliveries = VecDeque::new();
         for (key, value) in records {
             loop {
                 let mut record = FutureRecord::to(topic).key(&key);
                 record.payload = value.as_ref();
                 match self.producer.send_result(record) {
-                    Ok(delivery) => break deliveries.push(delivery),
+                    Ok(delivery) => break deliveries.push_back(delivery),
                     // The queue is full: wait for one of those that are on their way.
-                    Err(_) if !deliveries.is_empty() => delivered(deliveries.remove(0)).await,
+                    Err(_) if !deliveries.is_empty() => {
+                        delivered(deliveries.pop_front().expect("there is one")).await;
+                    }
                     Err((error, _)) => panic!("{topic}: {error}"),
                 }
             }
