@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use litejoin_crds::plan;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::info;
@@ -56,8 +57,8 @@ pub(crate) struct KafkaReader {
 
 /// What the client hands over.
 enum Block {
-    /// A partition that the shards do not know yet: each has to store where it begins before anything of it comes.
-    Begin(Stream),
+    /// Partitions that the shards do not know yet: each has to store where they begin before anything of them comes.
+    Begin(Vec<Stream>),
     /// Messages of partitions, in the order of each.
     Records(Vec<Run>),
 }
@@ -128,14 +129,16 @@ async fn write_all(
         };
         match block {
             None => break,
-            Some(Block::Begin(stream)) => {
-                lanes.hand_over(ingest.batch(), Some(&stream), None, true).await;
-                let begun = lanes.progress().reaches(&stream);
+            Some(Block::Begin(streams)) => {
+                for stream in &streams {
+                    lanes.hand_over(ingest.batch(), Some(stream), None, true).await;
+                }
+                let begun = join_all(streams.iter().map(|stream| lanes.progress().reaches(stream)));
                 tokio::select! {
-                    () = begun => {}
+                    _ = begun => {}
                     _ = stopping.wait_for(|stopping| *stopping) => break,
                 }
-                places.insert(stream.name, (stream.next, stream.next));
+                places.extend(streams.into_iter().map(|stream| (stream.name, (stream.next, stream.next))));
             }
             Some(Block::Records(runs)) => {
                 for Run { stream, messages, bytes } in runs {

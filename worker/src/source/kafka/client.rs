@@ -439,7 +439,7 @@ impl Client {
         let failed = |session: &Session, error: &KafkaError| {
             Stop::Failed(kafka::problem(session.consumer.context(), error))
         };
-        let mut complaints = Vec::new();
+        let (mut complaints, mut begun) = (Vec::new(), Vec::new());
         let wanted = looks.find(&session.consumer).map_err(|error| failed(session, &error))?;
         for (kafka_topic, found) in wanted {
             let numbers = match found {
@@ -480,9 +480,10 @@ impl Client {
                     ));
                     continue;
                 }
-                self.begin(session, &kafka_topic, number, topic, place)?;
+                begun.push((kafka_topic.clone(), number, topic, place));
             }
         }
+        self.begin(session, begun)?;
         looks.has_looked = true;
         session.has_doubts = false;
         self.status.reached();
@@ -510,32 +511,34 @@ impl Client {
         if looks.has_looked || is_known() { StartOffset::Earliest } else { self.spec.start_offset }
     }
 
-    /// Starts reading a partition from its place.
+    /// Starts reading partitions from their places.
     fn begin(
         &mut self,
         session: &mut Session,
-        kafka_topic: &str,
-        number: i32,
-        topic: TopicId,
-        place: Place,
+        begun: Vec<(String, i32, TopicId, Place)>,
     ) -> Result<(), Stop> {
-        if let Some(surprise) = place.surprise {
-            self.tell_surprise(kafka_topic, number, surprise);
+        let stream = |place: &Place| Stream { name: Arc::from(place.stream.as_str()), next: place.next };
+        let all = begun.iter().map(|(.., place)| place);
+        let new: Vec<Stream> = all.filter(|place| place.is_new).map(stream).collect();
+        if !new.is_empty() {
+            self.blocks.blocking_send(Block::Begin(new)).map_err(|_| Stop::Unwanted)?;
         }
-        let stream = Stream { name: Arc::from(place.stream.as_str()), next: place.next };
-        if place.is_new {
-            self.blocks.blocking_send(Block::Begin(stream.clone())).map_err(|_| Stop::Unwanted)?;
+        for (kafka_topic, number, topic, place) in begun {
+            if let Some(surprise) = place.surprise {
+                self.tell_surprise(&kafka_topic, number, surprise);
+            }
+            info!(
+                source = self.name,
+                kafka_topic,
+                partition = number,
+                offset = place.next,
+                "reading a partition"
+            );
+            session.assign(&kafka_topic, number, place.next)?;
+            let Stream { name: stream, next } = stream(&place);
+            let partition = Partition { topic, stream, next, committed: 0, run: None };
+            session.partitions.entry(kafka_topic).or_default().insert(number, partition);
         }
-        info!(
-            source = self.name,
-            kafka_topic,
-            partition = number,
-            offset = place.next,
-            "reading a partition"
-        );
-        session.assign(kafka_topic, number, place.next)?;
-        let partition = Partition { topic, stream: stream.name, next: place.next, committed: 0, run: None };
-        session.partitions.entry(kafka_topic.to_owned()).or_default().insert(number, partition);
         Ok(())
     }
 
