@@ -37,6 +37,11 @@ pub async fn shared() -> &'static Cluster {
     &shared.await.0
 }
 
+/// A free port whose next one is free too.
+pub fn free_ports() -> u16 {
+    Ports::pair()
+}
+
 /// Removes a folder when this process ends, for what is never dropped.
 struct Janitor {
     _child: Child,

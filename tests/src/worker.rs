@@ -246,6 +246,15 @@ impl Worker {
         self.stdin.take().expect("started with_stdin, and not taken before")
     }
 
+    /// Bytes of memory that it has now.
+    pub fn memory_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.pid());
+        let status = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has memory");
+        let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+        kibibytes * 1_024
+    }
+
     /// What it has logged so far.
     pub fn log(&self) -> String {
         self.stderr.all().join("\n")

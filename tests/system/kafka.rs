@@ -1,6 +1,8 @@
 //! Kafka sources and sinks against Apache Kafka itself.
 
+mod example;
 mod faults;
+mod memory;
 mod security;
 pub(crate) mod sink;
 mod source;

@@ -51,6 +51,17 @@ impl Ports {
         };
         Self { listeners: [free(), free(), free(), free()], controller: free() }
     }
+
+    /// A free port whose next one is free too.
+    pub(super) fn pair() -> u16 {
+        loop {
+            let port = rand::rng().random_range(PORTS);
+            let is_free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+            if is_free(port) && is_free(port + 1) {
+                return port;
+            }
+        }
+    }
 }
 
 /// A broker, which is a controller too.

@@ -104,7 +104,7 @@ impl Producer {
     pub(super) fn new(brokers: &str) -> Self {
         let mut config = config(brokers);
         config.set("enable.idempotence", "true").set("linger.ms", "1").set("message.timeout.ms", "60000");
-        config.set("partitioner", "murmur2_random");
+        config.set("partitioner", "murmur2_random").set("compression.type", "lz4");
         Self { producer: config.create().expect("a client can be made") }
     }
 
