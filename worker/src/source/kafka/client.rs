@@ -30,13 +30,15 @@ use crate::storage::shard::Stream;
 use crate::storage::topics::{TopicId, Topics};
 
 /// Settings of the client: what it holds in memory is bounded, and it never decides by itself where to read.
-const SETTINGS: [(&str, &str); 10] = [
+const SETTINGS: [(&str, &str); 11] = [
     ("enable.auto.commit", "false"),
     ("enable.auto.offset.store", "false"),
     ("auto.offset.reset", "error"),
     ("isolation.level", "read_committed"),
     ("queued.max.messages.kbytes", "8192"),
-    ("fetch.max.bytes", "4194304"),
+    // These count what is compressed.
+    ("fetch.max.bytes", "2097152"),
+    ("fetch.message.max.bytes", "524288"),
     ("fetch.wait.max.ms", "100"),
     ("fetch.queue.backoff.ms", "10"),
     ("fetch.error.backoff.ms", "100"),
