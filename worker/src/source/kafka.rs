@@ -13,6 +13,7 @@ mod committer;
 mod place;
 mod record;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -91,6 +92,7 @@ impl KafkaReader {
             stored: self.stored,
             progress: Arc::clone(lanes.progress()),
             blocks: sender,
+            is_troubled: Cell::default(),
         };
         let handle = tokio::runtime::Handle::current();
         std::thread::Builder::new()

@@ -1,5 +1,6 @@
 //! The thread that talks to the brokers: it finds partitions, reads records, and tells how far all that is.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -88,6 +89,8 @@ pub(super) struct Client {
     pub(super) stored: HashMap<String, u64>,
     pub(super) progress: Arc<Progress>,
     pub(super) blocks: mpsc::Sender<Block>,
+    /// Whether what is told as the last error is trouble of ours that can pass.
+    pub(super) is_troubled: Cell<bool>,
 }
 
 /// A partition that is read.
@@ -491,12 +494,13 @@ impl Client {
         self.status.reached();
         match complaints.first() {
             None => {
-                if session.refused_since.is_none() && self.status.error.clear() {
+                if session.refused_since.is_none() && self.is_troubled.take() && self.status.error.clear() {
                     info!(source = self.name, "reading from Kafka");
                 }
             }
             Some(_) => {
                 let text = complaints.join("; ");
+                self.is_troubled.set(true);
                 if self.status.error.set(&text) {
                     warn!(source = self.name, error = text, "some of what is wanted can't be read");
                 }
@@ -636,6 +640,7 @@ impl Client {
     }
 
     fn tell(&self, problem: &Problem) {
+        self.is_troubled.set(true);
         if self.status.error.set(&problem.text) {
             warn!(source = self.name, error = problem.text, "can't read from Kafka; trying again");
         }
