@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use litejoin_tests::ingest::{Ingest, message};
+use litejoin_tests::ingest::message;
 use litejoin_tests::kafka::{Cluster, Producer, Record};
 use litejoin_tests::oracle::Oracle;
 use litejoin_tests::repetition::{chance, seeds};
 use litejoin_tests::results::Results;
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::Site;
+use litejoin_tests::worker::{Site, Worker};
 use rand::RngExt;
 use serde_json::{Value, json};
 
@@ -77,36 +77,28 @@ impl Load {
             let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
             written.values.insert((topic, key), value);
             let end = u64::try_from(offset).expect("not negative") + 1;
-            written.ends.insert(format!("{topic}/{partition}"), end);
+            let known = written.ends.entry(format!("{topic}/{partition}")).or_default();
+            *known = (*known).max(end);
             self.sent.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
-/// Lets HTTP write keys, from the lowest on, each after Kafka has written it for the last time.
-async fn take_over(
-    ingest: &Ingest,
-    key: u64,
-    written: &Mutex<Written>,
-    cluster: &Cluster,
-    worker: &litejoin_tests::worker::Worker,
-) {
-    // Whatever Kafka has of the key must have been read before: only then does HTTP come later.
-    let end = cluster.producer().send("orders", &format!("k{key}"), Some("{\"n\":0}")).await;
-    let known = {
-        let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
-        let name = format!("orders/{}", end.0);
-        let end = u64::try_from(end.1).expect("not negative") + 1;
-        let known = written.ends.entry(name.clone()).or_default();
-        *known = (*known).max(end);
-        BTreeMap::from([(name, end)])
-    };
-    caught_up(worker, &known).await;
+/// Lets HTTP write a key as soon as the last record of the key is stored, while shards may not know yet how far others are.
+async fn take_over(run: &Run, cluster: &Cluster, worker: &Worker, number: u64) {
+    let key = format!("k{number}");
+    let (partition, offset) = cluster.producer().send("orders", &key, Some(r#"{"n":"last"}"#)).await;
+    let sql = format!("SELECT (SELECT payload->>'n' FROM orders WHERE key = '{key}') AS n");
+    until("the last record of a key", async || {
+        (Oracle::read(&run.site.data_dir(), ["orders"]).value(&sql) == "last").then_some(())
+    })
+    .await;
     let value = json!({"n": -1, "customer": "k1"});
-    let answer = ingest.send(&[message("orders", &format!("k{key}"), value.clone())]).await;
-    assert!(answer > 0);
-    let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
-    written.values.insert(("orders", format!("k{key}")), value);
+    worker.ingest().send(&[message("orders", &key, value.clone())]).await;
+    let mut written = run.written.lock().unwrap_or_else(PoisonError::into_inner);
+    let end = written.ends.entry(format!("orders/{partition}")).or_default();
+    *end = (*end).max(u64::try_from(offset).expect("not negative") + 1);
+    written.values.insert(("orders", key), value);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -128,7 +120,7 @@ async fn a_killed_worker_neither_loses_a_record_nor_goes_back_to_an_older_one() 
                 (run.sent.load(Ordering::Relaxed) >= goal).then_some(())
             })
             .await;
-            take_over(&worker.ingest(), kill, &run.written, &cluster, &worker).await;
+            take_over(&run, &cluster, &worker, kill).await;
             worker.kill().await;
         }
         run.end(&cluster, &format!("seed {seed}")).await;
