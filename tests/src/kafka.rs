@@ -14,8 +14,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
-pub use self::broker::{Listener, PASSWORD, USER};
-use self::broker::{Node, Ports};
+use self::broker::Node;
+pub use self::broker::{Listener, PASSWORD, Ports, USER};
 pub use self::client::{Member, Producer, Reader, Record};
 use crate::wait::until;
 
@@ -35,11 +35,6 @@ pub async fn shared() -> &'static Cluster {
         (cluster, janitor)
     });
     &shared.await.0
-}
-
-/// A free port whose next one is free too.
-pub fn free_ports() -> u16 {
-    Ports::pair()
 }
 
 /// Removes a folder when this process ends, for what is never dropped.

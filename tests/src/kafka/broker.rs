@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 
 use rand::RngExt;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -31,36 +31,36 @@ pub enum Listener {
     Tls,
 }
 
-/// What one broker listens on.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Ports {
-    listeners: [u16; 4],
-    controller: u16,
+/// Ports in a row that are ours for as long as this lives. The first is held open, for nothing but to keep other tests from
+/// the rest, also while a broker is down.
+#[derive(Debug, Clone)]
+pub struct Ports {
+    first: u16,
+    _held: Arc<TcpListener>,
 }
 
-impl Ports {
-    pub(super) fn free() -> Self {
-        static TAKEN: Mutex<Vec<u16>> = Mutex::new(Vec::new());
-        let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut free = || loop {
-            let port = rand::rng().random_range(PORTS);
-            if !taken.contains(&port) && TcpListener::bind(("127.0.0.1", port)).is_ok() {
-                taken.push(port);
-                return port;
-            }
-        };
-        Self { listeners: [free(), free(), free(), free()], controller: free() }
-    }
+/// Ports in a row.
+const BLOCK: u16 = 8;
 
-    /// A free port whose next one is free too.
-    pub(super) fn pair() -> u16 {
+impl Ports {
+    /// Ports that nobody listens on.
+    pub fn free() -> Self {
         loop {
-            let port = rand::rng().random_range(PORTS);
-            let is_free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
-            if is_free(port) && is_free(port + 1) {
-                return port;
+            let first = PORTS.start + BLOCK * rand::rng().random_range(0..(PORTS.end - PORTS.start) / BLOCK);
+            let Ok(held) = TcpListener::bind(("127.0.0.1", first)) else { continue };
+            if (first + 1..first + BLOCK).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
+                return Self { first, _held: Arc::new(held) };
             }
         }
+    }
+
+    /// One of them, by its number from 0 to 6.
+    pub fn number(&self, number: u16) -> u16 {
+        self.first + 1 + number
+    }
+
+    fn controller(&self) -> u16 {
+        self.number(Listener::Tls as u16 + 1)
     }
 }
 
@@ -86,13 +86,13 @@ impl Node {
         }
         let output = format.output().expect("java is there");
         assert!(output.status.success(), "a broker could not be formatted: {output:?}");
-        let node = Self { folder, ports: ports[index], child: Mutex::new(None) };
+        let node = Self { folder, ports: ports[index].clone(), child: Mutex::new(None) };
         node.restart();
         node
     }
 
     pub(super) fn address(&self, listener: Listener) -> String {
-        format!("127.0.0.1:{}", self.ports.listeners[listener as usize])
+        format!("127.0.0.1:{}", self.ports.number(listener as u16))
     }
 
     pub(super) fn kill(&self) {
@@ -174,15 +174,15 @@ fn properties(cluster: &Path, folder: &Path, index: usize, ports: &[Ports]) -> S
     let voters: Vec<String> = ports
         .iter()
         .enumerate()
-        .map(|(index, ports)| format!("{}@127.0.0.1:{}", node(index), ports.controller))
+        .map(|(index, ports)| format!("{}@127.0.0.1:{}", node(index), ports.controller()))
         .collect();
     let names = ["PLAINTEXT", "SASL", "SASLTLS", "TLS"];
     let mut listeners: Vec<String> = names
         .iter()
-        .zip(ports[index].listeners)
-        .map(|(name, port)| format!("{name}://127.0.0.1:{port}"))
+        .zip(0..)
+        .map(|(name, number)| format!("{name}://127.0.0.1:{}", ports[index].number(number)))
         .collect();
-    listeners.push(format!("CONTROLLER://127.0.0.1:{}", ports[index].controller));
+    listeners.push(format!("CONTROLLER://127.0.0.1:{}", ports[index].controller()));
     let copies = ports.len();
     let in_sync = copies.div_ceil(2);
     let scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;";

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use litejoin_tests::kafka::free_ports;
+use litejoin_tests::kafka::Ports;
 use litejoin_tests::results::Event;
 use litejoin_tests::wait::until;
 use litejoin_tests::worker::{Site, program};
@@ -22,7 +22,8 @@ impl Drop for Group {
 #[tokio::test]
 async fn delayed_flights_go_from_kafka_to_kafka() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let port = free_ports();
+    let ports = Ports::free();
+    let port = ports.number(0);
     let site = Site::new();
     for file in
         ["kafka/run", "kafka/feed.yaml", "kafka/pipeline.yaml", "flights/flights.csv", "flights/airlines.csv"]
