@@ -395,3 +395,37 @@ async fn what_http_wrote_later_is_not_overwritten_by_a_record_that_is_read_again
     }
     assert!(replayed > 0, "no record was read a second time, so nothing was tried");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_brings_sources_and_sinks_and_changes_them() {
+    let cluster = kafka::shared().await;
+    let (first, second, out) = (unique("orders"), unique("orders"), unique("out"));
+    for topic in [&first, &second, &out] {
+        cluster.create_topic(topic, 1).await;
+    }
+    let http = r#"    - {name: ingest, http: {addr: "127.0.0.1:0", topics: [orders]}}"#;
+    let site = Site::with(&manifest(http, ALL_ORDERS, LIVE));
+    let worker = site.start().await;
+    let producer = cluster.producer();
+    let brokers = cluster.brokers();
+    let sink = format!(
+        "{LIVE}\n    - {{name: copies, joins: [all_orders], kafka: {{brokers: \"{brokers}\", topic: \"{out}\"}}}}"
+    );
+    // Added, changed, removed.
+    for (topic, keys) in [(&first, "a"), (&second, "a,b")] {
+        let sources = format!("{http}\n{}", orders_from(cluster, topic, ""));
+        site.write("pipeline.yaml", manifest(&sources, ALL_ORDERS, &sink));
+        assert_eq!(worker.reload().await["lastReload"]["outcome"], "applied");
+        let key = if topic == &first { "a" } else { "b" };
+        producer.send(topic, key, Some("1")).await;
+        wait_for(&site, "SELECT group_concat(key ORDER BY key) FROM orders", json!(keys)).await;
+    }
+    cluster.follow(&out).wait_for(2).await;
+    site.write("pipeline.yaml", manifest(http, ALL_ORDERS, LIVE));
+    assert_eq!(worker.reload().await["lastReload"]["outcome"], "applied");
+    producer.send(&second, "c", Some("1")).await;
+    let epoch = worker.ingest().put("orders", "d", json!(1)).await;
+    worker.snapshot("out", "all_orders", epoch).await;
+    wait_for(&site, "SELECT group_concat(key ORDER BY key) FROM orders", json!("a,b,d")).await;
+    worker.stop().await;
+}

@@ -137,9 +137,9 @@ impl Sources {
                 let (spec, letters, secrets) =
                     ((**spec).clone(), Arc::clone(&self.letters), Arc::clone(&self.secrets));
                 let batch_messages_max = self.batch_messages_max;
-                status.source(&name).contact.awaited();
                 Ok(Box::new(move |stopping| {
                     let status = status.source(&name);
+                    status.contact.awaited();
                     *status.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(format!(
                         "{} of {}",
                         spec.kafka_topics.join(", "),
