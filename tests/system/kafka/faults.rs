@@ -9,7 +9,7 @@ use litejoin_tests::ingest::message;
 use litejoin_tests::kafka::{Cluster, Producer, Record};
 use litejoin_tests::oracle::Oracle;
 use litejoin_tests::repetition::{chance, seeds};
-use litejoin_tests::results::Results;
+use litejoin_tests::results::{Event, Results};
 use litejoin_tests::wait::until;
 use litejoin_tests::worker::{Site, Worker};
 use rand::RngExt;
@@ -196,14 +196,6 @@ impl Run {
         caught_up(&worker, &ends).await;
         let epoch = worker.ingest().put("orders", "end", json!({"n": 0})).await;
         let (_, snapshot) = worker.snapshot("live", "enriched", epoch).await;
-        until("the sink to have all results", async || {
-            let sink = worker.status().await["sinks"]["out"].clone();
-            (sink["lagEpochs"] == 0 && sink["deadLetters"] == 0 && sink["delivered"].as_u64() > Some(0))
-                .then_some(())
-        })
-        .await;
-        worker.stop().await;
-
         let oracle = Oracle::read(&self.site.data_dir(), ["orders", "customers"]);
         for ((topic, key), value) in &values {
             let sql = format!("SELECT (SELECT payload FROM {topic} WHERE key = '{key}') AS payload");
@@ -214,12 +206,17 @@ impl Run {
         }
         let expected = oracle.results("enriched", QUERY, None);
         snapshot.assert_same(&expected, &format!("{what}: the snapshot"));
-        let records = cluster.read("enriched").await;
-        assert_ordered(&records, self.transactional, what);
-        let last = last_values(&records).into_values().flatten();
-        let events: Vec<_> =
-            last.map(|value| litejoin_tests::results::Event::read(&value.to_string())).collect();
-        Results::folded(&events).assert_same(&expected, &format!("{what}: what Kafka has"));
+        let in_kafka = async || {
+            let last = last_values(&cluster.read("enriched").await).into_values().flatten();
+            Results::folded(&last.map(|value| Event::read(&value.to_string())).collect::<Vec<_>>())
+        };
+        until(&format!("{what}: all results in Kafka"), async || {
+            expected.changes(&in_kafka().await).is_empty().then_some(())
+        })
+        .await;
+        worker.stop().await;
+        in_kafka().await.assert_same(&expected, &format!("{what}: what Kafka has"));
+        assert_ordered(&cluster.read("enriched").await, self.transactional, what);
         for topic in ["orders", "customers", "enriched"] {
             cluster.delete_topic(topic).await;
         }
