@@ -74,6 +74,11 @@ pub const AUDIT_INTERVAL: &str = "10m";
 /// Address of health, metrics and status; beside the 9091 of Litestream's metrics.
 pub const ADMIN_ADDR: &str = ":9090";
 
+/// Connections at once to one address of ours: twice the clients of an SSE sink.
+pub const SERVED_CONNECTIONS_MAX: u32 = 2_000;
+/// How long a client of ours may take to send a request, or leave untaken what it is sent: some retransmissions of TCP.
+pub const SERVED_CLIENT_TIMEOUT: &str = "1m";
+
 /// Largest body of one ingest request, in bytes: some tens of thousands of messages.
 pub const HTTP_SOURCE_BODY_BYTES_MAX: u64 = 16 << 20;
 /// The most topics that the sources of a pipeline may fill: each is a table in every shard.

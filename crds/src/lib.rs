@@ -23,6 +23,7 @@ pub mod plan;
 pub mod pod;
 pub mod quantity;
 pub mod replication;
+pub mod serving;
 pub mod sink;
 pub mod source;
 pub mod status;

@@ -11,6 +11,7 @@ use crate::join::InlineJoin;
 use crate::pod::PodTemplate;
 use crate::quantity::{Bytes, QuantityText};
 use crate::replication::ReplicationSpec;
+use crate::serving::ServingSpec;
 use crate::sink::InlineSink;
 use crate::source::InlineSource;
 use crate::status::PipelineStatus;
@@ -363,11 +364,14 @@ pub struct AdminSpec {
     /// Address to listen on, `host:port` or `:port`.
     #[schemars(length(min = 1, max = 262))]
     pub addr: String,
+    /// Who may come in.
+    #[serde(flatten)]
+    pub serving: ServingSpec,
 }
 
 impl Default for AdminSpec {
     fn default() -> Self {
-        AdminSpec { addr: defaults::ADMIN_ADDR.to_owned() }
+        AdminSpec { addr: defaults::ADMIN_ADDR.to_owned(), serving: ServingSpec::default() }
     }
 }
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::credentials::{ClientTls, KafkaSasl};
+use crate::credentials::{Auth, ClientTls, Credential, KafkaSasl};
+use crate::serving::ServerTls;
+use crate::source::api::{ApiMethod, ApiPagination, ApiWatermark, ChangeDetection};
 use crate::source::kafka::StartOffset;
 
 /// One pipeline with all that refers to it.
@@ -151,6 +153,21 @@ pub struct Audit {
 pub struct Admin {
     /// Address to listen on, `host:port` or `:port`.
     pub addr: String,
+    /// Who may come in.
+    pub serving: Serving,
+}
+
+/// How an address of ours is served. Credentials are still references.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Serving {
+    /// The token that clients must send.
+    pub bearer: Option<Credential>,
+    /// The certificate.
+    pub tls: Option<ServerTls>,
+    /// Connections at once.
+    pub connections_max: usize,
+    /// How long a client may take to send a request, or leave untaken what it is sent.
+    pub client_timeout: Duration,
 }
 
 /// A source and where it was written.
@@ -171,10 +188,22 @@ pub enum SourceKind {
     Http(HttpSource),
     /// Lines of a file.
     File(FileSource),
+    /// Answers of somebody else's API.
+    Api(Box<ApiSource>),
     /// Kafka topics.
     Kafka(Box<KafkaSource>),
-    /// A kind that the API knows and the worker does not run yet: its field name (`api`).
-    Unsupported(&'static str),
+}
+
+impl SourceKind {
+    /// The topics that it is known to fill; it may fill others.
+    pub fn topics(&self) -> Vec<&str> {
+        match self {
+            Self::Http(http) => http.topics.iter().map(String::as_str).collect(),
+            Self::File(file) => file.topic.iter().map(String::as_str).collect(),
+            Self::Api(api) => vec![&api.topic],
+            Self::Kafka(kafka) => kafka.topics_filled(),
+        }
+    }
 }
 
 /// `http` of a source.
@@ -186,6 +215,8 @@ pub struct HttpSource {
     pub topics: Vec<String>,
     /// Largest body of one request, in bytes.
     pub body_bytes_max: u64,
+    /// Who may come in.
+    pub serving: Box<Serving>,
 }
 
 /// `file` of a source.
@@ -205,6 +236,41 @@ pub struct FileSource {
     pub rows_per_second_max: Option<u32>,
     /// Whether to wait for more at the end of the file.
     pub follow: bool,
+}
+
+/// `api` of a source.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ApiSource {
+    /// What is asked, and how.
+    pub connection: HttpConnection,
+    /// Topic of every record.
+    pub topic: String,
+    /// Method of the requests.
+    pub method: ApiMethod,
+    /// Body of a POST or PUT.
+    pub body: Option<String>,
+    /// From the begin of a poll to that of the next.
+    pub interval: Duration,
+    /// Where the key is in a record.
+    pub key_path: String,
+    /// Where the records are in an answer; `None`: they are the answer.
+    pub response_path: Option<String>,
+    /// How a change is noticed.
+    pub change_detection: ChangeDetection,
+    /// Whether rows are deleted that a poll does not have.
+    pub detect_deletes: bool,
+    /// Whether the first poll's records are taken.
+    pub initial_snapshot: bool,
+    /// Failed polls in a row before the waits grow.
+    pub failures_max: u32,
+    /// The longest wait between polls that fail.
+    pub backoff_max: Duration,
+    /// How a poll asks only for what is new.
+    pub watermark: Option<ApiWatermark>,
+    /// How the pages of an answer are asked for.
+    pub pagination: Option<ApiPagination>,
+    /// Requests at most, and in which time.
+    pub rate_limit: Option<(u32, Duration)>,
 }
 
 /// `file.format` of a source.
@@ -253,10 +319,12 @@ pub enum SinkKind {
     Sse(SseSink),
     /// One JSON line a result on standard output.
     Stdout,
+    /// Requests to somebody else's address.
+    Http(Box<HttpSink>),
     /// Records in a Kafka topic.
     Kafka(Box<KafkaSink>),
-    /// A kind that the API knows and the worker does not run yet: its field name (`http`, `sqlite`).
-    Unsupported(&'static str),
+    /// Tables of a SQLite file.
+    Sqlite(SqliteSink),
 }
 
 /// `sse` of a sink.
@@ -270,6 +338,45 @@ pub struct SseSink {
     pub heartbeat_interval: Duration,
     /// Clients at once.
     pub clients_max: u32,
+    /// Who may come in.
+    pub serving: Box<Serving>,
+}
+
+/// `http` of a sink.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct HttpSink {
+    /// Where results are posted to, and how.
+    pub connection: HttpConnection,
+    /// Results in one request: 1 posts an object, more an array.
+    pub batch_results_max: usize,
+    /// Requests under way at once.
+    pub concurrency: usize,
+    /// Key of the signature of each body.
+    pub signing_key: Option<Credential>,
+}
+
+/// How requests are sent to a server. Credentials are still references: whoever connects looks them up.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct HttpConnection {
+    /// With `${NAME}` for environment variables.
+    pub url: String,
+    /// For one request, its answer included.
+    pub timeout: Duration,
+    /// Sent with each request, with `${NAME}` for environment variables.
+    pub headers: BTreeMap<String, String>,
+    /// How to say who we are.
+    pub auth: Option<Auth>,
+    /// How the server is checked.
+    pub tls: Option<ClientTls>,
+    /// URL of a proxy; `None` is the environment's.
+    pub proxy: Option<String>,
+}
+
+/// `sqlite` of a sink.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SqliteSink {
+    /// Relative to the working directory.
+    pub path: PathBuf,
 }
 
 /// `kafka` of a source.

@@ -11,6 +11,7 @@ use crate::defaults;
 use crate::duration::DurationText;
 use crate::names::NAME_PATTERN;
 use crate::pipeline::PipelineRef;
+use crate::serving::ServingSpec;
 use crate::status::ChildStatus;
 
 /// The kinds of a sink: exactly one of these fields is written.
@@ -92,7 +93,7 @@ pub struct SinkBody {
     /// Writes results to a Kafka topic by their result keys; a deleted result is a record without a value.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kafka: Option<KafkaSinkSpec>,
-    /// Keeps results in the tables of a SQLite file, one a join.
+    /// Keeps results in the tables of a SQLite file, one a join, with its columns and `_key`, the result key as JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sqlite: Option<SqliteSinkSpec>,
 }
@@ -115,6 +116,9 @@ pub struct SseSinkSpec {
     #[serde(default = "default_max_clients")]
     #[schemars(range(min = 1, max = 1000000))]
     pub max_clients: u32,
+    /// Who may come in.
+    #[serde(flatten)]
+    pub serving: ServingSpec,
 }
 
 fn default_cors_origins() -> Vec<String> {
@@ -158,7 +162,7 @@ pub struct HttpSinkSpec {
     /// How to say who we are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auth: Option<Auth>,
-    /// Key of an HMAC-SHA256 signature of the body, sent in a header.
+    /// Key of an HMAC-SHA256 signature of the body, sent as `LiteJoin-Signature: sha256=<hex>`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signing_key: Option<Credential>,
     /// How the server is checked.

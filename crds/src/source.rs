@@ -8,6 +8,7 @@ use crate::defaults;
 use crate::names::{NAME_PATTERN, TOPIC_PATTERN};
 use crate::pipeline::{Durability, PipelineRef};
 use crate::quantity::Bytes;
+use crate::serving::ServingSpec;
 use crate::status::ChildStatus;
 
 pub mod api;
@@ -119,6 +120,9 @@ pub struct HttpSourceSpec {
     /// Largest body of one request, such as `16Mi`.
     #[serde(default = "default_body_bytes_max")]
     pub max_body_bytes: Bytes,
+    /// Who may come in.
+    #[serde(flatten)]
+    pub serving: ServingSpec,
 }
 
 fn default_body_bytes_max() -> Bytes {

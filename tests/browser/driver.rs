@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 
+use litejoin_tests::client::client;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -51,7 +52,7 @@ impl Browser {
             format!("--user-data-dir={}", profile.path().display()),
         ];
         let options = json!({"capabilities": {"alwaysMatch": {"goog:chromeOptions": {"args": arguments}}}});
-        let client = reqwest::Client::new();
+        let client = client();
         let base = format!("http://127.0.0.1:{port}/session");
         let answer = call(&client, &base, &options).await;
         let session = format!("{base}/{}", answer["sessionId"].as_str().expect("a session has an id"));

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use serde_json::{Value, json};
 
+use crate::client::client;
 use crate::wait::PATIENCE;
 
 /// One http source.
@@ -24,7 +25,7 @@ pub struct Answer {
 
 impl Ingest {
     pub fn new(address: SocketAddr) -> Self {
-        Self { url: format!("http://{address}/ingest"), client: reqwest::Client::new() }
+        Self { url: format!("http://{address}/ingest"), client: client() }
     }
 
     /// Posts a body as it is; `content_type` may be left out.

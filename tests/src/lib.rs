@@ -2,6 +2,8 @@
 //! its results must be. Nothing here knows the worker's code, only what a user sees of it. Whatever goes wrong
 //! panics with what was being done; a worker that is dropped by a panic prints its log.
 
+pub mod certificates;
+pub mod client;
 pub mod fuzz;
 pub mod golden;
 pub mod ingest;
@@ -9,6 +11,7 @@ pub mod kafka;
 pub mod oracle;
 pub mod repetition;
 pub mod results;
+pub mod server;
 pub mod sse;
 pub mod wait;
 pub mod worker;

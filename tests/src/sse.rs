@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
 
+use crate::client::client;
 use crate::results::Event;
 use crate::wait::PATIENCE;
 
@@ -61,7 +62,7 @@ impl Subscription {
         query: &str,
         last_event_id: Option<&str>,
     ) -> Result<Self, reqwest::Error> {
-        let mut request = reqwest::Client::new().get(format!("http://{address}/subscribe?{query}"));
+        let mut request = client().get(format!("http://{address}/subscribe?{query}"));
         if let Some(id) = last_event_id {
             request = request.header("Last-Event-ID", id);
         }

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::client::client;
 use crate::ingest::Ingest;
 use crate::results::{Event, Results};
 use crate::wait::{PATIENCE, until};
@@ -109,8 +110,11 @@ impl Site {
     /// Any command, to be run in the site's folder.
     pub fn launch(&self, mut command: Command) -> Launch {
         command.current_dir(self.path());
-        for variable in ["LITEJOIN_LOG", "LITEJOIN_LOG_FORMAT", "LITEJOIN_DATA_DIR"] {
+        for variable in ["LITEJOIN_LOG", "LITEJOIN_LOG_FORMAT", "LITEJOIN_DATA_DIR", "LITEJOIN_SECRETS_DIR"] {
             command.env_remove(variable);
+        }
+        for variable in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"] {
+            command.env_remove(variable).env_remove(variable.to_lowercase());
         }
         Launch { command, stdin: Stdio::null(), stdout: None }
     }
@@ -359,7 +363,7 @@ impl Drop for Worker {
 /// # Panics
 /// If there is no answer.
 pub async fn get(url: &str) -> (u16, String) {
-    let request = reqwest::Client::new().get(url).timeout(PATIENCE);
+    let request = client().get(url).timeout(PATIENCE);
     let response = request.send().await.unwrap_or_else(|error| panic!("GET {url}: {error:?}"));
     let status = response.status().as_u16();
     let text = response.text().await.unwrap_or_else(|error| panic!("GET {url}: {error:?}"));

@@ -1,8 +1,10 @@
 //! The built worker as its users meet it: a process with a manifest, sockets, files and signals. A file for each
 //! subject. Build it first: `cargo build --workspace && cargo test --workspace --test system`.
 
+mod api_source;
 mod audit;
 mod cost;
+mod dead_letters;
 mod disk_full;
 mod edits;
 mod explain;
@@ -10,12 +12,16 @@ mod faults;
 mod files;
 mod first_run;
 mod golden;
+mod http_sink;
 mod kafka;
 mod kill;
 mod lifecycle;
 mod manifests;
 mod messages;
 mod reload;
+mod serving;
+mod sqlite_sink;
 mod starting;
 mod subscribers;
 mod time;
+mod weather_alerts;

@@ -247,12 +247,11 @@ spec:
     - {name: all_orders, query: SELECT key FROM orders, sinks: [table]}
   sinks:
     - name: table
-      sqlite: {path: out.db}
+      kafka: {brokers: \"localhost:9092\", topic: results}
   windows:
     - {name: minutes, type: tumbling, size: 1m, topic: orders, query: SELECT count(*) AS n FROM orders}
 ",
         expect![[r#"
-            pipeline.yaml:12: spec.sinks[0].sqlite: sqlite sinks are not run by this version yet; use sse, stdout or kafka
             pipeline.yaml:13: spec.windows: windows are not run by this version yet; remove them
         "#]],
     )

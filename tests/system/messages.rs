@@ -1,6 +1,7 @@
 //! Messages that can't be taken: each is refused with its place and a reason, and what came with it goes on.
 
 use expect_test::expect;
+use litejoin_tests::client::client;
 use litejoin_tests::ingest::{Answer, Ingest, message};
 use litejoin_tests::worker::{Site, Worker};
 use serde_json::{Value, json};
@@ -174,7 +175,7 @@ async fn a_page_on_another_site_can_not_make_a_browser_send() {
     let worker = site.start().await;
     let url = worker.url("source ingest", "/ingest");
     let body = message("orders", "x", json!(1)).to_string();
-    let request = reqwest::Client::new().post(&url).header("Origin", "http://elsewhere.example").body(body);
+    let request = client().post(&url).header("Origin", "http://elsewhere.example").body(body);
     let response = request.send().await.expect("an answer");
     assert_eq!(response.status(), 415);
     expect![[r#"{"error":"a browser must send Content-Type: application/json or application/x-ndjson"}"#]]

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use expect_test::expect;
+use litejoin_tests::client::client;
 use litejoin_tests::ingest::message;
 use litejoin_tests::results::{EventId, Results};
 use litejoin_tests::sse::Subscription;
@@ -285,7 +286,7 @@ async fn browsers_of_allowed_origins_may_read() {
     ] {
         for path in ["/subscribe?join=enriched", "/snapshot?join=enriched"] {
             let url = worker.url(&format!("sink {sink}"), path);
-            let response = reqwest::Client::new().get(url).header("Origin", origin).send().await;
+            let response = client().get(url).header("Origin", origin).send().await;
             let response = response.expect("an answer");
             let allowed = response.headers().get("access-control-allow-origin");
             said += &format!("{sink} {path} from {origin}: {allowed:?}\n");

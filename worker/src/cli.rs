@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use litejoin_crds::plan::{self, Plan, SourceKind};
 use litejoin_crds::{Complaint, Place, unsupported, validate};
 
+use crate::delivery::dead_letters::inspect::Filter;
+use crate::dlq::Queue;
 use crate::join::check::{self, Catalog, QueryError};
 use crate::manifest::{self, Manifest};
 use crate::runtime::Pipeline;
@@ -105,6 +108,22 @@ pub(crate) enum Command {
                       or the names of joins are wrong"
     )]
     Audit(Audit),
+    /// Look into the dead-letter queue: results that a sink did not take, messages that a source could not read
+    ///
+    /// A result that fails goes there and is tried again by delivery.dlq of the Pipeline; it holds back its own key
+    /// alone, and a newer result of the key takes its place. One that a sink refuses, or that has used up its retries,
+    /// stays until it is retried by hand, replaced, or too old.
+    ///
+    /// The worker that runs on the data directory is asked; where none runs, the file itself is used.
+    #[command(
+        after_help = "Examples:\n  litejoin dlq list --data-dir data                          what there is\n  \
+                      litejoin dlq show --data-dir data 0cjq25b6fyc1d.120.7      one of it, with its rows\n  \
+                      litejoin dlq retry --data-dir data --sink hook --given-up  again, now that the sink is well\n  \
+                      litejoin dlq export --data-dir data > letters.ndjson       all of it, a line of JSON each\n  \
+                      litejoin dlq purge --data-dir data --older-than 24h        throw old ones away\n\n\
+                      Exit codes: 0 done, 1 it could not be done, 2 the arguments or manifests are wrong"
+    )]
+    Dlq(Dlq),
     /// Print a completion script for your shell
     ///
     /// For example: litejoin completions bash > /etc/bash_completion.d/litejoin
@@ -193,11 +212,158 @@ pub(crate) struct Audit {
     pub(crate) output: Output,
 }
 
+#[derive(Debug, Parser)]
+pub(crate) struct Dlq {
+    #[command(subcommand)]
+    pub(crate) action: DlqAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DlqAction {
+    /// Show what is in the queue
+    List {
+        #[command(flatten)]
+        queue: DlqQueue,
+        #[command(flatten)]
+        filter: DlqFilter,
+        /// Entries to show at most
+        #[arg(long, default_value = "1000")]
+        limit: usize,
+        /// What to print: text for people, or a line of JSON for each entry
+        #[arg(long, value_enum, default_value = "text")]
+        output: Output,
+    },
+    /// Show entries with their contents, as JSON
+    Show {
+        #[command(flatten)]
+        queue: DlqQueue,
+        /// Ids, as `list` shows them
+        #[arg(value_name = "ID", required = true)]
+        ids: Vec<String>,
+    },
+    /// Try results again at once, with all their retries before them
+    Retry {
+        #[command(flatten)]
+        queue: DlqQueue,
+        #[command(flatten)]
+        filter: DlqFilter,
+        /// Every result there is
+        #[arg(long)]
+        all: bool,
+    },
+    /// Throw entries away; a sink never gets what is purged
+    Purge {
+        #[command(flatten)]
+        queue: DlqQueue,
+        #[command(flatten)]
+        filter: DlqFilter,
+        /// Everything there is
+        #[arg(long)]
+        all: bool,
+    },
+    /// Print entries with their contents, a line of JSON each
+    Export {
+        #[command(flatten)]
+        queue: DlqQueue,
+        #[command(flatten)]
+        filter: DlqFilter,
+    },
+}
+
+/// Where the queue is.
+#[derive(Debug, Parser)]
+pub(crate) struct DlqQueue {
+    /// The data directory of the pipeline [default: storage.dataDir of the manifests]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "LITEJOIN_DATA_DIR",
+        hide_env_values = true,
+        required_unless_present = "files"
+    )]
+    pub(crate) data_dir: Option<PathBuf>,
+
+    /// Manifest, or folder of manifests, that says where the data and the queue are. May be repeated
+    #[arg(short = 'f', long = "file", value_name = "PATH")]
+    pub(crate) files: Vec<PathBuf>,
+}
+
+/// Which entries are meant: those for which all that is given holds.
+#[derive(Debug, Parser)]
+pub(crate) struct DlqFilter {
+    /// Results of this sink
+    #[arg(long)]
+    pub(crate) sink: Option<String>,
+
+    /// Results of this join
+    #[arg(long)]
+    pub(crate) join: Option<String>,
+
+    /// Results of this key
+    #[arg(long)]
+    pub(crate) key: Option<String>,
+
+    /// Messages of this source
+    #[arg(long, conflicts_with_all = ["sink", "join", "key", "given_up"])]
+    pub(crate) source: Option<String>,
+
+    /// Entries whose reason has this text in it
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+
+    /// Entries that are in the queue for longer than this, such as 90m or 24h
+    #[arg(long, value_name = "DURATION", value_parser = age)]
+    pub(crate) older_than: Option<Duration>,
+
+    /// Results that are not tried again by themselves
+    #[arg(long)]
+    pub(crate) given_up: bool,
+
+    /// The entry of this id, as `list` shows it. May be repeated
+    #[arg(long = "id", value_name = "ID")]
+    pub(crate) ids: Vec<String>,
+}
+
 /// How to print what was found out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Output {
     Text,
     Json,
+}
+
+fn age(text: &str) -> Result<Duration, String> {
+    litejoin_crds::duration::parse(text)
+}
+
+impl DlqFilter {
+    /// The filter as of `now`, in seconds since the epoch.
+    pub(crate) fn filter(self, now: i64) -> Filter {
+        let seconds = |age: Duration| i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
+        Filter {
+            ids: self.ids,
+            sink: self.sink,
+            join: self.join,
+            key: self.key,
+            source: self.source,
+            reason: self.reason,
+            before: self.older_than.map(|age| now.saturating_sub(seconds(age))),
+            given_up: self.given_up,
+        }
+    }
+}
+
+impl DlqQueue {
+    /// The queue; or what is wrong with the manifests.
+    pub(crate) fn queue(&self) -> Result<Queue, String> {
+        let plan = match self.files.is_empty() {
+            true => None,
+            false => Some(load(&self.files)?.0.plan),
+        };
+        let of_manifest = plan.as_ref().map(|plan| &plan.storage.data_dir);
+        let data_dir = self.data_dir.as_ref().or(of_manifest).expect("clap asks for one of both");
+        let path = plan.as_ref().and_then(|plan| plan.delivery.dlq.path.as_deref());
+        Ok(Queue::of(data_dir, path))
+    }
 }
 
 impl Run {
@@ -306,13 +472,7 @@ pub(crate) fn summary(plan: &Plan) -> String {
 fn declared_topics(plan: &Plan) -> Vec<String> {
     let mut topics: Vec<String> = Vec::new();
     for source in &plan.sources {
-        let names: Vec<&str> = match &source.kind {
-            SourceKind::Http(spec) => spec.topics.iter().map(String::as_str).collect(),
-            SourceKind::File(spec) => spec.topic.iter().map(String::as_str).collect(),
-            SourceKind::Kafka(spec) => spec.topics_filled(),
-            SourceKind::Unsupported(_) => Vec::new(),
-        };
-        for name in names {
+        for name in source.kind.topics() {
             if !topics.iter().any(|topic| topic.eq_ignore_ascii_case(name)) {
                 topics.push(name.to_owned());
             }
@@ -325,9 +485,8 @@ fn takes_any_topic(plan: &Plan) -> bool {
     plan.sources.iter().any(|source| match &source.kind {
         SourceKind::Http(spec) => spec.topics.is_empty(),
         SourceKind::File(spec) => spec.topic.is_none(),
+        SourceKind::Api(_) => false,
         SourceKind::Kafka(spec) => spec.takes_any_topic(),
-        // What it fills is not known here; its own complaint is enough.
-        SourceKind::Unsupported(_) => true,
     })
 }
 

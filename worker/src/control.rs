@@ -1,8 +1,9 @@
 //! Talking to a running worker from the same machine: a socket in its data directory that only its user may open.
 //! What the admin endpoint shows is shown here too, and `POST /audit {"joins": […]}` compares stored results: a line
-//! of JSON for each join as it is done, and one behind the last.
+//! of JSON for each join as it is done, and one behind the last. What `/dlq` answers is in [`dlq`].
 
 pub(crate) mod client;
+pub(crate) mod dlq;
 
 use std::fs::Permissions;
 use std::io;
@@ -25,6 +26,7 @@ use tracing::warn;
 
 use crate::admin;
 use crate::audit::Auditor;
+use crate::delivery::dead_letters::DeadLetters;
 use crate::join;
 use crate::status::Status;
 
@@ -49,7 +51,7 @@ impl Control {
             Ok(listener) => Some(Self { path, listener }),
             Err(error) => {
                 let path = path.display();
-                warn!(%path, %error, "no socket for `litejoin audit` and `explain`; use a data directory with a shorter path");
+                warn!(%path, %error, "no socket for `litejoin audit`, `dlq` and `explain`; use a data directory with a shorter path");
                 None
             }
         }
@@ -60,12 +62,13 @@ impl Control {
         self,
         status: Arc<Status>,
         auditor: Arc<Auditor>,
+        letters: Arc<DeadLetters>,
         mut stopping: watch::Receiver<bool>,
     ) {
         let asked = stopping.clone();
         let audits =
             Router::new().route("/audit", post(audit)).with_state(Audits { auditor, stopping: asked });
-        let router = admin::router(status).merge(audits);
+        let router = admin::router(status).merge(audits).merge(dlq::router(letters));
         let stopped = async move {
             let _ = stopping.wait_for(|stopping| *stopping).await;
         };

@@ -8,6 +8,7 @@ mod clock;
 mod control;
 mod credentials;
 mod delivery;
+mod dlq;
 mod epoch;
 mod error;
 mod explain;
@@ -17,8 +18,10 @@ mod kafka;
 mod listen;
 mod manifest;
 mod message;
+mod outbound;
 mod results;
 mod runtime;
+mod serve;
 mod sink;
 mod source;
 mod status;
@@ -38,8 +41,12 @@ use tracing_subscriber::EnvFilter;
 
 use crate::audit::command::{CommandError, Table};
 use crate::blocking::blocking;
-use crate::cli::{Arguments, Audit, Command, Explain, LogFormat, Output, Run};
+use crate::cli::{
+    Arguments, Audit, Command, DlqAction, DlqFilter, DlqQueue, Explain, LogFormat, Output, Run,
+};
 use crate::credentials::Secrets;
+use crate::delivery::dead_letters::inspect::{Entry, Filter};
+use crate::dlq::DlqError;
 use crate::error::chain;
 use crate::manifest::watch::{self, Watch};
 use crate::runtime::Reload;
@@ -58,6 +65,8 @@ const EXIT_PANIC: i32 = 101;
 
 fn main() -> ExitCode {
     keep_memory_for_all_threads();
+    // One that is installed already would be the same.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let arguments = Arguments::parse();
     match arguments.command {
         Command::Run(run) => {
@@ -113,6 +122,7 @@ fn main() -> ExitCode {
         },
         Command::Explain(explain) => show_costs(&explain),
         Command::Audit(audit) => check_results(&audit),
+        Command::Dlq(dlq) => look_into_queue(dlq.action),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "litejoin", &mut std::io::stdout());
             ExitCode::SUCCESS
@@ -183,6 +193,86 @@ fn check_results(arguments: &Audit) -> ExitCode {
         say(table.end());
     }
     ExitCode::from(u8::from(wrong))
+}
+
+/// Why `litejoin dlq` did not do what it was asked, and the exit code that says so.
+struct Refusal(String, u8);
+
+impl From<DlqError> for Refusal {
+    fn from(error: DlqError) -> Self {
+        Self(format!("error: {}\n", chain(&error)), 1)
+    }
+}
+
+fn look_into_queue(action: DlqAction) -> ExitCode {
+    match try_look_into_queue(action) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Refusal(complaint, code)) => {
+            complain(&complaint);
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn try_look_into_queue(action: DlqAction) -> Result<(), Refusal> {
+    let now = clock::epoch_seconds();
+    let find = |queue: &DlqQueue| queue.queue().map_err(|complaints| Refusal(complaints, EXIT_INVALID));
+    let all_of_it = |filter: DlqFilter, all: bool| {
+        let filter = filter.filter(now);
+        match filter.is_empty() && !all {
+            true => Err(Refusal("error: say which ones, or --all\n".to_owned(), EXIT_INVALID)),
+            false => Ok(filter),
+        }
+    };
+    let mut stdout = std::io::stdout().lock();
+    let mut print = |entry: &Entry| {
+        writeln!(stdout, "{}", serde_json::to_string(entry).expect("an entry is always JSON")).map(|()| true)
+    };
+    match action {
+        DlqAction::List { queue, filter, limit, output } => {
+            let (queue, mut table, mut left) = (find(&queue)?, dlq::Table::default(), limit);
+            queue.read(&filter.filter(now), false, &mut |entry| {
+                if left == 0 {
+                    return Ok(false);
+                }
+                left -= 1;
+                match output {
+                    Output::Json => print(entry),
+                    Output::Text => {
+                        say(&table.row(entry, now));
+                        Ok(true)
+                    }
+                }
+            })?;
+            if output == Output::Text {
+                say(&table.end());
+            }
+        }
+        DlqAction::Show { queue, ids } => {
+            let queue = find(&queue)?;
+            for id in ids {
+                let (filter, mut found) = (Filter { ids: vec![id.clone()], ..Filter::default() }, false);
+                queue.read(&filter, true, &mut |entry| {
+                    found = true;
+                    say(&(serde_json::to_string_pretty(entry).expect("an entry is always JSON") + "\n"));
+                    Ok(true)
+                })?;
+                if !found {
+                    return Err(DlqError::Unknown { id }.into());
+                }
+            }
+        }
+        DlqAction::Retry { queue, filter, all } => {
+            let count = find(&queue)?.retry(&all_of_it(filter, all)?)?;
+            say(&format!("{count} to be tried again\n"));
+        }
+        DlqAction::Purge { queue, filter, all } => {
+            let count = find(&queue)?.purge(&all_of_it(filter, all)?)?;
+            say(&format!("{count} thrown away\n"));
+        }
+        DlqAction::Export { queue, filter } => find(&queue)?.read(&filter.filter(now), true, &mut print)?,
+    }
+    Ok(())
 }
 
 /// Stops the pipeline at the first signal, and the process at the second.

@@ -21,9 +21,7 @@ use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use axum::Router;
-use litejoin_crds::plan::Plan;
-use tokio::net::TcpListener;
+use litejoin_crds::plan::{self, Plan};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
@@ -44,6 +42,8 @@ use crate::listen::ListenError;
 use crate::manifest::Manifest;
 use crate::results::event::JoinId;
 use crate::results::{Applied, Results};
+use crate::serve::Front;
+use crate::source::api::state::States;
 use crate::status::Status;
 use crate::storage::gate::EpochGate;
 use crate::storage::ingest::Ingest;
@@ -70,6 +70,10 @@ pub(crate) enum StartError {
     NoDatabase { path: String },
     #[error("source {name}: {problem}")]
     Source { name: String, problem: String },
+    #[error("spec.admin: {problem}")]
+    Admin { problem: String },
+    #[error("sink {name}: {problem}")]
+    Sink { name: String, problem: String },
     #[error("--once needs sources that come to an end, and {name} does not; leave --once out")]
     Endless { name: String },
 }
@@ -230,13 +234,14 @@ impl Running {
             applied,
             secrets: Arc::clone(&secrets),
             identity: plan.identity.clone(),
+            data_dir: store.data_dir.path().to_owned(),
             stdout_closed,
         };
         let ready = sinks.prepare(sink_specs.keys().map(String::as_str), &sink_specs, &listeners)?;
         sinks.route(&pipeline, &ids, store.results.lineage());
         sinks.forget_others(&sink_specs).await;
         sinks.units.start(ready);
-        let admin = start_admin(&listeners, &status)?;
+        let admin = start_admin(&listeners, &status, &plan.admin.serving, &secrets)?;
         let auditor = Arc::new(Auditor::new(
             Files::new(shard_paths.clone(), store.results.path().to_owned(), store.scratch_folder()),
             gate,
@@ -251,7 +256,7 @@ impl Running {
             units: Vec::new(),
             results: Arc::clone(&store.results),
             letters: Arc::clone(&store.letters),
-            shard_paths,
+            shard_paths: shard_paths.clone(),
             ingest: ingest.clone(),
             status: Arc::clone(&status),
             auditor,
@@ -263,8 +268,10 @@ impl Running {
             ingest: ingest.clone(),
             letters: Arc::clone(&store.letters),
             status: Arc::clone(&status),
-            secrets,
             batch_messages_max: plan.storage.batch_messages_max,
+            secrets,
+            shard_paths,
+            states: Arc::new(States::new(store.data_dir.path(), plan.storage.synchronous)),
         };
         let names = source_specs.keys().map(String::as_str);
         let ready = sources.prepare(names, &source_specs, &listeners, &offsets)?;
@@ -321,17 +328,23 @@ impl Running {
     }
 }
 
-fn start_admin(listeners: &Listeners, status: &Arc<Status>) -> Result<Unit, StartError> {
+fn start_admin(
+    listeners: &Listeners,
+    status: &Arc<Status>,
+    serving: &plan::Serving,
+    secrets: &Arc<Secrets>,
+) -> Result<Unit, StartError> {
+    let front = Front::new(serving, secrets).map_err(|problem| StartError::Admin { problem })?;
     let (listener, local) = listeners.listener("admin")?;
     info!(address = %local, "showing /healthz, /readyz, /metrics, /status");
     let router = admin::router(Arc::clone(status));
-    Ok(Unit::start(Box::new(|stopping| Box::pin(serve(listener, router, stopping)))))
+    Ok(Unit::start(Box::new(|stopping| Box::pin(front.serve(listener, router, stopping)))))
 }
 
 fn start_control(store: &Store, status: &Arc<Status>, auditor: &Arc<Auditor>) -> Option<Unit> {
     let control = Control::open(store.data_dir.path())?;
-    let (status, auditor) = (Arc::clone(status), Arc::clone(auditor));
-    Some(Unit::start(Box::new(|stopping| Box::pin(control.serve(status, auditor, stopping)))))
+    let (status, auditor, letters) = (Arc::clone(status), Arc::clone(auditor), Arc::clone(&store.letters));
+    Some(Unit::start(Box::new(|stopping| Box::pin(control.serve(status, auditor, letters, stopping)))))
 }
 
 fn thread<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
@@ -340,13 +353,4 @@ fn thread<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'stat
 
 fn join<T>(thread: JoinHandle<T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
-async fn serve(listener: TcpListener, router: Router, mut stopping: watch::Receiver<bool>) {
-    let stopped = async move {
-        let _ = stopping.wait_for(|stopping| *stopping).await;
-    };
-    if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stopped).await {
-        warn!(error = %error, "a listener has failed");
-    }
 }

@@ -3,12 +3,16 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
+use self::routes::Routes;
 use crate::results::event::Op;
 use crate::status::SinkStatus;
 
+pub(crate) mod http;
 pub(crate) mod kafka;
 pub(crate) mod routes;
+pub(crate) mod sqlite;
 pub(crate) mod sse;
 pub(crate) mod stdout;
 
@@ -31,19 +35,43 @@ pub(crate) enum Outcome {
     Delivered,
     /// It may go through later.
     Failed(String),
+    /// It may go through after that time, says the sink itself, and nothing does before.
+    Later(String, Duration),
     /// It never will as it is.
     Refused(String),
 }
 
-/// Outcomes of a batch, one for each result, in its order.
+/// Results that a sink is handed in one call unless it wants more.
+pub(crate) const RESULTS_PER_CALL: usize = 500;
+
+/// Outcomes of a batch, one for each result, in its order. There may be fewer of them than results, but not none: those
+/// that are not answered for are handed over again.
 pub(crate) type Outcomes<'a> = Pin<Box<dyn Future<Output = Vec<Outcome>> + Send + 'a>>;
+
+/// Whether a sink is ready, or why it is not.
+pub(crate) type Preparation<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
 
 /// A sink that results are written to.
 pub(crate) trait Sink: Send + Sync {
     /// Called once before anything is delivered, for a sink that wants to know early whether it can.
     fn start(&mut self, _status: &Arc<SinkStatus>) {}
 
+    /// Makes ready for results of these joins: before the first of them, and when the joins or their columns change.
+    fn prepare<'a>(&'a mut self, _routes: &'a Routes) -> Preparation<'a> {
+        Box::pin(async { Ok(()) })
+    }
+
     /// Delivers results in their order and says what became of each. A call may be given up at any await; what
     /// was not answered for is delivered again.
     fn deliver<'a>(&'a mut self, results: &'a [Delivery]) -> Outcomes<'a>;
+
+    /// Results that one call takes at most.
+    fn results_per_call(&self) -> usize {
+        RESULTS_PER_CALL
+    }
+
+    /// How long one call may take before it counts as failed.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(60)
+    }
 }

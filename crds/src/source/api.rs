@@ -19,7 +19,7 @@ pub struct ApiSourceSpec {
     /// Method of the request.
     #[serde(default)]
     pub method: ApiMethod,
-    /// How often it is asked for.
+    /// How often it is asked for, from the begin of one poll to that of the next.
     pub interval: DurationText,
     /// Path of the key in a record, in gjson syntax, such as `id` or `user.id`.
     #[schemars(length(min = 1, max = 512))]
@@ -32,7 +32,7 @@ pub struct ApiSourceSpec {
     /// How a change is noticed: `diff` compares fields and says which, `hash` keeps only a digest of the record.
     #[serde(default)]
     pub change_detection: ChangeDetection,
-    /// Whether a record that is missing from a poll is deleted.
+    /// Whether a row is deleted that is missing from a poll; the topic must then have no other source.
     #[serde(default)]
     pub detect_deletes: bool,
     /// Time for one request.

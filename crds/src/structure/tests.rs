@@ -40,40 +40,40 @@ fn every_mistake_is_found_at_once() {
         Kind::Pipeline,
         document,
         expect![[r#"
-        metadata.labels.a: InvalidType: got the number 1, want a text; put it in quotes: "1"
-        metadata.lables: UnknownField: unknown field "lables"; did you mean "labels"?
-        metadata.name: InvalidType: got the number 5, want a text; put it in quotes: "5"
-        spec.delivery.dlq.backoffMultiplier: InvalidType: got the text "2", want a number; remove the quotes
-        spec.delivery.dlq.maxRetries: InvalidType: got the number 1.5, want a whole number
-        spec.delivery.guarantee: InvalidValue: got "exactly_once", allowed: best_effort, at_least_once
-        spec.delivery.outboxMaxBytes: OutOfRange: got -1, allowed whole numbers from 0
-        spec.joins: InvalidType: got an object, want a list
-        spec.podTemplate.labels.team: InvalidType: got the number 1, want a text; put it in quotes: "1"
-        spec.retention.duration: InvalidDuration: got "24", write a unit: "24s", "24ms", "24m" or "24h"
-        spec.retention.emitExpiry: InvalidType: got the text "true", want true or false; remove the quotes
-        spec.sinks[0].sse: InvalidType: got nothing, want an object; write {} or remove the line
-        spec.sinks[1].stdout.color: UnknownField: unknown field "color"; none is allowed here, write {}
-        spec.sinks[2]: InvalidType: got the text "console", want an object
-        spec.sources[0].http.addr: InvalidType: got the number 8080, want a text; put it in quotes: "8080"
-        spec.sources[0].http.topics[1]: InvalidName: got "order-lines", a topic is a table: letters, digits and _, a letter first; write for example "order_lines"
-        spec.sources[0].http.topics[2]: DuplicateName: got "orders" twice; remove one
-        spec.sources[1].file.format: InvalidValue: got "json", allowed: csv, ndjson
-        spec.sources[1].file.keyColumns: InvalidType: got the text "id", want a list; put it in brackets: ["id"]
-        spec.sources[1].file.path: MissingField: required field is missing: the file, relative to the folder of the manifest; `-` is standard input
-        spec.sources[1].name: InvalidName: got "_in", names that begin with _ are LiteJoin's own; write for example "in"
-        spec.sources[2].http.port: UnknownField: unknown field "port"; allowed: addr, maxBodyBytes, topics
-        spec.sources[2].http.addr: MissingField: required field is missing: address to listen on, `host:port` or `:port`
-        spec.sources[2].name: MissingField: required field is missing: its name, unique among the sources of the pipeline
-        spec.storage.dataDir: InvalidType: got nothing, want a text; write one or remove the line
-        spec.storage.flushInterval: InvalidDuration: got "10", write a unit: "10s", "10ms", "10m" or "10h"
-        spec.storage.shardCount: OutOfRange: got 65, allowed 1 to 64
-        spec.storage.shard_count: UnknownField: unknown field "shard_count"; did you mean "shardCount"?
-        spec.storage.size: InvalidValue: got "10GB", which is no amount of bytes; did you mean "10G"?
-        spec.storage.synchronous: InvalidValue: got "FULL", allowed: normal, full; did you mean "full"?
-        spec.suspend: InvalidType: got the text "yes", want true or false
-        specs: UnknownField: unknown field "specs"; did you mean "spec"?
-        storage: UnknownField: unknown field "storage"; write it under spec: spec.storage
-    "#]],
+            metadata.labels.a: InvalidType: got the number 1, want a text; put it in quotes: "1"
+            metadata.lables: UnknownField: unknown field "lables"; did you mean "labels"?
+            metadata.name: InvalidType: got the number 5, want a text; put it in quotes: "5"
+            spec.delivery.dlq.backoffMultiplier: InvalidType: got the text "2", want a number; remove the quotes
+            spec.delivery.dlq.maxRetries: InvalidType: got the number 1.5, want a whole number
+            spec.delivery.guarantee: InvalidValue: got "exactly_once", allowed: best_effort, at_least_once
+            spec.delivery.outboxMaxBytes: OutOfRange: got -1, allowed whole numbers from 0
+            spec.joins: InvalidType: got an object, want a list
+            spec.podTemplate.labels.team: InvalidType: got the number 1, want a text; put it in quotes: "1"
+            spec.retention.duration: InvalidDuration: got "24", write a unit: "24s", "24ms", "24m" or "24h"
+            spec.retention.emitExpiry: InvalidType: got the text "true", want true or false; remove the quotes
+            spec.sinks[0].sse: InvalidType: got nothing, want an object; write {} or remove the line
+            spec.sinks[1].stdout.color: UnknownField: unknown field "color"; none is allowed here, write {}
+            spec.sinks[2]: InvalidType: got the text "console", want an object
+            spec.sources[0].http.addr: InvalidType: got the number 8080, want a text; put it in quotes: "8080"
+            spec.sources[0].http.topics[1]: InvalidName: got "order-lines", a topic is a table: letters, digits and _, a letter first; write for example "order_lines"
+            spec.sources[0].http.topics[2]: DuplicateName: got "orders" twice; remove one
+            spec.sources[1].file.format: InvalidValue: got "json", allowed: csv, ndjson
+            spec.sources[1].file.keyColumns: InvalidType: got the text "id", want a list; put it in brackets: ["id"]
+            spec.sources[1].file.path: MissingField: required field is missing: the file, relative to the folder of the manifest; `-` is standard input
+            spec.sources[1].name: InvalidName: got "_in", names that begin with _ are LiteJoin's own; write for example "in"
+            spec.sources[2].http.port: UnknownField: unknown field "port"; allowed: addr, auth, clientTimeout, maxBodyBytes, maxConnections, tls, topics
+            spec.sources[2].http.addr: MissingField: required field is missing: address to listen on, `host:port` or `:port`
+            spec.sources[2].name: MissingField: required field is missing: its name, unique among the sources of the pipeline
+            spec.storage.dataDir: InvalidType: got nothing, want a text; write one or remove the line
+            spec.storage.flushInterval: InvalidDuration: got "10", write a unit: "10s", "10ms", "10m" or "10h"
+            spec.storage.shardCount: OutOfRange: got 65, allowed 1 to 64
+            spec.storage.shard_count: UnknownField: unknown field "shard_count"; did you mean "shardCount"?
+            spec.storage.size: InvalidValue: got "10GB", which is no amount of bytes; did you mean "10G"?
+            spec.storage.synchronous: InvalidValue: got "FULL", allowed: normal, full; did you mean "full"?
+            spec.suspend: InvalidType: got the text "yes", want true or false
+            specs: UnknownField: unknown field "specs"; did you mean "spec"?
+            storage: UnknownField: unknown field "storage"; write it under spec: spec.storage
+        "#]],
     );
 }
 

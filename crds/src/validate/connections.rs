@@ -1,36 +1,67 @@
-//! Connections that we open: URLs, credentials, and what an `api` source needs.
+//! Connections that we open (URLs, credentials, what an `api` source needs), and how ours are served.
 
 use crate::complaint::Reason;
 use crate::credentials::{Auth, ClientTls, Credential, PemSource};
+use crate::plan::{ApiSource, HttpConnection, HttpSink, Serving};
+use crate::serving::ServingSpec;
 use crate::sink::HttpSinkSpec;
 use crate::source::api::{
     ApiMethod, ApiPagination, ApiSourceSpec, ApiWatermark, PaginationKind, WatermarkStrategy,
 };
 use crate::validate::settings::Scope;
 
-/// Checks the `api` of a source.
-pub(crate) fn api_source(api: &ApiSourceSpec, scope: &mut Scope<'_>) {
+/// Checks the `api` of a source and parses it; `topic` is the one it fills.
+pub(crate) fn api_source(api: &ApiSourceSpec, topic: &str, scope: &mut Scope<'_>) -> ApiSource {
     url("api.url", &api.url, scope);
-    scope.positive("api.interval", &api.interval);
-    scope.positive("api.timeout", &api.timeout);
-    scope.positive("api.maxBackoff", &api.max_backoff);
     if api.body.is_some() && api.method == ApiMethod::Get {
         scope.error("api.body", Reason::Conflict, "a GET has no body; remove it or write method: POST");
     }
+    let interval = scope.positive("api.interval", &api.interval);
+    let backoff_max = scope.positive("api.maxBackoff", &api.max_backoff);
     if let Some(watermark) = &api.watermark {
         api_watermark(watermark, scope);
+        let asks_for_part = [WatermarkStrategy::Timestamp, WatermarkStrategy::Cursor];
+        if api.detect_deletes && asks_for_part.contains(&watermark.strategy) {
+            let message = "a poll that asks only for what is new does not show what is gone; remove it or the watermark";
+            scope.error("api.detectDeletes", Reason::Conflict, message);
+        }
     }
     if let Some(pagination) = &api.pagination {
         api_pagination(pagination, scope);
     }
-    if let Some(rate_limit) = &api.rate_limit {
-        scope.positive("api.rateLimit.per", &rate_limit.per);
-    }
+    let rate_limit = api
+        .rate_limit
+        .as_ref()
+        .map(|limit| (limit.requests, scope.positive("api.rateLimit.per", &limit.per)));
     headers("api.headers", api.headers.keys(), scope);
     auth("api.auth", api.auth.as_ref(), scope);
     tls("api.tls", api.tls.as_ref(), scope);
     if let Some(proxy) = &api.proxy {
         url("api.proxy", proxy, scope);
+    }
+    ApiSource {
+        connection: HttpConnection {
+            url: api.url.clone(),
+            timeout: scope.positive("api.timeout", &api.timeout),
+            headers: api.headers.clone(),
+            auth: api.auth.clone(),
+            tls: api.tls.clone(),
+            proxy: api.proxy.clone(),
+        },
+        topic: topic.to_owned(),
+        method: api.method,
+        body: api.body.clone(),
+        interval,
+        key_path: api.key_path.clone(),
+        response_path: api.response_path.clone(),
+        change_detection: api.change_detection,
+        detect_deletes: api.detect_deletes,
+        initial_snapshot: api.initial_snapshot,
+        failures_max: api.max_consecutive_failures,
+        backoff_max,
+        watermark: api.watermark.clone().filter(|watermark| watermark.strategy != WatermarkStrategy::None),
+        pagination: api.pagination.clone(),
+        rate_limit,
     }
 }
 
@@ -81,10 +112,9 @@ fn api_pagination(pagination: &ApiPagination, scope: &mut Scope<'_>) {
     }
 }
 
-/// Checks the `http` of a sink.
-pub(crate) fn http_sink(http: &HttpSinkSpec, scope: &mut Scope<'_>) {
+/// Checks the `http` of a sink and parses it.
+pub(crate) fn http_sink(http: &HttpSinkSpec, scope: &mut Scope<'_>) -> HttpSink {
     url("http.url", &http.url, scope);
-    scope.positive("http.timeout", &http.timeout);
     headers("http.headers", http.headers.keys(), scope);
     auth("http.auth", http.auth.as_ref(), scope);
     if let Some(signing_key) = &http.signing_key {
@@ -93,6 +123,40 @@ pub(crate) fn http_sink(http: &HttpSinkSpec, scope: &mut Scope<'_>) {
     tls("http.tls", http.tls.as_ref(), scope);
     if let Some(proxy) = &http.proxy {
         url("http.proxy", proxy, scope);
+    }
+    HttpSink {
+        connection: HttpConnection {
+            url: http.url.clone(),
+            timeout: scope.positive("http.timeout", &http.timeout),
+            headers: http.headers.clone(),
+            auth: http.auth.clone(),
+            tls: http.tls.clone(),
+            proxy: http.proxy.clone(),
+        },
+        batch_results_max: http.batch_size as usize,
+        concurrency: http.concurrency as usize,
+        signing_key: http.signing_key.clone(),
+    }
+}
+
+/// Checks how an address is served; `field` is what it is of.
+pub(crate) fn serving(field: &str, serving: &ServingSpec, scope: &mut Scope<'_>) -> Serving {
+    if let Some(auth) = &serving.auth {
+        credential(&format!("{field}.auth.bearer"), &auth.bearer, scope);
+    }
+    if let Some(tls) = &serving.tls {
+        let pems = [("cert", Some(&tls.cert)), ("key", Some(&tls.key)), ("clientCa", tls.client_ca.as_ref())];
+        for (name, pem) in pems {
+            if let Some(source) = pem {
+                pem_source(&format!("{field}.tls.{name}"), source, scope);
+            }
+        }
+    }
+    Serving {
+        bearer: serving.auth.as_ref().map(|auth| auth.bearer.clone()),
+        tls: serving.tls.clone(),
+        connections_max: serving.max_connections as usize,
+        client_timeout: scope.positive(&format!("{field}.clientTimeout"), &serving.client_timeout),
     }
 }
 
@@ -146,14 +210,19 @@ fn auth(field: &str, auth: Option<&Auth>, scope: &mut Scope<'_>) {
 pub(super) fn tls(field: &str, tls: Option<&ClientTls>, scope: &mut Scope<'_>) {
     let Some(tls) = tls else { return };
     for (name, pem) in [("ca", &tls.ca), ("cert", &tls.cert), ("key", &tls.key)] {
-        if let Some(PemSource { secret_key_ref, path }) = pem {
-            let written = [("secretKeyRef", secret_key_ref.is_some()), ("path", path.is_some())];
-            one_of(&format!("{field}.{name}"), &written, scope);
+        if let Some(source) = pem {
+            pem_source(&format!("{field}.{name}"), source, scope);
         }
     }
     if tls.cert.is_some() != tls.key.is_some() {
         scope.error(field, Reason::Conflict, "cert and key go together; add the other or remove both");
     }
+}
+
+fn pem_source(field: &str, source: &PemSource, scope: &mut Scope<'_>) {
+    let PemSource { secret_key_ref, path } = source;
+    let written = [("secretKeyRef", secret_key_ref.is_some()), ("path", path.is_some())];
+    one_of(field, &written, scope);
 }
 
 pub(super) fn credential(field: &str, credential: &Credential, scope: &mut Scope<'_>) {

@@ -9,8 +9,8 @@ use crate::pipeline::{DeliveryGuarantee, Durability, OnNodeLoss, PipelineSpec, S
 use crate::plan::{Admin, Audit, Delivery, Dlq, Guarantee, Place, Retention, Storage, Synchronous};
 use crate::quantity::Bytes;
 use crate::replication::SCHEMES;
-use crate::validate::Complaints;
 use crate::validate::read::PipelineDocument;
+use crate::validate::{Complaints, connections};
 
 /// The parts of a plan that come from the Pipeline alone.
 pub(crate) struct Settings {
@@ -42,7 +42,10 @@ pub(crate) fn plan(pipeline: &PipelineDocument, complaints: &mut Complaints) -> 
         retention: retention(spec, &mut scope),
         delivery: delivery(spec, &mut scope),
         audit: audit(spec, &mut scope),
-        admin: Admin { addr: spec.admin.addr.clone() },
+        admin: Admin {
+            addr: spec.admin.addr.clone(),
+            serving: connections::serving("admin", &spec.admin.serving, &mut scope),
+        },
     }
 }
 

@@ -1,9 +1,11 @@
 //! Sinks: one kind each, and the joins they take.
 
+use std::path::PathBuf;
+
 use crate::complaint::{Reason, near_or_allowed};
 use crate::kind::Kind;
 use crate::path;
-use crate::plan::{Join, Plan, Sink, SinkKind, SseSink};
+use crate::plan::{Join, Plan, Sink, SinkKind, SqliteSink, SseSink};
 use crate::sink::{KINDS, SinkBody, SseSinkSpec};
 use crate::validate::read::{Contents, Named};
 use crate::validate::settings::Scope;
@@ -28,6 +30,15 @@ pub(crate) fn plan(contents: &Contents, joins: &[Join], complaints: &mut Complai
             scope.error(&path::item("joins", index), Reason::UnknownReference, message);
         }
         if let Some(kind) = kind(named, &mut scope) {
+            let twin =
+                sinks.iter().find(|other: &&Sink| matches!(kind, SinkKind::Sqlite(_)) && other.kind == kind);
+            if let Some(other) = twin {
+                let message = format!(
+                    "sinks {:?} and {:?} both write this file; give one another, or let one take all joins",
+                    other.name, named.name
+                );
+                scope.error("sqlite.path", Reason::Conflict, message);
+            }
             let taken = joins.iter().filter(|join| join.sinks.contains(&named.name));
             let joins = taken.map(|join| join.name.clone()).collect();
             sinks.push(Sink { name: named.name.clone(), place: named.place.clone(), kind, joins });
@@ -54,14 +65,13 @@ fn kind(named: &Named<SinkBody>, scope: &mut Scope<'_>) -> Option<SinkKind> {
             scope.error("", Reason::NotExactlyOne, message);
         }
     }
-    if let Some(http) = http {
-        connections::http_sink(http, scope);
-    }
     let sse = sse.as_ref().map(|sse| SinkKind::Sse(sse_sink(sse, scope)));
     let stdout = stdout.as_ref().map(|_| SinkKind::Stdout);
+    let http = http.as_ref().map(|http| SinkKind::Http(Box::new(connections::http_sink(http, scope))));
     let kafka = kafka.as_ref().map(|kafka| SinkKind::Kafka(Box::new(kafka::sink(kafka, scope))));
-    let unsupported = written.first().map(|kind| SinkKind::Unsupported(kind));
-    sse.or(stdout).or(kafka).or(unsupported)
+    let sqlite =
+        sqlite.as_ref().map(|sqlite| SinkKind::Sqlite(SqliteSink { path: PathBuf::from(&sqlite.path) }));
+    sse.or(stdout).or(http).or(kafka).or(sqlite)
 }
 
 fn sse_sink(sse: &SseSinkSpec, scope: &mut Scope<'_>) -> SseSink {
@@ -85,6 +95,7 @@ fn sse_sink(sse: &SseSinkSpec, scope: &mut Scope<'_>) -> SseSink {
         cors_origins: sse.cors_origins.clone(),
         heartbeat_interval: scope.positive("sse.heartbeatInterval", &sse.heartbeat_interval),
         clients_max: sse.max_clients,
+        serving: Box::new(connections::serving("sse", &sse.serving, scope)),
     }
 }
 

@@ -36,6 +36,14 @@ pub(crate) fn plan(contents: &Contents, complaints: &mut Complaints) -> Vec<Sour
             stdin = Some(&named.name);
         }
         if let Some(kind) = kind(named, &group_id, &mut scope) {
+            let kinds = sources.iter().map(|source: &Source| (&source.name, &source.kind));
+            if let Some((deleting, other, topic)) = mirrored_topic(&named.name, &kind, kinds) {
+                let message = format!(
+                    "detectDeletes of {deleting:?} removes every row of {topic:?} that its API does not have, also those \
+                     of {other:?}; give them topics of their own"
+                );
+                scope.error("", Reason::Conflict, message);
+            }
             sources.push(Source { name: named.name.clone(), place: named.place.clone(), kind });
         }
     }
@@ -64,26 +72,44 @@ fn kind(named: &Named<SourceBody>, group_id: &str, scope: &mut Scope<'_>) -> Opt
         let message = format!("topic belongs to api and kafka sources; write {instead} instead");
         scope.error("topic", Reason::Conflict, message);
     }
-    if let Some(api) = api {
-        if topic.is_none() {
-            scope.error(
-                "topic",
-                Reason::Conflict,
-                "an api source needs a topic to fill; add topic beside api",
-            );
-        }
-        connections::api_source(api, scope);
+    if api.is_some() && topic.is_none() {
+        let message = "an api source needs a topic to fill; add topic beside api";
+        scope.error("topic", Reason::Conflict, message);
     }
     let kafka = kafka.as_ref().map(|kafka| kafka::source(kafka, topic.as_ref(), group_id, scope));
     let file = file.as_ref().map(|file| file_source(file, scope));
     let http = http.as_ref().map(|http| http_source(http, scope));
-    match (http, file, kafka, written.first()) {
-        (Some(http), ..) => Some(SourceKind::Http(http)),
-        (_, Some(file), ..) => file.map(SourceKind::File),
-        (_, _, Some(kafka), _) => Some(SourceKind::Kafka(Box::new(kafka))),
-        (.., Some(kind)) => Some(SourceKind::Unsupported(kind)),
-        _ => None,
+    let api =
+        api.as_ref().map(|api| connections::api_source(api, topic.as_deref().unwrap_or_default(), scope));
+    let http = http.map(SourceKind::Http);
+    let file = file.map(|file| file.map(SourceKind::File));
+    let api = api.map(|api| SourceKind::Api(Box::new(api)));
+    let kafka = kafka.map(|kafka| SourceKind::Kafka(Box::new(kafka)));
+    match (http, file) {
+        (Some(http), _) => Some(http),
+        (None, Some(file)) => file,
+        (None, None) => api.or(kafka),
     }
+}
+
+/// A topic that an `api` source mirrors and another source fills too: the names of both, and the topic.
+fn mirrored_topic<'a>(
+    name: &'a String,
+    kind: &'a SourceKind,
+    others: impl Iterator<Item = (&'a String, &'a SourceKind)>,
+) -> Option<(&'a str, &'a str, &'a str)> {
+    let mirrors = |kind: &'a SourceKind| match kind {
+        SourceKind::Api(api) if api.detect_deletes => Some(api.topic.as_str()),
+        _ => None,
+    };
+    let fills = |kind: &SourceKind, topic: &str| kind.topics().iter().any(|t| t.eq_ignore_ascii_case(topic));
+    others.into_iter().find_map(|(other, other_kind)| {
+        let by_this =
+            mirrors(kind).filter(|topic| fills(other_kind, topic)).map(|topic| (name, other, topic));
+        let by_other =
+            mirrors(other_kind).filter(|topic| fills(kind, topic)).map(|topic| (other, name, topic));
+        by_this.or(by_other).map(|(deleting, other, topic)| (deleting.as_str(), other.as_str(), topic))
+    })
 }
 
 fn http_source(http: &HttpSourceSpec, scope: &mut Scope<'_>) -> HttpSource {
@@ -91,6 +117,7 @@ fn http_source(http: &HttpSourceSpec, scope: &mut Scope<'_>) -> HttpSource {
         addr: http.addr.clone(),
         topics: http.topics.clone(),
         body_bytes_max: scope.bytes("http.maxBodyBytes", &http.max_body_bytes, BODY_BYTES_LEAST),
+        serving: Box::new(connections::serving("http", &http.serving, scope)),
     }
 }
 

@@ -116,6 +116,12 @@ fn the_first_example_becomes_its_plan() {
             },
             admin: Admin {
                 addr: ":9090",
+                serving: Serving {
+                    bearer: None,
+                    tls: None,
+                    connections_max: 2000,
+                    client_timeout: 60s,
+                },
             },
             sources: [
                 Source {
@@ -132,6 +138,12 @@ fn the_first_example_becomes_its_plan() {
                                 "customers",
                             ],
                             body_bytes_max: 16777216,
+                            serving: Serving {
+                                bearer: None,
+                                tls: None,
+                                connections_max: 2000,
+                                client_timeout: 60s,
+                            },
                         },
                     ),
                 },
@@ -169,6 +181,12 @@ fn the_first_example_becomes_its_plan() {
                             ],
                             heartbeat_interval: 15s,
                             clients_max: 1000,
+                            serving: Serving {
+                                bearer: None,
+                                tls: None,
+                                connections_max: 2000,
+                                client_timeout: 60s,
+                            },
                         },
                     ),
                     joins: [
@@ -618,6 +636,34 @@ fn more_than_a_hundred_topics_are_too_many() {
         )),
         expect![[r#"
             0 spec.sources[1].http.topics[50]: OutOfRange: the sources fill more than 100 topics; make a second Pipeline of some
+        "#]],
+    );
+}
+
+#[test]
+fn what_connectors_cannot_do_together_is_said() {
+    check(
+        &pipeline(
+            r#"admin: {addr: ":0", auth: {bearer: {}}, clientTimeout: 0s}
+sources:
+- {name: api, topic: items, api: {url: "http://a/", interval: 1s, keyPath: id, detectDeletes: true}}
+- {name: also, topic: items, api: {url: "http://a/", interval: 1s, keyPath: id}}
+- {name: new, topic: news, api: {url: "http://a/", interval: 1s, keyPath: id, detectDeletes: true, watermark: {strategy: timestamp, path: at, param: since}}}
+- {name: push, http: {addr: ":0", topics: [t], tls: {cert: {path: a, secretKeyRef: {name: s, key: k}}, key: {path: b}, clientCa: {}}}}
+joins:
+- {name: j, query: SELECT key FROM items, sinks: [a, b]}
+sinks:
+- {name: a, sqlite: {path: out.db}}
+- {name: b, sqlite: {path: out.db}}"#,
+        ),
+        expect![[r#"
+            0 spec.sources[1]: Conflict: detectDeletes of "api" removes every row of "items" that its API does not have, also those of "also"; give them topics of their own
+            0 spec.sources[2].api.detectDeletes: Conflict: a poll that asks only for what is new does not show what is gone; remove it or the watermark
+            0 spec.sources[3].http.tls.cert: NotExactlyOne: got secretKeyRef and path; write exactly one of secretKeyRef, path
+            0 spec.sources[3].http.tls.clientCa: NotExactlyOne: got none of secretKeyRef, path; write exactly one
+            0 spec.sinks[1].sqlite.path: Conflict: sinks "a" and "b" both write this file; give one another, or let one take all joins
+            0 spec.admin.auth.bearer: NotExactlyOne: got none of secretKeyRef, env; write exactly one
+            0 spec.admin.clientTimeout: InvalidDuration: got "0s", allowed only more than zero
         "#]],
     );
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use litejoin_tests::client::client;
 use litejoin_tests::ingest::message;
 use litejoin_tests::oracle::Oracle;
 use litejoin_tests::repetition::chance;
@@ -246,7 +247,7 @@ impl Run {
         }
         let epoch = answer.body["epoch"].as_u64().expect("an answer has an epoch");
         let url = live.worker.url("sink live", &format!("/snapshot?join={MARK}&minEpoch={epoch}"));
-        let request = reqwest::Client::new().get(url).timeout(PATIENCE);
+        let request = client().get(url).timeout(PATIENCE);
         match request.send().await {
             Ok(answer) => answer.bytes().await.is_ok(),
             Err(_) => false,

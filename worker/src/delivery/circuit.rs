@@ -46,6 +46,18 @@ impl Circuit {
         (self.failures + 1).saturating_sub(self.failures_max)
     }
 
+    /// Leaves the sink alone for as long as it has asked for. Returns whether this opens the circuit.
+    pub(crate) fn hold(&mut self, now: Instant, wait: Duration) -> bool {
+        let was_open = self.is_open();
+        self.open_until = Some(now + wait);
+        !was_open
+    }
+
+    /// Ends a wait early: somebody says that the sink is well. The next result is the probe.
+    pub(crate) fn probe_at(&mut self, now: Instant) {
+        self.open_until = self.open_until.map(|until| until.min(now));
+    }
+
     /// Notes a delivery. Returns whether this closes the circuit.
     pub(crate) fn succeeded(&mut self) -> bool {
         self.failures = 0;
@@ -82,7 +94,12 @@ mod tests {
         assert!(!circuit.failed(start + wait, wait), "it was open already");
         assert_eq!(circuit.probes_failed(), 2);
         assert_eq!(circuit.passage(start + wait), Passage::Wait(start + 2 * wait));
+        circuit.probe_at(start);
+        assert_eq!(circuit.passage(start), Passage::Probe, "somebody has asked for it");
         assert!(circuit.succeeded());
         assert_eq!(circuit.passage(start), Passage::Open);
+        circuit.probe_at(start);
+        assert!(circuit.hold(start, wait), "a sink that asks for time opens it at once");
+        assert_eq!(circuit.passage(start), Passage::Wait(start + wait));
     }
 }

@@ -5,12 +5,15 @@
 //! rejected(id, source, position, …)   messages, with the place in their source and the reason
 //! ```
 
+pub(crate) mod inspect;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use litejoin_crds::plan::Synchronous;
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use tokio::sync::watch;
 
 use crate::results::event::{Event, JoinId, Op, Position};
 use crate::storage::sqlite::{self, SqliteError};
@@ -58,6 +61,8 @@ pub(crate) struct DeadLetters {
     bytes_max: AtomicU64,
     /// Insertions since the size was last looked at.
     unchecked: AtomicU32,
+    /// Counts what was done to letters by hand.
+    interventions: watch::Sender<u64>,
 }
 
 /// A result that a sink did not take.
@@ -88,7 +93,23 @@ impl DeadLetters {
             .map_err(|source| SqliteError::new(path, "make the tables", source))?;
         let unchecked = AtomicU32::new(0);
         let bytes_max = AtomicU64::new(bytes_max);
-        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection), bytes_max, unchecked })
+        Ok(Self {
+            path: path.to_owned(),
+            connection: Mutex::new(connection),
+            bytes_max,
+            unchecked,
+            interventions: watch::channel(0).0,
+        })
+    }
+
+    /// Where dispatchers hear of what was done to letters by hand.
+    pub(crate) fn interventions(&self) -> watch::Receiver<u64> {
+        self.interventions.subscribe()
+    }
+
+    /// Tells dispatchers that letters were changed by hand.
+    fn intervened(&self) {
+        self.interventions.send_modify(|count| *count += 1);
     }
 
     /// Sets the size above which the oldest go from now on.
@@ -97,7 +118,7 @@ impl DeadLetters {
     }
 
     /// Puts a letter in, or replaces the older one of its key. Putting the same one in again changes nothing
-    /// but its postmark; an older one is ignored.
+    /// but its postmark, and not its age; an older one is ignored.
     pub(crate) fn put(
         &self,
         sink: &str,
@@ -114,8 +135,9 @@ impl DeadLetters {
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
                      ON CONFLICT DO UPDATE SET lineage = excluded.lineage, epoch = excluded.epoch, n = excluded.n,
                          op = excluded.op, rows = excluded.rows, timestamp = excluded.timestamp,
-                         reason = excluded.reason, attempts = excluded.attempts, stored_at = excluded.stored_at,
-                         retry_at = excluded.retry_at
+                         reason = excluded.reason, attempts = excluded.attempts, retry_at = excluded.retry_at,
+                         stored_at = CASE WHEN (lineage, epoch, n) = (excluded.lineage, excluded.epoch, excluded.n)
+                                          THEN stored_at ELSE excluded.stored_at END
                      WHERE lineage <> excluded.lineage OR (epoch, n) <= (excluded.epoch, excluded.n)",
                 )?
                 .execute(params![

@@ -26,14 +26,11 @@ use crate::sink::{Delivery, Outcome, Sink};
 use crate::status::SinkStatus;
 use crate::storage::sqlite::SqliteError;
 
-/// How much is handed to a sink at a time.
-const PAGE: PageLimit = PageLimit { events: 500, bytes: 4 << 20 };
+/// Bytes that are handed to a sink at a time.
+const PAGE_BYTES: usize = 4 << 20;
 
 /// Letters that are tried in one round.
 const LETTERS_PER_ROUND: usize = 100;
-
-/// How long one call of a sink may take before it counts as failed.
-const DELIVERY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How often letters are counted for show.
 const COUNT_INTERVAL: Duration = Duration::from_secs(1);
@@ -59,14 +56,23 @@ pub(crate) struct Dispatcher {
     pub(crate) stopping: watch::Receiver<bool>,
     /// Whether the queue may hold letters of this sink.
     pub(crate) has_letters: bool,
+    /// Where news of letters come from that somebody else has changed.
+    pub(crate) letters_changed: watch::Receiver<u64>,
     /// When the letters were last counted.
     pub(crate) counted: Option<Instant>,
+    /// Whether there may be another number of them by now.
+    pub(crate) is_count_old: bool,
 }
 
 /// What an outcome means for the result.
 enum Verdict {
     Delivered,
-    Failed { reason: String, again: bool },
+    Failed {
+        reason: String,
+        again: bool,
+    },
+    /// The sink wants to be left alone for a while; that says nothing about the result.
+    Held,
 }
 
 /// Whether there is more to do at once.
@@ -106,17 +112,28 @@ impl Dispatcher {
                 Round::Again if stopping && circuit.is_open() => return,
                 Round::Again => {}
                 Round::Idle | Round::Wait(_) if stopping => return,
-                Round::Wait(until) => self.wait_until(until).await,
+                Round::Wait(until) => self.wait_until(until, &mut circuit).await,
                 Round::Idle => {
                     let due = self.next_due().await;
                     tokio::select! {
                         _ = self.applied.changed() => {}
                         Ok(()) = self.in_force.changed() => self.in_force.mark_changed(),
+                        Ok(()) = self.letters_changed.changed() => self.look_at_letters(),
                         _ = self.stopping.changed() => {}
                         () = tokio::time::sleep(due) => {}
+                        () = tokio::time::sleep(COUNT_INTERVAL), if self.is_count_old => self.look_at_letters(),
                     }
                 }
             }
+        }
+    }
+
+    /// Somebody else may have put letters in, or taken some out.
+    fn look_at_letters(&mut self) {
+        self.has_letters = true;
+        self.counted = None;
+        if let Err(error) = self.count_letters() {
+            self.status.error.set(&chain(&error));
         }
     }
 
@@ -130,7 +147,7 @@ impl Dispatcher {
         let limit = match circuit.passage(now.instant) {
             Passage::Wait(until) => return Ok(Round::Wait(until)),
             Passage::Probe => PageLimit { events: 1, bytes: 1 },
-            Passage::Open => PAGE,
+            Passage::Open => self.page(),
         };
         if self.retry_letters(circuit, limit.events, now).await? && circuit.is_open() {
             return Ok(Round::Again);
@@ -158,6 +175,11 @@ impl Dispatcher {
         Ok(if page.more || reached < page.up_to { Round::Again } else { Round::Idle })
     }
 
+    /// How much is handed to the sink at a time.
+    fn page(&self) -> PageLimit {
+        PageLimit { events: self.sink.results_per_call(), bytes: PAGE_BYTES }
+    }
+
     /// Tries letters that are due, and returns whether there were any.
     async fn retry_letters(
         &mut self,
@@ -180,13 +202,14 @@ impl Dispatcher {
             // Its join is gone, and with it the way it was written out.
             self.letters.remove(&self.name, &letter)?;
         }
-        let outcomes = self.deliver(&known).await;
+        let (outcomes, now) = self.deliver(&known, now).await;
         for (letter, outcome) in known.iter().zip(outcomes) {
             match self.judge(outcome, circuit, now) {
                 Verdict::Delivered => self.letters.remove(&self.name, letter)?,
                 Verdict::Failed { reason, again } => {
                     self.store_letter(letter, reason, letter.attempts + 1, again, now)?;
                 }
+                Verdict::Held => break,
             }
         }
         self.has_letters = self.letters.has_any(&self.name)?;
@@ -226,7 +249,7 @@ impl Dispatcher {
                 keys.insert(key);
                 call.push(letter.clone());
             }
-            let outcomes = self.deliver(&call).await;
+            let (outcomes, now) = self.deliver(&call, now).await;
             for (letter, outcome) in call.iter().zip(outcomes) {
                 let was_open = circuit.is_open();
                 match self.judge(outcome, circuit, now) {
@@ -236,28 +259,35 @@ impl Dispatcher {
                     }
                     // The sink as a whole is away: wait here.
                     Verdict::Failed { again: true, .. } if was_open => return Ok(handled),
+                    Verdict::Held => return Ok(handled),
                     Verdict::Failed { reason, again } => self.store_letter(letter, reason, 1, again, now)?,
                 }
                 handled += 1;
+            }
+            if circuit.is_open() {
+                break;
             }
         }
         self.count_letters()?;
         Ok(handled)
     }
 
-    async fn deliver(&mut self, letters: &[Letter]) -> Vec<Outcome> {
+    /// Hands results to the sink. Returns what became of them, and when that was known.
+    async fn deliver(&mut self, letters: &[Letter], now: Moment) -> (Vec<Outcome>, Moment) {
         let deliveries: Vec<Delivery> =
             letters.iter().filter_map(|letter| self.delivery_of(letter)).collect();
         if deliveries.is_empty() {
-            return Vec::new();
+            return (Vec::new(), now);
         }
-        match tokio::time::timeout(DELIVERY_TIMEOUT, self.sink.deliver(&deliveries)).await {
+        let (began, patience) = (Instant::now(), self.sink.patience());
+        let outcomes = match tokio::time::timeout(patience, self.sink.deliver(&deliveries)).await {
             Ok(outcomes) => outcomes,
             Err(_) => {
-                let reason = format!("no answer within {} seconds", DELIVERY_TIMEOUT.as_secs());
+                let reason = format!("no answer within {} seconds", patience.as_secs());
                 vec![Outcome::Failed(reason); deliveries.len()]
             }
-        }
+        };
+        (outcomes, now.after(began.elapsed()))
     }
 
     /// Counts an outcome, and says what follows from it.
@@ -279,6 +309,17 @@ impl Dispatcher {
                 }
                 self.status.error.set(&reason);
                 Verdict::Failed { reason, again: true }
+            }
+            Outcome::Later(reason, wait) => {
+                self.status.failed.add(1);
+                if circuit.hold(now.instant, wait) {
+                    info!(sink = self.name, reason, ?wait, "the sink asks to be left alone for a while");
+                }
+                self.status.error.set(&reason);
+                match self.delivery.guarantee {
+                    Guarantee::AtLeastOnce => Verdict::Held,
+                    Guarantee::BestEffort => Verdict::Failed { reason, again: false },
+                }
             }
             Outcome::Refused(reason) => {
                 self.status.failed.add(1);
@@ -310,11 +351,14 @@ impl Dispatcher {
 
     /// Brings the number of letters that is shown up to date, now and then: counting takes time.
     fn count_letters(&mut self) -> Result<(), SqliteError> {
+        self.is_count_old = false;
         if !self.has_letters {
             self.status.dead_letters.set(0);
         } else if self.counted.is_none_or(|counted| counted.elapsed() >= COUNT_INTERVAL) {
             self.status.dead_letters.set(self.letters.count(&self.name)?);
             self.counted = Some(Instant::now());
+        } else {
+            self.is_count_old = true;
         }
         Ok(())
     }
@@ -368,10 +412,14 @@ impl Dispatcher {
         })
     }
 
-    /// Waits for that moment, or for the stop.
-    async fn wait_until(&mut self, moment: Instant) {
+    /// Waits for that moment, or for the stop; or until somebody wants letters to be tried, which is worth a probe.
+    async fn wait_until(&mut self, moment: Instant, circuit: &mut Circuit) {
         tokio::select! {
             () = tokio::time::sleep_until(moment.into()) => {}
+            Ok(()) = self.letters_changed.changed() => {
+                self.look_at_letters();
+                circuit.probe_at(Instant::now());
+            }
             _ = self.stopping.changed() => {}
         }
     }
@@ -389,9 +437,9 @@ impl Dispatcher {
         blocking(move || work(&reader)).await
     }
 
-    async fn pause_after(&mut self, error: &SqliteError) {
+    async fn pause_after(&mut self, error: &(dyn std::error::Error + Sync)) {
         if self.status.error.set(&chain(error)) {
-            warn!(sink = self.name, error = chain(error), "delivery waits for its files");
+            warn!(sink = self.name, error = chain(error), "delivery waits; trying again");
         }
         tokio::select! {
             () = tokio::time::sleep(FILE_RETRY) => {}

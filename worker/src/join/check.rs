@@ -10,7 +10,7 @@ use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{Connection, ErrorCode};
 
 use super::plan::{self, Class, Keyed, Reason};
-use super::rows::Columns;
+use super::rows::{Columns, Shape};
 use crate::storage::sqlite::{open_memory, quoted};
 
 /// A join whose query has been understood.
@@ -20,6 +20,8 @@ pub(crate) struct CheckedJoin {
     /// The SELECT, without a semicolon behind it.
     pub(crate) query: String,
     pub(crate) columns: Columns,
+    /// The same for sinks that have tables.
+    pub(crate) shape: Arc<Shape>,
     /// Topics that it reads, also through other joins, in their declared spelling.
     pub(crate) topics: BTreeSet<String>,
     /// Other joins that its own text reads.
@@ -284,10 +286,12 @@ impl<'a> Workbench<'a> {
             .execute_batch(&view)
             .map_err(|error| wrong("query", format!("other joins could not read it: {}", short(&error).0)))?;
         self.topics_of.insert(join.name.to_ascii_lowercase(), (topics.clone(), reads_clock));
+        let shape = Shape::new(&columns, &self.column_types(&join.name).unwrap_or_default());
         Ok(CheckedJoin {
             name: join.name.clone(),
             query,
             columns: Columns::new(&columns, key_column),
+            shape: Arc::new(shape),
             topics,
             reads,
             reads_clock,
@@ -295,6 +299,13 @@ impl<'a> Workbench<'a> {
             has_sinks: !join.sinks.is_empty(),
             class: Class::Full(Reason::Syntax),
         })
+    }
+
+    /// The types of a view's columns: those of the columns and casts that they come from.
+    fn column_types(&self, view: &str) -> rusqlite::Result<Vec<String>> {
+        let mut statement =
+            self.connection.prepare("SELECT type FROM pragma_table_info(?1, ?2) ORDER BY cid")?;
+        statement.query_map([view, SCHEMA], |row| row.get(0))?.collect()
     }
 
     /// Prepares the query under the authorizer and gives its columns, or what is wrong with a query that SQLite

@@ -2,6 +2,9 @@
 
 use std::fmt;
 use std::fmt::Write as _;
+use std::sync::Arc;
+
+use crate::join::rows::Shape;
 
 /// A place in the outbox: the epoch, and the number within it from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -87,6 +90,8 @@ pub(crate) struct Envelope {
     pub(crate) join_name: String,
     /// Second name of the field `key`.
     pub(crate) result_key: Option<String>,
+    /// What the rows hold.
+    pub(crate) shape: Arc<Shape>,
 }
 
 impl Envelope {
@@ -156,6 +161,7 @@ mod tests {
             lineage: "abc".to_owned(),
             join_name: "enriched".to_owned(),
             result_key: Some("order".to_owned()),
+            shape: Arc::default(),
         };
         assert_eq!(
             envelope.json(&event, true),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use litejoin_crds::plan::Plan;
+use litejoin_crds::plan::{Plan, Serving};
 use litejoin_crds::{Complaint, Reason};
 
 use super::Pipeline;
@@ -128,7 +128,7 @@ pub(super) fn fixed(old: &Plan, new: &Pipeline) -> Vec<Complaint> {
 }
 
 /// Fields of a Pipeline that hold from start to end, with their values.
-fn settings(plan: &Plan) -> [(&'static str, String); 11] {
+fn settings(plan: &Plan) -> [(&'static str, String); 12] {
     let storage = &plan.storage;
     // Without one of its own it follows from the name, which is complained about already.
     let own_identity = plan.identity != format!("{}/{}", plan.namespace, plan.name);
@@ -144,11 +144,20 @@ fn settings(plan: &Plan) -> [(&'static str, String); 11] {
         ("spec.storage.flushInterval", format!("{:?}", storage.flush_interval)),
         ("spec.storage.synchronous", format!("{:?}", storage.synchronous).to_lowercase()),
         ("spec.admin.addr", format!("{:?}", plan.admin.addr)),
+        ("spec.admin", serving(&plan.admin.serving)),
         (
             "spec.delivery.dlq.path",
             plan.delivery.dlq.path.as_ref().map_or_else(|| "none".to_owned(), |path| format!("{path:?}")),
         ),
     ]
+}
+
+/// How an address is served, in a few words.
+fn serving(serving: &Serving) -> String {
+    let Serving { bearer, tls, connections_max, client_timeout } = serving;
+    format!(
+        "auth {bearer:?}, tls {tls:?}, maxConnections {connections_max}, clientTimeout {client_timeout:?}"
+    )
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! is read from.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use litejoin_crds::plan::{self, SinkKind};
@@ -10,7 +11,7 @@ use tracing::{info, warn};
 
 use super::listeners::Listeners;
 use super::unit::{Ready, Units, Work};
-use super::{Pipeline, StartError, serve};
+use super::{Pipeline, StartError};
 use crate::blocking::blocking;
 use crate::credentials::Secrets;
 use crate::delivery::dead_letters::DeadLetters;
@@ -18,9 +19,12 @@ use crate::delivery::dispatch::Dispatcher;
 use crate::error::chain;
 use crate::results::event::{Envelope, JoinId};
 use crate::results::{Applied, Reader, Results};
+use crate::serve::Front;
 use crate::sink::Sink;
+use crate::sink::http::HttpSink;
 use crate::sink::kafka::KafkaSink;
 use crate::sink::routes::Routes;
+use crate::sink::sqlite::SqliteSink;
 use crate::sink::sse::{self, SseState};
 use crate::sink::stdout::Stdout;
 use crate::status::Status;
@@ -68,6 +72,7 @@ pub(super) struct Sinks {
     pub(super) secrets: Arc<Secrets>,
     /// Whose data this is.
     pub(super) identity: String,
+    pub(super) data_dir: PathBuf,
     /// Rung when nobody reads standard output any more.
     pub(super) stdout_closed: mpsc::Sender<()>,
 }
@@ -92,6 +97,8 @@ impl Sinks {
     fn work(&mut self, name: &str, sink: &SinkSpec, listeners: &Listeners) -> Result<Work, StartError> {
         match (&sink.kind, &sink.delivery) {
             (SinkKind::Sse(spec), _) => {
+                let front = Front::new(&spec.serving, &self.secrets)
+                    .map_err(|problem| StartError::Sink { name: name.to_owned(), problem })?;
                 let (name, status, applied) =
                     (name.to_owned(), Arc::clone(&self.status), self.applied.clone());
                 let routes = self.routes.entry(name.clone()).or_default().subscribe();
@@ -115,18 +122,30 @@ impl Sinks {
                         status,
                         spec,
                     });
-                    Box::pin(serve(listener, sse::router(state), stopping))
+                    Box::pin(front.serve(listener, sse::router(state), stopping))
                 }))
             }
-            (SinkKind::Stdout, Some(delivery)) => {
-                Ok(self.dispatch(name, Box::new(Stdout::new(self.stdout_closed.clone())), delivery))
+            (kind, Some(delivery)) => {
+                let sink = self.written(name, kind);
+                let problem = |problem| StartError::Sink { name: name.to_owned(), problem };
+                Ok(self.dispatch(name, sink.map_err(problem)?, delivery))
             }
-            (SinkKind::Kafka(spec), Some(delivery)) => {
-                let sink = KafkaSink::new(name, &self.identity, (**spec).clone(), Arc::clone(&self.secrets));
-                Ok(self.dispatch(name, Box::new(sink), delivery))
-            }
-            (kind, _) => unreachable!("the manifest was refused for a sink like {kind:?}"),
+            (kind, None) => unreachable!("results are written to a sink like {kind:?}"),
         }
+    }
+
+    /// The sinks that are written to, a line each; or what is wrong with one.
+    fn written(&self, name: &str, kind: &SinkKind) -> Result<Box<dyn Sink>, String> {
+        Ok(match kind {
+            SinkKind::Stdout => Box::new(Stdout::new(self.stdout_closed.clone())),
+            SinkKind::Http(spec) => Box::new(HttpSink::new(spec, &self.secrets)?),
+            SinkKind::Sqlite(spec) => Box::new(SqliteSink::open(&spec.path, &self.data_dir)?),
+            SinkKind::Kafka(spec) => {
+                let secrets = Arc::clone(&self.secrets);
+                Box::new(KafkaSink::new(name, &self.identity, (**spec).clone(), secrets))
+            }
+            SinkKind::Sse(_) => unreachable!("nothing is written to {kind:?}"),
+        })
     }
 
     /// What a sink that is written to does.
@@ -136,6 +155,7 @@ impl Sinks {
         let in_force = self.routes.entry(name.clone()).or_default().subscribe();
         let (results, reader) = (Arc::clone(&self.results), Arc::clone(&self.reader));
         let letters = Arc::clone(&self.letters);
+        let letters_changed = letters.interventions();
         Box::new(move |stopping| {
             let status = status.sink(&name);
             sink.start(&status);
@@ -154,6 +174,8 @@ impl Sinks {
                 stopping,
                 has_letters: true,
                 counted: None,
+                is_count_old: false,
+                letters_changed,
             };
             Box::pin(dispatcher.run())
         })
@@ -166,7 +188,8 @@ impl Sinks {
             .iter()
             .map(|join| {
                 let (join_name, result_key) = (join.name.clone(), join.result_key.clone());
-                (join.name.as_str(), Envelope { lineage: lineage.to_owned(), join_name, result_key })
+                let (lineage, shape) = (lineage.to_owned(), Arc::clone(&join.shape));
+                (join.name.as_str(), Envelope { lineage, join_name, result_key, shape })
             })
             .collect();
         for sink in &pipeline.plan.sinks {

@@ -8,11 +8,16 @@ use std::sync::{Arc, PoisonError};
 use litejoin_crds::plan::{Plan, SourceKind};
 use tracing::info;
 
+use super::StartError;
 use super::listeners::Listeners;
 use super::unit::{Ready, Units, Work};
-use super::{StartError, serve};
 use crate::credentials::Secrets;
 use crate::delivery::dead_letters::DeadLetters;
+use crate::error::chain;
+use crate::outbound::Outbound;
+use crate::serve::Front;
+use crate::source::api::state::States;
+use crate::source::api::{Poller, Run, Surroundings};
 use crate::source::file::{self, FileReader};
 use crate::source::http::{self, HttpState};
 use crate::source::kafka::KafkaReader;
@@ -63,8 +68,10 @@ pub(super) struct Sources {
     pub(super) ingest: Ingest,
     pub(super) letters: Arc<DeadLetters>,
     pub(super) status: Arc<Status>,
-    pub(super) secrets: Arc<Secrets>,
     pub(super) batch_messages_max: usize,
+    pub(super) secrets: Arc<Secrets>,
+    pub(super) shard_paths: Vec<PathBuf>,
+    pub(super) states: Arc<States>,
 }
 
 impl Sources {
@@ -96,6 +103,8 @@ impl Sources {
         let (name, status, ingest) = (name.to_owned(), Arc::clone(&self.status), self.ingest.clone());
         match &source.kind {
             SourceKind::Http(spec) => {
+                let front = Front::new(&spec.serving, &self.secrets)
+                    .map_err(|problem| StartError::Source { name: name.clone(), problem })?;
                 let (listener, local) = listeners.listener(&format!("source {name}"))?;
                 let spec = spec.clone();
                 Ok(Box::new(move |stopping| {
@@ -104,7 +113,7 @@ impl Sources {
                     *status.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(local.to_string());
                     info!(source = name, address = %local, "taking messages: POST /ingest");
                     let state = Arc::new(HttpState { spec, ingest, status, stopping: stopping.clone() });
-                    Box::pin(serve(listener, http::router(state), stopping))
+                    Box::pin(front.serve(listener, http::router(state), stopping))
                 }))
             }
             SourceKind::File(spec) => {
@@ -160,7 +169,27 @@ impl Sources {
                     Box::pin(reader.run())
                 }))
             }
-            SourceKind::Unsupported(kind) => unreachable!("the manifest was refused for its {kind} source"),
+            SourceKind::Api(spec) => {
+                let problem = |problem| StartError::Source { name: name.clone(), problem };
+                let outbound = Outbound::new(&spec.connection, Arc::clone(&self.secrets));
+                let outbound = outbound.map_err(|error| problem(chain(&error)))?;
+                let surroundings = Surroundings {
+                    ingest,
+                    letters: Arc::clone(&self.letters),
+                    shard_paths: self.shard_paths.clone(),
+                    states: Arc::clone(&self.states),
+                    offsets,
+                };
+                let poller = Poller::new(&name, spec, outbound, surroundings);
+                let poller = poller.map_err(|error| problem(error.to_string()))?;
+                let url = spec.connection.url.split('?').next().unwrap_or_default().to_owned();
+                Ok(Box::new(move |stopping| {
+                    let status = status.source(&name);
+                    status.error.clear();
+                    *status.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(url);
+                    Box::pin(poller.run(Run { status, stopping }))
+                }))
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use litejoin_crds::plan::{self, Plan, SourceKind};
+use litejoin_crds::plan::{self, Plan};
 use tracing::warn;
 
 use super::StartError;
@@ -31,12 +31,7 @@ pub(super) struct Store {
 
 /// The topics that the plan fills or reads, as far as it names them.
 pub(super) fn declared_topics<'a>(plan: &'a Plan, joins: &'a [CheckedJoin]) -> impl Iterator<Item = &'a str> {
-    let filled = plan.sources.iter().flat_map(|source| match &source.kind {
-        SourceKind::Http(spec) => spec.topics.iter().map(String::as_str).collect(),
-        SourceKind::File(spec) => spec.topic.iter().map(String::as_str).collect(),
-        SourceKind::Kafka(spec) => spec.topics_filled(),
-        SourceKind::Unsupported(_) => Vec::new(),
-    });
+    let filled = plan.sources.iter().flat_map(|source| source.kind.topics());
     filled.chain(joins.iter().flat_map(|join| &join.topics).map(String::as_str))
 }
 

@@ -283,8 +283,8 @@ impl Cluster {
         Ok(trouble.and_then(|code| {
             let error = KafkaError::MetadataFetch(RDKafkaErrorCode::from(code));
             match self.failure(&producer.events, &error) {
-                Outcome::Delivered => None,
                 Outcome::Failed(trouble) | Outcome::Refused(trouble) => Some(trouble),
+                _ => None,
             }
         }))
     }

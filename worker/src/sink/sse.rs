@@ -83,7 +83,11 @@ pub(crate) fn router(state: Arc<SseState>) -> Router {
         AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
     };
     let last_event_id = header::HeaderName::from_static("last-event-id");
-    let cors = CorsLayer::new().allow_origin(origin).allow_headers([last_event_id, header::CACHE_CONTROL]);
+    let cors = CorsLayer::new().allow_origin(origin).allow_headers([
+        last_event_id,
+        header::CACHE_CONTROL,
+        header::AUTHORIZATION,
+    ]);
     Router::new()
         .route("/subscribe", get(subscribe))
         .route("/snapshot", get(snapshot))

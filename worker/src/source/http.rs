@@ -34,11 +34,11 @@ use crate::storage::writer::WriteError;
 /// Refused messages that an answer lists; the rest is counted.
 const REFUSALS_LISTED: usize = 100;
 
-/// How long a client may take to send its body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// Bytes of a body that is too large which are still read, so that the client gets to see the answer.
 const DRAINED_BYTES_MAX: u64 = 256 << 20;
+
+/// How long that may take.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What every request of one http source shares.
 pub(crate) struct HttpState {
@@ -80,14 +80,15 @@ async fn ingest(State(state): State<Arc<HttpState>>, headers: HeaderMap, body: B
         );
     };
     let capacity = usize::try_from(limit).unwrap_or(usize::MAX);
-    let body = match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, capacity)).await {
+    let patience = state.spec.serving.client_timeout;
+    let body = match tokio::time::timeout(patience, axum::body::to_bytes(body, capacity)).await {
         Ok(Ok(body)) => body,
         Ok(Err(error)) if is_over_limit(&error) => return too_large(limit),
         Ok(Err(error)) => {
             return answer(StatusCode::BAD_REQUEST, json!({"error": format!("the body broke off: {error}")}));
         }
         Err(_) => {
-            let message = format!("the body did not arrive within {} seconds", BODY_TIMEOUT.as_secs());
+            let message = format!("the body did not arrive within {patience:?} (clientTimeout)");
             return answer(StatusCode::REQUEST_TIMEOUT, json!({"error": message}));
         }
     };
@@ -209,7 +210,7 @@ async fn drain(body: Body, declared: u64) {
         return;
     }
     let mut pieces = body.into_data_stream();
-    let _ = tokio::time::timeout(BODY_TIMEOUT, async {
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, async {
         while let Some(Ok(piece)) = pieces.next().await {
             drop(piece);
         }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Dispatcher, PAGE, Round};
+use super::{Dispatcher, Round};
 use crate::blocking::blocking;
 use crate::clock::Moment;
 use crate::delivery::circuit::{Circuit, Passage};
@@ -11,8 +11,17 @@ use crate::results::event::JoinId;
 use crate::results::{Position, Reader};
 use crate::storage::sqlite::SqliteError;
 
+/// Why a sink could not begin yet.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BeginError {
+    #[error(transparent)]
+    Files(#[from] SqliteError),
+    #[error("{0}")]
+    Sink(String),
+}
+
 impl Dispatcher {
-    /// Begins as soon as the files let it; `None` if the worker stops first.
+    /// Begins as soon as the files and the sink let it; `None` if the worker stops first.
     pub(super) async fn begin_at_last(&mut self, circuit: &mut Circuit) -> Option<Position> {
         loop {
             match self.begin(circuit).await {
@@ -28,8 +37,9 @@ impl Dispatcher {
     /// Takes up the routes in force and finds where the sink is. A join that it takes for the first time and that
     /// has results already is handed over as it stands; results that change meanwhile follow from the outbox, in
     /// order.
-    pub(super) async fn begin(&mut self, circuit: &mut Circuit) -> Result<Position, SqliteError> {
+    pub(super) async fn begin(&mut self, circuit: &mut Circuit) -> Result<Position, BeginError> {
         self.routes = Arc::clone(&self.in_force.borrow_and_update());
+        self.sink.prepare(&self.routes).await.map_err(BeginError::Sink)?;
         self.has_letters = self.letters.has_any(&self.name)?;
         let name = self.name.clone();
         let (cursor, known, end) = self
@@ -87,7 +97,7 @@ impl Dispatcher {
                     *cursor = end.max(*cursor);
                     self.move_cursor(*cursor).await?;
                 }
-                Round::Wait(until) => self.wait_until(until).await,
+                Round::Wait(until) => self.wait_until(until, circuit).await,
             }
         }
         Ok(true)
@@ -109,11 +119,11 @@ impl Dispatcher {
             let now = Moment::now();
             let limit = match circuit.passage(now.instant) {
                 Passage::Wait(until) => {
-                    self.wait_until(until).await;
+                    self.wait_until(until, circuit).await;
                     continue;
                 }
                 Passage::Probe => 1,
-                Passage::Open => PAGE.events,
+                Passage::Open => self.page().events,
             };
             let from = after.clone();
             let events = self.read(move |reader| reader.present(join, from.as_deref(), up_to, limit)).await?;

@@ -1,5 +1,7 @@
 //! A simulated sink over real files: what it gets, in what order, when it fails in every way it can.
 
+mod outage;
+
 use std::sync::Mutex;
 
 use litejoin_crds::plan::{Dlq, Synchronous};
@@ -19,6 +21,10 @@ struct Log {
     /// `key=value` of what was delivered.
     taken: Vec<String>,
     behaviour: Option<Behaviour>,
+    /// Whether calls never come back.
+    hangs: bool,
+    /// The most results that one call has had, and the most bytes.
+    largest: (usize, usize),
 }
 
 struct SimulatedSink(Arc<Mutex<Log>>);
@@ -26,6 +32,11 @@ struct SimulatedSink(Arc<Mutex<Log>>);
 impl Sink for SimulatedSink {
     fn deliver<'a>(&'a mut self, results: &'a [Delivery]) -> Outcomes<'a> {
         let mut log = self.0.lock().unwrap();
+        let bytes = results.iter().map(|result| result.json.len()).sum();
+        log.largest = (log.largest.0.max(results.len()), log.largest.1.max(bytes));
+        if log.hangs {
+            return Box::pin(std::future::pending());
+        }
         let outcomes = results
             .iter()
             .map(|result| {
@@ -59,7 +70,12 @@ impl Simulation {
         let path = folder.path().join("results.db");
         let (results, _) = Results::open(&path, Synchronous::Normal, "lin").unwrap();
         let join = results.register(&[("j", "definition".to_owned())], 1).unwrap()[0].id;
-        let envelope = Envelope { lineage: "lin".to_owned(), join_name: "j".to_owned(), result_key: None };
+        let envelope = Envelope {
+            lineage: "lin".to_owned(),
+            join_name: "j".to_owned(),
+            result_key: None,
+            shape: Arc::default(),
+        };
         let log = Arc::new(Mutex::new(Log::default()));
         let delivery = plan::Delivery {
             guarantee,
@@ -93,6 +109,8 @@ impl Simulation {
             stopping: watch::channel(false).1,
             has_letters: true,
             counted: None,
+            is_count_old: false,
+            letters_changed: watch::channel(0).1,
         };
         let mut circuit = Circuit::new(3);
         let cursor = dispatcher.begin(&mut circuit).await.unwrap();
@@ -207,6 +225,22 @@ async fn a_dead_sink_opens_its_circuit_and_waits_at_its_cursor() {
     taken.sort();
     assert_eq!(taken, ["k00=2", "k01=2", "k02=2"]);
     assert_eq!(simulation.letters(), 0);
+}
+
+#[tokio::test]
+async fn a_sink_that_asks_for_time_gets_it_and_nothing_becomes_a_dead_letter() {
+    let mut simulation = Simulation::new(Guarantee::AtLeastOnce).await;
+    simulation.behave(|_| Outcome::Later("busy".to_owned(), Duration::from_secs(100)));
+    simulation.commit(&[("a", 1), ("b", 1), ("a", 2)]);
+    simulation.settle().await;
+    assert!(simulation.circuit.is_open(), "the first such answer opens it");
+    let failed = simulation.dispatcher.status.failed.value();
+    simulation.behave(|_| Outcome::Delivered);
+    simulation.after(99).await;
+    assert_eq!(simulation.dispatcher.status.failed.value(), failed, "nothing is sent before that time");
+    assert_eq!((simulation.taken(), simulation.letters()), (vec![], 0));
+    simulation.after(2).await;
+    assert_eq!(simulation.taken(), ["a=1", "b=1", "a=2"]);
 }
 
 #[tokio::test]

@@ -1,0 +1,179 @@
+//! `litejoin dlq`: the dead-letter queue of the worker that runs on a data directory, or of the file where none does.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use litejoin_crds::plan::Synchronous;
+
+use crate::clock;
+use crate::control::END;
+use crate::control::client::{AskError, Peer};
+use crate::control::dlq::{Count, Reading};
+use crate::delivery::dead_letters::DeadLetters;
+use crate::delivery::dead_letters::inspect::{After, Entry, Filter};
+use crate::storage::sqlite::SqliteError;
+
+/// Why nothing was done.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DlqError {
+    #[error(
+        "{path}: there is no dead-letter queue, and no worker runs on {data_dir}; give the data directory of the \
+         pipeline with --data-dir, or its manifests with -f"
+    )]
+    Nothing { path: String, data_dir: String },
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    #[error("the worker answered what is no dead letter; ask it with its own version of litejoin")]
+    Answer(#[from] serde_json::Error),
+    #[error(transparent)]
+    File(#[from] SqliteError),
+    #[error("{id}: there is none of that id in the dead-letter queue; litejoin dlq list shows what there is")]
+    Unknown { id: String },
+    #[error("could not write what was found")]
+    Output(#[from] io::Error),
+}
+
+/// The queue of a pipeline, whoever has it.
+pub(crate) struct Queue {
+    peer: Peer,
+    data_dir: PathBuf,
+    path: PathBuf,
+}
+
+impl Queue {
+    /// `path` is where the manifests have the file, if they say so.
+    pub(crate) fn of(data_dir: &Path, path: Option<&Path>) -> Self {
+        let path = path.map_or_else(|| data_dir.join("dlq.db"), Path::to_owned);
+        Self { peer: Peer::of(data_dir), data_dir: data_dir.to_owned(), path }
+    }
+
+    /// Calls `each` for each entry that the filter lets through, until it returns `false`.
+    pub(crate) fn read(
+        &self,
+        filter: &Filter,
+        whole: bool,
+        each: &mut dyn FnMut(&Entry) -> io::Result<bool>,
+    ) -> Result<(), DlqError> {
+        let request = Reading { filter: filter.clone(), whole };
+        let Some(mut answer) = self.ask("/dlq/read", &request)? else {
+            let (letters, mut after) = (self.open()?, After::default());
+            loop {
+                let entries = letters.page(filter, &mut after, whole)?;
+                if entries.is_empty() {
+                    return Ok(());
+                }
+                for entry in &entries {
+                    if !each(entry)? {
+                        return Ok(());
+                    }
+                }
+            }
+        };
+        loop {
+            let line = answer.line()?.ok_or_else(|| answer.broken(io::ErrorKind::UnexpectedEof.into()))?;
+            if line == END || !each(&serde_json::from_str(&line)?)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Lets results be tried at once; a worker that does not run tries them when it does.
+    pub(crate) fn retry(&self, filter: &Filter) -> Result<u64, DlqError> {
+        match self.count("/dlq/retry", filter)? {
+            Some(count) => Ok(count),
+            None => Ok(self.open()?.retry(filter, clock::epoch_seconds())?),
+        }
+    }
+
+    /// Throws entries away.
+    pub(crate) fn purge(&self, filter: &Filter) -> Result<u64, DlqError> {
+        match self.count("/dlq/purge", filter)? {
+            Some(count) => Ok(count),
+            None => Ok(self.open()?.purge(filter)?),
+        }
+    }
+
+    fn count(&self, path: &str, filter: &Filter) -> Result<Option<u64>, DlqError> {
+        let Some(mut answer) = self.ask(path, filter)? else { return Ok(None) };
+        let line = answer.line()?.unwrap_or_default();
+        Ok(Some(serde_json::from_str::<Count>(&line)?.count))
+    }
+
+    /// Asks the worker; `None` if there is none.
+    fn ask(
+        &self,
+        path: &str,
+        request: &impl serde::Serialize,
+    ) -> Result<Option<crate::control::client::Answer>, DlqError> {
+        let request = serde_json::to_string(request)?;
+        match self.peer.ask("POST", path, &request) {
+            Ok(answer) => Ok(Some(answer)),
+            Err(AskError::Nobody { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn open(&self) -> Result<DeadLetters, DlqError> {
+        if !self.path.is_file() {
+            let path = self.path.display().to_string();
+            return Err(DlqError::Nothing { path, data_dir: self.data_dir.display().to_string() });
+        }
+        // Its size is the business of the worker.
+        Ok(DeadLetters::open(&self.path, Synchronous::Full, u64::MAX)?)
+    }
+}
+
+/// Writes entries as a table for people.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    rows: u64,
+}
+
+/// Characters of a reason that fit into a table.
+const REASON_MAX: usize = 80;
+
+impl Table {
+    /// A line for one more entry, below the head of the table.
+    pub(crate) fn row(&mut self, entry: &Entry, now: i64) -> String {
+        let line = |id: &str, what: &str, key: &str, attempts: &str, retry: &str, reason: &str| {
+            format!("{id:<28} {what:<28} {key:<20} {attempts:>8} {retry:>8}  {reason}\n")
+        };
+        let head = match self.rows {
+            0 => line("id", "sink/join, or source", "key, or place", "attempts", "retry", "reason"),
+            _ => String::new(),
+        };
+        self.rows += 1;
+        let short = |text: &str, max: usize| match text.char_indices().nth(max) {
+            Some((end, _)) => format!("{}…", &text[..end]),
+            None => text.to_owned(),
+        };
+        let line = match entry {
+            Entry::Result { id, sink, join, key, attempts, retry_at, reason, .. } => {
+                let retry = match retry_at {
+                    None => "never".to_owned(),
+                    Some(at) if *at <= now => "due".to_owned(),
+                    Some(at) => format!("{}s", at - now),
+                };
+                let key = key.as_str().map_or_else(|| key.to_string(), str::to_owned);
+                let reason = short(reason, REASON_MAX);
+                line(id, &format!("{sink}/{join}"), &key, &attempts.to_string(), &retry, &reason)
+            }
+            Entry::Message { id, source, position, reason, .. } => {
+                line(id, source, position, "-", "-", &short(reason, REASON_MAX))
+            }
+        };
+        // Keys and reasons come from elsewhere, and a terminal would obey what is in them.
+        let line: String =
+            line.trim_end().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+        format!("{head}{line}\n")
+    }
+
+    /// What it all comes to.
+    pub(crate) fn end(&self) -> String {
+        match self.rows {
+            0 => "no dead letters\n".to_owned(),
+            1 => "1 dead letter\n".to_owned(),
+            rows => format!("{rows} dead letters\n"),
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Requests that we send to somebody else's server: URL, headers, credentials, proxy, TLS and redirects, one way for
+//! sources and sinks. What an answer means is left to them.
+
+mod retry_after;
+mod tls;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use litejoin_crds::credentials::Auth;
+use litejoin_crds::plan::HttpConnection;
+use reqwest::redirect::{Attempt, Policy};
+use reqwest::{Client, Method, Proxy, RequestBuilder, Response, StatusCode, Url};
+
+pub(crate) use self::retry_after::retry_after;
+use crate::credentials::{CredentialError, Secret, Secrets};
+use crate::error::chain;
+
+/// Redirects that are followed for one request.
+const REDIRECTS_MAX: usize = 5;
+
+/// Bytes of an answer that are shown when it says that something is wrong.
+const SHOWN_BYTES_MAX: usize = 300;
+
+/// A server that requests are sent to.
+pub(crate) struct Outbound {
+    /// With the PEM texts that it was made with.
+    client: Mutex<(Vec<Secret>, Client)>,
+    connection: HttpConnection,
+    secrets: Arc<Secrets>,
+    url: Url,
+}
+
+/// Why there is no answer, or no request. None of these repeats a URL or a credential.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OutboundError {
+    #[error("{field}")]
+    Credential { field: &'static str, source: CredentialError },
+    #[error("url: is no http:// or https:// URL once its variables are filled in")]
+    Url,
+    #[error("proxy: is no URL of a proxy; write for example http://proxy:3128")]
+    Proxy,
+    #[error("headers.{name}: cannot be sent in a header; leave out line ends and control characters")]
+    Header { name: String },
+    #[error("tls.{field}: {problem}")]
+    Tls { field: &'static str, problem: String },
+    #[error("could not set up the HTTP client: {0}")]
+    Client(String),
+    #[error("no answer within {0:?} (timeout)")]
+    Timeout(Duration),
+    #[error("{0}")]
+    Network(String),
+    #[error("the answer is larger than {0} bytes")]
+    TooLarge(usize),
+}
+
+impl Outbound {
+    /// Looks up everything that the connection needs once, so that what is missing is told at the start.
+    pub(crate) fn new(connection: &HttpConnection, secrets: Arc<Secrets>) -> Result<Self, OutboundError> {
+        let url = parse_url(&secrets, &connection.url)?;
+        let client = Mutex::new((pems(connection, &secrets)?, client(connection, &secrets)?));
+        let outbound = Self { client, connection: connection.clone(), secrets, url };
+        outbound.headers()?;
+        Ok(outbound)
+    }
+
+    /// The URL of the connection.
+    pub(crate) fn url(&self) -> &Url {
+        &self.url
+    }
+
+    /// A request to this URL, with the headers and credentials of the connection.
+    pub(crate) fn request(&self, method: Method, url: Url) -> Result<RequestBuilder, OutboundError> {
+        Ok(self.client()?.request(method, url).headers(self.headers()?))
+    }
+
+    /// The client; another one when certificates have changed.
+    fn client(&self) -> Result<Client, OutboundError> {
+        let mut made = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let pems = pems(&self.connection, &self.secrets)?;
+        if pems != made.0 {
+            *made = (pems, client(&self.connection, &self.secrets)?);
+        }
+        Ok(made.1.clone())
+    }
+
+    /// Sends a request and waits for the head of its answer.
+    pub(crate) async fn send(&self, request: RequestBuilder) -> Result<Response, OutboundError> {
+        request.send().await.map_err(|error| self.failed(error))
+    }
+
+    /// Reads the body of an answer, unless it is too large.
+    pub(crate) async fn body(
+        &self,
+        mut response: Response,
+        bytes_max: usize,
+    ) -> Result<Vec<u8>, OutboundError> {
+        let mut body = Vec::new();
+        while let Some(piece) = response.chunk().await.map_err(|error| self.failed(error))? {
+            if body.len() + piece.len() > bytes_max {
+                return Err(OutboundError::TooLarge(bytes_max));
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok(body)
+    }
+
+    /// What a server says that does not do what it was asked: the status, and how its body begins. Should it repeat
+    /// our credentials, they are taken out.
+    pub(crate) async fn complaint(&self, mut response: Response) -> String {
+        let status = response.status();
+        if status.is_redirection() {
+            return format!(
+                "answered {status}, a redirect that is not followed; write the URL that it leads to"
+            );
+        }
+        let mut body = Vec::new();
+        while body.len() < SHOWN_BYTES_MAX
+            && let Ok(Some(piece)) = response.chunk().await
+        {
+            body.extend_from_slice(&piece[..piece.len().min(SHOWN_BYTES_MAX - body.len())]);
+        }
+        let mut text = String::from_utf8_lossy(&body).split_whitespace().collect::<Vec<_>>().join(" ");
+        for secret in self.credentials().unwrap_or_default() {
+            text = text.replace(secret.expose(), "***");
+        }
+        if text.is_empty() { format!("answered {status}") } else { format!("answered {status}: {text}") }
+    }
+
+    /// Looks up another credential of the same connection.
+    pub(crate) fn secrets(&self) -> &Secrets {
+        &self.secrets
+    }
+
+    fn failed(&self, error: reqwest::Error) -> OutboundError {
+        if error.is_timeout() {
+            return OutboundError::Timeout(self.connection.timeout);
+        }
+        // reqwest says "error sending request" first; what went wrong is behind that.
+        let error = error.without_url();
+        let cause = std::error::Error::source(&error);
+        OutboundError::Network(cause.map_or_else(|| error.to_string(), chain))
+    }
+
+    fn headers(&self) -> Result<HeaderMap, OutboundError> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in &self.connection.headers {
+            let filled = self.secrets.fill_in(value);
+            let value = filled.map_err(|source| OutboundError::Credential { field: "headers", source })?;
+            headers.insert(header_name(name)?, header_value(name, &value)?);
+        }
+        let look_up = |field, credential| {
+            self.secrets.credential(credential).map_err(|source| OutboundError::Credential { field, source })
+        };
+        match &self.connection.auth {
+            Some(Auth { bearer: Some(bearer), .. }) => {
+                let token = look_up("auth.bearer", bearer)?;
+                headers.insert("authorization", sensitive(&format!("Bearer {}", token.expose()))?);
+            }
+            Some(Auth { basic: Some(basic), .. }) => {
+                let user = look_up("auth.basic.username", &basic.username)?;
+                let password = look_up("auth.basic.password", &basic.password)?;
+                headers.insert("authorization", sensitive(&basic_auth(&user, &password))?);
+            }
+            Some(Auth { header: Some(header), .. }) => {
+                let value = look_up("auth.header", &header.value)?;
+                headers.insert(header_name(&header.name)?, sensitive(value.expose())?);
+            }
+            _ => {}
+        }
+        Ok(headers)
+    }
+
+    /// Everything that must not be repeated.
+    fn credentials(&self) -> Result<Vec<Secret>, CredentialError> {
+        let Some(Auth { bearer, basic, header }) = &self.connection.auth else { return Ok(Vec::new()) };
+        let passwords = basic.as_ref().map(|basic| &basic.password);
+        let values = header.as_ref().map(|header| &header.value);
+        [bearer.as_ref(), passwords, values]
+            .into_iter()
+            .flatten()
+            .map(|credential| self.secrets.credential(credential))
+            .filter(|secret| !secret.as_ref().is_ok_and(|secret| secret.expose().is_empty()))
+            .collect()
+    }
+}
+
+/// A client for a connection.
+fn client(connection: &HttpConnection, secrets: &Secrets) -> Result<Client, OutboundError> {
+    let mut builder = Client::builder()
+        .user_agent(concat!("litejoin/", env!("CARGO_PKG_VERSION")))
+        .timeout(connection.timeout)
+        .redirect(Policy::custom(same_server));
+    if let Some(tls) = &connection.tls {
+        builder = builder.tls_backend_preconfigured(tls::client_config(tls, secrets)?);
+    }
+    if let Some(proxy) = &connection.proxy {
+        let filled = secrets.fill_in(proxy);
+        let filled = filled.map_err(|source| OutboundError::Credential { field: "proxy", source })?;
+        // The error would repeat the URL, and a password may be in it.
+        builder = builder.proxy(Proxy::all(filled).map_err(|_| OutboundError::Proxy)?);
+    }
+    builder.build().map_err(|error| OutboundError::Client(chain(&error.without_url())))
+}
+
+/// The PEM texts of a connection.
+fn pems(connection: &HttpConnection, secrets: &Secrets) -> Result<Vec<Secret>, OutboundError> {
+    let Some(tls) = &connection.tls else { return Ok(Vec::new()) };
+    [("ca", &tls.ca), ("cert", &tls.cert), ("key", &tls.key)]
+        .into_iter()
+        .filter_map(|(field, source)| Some((field, source.as_ref()?)))
+        .map(|(field, source)| {
+            let read = secrets.pem(source);
+            read.map_err(|error| OutboundError::Tls { field, problem: chain(&error) })
+        })
+        .collect()
+}
+
+/// Parses a URL, with the environment's values filled in.
+fn parse_url(secrets: &Secrets, text: &str) -> Result<Url, OutboundError> {
+    let filled =
+        secrets.fill_in(text).map_err(|source| OutboundError::Credential { field: "url", source })?;
+    let url = Url::parse(&filled).map_err(|_| OutboundError::Url)?;
+    let fits = matches!(url.scheme(), "http" | "https") && url.has_host();
+    if fits { Ok(url) } else { Err(OutboundError::Url) }
+}
+
+/// Follows a redirect on the same server that keeps method and body. Any other would carry results or credentials to
+/// where nobody wanted them, or turn a POST into a GET whose 200 would pass for a delivery.
+fn same_server(attempt: Attempt<'_>) -> reqwest::redirect::Action {
+    let Some(from) = attempt.previous().last() else { return attempt.stop() };
+    let keeps_method =
+        [StatusCode::TEMPORARY_REDIRECT, StatusCode::PERMANENT_REDIRECT].contains(&attempt.status());
+    let same = from.origin() == attempt.url().origin();
+    if same && keeps_method && attempt.previous().len() <= REDIRECTS_MAX {
+        attempt.follow()
+    } else {
+        attempt.stop()
+    }
+}
+
+fn basic_auth(user: &Secret, password: &Secret) -> String {
+    use base64::Engine as _;
+    let pair = format!("{}:{}", user.expose(), password.expose());
+    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair))
+}
+
+fn header_name(name: &str) -> Result<HeaderName, OutboundError> {
+    name.parse().map_err(|_| OutboundError::Header { name: name.to_owned() })
+}
+
+fn header_value(name: &str, value: &str) -> Result<HeaderValue, OutboundError> {
+    HeaderValue::from_str(value).map_err(|_| OutboundError::Header { name: name.to_owned() })
+}
+
+/// A value that must not be shown.
+fn sensitive(value: &str) -> Result<HeaderValue, OutboundError> {
+    let mut value = header_value("authorization", value)?;
+    value.set_sensitive(true);
+    Ok(value)
+}

@@ -1,0 +1,162 @@
+//! Records in the answer of an API, and their keys, by paths in gjson syntax. Pure.
+
+use gjson::Kind;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+
+use crate::message::{MessageError, check_key, check_payload};
+
+/// What is wrong with an answer as a whole.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unreadable {
+    #[error("the answer is no text in UTF-8")]
+    Encoding,
+    #[error("the answer is no JSON: {0}")]
+    Json(serde_json::Error),
+    #[error("responsePath {path:?} finds nothing in the answer; compare it with what the API sends")]
+    Records { path: String },
+}
+
+/// What is wrong with a record.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RecordError {
+    #[error("keyPath {path:?} finds nothing")]
+    NoKey { path: String },
+    #[error("keyPath {path:?} finds {kind}, and a key is a text, a number or a boolean")]
+    NoScalar { path: String, kind: &'static str },
+    #[error("no JSON: {0}")]
+    NoJson(#[from] serde_json::Error),
+    #[error(transparent)]
+    Message(#[from] MessageError),
+}
+
+/// A record that can be stored.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Record {
+    pub(super) key: Box<str>,
+    pub(super) payload: Box<str>,
+}
+
+/// The records of an answer: the elements of an array, or the one record that it is. `null` is none.
+pub(super) fn records(body: &str, path: Option<&str>) -> Result<Vec<String>, Unreadable> {
+    let body = body.trim_start_matches('\u{feff}');
+    // gjson takes anything for JSON.
+    serde_json::from_str::<IgnoredAny>(body).map_err(Unreadable::Json)?;
+    let found = match path {
+        None => gjson::parse(body),
+        Some(path) => gjson::get(body, path),
+    };
+    match found.kind() {
+        _ if !found.exists() => {
+            let path = path.unwrap_or_default().to_owned();
+            Err(Unreadable::Records { path })
+        }
+        Kind::Null => Ok(Vec::new()),
+        Kind::Array => {
+            let mut records = Vec::new();
+            found.each(|_, record| {
+                records.push(record.json().to_owned());
+                true
+            });
+            Ok(records)
+        }
+        _ => Ok(vec![found.json().to_owned()]),
+    }
+}
+
+/// Reads one record. With `sorts_fields` it is written anew, so that it is the same whatever the order of its fields.
+pub(super) fn record(text: &str, key_path: &str, sorts_fields: bool) -> Result<Record, RecordError> {
+    let found = gjson::get(text, key_path);
+    let path = || key_path.to_owned();
+    let key = match found.kind() {
+        _ if !found.exists() => return Err(RecordError::NoKey { path: path() }),
+        Kind::String => found.str().to_owned(),
+        Kind::Number | Kind::True | Kind::False => found.json().to_owned(),
+        Kind::Null => return Err(RecordError::NoScalar { path: path(), kind: "null" }),
+        Kind::Array => return Err(RecordError::NoScalar { path: path(), kind: "an array" }),
+        Kind::Object => return Err(RecordError::NoScalar { path: path(), kind: "an object" }),
+    };
+    check_key(&key)?;
+    check_payload(text)?;
+    let payload = match sorts_fields {
+        true => serde_json::from_str::<Value>(text)?.to_string(),
+        false => text.to_owned(),
+    };
+    Ok(Record { key: key.into_boxed_str(), payload: payload.into_boxed_str() })
+}
+
+/// A text, number or boolean at a path, as it is sent in a query parameter.
+pub(super) fn scalar(json: &str, path: &str) -> Option<String> {
+    let found = gjson::get(json, path);
+    match found.kind() {
+        _ if !found.exists() => None,
+        Kind::String => Some(found.str().to_owned()),
+        Kind::Number | Kind::True | Kind::False => Some(found.json().to_owned()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_found_by_their_path() {
+        let body = r#"{"data":{"items":[{"id":1},{"id":2,"on":true}]},"one":{"id":3},"none":null}"#;
+        let found = |path| records(body, Some(path)).unwrap();
+        assert_eq!(found("data.items"), [r#"{"id":1}"#, r#"{"id":2,"on":true}"#]);
+        assert_eq!(found("data.items.#(on==true)#"), [r#"{"id":2,"on":true}"#]);
+        assert_eq!(found("one"), [r#"{"id":3}"#]);
+        assert_eq!(found("none"), Vec::<String>::new());
+        assert_eq!(records(" [1, {\"a\":2}]", None).unwrap(), ["1", "{\"a\":2}"]);
+        assert_eq!(records("{}", None).unwrap(), ["{}"]);
+        assert_eq!(records("\u{feff}[1]", None).unwrap(), ["1"], "some servers send a byte order mark");
+        let error = |body: &str, path| records(body, path).unwrap_err().to_string();
+        assert_eq!(
+            error(body, Some("data.rows")),
+            "responsePath \"data.rows\" finds nothing in the answer; compare it with what the API sends"
+        );
+        assert_eq!(error("<html>", None), "the answer is no JSON: expected value at line 1 column 1");
+    }
+
+    #[test]
+    fn keys_are_scalars() {
+        let key = |text: &str, path: &str| record(text, path, true).map(|record| record.key.into_string());
+        assert_eq!(key(r#"{"id":"a\"b"}"#, "id").unwrap(), "a\"b");
+        assert_eq!(key(r#"{"u":{"id":1.50}}"#, "u.id").unwrap(), "1.50");
+        assert_eq!(key(r#"{"id":true}"#, "id").unwrap(), "true");
+        let wrong = |text: &str| key(text, "id").unwrap_err().to_string();
+        assert_eq!(wrong("{}"), "keyPath \"id\" finds nothing");
+        assert_eq!(wrong("7"), "keyPath \"id\" finds nothing");
+        assert_eq!(
+            wrong(r#"{"id":null}"#),
+            "keyPath \"id\" finds null, and a key is a text, a number or a boolean"
+        );
+        assert_eq!(wrong(r#"{"id":""}"#), "key is empty; every message needs one");
+    }
+
+    #[test]
+    fn the_order_of_fields_counts_only_in_the_text_itself() {
+        let [first, second] = [r#"{"id":1,"b":2}"#, r#"{ "b":2, "id":1 }"#];
+        assert_eq!(record(first, "id", true).unwrap(), record(second, "id", true).unwrap());
+        assert_ne!(record(first, "id", false).unwrap(), record(second, "id", false).unwrap());
+    }
+
+    #[test]
+    fn odd_paths_find_something_or_nothing() {
+        let body = r#"{"a":[1,{"b":"é"}],"c.d":{"*":null}}"#;
+        let parts = [
+            "a", "#", "(", ")", ".", "@", "|", "{", "}", "[", "]", "\\", "*", "?", "!", "\"", "b==", "é",
+            "1", "@this", "..", ":", "~", "%",
+        ];
+        for first in parts {
+            for second in parts {
+                for third in parts {
+                    let path = format!("{first}{second}{third}");
+                    let _ = scalar(body, &path);
+                    let _ = records(body, Some(&path));
+                }
+            }
+        }
+    }
+}
