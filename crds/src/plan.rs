@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::credentials::{Auth, ClientTls, Credential};
+use crate::credentials::{Auth, ClientTls, Credential, KafkaSasl};
 use crate::serving::ServerTls;
 use crate::source::api::{ApiMethod, ApiPagination, ApiWatermark, ChangeDetection};
+use crate::source::kafka::StartOffset;
 
 /// One pipeline with all that refers to it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -224,18 +225,18 @@ pub enum SourceKind {
     File(FileSource),
     /// Answers of somebody else's API.
     Api(Box<ApiSource>),
-    /// A kind that the API knows and the worker does not run yet: its field name (`kafka`).
-    Unsupported(&'static str),
+    /// Kafka topics.
+    Kafka(Box<KafkaSource>),
 }
 
 impl SourceKind {
     /// The topics that it is known to fill; it may fill others.
-    pub fn topics(&self) -> &[String] {
+    pub fn topics(&self) -> Vec<&str> {
         match self {
-            Self::Http(http) => &http.topics,
-            Self::File(file) => file.topic.as_slice(),
-            Self::Api(api) => std::slice::from_ref(&api.topic),
-            Self::Unsupported(_) => &[],
+            Self::Http(http) => http.topics.iter().map(String::as_str).collect(),
+            Self::File(file) => file.topic.iter().map(String::as_str).collect(),
+            Self::Api(api) => vec![&api.topic],
+            Self::Kafka(kafka) => kafka.topics_filled(),
         }
     }
 }
@@ -355,10 +356,10 @@ pub enum SinkKind {
     Stdout,
     /// Requests to somebody else's address.
     Http(Box<HttpSink>),
+    /// Records in a Kafka topic.
+    Kafka(Box<KafkaSink>),
     /// Tables of a SQLite file.
     Sqlite(SqliteSink),
-    /// A kind that the API knows and the worker does not run yet: its field name (`kafka`).
-    Unsupported(&'static str),
 }
 
 /// `sse` of a sink.
@@ -411,4 +412,67 @@ pub struct HttpConnection {
 pub struct SqliteSink {
     /// Relative to the working directory.
     pub path: PathBuf,
+}
+
+/// `kafka` of a source.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct KafkaSource {
+    /// The cluster.
+    pub connection: KafkaConnection,
+    /// Kafka topics; one that begins with `^` is a pattern.
+    pub kafka_topics: Vec<String>,
+    /// Topic of every record; `None`: each Kafka topic fills the topic of its name, or the one in `topic_names`.
+    pub topic: Option<String>,
+    /// Topics by Kafka topics.
+    pub topic_names: BTreeMap<String, String>,
+    /// Under which the broker is told how far we are.
+    pub group_id: String,
+    /// Where to start when nothing is stored.
+    pub start_offset: StartOffset,
+    /// Path of the key in the payload; `None` is the record's own key.
+    pub key_path: Option<String>,
+}
+
+impl KafkaSource {
+    /// The topic that records of a Kafka topic fill.
+    pub fn topic_of<'s>(&'s self, kafka_topic: &'s str) -> &'s str {
+        let named = || self.topic_names.get(kafka_topic).map(String::as_str);
+        self.topic.as_deref().or_else(named).unwrap_or(kafka_topic)
+    }
+
+    /// Whether a pattern may find Kafka topics that fill topics of any name.
+    pub fn takes_any_topic(&self) -> bool {
+        self.topic.is_none() && self.kafka_topics.iter().any(|topic| topic.starts_with('^'))
+    }
+
+    /// The topics that are known to be filled; patterns may find more.
+    pub fn topics_filled(&self) -> Vec<&str> {
+        if let Some(topic) = &self.topic {
+            return vec![topic];
+        }
+        let named = self.kafka_topics.iter().filter(|topic| !topic.starts_with('^'));
+        named.map(|topic| self.topic_of(topic)).chain(self.topic_names.values().map(String::as_str)).collect()
+    }
+}
+
+/// `kafka` of a sink.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct KafkaSink {
+    /// The cluster.
+    pub connection: KafkaConnection,
+    /// Where records go.
+    pub kafka_topic: String,
+    /// Whether they are written in transactions.
+    pub transactional: bool,
+}
+
+/// How to reach a Kafka cluster. Credentials are still references: whoever connects looks them up.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct KafkaConnection {
+    /// Each `host:port`.
+    pub brokers: Vec<String>,
+    /// How to say who we are.
+    pub sasl: Option<KafkaSasl>,
+    /// How the brokers are checked; `None` is a connection without TLS.
+    pub tls: Option<ClientTls>,
 }

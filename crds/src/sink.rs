@@ -90,7 +90,7 @@ pub struct SinkBody {
     /// Posts results as JSON to a URL.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpSinkSpec>,
-    /// Writes results to a Kafka topic; a deleted result is a record without a value.
+    /// Writes results to a Kafka topic by their result keys; a deleted result is a record without a value.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kafka: Option<KafkaSinkSpec>,
     /// Keeps results in the tables of a SQLite file, one a join, with its columns and `_key`, the result key as JSON.

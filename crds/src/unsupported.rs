@@ -19,7 +19,6 @@ pub fn unsupported(documents: &[Document]) -> Vec<Complaint> {
             Some("Window") => {
                 found.refuse("kind", "windows are not run by this version yet; remove this document")
             }
-            Some("Sink") => found.sink(spec, "spec"),
             _ => {}
         }
     }
@@ -38,13 +37,9 @@ impl Refusals {
     }
 
     fn pipeline(&mut self, spec: &Value) {
-        for (list, check) in
-            [("sources", Refusals::source as fn(&mut _, &Value, &str)), ("sinks", Refusals::sink)]
-        {
-            let at = path::field("spec", list);
-            for (index, item) in spec[list].as_array().into_iter().flatten().enumerate() {
-                check(self, item, &path::item(&at, index));
-            }
+        let at = path::field("spec", "sources");
+        for (index, item) in spec["sources"].as_array().into_iter().flatten().enumerate() {
+            self.source(item, &path::item(&at, index));
         }
         if spec["windows"].as_array().is_some_and(|windows| !windows.is_empty()) {
             self.refuse("spec.windows", "windows are not run by this version yet; remove them");
@@ -66,26 +61,9 @@ impl Refusals {
     }
 
     fn source(&mut self, source: &Value, at: &str) {
-        for kind in ["kafka"] {
-            if source[kind].is_object() {
-                let message =
-                    format!("{kind} sources are not run by this version yet; use http, file or api");
-                self.refuse(&path::field(at, kind), message);
-            }
-        }
         if source["ack"] == "replicated" {
             let message = "replication is not run by this version yet; write ack: committed";
             self.refuse(&path::field(at, "ack"), message);
-        }
-    }
-
-    fn sink(&mut self, sink: &Value, at: &str) {
-        for kind in ["kafka"] {
-            if sink[kind].is_object() {
-                let message =
-                    format!("{kind} sinks are not run by this version yet; use sse, stdout, http or sqlite");
-                self.refuse(&path::field(at, kind), message);
-            }
         }
     }
 }
@@ -104,7 +82,7 @@ mod tests {
                 "storage": {"reshard": {"fromShardCount": 8, "toShardCount": 16}},
                 "delivery": {"after": "replicated"},
                 "replication": {"enabled": true},
-                "sources": [{"name": "a", "http": {"addr": ":1"}, "ack": "replicated"}, {"name": "b", "kafka": {}}],
+                "sources": [{"name": "a", "http": {"addr": ":1"}, "ack": "replicated"}, {"name": "b", "kafka": {}}, {"name": "c", "api": {}}],
                 "windows": [{"name": "w"}],
                 "sinks": [{"name": "s", "sse": {"addr": ":2"}}, {"name": "t", "kafka": {}}],
             }}),
@@ -120,15 +98,11 @@ mod tests {
             .collect();
         expect![[r#"
             0 spec.sources[0].ack: replication is not run by this version yet; write ack: committed
-            0 spec.sources[1].kafka: kafka sources are not run by this version yet; use http, file or api
-            0 spec.sinks[1].kafka: kafka sinks are not run by this version yet; use sse, stdout, http or sqlite
             0 spec.windows: windows are not run by this version yet; remove them
             0 spec.replication.enabled: replication is not run by this version yet; write enabled: false
             0 spec.delivery.after: replication is not run by this version yet; write after: committed
             0 spec.storage.reshard: the number of shards cannot be changed by this version yet; remove reshard and put the old shardCount back
-            1 spec.kafka: kafka sources are not run by this version yet; use http, file or api
             2 kind: windows are not run by this version yet; remove this document
-            3 spec.kafka: kafka sinks are not run by this version yet; use sse, stdout, http or sqlite
         "#]].assert_eq(&lines.concat());
     }
 }

@@ -13,6 +13,7 @@ use crate::plan::{Place, Plan};
 
 mod connections;
 mod joins;
+mod kafka;
 mod listeners;
 mod names;
 mod read;
@@ -45,6 +46,7 @@ pub fn validate(documents: &[Document]) -> Result<(Plan, Vec<Complaint>), Vec<Co
             let mut warnings = Complaints::default();
             joins::unused(&contents, &plan, &mut warnings);
             sinks::unused(&plan, &windows::sinks_taking(&contents), &mut warnings);
+            sinks::shared_keys(&plan, &mut warnings);
             found.extend(warnings.found);
             Ok((plan, found))
         }

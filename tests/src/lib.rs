@@ -7,6 +7,7 @@ pub mod client;
 pub mod fuzz;
 pub mod golden;
 pub mod ingest;
+pub mod kafka;
 pub mod kubernetes;
 pub mod oracle;
 pub mod repetition;

@@ -250,6 +250,15 @@ impl Worker {
         self.stdin.take().expect("started with_stdin, and not taken before")
     }
 
+    /// Bytes of memory that it has now.
+    pub fn memory_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.pid());
+        let status = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has memory");
+        let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+        kibibytes * 1_024
+    }
+
     /// What it has logged so far.
     pub fn log(&self) -> String {
         self.stderr.all().join("\n")
@@ -316,6 +325,11 @@ impl Worker {
     pub async fn kill(mut self) -> Ended {
         self.child.kill().expect("a child can be killed");
         self.ended().await
+    }
+
+    /// Whether the process has not ended yet.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("a child can be asked").is_none()
     }
 
     /// Waits for the end of the process, and returns its exit code; none if a signal has ended it.

@@ -13,6 +13,7 @@ mod files;
 mod first_run;
 mod golden;
 mod http_sink;
+mod kafka;
 mod kill;
 mod lifecycle;
 mod manifests;

@@ -252,8 +252,6 @@ spec:
     - {name: minutes, type: tumbling, size: 1m, topic: orders, query: SELECT count(*) AS n FROM orders}
 ",
         expect![[r#"
-            pipeline.yaml:7: spec.sources[0].kafka: kafka sources are not run by this version yet; use http, file or api
-            pipeline.yaml:12: spec.sinks[0].kafka: kafka sinks are not run by this version yet; use sse, stdout, http or sqlite
             pipeline.yaml:13: spec.windows: windows are not run by this version yet; remove them
         "#]],
     )

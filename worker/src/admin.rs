@@ -2,7 +2,6 @@
 //! `GET /healthz`, `/readyz`, `/metrics` (Prometheus), `/status` (JSON).
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use axum::Router;
 use axum::extract::State;
@@ -25,11 +24,9 @@ pub(crate) fn router(status: Arc<Status>) -> Router {
 }
 
 async fn readyz(State(status): State<Arc<Status>>) -> Response {
-    if status.ready.load(Ordering::Relaxed) {
-        axum::Json(json!({"status": "ready"})).into_response()
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, axum::Json(json!({"status": "starting or stopping"})))
-            .into_response()
+    match status.unready() {
+        None => axum::Json(json!({"status": "ready"})).into_response(),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, axum::Json(json!({"status": why}))).into_response(),
     }
 }
 

@@ -559,7 +559,7 @@ fn declared_topics(plan: &Plan) -> Vec<String> {
     for source in &plan.sources {
         for name in source.kind.topics() {
             if !topics.iter().any(|topic| topic.eq_ignore_ascii_case(name)) {
-                topics.push(name.clone());
+                topics.push(name.to_owned());
             }
         }
     }
@@ -571,8 +571,7 @@ fn takes_any_topic(plan: &Plan) -> bool {
         SourceKind::Http(spec) => spec.topics.is_empty(),
         SourceKind::File(spec) => spec.topic.is_none(),
         SourceKind::Api(_) => false,
-        // What it fills is not known here; its own complaint is enough.
-        SourceKind::Unsupported(_) => true,
+        SourceKind::Kafka(spec) => spec.takes_any_topic(),
     })
 }
 

@@ -14,6 +14,7 @@ mod error;
 mod explain;
 mod fault;
 mod join;
+mod kafka;
 mod listen;
 mod manifest;
 mod message;

@@ -20,6 +20,8 @@ pub(crate) struct Message {
     pub(crate) payload: Option<Box<str>>,
     /// The message's own time, in seconds since the epoch; `None` is the time of its arrival.
     pub(crate) timestamp: Option<i64>,
+    /// A JSON object of what came beside the payload.
+    pub(crate) headers: Option<Box<str>>,
     /// Place in its source's stream; 0 for sources that can't go back.
     pub(crate) source_offset: u64,
 }

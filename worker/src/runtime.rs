@@ -244,6 +244,7 @@ impl Running {
             status: Arc::clone(&status),
             applied,
             secrets: Arc::clone(&secrets),
+            identity: plan.identity.clone(),
             data_dir: store.data_dir.path().to_owned(),
             stdout_closed,
         };

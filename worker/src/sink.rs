@@ -2,11 +2,15 @@
 //! to [`crate::delivery`]; the SSE sink is read from instead, each client at its own pace.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use self::routes::Routes;
+use crate::results::event::Op;
+use crate::status::SinkStatus;
 
 pub(crate) mod http;
+pub(crate) mod kafka;
 pub(crate) mod routes;
 pub(crate) mod sqlite;
 pub(crate) mod sse;
@@ -16,7 +20,11 @@ pub(crate) mod stdout;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Delivery {
     pub(crate) id: String,
+    /// The result key as JSON.
     pub(crate) key: String,
+    pub(crate) join_name: String,
+    pub(crate) epoch: u64,
+    pub(crate) op: Op,
     /// The whole result as one line of JSON.
     pub(crate) json: String,
 }
@@ -45,6 +53,9 @@ pub(crate) type Preparation<'a> = Pin<Box<dyn Future<Output = Result<(), String>
 
 /// A sink that results are written to.
 pub(crate) trait Sink: Send + Sync {
+    /// Called once before anything is delivered, for a sink that wants to know early whether it can.
+    fn start(&mut self, _status: &Arc<SinkStatus>) {}
+
     /// Makes ready for results of these joins: before the first of them, and when the joins or their columns change.
     fn prepare<'a>(&'a mut self, _routes: &'a Routes) -> Preparation<'a> {
         Box::pin(async { Ok(()) })

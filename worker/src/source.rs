@@ -4,3 +4,5 @@
 pub(crate) mod api;
 pub(crate) mod file;
 pub(crate) mod http;
+pub(crate) mod kafka;
+pub(crate) mod lanes;

@@ -10,11 +10,13 @@ use serde_json::{Value, json};
 
 use self::audit::AuditStatus;
 use self::config::ConfigStatus;
+use self::kafka::KafkaStatus;
 use crate::join::CheckedJoin;
 use crate::storage::shard::Counts;
 
 pub(crate) mod audit;
 pub(crate) mod config;
+pub(crate) mod kafka;
 pub(crate) mod prometheus;
 
 /// A number that only grows.
@@ -118,6 +120,36 @@ pub(crate) struct SourceStatus {
     /// Where it listens or what it reads, once it does.
     pub(crate) at: Mutex<Option<String>>,
     pub(crate) finished: AtomicBool,
+    pub(crate) contact: Contact,
+    pub(crate) kafka: KafkaStatus,
+}
+
+impl SourceStatus {
+    /// Notes that what it reads from has answered.
+    pub(crate) fn reached(&self) {
+        self.contact.made();
+    }
+}
+
+/// Whether something that we connect to has ever answered since it was started.
+#[derive(Debug, Default)]
+pub(crate) struct Contact {
+    is_awaited: AtomicBool,
+}
+
+impl Contact {
+    /// Says that an answer is awaited.
+    pub(crate) fn awaited(&self) {
+        self.is_awaited.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn made(&self) {
+        self.is_awaited.store(false, Ordering::Relaxed);
+    }
+
+    fn is_awaited(&self) -> bool {
+        self.is_awaited.load(Ordering::Relaxed)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -178,6 +210,7 @@ pub(crate) struct SinkStatus {
     pub(crate) error: LastError,
     /// Where it listens, once it does.
     pub(crate) at: Mutex<Option<String>>,
+    pub(crate) contact: Contact,
 }
 
 /// Counters by the name of what they count; those of a name stay the same for as long as the config has it.
@@ -221,7 +254,10 @@ pub(crate) struct Status {
     pub(crate) identity: String,
     pub(crate) config: ConfigStatus,
     pub(crate) started_at: i64,
+    /// Whether everything is started and nothing is stopping yet.
     pub(crate) ready: AtomicBool,
+    /// Whether everything that we connect to has answered once.
+    has_contact: AtomicBool,
     pub(crate) lineage: Mutex<String>,
     pub(crate) epoch_applied: Gauge,
     pub(crate) outbox_bytes: Gauge,
@@ -245,6 +281,7 @@ impl Status {
             config: ConfigStatus::new(plan.config_hash.clone(), started_at),
             started_at,
             ready: AtomicBool::new(false),
+            has_contact: AtomicBool::new(false),
             lineage: Mutex::default(),
             epoch_applied: Gauge::default(),
             outbox_bytes: Gauge::default(),
@@ -349,6 +386,31 @@ impl Status {
         of_shard.or_else(|| self.results_error.text().map(|error| format!("results.db: {error}")))
     }
 
+    /// What keeps the worker from being ready, if anything. What has answered once may be away later: that is no reason
+    /// to keep clients from the rest.
+    pub(crate) fn unready(&self) -> Option<String> {
+        if !self.ready.load(Ordering::Relaxed) {
+            return Some("starting or stopping".to_owned());
+        }
+        if self.has_contact.load(Ordering::Relaxed) {
+            return None;
+        }
+        let awaited = |kind: &str, name: String, error: Option<String>| {
+            format!("{kind} {name}: {}", error.unwrap_or_else(|| "connecting".to_owned()))
+        };
+        let sources = self.sources.map(|source| source.contact.is_awaited().then(|| source.error.text()));
+        let sinks = self.sinks.map(|sink| sink.contact.is_awaited().then(|| sink.error.text()));
+        let of_sources =
+            sources.into_iter().filter_map(|(name, error)| Some(awaited("source", name, error?)));
+        let of_sinks = sinks.into_iter().filter_map(|(name, error)| Some(awaited("sink", name, error?)));
+        let all: Vec<String> = of_sources.chain(of_sinks).collect();
+        if all.is_empty() {
+            self.has_contact.store(true, Ordering::Relaxed);
+            return None;
+        }
+        Some(format!("waiting for {}", all.join("; ")))
+    }
+
     /// Brings all rates up to date; to be called every `seconds`.
     pub(crate) fn sample_rates(&self, seconds: f64) {
         self.sources.map(|source| source.accepted.sample(seconds));
@@ -370,6 +432,7 @@ impl Status {
                 "refused": source.refused.value(),
                 "finished": source.finished.load(Ordering::Relaxed),
                 "lastError": source.error.text(),
+                "kafka": source.kafka.json(),
             })
         });
         let topics = self.topics.read().unwrap_or_else(PoisonError::into_inner);
@@ -424,7 +487,7 @@ impl Status {
             "identity": self.identity,
             "config": self.config.json(),
             "version": env!("CARGO_PKG_VERSION"),
-            "ready": self.ready.load(Ordering::Relaxed),
+            "ready": self.unready().is_none(),
             "uptimeSeconds": uptime,
             "lineage": *self.lineage.lock().unwrap_or_else(PoisonError::into_inner),
             "epoch": epoch,

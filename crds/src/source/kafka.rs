@@ -14,7 +14,7 @@ pub struct KafkaSourceSpec {
     /// Addresses of brokers, `host:port`, with commas between.
     #[schemars(length(min = 1, max = 4096))]
     pub brokers: String,
-    /// Kafka topics; one that begins with `^` is a pattern.
+    /// Kafka topics; one that begins with `^` is a pattern, for topics that are there or come later.
     #[schemars(
         length(min = 1, max = 100),
         inner(length(min = 1, max = 249)),
@@ -25,15 +25,17 @@ pub struct KafkaSourceSpec {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 100))]
     pub topic_names: BTreeMap<String, String>,
-    /// Consumer group; `litejoin-<namespace>-<pipeline>` where absent. Used for monitoring and for sharing
-    /// partitions.
+    /// Consumer group under which the brokers are told how far this source is, for monitoring;
+    /// `litejoin-<namespace>-<pipeline>` where absent. It needs no other members and shares no partitions.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 249))]
     pub group_id: Option<String>,
-    /// Where to start when nothing is stored: at the `earliest` record or at the `latest`.
+    /// Where to start when nothing is stored: at the `earliest` record there is, or after the `latest`. Partitions that
+    /// come later are read from their start.
     #[serde(default)]
     pub start_offset: StartOffset,
-    /// Path of the key in the payload, in gjson syntax; the record's own key where absent.
+    /// Path of the key in the payload, in gjson syntax; the record's own key where absent, and for records without a
+    /// value, which delete.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub key_path: Option<String>,

@@ -1,14 +1,13 @@
-//! Connections that we open (URLs, brokers, credentials, what an `api` source needs), and how ours are served.
+//! Connections that we open (URLs, credentials, what an `api` source needs), and how ours are served.
 
 use crate::complaint::Reason;
-use crate::credentials::{Auth, ClientTls, Credential, KafkaSasl, PemSource};
+use crate::credentials::{Auth, ClientTls, Credential, PemSource};
 use crate::plan::{ApiSource, HttpConnection, HttpSink, Serving};
 use crate::serving::ServingSpec;
-use crate::sink::{HttpSinkSpec, KafkaSinkSpec};
+use crate::sink::HttpSinkSpec;
 use crate::source::api::{
     ApiMethod, ApiPagination, ApiSourceSpec, ApiWatermark, PaginationKind, WatermarkStrategy,
 };
-use crate::source::kafka::KafkaSourceSpec;
 use crate::validate::settings::Scope;
 
 /// Checks the `api` of a source and parses it; `topic` is the one it fills.
@@ -113,20 +112,6 @@ fn api_pagination(pagination: &ApiPagination, scope: &mut Scope<'_>) {
     }
 }
 
-/// Checks the `kafka` of a source.
-pub(crate) fn kafka_source(kafka: &KafkaSourceSpec, scope: &mut Scope<'_>) {
-    brokers("kafka.brokers", &kafka.brokers, scope);
-    sasl("kafka.sasl", kafka.sasl.as_ref(), scope);
-    tls("kafka.tls", kafka.tls.as_ref(), scope);
-}
-
-/// Checks the `kafka` of a sink.
-pub(crate) fn kafka_sink(kafka: &KafkaSinkSpec, scope: &mut Scope<'_>) {
-    brokers("kafka.brokers", &kafka.brokers, scope);
-    sasl("kafka.sasl", kafka.sasl.as_ref(), scope);
-    tls("kafka.tls", kafka.tls.as_ref(), scope);
-}
-
 /// Checks the `http` of a sink and parses it.
 pub(crate) fn http_sink(http: &HttpSinkSpec, scope: &mut Scope<'_>) -> HttpSink {
     url("http.url", &http.url, scope);
@@ -187,18 +172,6 @@ fn url(field: &str, text: &str, scope: &mut Scope<'_>) {
     }
 }
 
-fn brokers(field: &str, text: &str, scope: &mut Scope<'_>) {
-    for broker in text.split(',').map(str::trim) {
-        let port = broker.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));
-        if port.is_none_or(|port| !port.parse::<u16>().is_ok_and(|port| port > 0)) {
-            let message = format!(
-                "got {broker:?}, write host:port, with commas between several, such as \"kafka-0:9092,kafka-1:9092\""
-            );
-            scope.error(field, Reason::InvalidAddress, message);
-        }
-    }
-}
-
 fn headers<'a>(field: &str, names: impl Iterator<Item = &'a String>, scope: &mut Scope<'_>) {
     for name in names {
         let at = crate::path::field(field, name);
@@ -234,14 +207,7 @@ fn auth(field: &str, auth: Option<&Auth>, scope: &mut Scope<'_>) {
     }
 }
 
-fn sasl(field: &str, sasl: Option<&KafkaSasl>, scope: &mut Scope<'_>) {
-    if let Some(sasl) = sasl {
-        credential(&format!("{field}.username"), &sasl.username, scope);
-        credential(&format!("{field}.password"), &sasl.password, scope);
-    }
-}
-
-fn tls(field: &str, tls: Option<&ClientTls>, scope: &mut Scope<'_>) {
+pub(super) fn tls(field: &str, tls: Option<&ClientTls>, scope: &mut Scope<'_>) {
     let Some(tls) = tls else { return };
     for (name, pem) in [("ca", &tls.ca), ("cert", &tls.cert), ("key", &tls.key)] {
         if let Some(source) = pem {
@@ -259,7 +225,7 @@ fn pem_source(field: &str, source: &PemSource, scope: &mut Scope<'_>) {
     one_of(field, &written, scope);
 }
 
-fn credential(field: &str, credential: &Credential, scope: &mut Scope<'_>) {
+pub(super) fn credential(field: &str, credential: &Credential, scope: &mut Scope<'_>) {
     let written = [("secretKeyRef", credential.secret_key_ref.is_some()), ("env", credential.env.is_some())];
     one_of(field, &written, scope);
 }

@@ -9,7 +9,7 @@ use crate::plan::{Join, Plan, Sink, SinkKind, SqliteSink, SseSink};
 use crate::sink::{KINDS, SinkBody, SseSinkSpec};
 use crate::validate::read::{Contents, Named};
 use crate::validate::settings::Scope;
-use crate::validate::{Complaints, connections};
+use crate::validate::{Complaints, connections, kafka};
 
 /// Checks the sinks and resolves which joins each takes.
 pub(crate) fn plan(contents: &Contents, joins: &[Join], complaints: &mut Complaints) -> Vec<Sink> {
@@ -65,16 +65,13 @@ fn kind(named: &Named<SinkBody>, scope: &mut Scope<'_>) -> Option<SinkKind> {
             scope.error("", Reason::NotExactlyOne, message);
         }
     }
-    if let Some(kafka) = kafka {
-        connections::kafka_sink(kafka, scope);
-    }
     let sse = sse.as_ref().map(|sse| SinkKind::Sse(sse_sink(sse, scope)));
     let stdout = stdout.as_ref().map(|_| SinkKind::Stdout);
     let http = http.as_ref().map(|http| SinkKind::Http(Box::new(connections::http_sink(http, scope))));
+    let kafka = kafka.as_ref().map(|kafka| SinkKind::Kafka(Box::new(kafka::sink(kafka, scope))));
     let sqlite =
         sqlite.as_ref().map(|sqlite| SinkKind::Sqlite(SqliteSink { path: PathBuf::from(&sqlite.path) }));
-    let unsupported = written.first().map(|kind| SinkKind::Unsupported(kind));
-    sse.or(stdout).or(http).or(sqlite).or(unsupported)
+    sse.or(stdout).or(http).or(kafka).or(sqlite)
 }
 
 fn sse_sink(sse: &SseSinkSpec, scope: &mut Scope<'_>) -> SseSink {
@@ -120,5 +117,19 @@ pub(crate) fn unused(plan: &Plan, windows_take: &[String], complaints: &mut Comp
             sink.name
         );
         complaints.warning(&sink.place, "", Reason::Unused, message);
+    }
+}
+
+/// Warns of Kafka topics in which results of several joins share their keys.
+pub(crate) fn shared_keys(plan: &Plan, complaints: &mut Complaints) {
+    for sink in plan.sinks.iter().filter(|sink| sink.joins.len() > 1) {
+        if let SinkKind::Kafka(kafka) = &sink.kind {
+            let message = format!(
+                "the Kafka topic {:?} takes several joins, and results of equal keys are records of one key: compaction \
+                 would keep one of them; give each join a sink with a topic of its own",
+                kafka.kafka_topic
+            );
+            complaints.warning(&sink.place, "kafka.topic", Reason::Conflict, message);
+        }
     }
 }

@@ -1,15 +1,13 @@
 //! Sources: one kind each, and what each kind needs.
 
 use crate::complaint::Reason;
-use crate::names::topic_trouble;
 use crate::path;
 use crate::pipeline::Durability;
 use crate::plan::{FileFormat, FileSource, HttpSource, Source, SourceKind};
-use crate::source::kafka::KafkaSourceSpec;
 use crate::source::{FileSourceFormat, FileSourceSpec, HttpSourceSpec, KINDS, SourceBody};
 use crate::validate::read::{Contents, Named};
 use crate::validate::settings::Scope;
-use crate::validate::{Complaints, connections};
+use crate::validate::{Complaints, connections, kafka};
 
 /// The smallest limit of a body: below it no message fits.
 const BODY_BYTES_LEAST: u64 = 64;
@@ -17,6 +15,8 @@ const BODY_BYTES_LEAST: u64 = 64;
 /// Checks the sources and parses them.
 pub(crate) fn plan(contents: &Contents, complaints: &mut Complaints) -> Vec<Source> {
     let replicated = contents.pipeline.as_ref().is_none_or(|pipeline| pipeline.spec.replication.enabled);
+    let group_id = contents.pipeline.as_ref().map(|p| format!("litejoin-{}-{}", p.namespace, p.name));
+    let group_id = group_id.unwrap_or_default();
     let mut stdin: Option<&str> = None;
     let mut sources = Vec::new();
     for named in &contents.sources {
@@ -35,7 +35,7 @@ pub(crate) fn plan(contents: &Contents, complaints: &mut Complaints) -> Vec<Sour
             }
             stdin = Some(&named.name);
         }
-        if let Some(kind) = kind(named, &mut scope) {
+        if let Some(kind) = kind(named, &group_id, &mut scope) {
             let kinds = sources.iter().map(|source: &Source| (&source.name, &source.kind));
             if let Some((deleting, other, topic)) = mirrored_topic(&named.name, &kind, kinds) {
                 let message = format!(
@@ -50,7 +50,7 @@ pub(crate) fn plan(contents: &Contents, complaints: &mut Complaints) -> Vec<Sour
     sources
 }
 
-fn kind(named: &Named<SourceBody>, scope: &mut Scope<'_>) -> Option<SourceKind> {
+fn kind(named: &Named<SourceBody>, group_id: &str, scope: &mut Scope<'_>) -> Option<SourceKind> {
     let SourceBody { http, file, api, kafka, topic, .. } = &named.body;
     let written = [http.is_some(), file.is_some(), api.is_some(), kafka.is_some()];
     let written: Vec<&str> =
@@ -76,20 +76,19 @@ fn kind(named: &Named<SourceBody>, scope: &mut Scope<'_>) -> Option<SourceKind> 
         let message = "an api source needs a topic to fill; add topic beside api";
         scope.error("topic", Reason::Conflict, message);
     }
-    if let Some(kafka) = kafka {
-        kafka_topics(kafka, topic.is_some(), scope);
-        connections::kafka_source(kafka, scope);
-    }
+    let kafka = kafka.as_ref().map(|kafka| kafka::source(kafka, topic.as_ref(), group_id, scope));
     let file = file.as_ref().map(|file| file_source(file, scope));
     let http = http.as_ref().map(|http| http_source(http, scope));
     let api =
         api.as_ref().map(|api| connections::api_source(api, topic.as_deref().unwrap_or_default(), scope));
-    match (http, file, api, written.first()) {
-        (Some(http), _, _, _) => Some(SourceKind::Http(http)),
-        (_, Some(file), _, _) => file.map(SourceKind::File),
-        (_, _, Some(api), _) => Some(SourceKind::Api(Box::new(api))),
-        (_, _, _, Some(kind)) => Some(SourceKind::Unsupported(kind)),
-        _ => None,
+    let http = http.map(SourceKind::Http);
+    let file = file.map(|file| file.map(SourceKind::File));
+    let api = api.map(|api| SourceKind::Api(Box::new(api)));
+    let kafka = kafka.map(|kafka| SourceKind::Kafka(Box::new(kafka)));
+    match (http, file) {
+        (Some(http), _) => Some(http),
+        (None, Some(file)) => file,
+        (None, None) => api.or(kafka),
     }
 }
 
@@ -177,31 +176,4 @@ fn file_source(file: &FileSourceSpec, scope: &mut Scope<'_>) -> Option<FileSourc
         rows_per_second_max: file.rate,
         follow: file.follow,
     })
-}
-
-/// That every Kafka topic leads to a topic that can be a table.
-fn kafka_topics(kafka: &KafkaSourceSpec, one_topic: bool, scope: &mut Scope<'_>) {
-    if one_topic && !kafka.topic_names.is_empty() {
-        let message = "topic sends all records to one topic; remove topic or topicNames";
-        scope.error("kafka.topicNames", Reason::Conflict, message);
-    }
-    for (kafka_topic, topic) in &kafka.topic_names {
-        if let Some(message) = topic_trouble(topic) {
-            scope.error(&path::field("kafka.topicNames", kafka_topic), Reason::InvalidName, message);
-        }
-    }
-    if one_topic {
-        return;
-    }
-    for (index, kafka_topic) in kafka.topics.iter().enumerate().filter(|(_, topic)| !topic.starts_with('^')) {
-        if !kafka.topic_names.contains_key(kafka_topic) && topic_trouble(kafka_topic).is_some() {
-            let plain: String =
-                kafka_topic.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-            let message = format!(
-                "the Kafka topic {kafka_topic:?} cannot be a table of that name; add topicNames: {{{kafka_topic}: {}}}",
-                plain.trim_matches('_')
-            );
-            scope.error(&path::item("kafka.topics", index), Reason::InvalidName, message);
-        }
-    }
 }

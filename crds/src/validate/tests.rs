@@ -481,6 +481,51 @@ fn connectors_need_their_companions() {
 }
 
 #[test]
+fn kafka_needs_what_its_clients_need() {
+    check(
+        &pipeline(
+            r#"sources:
+- {name: a, topic: t, kafka: {brokers: "k:9092", topics: ["^(", "a b", ..], sasl: {mechanism: PLAIN, username: {env: "${U}"}, password: {}}}}
+- {name: b, kafka: {brokers: ":9092,k", topics: [t], groupId: ""}}
+- {name: c, kafka: {brokers: "k:9092", topics: [t], tls: {serverName: k}}}
+sinks:
+- {name: s, kafka: {brokers: "k:9092", topic: "a/b", sasl: {mechanism: SCRAM-SHA-1, username: {env: "${U}"}, password: {env: "${P}"}}}}
+- {name: t, kafka: {brokers: "k:9092", topic: "a/b", sasl: {mechanism: SCRAM-SHA-256, username: {env: "${U}"}, password: {env: "${P}"}}}}"#,
+        ),
+        expect![[r#"
+            0 spec.sinks[0].kafka.sasl.mechanism: InvalidValue: got "SCRAM-SHA-1", allowed: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512; did you mean "SCRAM-SHA-512"?
+            0 spec.sources[1].kafka.groupId: OutOfRange: got "", must not be empty
+            0 spec.sources[0].kafka.topics[0]: InvalidValue: got "^(", no pattern (unclosed group); write for example "^orders[.].*$"
+            0 spec.sources[0].kafka.topics[1]: InvalidName: got "a b", a Kafka topic has letters, digits, '.', '_' and '-', 249 at most
+            0 spec.sources[0].kafka.topics[2]: InvalidName: got "..", a Kafka topic has letters, digits, '.', '_' and '-', 249 at most
+            0 spec.sources[0].kafka.sasl.password: NotExactlyOne: got none of secretKeyRef, env; write exactly one
+            0 spec.sources[0].kafka.sasl.mechanism: Conflict: PLAIN sends the password itself; add kafka.tls, or write SCRAM-SHA-256 or SCRAM-SHA-512
+            0 spec.sources[1].kafka.brokers: InvalidAddress: got ":9092", write host:port, with commas between several, such as "kafka-0:9092,kafka-1:9092"
+            0 spec.sources[1].kafka.brokers: InvalidAddress: got "k", write host:port, with commas between several, such as "kafka-0:9092,kafka-1:9092"
+            0 spec.sources[2].kafka.tls.serverName: Conflict: each broker is checked by the host that it tells; remove serverName, and let the brokers advertise the names of their certificates
+            0 spec.sinks[1].kafka.topic: InvalidName: got "a/b", a Kafka topic has letters, digits, '.', '_' and '-', 249 at most
+        "#]],
+    );
+}
+
+#[test]
+fn a_kafka_topic_of_several_joins_is_a_warning() {
+    check(
+        &pipeline(
+            r#"joins:
+- {name: a, query: "SELECT 1", sinks: [one, both]}
+- {name: b, query: "SELECT 1", sinks: [both]}
+sinks:
+- {name: one, kafka: {brokers: "k:9092", topic: one}}
+- {name: both, kafka: {brokers: "k:9092", topic: both}}"#,
+        ),
+        expect![[r#"
+            0 spec.sinks[1].kafka.topic: warning Conflict: the Kafka topic "both" takes several joins, and results of equal keys are records of one key: compaction would keep one of them; give each join a sink with a topic of its own
+        "#]],
+    );
+}
+
+#[test]
 fn windows_have_the_durations_of_their_type() {
     check(
         &pipeline(

@@ -387,6 +387,9 @@ impl Dispatcher {
         Some(Delivery {
             id: id.to_string(),
             key: letter.event.key.clone(),
+            join_name: letter.join_name.clone(),
+            epoch: letter.event.position.epoch,
+            op: letter.event.op,
             json: envelope.json(&letter.event, false),
         })
     }

@@ -22,6 +22,7 @@ use crate::results::{Applied, Reader, Results};
 use crate::serve::Front;
 use crate::sink::Sink;
 use crate::sink::http::HttpSink;
+use crate::sink::kafka::KafkaSink;
 use crate::sink::routes::Routes;
 use crate::sink::sqlite::SqliteSink;
 use crate::sink::sse::{self, SseState};
@@ -69,6 +70,8 @@ pub(super) struct Sinks {
     pub(super) status: Arc<Status>,
     pub(super) applied: watch::Receiver<Applied>,
     pub(super) secrets: Arc<Secrets>,
+    /// Whose data this is.
+    pub(super) identity: String,
     pub(super) data_dir: PathBuf,
     /// Rung when nobody reads standard output any more.
     pub(super) stdout_closed: mpsc::Sender<()>,
@@ -123,7 +126,7 @@ impl Sinks {
                 }))
             }
             (kind, Some(delivery)) => {
-                let sink = self.written(kind);
+                let sink = self.written(name, kind);
                 let problem = |problem| StartError::Sink { name: name.to_owned(), problem };
                 Ok(self.dispatch(name, sink.map_err(problem)?, delivery))
             }
@@ -132,17 +135,21 @@ impl Sinks {
     }
 
     /// The sinks that are written to, a line each; or what is wrong with one.
-    fn written(&self, kind: &SinkKind) -> Result<Box<dyn Sink>, String> {
+    fn written(&self, name: &str, kind: &SinkKind) -> Result<Box<dyn Sink>, String> {
         Ok(match kind {
             SinkKind::Stdout => Box::new(Stdout::new(self.stdout_closed.clone())),
             SinkKind::Http(spec) => Box::new(HttpSink::new(spec, &self.secrets)?),
             SinkKind::Sqlite(spec) => Box::new(SqliteSink::open(&spec.path, &self.data_dir)?),
-            SinkKind::Sse(_) | SinkKind::Unsupported(_) => unreachable!("nothing is written to {kind:?}"),
+            SinkKind::Kafka(spec) => {
+                let secrets = Arc::clone(&self.secrets);
+                Box::new(KafkaSink::new(name, &self.identity, (**spec).clone(), secrets))
+            }
+            SinkKind::Sse(_) => unreachable!("nothing is written to {kind:?}"),
         })
     }
 
     /// What a sink that is written to does.
-    fn dispatch(&mut self, name: &str, sink: Box<dyn Sink>, delivery: &plan::Delivery) -> Work {
+    fn dispatch(&mut self, name: &str, mut sink: Box<dyn Sink>, delivery: &plan::Delivery) -> Work {
         let (name, delivery) = (name.to_owned(), delivery.clone());
         let (status, applied) = (Arc::clone(&self.status), self.applied.clone());
         let in_force = self.routes.entry(name.clone()).or_default().subscribe();
@@ -151,6 +158,7 @@ impl Sinks {
         let letters_changed = letters.interventions();
         Box::new(move |stopping| {
             let status = status.sink(&name);
+            sink.start(&status);
             let dispatcher = Dispatcher {
                 name,
                 sink,

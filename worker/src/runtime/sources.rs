@@ -20,6 +20,7 @@ use crate::source::api::state::States;
 use crate::source::api::{Poller, Run, Surroundings};
 use crate::source::file::{self, FileReader};
 use crate::source::http::{self, HttpState};
+use crate::source::kafka::KafkaReader;
 use crate::status::Status;
 use crate::storage::ingest::Ingest;
 
@@ -117,9 +118,7 @@ impl Sources {
             }
             SourceKind::File(spec) => {
                 let path = source.path.clone().unwrap_or_else(|| PathBuf::from(&spec.path));
-                let prefix = format!("{name}:");
-                let stored = offsets.iter().filter(|(stream, _)| stream.starts_with(&prefix));
-                let stored = stored.map(|(stream, next)| (stream.clone(), *next)).collect();
+                let stored = own_streams(&name, offsets);
                 let (spec, letters) = (spec.clone(), Arc::clone(&self.letters));
                 let batch_messages_max = self.batch_messages_max;
                 Ok(Box::new(move |stopping| {
@@ -132,6 +131,34 @@ impl Sources {
                         name,
                         spec,
                         path,
+                        ingest,
+                        letters,
+                        status,
+                        stopping,
+                        batch_messages_max,
+                        stored,
+                    };
+                    Box::pin(reader.run())
+                }))
+            }
+            SourceKind::Kafka(spec) => {
+                let stored = own_streams(&name, offsets);
+                let (spec, letters, secrets) =
+                    ((**spec).clone(), Arc::clone(&self.letters), Arc::clone(&self.secrets));
+                let batch_messages_max = self.batch_messages_max;
+                Ok(Box::new(move |stopping| {
+                    let status = status.source(&name);
+                    status.contact.awaited();
+                    *status.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(format!(
+                        "{} of {}",
+                        spec.kafka_topics.join(", "),
+                        spec.connection.brokers.join(",")
+                    ));
+                    status.error.clear();
+                    let reader = KafkaReader {
+                        name,
+                        spec,
+                        secrets,
                         ingest,
                         letters,
                         status,
@@ -163,7 +190,13 @@ impl Sources {
                     Box::pin(poller.run(Run { status, stopping }))
                 }))
             }
-            SourceKind::Unsupported(kind) => unreachable!("the manifest was refused for its {kind} source"),
         }
     }
+}
+
+/// The streams of a source among all that the shards know.
+fn own_streams(name: &str, offsets: &HashMap<String, u64>) -> HashMap<String, u64> {
+    let prefix = format!("{name}:");
+    let own = offsets.iter().filter(|(stream, _)| stream.starts_with(&prefix));
+    own.map(|(stream, next)| (stream.clone(), *next)).collect()
 }

@@ -32,7 +32,7 @@ pub(super) struct Store {
 /// The topics that the plan fills or reads, as far as it names them.
 pub(super) fn declared_topics<'a>(plan: &'a Plan, joins: &'a [CheckedJoin]) -> impl Iterator<Item = &'a str> {
     let filled = plan.sources.iter().flat_map(|source| source.kind.topics());
-    filled.chain(joins.iter().flat_map(|join| &join.topics)).map(String::as_str)
+    filled.chain(joins.iter().flat_map(|join| &join.topics).map(String::as_str))
 }
 
 impl Store {

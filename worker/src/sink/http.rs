@@ -188,9 +188,17 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::results::event::Op;
 
     fn delivery(id: &str) -> Delivery {
-        Delivery { id: id.to_owned(), key: "\"k\"".to_owned(), json: format!("{{\"id\":{id:?}}}") }
+        Delivery {
+            id: id.to_owned(),
+            key: "\"k\"".to_owned(),
+            join_name: "j".to_owned(),
+            epoch: 1,
+            op: Op::Created,
+            json: format!("{{\"id\":{id:?}}}"),
+        }
     }
 
     #[test]

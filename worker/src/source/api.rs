@@ -346,7 +346,7 @@ impl Poller {
             }
             accepted += 1;
             let (topic, payload) = (self.topic, Some(payload));
-            batch.push(Message { topic, key, payload, timestamp: None, source_offset: 0 });
+            batch.push(Message { topic, key, payload, timestamp: None, headers: None, source_offset: 0 });
         }
         if !changed.is_empty() {
             // Before they are stored: from then on a record that is as it was at first has changed.
@@ -399,7 +399,14 @@ impl Poller {
                 let gone = stored.into_iter().filter(|key| !keys.contains(key));
                 let topic = self.topic;
                 let messages: Vec<Message> = gone
-                    .map(|key| Message { topic, key, payload: None, timestamp: None, source_offset: 0 })
+                    .map(|key| Message {
+                        topic,
+                        key,
+                        payload: None,
+                        timestamp: None,
+                        headers: None,
+                        source_offset: 0,
+                    })
                     .collect();
                 if !messages.is_empty() {
                     self.store(shard_index, messages, None, run).await?;

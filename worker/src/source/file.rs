@@ -11,35 +11,26 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use litejoin_crds::plan;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use self::read::{Block, FileRow, Reading, Rejected};
 use crate::clock;
 use crate::delivery::dead_letters::DeadLetters;
 use crate::error::chain;
-use crate::message::Message;
+use crate::source::lanes::Lanes;
 use crate::status::SourceStatus;
 use crate::storage::ingest::{Batch, Ingest};
-use crate::storage::shard::{ShardBatch, Stream};
+use crate::storage::shard::Stream;
 
 /// Blocks that wait between reading and writing.
 const BLOCKS_MAX: usize = 8;
-
-/// Parts of blocks that wait for a shard, some 4,000 rows: a checkpoint of one shard takes as long as several of its
-/// transactions, and the others should not have to wait for it.
-const LANE_PARTS_MAX: usize = 64;
 
 /// Shortest pause of a source with a rate: rows go out in groups, not one by one.
 const PACE: Duration = Duration::from_millis(20);
 
 /// How often every shard is told how far the file has been read.
 const FRONTIER_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Waits between attempts to store rows that could not be stored.
-const RETRY_MIN: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// Refused rows that are logged one by one; all of them are in the dead-letter queue.
 const REFUSALS_LOGGED: u64 = 5;
@@ -97,27 +88,6 @@ struct Chunk {
     bytes: usize,
     /// Offset behind the last row.
     next: u64,
-}
-
-/// What a chunk has for one shard.
-struct Part {
-    messages: Vec<Message>,
-    /// Offset behind the last row of the chunk.
-    next: u64,
-    /// Held until every part of the chunk is stored.
-    room: Arc<OwnedSemaphorePermit>,
-}
-
-/// The way of one source's rows into one shard. It writes one batch after another, so that no shard can store a
-/// place behind rows that it could not store; and since each shard has a lane of its own, none waits for another.
-struct Lane {
-    shard_index: usize,
-    source: String,
-    stream: Option<Box<str>>,
-    ingest: Ingest,
-    status: Arc<SourceStatus>,
-    stopping: watch::Receiver<bool>,
-    messages_max: usize,
 }
 
 impl FileReader {
@@ -182,8 +152,9 @@ impl FileReader {
         let (mut paced, mut refused) = (0_u64, 0_u64);
         let mut chunk = self.chunk(start);
         let mut stopping = self.stopping.clone();
-        let mut lanes = JoinSet::new();
-        let senders = self.open_lanes(stream.as_deref(), &mut lanes);
+        let stream: Option<Arc<str>> = stream.map(Arc::from);
+        let lanes =
+            Lanes::open(&self.name, &self.ingest, &self.status, &self.stopping, self.batch_messages_max);
         loop {
             let block = tokio::select! {
                 block = blocks.recv() => block,
@@ -205,7 +176,7 @@ impl FileReader {
                 if let Some(rate) = self.spec.rows_per_second_max {
                     let due = started + Duration::from_secs_f64(paced as f64 / f64::from(rate));
                     if due > Instant::now() {
-                        chunk = self.hand_over(chunk, &senders, false).await;
+                        chunk = self.hand_over(chunk, &lanes, stream.as_ref(), false).await;
                         let until = (due + PACE).into();
                         tokio::select! {
                             () = tokio::time::sleep_until(until) => {}
@@ -220,36 +191,15 @@ impl FileReader {
             if frontier {
                 told = Instant::now();
             }
-            chunk = self.hand_over(chunk, &senders, frontier).await;
+            chunk = self.hand_over(chunk, &lanes, stream.as_ref(), frontier).await;
         }
-        let next = self.hand_over(chunk, &senders, stream.is_some()).await.next;
-        drop(senders);
-        while lanes.join_next().await.is_some() {}
+        let next = self.hand_over(chunk, &lanes, stream.as_ref(), stream.is_some()).await.next;
+        lanes.finish().await;
         if !*stopping.borrow() {
             self.status.finished.store(true, Ordering::Relaxed);
             let rows = self.status.accepted.value();
             info!(source = self.name, rows, refused, byte = next, "read to the end of the file");
         }
-    }
-
-    /// Starts a lane for each shard and returns their ends.
-    fn open_lanes(&self, stream: Option<&str>, lanes: &mut JoinSet<()>) -> Vec<mpsc::Sender<Part>> {
-        (0..self.ingest.shard_count())
-            .map(|shard_index| {
-                let (sender, parts) = mpsc::channel(LANE_PARTS_MAX);
-                let lane = Lane {
-                    shard_index,
-                    source: self.name.clone(),
-                    stream: stream.map(Box::from),
-                    ingest: self.ingest.clone(),
-                    status: Arc::clone(&self.status),
-                    stopping: self.stopping.clone(),
-                    messages_max: self.batch_messages_max,
-                };
-                lanes.spawn(lane.run(parts));
-                sender
-            })
-            .collect()
     }
 
     fn chunk(&self, next: u64) -> Chunk {
@@ -292,59 +242,20 @@ impl FileReader {
 
     /// Gives each lane its part of the chunk as soon as it has room, and returns an empty chunk. With `frontier`,
     /// shards without a part are told as well how far the file has been read.
-    async fn hand_over(&self, chunk: Chunk, lanes: &[mpsc::Sender<Part>], frontier: bool) -> Chunk {
+    async fn hand_over(
+        &self,
+        chunk: Chunk,
+        lanes: &Lanes,
+        stream: Option<&Arc<str>>,
+        frontier: bool,
+    ) -> Chunk {
         let next = chunk.next;
         if chunk.bytes == 0 && !frontier {
             return chunk;
         }
-        let room = Arc::new(self.ingest.room(chunk.bytes).await);
-        for (lane, messages) in lanes.iter().zip(chunk.batch.into_shards()) {
-            if !messages.is_empty() || frontier {
-                // A lane ends before its sender is gone only when the worker stops.
-                let _ = lane.send(Part { messages, next, room: Arc::clone(&room) }).await;
-            }
-        }
+        let room = self.ingest.room(chunk.bytes).await;
+        let stream = stream.map(|name| Stream { name: Arc::clone(name), next });
+        lanes.hand_over(chunk.batch, stream.as_ref(), Some(room), frontier).await;
         self.chunk(next)
-    }
-}
-
-impl Lane {
-    /// Writes parts until there are no more, or the worker stops while one can't be stored.
-    async fn run(mut self, mut parts: mpsc::Receiver<Part>) {
-        while let Some(mut part) = parts.recv().await {
-            // What has come in while the shard was busy goes into one transaction.
-            let mut rooms = vec![part.room];
-            while part.messages.len() < self.messages_max
-                && let Ok(mut more) = parts.try_recv()
-            {
-                part.messages.append(&mut more.messages);
-                part.next = more.next;
-                rooms.push(more.room);
-            }
-            let rows = part.messages.len() as u64;
-            if !self.write(part.messages, part.next).await {
-                return;
-            }
-            self.status.accepted.add(rows);
-        }
-    }
-
-    /// Writes messages again and again until the shard has them; `false` if the worker stops first.
-    async fn write(&mut self, messages: Vec<Message>, next: u64) -> bool {
-        let messages = Arc::new(messages);
-        let mut pause = RETRY_MIN;
-        loop {
-            let stream = self.stream.clone().map(|name| Stream { name, next });
-            let batch = ShardBatch { messages: Arc::clone(&messages), stream };
-            let Err(problem) = self.ingest.write_shard(self.shard_index, batch).await else { return true };
-            if self.status.error.set(&problem.to_string()) {
-                warn!(source = self.source, error = %problem, "waiting to store rows");
-            }
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                _ = self.stopping.wait_for(|stopping| *stopping) => return false,
-            }
-            pause = (pause * 2).min(RETRY_MAX);
-        }
     }
 }

@@ -54,12 +54,7 @@ impl Collector for Scrape {
         let flag = |value: bool| f64::from(u8::from(value));
         let (counter, gauge) = (MetricType::Counter, MetricType::Gauge);
 
-        metric(
-            "litejoin_ready",
-            "1 while the worker serves",
-            gauge,
-            one(flag(status.ready.load(Ordering::Relaxed))),
-        )?;
+        metric("litejoin_ready", "1 while the worker serves", gauge, one(flag(status.unready().is_none())))?;
         let reloads = ReloadOutcome::ALL.map(|outcome| {
             (vec![("outcome", outcome.as_str().to_owned())], status.config.reloads(outcome) as f64)
         });
@@ -136,9 +131,33 @@ impl Collector for Scrape {
         )?;
         metric(
             "litejoin_source_refused",
-            "Messages that a source has refused; a file's are in the dead-letter queue",
+            "Messages that a source has refused; those of files and Kafka are in the dead-letter queue",
             counter,
             of_sources(|source| source.refused.value() as f64),
+        )?;
+        let mut lags = Series::new();
+        for (source, partitions) in status.sources.map(|source| source.kafka.partitions()) {
+            for ((kafka_topic, number), partition) in partitions {
+                let Some(lag) = partition.lag() else { continue };
+                let labels = vec![
+                    ("source", source.clone()),
+                    ("kafka_topic", kafka_topic),
+                    ("kafka_partition", number.to_string()),
+                ];
+                lags.push((labels, lag as f64));
+            }
+        }
+        metric(
+            "litejoin_source_lag_records",
+            "Offsets between what is stored of a Kafka partition and its end",
+            gauge,
+            lags,
+        )?;
+        metric(
+            "litejoin_source_lost_records",
+            "Records that Kafka had removed before they were read",
+            counter,
+            of_sources(|source| source.kafka.lost.value() as f64),
         )?;
 
         let of_joins =

@@ -1,5 +1,6 @@
 //! What a write changed, as the `_change` column tells it: `{"op":"created"}`, or
-//! `{"op":"updated","fields":["amount"]}` with the top-level fields that differ. Pure.
+//! `{"op":"updated","fields":["amount"]}` with the top-level fields that differ, and `"headers"` where a message has
+//! some. Pure.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -10,6 +11,17 @@ use serde_json::value::RawValue;
 
 /// `_change` of a row that was not there before.
 pub(crate) const CREATED: &str = r#"{"op":"created"}"#;
+
+/// `_change` with the headers of the message that made the change, a JSON object.
+pub(crate) fn with_headers<'c>(change: Cow<'c, str>, headers: Option<&str>) -> Cow<'c, str> {
+    match headers {
+        None => change,
+        Some(headers) => {
+            let fields = change.strip_suffix('}').expect("a change is an object");
+            format!("{fields},\"headers\":{headers}}}").into()
+        }
+    }
+}
 
 /// Objects with more fields are compared by way of a map.
 const FIELDS_FEW: usize = 16;
@@ -147,6 +159,13 @@ mod tests {
         for (old, new, expected) in cases {
             assert_eq!(Difference::between(old, new).change(), expected, "{old} -> {new}");
         }
+    }
+
+    #[test]
+    fn headers_stand_beside_what_changed() {
+        let change = with_headers(CREATED.into(), Some(r#"{"trace":"7"}"#));
+        assert_eq!(change, r#"{"op":"created","headers":{"trace":"7"}}"#);
+        assert_eq!(with_headers(CREATED.into(), None), CREATED);
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub(crate) struct Shard {
     path: PathBuf,
     connection: Connection,
     tables: HashMap<TopicId, Table>,
-    offsets: HashMap<Box<str>, u64>,
+    offsets: HashMap<Arc<str>, u64>,
     /// Whether `_tombstones` may hold anything; while it can't, inserts need not look.
     has_tombstones: bool,
     /// Newest `seq` of `_chg` that was committed.
@@ -108,7 +108,7 @@ struct Table {
 }
 
 /// Messages of one source that belong to this shard, with the stream they come from.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct ShardBatch {
     pub(crate) messages: Arc<Vec<Message>>,
     /// `None` for sources that can't go back.
@@ -118,7 +118,7 @@ pub(crate) struct ShardBatch {
 /// A place in a source's stream: everything below `next` has been handed over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Stream {
-    pub(crate) name: Box<str>,
+    pub(crate) name: Arc<str>,
     pub(crate) next: u64,
 }
 
@@ -186,8 +186,8 @@ impl Shard {
                 .collect::<rusqlite::Result<Vec<(i64, String)>>>()?;
             let offsets = connection
                 .prepare("SELECT stream, next FROM _offsets")?
-                .query_map([], |row| Ok((row.get::<_, String>(0)?.into_boxed_str(), row.get(1)?)))?
-                .collect::<rusqlite::Result<HashMap<Box<str>, u64>>>()?;
+                .query_map([], |row| Ok((Arc::from(row.get::<_, String>(0)?), row.get(1)?)))?
+                .collect::<rusqlite::Result<HashMap<Arc<str>, u64>>>()?;
             let has_tombstones =
                 connection.query_row("SELECT EXISTS (SELECT 1 FROM _tombstones)", [], |row| row.get(0))?;
             let (first_seq, last_seq) = connection.query_row(
@@ -225,7 +225,7 @@ impl Shard {
 
     /// How far each stream is in this shard.
     #[cfg(test)]
-    pub(crate) fn offsets(&self) -> &HashMap<Box<str>, u64> {
+    pub(crate) fn offsets(&self) -> &HashMap<Arc<str>, u64> {
         &self.offsets
     }
 
@@ -519,7 +519,7 @@ impl Shard {
                 (Some((old, ..)), Some(new)) if old == new => counts.unchanged += 1,
                 (Some((old, old_timestamp, number)), Some(new)) => {
                     let difference = Difference::between(old, new);
-                    let change = difference.change();
+                    let change = change::with_headers(difference.change().into(), message.headers.as_deref());
                     log.execute(params![
                         table.id,
                         key,
@@ -540,7 +540,7 @@ impl Shard {
                     counts.updated += 1;
                 }
                 (None, Some(new)) => {
-                    let change = change::CREATED;
+                    let change = change::with_headers(change::CREATED.into(), message.headers.as_deref());
                     drop(rows);
                     insert.execute(params![key, new, timestamp, change])?;
                     let row = Row { number: connection.last_insert_rowid(), key, payload: new, timestamp };
@@ -579,7 +579,7 @@ impl Shard {
                 "INSERT INTO _offsets (stream, next) VALUES (?1, ?2)
                  ON CONFLICT DO UPDATE SET next = max(next, excluded.next)",
             )?
-            .execute(params![stream.name, stream.next])?;
+            .execute(params![&*stream.name, stream.next])?;
         pending.offsets.push(stream.clone());
         Ok(())
     }

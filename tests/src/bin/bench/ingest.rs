@@ -132,7 +132,8 @@ impl Setup<'_> {
 
     fn start(&self, run: &Path, sources: &str) -> Result<Worker> {
         let shard_count = self.site.shard_count;
-        let pipeline = Pipeline { shard_count, flush_interval: FLUSH_INTERVAL, sources, joins: &[] };
+        let pipeline =
+            Pipeline { shard_count, flush_interval: FLUSH_INTERVAL, sources, joins: &[], sink: None };
         Worker::start(&self.site.binary, run, &pipeline)
     }
 

@@ -110,6 +110,7 @@ impl Setup<'_> {
                 flush_interval: FLUSH_INTERVAL,
                 sources: HTTP_SOURCE,
                 joins: &[self.query.join()],
+                sink: None,
             };
             let worker = Worker::start(&self.site.binary, run, &pipeline)?;
             let lanes = client::requests(&self.rows, self.options.site.sending(), worker.ingest()?);

@@ -93,6 +93,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             flush_interval: Duration::from_millis(options.flush_interval),
             sources: HTTP_SOURCE,
             joins: &[QUERY.join()],
+            sink: None,
         };
         let worker = Worker::start(&site.binary, run, &pipeline)?;
         let mut shop = Shop::new(options.orders, options.site.seed);

@@ -8,6 +8,7 @@ mod auction_house;
 mod client;
 mod ingest;
 mod joins;
+mod kafka;
 mod latency;
 mod measured;
 mod memory;
@@ -69,6 +70,17 @@ enum Command {
     /// For a quick look: `bench joins --events 20000 --rounds 1 --only w1`
     Joins(joins::Options),
 
+    /// Kafka in, a join, Kafka out: records a second until the last result is in Kafka
+    ///
+    /// The rows of W1 in `joins` wait in Kafka, in a broker that this starts (tests/kafka/fetch gets it). A worker reads
+    /// them from the start, once into topics alone, once through the join as well, and once with a Kafka sink, in the
+    /// same turn: the differences are the stages' shares of the time. Each ends when the last record is stored, the last
+    /// result is stored, and the broker has acknowledged the last result. What Kafka has last of each key is compared
+    /// with what SQLite yields. The broker shares the machine with the worker.
+    ///
+    /// For a quick look: `bench kafka --events 20000 --rounds 1`
+    Kafka(kafka::Options),
+
     /// Time from a POST to the event of its result, under a steady load
     ///
     /// Stores 10,000 customers and some orders under the join W1, then posts updates by a timetable at a share of the
@@ -111,6 +123,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Ingest(options) => ingest::run(&options),
         Command::Joins(options) => joins::run(&options),
+        Command::Kafka(options) => kafka::run(&options),
         Command::Latency(options) => latency::run(&options),
         Command::Restart(options) => restart::run(&options),
         Command::Wide(options) => wide::run(&options),

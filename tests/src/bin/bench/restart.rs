@@ -49,6 +49,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             flush_interval: FLUSH_INTERVAL,
             sources: HTTP_SOURCE,
             joins: &[QUERY.join()],
+            sink: None,
         };
         let start = || Worker::start(&site.binary, run, &pipeline);
         let mut shop = Shop::new(options.rows - CUSTOMER_COUNT, options.site.seed);

@@ -62,6 +62,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             flush_interval: FLUSH_INTERVAL,
             sources: HTTP_SOURCE,
             joins: &[QUERY.join(), OTHER],
+            sink: None,
         };
         let start = || Worker::start(&site.binary, run, &pipeline);
         writeln!(std::io::stderr(), "storing {} orders of one customer", options.orders)?;

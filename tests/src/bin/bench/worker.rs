@@ -44,6 +44,8 @@ pub(crate) struct Pipeline<'p> {
     pub(crate) sources: &'p str,
     /// Names and queries of joins, whose results an SSE sink takes.
     pub(crate) joins: &'p [(&'p str, &'p str)],
+    /// A sink beside it that takes the joins: its name and its YAML.
+    pub(crate) sink: Option<(&'p str, &'p str)>,
 }
 
 /// An http source that takes any topic.
@@ -54,7 +56,7 @@ pub(crate) const FLUSH_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Pipeline<'_> {
     fn manifest(&self) -> String {
-        let Self { shard_count, flush_interval, sources, joins } = self;
+        let Self { shard_count, flush_interval, sources, joins, sink } = self;
         let mut text = format!(
             "apiVersion: litejoin.io/v1alpha1\nkind: Pipeline\nmetadata: {{name: bench}}\nspec:\n  \
              storage: {{shardCount: {shard_count}, flushInterval: {}ms}}\n  admin: {{addr: \"127.0.0.1:0\"}}\n  \
@@ -62,12 +64,15 @@ impl Pipeline<'_> {
             flush_interval.as_millis()
         );
         if !joins.is_empty() {
-            text.push_str("  sinks:\n    - name: live\n      sse: {addr: \"127.0.0.1:0\"}\n  joins:\n");
+            text.push_str("  sinks:\n    - name: live\n      sse: {addr: \"127.0.0.1:0\"}\n");
+            text.push_str(sink.map_or("", |(_, yaml)| yaml));
+            text.push_str("  joins:\n");
         }
+        let taken_by = sink.map_or_else(|| "live".to_owned(), |(name, _)| format!("live, {name}"));
         for (name, sql) in *joins {
             // A string of JSON is one of YAML.
-            let _ =
-                writeln!(text, "    - {{name: {name}, sinks: [live], query: {}}}", serde_json::json!(sql));
+            let sql = serde_json::json!(sql);
+            let _ = writeln!(text, "    - {{name: {name}, sinks: [{taken_by}], query: {sql}}}");
         }
         text
     }

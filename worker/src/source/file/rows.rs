@@ -68,6 +68,7 @@ pub(crate) fn csv_message<'r>(
         key: key.into_boxed_str(),
         payload: Some(payload.into_boxed_str()),
         timestamp: None,
+        headers: None,
         source_offset,
     })
 }
@@ -102,6 +103,7 @@ pub(crate) fn json_message(
         key: key.into_boxed_str(),
         payload: Some(text.into()),
         timestamp: None,
+        headers: None,
         source_offset,
     })
 }

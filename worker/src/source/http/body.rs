@@ -150,6 +150,7 @@ impl Item<'_> {
             key: self.key.into_owned().into_boxed_str(),
             payload,
             timestamp: self.timestamp,
+            headers: None,
             source_offset,
         })
     }

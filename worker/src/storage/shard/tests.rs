@@ -55,7 +55,7 @@ impl Bench {
 
 fn upsert(key: &str, payload: &str) -> Message {
     let (key, payload) = (key.into(), Some(payload.into()));
-    Message { topic: T, key, payload, timestamp: None, source_offset: 0 }
+    Message { topic: T, key, payload, timestamp: None, headers: None, source_offset: 0 }
 }
 
 fn delete(key: &str) -> Message {

@@ -1,0 +1,261 @@
+//! One broker as a process: its settings, its certificates, its listeners.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+
+use rand::RngExt;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+
+/// Whom the listeners with credentials let in.
+pub const USER: &str = "reader";
+/// See [`USER`].
+pub const PASSWORD: &str = "r3ader-secret";
+
+/// Ports for brokers: below those that the system gives to connections, so that one is still free after a kill.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
+
+/// The ways to a broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listener {
+    /// No encryption, no credentials.
+    Plain,
+    /// SCRAM, not encrypted.
+    Sasl,
+    /// SCRAM or PLAIN over TLS.
+    SaslTls,
+    /// TLS; clients need a certificate.
+    Tls,
+}
+
+/// Ports in a row that are ours for as long as this lives. The first is held open, for nothing but to keep other tests from
+/// the rest, also while a broker is down.
+#[derive(Debug, Clone)]
+pub struct Ports {
+    first: u16,
+    _held: Arc<TcpListener>,
+}
+
+/// Ports in a row.
+const BLOCK: u16 = 8;
+
+impl Ports {
+    /// Ports that nobody listens on.
+    pub fn free() -> Self {
+        loop {
+            let first = PORTS.start + BLOCK * rand::rng().random_range(0..(PORTS.end - PORTS.start) / BLOCK);
+            let Ok(held) = TcpListener::bind(("127.0.0.1", first)) else { continue };
+            if (first + 1..first + BLOCK).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
+                return Self { first, _held: Arc::new(held) };
+            }
+        }
+    }
+
+    /// One of them, by its number from 0 to 6.
+    pub fn number(&self, number: u16) -> u16 {
+        self.first + 1 + number
+    }
+
+    fn controller(&self) -> u16 {
+        self.number(Listener::Tls as u16 + 1)
+    }
+}
+
+/// A broker, which is a controller too.
+pub(super) struct Node {
+    folder: PathBuf,
+    ports: Ports,
+    child: Mutex<Option<Child>>,
+}
+
+impl Node {
+    /// Formats the folder of a broker and starts it.
+    pub(super) fn start(cluster: &Path, index: usize, ports: &[Ports]) -> Self {
+        let folder = cluster.join(format!("broker-{index}"));
+        fs::create_dir(&folder).expect("a folder can be made");
+        fs::write(folder.join("server.properties"), properties(cluster, &folder, index, ports))
+            .expect("a file can be written");
+        let mut format = java("-Xmx64m");
+        format.args(["kafka.tools.StorageTool", "format", "-t", "AAAAAAAAAAAAAAAAAAAAAQ", "-c"]);
+        format.arg(folder.join("server.properties"));
+        for mechanism in ["SCRAM-SHA-256", "SCRAM-SHA-512"] {
+            format.args(["--add-scram", &format!("{mechanism}=[name={USER},password={PASSWORD}]")]);
+        }
+        let output = format.output().expect("java is there");
+        assert!(output.status.success(), "a broker could not be formatted: {output:?}");
+        let node = Self { folder, ports: ports[index].clone(), child: Mutex::new(None) };
+        node.restart();
+        node
+    }
+
+    pub(super) fn address(&self, listener: Listener) -> String {
+        format!("127.0.0.1:{}", self.ports.number(listener as u16))
+    }
+
+    pub(super) fn kill(&self) {
+        if let Some(mut child) = self.child.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            child.kill().expect("a child can be killed");
+            child.wait().expect("a killed child ends");
+        }
+    }
+
+    pub(super) fn restart(&self) {
+        let log = File::options().create(true).append(true).open(self.folder.join("log"));
+        let log = log.expect("a file can be made");
+        let mut command = java("-Xmx160m");
+        command.args(["kafka.Kafka"]).arg(self.folder.join("server.properties"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        *self.child.lock().unwrap_or_else(PoisonError::into_inner) = Some(spawn(command));
+    }
+
+    /// Panics with its log if a broker that was started has ended.
+    pub(super) fn assert_alive(&self) {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(child) = child.as_mut()
+            && let Some(status) = child.try_wait().expect("a child can be asked")
+        {
+            let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+            panic!("a broker has ended with {status}:\n{log}");
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A Java that runs Kafka's classes, small and quick to start, and that dies with us.
+fn java(heap: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "java", heap, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
+    command.args(["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", &format!("{}/*", jars())]);
+    command
+}
+
+/// Where the jars are, fetched if need be.
+fn jars() -> &'static str {
+    static JARS: OnceLock<String> = OnceLock::new();
+    JARS.get_or_init(|| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("kafka/fetch");
+        let output = Command::new(script).stderr(Stdio::inherit()).output().expect("the script is there");
+        assert!(output.status.success(), "tests/kafka/fetch has failed; tests/run installs what it needs");
+        String::from_utf8(output.stdout).expect("a path").trim().to_owned()
+    })
+}
+
+/// Starts a process from a thread that lives as long as we do: the signal at the death of its parent means that thread.
+fn spawn(command: Command) -> Child {
+    type Order = (Command, mpsc::Sender<Child>);
+    static NURSERY: OnceLock<Mutex<mpsc::Sender<Order>>> = OnceLock::new();
+    let nursery = NURSERY.get_or_init(|| {
+        let (sender, orders) = mpsc::channel::<Order>();
+        std::thread::spawn(move || {
+            for (mut command, born) in orders {
+                let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+                let _ = born.send(child);
+            }
+        });
+        Mutex::new(sender)
+    });
+    let (born, child) = mpsc::channel();
+    let order = nursery.lock().unwrap_or_else(PoisonError::into_inner).send((command, born));
+    order.expect("the thread takes orders");
+    child.recv().expect("the process starts")
+}
+
+/// Settings of a broker: small, quick to elect, and with every listener.
+fn properties(cluster: &Path, folder: &Path, index: usize, ports: &[Ports]) -> String {
+    let node = |index: usize| index + 1;
+    let voters: Vec<String> = ports
+        .iter()
+        .enumerate()
+        .map(|(index, ports)| format!("{}@127.0.0.1:{}", node(index), ports.controller()))
+        .collect();
+    let names = ["PLAINTEXT", "SASL", "SASLTLS", "TLS"];
+    let mut listeners: Vec<String> = names
+        .iter()
+        .zip(0..)
+        .map(|(name, number)| format!("{name}://127.0.0.1:{}", ports[index].number(number)))
+        .collect();
+    listeners.push(format!("CONTROLLER://127.0.0.1:{}", ports[index].controller()));
+    let copies = ports.len();
+    let in_sync = copies.div_ceil(2);
+    let scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;";
+    let plain = format!(
+        "org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}=\"{PASSWORD}\";"
+    );
+    let mut text = String::new();
+    for (name, value) in [
+        ("process.roles", "broker,controller".to_owned()),
+        ("node.id", node(index).to_string()),
+        ("controller.quorum.voters", voters.join(",")),
+        ("listeners", listeners.join(",")),
+        ("controller.listener.names", "CONTROLLER".to_owned()),
+        ("inter.broker.listener.name", "PLAINTEXT".to_owned()),
+        (
+            "listener.security.protocol.map",
+            "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL:SASL_PLAINTEXT,SASLTLS:SASL_SSL,TLS:SSL"
+                .to_owned(),
+        ),
+        ("log.dirs", folder.join("data").display().to_string()),
+        ("default.replication.factor", copies.to_string()),
+        ("min.insync.replicas", in_sync.to_string()),
+        ("offsets.topic.replication.factor", copies.to_string()),
+        ("offsets.topic.num.partitions", "4".to_owned()),
+        ("transaction.state.log.replication.factor", copies.to_string()),
+        ("transaction.state.log.min.isr", in_sync.to_string()),
+        ("transaction.state.log.num.partitions", "4".to_owned()),
+        ("group.initial.rebalance.delay.ms", "0".to_owned()),
+        ("auto.create.topics.enable", "false".to_owned()),
+        ("log.cleaner.dedupe.buffer.size", "4194304".to_owned()),
+        ("broker.session.timeout.ms", "2000".to_owned()),
+        ("broker.heartbeat.interval.ms", "500".to_owned()),
+        ("num.network.threads", "2".to_owned()),
+        ("num.io.threads", "2".to_owned()),
+        ("sasl.enabled.mechanisms", "SCRAM-SHA-256,SCRAM-SHA-512,PLAIN".to_owned()),
+        ("listener.name.sasl.scram-sha-256.sasl.jaas.config", scram.to_owned()),
+        ("listener.name.sasl.scram-sha-512.sasl.jaas.config", scram.to_owned()),
+        ("listener.name.sasl.plain.sasl.jaas.config", plain.clone()),
+        ("listener.name.sasltls.scram-sha-256.sasl.jaas.config", scram.to_owned()),
+        ("listener.name.sasltls.scram-sha-512.sasl.jaas.config", scram.to_owned()),
+        ("listener.name.sasltls.plain.sasl.jaas.config", plain),
+        ("ssl.keystore.type", "PEM".to_owned()),
+        ("ssl.keystore.location", cluster.join("server.pem").display().to_string()),
+        ("ssl.truststore.type", "PEM".to_owned()),
+        ("ssl.truststore.location", cluster.join("ca.pem").display().to_string()),
+        ("listener.name.tls.ssl.client.auth", "required".to_owned()),
+    ] {
+        let _ = writeln!(text, "{name}={value}");
+    }
+    text
+}
+
+/// Writes what TLS needs: `ca.pem`, the brokers' `server.pem`, and `client.pem` with `client-key.pem`.
+pub(super) fn write_certificates(folder: &Path) {
+    let write = |name: &str, text: &str| fs::write(folder.join(name), text).expect("a file can be written");
+    let named = |name: &str, hosts: &[&str]| {
+        let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
+        let mut params = CertificateParams::new(hosts).expect("names of hosts");
+        params.distinguished_name.push(DnType::CommonName, name);
+        params
+    };
+    let key = || KeyPair::generate().expect("a key can be made");
+    let mut authority = named("authority of a test", &[]);
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority_key = key();
+    let certificate = authority.self_signed(&authority_key).expect("a certificate can be made");
+    write("ca.pem", &certificate.pem());
+    let issuer = Issuer::new(authority, authority_key);
+    let server_key = key();
+    let server = named("broker", &["127.0.0.1"]).signed_by(&server_key, &issuer).expect("a certificate");
+    write("server.pem", &format!("{}{}", server_key.serialize_pem(), server.pem()));
+    let client_key = key();
+    let client = named("client", &["client"]).signed_by(&client_key, &issuer).expect("a certificate");
+    write("client.pem", &client.pem());
+    write("client-key.pem", &client_key.serialize_pem());
+}

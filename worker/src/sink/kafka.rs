@@ -1,0 +1,305 @@
+//! Records in a Kafka topic: the result key is the record's key, a deleted result is a record without a value. The
+//! producer is idempotent and waits for all in-sync replicas, so retries of its own neither repeat nor reorder.
+
+mod told;
+mod transaction;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use litejoin_crds::plan;
+use rdkafka::ClientConfig;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _};
+use tokio::task::AbortHandle;
+use tracing::{info, warn};
+
+use self::transaction::Session;
+use super::{Delivery, Outcome, Outcomes, Sink};
+use crate::blocking::blocking;
+use crate::credentials::Secrets;
+use crate::error::chain;
+use crate::kafka::{self, Events};
+use crate::results::event::Op;
+use crate::status::SinkStatus;
+
+/// Settings of the producer. A record that was not taken for so long has failed, before the call as a whole has.
+const SETTINGS: [(&str, &str); 8] = [
+    ("enable.idempotence", "true"),
+    ("acks", "all"),
+    ("linger.ms", "2"),
+    ("compression.type", "lz4"),
+    // As the Java clients place keys.
+    ("partitioner", "murmur2_random"),
+    ("message.timeout.ms", "30000"),
+    // How large a record may be is for the topic to say.
+    ("message.max.bytes", "100000000"),
+    ("queue.buffering.max.kbytes", "65536"),
+];
+
+/// How long sessions are opened anew before a call of the sink has failed.
+const SESSIONS_MAX: Duration = Duration::from_secs(20);
+
+/// Wait between two attempts to reach the cluster at the start.
+const REACH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How long one attempt takes at most.
+const REACH_MAX: Duration = Duration::from_secs(5);
+
+/// A producer, and what it tells of itself.
+struct Producer {
+    client: FutureProducer<Events>,
+    events: Events,
+}
+
+/// A Kafka sink.
+pub(crate) struct KafkaSink {
+    cluster: Cluster,
+    /// Without transactions: the producer, once there was something to write.
+    producer: Option<Producer>,
+    /// With transactions: what goes on from one to the next; none while one is under way, so that a call that is given up
+    /// leaves nothing behind that the next could trust.
+    session: Option<Session>,
+    /// Looks for the cluster from the start on, so that trouble is known before there is anything to write.
+    scout: Option<AbortHandle>,
+}
+
+/// Where records go, and who writes them.
+#[derive(Clone)]
+struct Cluster {
+    name: String,
+    spec: plan::KafkaSink,
+    secrets: Arc<Secrets>,
+    /// Who we are to the cluster over all restarts: the transactional id, and the group that keeps what was written.
+    id: String,
+}
+
+impl KafkaSink {
+    /// `identity` is that of the pipeline's data.
+    pub(crate) fn new(name: &str, identity: &str, spec: plan::KafkaSink, secrets: Arc<Secrets>) -> Self {
+        let id = format!("litejoin-{identity}-{name}");
+        let cluster = Cluster { name: name.to_owned(), spec, secrets, id };
+        Self { cluster, producer: None, session: None, scout: None }
+    }
+
+    /// Sends results and waits for all of them.
+    async fn send(&mut self, results: &[Delivery]) -> Vec<Outcome> {
+        let producer = match self.producer.take().map_or_else(|| self.cluster.producer(&[]), Ok) {
+            Ok(producer) => producer,
+            Err(problem) => return vec![Outcome::Failed(problem); results.len()],
+        };
+        let producer = self.producer.insert(producer);
+        let send = |result: &Delivery| {
+            let key = record_key(&result.key);
+            producer.client.send_result(self.cluster.record(result, &key)).map_err(|(error, _)| error)
+        };
+        // All are sent before the first is waited for.
+        let sent: Vec<Result<DeliveryFuture, KafkaError>> = results.iter().map(send).collect();
+        let (cluster, events) = (&self.cluster, &producer.events);
+        let mut outcomes = Vec::with_capacity(results.len());
+        for delivery in sent {
+            outcomes.push(match delivered(delivery).await {
+                Ok(()) => Outcome::Delivered,
+                Err(error) => cluster.failure(events, &error),
+            });
+        }
+        let is_refused = events.problem().is_some_and(|problem| problem.is_refusal);
+        if producer.client.client().fatal_error().is_some() || is_refused {
+            // The next one starts over, with credentials looked up again.
+            self.producer = None;
+        } else if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Delivered)) {
+            events.recovered();
+        }
+        outcomes
+    }
+
+    /// Writes results in a transaction.
+    async fn transact(&mut self, results: &[Delivery]) -> Vec<Outcome> {
+        let (cluster, session) = (self.cluster.clone(), self.session.take());
+        let results = results.to_vec();
+        let (session, outcomes) = blocking(move || {
+            let started = Instant::now();
+            let mut session = session;
+            loop {
+                let (left, outcomes) = match session.take().map_or_else(|| Session::open(&cluster), Ok) {
+                    Ok(session) => session.write(&cluster, &results),
+                    Err(problem) => (None, vec![Outcome::Failed(problem); results.len()]),
+                };
+                // A new session finds out what the last one has done, and goes on from there.
+                if left.is_some() || started.elapsed() >= SESSIONS_MAX {
+                    return (left, outcomes);
+                }
+            }
+        })
+        .await;
+        self.session = session;
+        outcomes
+    }
+}
+
+impl Sink for KafkaSink {
+    fn start(&mut self, status: &Arc<SinkStatus>) {
+        status.contact.awaited();
+        let scout = Scout { cluster: self.cluster.clone(), status: Arc::clone(status) };
+        self.scout = Some(tokio::spawn(scout.run()).abort_handle());
+    }
+
+    fn deliver<'a>(&'a mut self, results: &'a [Delivery]) -> Outcomes<'a> {
+        if self.cluster.spec.transactional {
+            Box::pin(self.transact(results))
+        } else {
+            Box::pin(self.send(results))
+        }
+    }
+}
+
+impl Drop for KafkaSink {
+    fn drop(&mut self) {
+        if let Some(scout) = &self.scout {
+            scout.abort();
+        }
+    }
+}
+
+impl Cluster {
+    fn settings(&self) -> Result<ClientConfig, String> {
+        kafka::settings(&self.spec.connection, &self.secrets).map_err(|error| chain(&error))
+    }
+
+    fn producer(&self, more: &[(&str, &str)]) -> Result<Producer, String> {
+        let mut config = self.settings()?;
+        for (setting, value) in SETTINGS.iter().chain(more) {
+            config.set(*setting, *value);
+        }
+        let events = Events::of(&self.spec.connection);
+        let client = config.create_with_context(events.clone());
+        let client = client.map_err(|error| chain(&kafka::ClientError::from(error)))?;
+        Ok(Producer { client, events })
+    }
+
+    /// A result as a record.
+    fn record<'r>(&'r self, result: &'r Delivery, key: &'r str) -> FutureRecord<'r, str, str> {
+        let headers = [
+            ("id", result.id.as_str()),
+            ("epoch", &result.epoch.to_string()),
+            ("op", result.op.as_str()),
+            ("query", &result.join_name),
+        ];
+        let headers = headers
+            .into_iter()
+            .fold(OwnedHeaders::new(), |all, (key, value)| all.insert(Header { key, value: Some(value) }));
+        let mut record = FutureRecord::to(&self.spec.kafka_topic).key(key).headers(headers);
+        record.payload = (result.op != Op::Deleted).then_some(result.json.as_str());
+        record
+    }
+
+    /// What it means that a record was not taken.
+    fn failure(&self, events: &Events, error: &KafkaError) -> Outcome {
+        use RDKafkaErrorCode as Code;
+        let kafka_topic = &self.spec.kafka_topic;
+        match error.rdkafka_error_code() {
+            Some(Code::MessageSizeTooLarge | Code::InvalidMessageSize | Code::MessageBatchTooLarge) => {
+                Outcome::Refused(format!(
+                    "the record is larger than the Kafka topic {kafka_topic:?} takes; raise its max.message.bytes"
+                ))
+            }
+            Some(Code::InvalidRecord | Code::PolicyViolation | Code::InvalidMessage) => Outcome::Refused(
+                format!("the Kafka topic {kafka_topic:?} does not take the record ({error})"),
+            ),
+            Some(Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition) => {
+                Outcome::Failed(format!("there is no Kafka topic {kafka_topic:?}; make it"))
+            }
+            Some(Code::TopicAuthorizationFailed) => Outcome::Failed(format!(
+                "we may not write to the Kafka topic {kafka_topic:?}; allow WRITE on it to our user"
+            )),
+            _ => Outcome::Failed(kafka::problem(events, error).text),
+        }
+    }
+}
+
+/// Waits for what becomes of a record.
+async fn delivered(sent: Result<DeliveryFuture, KafkaError>) -> Result<(), KafkaError> {
+    match sent?.await {
+        Ok(outcome) => outcome.map(|_| ()).map_err(|(error, _)| error),
+        Err(_) => Err(KafkaError::Canceled),
+    }
+}
+
+/// The key of a record: text as it is, everything else as JSON.
+fn record_key(result_key: &str) -> Cow<'_, str> {
+    match serde_json::from_str::<String>(result_key) {
+        Ok(text) => text.into(),
+        Err(_) => result_key.into(),
+    }
+}
+
+/// Looks for the cluster and its topic until they were found once.
+struct Scout {
+    cluster: Cluster,
+    status: Arc<SinkStatus>,
+}
+
+impl Scout {
+    async fn run(self) {
+        loop {
+            let cluster = self.cluster.clone();
+            match blocking(move || cluster.reach()).await {
+                Ok(trouble) => {
+                    self.status.contact.made();
+                    info!(sink = self.cluster.name, "reached Kafka");
+                    if let Some(trouble) = trouble {
+                        warn!(sink = self.cluster.name, error = trouble, "results will wait");
+                        self.status.error.set(&trouble);
+                    } else {
+                        self.status.error.clear();
+                    }
+                    return;
+                }
+                Err(problem) => {
+                    if self.status.error.set(&problem) {
+                        warn!(
+                            sink = self.cluster.name,
+                            error = problem,
+                            "can't write to Kafka; trying again"
+                        );
+                    }
+                }
+            }
+            tokio::time::sleep(REACH_INTERVAL).await;
+        }
+    }
+}
+
+impl Cluster {
+    /// Asks the cluster for the topic; returns what is wrong with that.
+    fn reach(&self) -> Result<Option<String>, String> {
+        let producer = self.producer(&[])?;
+        let metadata = producer.client.client().fetch_metadata(Some(&self.spec.kafka_topic), REACH_MAX);
+        // What the client has to tell comes on a thread of its own.
+        let metadata = metadata.map_err(|error| kafka::problem(&producer.events, &error).text)?;
+        let trouble = metadata.topics().iter().find_map(|topic| topic.error());
+        Ok(trouble.and_then(|code| {
+            let error = KafkaError::MetadataFetch(RDKafkaErrorCode::from(code));
+            match self.failure(&producer.events, &error) {
+                Outcome::Failed(trouble) | Outcome::Refused(trouble) => Some(trouble),
+                _ => None,
+            }
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_what_consumers_expect() {
+        for (result_key, expected) in
+            [("\"o1\"", "o1"), ("\"a\\\"b\"", "a\"b"), ("42", "42"), ("null", "null"), ("[1]", "[1]")]
+        {
+            assert_eq!(record_key(result_key), expected);
+        }
+    }
+}

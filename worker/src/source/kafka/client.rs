@@ -1,0 +1,731 @@
+//! The thread that talks to the brokers: it finds partitions, reads records, and tells how far all that is.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use litejoin_crds::plan;
+use litejoin_crds::source::kafka::StartOffset;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers, Message as _};
+use rdkafka::metadata::MetadataTopic;
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{debug, error, info, warn};
+
+use super::committer::Committer;
+use super::place::{Place, Range, Surprise, Wanted, place};
+use super::record::{self, Json, Record};
+use super::{Block, Run};
+use crate::clock;
+use crate::credentials::Secrets;
+use crate::delivery::dead_letters::DeadLetters;
+use crate::error::chain;
+use crate::kafka::{self, Events, Problem};
+use crate::source::lanes::Progress;
+use crate::status::SourceStatus;
+use crate::status::kafka::PartitionStatus;
+use crate::storage::shard::Stream;
+use crate::storage::topics::{TopicId, Topics};
+
+/// Settings of the client: what it holds in memory is bounded, and it never decides by itself where to read.
+const SETTINGS: [(&str, &str); 11] = [
+    ("enable.auto.commit", "false"),
+    ("enable.auto.offset.store", "false"),
+    ("auto.offset.reset", "error"),
+    ("isolation.level", "read_committed"),
+    ("queued.max.messages.kbytes", "8192"),
+    // These count what is compressed.
+    ("fetch.max.bytes", "2097152"),
+    ("fetch.message.max.bytes", "524288"),
+    ("fetch.wait.max.ms", "100"),
+    ("fetch.queue.backoff.ms", "10"),
+    ("fetch.error.backoff.ms", "100"),
+    ("statistics.interval.ms", "1000"),
+];
+
+/// Records and bytes of one block at most.
+const BLOCK_RECORDS_MAX: usize = 1_000;
+const BLOCK_BYTES_MAX: usize = 1 << 20;
+
+/// How long one look for records may take.
+const POLL: Duration = Duration::from_millis(100);
+
+/// How long a call to the brokers may take.
+const CALL_MAX: Duration = Duration::from_secs(3);
+
+/// How long a client is given to reach a broker before there is a new one, with credentials looked up again.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
+
+/// Wait between two clients.
+const RECONNECT: Duration = Duration::from_secs(2);
+
+/// How often partitions are looked for, lag is told, and the broker is told where we are.
+const DISCOVER_INTERVAL: Duration = Duration::from_secs(5);
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
+const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Looks, a second apart, that must all find that a partition ends before the place that we have read to. A broker that
+/// has just come up may be wrong once.
+const DOUBTS_MAX: u32 = 3;
+
+/// Refused records that are logged one by one; all of them are in the dead-letter queue.
+const REFUSALS_LOGGED: u64 = 5;
+
+/// Wait before a refused record is tried to be kept again.
+const LETTER_RETRY: Duration = Duration::from_secs(1);
+
+pub(super) struct Client {
+    pub(super) name: String,
+    pub(super) spec: plan::KafkaSource,
+    pub(super) secrets: Arc<Secrets>,
+    pub(super) topics: Arc<Topics>,
+    pub(super) letters: Arc<DeadLetters>,
+    pub(super) status: Arc<SourceStatus>,
+    pub(super) stopping: watch::Receiver<bool>,
+    /// The place of each stream: what the shards know, and where this client has left it.
+    pub(super) stored: HashMap<String, u64>,
+    pub(super) progress: Arc<Progress>,
+    pub(super) blocks: mpsc::Sender<Block>,
+    /// Whether what is told as the last error is trouble of ours that can pass.
+    pub(super) is_troubled: Cell<bool>,
+}
+
+/// A partition that is read.
+struct Partition {
+    topic: TopicId,
+    stream: Arc<str>,
+    /// The offset of the next record to come.
+    next: u64,
+    /// What the broker was told last.
+    committed: u64,
+    /// Its run in the block that is being filled.
+    run: Option<usize>,
+}
+
+/// The partitions that are read, by Kafka topic.
+type Partitions = HashMap<String, BTreeMap<i32, Partition>>;
+
+/// One connection to the cluster.
+struct Session {
+    consumer: Arc<BaseConsumer<Events>>,
+    committer: Committer,
+    cluster: String,
+    partitions: Partitions,
+    /// When partitions are looked for next.
+    discover_at: Instant,
+    /// Whether the broker has not what was asked of it, so that partitions may not be what they were.
+    has_doubts: bool,
+    told_at: Instant,
+    committed_at: Instant,
+    /// Since when the brokers refuse us.
+    refused_since: Option<Instant>,
+}
+
+/// Why a session ends.
+enum End {
+    Stopping,
+    /// It does not work any more; the next one may.
+    Broken(Problem),
+}
+
+/// Why a look at the partitions was broken off.
+enum Stop {
+    /// Nobody takes records any more.
+    Unwanted,
+    Failed(Problem),
+}
+
+/// What looks for partitions have found, over all sessions.
+struct Looks {
+    wanted: Wanted,
+    has_looked: bool,
+    /// Looks in a row that found less than there must be.
+    doubts: HashMap<(String, i32), u32>,
+}
+
+/// A Kafka topic that is wanted: its partitions, or why it can't be read.
+type Found = (String, Result<Vec<i32>, String>);
+
+impl Looks {
+    /// Asks the brokers which of the wanted topics there are.
+    fn find(&self, consumer: &BaseConsumer<Events>) -> Result<Vec<Found>, KafkaError> {
+        let mut all = Vec::new();
+        if self.wanted.has_patterns() {
+            let metadata = consumer.fetch_metadata(None, CALL_MAX)?;
+            let topics = metadata.topics().iter().filter(|topic| self.wanted.has(topic.name()));
+            all.extend(topics.map(found));
+        }
+        for name in self.wanted.names() {
+            if !all.iter().any(|(known, _)| known == name) {
+                let metadata = consumer.fetch_metadata(Some(name), CALL_MAX)?;
+                all.extend(metadata.topics().iter().map(found));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Whether to look again before a partition is taken for another one.
+    fn doubts(&mut self, kafka_topic: &str, number: i32, surprise: Option<Surprise>) -> bool {
+        let whose = (kafka_topic.to_owned(), number);
+        if !matches!(surprise, Some(Surprise::Replaced { .. })) {
+            self.doubts.remove(&whose);
+            return false;
+        }
+        let doubts = self.doubts.entry(whose).or_default();
+        *doubts += 1;
+        if *doubts >= DOUBTS_MAX {
+            *doubts = 0;
+            return false;
+        }
+        true
+    }
+}
+
+fn found(topic: &MetadataTopic) -> Found {
+    use RDKafkaErrorCode as Code;
+    let name = topic.name();
+    let outcome = match topic.error().map(Code::from) {
+        None => Ok(topic.partitions().iter().map(|partition| partition.id()).collect()),
+        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => {
+            let seconds = DISCOVER_INTERVAL.as_secs();
+            Err(format!(
+                "there is no Kafka topic {name:?}; make it, it is looked for every {seconds} seconds"
+            ))
+        }
+        Some(Code::TopicAuthorizationFailed) => {
+            Err(format!("we may not read the Kafka topic {name:?}; allow READ on it to our user"))
+        }
+        Some(code) => Err(format!("the Kafka topic {name:?} can't be read now ({code})")),
+    };
+    (name.to_owned(), outcome)
+}
+
+impl Client {
+    /// Reads until the worker stops; then waits until all is stored, and tells the broker.
+    pub(super) fn run(mut self, all_stored: oneshot::Receiver<()>) {
+        let mut looks = Looks { wanted: Wanted::new(&self.spec), has_looked: false, doubts: HashMap::new() };
+        loop {
+            let problem = match self.connect() {
+                Err(End::Stopping) => return,
+                Err(End::Broken(problem)) => problem,
+                Ok(mut session) => match self.read(&mut session, &mut looks) {
+                    End::Stopping => {
+                        // The other end says so by going, too.
+                        drop(self.blocks);
+                        let _ = all_stored.blocking_recv();
+                        if let Some(offsets) = session.uncommitted(&self.progress) {
+                            // It is for show; the next start knows better.
+                            let _ = session.consumer.commit(&offsets, CommitMode::Sync);
+                        }
+                        return;
+                    }
+                    End::Broken(problem) => {
+                        self.leave(session.partitions);
+                        problem
+                    }
+                },
+            };
+            self.tell(&problem);
+            self.pause(RECONNECT);
+        }
+    }
+
+    /// Makes a client and waits until it has reached a broker.
+    fn connect(&self) -> Result<Session, End> {
+        let broken = |text: String| End::Broken(Problem { text, is_refusal: true });
+        let mut config =
+            kafka::settings(&self.spec.connection, &self.secrets).map_err(|error| broken(chain(&error)))?;
+        config.set("group.id", &self.spec.group_id);
+        for (setting, value) in SETTINGS {
+            config.set(setting, value);
+        }
+        let consumer: BaseConsumer<Events> = config
+            .create_with_context(Events::of(&self.spec.connection))
+            .map_err(|error| broken(chain(&kafka::ClientError::from(error))))?;
+        let started = Instant::now();
+        loop {
+            if self.is_stopping() {
+                return Err(End::Stopping);
+            }
+            let cluster = consumer.client().fetch_cluster_id(POLL * 5);
+            // Nothing is assigned yet, so this only hears what the client has to tell.
+            while consumer.poll(Duration::ZERO).is_some() {}
+            if let Some(cluster) = cluster {
+                info!(source = self.name, cluster, "reached Kafka");
+                let now = Instant::now();
+                let consumer = Arc::new(consumer);
+                return Ok(Session {
+                    committer: Committer::start(&self.name, &consumer),
+                    consumer,
+                    cluster,
+                    partitions: HashMap::new(),
+                    discover_at: now,
+                    has_doubts: false,
+                    told_at: now,
+                    committed_at: now,
+                    refused_since: None,
+                });
+            }
+            let problem = consumer.context().problem();
+            if let Some(problem) = &problem {
+                self.tell(problem);
+            }
+            if started.elapsed() >= CONNECT_MAX {
+                let silence = || Problem {
+                    text: format!(
+                        "Kafka at {} does not answer; check kafka.brokers and the network",
+                        self.spec.connection.brokers.join(",")
+                    ),
+                    is_refusal: false,
+                };
+                return Err(End::Broken(problem.unwrap_or_else(silence)));
+            }
+        }
+    }
+
+    /// Reads records for as long as the session works.
+    fn read(&mut self, session: &mut Session, looks: &mut Looks) -> End {
+        loop {
+            if self.is_stopping() {
+                return End::Stopping;
+            }
+            if session.discover_at <= Instant::now() {
+                session.discover_at = Instant::now() + DISCOVER_INTERVAL;
+                match self.discover(session, looks) {
+                    Ok(()) => {}
+                    Err(Stop::Unwanted) => return End::Stopping,
+                    Err(Stop::Failed(problem)) => self.tell(&problem),
+                }
+            }
+            match self.gather(session) {
+                Ok(runs) if runs.is_empty() => {}
+                Ok(runs) => {
+                    if self.blocks.blocking_send(Block::Records(runs)).is_err() {
+                        return End::Stopping;
+                    }
+                }
+                Err(End::Broken(problem)) => return End::Broken(problem),
+                Err(End::Stopping) => return End::Stopping,
+            }
+            if session.told_at.elapsed() >= TELL_INTERVAL {
+                session.told_at = Instant::now();
+                if let Some(problem) = self.show(session) {
+                    return End::Broken(problem);
+                }
+            }
+            if session.committed_at.elapsed() >= COMMIT_INTERVAL {
+                session.committed_at = Instant::now();
+                if let Some(offsets) = session.uncommitted(&self.progress)
+                    && !session.committer.commit(offsets)
+                {
+                    session.doubt_commits();
+                }
+            }
+        }
+    }
+
+    /// Takes records as they come, until a block is full or there are none for the moment.
+    fn gather(&self, session: &mut Session) -> Result<Vec<Run>, End> {
+        let Session { consumer, partitions, discover_at, has_doubts, .. } = session;
+        let (mut runs, mut count, mut bytes) = (Vec::new(), 0, 0);
+        let mut patience = POLL;
+        while count < BLOCK_RECORDS_MAX && bytes < BLOCK_BYTES_MAX {
+            match consumer.poll(patience) {
+                None => break,
+                Some(Ok(record)) => {
+                    let known = partitions.get_mut(record.topic());
+                    let Some(partition) = known.and_then(|known| known.get_mut(&record.partition())) else {
+                        continue;
+                    };
+                    let taken = self.take(&record, partition, &mut runs)?;
+                    count += 1;
+                    bytes += taken;
+                }
+                Some(Err(KafkaError::MessageConsumptionFatal(code))) => {
+                    let problem =
+                        kafka::problem(consumer.context(), &KafkaError::MessageConsumptionFatal(code));
+                    return Err(End::Broken(problem));
+                }
+                Some(Err(error)) => {
+                    use RDKafkaErrorCode as Code;
+                    if let Some(
+                        Code::AutoOffsetReset
+                        | Code::OffsetOutOfRange
+                        | Code::UnknownTopicOrPartition
+                        | Code::UnknownPartition
+                        | Code::UnknownTopic
+                        | Code::TopicAuthorizationFailed,
+                    ) = error.rdkafka_error_code()
+                    {
+                        // A look at the partitions tells what it is.
+                        *discover_at = Instant::now();
+                        *has_doubts = true;
+                        break;
+                    }
+                }
+            }
+            patience = Duration::ZERO;
+        }
+        partitions.values_mut().flat_map(BTreeMap::values_mut).for_each(|partition| partition.run = None);
+        Ok(runs)
+    }
+
+    /// Adds a record to the run of its partition, or puts it into the dead-letter queue; returns its bytes.
+    fn take(
+        &self,
+        record: &BorrowedMessage<'_>,
+        partition: &mut Partition,
+        runs: &mut Vec<Run>,
+    ) -> Result<usize, End> {
+        let offset = u64::try_from(record.offset()).unwrap_or(0);
+        let headers = match record.headers() {
+            None => Ok(None),
+            Some(headers) => record::headers(headers.iter().map(|header| (header.key, header.value))),
+        };
+        let read = headers.and_then(|headers| {
+            let record = Record { key: record.key(), value: record.payload() };
+            let key_path = self.spec.key_path.as_deref();
+            record::message(record, headers, &Json, key_path, partition.topic, offset)
+        });
+        let index = *partition.run.get_or_insert_with(|| {
+            let stream = Stream { name: Arc::clone(&partition.stream), next: offset };
+            runs.push(Run { stream, messages: Vec::new(), bytes: 0 });
+            runs.len() - 1
+        });
+        match read {
+            Ok(message) => {
+                let length = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
+                let bytes = message.key.len() + length(&message.payload) + length(&message.headers);
+                runs[index].messages.push(message);
+                runs[index].bytes += bytes;
+            }
+            Err(error) => self.reject(record, &error.to_string())?,
+        }
+        // Only now: what could not be kept is read again.
+        partition.next = offset + 1;
+        runs[index].stream.next = offset + 1;
+        Ok(record.key_len() + record.payload_len())
+    }
+
+    /// Puts a record into the dead-letter queue; nothing behind it is read before it is there.
+    fn reject(&self, record: &BorrowedMessage<'_>, reason: &str) -> Result<(), End> {
+        let position = format!("{}[{}] offset {}", record.topic(), record.partition(), record.offset());
+        self.status.refused.add(1);
+        self.status.error.set(&format!("{position}: {reason}"));
+        if self.status.refused.value() <= REFUSALS_LOGGED {
+            warn!(source = self.name, position, reason, "refused a record; it is in the dead-letter queue");
+        }
+        let body = record.payload().unwrap_or_default();
+        while let Err(error) =
+            self.letters.reject(&self.name, &position, reason, body, clock::epoch_seconds())
+        {
+            if self.status.error.set(&chain(&error)) {
+                error!(
+                    source = self.name,
+                    position,
+                    error = chain(&error),
+                    "could not keep a refused record"
+                );
+            }
+            self.pause(LETTER_RETRY);
+            if self.is_stopping() {
+                return Err(End::Stopping);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks which partitions there are, and begins with those that are new. Partitions whose place is not there any more
+    /// are begun with again.
+    fn discover(&mut self, session: &mut Session, looks: &mut Looks) -> Result<(), Stop> {
+        let failed = |session: &Session, error: &KafkaError| {
+            Stop::Failed(kafka::problem(session.consumer.context(), error))
+        };
+        let (mut complaints, mut begun) = (Vec::new(), Vec::new());
+        let wanted = looks.find(&session.consumer).map_err(|error| failed(session, &error))?;
+        for (kafka_topic, found) in wanted {
+            let numbers = match found {
+                Ok(numbers) => numbers,
+                Err(trouble) => {
+                    complaints.push(trouble);
+                    continue;
+                }
+            };
+            let topic = match self.topics.find_or_add(self.spec.topic_of(&kafka_topic)) {
+                Ok(topic) => topic,
+                Err(trouble) => {
+                    complaints.push(format!(
+                        "the Kafka topic {kafka_topic:?} is not read: {trouble}, by kafka.topicNames: {{{kafka_topic}: …}}"
+                    ));
+                    continue;
+                }
+            };
+            for number in numbers {
+                let known = session.partitions.get(&kafka_topic).and_then(|known| known.get(&number));
+                if known.is_some() && !session.is_lost(&kafka_topic, number)? {
+                    continue;
+                }
+                session.leave(&kafka_topic, number, &mut self.stored)?;
+                let (low, high) = session
+                    .consumer
+                    .fetch_watermarks(&kafka_topic, number, CALL_MAX)
+                    .map_err(|error| failed(session, &error))?;
+                let range =
+                    Range { low: u64::try_from(low).unwrap_or(0), high: u64::try_from(high).unwrap_or(0) };
+                let start = self.start(looks, &session.cluster, &kafka_topic);
+                let whose = (self.name.as_str(), session.cluster.as_str(), kafka_topic.as_str(), number);
+                let place = place(&self.stored, whose, range, start);
+                if looks.doubts(&kafka_topic, number, place.surprise) {
+                    session.discover_at = Instant::now() + TELL_INTERVAL;
+                    complaints.push(format!(
+                        "{kafka_topic}[{number}] ends at {high}, before what was read of it; looking again"
+                    ));
+                    continue;
+                }
+                begun.push((kafka_topic.clone(), number, topic, place));
+            }
+        }
+        self.begin(session, begun)?;
+        looks.has_looked = true;
+        session.has_doubts = false;
+        self.status.reached();
+        match complaints.first() {
+            None => {
+                if session.refused_since.is_none() && self.is_troubled.take() && self.status.error.clear() {
+                    info!(source = self.name, "reading from Kafka");
+                }
+            }
+            Some(_) => {
+                let text = complaints.join("; ");
+                self.is_troubled.set(true);
+                if self.status.error.set(&text) {
+                    warn!(source = self.name, error = text, "some of what is wanted can't be read");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where to begin with a partition of which nothing is stored: what came after the first look at a topic is read from
+    /// its start.
+    fn start(&self, looks: &Looks, cluster: &str, kafka_topic: &str) -> StartOffset {
+        let prefix = format!("{}:{cluster}/{kafka_topic}/", self.name);
+        let is_known = || self.stored.keys().any(|stream| stream.starts_with(&prefix));
+        if looks.has_looked || is_known() { StartOffset::Earliest } else { self.spec.start_offset }
+    }
+
+    /// Starts reading partitions from their places.
+    fn begin(
+        &mut self,
+        session: &mut Session,
+        begun: Vec<(String, i32, TopicId, Place)>,
+    ) -> Result<(), Stop> {
+        let stream = |place: &Place| Stream { name: Arc::from(place.stream.as_str()), next: place.next };
+        let all = begun.iter().map(|(.., place)| place);
+        let new: Vec<Stream> = all.filter(|place| place.is_new).map(stream).collect();
+        if !new.is_empty() {
+            self.blocks.blocking_send(Block::Begin(new)).map_err(|_| Stop::Unwanted)?;
+        }
+        for (kafka_topic, number, topic, place) in begun {
+            if let Some(surprise) = place.surprise {
+                self.tell_surprise(&kafka_topic, number, surprise);
+            }
+            info!(
+                source = self.name,
+                kafka_topic,
+                partition = number,
+                offset = place.next,
+                "reading a partition"
+            );
+            session.assign(&kafka_topic, number, place.next)?;
+            let Stream { name: stream, next } = stream(&place);
+            let partition = Partition { topic, stream, next, committed: 0, run: None };
+            session.partitions.entry(kafka_topic).or_default().insert(number, partition);
+        }
+        Ok(())
+    }
+
+    fn tell_surprise(&self, kafka_topic: &str, number: i32, surprise: Surprise) {
+        let kafka = &self.status.kafka;
+        match surprise {
+            Surprise::Expired { from, to } => {
+                kafka.lost.add(to - from);
+                let text = format!(
+                    "{kafka_topic}[{number}]: records {from} to {} were removed from Kafka before they were read; going \
+                     on with {to}, the oldest there is; give the topic a longer retention",
+                    to - 1
+                );
+                kafka.loss.set(&text);
+                error!(source = self.name, "{text}");
+            }
+            Surprise::Replaced { read, high } => {
+                let text = format!(
+                    "{kafka_topic}[{number}] ends at {high}, before offset {read} that was read: the topic was made anew, \
+                     or has lost records; reading it again from its oldest record"
+                );
+                kafka.loss.set(&text);
+                error!(source = self.name, "{text}");
+            }
+        }
+    }
+
+    /// Shows lag and trouble; returns a problem that another session may not have.
+    fn show(&self, session: &mut Session) -> Option<Problem> {
+        let events = Arc::clone(session.consumer.context());
+        if let Some(statistics) = events.statistics() {
+            if statistics.brokers.values().any(|broker| broker.nodeid >= 0 && broker.state == "UP") {
+                events.recovered();
+                session.refused_since = None;
+            }
+            let mut shown = BTreeMap::new();
+            for (kafka_topic, partitions) in &session.partitions {
+                for (number, partition) in partitions {
+                    let told =
+                        statistics.topics.get(kafka_topic).and_then(|topic| topic.partitions.get(number));
+                    let ends = told.map_or([-1; 2], |told| [told.ls_offset, told.hi_offset]);
+                    let end = ends.into_iter().find_map(|end| u64::try_from(end).ok());
+                    let next = self.progress.stored(&partition.stream).unwrap_or(partition.next);
+                    shown.insert((kafka_topic.clone(), *number), PartitionStatus { next, end });
+                }
+            }
+            self.status.kafka.show(shown);
+        }
+        self.show_commit(session);
+        let problem = events.problem()?;
+        self.tell(&problem);
+        if !problem.is_refusal {
+            return None;
+        }
+        let since = *session.refused_since.get_or_insert_with(Instant::now);
+        (since.elapsed() >= CONNECT_MAX).then_some(problem)
+    }
+
+    /// Shows whether the broker takes note of where we are: it does not while the group has members of its own.
+    fn show_commit(&self, session: &mut Session) {
+        let warning = &self.status.kafka.warning;
+        match session.committer.outcome() {
+            None => {}
+            Some(Ok(())) if warning.clear() => {
+                info!(source = self.name, "the broker is told again how far we are");
+            }
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                use RDKafkaErrorCode as Code;
+                session.doubt_commits();
+                let group_id = &self.spec.group_id;
+                let text = match error.rdkafka_error_code() {
+                    Some(Code::UnknownMemberId | Code::IllegalGeneration | Code::RebalanceInProgress) => {
+                        format!(
+                            "another consumer is a member of the group {group_id:?}; nothing is missing here, but the broker \
+                         can't be told how far we are; give this source a kafka.groupId of its own"
+                        )
+                    }
+                    Some(Code::GroupAuthorizationFailed) => format!(
+                        "we may not use the group {group_id:?}; nothing is missing here, but the broker can't be told \
+                         how far we are; allow READ on the group to our user"
+                    ),
+                    _ => {
+                        debug!(source = self.name, %error, "could not commit offsets");
+                        return;
+                    }
+                };
+                if warning.set(&text) {
+                    warn!(source = self.name, "{text}");
+                }
+            }
+        }
+    }
+
+    fn tell(&self, problem: &Problem) {
+        self.is_troubled.set(true);
+        if self.status.error.set(&problem.text) {
+            warn!(source = self.name, error = problem.text, "can't read from Kafka; trying again");
+        }
+    }
+
+    /// Remembers where a session has left its partitions.
+    fn leave(&mut self, partitions: Partitions) {
+        for partition in partitions.into_values().flat_map(BTreeMap::into_values) {
+            self.stored.insert(partition.stream.to_string(), partition.next);
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
+    }
+
+    /// Waits, unless the worker stops.
+    fn pause(&self, pause: Duration) {
+        let mut stopping = self.stopping.clone();
+        let waiting =
+            async { tokio::time::timeout(pause, stopping.wait_for(|stopping| *stopping)).await.is_ok() };
+        tokio::runtime::Handle::current().block_on(waiting);
+    }
+}
+
+impl Session {
+    /// Whether the place of a partition that is read is not there any more.
+    fn is_lost(&self, kafka_topic: &str, number: i32) -> Result<bool, Stop> {
+        let known = self.partitions.get(kafka_topic).and_then(|known| known.get(&number));
+        let Some(partition) = known.filter(|_| self.has_doubts) else { return Ok(false) };
+        let (low, high) = self
+            .consumer
+            .fetch_watermarks(kafka_topic, number, CALL_MAX)
+            .map_err(|error| Stop::Failed(kafka::problem(self.consumer.context(), &error)))?;
+        let next = i64::try_from(partition.next).unwrap_or(i64::MAX);
+        Ok(!(low..=high).contains(&next))
+    }
+
+    /// How far all shards are, where the broker does not know it yet.
+    fn uncommitted(&mut self, progress: &Progress) -> Option<TopicPartitionList> {
+        let mut offsets = TopicPartitionList::new();
+        for (kafka_topic, partitions) in &mut self.partitions {
+            for (number, partition) in partitions {
+                let Some(next) = progress.stored(&partition.stream) else { continue };
+                if next != partition.committed {
+                    let offset = Offset::Offset(i64::try_from(next).ok()?);
+                    offsets.add_partition_offset(kafka_topic, *number, offset).ok()?;
+                    partition.committed = next;
+                }
+            }
+        }
+        (offsets.count() > 0).then_some(offsets)
+    }
+
+    /// Forgets what the broker was told, so that it is told again.
+    fn doubt_commits(&mut self) {
+        let all = self.partitions.values_mut().flat_map(BTreeMap::values_mut);
+        all.for_each(|partition| partition.committed = 0);
+    }
+
+    fn list(kafka_topic: &str, number: i32, offset: Offset) -> Result<TopicPartitionList, KafkaError> {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(kafka_topic, number, offset)?;
+        Ok(list)
+    }
+
+    fn assign(&self, kafka_topic: &str, number: i32, next: u64) -> Result<(), Stop> {
+        let offset = Offset::Offset(i64::try_from(next).unwrap_or(i64::MAX));
+        Self::list(kafka_topic, number, offset)
+            .and_then(|list| self.consumer.incremental_assign(&list))
+            .map_err(|error| Stop::Failed(kafka::problem(self.consumer.context(), &error)))
+    }
+
+    /// Stops reading a partition, and remembers where.
+    fn leave(
+        &mut self,
+        kafka_topic: &str,
+        number: i32,
+        stored: &mut HashMap<String, u64>,
+    ) -> Result<(), Stop> {
+        let known = self.partitions.get_mut(kafka_topic);
+        let Some(partition) = known.and_then(|known| known.remove(&number)) else { return Ok(()) };
+        stored.insert(partition.stream.to_string(), partition.next);
+        Self::list(kafka_topic, number, Offset::Invalid)
+            .and_then(|list| self.consumer.incremental_unassign(&list))
+            .map_err(|error| Stop::Failed(kafka::problem(self.consumer.context(), &error)))
+    }
+}

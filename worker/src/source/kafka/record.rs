@@ -1,0 +1,203 @@
+//! A record as a message of a topic: what its value means, where its key comes from, what its headers say. Pure.
+
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use crate::message::{Message, MessageError, check_key, check_payload};
+use crate::storage::topics::TopicId;
+
+/// Most bytes of names and values of headers that are kept with a row.
+const HEADERS_BYTES_MAX: usize = 64 << 10;
+
+/// What a record has beside its place.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Record<'r> {
+    pub(crate) key: Option<&'r [u8]>,
+    /// `None` deletes the key.
+    pub(crate) value: Option<&'r [u8]>,
+}
+
+/// Reads what the value of a record says. Other formats than JSON come in here.
+pub(crate) trait Decoder: Send {
+    /// Gives the value as JSON text.
+    fn decode(&self, value: &[u8]) -> Result<Box<str>, RecordError>;
+}
+
+/// Values that are JSON themselves.
+pub(crate) struct Json;
+
+/// Why a record is no message.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecordError {
+    #[error("value is no UTF-8 (first bad byte at {at})")]
+    ValueUtf8 { at: usize },
+    #[error("value is no JSON: {0}")]
+    Json(serde_json::Error),
+    #[error("the record has no key; write keyPath to take it from the payload")]
+    NoKey,
+    #[error("key is no UTF-8 (first bad byte at {at}); write keyPath to take it from the payload")]
+    KeyUtf8 { at: usize },
+    #[error("keyPath {path:?} finds nothing in the payload, or null")]
+    KeyPath { path: String },
+    #[error("headers have {got} bytes; at most {HEADERS_BYTES_MAX} are allowed")]
+    LargeHeaders { got: usize },
+    #[error(transparent)]
+    Message(#[from] MessageError),
+}
+
+impl Decoder for Json {
+    fn decode(&self, value: &[u8]) -> Result<Box<str>, RecordError> {
+        let text =
+            std::str::from_utf8(value).map_err(|error| RecordError::ValueUtf8 { at: error.valid_up_to() })?;
+        // Before anything recurses into it.
+        check_payload(text)?;
+        let json: &RawValue = serde_json::from_str(text).map_err(RecordError::Json)?;
+        Ok(json.get().into())
+    }
+}
+
+/// Makes a message of a record of `topic`. The key is at `key_path` in the payload, or else the record's own; a record
+/// without a value has no payload, so there it is always the record's own.
+pub(crate) fn message(
+    record: Record<'_>,
+    headers: Option<Box<str>>,
+    decoder: &dyn Decoder,
+    key_path: Option<&str>,
+    topic: TopicId,
+    source_offset: u64,
+) -> Result<Message, RecordError> {
+    let payload = record.value.map(|value| decoder.decode(value)).transpose()?;
+    // As everywhere: null deletes.
+    let payload = payload.filter(|json| &**json != "null");
+    let key = match (key_path, &payload) {
+        (Some(path), Some(payload)) => key_at(path, payload)?,
+        _ => {
+            let bytes = record.key.ok_or(RecordError::NoKey)?;
+            let text = std::str::from_utf8(bytes)
+                .map_err(|error| RecordError::KeyUtf8 { at: error.valid_up_to() })?;
+            text.into()
+        }
+    };
+    check_key(&key)?;
+    Ok(Message { topic, key, payload, timestamp: None, headers, source_offset })
+}
+
+/// The key that a path finds: a string as it is, anything else as JSON.
+fn key_at(path: &str, payload: &str) -> Result<Box<str>, RecordError> {
+    let found = gjson::get(payload, path);
+    match found.kind() {
+        _ if !found.exists() => Err(RecordError::KeyPath { path: path.to_owned() }),
+        gjson::Kind::Null => Err(RecordError::KeyPath { path: path.to_owned() }),
+        gjson::Kind::String => Ok(found.str().into()),
+        _ => Ok(found.json().into()),
+    }
+}
+
+/// Headers as a JSON object; `None` if there are none. Text stays text, other bytes become `{"base64": …}`, and a header
+/// that is there several times is a list.
+pub(crate) fn headers<'h>(
+    all: impl Iterator<Item = (&'h str, Option<&'h [u8]>)>,
+) -> Result<Option<Box<str>>, RecordError> {
+    let mut by_name: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
+    let mut got = 0;
+    for (name, value) in all {
+        got += name.len() + value.map_or(0, <[u8]>::len);
+        let value = value.map(|bytes| match std::str::from_utf8(bytes) {
+            Ok(text) => json!(text),
+            Err(_) => json!({ "base64": BASE64_STANDARD.encode(bytes) }),
+        });
+        by_name.entry(name).or_default().push(value.unwrap_or(Value::Null));
+    }
+    if got > HEADERS_BYTES_MAX {
+        return Err(RecordError::LargeHeaders { got });
+    }
+    if by_name.is_empty() {
+        return Ok(None);
+    }
+    let object: serde_json::Map<String, Value> = by_name
+        .into_iter()
+        .map(|(name, mut values)| {
+            let value = if values.len() == 1 { values.remove(0) } else { Value::Array(values) };
+            (name.to_owned(), value)
+        })
+        .collect();
+    Ok(Some(Value::Object(object).to_string().into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        key_path: Option<&str>,
+    ) -> Result<(String, Option<String>), String> {
+        let record = Record { key, value };
+        message(record, None, &Json, key_path, TopicId(0), 0)
+            .map(|message| (message.key.into_string(), message.payload.map(String::from)))
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn keys_come_from_the_record_or_from_the_payload() {
+        let payload: &[u8] = br#"{"id": "a", "n": {"of": 7}, "none": null}"#;
+        let text = String::from_utf8(payload.to_vec()).ok();
+        let key = |path| read(Some(b"k"), Some(payload), path);
+        assert_eq!(key(None), Ok(("k".to_owned(), text.clone())));
+        assert_eq!(key(Some("id")), Ok(("a".to_owned(), text.clone())));
+        assert_eq!(key(Some("n.of")), Ok(("7".to_owned(), text.clone())));
+        assert_eq!(read(None, Some(payload), Some("id")), Ok(("a".to_owned(), text)));
+        assert_eq!(
+            read(Some(b"k"), None, Some("id")),
+            Ok(("k".to_owned(), None)),
+            "a tombstone has no payload"
+        );
+        assert_eq!(read(Some(b"k"), Some(b" null "), Some("id")), Ok(("k".to_owned(), None)), "null deletes");
+        for path in ["none", "gone.x"] {
+            let expected = format!("keyPath {path:?} finds nothing in the payload, or null");
+            assert_eq!(key(Some(path)), Err(expected));
+        }
+    }
+
+    #[test]
+    fn what_is_no_message_says_why() {
+        for (key, value, expected) in [
+            (None, Some(&b"1"[..]), "the record has no key; write keyPath to take it from the payload"),
+            (
+                Some(&b"a\xff"[..]),
+                Some(b"1"),
+                "key is no UTF-8 (first bad byte at 1); write keyPath to take it from the payload",
+            ),
+            (Some(b"a"), Some(b""), "value is no JSON: EOF while parsing a value at line 1 column 0"),
+            (Some(b"a"), Some(b"{} x"), "value is no JSON: trailing characters at line 1 column 4"),
+            (Some(b"a"), Some(b"\xff"), "value is no UTF-8 (first bad byte at 0)"),
+            (Some(b""), Some(b"1"), "key is empty; every message needs one"),
+        ] {
+            assert_eq!(read(key, value, None), Err(expected.to_owned()));
+        }
+    }
+
+    #[test]
+    fn headers_are_an_object() {
+        let some = [
+            ("trace", Some(&b"t1"[..])),
+            ("raw", Some(b"\xff\x00")),
+            ("none", None),
+            ("twice", Some(b"1")),
+            ("twice", Some(b"2")),
+        ];
+        assert_eq!(
+            headers(some.into_iter()).unwrap().as_deref(),
+            Some(r#"{"none":null,"raw":{"base64":"/wA="},"trace":"t1","twice":["1","2"]}"#)
+        );
+        assert_eq!(headers(std::iter::empty()).unwrap(), None);
+        let large = vec![b'x'; HEADERS_BYTES_MAX];
+        let error = headers([("h", Some(&large[..]))].into_iter()).unwrap_err();
+        assert_eq!(error.to_string(), "headers have 65537 bytes; at most 65536 are allowed");
+    }
+}

@@ -1,0 +1,73 @@
+//! What a Kafka source tells of its partitions: how far it is, and what it has missed.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use serde_json::{Value, json};
+
+use super::{Counter, LastError};
+
+/// How far a partition is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PartitionStatus {
+    /// All records below it are stored.
+    pub(crate) next: u64,
+    /// Where the partition ends, once the broker has said so.
+    pub(crate) end: Option<u64>,
+}
+
+impl PartitionStatus {
+    /// Offsets that are still to come.
+    pub(crate) fn lag(self) -> Option<u64> {
+        Some(self.end?.saturating_sub(self.next))
+    }
+}
+
+/// By Kafka topic and partition.
+pub(crate) type PartitionStatuses = BTreeMap<(String, i32), PartitionStatus>;
+
+/// See the head of this file; empty for sources of other kinds.
+#[derive(Debug, Default)]
+pub(crate) struct KafkaStatus {
+    partitions: Mutex<PartitionStatuses>,
+    /// Records that were gone before they were read.
+    pub(crate) lost: Counter,
+    /// What was missed last.
+    pub(crate) loss: LastError,
+    /// What is not as it should be and costs no data.
+    pub(crate) warning: LastError,
+}
+
+impl KafkaStatus {
+    pub(crate) fn show(&self, partitions: PartitionStatuses) {
+        *self.partitions.lock().unwrap_or_else(PoisonError::into_inner) = partitions;
+    }
+
+    pub(crate) fn partitions(&self) -> PartitionStatuses {
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// `null` for a source that reads no Kafka, or none yet.
+    pub(crate) fn json(&self) -> Value {
+        let partitions = self.partitions();
+        let (loss, warning) = (self.loss.text(), self.warning.text());
+        if partitions.is_empty() && loss.is_none() && warning.is_none() {
+            return Value::Null;
+        }
+        let lag: Option<u64> = partitions.values().map(|partition| partition.lag()).sum();
+        let partitions: serde_json::Map<String, Value> = partitions
+            .into_iter()
+            .map(|((kafka_topic, number), partition)| {
+                let value = json!({"next": partition.next, "end": partition.end, "lag": partition.lag()});
+                (format!("{kafka_topic}/{number}"), value)
+            })
+            .collect();
+        json!({
+            "lag": lag,
+            "partitions": partitions,
+            "lost": self.lost.value(),
+            "lastLoss": loss,
+            "warning": warning,
+        })
+    }
+}
