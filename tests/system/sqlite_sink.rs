@@ -16,7 +16,8 @@ const ITEMS: &str = "SELECT payload->>'customer' AS customer, key AS id, CAST(pa
 const TOTALS: &str =
     "SELECT payload->>'customer' AS customer, sum(payload->>'amount') AS total FROM orders GROUP BY 1";
 
-/// A pipeline with these joins, each a name, a query and what else it has, into `out.db`.
+/// A pipeline with these joins, each a name, a query and what else it has, into `out.db`. One shard, so that what is sent
+/// in one request is stored, and arrives, at once.
 fn manifest(joins: &[(&str, &str, &str)]) -> String {
     let joins: String = joins
         .iter()
@@ -30,7 +31,7 @@ apiVersion: litejoin.io/v1alpha1
 kind: Pipeline
 metadata: {{name: p}}
 spec:
-  storage: {{shardCount: 2}}
+  storage: {{shardCount: 1}}
   admin: {{addr: "127.0.0.1:0"}}
   sources:
     - {{name: ingest, http: {{addr: "127.0.0.1:0", topics: [orders]}}}}
