@@ -14,7 +14,9 @@ use serde_json::{Value, json};
 use crate::site::Site;
 
 /// Fields that hold fields of Kubernetes' own, or lists of ours: their tables are elsewhere.
-const WHOLE: [&str; 6] = [
+const WHOLE: [&str; 8] = [
+    "admin.auth",
+    "admin.tls",
     "podTemplate.",
     "resources",
     "storage.reshard",
