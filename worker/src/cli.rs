@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use litejoin_crds::hash::config_hash;
 use litejoin_crds::plan::{self, Plan, SourceKind};
 use litejoin_crds::{Complaint, Place, Severity, unsupported, validate};
@@ -198,15 +198,8 @@ pub(crate) struct Audit {
     #[arg(value_name = "JOIN")]
     pub(crate) joins: Vec<String>,
 
-    /// The data directory of the pipeline [default: storage.dataDir of the manifests]
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "LITEJOIN_DATA_DIR",
-        hide_env_values = true,
-        required_unless_present = "files"
-    )]
-    pub(crate) data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) data: ExistingData,
 
     /// Manifest, or folder of manifests, to compare by where no worker runs. May be repeated
     #[arg(short = 'f', long = "file", value_name = "PATH")]
@@ -275,9 +268,9 @@ pub(crate) enum DlqAction {
     },
 }
 
-/// Where the queue is.
-#[derive(Debug, Parser)]
-pub(crate) struct DlqQueue {
+/// A data directory that is there already, said by itself or by the manifests (`files` of the command).
+#[derive(Debug, Args)]
+pub(crate) struct ExistingData {
     /// The data directory of the pipeline [default: storage.dataDir of the manifests]
     #[arg(
         long,
@@ -286,7 +279,22 @@ pub(crate) struct DlqQueue {
         hide_env_values = true,
         required_unless_present = "files"
     )]
-    pub(crate) data_dir: Option<PathBuf>,
+    data_dir: Option<PathBuf>,
+}
+
+impl ExistingData {
+    /// The folder; `plan` is that of the manifests, if any were given.
+    pub(crate) fn folder<'a>(&'a self, plan: Option<&'a Plan>) -> &'a Path {
+        let of_manifest = plan.map(|plan| &plan.storage.data_dir);
+        self.data_dir.as_ref().or(of_manifest).expect("clap asks for one of both")
+    }
+}
+
+/// Where the queue is.
+#[derive(Debug, Parser)]
+pub(crate) struct DlqQueue {
+    #[command(flatten)]
+    pub(crate) data: ExistingData,
 
     /// Manifest, or folder of manifests, that says where the data and the queue are. May be repeated
     #[arg(short = 'f', long = "file", value_name = "PATH")]
@@ -364,10 +372,8 @@ impl DlqQueue {
             true => None,
             false => Some(load(&self.files)?.0.plan),
         };
-        let of_manifest = plan.as_ref().map(|plan| &plan.storage.data_dir);
-        let data_dir = self.data_dir.as_ref().or(of_manifest).expect("clap asks for one of both");
         let path = plan.as_ref().and_then(|plan| plan.delivery.dlq.path.as_deref());
-        Ok(Queue::of(data_dir, path))
+        Ok(Queue::of(self.data.folder(plan.as_ref()), path))
     }
 }
 

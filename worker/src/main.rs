@@ -173,8 +173,7 @@ fn check_results(arguments: &Audit) -> ExitCode {
             }
         },
     };
-    let of_manifest = pipeline.as_ref().map(|pipeline| &pipeline.plan.storage.data_dir);
-    let data_dir = arguments.data_dir.as_ref().or(of_manifest).expect("clap asks for one of both");
+    let data_dir = arguments.data.folder(pipeline.as_ref().map(|pipeline| &pipeline.plan));
     let written = pipeline.as_ref().map(|pipeline| (&pipeline.plan, pipeline.joins.as_slice()));
     let (mut table, mut wrong) = (Table::default(), false);
     let outcome = audit::command::run(data_dir, written, &arguments.joins, &mut |finding| {
