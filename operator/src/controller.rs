@@ -22,6 +22,7 @@ use crate::error::{Error, chain};
 use crate::metrics::{Metrics, Reason};
 use children::Children;
 
+mod admin;
 mod apply;
 mod build;
 mod children;

@@ -37,6 +37,7 @@ async fn every_field_is_followed_there_and_back() {
     assert_eq!(known, all, "the table has every field, and no other");
 
     let site = Site::new().await;
+    site.secret("door", &[("token", "t"), ("tls.crt", "c"), ("tls.key", "k")]).await;
     let operator = site.operator();
     let before = follow(&site, &json!({})).await;
     let mut told = String::new();

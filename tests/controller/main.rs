@@ -1,6 +1,7 @@
 //! The operator and its definitions against a real API server: what is accepted and refused, what is built, and
 //! what happens when calls go wrong. No node runs here. Build first: `cargo build --workspace`.
 
+mod admin;
 mod documents;
 mod faults;
 mod fields;

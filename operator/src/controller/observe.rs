@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::try_join_all;
+use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
 use kube::api::{Api, DynamicObject};
 use kube::{Client, ResourceExt};
@@ -11,6 +12,7 @@ use litejoin_crds::kind::Kind;
 use litejoin_crds::validate::Document;
 use serde_json::{Value, json};
 
+use super::admin;
 use super::build::{Slot, names};
 use super::children::Children;
 use super::kinds;
@@ -27,6 +29,8 @@ pub(crate) struct Observed {
     pub(crate) pod: Option<Pod>,
     /// Names of the keys of each Secret that a document names; `None` where there is no such Secret.
     pub(crate) secrets: BTreeMap<String, Option<BTreeSet<String>>>,
+    /// What of them the operator asks the worker with.
+    pub(crate) keys: admin::Keys,
 }
 
 /// A document of ours as the API server has it.
@@ -71,7 +75,7 @@ impl Observed {
 
     /// The spec as a type, if it can be read as one; what can't be is a complaint.
     pub(crate) fn spec(&self) -> PipelineSpec {
-        serde_json::from_value(self.pipeline.spec.clone()).unwrap_or_default()
+        spec(&self.pipeline)
     }
 }
 
@@ -107,8 +111,24 @@ pub(crate) async fn observe(
     for object in std::iter::once(&pipeline).chain(&children) {
         named.extend(secret_keys(&object.spec).into_iter().map(|(secret, _)| secret));
     }
-    let secrets = secrets(client, namespace, named).await?;
-    Ok(Some(Observed { pipeline, children, built, claim, pod, secrets }))
+    let read = secrets(client, namespace, named).await?;
+    let keys = admin::Keys::of(&spec(&pipeline), |reference| {
+        let value = read.get(&reference.name)?.as_ref()?.get(&reference.key)?;
+        Some(value.0.as_slice())
+    });
+    // Of all others only the names of keys are kept.
+    let names =
+        |(secret, data): (String, Option<SecretData>)| (secret, data.map(|data| data.into_keys().collect()));
+    let secrets = read.into_iter().map(names).collect();
+    Ok(Some(Observed { pipeline, children, built, claim, pod, secrets, keys }))
+}
+
+/// What a Secret holds, by key.
+type SecretData = BTreeMap<String, ByteString>;
+
+/// The spec as a type, if it can be read as one; what can't be is a complaint.
+fn spec(pipeline: &Object) -> PipelineSpec {
+    serde_json::from_value(pipeline.spec.clone()).unwrap_or_default()
 }
 
 async fn built(
@@ -130,15 +150,13 @@ async fn secrets(
     client: &Client,
     namespace: &str,
     names: BTreeSet<String>,
-) -> Result<BTreeMap<String, Option<BTreeSet<String>>>, Error> {
+) -> Result<BTreeMap<String, Option<SecretData>>, Error> {
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let reads = names.into_iter().map(|name| {
         let api = &api;
         async move {
             let secret = api.get_opt(&name).await.doing(|| format!("read Secret {namespace}/{name}"))?;
-            // Only the names of keys are kept.
-            let keys = secret.map(|secret| secret.data.unwrap_or_default().into_keys().collect());
-            Ok((name, keys))
+            Ok((name, secret.map(|secret| secret.data.unwrap_or_default())))
         }
     });
     Ok(try_join_all(reads).await?.into_iter().collect())

@@ -221,7 +221,8 @@ fn bytes(quantity: &str) -> u64 {
 fn acknowledged(told: &Told) -> Fact {
     match told {
         Told::Runs { .. } => Fact::yes("Acknowledged", "Running"),
-        Told::Absent | Told::Silent => {
+        Told::Silent { why: Some(why) } => Fact::not_yet("Acknowledged", "WorkerSilent", why),
+        Told::Absent | Told::Silent { why: None } => {
             Fact::not_yet("Acknowledged", "WorkerSilent", "waits for the worker to say what it runs")
         }
         Told::Behind { .. } => {

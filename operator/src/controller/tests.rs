@@ -10,6 +10,7 @@ use litejoin_crds::kind::Kind;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::admin;
 use super::build::{Desired, build};
 use super::observe::{Object, Observed};
 use super::status::statuses;
@@ -59,6 +60,7 @@ fn observed(documents: &str) -> Observed {
         claim: None,
         pod: None,
         secrets: BTreeMap::from([("credentials".to_owned(), Some(BTreeSet::from(["token".to_owned()])))]),
+        keys: admin::Keys::default(),
     }
 }
 
