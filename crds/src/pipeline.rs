@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::defaults;
 use crate::duration::DurationText;
 use crate::join::InlineJoin;
+use crate::network_policy::NetworkPolicySpec;
 use crate::pod::PodTemplate;
+use crate::pod_monitor::PodMonitorSpec;
 use crate::quantity::{Bytes, QuantityText};
 use crate::replication::ReplicationSpec;
 use crate::serving::ServingSpec;
@@ -80,6 +82,10 @@ pub struct PipelineSpec {
     pub replication: ReplicationSpec,
     /// Health, metrics and status.
     pub admin: AdminSpec,
+    /// Who may reach the pod.
+    pub network_policy: NetworkPolicySpec,
+    /// How Prometheus finds the pod's metrics.
+    pub pod_monitor: PodMonitorSpec,
     /// Sources of this pipeline.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 200))]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Api, DynamicObject};
 use kube::runtime::controller::{self, Action, Config, Controller};
 use kube::runtime::events::{Recorder, Reporter};
@@ -24,7 +25,7 @@ use children::Children;
 
 mod admin;
 mod apply;
-mod build;
+pub(crate) mod build;
 mod children;
 mod kinds;
 mod observe;
@@ -57,8 +58,7 @@ pub(crate) enum Scope {
 /// What the operator was told at its start.
 pub(crate) struct Settings {
     pub(crate) scope: Scope,
-    /// Image of workers whose Pipeline names none.
-    pub(crate) worker_image: String,
+    pub(crate) operator: build::Operator,
     /// Pipelines that are worked on at once.
     pub(crate) concurrency: u16,
 }
@@ -66,7 +66,7 @@ pub(crate) struct Settings {
 /// What every reconcile needs.
 struct Context {
     client: Client,
-    worker_image: String,
+    operator: build::Operator,
     children: Children,
     workers: worker::Workers,
     recorder: Recorder,
@@ -91,7 +91,7 @@ pub(crate) async fn run(
     let context = Arc::new(Context {
         client: client.clone(),
         children,
-        worker_image: settings.worker_image,
+        operator: settings.operator,
         workers: worker::Workers::new(),
         recorder: Recorder::new(client.clone(), reporter),
         metrics,
@@ -165,6 +165,7 @@ fn watches(client: &Client, scope: &Scope) -> Controller<DynamicObject> {
         .owns(typed::<ConfigMap>(client, scope), ours())
         .owns(typed::<Service>(client, scope), ours())
         .owns(typed::<ServiceAccount>(client, scope), ours())
+        .owns(typed::<NetworkPolicy>(client, scope), ours())
         .watches(typed::<Pod>(client, scope), of_pipelines(), |pod| by_label(&pod))
         .watches(typed::<PersistentVolumeClaim>(client, scope), of_pipelines(), |claim| by_label(&claim))
 }
@@ -224,7 +225,7 @@ async fn steps(context: &Context, namespace: &str, name: &str) -> Result<Action,
     let verdict = validate::validate(&observed);
     let desired = match observed.is_paused() {
         true => None,
-        false => build::build(&observed, &verdict, &context.worker_image),
+        false => build::build(&observed, &verdict, &context.operator),
     };
     let changes = desired.as_ref().map(|desired| apply::changes(&observed, desired)).unwrap_or_default();
     let applied = apply::apply(client, namespace, changes).await?;

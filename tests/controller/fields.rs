@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use expect_test::expect_file;
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams};
 use litejoin_crds::crd::schema;
 use litejoin_crds::kind::Kind;
 use litejoin_tests::kubernetes::programs::repository;
@@ -40,7 +40,19 @@ async fn every_field_is_followed_there_and_back() {
     let site = Site::new().await;
     site.secret("door", &[("token", "t"), ("tls.crt", "c"), ("tls.key", "k")]).await;
     let operator = site.operator();
-    let told = walk(&site, Kind::Pipeline, &json!({}), table).await;
+    // Fields of what is there only when it is asked for are changed while it is.
+    let optional = |path: &str| {
+        ["networkPolicy.", "podMonitor."].iter().any(|field| path.starts_with(field))
+            && !path.ends_with("enabled")
+    };
+    let (optional, plain) = table.into_iter().partition(|(path, _)| optional(path));
+    let mut told = walk(&site, Kind::Pipeline, &json!({}), plain).await;
+    let on = json!({
+        "networkPolicy": { "enabled": true },
+        "podMonitor": { "enabled": true },
+        "sources": [{ "name": "ingest", "http": { "addr": ":8080", "topics": ["orders"] } }],
+    });
+    told += &walk(&site, Kind::Pipeline, &on, optional).await;
     expect_file!["../cases/objects/fields.txt"].assert_eq(&told);
     operator.stop().await;
 }
@@ -152,6 +164,12 @@ async fn follow(site: &Site, kind: Kind, spec: &Value) -> BTreeMap<String, Value
             "orders-headless",
         ),
         ("ServiceAccount", ApiResource::erase::<k8s_openapi::api::core::v1::ServiceAccount>(&()), "orders"),
+        (
+            "NetworkPolicy",
+            ApiResource::erase::<k8s_openapi::api::networking::v1::NetworkPolicy>(&()),
+            "orders",
+        ),
+        ("PodMonitor", pod_monitors(), "orders"),
         ("StatefulSet", ApiResource::erase::<k8s_openapi::api::apps::v1::StatefulSet>(&()), "orders"),
     ] {
         let api: Api<DynamicObject> = Api::namespaced_with(site.client.clone(), &site.namespace, &resource);
@@ -164,6 +182,11 @@ async fn follow(site: &Site, kind: Kind, spec: &Value) -> BTreeMap<String, Value
         objects.insert(slot.to_owned(), what);
     }
     objects
+}
+
+/// A kind of the Prometheus operator.
+pub(crate) fn pod_monitors() -> ApiResource {
+    ApiResource::from_gvk(&GroupVersionKind::gvk("monitoring.coreos.com", "v1", "PodMonitor"))
 }
 
 /// The paths of all fields of a kind's spec, as the table names them.

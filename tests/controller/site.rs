@@ -44,7 +44,11 @@ impl Ports {
 
 impl Site {
     pub(crate) async fn new() -> Self {
-        let server = ApiServer::shared().await;
+        Self::on(ApiServer::shared().await).await
+    }
+
+    /// A namespace of this server.
+    pub(crate) async fn on(server: Arc<ApiServer>) -> Self {
         let client = server.client().await;
         let namespace = server.namespace(&client).await;
         let proxy = Proxy::start(server.client().await).await;

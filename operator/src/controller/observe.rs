@@ -13,7 +13,7 @@ use litejoin_crds::validate::Document;
 use serde_json::{Value, json};
 
 use super::admin;
-use super::build::{Slot, names};
+use super::build::{Slot, names, pod_monitor};
 use super::children::Children;
 use super::kinds;
 use crate::error::{Doing, Error};
@@ -29,6 +29,8 @@ pub(crate) struct Observed {
     pub(crate) pod: Option<Pod>,
     /// Names of the keys of each Secret that a document names; `None` where there is no such Secret.
     pub(crate) secrets: BTreeMap<String, Option<BTreeSet<String>>>,
+    /// Whether the cluster knows PodMonitors; not asked if none is wanted.
+    pub(crate) pod_monitors_served: bool,
     /// What of them the operator asks the worker with.
     pub(crate) keys: admin::Keys,
 }
@@ -94,8 +96,10 @@ pub(crate) async fn observe(
     };
     let pipeline = Object::new(Kind::Pipeline, &pipeline);
     let children = children.of(namespace, name);
-    let (built, claim, pod) = tokio::try_join!(
+    let wants_monitor = spec(&pipeline).pod_monitor.enabled;
+    let (built, pod_monitors_served, claim, pod) = tokio::try_join!(
         built(client, namespace, name),
+        async { if wants_monitor { pod_monitors_served(client).await } else { Ok(false) } },
         async {
             let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
             let claim = names::claim(name);
@@ -120,7 +124,7 @@ pub(crate) async fn observe(
     let names =
         |(secret, data): (String, Option<SecretData>)| (secret, data.map(|data| data.into_keys().collect()));
     let secrets = read.into_iter().map(names).collect();
-    Ok(Some(Observed { pipeline, children, built, claim, pod, secrets, keys }))
+    Ok(Some(Observed { pipeline, children, built, claim, pod, secrets, pod_monitors_served, keys }))
 }
 
 /// What a Secret holds, by key.
@@ -139,11 +143,24 @@ async fn built(
     let reads = Slot::ALL.map(|slot| async move {
         let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &slot.resource());
         let name = slot.name(pipeline);
-        let found = api.get_opt(&name).await;
+        let found = match api.get_opt(&name).await {
+            // The kind itself may not be known, which is told in other words than that there is no object.
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+            found => found,
+        };
         let found = found.doing(|| format!("read {} {namespace}/{name}", slot.resource().kind))?;
         Ok(found.map(|object| (slot, object)))
     });
     Ok(try_join_all(reads).await?.into_iter().flatten().collect())
+}
+
+/// Whether the Prometheus operator's kinds are known here.
+async fn pod_monitors_served(client: &Client) -> Result<bool, Error> {
+    match client.list_api_group_resources(pod_monitor::API_VERSION).await {
+        Ok(list) => Ok(list.resources.iter().any(|resource| resource.kind == pod_monitor::resource().kind)),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
+        Err(error) => Err(error).doing(|| format!("ask for the kinds of {}", pod_monitor::API_VERSION)),
+    }
 }
 
 async fn secrets(

@@ -265,6 +265,11 @@ fn degraded(observed: &Observed, verdict: &Verdict, told: &Told) -> Option<Fact>
     if let Told::Runs { refused } = told {
         left_out.extend(refused.iter().map(|refused| format!("{} {}", refused.kind, refused.name)));
     }
+    let spec = observed.spec();
+    if left_out.is_empty() && spec.pod_monitor.enabled && !observed.pod_monitors_served {
+        let message = "spec.podMonitor: this cluster knows no PodMonitor; install the Prometheus operator's definitions, or write enabled: false";
+        return Some(Fact::new("Degraded", Holds::Yes, "NoPodMonitors", message));
+    }
     let shown: Vec<&str> = left_out.iter().map(String::as_str).collect();
     let message = format!("runs without {}; their status says why", litejoin_crds::complaint::list(&shown));
     (!left_out.is_empty()).then(|| Fact::new("Degraded", Holds::Yes, "LeftOut", message))

@@ -13,8 +13,17 @@ use super::admin;
 use super::observe::{Object, Observed, secret_keys};
 
 /// Fields of a Pipeline that only the operator reads.
-const OPERATORS_FIELDS: [&str; 7] =
-    ["image", "replicas", "suspend", "reconciliationPaused", "restartNonce", "resources", "podTemplate"];
+const OPERATORS_FIELDS: [&str; 9] = [
+    "image",
+    "replicas",
+    "suspend",
+    "reconciliationPaused",
+    "restartNonce",
+    "networkPolicy",
+    "podMonitor",
+    "resources",
+    "podTemplate",
+];
 
 /// Fields of its `storage` that only the operator reads.
 const OPERATORS_STORAGE_FIELDS: [&str; 7] =
