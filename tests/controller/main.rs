@@ -7,6 +7,7 @@ mod faults;
 mod fields;
 mod leader;
 mod left_out;
+mod manifest;
 mod monitors;
 mod rights;
 mod settled;
