@@ -44,7 +44,6 @@ use crate::window::InlineWindow;
         json_path = ".status.conditions[?(@.type=='Ready')].reason"
     ),
     printcolumn(name = "Shards", type_ = "integer", json_path = ".status.layout.shardCount"),
-    printcolumn(name = "Lag", type_ = "string", json_path = ".status.lag"),
     printcolumn(
         name = "Replicated",
         type_ = "string",
