@@ -22,6 +22,8 @@ use tracing::{debug, info, warn};
 use crate::error::{Error, chain};
 use crate::metrics::{Metrics, Reason};
 use children::Children;
+use secrets::Secrets;
+use woken::Woken;
 
 mod admin;
 mod apply;
@@ -30,8 +32,10 @@ mod children;
 mod kinds;
 mod observe;
 mod publish;
+mod secrets;
 mod status;
 mod validate;
+mod woken;
 mod worker;
 
 #[cfg(test)]
@@ -68,6 +72,7 @@ struct Context {
     client: Client,
     operator: build::Operator,
     children: Children,
+    secrets: Arc<Secrets>,
     workers: worker::Workers,
     recorder: Recorder,
     metrics: Arc<Metrics>,
@@ -85,12 +90,15 @@ pub(crate) async fn run(
     mut stopped: watch::Receiver<bool>,
 ) {
     let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: None };
-    let children = Children::watch(|kind| dynamic(&client, &settings.scope, kind));
+    let woken = Arc::new(Woken::default());
+    let children = Children::watch(|kind| dynamic(&client, &settings.scope, kind), &woken);
+    let secrets = Secrets::watch(typed(&client, &settings.scope), &woken);
     children.known().await;
-    let controller = watches(&client, &settings.scope).reconcile_on(children.woken());
+    let controller = watches(&client, &settings.scope).reconcile_on(woken.pipelines());
     let context = Arc::new(Context {
         client: client.clone(),
         children,
+        secrets,
         operator: settings.operator,
         workers: worker::Workers::new(),
         recorder: Recorder::new(client.clone(), reporter),
@@ -216,7 +224,9 @@ async fn reconcile(trigger: Arc<DynamicObject>, context: Arc<Context>) -> Result
 
 async fn steps(context: &Context, namespace: &str, name: &str) -> Result<Action, Error> {
     let client = &context.client;
-    let Some(observed) = observe::observe(client, &context.children, namespace, name).await? else {
+    let Some(observed) =
+        observe::observe(client, &context.children, &context.secrets, namespace, name).await?
+    else {
         // What was built is taken down by the cluster: everything of ours has an owner. Its children stay.
         let children = context.children.of(namespace, name);
         publish::publish_orphans(context, &children, name).await?;

@@ -22,7 +22,7 @@ const BY_SECRETS: &str = "auth: {bearer: {secretKeyRef: {name: door, key: token}
 #[tokio::test]
 async fn a_worker_with_token_and_certificate_is_asked() {
     let site = Site::new().await;
-    let operator = site.operator_with(&["--log", "trace"]);
+    let operator = site.operator_with(&["--lease-seconds", "3", "--log", "trace"]);
     let authority = Authority::new();
     // Its names say nothing of the pod.
     let first = authority.sign(&["orders.example"]);

@@ -10,5 +10,6 @@ mod left_out;
 mod manifest;
 mod monitors;
 mod rights;
+mod secrets;
 mod settled;
 mod site;

@@ -57,14 +57,13 @@ impl Site {
 
     /// Starts an operator behind the proxy.
     pub(crate) fn operator(&self) -> Worker {
-        self.operator_with(&[])
+        self.operator_with(&["--lease-seconds", "3"])
     }
 
-    /// The same, with more arguments.
+    /// The same, with these arguments.
     pub(crate) fn operator_with(&self, arguments: &[&str]) -> Worker {
         let kubeconfig = self.server.kubeconfig(&self.namespace, &self.proxy.url());
-        let arguments = [&["--lease-seconds", "3"], arguments].concat();
-        operator::start(&self.folder, &kubeconfig, &self.namespace, &arguments)
+        operator::start(&self.folder, &kubeconfig, &self.namespace, arguments)
     }
 
     /// Makes a Secret, or gives it other values.

@@ -16,6 +16,7 @@ use super::admin;
 use super::build::{Slot, names, pod_monitor};
 use super::children::Children;
 use super::kinds;
+use super::secrets::Secrets;
 use crate::error::{Doing, Error};
 
 /// What there is of one pipeline.
@@ -85,6 +86,7 @@ impl Observed {
 pub(crate) async fn observe(
     client: &Client,
     children: &Children,
+    secrets: &Secrets,
     namespace: &str,
     name: &str,
 ) -> Result<Option<Observed>, Error> {
@@ -92,6 +94,7 @@ pub(crate) async fn observe(
         Api::namespaced_with(client.clone(), namespace, &kinds::resource(Kind::Pipeline));
     let pipeline = pipelines.get_opt(name).await.doing(|| format!("read Pipeline {namespace}/{name}"))?;
     let Some(pipeline) = pipeline.filter(|pipeline| pipeline.metadata.deletion_timestamp.is_none()) else {
+        secrets.note(namespace, name, &BTreeSet::new());
         return Ok(None);
     };
     let pipeline = Object::new(Kind::Pipeline, &pipeline);
@@ -115,7 +118,8 @@ pub(crate) async fn observe(
     for object in std::iter::once(&pipeline).chain(&children) {
         named.extend(secret_keys(&object.spec).into_iter().map(|(secret, _)| secret));
     }
-    let read = secrets(client, namespace, named).await?;
+    secrets.note(namespace, name, &named);
+    let read = values(client, namespace, named).await?;
     let keys = admin::Keys::of(&spec(&pipeline), |reference| {
         let value = read.get(&reference.name)?.as_ref()?.get(&reference.key)?;
         Some(value.0.as_slice())
@@ -163,7 +167,7 @@ async fn pod_monitors_served(client: &Client) -> Result<bool, Error> {
     }
 }
 
-async fn secrets(
+async fn values(
     client: &Client,
     namespace: &str,
     names: BTreeSet<String>,
