@@ -11,7 +11,6 @@ use super::tables::Tables;
 use crate::ingest::Ingest;
 use crate::results::{Event, Results};
 use crate::sse::Subscription;
-use crate::wait::until;
 use crate::worker::{Site, Worker};
 
 /// A topic and a join of our own. A message to them that comes back says that everything before it has come, too.
@@ -300,10 +299,9 @@ impl<'s> Run<'s> {
     /// Has the worker read its manifest again. The subscriber comes back to hear of the new joins, too.
     async fn reload(&mut self) -> Result<(), Wrong> {
         let worker = &self.live.worker;
-        let before = worker.status().await["config"]["hash"].clone();
-        worker.signal("HUP");
-        let is_other = async || (worker.status().await["config"]["hash"] != before).then_some(());
-        until("the new configuration", is_other).await;
+        // The same joins may come again, and then nothing is to be done.
+        let config = worker.reload().await;
+        assert_ne!(config["lastReload"]["outcome"], "refused", "{config}");
         let last_event_id = self.live.client.last_event_id.take();
         self.live.client = subscribe(worker, last_event_id.as_deref()).await;
         self.catch_up_anew().await
