@@ -219,11 +219,15 @@ struct Cluster {
 impl Cluster {
     async fn start() -> Self {
         let node = Node::start().await;
-        let operator = program().with_file_name("litejoin-operator");
-        node.import(&image::of_program("localhost/litejoin:first", &program(), node.folder()));
+        let programs = program().parent().expect("a program is in a folder").to_owned();
+        let image_of = |name: &str, package: &str| {
+            let dockerfile = repository().join(package).join("Dockerfile");
+            image::of_dockerfile(name, &dockerfile, &programs, node.folder())
+        };
+        node.import(&image_of("localhost/litejoin:first", "worker"));
         for tag in ["first", "second"] {
             let name = format!("localhost/litejoin-operator:{tag}");
-            node.import(&image::of_program(&name, &operator, node.folder()));
+            node.import(&image_of(&name, "operator"));
         }
         node.import(&image::of_busybox("localhost/shell:1", &["/bin/sh"], node.folder()));
         let crds = repository().join("charts/litejoin-crds");

@@ -1,5 +1,7 @@
-//! Images of the built programs, as tar files that containerd imports: no registry, no Docker.
+//! Images of the built programs, as tar files that containerd imports: no registry, no Docker. What a Dockerfile says of its
+//! last stage holds for them too.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,21 +11,76 @@ use sha2::{Digest, Sha256};
 
 use super::programs::run;
 
-/// Packs an image with one program, the libraries that it is linked with, and nothing else.
-pub fn of_program(name: &str, program: &Path, folder: &Path) -> PathBuf {
+/// Packages with libraries that every Debian has, since dpkg and apt are linked with them.
+const BASE_PACKAGES: [&str; 3] = ["libc6", "libgcc-s1", "zlib1g"];
+
+/// Where a Dockerfile's build leaves programs.
+const BUILT: &str = "/src/target/release/";
+
+/// Packs what the last stage of a Dockerfile says: its programs as they were built for this test (those in
+/// `programs`), the libraries that they are linked with, its user, folder and entry point.
+///
+/// # Panics
+/// If it says something that this can't follow, or if a library would be missing in the image.
+pub fn of_dockerfile(name: &str, dockerfile: &Path, programs: &Path, folder: &Path) -> PathBuf {
+    let text = fs::read_to_string(dockerfile).expect("a Dockerfile can be read").replace("\\\n", " ");
+    let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    let stage = lines.iter().rposition(|line| line.starts_with("FROM ")).expect("there is a stage");
     let root = folder.join(format!("{}-root", file_name(name)));
-    let target = root.join("usr/local/bin").join(program.file_name().expect("a program has a name"));
-    copy(program, &target);
-    let libraries = Command::new("ldd").arg(program).output().expect("ldd is there");
-    // A static program has none, which ldd calls a failure.
-    for word in
-        String::from_utf8_lossy(&libraries.stdout).split_whitespace().filter(|word| word.starts_with('/'))
-    {
-        copy(Path::new(word), &root.join(word.trim_start_matches('/')));
+    let mut settings =
+        json!({ "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"] });
+    let (mut packages, mut libraries) = (BASE_PACKAGES.map(str::to_owned).to_vec(), BTreeSet::new());
+    for line in &lines[stage + 1..] {
+        let (instruction, rest) = line.split_once(' ').expect("an instruction has arguments");
+        match instruction {
+            "RUN" => packages.extend(installed(rest)),
+            "COPY" => {
+                let copied = rest.strip_prefix("--from=build ").and_then(|rest| rest.split_once(' '));
+                let (from, into) = copied.unwrap_or_else(|| panic!("{line}: is not from the build"));
+                let program = from.strip_prefix(BUILT).unwrap_or_else(|| panic!("{line}: is not built"));
+                let built = programs.join(program);
+                copy(&built, &root.join(into.trim_start_matches('/')).join(program));
+                libraries.extend(linked(&built));
+            }
+            "USER" => settings["User"] = json!(rest),
+            "WORKDIR" => {
+                fs::create_dir_all(root.join(rest.trim_start_matches('/'))).expect("the folder is ours");
+                settings["WorkingDir"] = json!(rest);
+            }
+            "ENTRYPOINT" => settings["Entrypoint"] = serde_json::from_str(rest).expect("it is a list"),
+            _ => panic!("{line}: can't be followed here"),
+        }
+    }
+    for library in libraries {
+        let pattern = format!("*/{}", library.file_name().expect("a file").to_string_lossy());
+        let owner = run(Command::new("dpkg-query").args(["--search", &pattern]));
+        let owners: Vec<&str> = owner.lines().filter_map(|line| line.split(':').next()).collect();
+        let there = owners.iter().any(|owner| packages.iter().any(|package| package == owner));
+        assert!(
+            there,
+            "{}: {} is of {owners:?}, none of {packages:?}",
+            dockerfile.display(),
+            library.display()
+        );
+        copy(&library, &root.join(library.strip_prefix("/").expect("a path of a library is whole")));
     }
     fs::create_dir_all(root.join("tmp")).expect("the folder is ours");
-    let inside = format!("/usr/local/bin/{}", target.file_name().expect("it has one").to_string_lossy());
-    pack(name, &root, &[&inside], folder)
+    pack(name, &root, &settings, folder)
+}
+
+/// The packages that a command of a Dockerfile installs.
+fn installed(command: &str) -> Vec<String> {
+    let install = command.split("&&").find(|part| part.contains("apt-get install")).unwrap_or_default();
+    let words = install.split_whitespace().skip_while(|word| *word != "install").skip(1);
+    words.filter(|word| !word.starts_with('-')).map(str::to_owned).collect()
+}
+
+/// The libraries that a program is linked with.
+fn linked(program: &Path) -> Vec<PathBuf> {
+    let libraries = Command::new("ldd").arg(program).output().expect("ldd is there");
+    // A static program has none, which ldd calls a failure.
+    let text = String::from_utf8_lossy(&libraries.stdout).into_owned();
+    text.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect()
 }
 
 /// Packs an image of the tools of a shell, and of the program that holds a pod's namespaces.
@@ -33,7 +90,9 @@ pub fn of_busybox(name: &str, entrypoint: &[&str], folder: &Path) -> PathBuf {
     copy(Path::new(busybox.trim()), &root.join("bin/busybox"));
     run(Command::new("chroot").arg(&root).args(["/bin/busybox", "--install", "-s", "/bin"]));
     fs::create_dir_all(root.join("tmp")).expect("the folder is ours");
-    pack(name, &root, entrypoint, folder)
+    let settings =
+        json!({ "Entrypoint": entrypoint, "Env": ["PATH=/usr/local/bin:/bin"], "User": "65532:65532" });
+    pack(name, &root, &settings, folder)
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -42,7 +101,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// Packs a root folder as an OCI image of one layer.
-fn pack(name: &str, root: &Path, entrypoint: &[&str], folder: &Path) -> PathBuf {
+fn pack(name: &str, root: &Path, settings: &Value, folder: &Path) -> PathBuf {
     let oci = folder.join(format!("{}-oci", file_name(name)));
     let blobs = oci.join("blobs/sha256");
     fs::create_dir_all(&blobs).expect("the folder is ours");
@@ -53,7 +112,7 @@ fn pack(name: &str, root: &Path, entrypoint: &[&str], folder: &Path) -> PathBuf 
     let config = json!({
         "architecture": "amd64",
         "os": "linux",
-        "config": { "Entrypoint": entrypoint, "Env": ["PATH=/usr/local/bin:/bin"], "User": "65532:65532" },
+        "config": settings,
         "rootfs": { "type": "layers", "diff_ids": [layer.0] },
     });
     let config = blob(&blobs, config.to_string().as_bytes());
