@@ -194,11 +194,17 @@ impl Store {
         text.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
     }
 
-    /// Ends the server as a crash would. A folder can't be away.
+    /// Ends the server, as a crash would where it keeps what it has acknowledged: Azurite saves its index only now and
+    /// then, so it is told to end. A folder can't be away.
     pub fn kill(&mut self) {
+        let signal = if self.kind == Kind::Azure { "TERM" } else { "KILL" };
+        self.end(signal);
+    }
+
+    fn end(&mut self, signal: &str) {
         if let Some(mut server) = self.server.take() {
-            processes::signal(&server, "KILL");
-            server.wait().expect("a killed child ends");
+            processes::signal(&server, signal);
+            server.wait().expect("a child that is told to ends");
         }
     }
 
@@ -292,7 +298,7 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        self.kill();
+        self.end("KILL");
     }
 }
 

@@ -4,9 +4,10 @@
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
 use litejoin_tests::stores::{Kind, Proxy, Store, litestream};
-use litejoin_tests::wait::until;
+use litejoin_tests::wait::PATIENCE;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
@@ -120,15 +121,17 @@ fn replicate(folder: &Path) -> Litestream {
 
 /// Waits until everything that is written now is in the store.
 async fn sync(folder: &Path) {
-    let mut said = String::new();
-    let synced = async || {
+    let started = Instant::now();
+    loop {
         let mut command = command("sync", folder);
         let output =
             command.args(["-socket", "socket", "-wait", "-timeout", "10", "data.db"]).output().unwrap();
-        said = format!("{output:?}");
-        output.status.success().then_some(())
-    };
-    until(&format!("a sync: {}", fs::read_to_string(folder.join("log")).unwrap_or_default()), synced).await;
+        if output.status.success() {
+            return;
+        }
+        let log = || fs::read_to_string(folder.join("log")).unwrap_or_default();
+        assert!(started.elapsed() < PATIENCE, "nothing is synced: {output:?}\n{}", log());
+    }
 }
 
 fn write_config(folder: &Path, replica: Value) {
