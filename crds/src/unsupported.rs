@@ -44,9 +44,14 @@ impl Refusals {
         if spec["windows"].as_array().is_some_and(|windows| !windows.is_empty()) {
             self.refuse("spec.windows", "windows are not run by this version yet; remove them");
         }
-        if spec["replication"]["enabled"] == true {
-            let message = "replication is not run by this version yet; write enabled: false";
-            self.refuse("spec.replication.enabled", message);
+        for (field, instead) in [
+            ("timestamp", "go back with `litejoin restore --timestamp`"),
+            ("fromUrl", "restore from there with `litejoin restore`"),
+        ] {
+            if spec["replication"]["restore"][field].is_string() {
+                let message = format!("this is not done by this version yet; remove it, and {instead}");
+                self.refuse(&format!("spec.replication.restore.{field}"), message);
+            }
         }
         if spec["delivery"]["after"] == "replicated" {
             self.refuse(
@@ -81,7 +86,7 @@ mod tests {
             json!({"kind": "Pipeline", "spec": {
                 "storage": {"reshard": {"fromShardCount": 8, "toShardCount": 16}},
                 "delivery": {"after": "replicated"},
-                "replication": {"enabled": true},
+                "replication": {"enabled": true, "restore": {"timestamp": "t", "fromUrl": "u"}},
                 "sources": [{"name": "a", "http": {"addr": ":1"}, "ack": "replicated"}, {"name": "b", "kafka": {}}, {"name": "c", "api": {}}],
                 "windows": [{"name": "w"}],
                 "sinks": [{"name": "s", "sse": {"addr": ":2"}}, {"name": "t", "kafka": {}}],
