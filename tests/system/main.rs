@@ -22,6 +22,7 @@ mod reload;
 mod serving;
 mod sqlite_sink;
 mod starting;
+mod stores;
 mod subscribers;
 mod time;
 mod weather_alerts;
