@@ -239,6 +239,11 @@ impl Running {
             blocking(move || Store::open(locked, &plan, &joins)).await?
         };
         let status = Arc::new(Status::new(plan, &pipeline.joins, clock::epoch_seconds()));
+        let states = Arc::new(States::new(store.data_dir.path(), store::journal(plan)));
+        if replica.is_some() {
+            // A replica is whole when each of its files is there.
+            states.make()?;
+        }
         let replication =
             replica.map(|replica| Replication::start(replica, Arc::clone(&status.replication), overtaken));
         status.config.leaves_out(pipeline.left_out.clone());
@@ -324,7 +329,7 @@ impl Running {
             batch_messages_max: plan.storage.batch_messages_max,
             secrets,
             shard_paths,
-            states: Arc::new(States::new(store.data_dir.path(), store::journal(plan))),
+            states,
         };
         let names = source_specs.keys().map(String::as_str);
         let ready = sources.prepare(names, &source_specs, &listeners, &offsets)?;

@@ -89,8 +89,7 @@ impl Keeper {
     /// Has everything shipped that is committed now; returns whether it is in the replica.
     async fn pass(&mut self) -> bool {
         let began = Moment::now();
-        let asked: Vec<_> = self.replica.files.iter().filter(|file| file.path.exists()).cloned().collect();
-        let syncs = asked.into_iter().map(|file| sync(self.socket.clone(), file));
+        let syncs = self.replica.files.clone().into_iter().map(|file| sync(self.socket.clone(), file));
         let answers: Vec<_> = futures::stream::iter(syncs).buffered(SYNCS).collect().await;
         let mut failure = None;
         for (name, wal_bytes, answer) in answers {

@@ -64,6 +64,11 @@ impl States {
         Self { path: data_dir.join(FILE), journal: journal.into(), connection: Mutex::new(None) }
     }
 
+    /// Makes the file before any source needs it.
+    pub(crate) fn make(&self) -> Result<(), SqliteError> {
+        self.doing("make the file", |_| Ok(()))
+    }
+
     /// The mark of the last poll that every shard has stored; `stored` is the least of their places.
     pub(super) fn recall(&self, stream: &str, stored: u64) -> Result<Mark, SqliteError> {
         self.doing("read what sources remember", |connection| {
