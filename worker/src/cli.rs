@@ -13,6 +13,7 @@ use crate::delivery::dead_letters::inspect::Filter;
 use crate::dlq::Queue;
 use crate::join::check::{self, Catalog, QueryError};
 use crate::manifest::{self, Manifest};
+use crate::replication::Tools;
 use crate::runtime::{LeftOut, Pipeline};
 
 /// Joins live data with plain SQL, on one machine, durably.
@@ -153,9 +154,24 @@ pub(crate) struct Run {
     #[arg(long)]
     pub(crate) leave_out_invalid: bool,
 
+    #[command(flatten)]
+    pub(crate) litestream: LitestreamProgram,
+
+    /// Do not start empty: somebody knows that there is a replica (for spec.replication)
+    #[arg(long, env = "LITEJOIN_EXPECT_REPLICA", hide_env_values = true)]
+    pub(crate) expect_replica: bool,
+
     /// Apply changes of the manifests while running, as SIGHUP does when it is sent
     #[arg(long, conflicts_with = "once")]
     pub(crate) watch: bool,
+}
+
+/// Which Litestream is used.
+#[derive(Debug, Args)]
+pub(crate) struct LitestreamProgram {
+    /// The program Litestream, for spec.replication [default: litestream on the PATH]
+    #[arg(long = "litestream", value_name = "PATH", env = "LITEJOIN_LITESTREAM", hide_env_values = true)]
+    pub(crate) program: Option<PathBuf>,
 }
 
 #[derive(Debug, Parser)]
@@ -386,6 +402,11 @@ impl Run {
                 .to_owned()),
             false => Ok(()),
         }
+    }
+
+    /// What replication works with.
+    pub(crate) fn tools(&self) -> Tools {
+        Tools { litestream: self.litestream.program.clone(), expects_replica: self.expect_replica }
     }
 
     /// Reads the pipeline that is to run, as [`load`] does.

@@ -19,6 +19,7 @@ mod listen;
 mod manifest;
 mod message;
 mod outbound;
+mod replication;
 mod results;
 mod runtime;
 mod serve;
@@ -90,6 +91,7 @@ fn main() -> ExitCode {
                     return ExitCode::from(EXIT_INVALID);
                 }
             };
+            let tools = run.tools();
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("tokio starts");
             let outcome = runtime.block_on(async {
@@ -97,7 +99,7 @@ fn main() -> ExitCode {
                 let (reload, reloads) = mpsc::channel(1);
                 tokio::spawn(watch_signals(stop.clone()));
                 tokio::spawn(watch_config(run, known, reload, stop));
-                runtime::run(pipeline, secrets, stopped, reloads).await
+                runtime::run(pipeline, secrets, tools, stopped, reloads).await
             });
             // A thread that reads standard input can't be waited for.
             runtime.shutdown_background();
