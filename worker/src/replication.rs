@@ -30,6 +30,7 @@ pub(crate) mod keeper;
 pub(crate) mod litestream;
 pub(crate) mod location;
 pub(crate) mod objects;
+pub(crate) mod passes;
 mod sftp;
 pub(crate) mod socket;
 

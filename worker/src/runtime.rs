@@ -42,6 +42,7 @@ use crate::epoch::{Evaluator, Repairs};
 use crate::join::CheckedJoin;
 use crate::listen::ListenError;
 use crate::manifest::Manifest;
+use crate::replication::passes::Passes;
 use crate::replication::{Replica, ReplicationError, Site, Tools, boot};
 use crate::results::event::JoinId;
 use crate::results::{Applied, Results};
@@ -244,8 +245,10 @@ impl Running {
             // A replica is whole when each of its files is there.
             states.make()?;
         }
-        let replication =
-            replica.map(|replica| Replication::start(replica, Arc::clone(&status.replication), overtaken));
+        let passes = Passes::default();
+        let replication = replica.map(|replica| {
+            Replication::start(replica, Arc::clone(&status.replication), passes.clone(), overtaken)
+        });
         status.config.leaves_out(pipeline.left_out.clone());
         *status.lineage.lock().unwrap_or_else(PoisonError::into_inner) = store.results.lineage().to_owned();
         status.outbox_bytes.set(store.results.outbox_bytes()?);
@@ -330,6 +333,7 @@ impl Running {
             secrets,
             shard_paths,
             states,
+            passes,
         };
         let names = source_specs.keys().map(String::as_str);
         let ready = sources.prepare(names, &source_specs, &listeners, &offsets)?;
