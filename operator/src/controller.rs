@@ -28,6 +28,7 @@ mod children;
 mod kinds;
 mod observe;
 mod publish;
+mod replica;
 mod status;
 mod validate;
 mod worker;

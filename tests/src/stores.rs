@@ -147,8 +147,8 @@ impl Store {
             Kind::Azure => vec![("LITESTREAM_AZURE_ACCOUNT_KEY", account_key())],
             Kind::Sftp => {
                 vec![
-                    ("SFTP_KEY_PATH", self.key_path().display().to_string()),
-                    ("SFTP_HOST_KEY", self.host_key()),
+                    ("LITEJOIN_SFTP_KEY_PATH", self.key_path().display().to_string()),
+                    ("LITEJOIN_SFTP_HOST_KEY", self.host_key()),
                 ]
             }
             Kind::File => Vec::new(),

@@ -13,6 +13,7 @@ mod config_map;
 pub(crate) mod names;
 mod overrides;
 mod pod;
+mod replication;
 mod services;
 mod stateful_set;
 
@@ -87,7 +88,8 @@ pub(crate) fn build(observed: &Observed, verdict: &Verdict, worker_image: &str) 
     }
     let mut config_bytes_excess = None;
     match config_map::data(config) {
-        Ok(data) => {
+        Ok(mut data) => {
+            replication::expect(&mut data, observed);
             objects.insert(Slot::ConfigMap, owner.object(Slot::ConfigMap, json!({ "data": data })));
         }
         Err(bytes) => {
