@@ -23,6 +23,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use litejoin_crds::plan::{self, Plan};
+use litejoin_crds::replication::ReplicationMode;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
@@ -42,6 +43,7 @@ use crate::epoch::{Evaluator, Repairs};
 use crate::join::CheckedJoin;
 use crate::listen::ListenError;
 use crate::manifest::Manifest;
+use crate::replication::boot::Begin;
 use crate::replication::passes::Passes;
 use crate::replication::{Replica, ReplicationError, Site, Tools, boot};
 use crate::results::event::JoinId;
@@ -211,7 +213,13 @@ async fn prepare(
 ) -> Result<(LockedDir, Option<Replica>), StartError> {
     let locked = LockedDir::lock(&plan.storage.data_dir)?;
     let replica = match Site::of(plan, secrets)? {
-        Some(site) => Some(boot::prepare(&locked, plan, site, tools).await?),
+        Some(site) => {
+            let begin = match site.replication.mode {
+                ReplicationMode::Embedded => Begin::Run,
+                ReplicationMode::Sidecar => Begin::Prepared,
+            };
+            Some(boot::prepare(&locked, plan, site, tools, begin).await?)
+        }
         None => None,
     };
     Ok((locked, replica))
