@@ -291,6 +291,8 @@ pub struct HttpSource {
     pub topics: Vec<String>,
     /// Largest body of one request, in bytes.
     pub body_bytes_max: u64,
+    /// Whether a message is acknowledged only once it is in the replica.
+    pub waits_for_replica: bool,
     /// Who may come in.
     pub serving: Box<Serving>,
 }

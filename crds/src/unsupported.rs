@@ -56,7 +56,7 @@ impl Refusals {
         if spec["delivery"]["after"] == "replicated" {
             self.refuse(
                 "spec.delivery.after",
-                "replication is not run by this version yet; write after: committed",
+                "sinks do not wait for the replica in this version yet; write after: committed",
             );
         }
         if spec["storage"]["reshard"].is_object() {
@@ -66,8 +66,9 @@ impl Refusals {
     }
 
     fn source(&mut self, source: &Value, at: &str) {
-        if source["ack"] == "replicated" {
-            let message = "replication is not run by this version yet; write ack: committed";
+        if source["ack"] == "replicated" && !source["http"].is_object() {
+            let message = "only an http source waits for the replica; write ack: committed: what others read again after a \
+                           restore begins where the restored data ends";
             self.refuse(&path::field(at, "ack"), message);
         }
     }
@@ -87,7 +88,7 @@ mod tests {
                 "storage": {"reshard": {"fromShardCount": 8, "toShardCount": 16}},
                 "delivery": {"after": "replicated"},
                 "replication": {"enabled": true, "restore": {"timestamp": "t", "fromUrl": "u"}},
-                "sources": [{"name": "a", "http": {"addr": ":1"}, "ack": "replicated"}, {"name": "b", "kafka": {}}, {"name": "c", "api": {}}],
+                "sources": [{"name": "a", "kafka": {}, "ack": "replicated"}, {"name": "b", "kafka": {}}, {"name": "c", "api": {}}],
                 "windows": [{"name": "w"}],
                 "sinks": [{"name": "s", "sse": {"addr": ":2"}}, {"name": "t", "kafka": {}}],
             }}),

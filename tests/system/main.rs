@@ -19,6 +19,7 @@ mod lifecycle;
 mod manifests;
 mod messages;
 mod reload;
+mod replication;
 mod serving;
 mod sqlite_sink;
 mod starting;

@@ -24,12 +24,14 @@ use crate::storage::layout::{self, LayoutError};
 use crate::storage::sqlite::SqliteError;
 
 pub(crate) mod boot;
+pub(crate) mod command;
 pub(crate) mod config;
 pub(crate) mod incarnation;
 pub(crate) mod keeper;
 pub(crate) mod litestream;
 pub(crate) mod location;
 pub(crate) mod objects;
+pub(crate) mod passes;
 mod sftp;
 pub(crate) mod socket;
 
@@ -71,6 +73,17 @@ pub(crate) enum ReplicationError {
     Io { path: String, doing: &'static str, source: std::io::Error },
     #[error(transparent)]
     File(#[from] SqliteError),
+    #[error(
+        "{path}: is not ready for the Litestream that runs beside this worker; run `litejoin replication prepare` before \
+         both are started"
+    )]
+    NotPrepared { path: String },
+    #[error(
+        "{place}: nothing was replicated at that time yet; `litejoin replication status` says what there is"
+    )]
+    TooEarly { place: String },
+    #[error("spec.replication: is not enabled; there is nothing to restore from")]
+    Disabled,
     #[error(
         "{place}: another worker ({other}) took the pipeline over while this one started; see which of both is to run"
     )]

@@ -23,6 +23,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use litejoin_crds::plan::{self, Plan};
+use litejoin_crds::replication::ReplicationMode;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
@@ -42,6 +43,8 @@ use crate::epoch::{Evaluator, Repairs};
 use crate::join::CheckedJoin;
 use crate::listen::ListenError;
 use crate::manifest::Manifest;
+use crate::replication::boot::Begin;
+use crate::replication::passes::Passes;
 use crate::replication::{Replica, ReplicationError, Site, Tools, boot};
 use crate::results::event::JoinId;
 use crate::results::{Applied, Results};
@@ -210,7 +213,13 @@ async fn prepare(
 ) -> Result<(LockedDir, Option<Replica>), StartError> {
     let locked = LockedDir::lock(&plan.storage.data_dir)?;
     let replica = match Site::of(plan, secrets)? {
-        Some(site) => Some(boot::prepare(&locked, plan, site, tools).await?),
+        Some(site) => {
+            let begin = match site.replication.mode {
+                ReplicationMode::Embedded => Begin::Run,
+                ReplicationMode::Sidecar => Begin::Prepared,
+            };
+            Some(boot::prepare(&locked, plan, site, tools, begin).await?)
+        }
         None => None,
     };
     Ok((locked, replica))
@@ -244,8 +253,10 @@ impl Running {
             // A replica is whole when each of its files is there.
             states.make()?;
         }
-        let replication =
-            replica.map(|replica| Replication::start(replica, Arc::clone(&status.replication), overtaken));
+        let passes = Passes::default();
+        let replication = replica.map(|replica| {
+            Replication::start(replica, Arc::clone(&status.replication), passes.clone(), overtaken)
+        });
         status.config.leaves_out(pipeline.left_out.clone());
         *status.lineage.lock().unwrap_or_else(PoisonError::into_inner) = store.results.lineage().to_owned();
         status.outbox_bytes.set(store.results.outbox_bytes()?);
@@ -330,6 +341,7 @@ impl Running {
             secrets,
             shard_paths,
             states,
+            passes,
         };
         let names = source_specs.keys().map(String::as_str);
         let ready = sources.prepare(names, &source_specs, &listeners, &offsets)?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::complaint::Reason;
-use crate::duration::{DURATION_MAX, DurationText};
+use crate::duration::{DURATION_MAX, DurationText, parse_timestamp};
 use crate::pipeline::{DeliveryGuarantee, Durability, OnNodeLoss, PipelineSpec, SynchronousMode};
 use crate::plan::{
     Admin, Audit, Delivery, Dlq, Guarantee, Place, Replication, Retention, Storage, Synchronous,
@@ -168,11 +168,7 @@ fn replication(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Option<Replication
             scope.error(&format!("replication.{field}"), Reason::InvalidValue, message);
         }
     }
-    if let Some(timestamp) = &replication.restore.timestamp
-        && timestamp.parse::<jiff::Timestamp>().is_err()
-    {
-        let message =
-            format!("got {timestamp:?}, write a time with its zone, such as \"2026-05-01T12:00:00Z\"");
+    if let Some(Err(message)) = replication.restore.timestamp.as_deref().map(parse_timestamp) {
         scope.error("replication.restore.timestamp", Reason::InvalidValue, message);
     }
     if let Some(identity) = &replication.identity

@@ -10,7 +10,9 @@ use litejoin_crds::replication::RestorePolicy;
 use tracing::{info, warn};
 
 use super::config::File;
-use super::incarnation::{Birth, Claim, Decision, Found, Incarnation, Local, Marker, Wanted, decide};
+use super::incarnation::{
+    Birth, Claim, Decision, Found, Incarnation, Local, Marker, Remote, Wanted, decide, restore,
+};
 use super::litestream::{self, Litestream, State};
 use super::{BIRTH, CLAIM, Replica, ReplicationError, Site, Tools, files};
 use crate::clock;
@@ -22,7 +24,6 @@ pub(super) const MARKER: &str = "replication.json";
 const CONFIG: &str = "litestream.yml";
 const RESTORE_CONFIG: &str = "litestream-restore.yml";
 const LOCK: &str = "litestream.lock";
-const SOCKET: &str = "litestream.sock";
 const RESTORING: &str = "restoring";
 const SET_ASIDE: &str = "set-aside";
 
@@ -38,6 +39,26 @@ const TELL_INTERVAL: Duration = Duration::from_secs(5);
 /// The longest path that a socket can have, with some room.
 const SOCKET_PATH_BYTES_MAX: usize = 100;
 
+/// What a directory is prepared for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Begin<'a> {
+    /// Whatever is needed is done, and then a Litestream of ours is started, or somebody is told to start one.
+    Run,
+    /// A Litestream of somebody else's runs already, by a configuration of ours: nothing may change.
+    Prepared,
+    /// To go back to this time, which is the same in seconds.
+    At { timestamp: &'a str, seconds: i64 },
+}
+
+impl Begin<'_> {
+    fn state(self) -> State {
+        match self {
+            Begin::Run | Begin::Prepared => State::Newest,
+            Begin::At { timestamp, .. } => State::At(timestamp.to_owned()),
+        }
+    }
+}
+
 /// Gives a directory its data and its prefix. Where that can't be done without the risk of losing data or of writing
 /// where somebody else does, it fails and has changed nothing that counts.
 pub(crate) async fn prepare(
@@ -45,6 +66,7 @@ pub(crate) async fn prepare(
     plan: &Plan,
     site: Site,
     tools: &Tools,
+    begin: Begin<'_>,
 ) -> Result<Replica, ReplicationError> {
     let io = |path: &Path, doing| {
         let path = path.display().to_string();
@@ -68,7 +90,17 @@ pub(crate) async fn prepare(
     let mut directory = Directory { locked, path: data_dir.clone(), files: files.clone() };
     let local = directory.look()?;
     let mut remote = site.look().await?;
-    let mut decision = decide(&local, &remote, &wanted)?;
+    let choose = |remote: &Remote| match begin {
+        Begin::Run | Begin::Prepared => Ok(decide(&local, remote, &wanted)?),
+        Begin::At { seconds, .. } => match remote.lived_at(seconds).first() {
+            Some(from) => Ok(restore(from, &wanted)?),
+            None => Err(ReplicationError::TooEarly { place: wanted.base.clone() }),
+        },
+    };
+    let mut decision = choose(&remote)?;
+    if let (Begin::Prepared, false) = (&begin, matches!(decision, Decision::GoOn(_))) {
+        return Err(ReplicationError::NotPrepared { path: data_dir.display().to_string() });
+    }
     let holder = random_id();
     let marker = if let Decision::GoOn(own) = &decision {
         let Local::Marked { marker, .. } = local else { unreachable!("only a marked directory goes on") };
@@ -97,7 +129,7 @@ pub(crate) async fn prepare(
         remote = site.look().await?;
         remote.claim = claimed_before;
         remote.found.retain(|found| found.incarnation != own);
-        decision = decide(&local, &remote, &wanted)?;
+        decision = choose(&remote)?;
         site.write(&birth_name, &born(parent(&decision))).await?;
         let marker = Marker {
             base: wanted.base.clone(),
@@ -108,11 +140,11 @@ pub(crate) async fn prepare(
             is_restoring: false,
             lock_inode: locked.inode()?,
         };
-        directory.settle(&site, &litestream, plan, &decision, &local, &marker).await?;
+        directory.settle(&site, &litestream, plan, &decision, &local, &marker, &begin.state()).await?;
         marker
     };
     directory.write_marker(&marker)?;
-    let socket = socket_path(&data_dir, marker.lock_inode);
+    let socket = socket_path(&data_dir, &marker.incarnation);
     let config = data_dir.join(CONFIG);
     let text = site.litestream_config(&marker.incarnation, &files, Some(&socket));
     replace(&data_dir, CONFIG, &text).map_err(io(&config, "write the file"))?;
@@ -152,10 +184,12 @@ fn parent(decision: &Decision) -> Option<Incarnation> {
     }
 }
 
-fn socket_path(data_dir: &Path, inode: u64) -> PathBuf {
-    let path = data_dir.join(SOCKET);
+/// Litestream's socket has the incarnation in its name, so that one which runs for another is never taken for ours.
+fn socket_path(data_dir: &Path, incarnation: &Incarnation) -> PathBuf {
+    let name = format!("litestream-{}.sock", incarnation.id);
+    let path = data_dir.join(&name);
     match path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
-        true => std::env::temp_dir().join(format!("litejoin-{}-{inode}.sock", std::process::id())),
+        true => std::env::temp_dir().join(name),
         false => path,
     }
 }
@@ -210,6 +244,7 @@ impl Directory<'_> {
         decision: &Decision,
         local: &Local,
         marker: &Marker,
+        state: &State,
     ) -> Result<(), ReplicationError> {
         match decision {
             Decision::Empty { why } => {
@@ -228,7 +263,7 @@ impl Directory<'_> {
                 // One that lies elsewhere is not set aside, and so stays.
                 let is_wanted = |file: &&File| from.birth.files.contains(&file.name) && !file.path.exists();
                 let all: Vec<File> = self.files.iter().filter(is_wanted).cloned().collect();
-                self.restore(site, litestream, from, &all, &State::Newest).await?;
+                self.restore(site, litestream, from, &all, state).await?;
                 let lineage = self.locked.lay_out(plan.storage.shard_count, &plan.identity)?;
                 store::adopt(&self.path.join(RESULTS_FILE), &lineage)?;
             }

@@ -221,6 +221,14 @@ impl Remote {
             .or_else(|| ready().max_by_key(|found| &found.incarnation))
     }
 
+    /// Those that may hold the data of a time, in seconds since the epoch; the most likely one comes first.
+    pub(crate) fn lived_at(&self, seconds: i64) -> Vec<&Found> {
+        let mut all: Vec<&Found> =
+            self.found.iter().filter(|found| found.is_ready && found.birth.born_at <= seconds).collect();
+        all.sort_by_key(|found| std::cmp::Reverse((found.birth.born_at, &found.incarnation)));
+        all
+    }
+
     /// The number of the incarnation that is to follow.
     pub(crate) fn next_number(&self) -> u64 {
         let found = self.found.iter().map(|found| found.incarnation.number);
@@ -316,8 +324,8 @@ fn marked(
     }
 }
 
-/// Takes the data from there, if this worker can read it.
-fn restore(from: &Found, wanted: &Wanted) -> Result<Decision, Refusal> {
+/// Takes the data from there, whatever the directory holds, if this worker can read it.
+pub(super) fn restore(from: &Found, wanted: &Wanted) -> Result<Decision, Refusal> {
     let (base, incarnation) = (wanted.base.clone(), from.incarnation.clone());
     let Birth { shard_count, hash_version, format_version, .. } = from.birth;
     if format_version != wanted.format_version || hash_version != wanted.hash_version {

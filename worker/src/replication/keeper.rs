@@ -12,9 +12,10 @@ use tracing::{error, info, warn};
 
 use super::config::File;
 use super::incarnation::Marker;
+use super::passes::Passes;
 use super::socket::{Socket, SocketError, Synced};
 use super::{READY, Replica, ReplicationError, Site};
-use crate::clock::{self, Moment};
+use crate::clock;
 use crate::error::chain;
 use crate::status::replication::{FileProgress, ReplicationStatus};
 use crate::storage::layout::replace;
@@ -22,6 +23,9 @@ use crate::storage::sqlite;
 
 /// Passes are not closer together than this.
 const PASS_INTERVAL_MIN: Duration = Duration::from_secs(1);
+
+/// What comes together within this time, and waits for the replica, shares a pass.
+const PASS_GAP: Duration = Duration::from_millis(50);
 
 /// For one file to be shipped; what takes longer is seen in the next pass.
 const SYNC_PATIENCE: Duration = Duration::from_secs(10);
@@ -44,12 +48,18 @@ pub(crate) struct Keeper {
     status: Arc<ReplicationStatus>,
     /// Told once when another worker has taken over.
     overtaken: mpsc::Sender<()>,
+    passes: Passes,
     claim_read: Option<Instant>,
     is_warned: bool,
 }
 
 impl Keeper {
-    pub(crate) fn new(replica: Replica, status: Arc<ReplicationStatus>, overtaken: mpsc::Sender<()>) -> Self {
+    pub(crate) fn new(
+        replica: Replica,
+        status: Arc<ReplicationStatus>,
+        passes: Passes,
+        overtaken: mpsc::Sender<()>,
+    ) -> Self {
         status.begin(
             &replica.marker.incarnation.to_string(),
             &replica.site.base.to_string(),
@@ -63,6 +73,7 @@ impl Keeper {
             replica,
             status,
             overtaken,
+            passes,
             claim_read: None,
             is_warned: false,
         }
@@ -74,6 +85,7 @@ impl Keeper {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(interval) => {}
+                () = self.passes.wanted_for(PASS_GAP) => {}
                 _ = stopping.wait_for(|stopping| *stopping) => break,
             }
             self.pass().await;
@@ -88,7 +100,7 @@ impl Keeper {
 
     /// Has everything shipped that is committed now; returns whether it is in the replica.
     async fn pass(&mut self) -> bool {
-        let began = Moment::now();
+        let (began, number) = (clock::epoch_seconds(), self.passes.begin());
         let syncs = self.replica.files.clone().into_iter().map(|file| sync(self.socket.clone(), file));
         let answers: Vec<_> = futures::stream::iter(syncs).buffered(SYNCS).collect().await;
         let mut failure = None;
@@ -109,7 +121,8 @@ impl Keeper {
         }
         match &failure {
             None => {
-                self.status.passed(began.seconds);
+                self.passes.end(number);
+                self.status.passed(began);
                 if std::mem::take(&mut self.is_warned) {
                     info!("the replica has caught up");
                 }
@@ -132,7 +145,8 @@ impl Keeper {
 
     /// Says READY where that is still to be said, and sees from time to time whether the claim names us.
     async fn after_sync(&mut self) -> Result<(), ReplicationError> {
-        let is_due = self.claim_read.is_none_or(|read| read.elapsed() > CLAIM_INTERVAL);
+        let is_due =
+            self.passes.is_awaited() || self.claim_read.is_none_or(|read| read.elapsed() > CLAIM_INTERVAL);
         if !self.marker.is_ready || is_due {
             self.check_claim().await?;
         }

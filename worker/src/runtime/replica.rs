@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use super::unit::Unit;
 use crate::replication::Replica;
 use crate::replication::keeper::Keeper;
+use crate::replication::passes::Passes;
 use crate::status::replication::ReplicationStatus;
 
 /// What replicates.
@@ -21,6 +22,7 @@ impl Replication {
     pub(super) fn start(
         replica: Replica,
         status: Arc<ReplicationStatus>,
+        passes: Passes,
         overtaken: mpsc::Sender<()>,
     ) -> Self {
         let litestream = (replica.site.replication.mode == ReplicationMode::Embedded).then(|| {
@@ -31,7 +33,7 @@ impl Replication {
                 Box::pin(litestream.supervise(config, lock, files_count, stopping))
             }))
         });
-        let keeper = Keeper::new(replica, status, overtaken);
+        let keeper = Keeper::new(replica, status, passes, overtaken);
         let keeper = Unit::start(Box::new(|stopping| Box::pin(keeper.run(stopping))));
         Self { litestream, keeper }
     }
