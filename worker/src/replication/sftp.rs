@@ -116,7 +116,7 @@ impl Sftp {
 
     async fn run_once(&self, batch: &str) -> io::Result<String> {
         let mut command = Command::new("sftp");
-        command.args(["-q", "-b", "-", "-P", &self.port.to_string()]);
+        command.args(["-b", "-", "-P", &self.port.to_string()]);
         command.args(["-o", "BatchMode=yes", "-o", "ConnectTimeout=5"]);
         if let Some(path) = &self.key_path {
             command.args(["-i", path, "-o", "IdentitiesOnly=yes"]);
