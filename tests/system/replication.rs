@@ -1,6 +1,7 @@
 //! Replication by the real Litestream to real stores: what comes back after a disk is lost, who may write where, and
 //! that nothing starts empty in silence.
 
+mod by_hand;
 mod loss;
 mod refused;
 mod two;

@@ -171,6 +171,8 @@ pub(crate) struct Replica {
     pub(crate) site: Site,
     pub(crate) litestream: Litestream,
     pub(crate) marker: Marker,
+    /// Whether its data has just come from the store.
+    pub(crate) is_restored: bool,
     pub(crate) files: Vec<File>,
     pub(crate) data_dir: PathBuf,
     /// Litestream's control socket.

@@ -138,6 +138,7 @@ pub(crate) async fn prepare(
             next_holder: None,
             is_ready: false,
             is_restoring: false,
+            is_fresh: matches!(decision, Decision::Empty { .. }),
             lock_inode: locked.inode()?,
         };
         directory.settle(&site, &litestream, plan, &decision, &local, &marker, &begin.state()).await?;
@@ -149,7 +150,8 @@ pub(crate) async fn prepare(
     let text = site.litestream_config(&marker.incarnation, &files, Some(&socket));
     replace(&data_dir, CONFIG, &text).map_err(io(&config, "write the file"))?;
     info!(incarnation = %marker.incarnation, base = %site.base, "replicating");
-    Ok(Replica { site, litestream, marker, files, data_dir, socket, config, lock })
+    let is_restored = matches!(decision, Decision::Restore { .. } | Decision::Complete { .. });
+    Ok(Replica { site, is_restored, litestream, marker, files, data_dir, socket, config, lock })
 }
 
 /// Says that this incarnation counts, and sees that nobody says otherwise at the same time.
@@ -222,12 +224,14 @@ impl Directory<'_> {
         let Some(marker) = marker else {
             return Ok(if self.locked.has_data()? { Local::Unmarked } else { Local::Nothing });
         };
-        if marker.is_restoring || !self.locked.has_data()? {
+        let has_data = self.locked.has_data()?;
+        if marker.is_restoring || !(has_data || marker.is_fresh) {
             return Ok(Local::Nothing);
         }
-        let missing = self.files.iter().filter(|file| !file.path.exists()).map(|file| file.name.clone());
+        let is_missing = |file: &&File| !marker.is_fresh && !file.path.exists();
+        let missing = self.files.iter().filter(is_missing).map(|file| file.name.clone()).collect();
         let is_copy = marker.lock_inode != self.locked.inode()?;
-        Ok(Local::Marked { missing: missing.collect(), marker, is_copy })
+        Ok(Local::Marked { missing, marker, is_copy })
     }
 
     fn write_marker(&self, marker: &Marker) -> Result<(), ReplicationError> {
@@ -344,6 +348,18 @@ impl Directory<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Removes what was set aside before a time; what can't be removed stays.
+pub(super) fn remove_set_aside(data_dir: &Path, before: i64) {
+    let Ok(entries) = std::fs::read_dir(data_dir.join(SET_ASIDE)) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let since = name.to_str().and_then(|name| name.rsplit_once('-')?.1.parse::<i64>().ok());
+        if since.is_some_and(|since| since < before) && std::fs::remove_dir_all(entry.path()).is_ok() {
+            info!(folder = %entry.path().display(), "removed what was set aside long ago");
+        }
     }
 }
 

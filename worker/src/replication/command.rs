@@ -142,8 +142,11 @@ pub(crate) async fn restore(
                 None => Begin::Run,
             };
             let tools = Tools { expects_replica: true, ..tools.clone() };
-            boot::prepare(&locked, plan, site, &tools, begin).await?;
-            say("restored; `litejoin run` goes on from here\n");
+            let replica = boot::prepare(&locked, plan, site, &tools, begin).await?;
+            say(match replica.is_restored {
+                true => "restored; `litejoin run` goes on from here\n",
+                false => "nothing is missing; --timestamp goes back to an earlier time\n",
+            });
         }
         Aim::Folder(folder) => {
             make_folder(folder)?;

@@ -29,9 +29,9 @@ pub(crate) struct File {
 
 /// Variables that tell of an sftp server what a URL has no place for: the path of the private key, and the server's
 /// public key as `known_hosts` has it.
-pub(crate) const SFTP_KEY_PATH: &str = "SFTP_KEY_PATH";
+pub(crate) const SFTP_KEY_PATH: &str = "LITEJOIN_SFTP_KEY_PATH";
 /// See [`SFTP_KEY_PATH`].
-pub(crate) const SFTP_HOST_KEY: &str = "SFTP_HOST_KEY";
+pub(crate) const SFTP_HOST_KEY: &str = "LITEJOIN_SFTP_HOST_KEY";
 
 /// What Litestream is to do: copy these files to below `incarnation`. `variable` looks into the environment, of which
 /// nothing secret is taken.

@@ -110,6 +110,9 @@ pub(crate) struct Marker {
     pub(crate) is_ready: bool,
     /// Whether a restore into this directory has begun, and not ended.
     pub(crate) is_restoring: bool,
+    /// Whether the directory is empty as it should be, since no worker has run on it yet.
+    #[serde(default)]
+    pub(crate) is_fresh: bool,
     /// The inode of the lock file: another one in a copy of the directory.
     pub(crate) lock_inode: u64,
 }
@@ -227,6 +230,23 @@ impl Remote {
             self.found.iter().filter(|found| found.is_ready && found.birth.born_at <= seconds).collect();
         all.sort_by_key(|found| std::cmp::Reverse((found.birth.born_at, &found.incarnation)));
         all
+    }
+
+    /// Those that nobody needs any more beside `own`: a later one that is READY was born before this time.
+    pub(crate) fn outlived(&self, own: &Incarnation, before: i64) -> Vec<&Incarnation> {
+        let claimed = self.claim.as_ref().map(|claim| &claim.incarnation);
+        let is_outlived = |incarnation: &Incarnation| {
+            self.found.iter().any(|later| {
+                later.is_ready
+                    && later.birth.born_at < before
+                    && later.incarnation.number > incarnation.number
+            })
+        };
+        let all = self.found.iter().map(|found| &found.incarnation);
+        all.filter(|incarnation| {
+            *incarnation != own && Some(*incarnation) != claimed && is_outlived(incarnation)
+        })
+        .collect()
     }
 
     /// The number of the incarnation that is to follow.

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use super::boot;
 use super::config::File;
 use super::incarnation::Marker;
 use super::passes::Passes;
@@ -23,6 +24,9 @@ use crate::storage::sqlite;
 
 /// Passes are not closer together than this.
 const PASS_INTERVAL_MIN: Duration = Duration::from_secs(1);
+
+/// How often what nobody needs any more is looked for.
+const CLEAN_INTERVAL: Duration = Duration::from_secs(3_600);
 
 /// What comes together within this time, and waits for the replica, shares a pass.
 const PASS_GAP: Duration = Duration::from_millis(50);
@@ -50,6 +54,7 @@ pub(crate) struct Keeper {
     overtaken: mpsc::Sender<()>,
     passes: Passes,
     claim_read: Option<Instant>,
+    cleaned: Option<Instant>,
     is_warned: bool,
 }
 
@@ -75,12 +80,25 @@ impl Keeper {
             overtaken,
             passes,
             claim_read: None,
+            cleaned: None,
             is_warned: false,
+        }
+    }
+
+    /// Notes what the next start is to know.
+    fn write_marker(&self) {
+        let bytes = serde_json::to_vec_pretty(&self.marker).expect("plain values are always JSON");
+        if let Err(problem) = replace(&self.replica.data_dir, boot::MARKER, &bytes) {
+            warn!(error = %problem, "could not note how far the replica is; the next start looks for it in the store");
         }
     }
 
     /// Makes passes until it is told to stop, and then a last one.
     pub(crate) async fn run(mut self, mut stopping: watch::Receiver<bool>) {
+        // The files are there by now, so that they are missed from now on.
+        if std::mem::take(&mut self.marker.is_fresh) {
+            self.write_marker();
+        }
         let interval = self.site.replication.sync_interval.max(PASS_INTERVAL_MIN);
         loop {
             tokio::select! {
@@ -88,7 +106,15 @@ impl Keeper {
                 () = self.passes.wanted_for(PASS_GAP) => {}
                 _ = stopping.wait_for(|stopping| *stopping) => break,
             }
-            self.pass().await;
+            if self.pass().await && self.cleaned.is_none_or(|cleaned| cleaned.elapsed() > CLEAN_INTERVAL) {
+                self.cleaned = Some(Instant::now());
+                if let Err(problem) = self.clean().await {
+                    warn!(
+                        error = chain(&problem),
+                        "could not remove old incarnations; trying again in an hour"
+                    );
+                }
+            }
         }
         match self.pass().await {
             true => info!("everything is in the replica"),
@@ -160,11 +186,22 @@ impl Keeper {
         self.check_claim().await?;
         info!(%incarnation, "READY: from now on a restore takes this incarnation");
         self.marker.is_ready = true;
-        let bytes = serde_json::to_vec_pretty(&self.marker).expect("plain values are always JSON");
-        if let Err(problem) = replace(&self.replica.data_dir, super::boot::MARKER, &bytes) {
-            warn!(error = %problem, "could not note READY; the next start looks for it in the store");
-        }
+        self.write_marker();
         self.status.set_ready(true);
+        Ok(())
+    }
+
+    /// Removes incarnations and directories that were left longer ago than replicas are kept.
+    async fn clean(&mut self) -> Result<(), ReplicationError> {
+        let retention = i64::try_from(self.site.replication.retention.as_secs()).unwrap_or(i64::MAX);
+        let before = clock::epoch_seconds().saturating_sub(retention);
+        boot::remove_set_aside(&self.replica.data_dir, before);
+        let remote = self.site.look().await?;
+        self.check_claim().await?;
+        for incarnation in remote.outlived(&self.marker.incarnation, before) {
+            self.site.objects.remove(&incarnation.to_string()).await?;
+            info!(%incarnation, "removed an old incarnation");
+        }
         Ok(())
     }
 

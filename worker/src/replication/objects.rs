@@ -154,11 +154,6 @@ impl Objects {
         Ok(Self { location: location.clone(), store: Store::Cloud(cloud) })
     }
 
-    /// Where they lie.
-    pub(crate) fn location(&self) -> &Location {
-        &self.location
-    }
-
     /// The content of an object; `None` if there is none of that name.
     pub(crate) async fn get(&self, name: &str) -> Result<Option<Vec<u8>>, ObjectsError> {
         self.call(&format!("read {name}"), async {

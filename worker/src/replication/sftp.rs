@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -23,6 +24,12 @@ pub(super) struct Sftp {
     /// The server's public key, as `known_hosts` has it behind the name.
     host_key: Option<String>,
 }
+
+/// Waits between tries to connect.
+const CONNECT_WAITS: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(1)];
+
+/// How `sftp` ends when there is no connection, or it breaks off.
+const EXIT_CONNECTION: i32 = 255;
 
 /// Distinguishes files of one process.
 static SCRATCH_FILES: AtomicU64 = AtomicU64::new(0);
@@ -94,9 +101,22 @@ impl Sftp {
         Ok(())
     }
 
+    /// Runs a batch, and again if the connection failed: what a batch does is the same when it is done twice.
     async fn run(&self, batch: &str) -> io::Result<String> {
+        for wait in CONNECT_WAITS {
+            match self.run_once(batch).await {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {
+                    tokio::time::sleep(wait).await;
+                }
+                outcome => return outcome,
+            }
+        }
+        self.run_once(batch).await
+    }
+
+    async fn run_once(&self, batch: &str) -> io::Result<String> {
         let mut command = Command::new("sftp");
-        command.args(["-q", "-b", "-", "-P", &self.port.to_string()]);
+        command.args(["-b", "-", "-P", &self.port.to_string()]);
         command.args(["-o", "BatchMode=yes", "-o", "ConnectTimeout=5"]);
         if let Some(path) = &self.key_path {
             command.args(["-i", path, "-o", "IdentitiesOnly=yes"]);
@@ -135,7 +155,11 @@ impl Sftp {
         }
         let said = String::from_utf8_lossy(&done.stderr).trim().replace('\n', "; ");
         let is_missing = ["not found", "No such file"].iter().any(|words| said.contains(words));
-        let kind = if is_missing { io::ErrorKind::NotFound } else { io::ErrorKind::Other };
+        let kind = match done.status.code() {
+            _ if is_missing => io::ErrorKind::NotFound,
+            Some(EXIT_CONNECTION) => io::ErrorKind::ConnectionAborted,
+            _ => io::ErrorKind::Other,
+        };
         Err(io::Error::new(kind, format!("sftp said: {said}")))
     }
 }

@@ -41,6 +41,7 @@ fn marker(number: u64) -> Marker {
         next_holder: None,
         is_ready: true,
         is_restoring: false,
+        is_fresh: false,
         lock_inode: 1,
     }
 }
@@ -238,6 +239,40 @@ fn what_this_worker_cannot_read_or_may_not_touch() {
     assert_eq!(with(|wanted| wanted.shard_count = 4), "shardcount");
     assert_eq!(with(|wanted| wanted.hash_version = 2), "format");
     assert_eq!(with(|wanted| wanted.format_version = 3), "format");
+}
+
+#[test]
+fn old_incarnations_are_kept_until_a_later_one_is_old_enough() {
+    for (all, before, outlived) in [
+        // Born at 10 times their numbers.
+        (&[(1, true), (2, true), (3, true)][..], 20, &[][..]),
+        (&[(1, true), (2, true), (3, true)], 21, &[1]),
+        (&[(1, true), (2, true), (3, true)], 31, &[1, 2]),
+        (&[(1, true), (2, false), (3, false)], 100, &[]),
+        (&[(1, true), (2, false), (3, true)], 100, &[1, 2]),
+    ] {
+        let mut remote = remote(Some(3), all);
+        for found in &mut remote.found {
+            found.birth.born_at = 10 * i64::try_from(found.incarnation.number).unwrap();
+        }
+        let own = incarnation(3);
+        let numbers: Vec<u64> =
+            remote.outlived(&own, before).iter().map(|incarnation| incarnation.number).collect();
+        assert_eq!(numbers, outlived, "{all:?} {before}");
+    }
+}
+
+#[test]
+fn a_time_leads_to_those_that_lived_then() {
+    let mut remote = remote(Some(4), &[(1, true), (2, true), (3, false), (4, true)]);
+    for found in &mut remote.found {
+        found.birth.born_at = 10 * i64::try_from(found.incarnation.number).unwrap();
+    }
+    for (seconds, expected) in [(9, &[][..]), (10, &[1]), (25, &[2, 1]), (35, &[2, 1]), (99, &[4, 2, 1])] {
+        let numbers: Vec<u64> =
+            remote.lived_at(seconds).iter().map(|found| found.incarnation.number).collect();
+        assert_eq!(numbers, expected, "{seconds}");
+    }
 }
 
 #[test]
