@@ -35,9 +35,9 @@ async fn what_was_replicated_comes_back_after_the_volume_is_lost() {
     if !node::inside("lost_volume::what_was_replicated_comes_back_after_the_volume_is_lost") {
         return;
     }
+    let cluster = Cluster::start().await;
     let store = Store::start(Kind::S3, NODE_ADDRESS).await;
     let proxy = Proxy::before(&store).await;
-    let cluster = Cluster::start().await;
     let credentials = [("AWS_ACCESS_KEY_ID", ACCESS_KEY), ("AWS_SECRET_ACCESS_KEY", SECRET_KEY)];
     let literals = credentials.map(|(name, value)| format!("--from-literal={name}={value}"));
     cluster.kubectl(&["create", "secret", "generic", "store", &literals[0], &literals[1]]);

@@ -11,11 +11,20 @@ use super::programs::run;
 
 /// Packs an image with one program, the libraries that it is linked with, and nothing else.
 pub fn of_program(name: &str, program: &Path, folder: &Path) -> PathBuf {
-    of_programs(name, program, &[], folder)
+    pack_program(name, program, &[], folder)
 }
 
-/// The same, and more programs that it may run, which are linked with nothing.
+/// The certificate authorities that the world trusts.
+const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// The same with certificate authorities, and more programs that it may run, which are linked with nothing.
 pub fn of_programs(name: &str, program: &Path, more: &[&Path], folder: &Path) -> PathBuf {
+    let root = folder.join(format!("{}-root", file_name(name)));
+    copy(Path::new(AUTHORITIES), &root.join(AUTHORITIES.trim_start_matches('/')));
+    pack_program(name, program, more, folder)
+}
+
+fn pack_program(name: &str, program: &Path, more: &[&Path], folder: &Path) -> PathBuf {
     let root = folder.join(format!("{}-root", file_name(name)));
     let inside =
         |program: &Path| root.join("usr/local/bin").join(program.file_name().expect("a program has a name"));
