@@ -51,6 +51,14 @@ async fn what_was_replicated_comes_back_after_the_volume_is_lost() {
     let mut since = i64::MIN;
     for seed in seeds(3, 20) {
         let mut chance = chance(seed);
+        // Mostly there is something new to lose; at times the first copy after the last loss is not whole yet.
+        if seed == 1 || chance.random_bool(0.75) {
+            until("a message in the replica", async || {
+                let now = site.required(&load, since).await;
+                (!now.is_subset(&required)).then_some(())
+            })
+            .await;
+        }
         // The very moment is what chance decides.
         tokio::time::sleep(LOAD_MAX.mul_f64(chance.random())).await;
         required.extend(site.required(&load, since).await);
