@@ -4,10 +4,12 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Pattern of a reference to an environment variable.
-pub const ENV_PATTERN: &str = r"^\$\{[A-Za-z_][A-Za-z0-9_]*\}$";
+/// What is said of a text that refers to no environment variable. It may be a credential in the wrong place, so it is
+/// not repeated: neither here nor by an API server, which would repeat what misses a pattern.
+pub const ENV_MESSAGE: &str =
+    "names no environment variable; write for example ${API_TOKEN}, never the credential itself";
 
-/// Whether a text matches `ENV_PATTERN`.
+/// Whether a text refers to an environment variable.
 pub fn is_env(text: &str) -> bool {
     text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}')).is_some_and(|name| {
         !name.is_empty()
@@ -47,7 +49,7 @@ pub struct Credential {
     pub secret_key_ref: Option<SecretKeyRef>,
     /// Environment variable that holds it, such as `${API_TOKEN}`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = ENV_PATTERN), length(max = 130))]
+    #[schemars(extend("x-kubernetes-validations" = crate::crd::rules::variable()), length(max = 130))]
     pub env: Option<String>,
 }
 

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::defaults;
 use crate::duration::DurationText;
 use crate::join::InlineJoin;
+use crate::network_policy::NetworkPolicySpec;
 use crate::pod::PodTemplate;
+use crate::pod_monitor::PodMonitorSpec;
 use crate::quantity::{Bytes, QuantityText};
 use crate::replication::ReplicationSpec;
 use crate::serving::ServingSpec;
@@ -42,7 +44,6 @@ use crate::window::InlineWindow;
         json_path = ".status.conditions[?(@.type=='Ready')].reason"
     ),
     printcolumn(name = "Shards", type_ = "integer", json_path = ".status.layout.shardCount"),
-    printcolumn(name = "Lag", type_ = "string", json_path = ".status.lag"),
     printcolumn(
         name = "Replicated",
         type_ = "string",
@@ -80,6 +81,10 @@ pub struct PipelineSpec {
     pub replication: ReplicationSpec,
     /// Health, metrics and status.
     pub admin: AdminSpec,
+    /// Who may reach the pod.
+    pub network_policy: NetworkPolicySpec,
+    /// How Prometheus finds the pod's metrics.
+    pub pod_monitor: PodMonitorSpec,
     /// Sources of this pipeline.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 200))]

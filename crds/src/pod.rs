@@ -63,7 +63,7 @@ fn any_object(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true })
 }
 
-fn any_objects(_: &mut SchemaGenerator) -> Schema {
+pub(crate) fn any_objects(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
         "maxItems": 64,

@@ -39,9 +39,6 @@ pub struct PipelineStatus {
     /// Version of the operator whose output the objects have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output_version: Option<String>,
-    /// How far results are behind messages, in coarse steps.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lag: Option<String>,
 }
 
 /// How the data is laid out on disk.

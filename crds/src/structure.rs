@@ -6,8 +6,9 @@
 use serde_json::{Map, Value};
 
 use crate::complaint::{Reason, list, near_or_allowed};
+use crate::credentials::{ENV_MESSAGE, is_env};
 use crate::kind::Kind;
-use crate::{crd, credentials, duration, names, path, quantity};
+use crate::{crd, duration, names, path, quantity};
 
 /// A mistake of form: a field's path, and what is wrong with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -215,6 +216,11 @@ fn text_form(text: &str, schema: &Value, at: &str, findings: &mut Vec<Finding>) 
         findings.push(finding(at, reason, message));
         return;
     }
+    let variable = schema["x-kubernetes-validations"][0]["message"] == ENV_MESSAGE;
+    if variable && !is_env(text) {
+        findings.push(finding(at, Reason::InvalidValue, ENV_MESSAGE));
+        return;
+    }
     let length = text.chars().count() as u64;
     if text.is_empty() && schema["minLength"].as_u64().is_some_and(|min| min > 0) {
         findings.push(finding(at, Reason::OutOfRange, "got \"\", must not be empty"));
@@ -235,12 +241,6 @@ fn pattern_trouble(pattern: &str, text: &str) -> Option<(Reason, String)> {
         quantity::PATTERN => quantity::parse(text).err().map(|message| (Reason::InvalidValue, message)),
         names::TOPIC_PATTERN => names::topic_trouble(text).map(|message| (Reason::InvalidName, message)),
         names::NAME_PATTERN => names::name_trouble(text).map(|message| (Reason::InvalidName, message)),
-        credentials::ENV_PATTERN => (!credentials::is_env(text)).then(|| {
-            // The text may be a credential in the wrong place: it is not repeated.
-            let message =
-                "names no environment variable; write for example ${API_TOKEN}, never the credential itself";
-            (Reason::InvalidValue, message.to_owned())
-        }),
         _ => None,
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Api, DynamicObject};
 use kube::runtime::controller::{self, Action, Config, Controller};
 use kube::runtime::events::{Recorder, Reporter};
@@ -21,17 +22,22 @@ use tracing::{debug, info, warn};
 use crate::error::{Error, chain};
 use crate::metrics::{Metrics, Reason};
 use children::Children;
+use secrets::Secrets;
+use woken::Woken;
 
+mod admin;
 mod apply;
-mod build;
+pub(crate) mod build;
 mod children;
 mod kinds;
 mod node_loss;
 mod observe;
 mod publish;
 mod replica;
+mod secrets;
 mod status;
 mod validate;
+mod woken;
 mod worker;
 
 #[cfg(test)]
@@ -58,8 +64,7 @@ pub(crate) enum Scope {
 /// What the operator was told at its start.
 pub(crate) struct Settings {
     pub(crate) scope: Scope,
-    /// Image of workers whose Pipeline names none.
-    pub(crate) worker_image: String,
+    pub(crate) operator: build::Operator,
     /// Pipelines that are worked on at once.
     pub(crate) concurrency: u16,
     /// How long after its time a pod may still be there before its node counts as lost, if it does not answer.
@@ -69,9 +74,10 @@ pub(crate) struct Settings {
 /// What every reconcile needs.
 struct Context {
     client: Client,
-    worker_image: String,
+    operator: build::Operator,
     node_loss_after: Duration,
     children: Children,
+    secrets: Arc<Secrets>,
     workers: worker::Workers,
     recorder: Recorder,
     metrics: Arc<Metrics>,
@@ -89,13 +95,16 @@ pub(crate) async fn run(
     mut stopped: watch::Receiver<bool>,
 ) {
     let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: None };
-    let children = Children::watch(|kind| dynamic(&client, &settings.scope, kind));
+    let woken = Arc::new(Woken::default());
+    let children = Children::watch(|kind| dynamic(&client, &settings.scope, kind), &woken);
+    let secrets = Secrets::watch(typed(&client, &settings.scope), &woken);
     children.known().await;
-    let controller = watches(&client, &settings.scope).reconcile_on(children.woken());
+    let controller = watches(&client, &settings.scope).reconcile_on(woken.pipelines());
     let context = Arc::new(Context {
         client: client.clone(),
         children,
-        worker_image: settings.worker_image,
+        secrets,
+        operator: settings.operator,
         node_loss_after: settings.node_loss_after,
         workers: worker::Workers::new(),
         recorder: Recorder::new(client.clone(), reporter),
@@ -170,6 +179,7 @@ fn watches(client: &Client, scope: &Scope) -> Controller<DynamicObject> {
         .owns(typed::<ConfigMap>(client, scope), ours())
         .owns(typed::<Service>(client, scope), ours())
         .owns(typed::<ServiceAccount>(client, scope), ours())
+        .owns(typed::<NetworkPolicy>(client, scope), ours())
         .watches(typed::<Pod>(client, scope), of_pipelines(), |pod| by_label(&pod))
         .watches(typed::<PersistentVolumeClaim>(client, scope), of_pipelines(), |claim| by_label(&claim))
 }
@@ -221,7 +231,9 @@ async fn reconcile(trigger: Arc<DynamicObject>, context: Arc<Context>) -> Result
 async fn steps(context: &Context, namespace: &str, name: &str) -> Result<Action, Error> {
     let client = &context.client;
     let now = jiff::Timestamp::now();
-    let Some(mut observed) = observe::observe(client, &context.children, namespace, name).await? else {
+    let Some(mut observed) =
+        observe::observe(client, &context.children, &context.secrets, namespace, name).await?
+    else {
         // What was built is taken down by the cluster: everything of ours has an owner. Its children stay.
         let children = context.children.of(namespace, name);
         publish::publish_orphans(context, &children, name).await?;
@@ -231,7 +243,7 @@ async fn steps(context: &Context, namespace: &str, name: &str) -> Result<Action,
     let verdict = validate::validate(&observed);
     let desired = match observed.is_paused() {
         true => None,
-        false => build::build(&observed, &verdict, &context.worker_image),
+        false => build::build(&observed, &verdict, &context.operator),
     };
     let mut changes = desired.as_ref().map(|desired| apply::changes(&observed, desired)).unwrap_or_default();
     changes.extend(node_loss::changes(&observed));

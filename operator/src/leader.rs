@@ -1,12 +1,19 @@
 //! Which of several operators works: the one that holds the Lease. The others wait; one that loses it ends.
 
+use std::pin::pin;
 use std::time::Duration;
 
-use kube::Client;
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::Api;
+use kube::runtime::watcher::{self, watch_object};
+use kube::{Client, runtime::WatchStreamExt};
 use kube_lease_manager::{LeaseManagerBuilder, LeaseManagerError};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
+
+use crate::error::chain;
 
 /// Name of the Lease.
 const LEASE: &str = "litejoin-operator";
@@ -39,28 +46,63 @@ impl Seat {
     ) -> Result<Option<Leadership>, LeaseManagerError> {
         // Two pods never have one name, two processes on a laptop may.
         let identity = format!("{}-{}", self.identity, std::process::id());
-        let manager = LeaseManagerBuilder::new(client.clone(), LEASE)
-            .with_namespace(self.namespace)
-            .with_identity(identity)
-            .with_duration(self.lease_seconds)
-            .with_grace((self.lease_seconds / GRACE_PART).max(1))
-            .build()
-            .await?;
-        let (mut held, task) = manager.watch().await;
+        let leases: Api<Lease> = Api::namespaced(client.clone(), &self.namespace);
+        let mut lease = pin!(watch_object(leases, LEASE).default_backoff());
         info!("waits for the Lease");
-        let ours = tokio::select! {
-            ours = held.wait_for(|held| *held) => ours.is_ok(),
-            _ = stopped.wait_for(|stopped| *stopped) => false,
-        };
-        if ours {
-            return Ok(Some(Leadership { held, task }));
-        }
-        drop(held);
-        match task.await {
-            Ok(Err(error)) => Err(error),
-            _ => Ok(None),
+        loop {
+            let manager = LeaseManagerBuilder::new(client.clone(), LEASE)
+                .with_namespace(&self.namespace)
+                .with_identity(&identity)
+                .with_duration(self.lease_seconds)
+                .with_grace((self.lease_seconds / GRACE_PART).max(1))
+                .build()
+                .await?;
+            let (mut held, task) = manager.watch().await;
+            let next = tokio::select! {
+                ours = held.wait_for(|held| *held) => if ours.is_ok() { Next::Lead } else { Next::End },
+                _ = stopped.wait_for(|stopped| *stopped) => Next::End,
+                () = given_back(&mut lease) => Next::AskAgain,
+            };
+            if let Next::Lead = next {
+                return Ok(Some(Leadership { held, task }));
+            }
+            drop(held);
+            match (task.await, next) {
+                (Ok(Err(error)), Next::End) => return Err(error),
+                (_, Next::End) => return Ok(None),
+                // A manager sleeps until the Lease that it has seen would end; a new one asks at once.
+                (_, Next::Lead | Next::AskAgain) => {}
+            }
         }
     }
+}
+
+/// What an operator that waits does next.
+enum Next {
+    Lead,
+    AskAgain,
+    End,
+}
+
+/// Waits until one that held the Lease has given it back.
+async fn given_back(lease: &mut (impl Stream<Item = watcher::Result<Option<Lease>>> + Unpin)) {
+    let mut was_held = false;
+    while let Some(seen) = lease.next().await {
+        let held = match seen {
+            Ok(lease) => lease.and_then(|lease| lease.spec?.holder_identity).is_some(),
+            // The manager takes it when it ends, as ever.
+            Err(error) => {
+                warn!(error = chain(&error), "could not watch the Lease");
+                continue;
+            }
+        };
+        if was_held && !held {
+            return;
+        }
+        was_held = held;
+    }
+    // A watch never ends.
+    std::future::pending().await
 }
 
 impl Leadership {

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
+use crate::controller::build::Operator;
 use crate::controller::{Scope, Settings};
 use crate::metrics::Metrics;
 
@@ -106,7 +107,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         .or_else(|| arguments.namespace.clone())
         .unwrap_or_else(|| client.default_namespace().to_owned());
     let seat = leader::Seat {
-        namespace: lease_namespace,
+        namespace: lease_namespace.clone(),
         identity: arguments.identity,
         lease_seconds: arguments.lease_seconds,
     };
@@ -116,7 +117,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
     let settings = Settings {
         scope: arguments.namespace.map_or(Scope::Cluster, Scope::Namespace),
-        worker_image: arguments.worker_image,
+        operator: Operator { worker_image: arguments.worker_image, namespace: lease_namespace },
         concurrency: arguments.concurrency,
         node_loss_after: Duration::from_secs(arguments.node_loss_seconds),
     };

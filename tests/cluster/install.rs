@@ -7,6 +7,7 @@ use expect_test::expect_file;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
 use kube::{Client, ResourceExt};
+use litejoin_tests::certificates::{Authority, Identity};
 use litejoin_tests::kubernetes::image;
 use litejoin_tests::kubernetes::node::{self, Node};
 use litejoin_tests::kubernetes::programs::repository;
@@ -32,6 +33,18 @@ spec:
   pipelineRef: {name: orders}
   query: SELECT payload->>'customer_id' AS id, sum(payload->>'amount') AS spent FROM orders GROUP BY 1
   sinks: [live]
+";
+
+/// A pipeline whose admin address is closed.
+const GUARDED: &str = "\
+apiVersion: litejoin.io/v1alpha1
+kind: Pipeline
+metadata: {name: guarded}
+spec:
+  storage: {retainOnDelete: false}
+  admin:
+    auth: {bearer: {secretKeyRef: {name: door, key: token}}}
+    tls: {cert: {secretKeyRef: {name: door, key: tls.crt}}, key: {secretKeyRef: {name: door, key: tls.key}}}
 ";
 
 #[tokio::test]
@@ -121,6 +134,17 @@ async fn orders_on_kubernetes() {
     until("another pod", async || (cluster.pod("orders-0").await.uid() != second.uid()).then_some(())).await;
     cluster.wait_ready("pipeline/orders").await;
     cluster.result("enriched", "o1", r#""customer":"Ada""#).await;
+
+    // kubelet and the operator come in where a token is wanted and all is encrypted.
+    let Identity { cert, key } = Authority::new().sign(&["guarded.example"]);
+    let literal = |name: &str, value: &str| format!("--from-literal={name}={value}");
+    let values = [literal("token", "hunter2"), literal("tls.crt", &cert), literal("tls.key", &key)];
+    cluster.kubectl(
+        &[&["create", "secret", "generic", "door"], &values.each_ref().map(String::as_str)[..]].concat(),
+    );
+    cluster.apply(GUARDED);
+    cluster.wait_ready("pipeline/guarded").await;
+    cluster.kubectl(&["delete", "pipeline", "guarded"]);
 
     // The volume grows by the Pipeline.
     let size = r#"{"spec": {"storage": {"size": "20Gi"}}}"#;

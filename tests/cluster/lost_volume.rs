@@ -16,7 +16,7 @@ use litejoin_tests::ingest::{Ingest, message};
 use litejoin_tests::kubernetes::node::{self, NODE_ADDRESS};
 use litejoin_tests::repetition::{chance, seeds};
 use litejoin_tests::stores::{ACCESS_KEY, Kind, Proxy, SECRET_KEY, Store};
-use litejoin_tests::wait::{PATIENCE, until};
+use litejoin_tests::wait::{PATIENCE, until, until_moment};
 use litejoin_tests::worker::get;
 use rand::RngExt;
 use serde_json::{Value, json};
@@ -27,6 +27,8 @@ use crate::install::{Cluster, NAMESPACE};
 const BATCH: usize = 20;
 /// A client sends a batch again that is not answered within this time.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a client waits before it tries again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// The longest time from one loss to the next moment of loss, beside the recovery.
 const LOAD_MAX: Duration = Duration::from_secs(6);
 
@@ -60,7 +62,7 @@ async fn what_was_replicated_comes_back_after_the_volume_is_lost() {
             .await;
         }
         // The very moment is what chance decides.
-        tokio::time::sleep(LOAD_MAX.mul_f64(chance.random())).await;
+        pass(LOAD_MAX.mul_f64(chance.random())).await;
         required.extend(site.required(&load, since).await);
         let (lost_at, bytes) = (Instant::now(), site.destroy().await);
         cluster.wait_ready("pipeline/orders").await;
@@ -255,7 +257,7 @@ impl Load {
                     let answer = tokio::time::timeout(ANSWER_TIMEOUT, ingest.try_send(&batch)).await;
                     if !matches!(answer, Ok(Ok(answer)) if answer.status == 200) {
                         // Nobody is there, or it may not be taken.
-                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        pass(RETRY_INTERVAL).await;
                         continue;
                     }
                     let keys = numbers.map(|n| format!("{prefix}{n}")).collect();
@@ -280,6 +282,12 @@ impl Load {
             client.await.expect("a client ends well");
         }
     }
+}
+
+/// Lets time pass by a timetable.
+async fn pass(time: Duration) {
+    let moment = Instant::now() + time;
+    tokio::task::spawn_blocking(move || until_moment(moment)).await.expect("it only waits");
 }
 
 /// A message with some weight.

@@ -1,11 +1,17 @@
 //! What a real API server accepts, refuses with which words, and fills in, by the table that `validate` is held to too.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use expect_test::expect_file;
 use kube::api::{DeleteParams, Patch, PatchParams};
+use litejoin_crds::Plan;
+use litejoin_crds::crd::schema;
 use litejoin_crds::kind::Kind;
+use litejoin_crds::validate::Document;
 use litejoin_tests::kubernetes::programs::repository;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::site::Site;
@@ -22,34 +28,102 @@ async fn documents_are_accepted_or_refused() {
         answers += &format!("{} {}: {answer}\n", kind.unwrap_or_default(), about.unwrap_or_default());
     }
     expect_file!["../cases/documents/server.txt"].assert_eq(&answers);
+    for kind in Kind::ALL {
+        let mut rules = BTreeSet::new();
+        messages(schema(kind), &mut rules);
+        let unheard: Vec<&String> = rules.iter().filter(|message| !answers.contains(*message)).collect();
+        assert_eq!(unheard, Vec::<&String>::new(), "a case is refused by each rule of {}", kind.as_str());
+    }
+}
+
+/// The messages of all rules of a schema.
+fn messages(schema: &Value, all: &mut BTreeSet<String>) {
+    let rules = schema["x-kubernetes-validations"].as_array().into_iter().flatten();
+    all.extend(rules.filter_map(|rule| rule["message"].as_str()).map(str::to_owned));
+    for fields in [&schema["properties"], &schema["additionalProperties"]] {
+        fields.as_object().into_iter().flatten().for_each(|(_, field)| messages(field, all));
+    }
+    if schema["items"].is_object() {
+        messages(&schema["items"], all);
+    }
 }
 
 #[tokio::test]
 async fn defaults_are_filled_in() {
     let site = Site::new().await;
+    let text = fs::read_to_string(repository().join("tests/cases/documents/smallest.yaml"));
+    let cases: Vec<Value> = serde_yaml::from_str(&text.expect("the table is there")).expect("a list");
     let mut filled = String::new();
-    for (kind, spec) in [
-        (
-            Kind::Pipeline,
-            json!({ "storage": {}, "retention": {}, "delivery": { "dlq": {} }, "audit": {}, "admin": {} }),
-        ),
-        (Kind::Source, json!({ "http": { "addr": ":8080" } })),
-        (
-            Kind::Source,
-            json!({ "topic": "t", "api": { "url": "http://a", "keyPath": "id", "interval": "1m" } }),
-        ),
-        (Kind::Sink, json!({ "sse": { "addr": ":9100" } })),
-        (Kind::Window, json!({ "type": "tumbling", "size": "1m", "topic": "t", "query": "SELECT 1" })),
-    ] {
-        let made = apply(&site, kind, "defaults", spec).await.expect("it is valid");
-        filled += &serde_yaml::to_string(
-            &json!({ kind.as_str(): made.data["spec"], "status": made.data["status"] }),
-        )
-        .expect("JSON is YAML");
-        filled += "---\n";
-        site.ours(kind).delete("defaults", &DeleteParams::default()).await.expect("it is there");
+    let mut left: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    for kind in Kind::ALL {
+        defaults(&schema(kind)["properties"]["spec"], "", left.entry(kind.as_str()).or_default());
     }
+    for case in &cases {
+        let kind = case["kind"].as_str().and_then(Kind::from_name).expect("a kind of ours");
+        let made = apply(&site, kind, "subject", case["spec"].clone()).await.expect("it is valid");
+        let (spec, status) = (&made.data["spec"], &made.data["status"]);
+        filled +=
+            &serde_yaml::to_string(&json!({ kind.as_str(): spec, "status": status })).expect("it is YAML");
+        filled += "---\n";
+        let there = |path: &String| spec.pointer(path).is_none();
+        left.get_mut(kind.as_str()).expect("it is there").retain(there);
+        // Without a server it is the same: a document that says all of it says nothing new.
+        assert_eq!(read(kind, &case["spec"]), read(kind, spec), "{case}");
+        assert_eq!(plan(kind, &case["spec"]), plan(kind, spec), "{case}");
+        site.ours(kind).delete("subject", &DeleteParams::default()).await.expect("it is there");
+    }
+    left.retain(|_, paths| !paths.is_empty());
+    assert_eq!(left, BTreeMap::new(), "every default is seen");
     expect_file!["../cases/documents/defaults.yaml"].assert_eq(&filled);
+}
+
+/// The places of all defaults of a schema, as JSON pointers.
+fn defaults(schema: &Value, at: &str, all: &mut BTreeSet<String>) {
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        let path = format!("{at}/{name}");
+        if !field["default"].is_null() {
+            all.insert(path.clone());
+        }
+        defaults(field, &path, all);
+    }
+}
+
+/// What `litejoin validate` makes of a document, beside a Pipeline if it isn't one.
+fn plan(kind: Kind, spec: &Value) -> Plan {
+    let document = |kind: Kind, name: &str, spec: &Value| Document {
+        value: json!({
+            "apiVersion": litejoin_crds::API_VERSION, "kind": kind.as_str(), "metadata": { "name": name }, "spec": spec,
+        }),
+    };
+    let mut documents = vec![document(kind, "subject", spec)];
+    if kind != Kind::Pipeline {
+        documents[0].value["spec"]["pipelineRef"] = json!({ "name": "p" });
+        let sources =
+            json!({ "sources": [{ "name": "other", "http": { "addr": ":1", "topics": ["other"] } }] });
+        documents.push(document(Kind::Pipeline, "p", &sources));
+    }
+    let (plan, _) = litejoin_crds::validate(&documents).unwrap_or_else(|wrong| panic!("{spec}: {wrong:?}"));
+    // That the documents are other ones is known.
+    Plan { config_hash: String::new(), ..plan }
+}
+
+/// A spec as both programs read it.
+fn read(kind: Kind, spec: &Value) -> Value {
+    fn through<T: DeserializeOwned + Serialize>(mut spec: Value) -> Value {
+        if spec["pipelineRef"].is_null() {
+            spec["pipelineRef"] = json!({ "name": "p" });
+        }
+        let read: T = serde_json::from_value(spec).expect("it is valid");
+        serde_json::to_value(read).expect("it is plain data")
+    }
+    let spec = spec.clone();
+    match kind {
+        Kind::Pipeline => through::<litejoin_crds::PipelineSpec>(spec),
+        Kind::Source => through::<litejoin_crds::SourceSpec>(spec),
+        Kind::Join => through::<litejoin_crds::JoinSpec>(spec),
+        Kind::Window => through::<litejoin_crds::WindowSpec>(spec),
+        Kind::Sink => through::<litejoin_crds::SinkSpec>(spec),
+    }
 }
 
 /// What the server says of a case.

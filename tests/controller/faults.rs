@@ -37,6 +37,7 @@ kind: Pipeline
 metadata: {name: orders}
 spec:
   restartNonce: again
+  networkPolicy: {enabled: true}
   storage: {shardCount: 2}
   sources:
     - {name: ingest, http: {addr: ":8081", topics: [orders]}}
@@ -204,6 +205,7 @@ async fn found(site: &Site) -> Option<Value> {
     resources.push(ApiResource::erase::<k8s_openapi::api::core::v1::ServiceAccount>(&()));
     resources.push(ApiResource::erase::<k8s_openapi::api::core::v1::ConfigMap>(&()));
     resources.push(ApiResource::erase::<k8s_openapi::api::core::v1::Service>(&()));
+    resources.push(ApiResource::erase::<k8s_openapi::api::networking::v1::NetworkPolicy>(&()));
     resources.push(ApiResource::erase::<k8s_openapi::api::apps::v1::StatefulSet>(&()));
     let mut all = Vec::new();
     for resource in resources {

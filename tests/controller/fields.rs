@@ -1,19 +1,20 @@
-//! Every field of a Pipeline is changed to another value and back: the objects follow, and return as they were.
+//! Every field of every document is changed to another value and back: the objects follow, and return as they were.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use expect_test::expect_file;
-use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams};
 use litejoin_crds::crd::schema;
 use litejoin_crds::kind::Kind;
 use litejoin_tests::kubernetes::programs::repository;
 use litejoin_tests::wait::until;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::site::Site;
+use crate::site::{Site, condition_of};
 
-/// Fields that hold fields of Kubernetes' own, or lists of ours: their tables are elsewhere.
+/// Fields of a Pipeline that hold fields of Kubernetes' own, or lists of ours: their tables are elsewhere.
 const WHOLE: [&str; 8] = [
     "admin.auth",
     "admin.tls",
@@ -25,55 +26,132 @@ const WHOLE: [&str; 8] = [
     "sources",
 ];
 
+/// Fields of children that are changed as a whole.
+const WHOLE_NAMES: [&str; 4] = ["auth", "tls", "sasl", "signingKey"];
+
 #[tokio::test]
 async fn every_field_is_followed_there_and_back() {
     let text = fs::read_to_string(repository().join("tests/cases/objects/fields.yaml"));
-    let table: Vec<(String, Value)> = read(&text.expect("the table is there"));
-    let mut known: Vec<&str> = table.iter().map(|(path, _)| path.as_str()).collect();
-    let mut all = Vec::new();
-    fields(&schema(Kind::Pipeline)["properties"]["spec"], "", &mut all);
-    known.sort_unstable();
-    all.sort_unstable();
-    assert_eq!(known, all, "the table has every field, and no other");
+    let table: serde_yaml::Mapping = serde_yaml::from_str(&text.expect("the table is there")).expect("a map");
+    let table = rows(table);
+    let known: BTreeSet<String> = table.iter().map(|(path, _)| path.clone()).collect();
+    assert_eq!(known, fields(Kind::Pipeline), "the table has every field, and no other");
 
     let site = Site::new().await;
+    site.secret("door", &[("token", "t"), ("tls.crt", "c"), ("tls.key", "k")]).await;
     let operator = site.operator();
-    let before = follow(&site, &json!({})).await;
-    let mut told = String::new();
-    for (path, value) in table.iter().filter(|(_, value)| !value.is_null()) {
-        let mut spec = json!({});
-        let pointer = format!("/{}", path.replace('.', "/"));
-        set(&mut spec, pointer.trim_start_matches('/'), value.clone());
-        let then = follow(&site, &spec).await;
-        let mut changed: Vec<String> = Vec::new();
-        for slot in before.keys().chain(then.keys()) {
-            if before.get(slot) != then.get(slot) && !changed.contains(slot) {
-                changed.push(slot.clone());
-            }
-        }
-        let template = |objects: &BTreeMap<String, Value>| objects["StatefulSet"]["spec"]["template"].clone();
-        let restart = if template(&before) == template(&then) { "" } else { " (restart)" };
-        told += &format!("{path}: {}{restart}\n", changed.join(", "));
-        let after = follow(&site, &json!({})).await;
-        assert_eq!(before, after, "all is as it was before {path}");
-    }
+    // Fields of what is there only when it is asked for are changed while it is.
+    let optional = |path: &str| {
+        ["networkPolicy.", "podMonitor."].iter().any(|field| path.starts_with(field))
+            && !path.ends_with("enabled")
+    };
+    let (optional, plain) = table.into_iter().partition(|(path, _)| optional(path));
+    let mut told = walk(&site, Kind::Pipeline, &json!({}), plain).await;
+    let on = json!({
+        "networkPolicy": { "enabled": true },
+        "podMonitor": { "enabled": true },
+        "sources": [{ "name": "ingest", "http": { "addr": ":8080", "topics": ["orders"] } }],
+    });
+    told += &walk(&site, Kind::Pipeline, &on, optional).await;
     expect_file!["../cases/objects/fields.txt"].assert_eq(&told);
     operator.stop().await;
 }
 
-/// Lets the Pipeline have this spec, waits until the operator has seen it, and returns what there is by kind and name.
-async fn follow(site: &Site, spec: &Value) -> BTreeMap<String, Value> {
+/// The Pipeline that children belong to here.
+const PIPELINE: &str = r#"
+apiVersion: litejoin.io/v1alpha1
+kind: Pipeline
+metadata: {name: orders}
+spec:
+  sources: [{name: ingest, http: {addr: ":8080", topics: [orders, customers]}}]
+  joins: [{name: all, query: SELECT key AS id FROM orders, sinks: [console]}]
+  sinks: [{name: console, stdout: {}}]
+"#;
+
+/// Fields of children that are changed from one base.
+#[derive(Deserialize)]
+struct Section {
+    kind: String,
+    base: Value,
+    fields: serde_yaml::Mapping,
+}
+
+#[tokio::test]
+async fn every_field_of_a_child_is_followed_there_and_back() {
+    let text = fs::read_to_string(repository().join("tests/cases/objects/children.yaml"));
+    let sections: Vec<Section> = serde_yaml::from_str(&text.expect("the table is there")).expect("sections");
+    let mut known: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    for section in &sections {
+        let paths = section.fields.keys().filter_map(|path| path.as_str()).map(str::to_owned);
+        known.entry(&section.kind).or_default().extend(paths);
+    }
+    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Pipeline) {
+        assert_eq!(known[kind.as_str()], fields(kind), "the table has every field of a {}", kind.as_str());
+    }
+
+    let site = Site::new().await;
+    site.secret("door", &[("token", "t"), ("tls.crt", "c"), ("tls.key", "k")]).await;
+    let operator = site.operator();
+    site.apply(PIPELINE).await;
+    let mut told = String::new();
+    for section in sections {
+        let kind = Kind::from_name(&section.kind).expect("a kind of ours");
+        let mut base = section.base;
+        base["pipelineRef"] = json!({ "name": "orders" });
+        told += &format!("{}\n", section.kind);
+        for line in walk(&site, kind, &base, rows(section.fields)).await.lines() {
+            told += &format!("  {line}\n");
+        }
+        site.ours(kind).delete(name(kind), &DeleteParams::default()).await.expect("it is there");
+    }
+    expect_file!["../cases/objects/children.txt"].assert_eq(&told);
+    operator.stop().await;
+}
+
+/// What the document of a kind is called here.
+fn name(kind: Kind) -> &'static str {
+    if kind == Kind::Pipeline { "orders" } else { "subject" }
+}
+
+/// Changes each field there and back; returns which objects followed.
+async fn walk(site: &Site, kind: Kind, base: &Value, table: Vec<(String, Value)>) -> String {
+    let name = name(kind);
+    let before = follow(site, kind, base).await;
+    let mut told = String::new();
+    for (path, value) in table.into_iter().filter(|(_, value)| !value.is_null()) {
+        let mut spec = base.clone();
+        set(&mut spec, &path.replace('.', "/"), value);
+        let then = follow(site, kind, &spec).await;
+        let slots: BTreeSet<&String> = before.keys().chain(then.keys()).collect();
+        let changed = slots.into_iter().filter(|slot| before.get(*slot) != then.get(*slot));
+        let changed: Vec<&str> = changed.map(String::as_str).collect();
+        let template = |objects: &BTreeMap<String, Value>| objects["StatefulSet"]["spec"]["template"].clone();
+        let restart = if template(&before) == template(&then) { "" } else { " (restart)" };
+        let document = site.ours(kind).get(name).await.expect("it is there");
+        let accepted = condition_of(&document, "Accepted").filter(|accepted| accepted["status"] == "False");
+        let refused = accepted
+            .map(|accepted| format!(" (refused: {})", accepted["message"].as_str().unwrap_or_default()));
+        told += &format!("{path}: {}{restart}{}\n", changed.join(", "), refused.unwrap_or_default());
+        let after = follow(site, kind, base).await;
+        assert_eq!(before, after, "all is as it was before {path}");
+    }
+    told
+}
+
+/// Lets the document have this spec, waits until the operator has seen it, and returns what there is by kind and name.
+async fn follow(site: &Site, kind: Kind, spec: &Value) -> BTreeMap<String, Value> {
     let document = json!({
-        "apiVersion": litejoin_crds::API_VERSION, "kind": "Pipeline", "metadata": { "name": "orders" }, "spec": spec,
+        "apiVersion": litejoin_crds::API_VERSION, "kind": kind.as_str(), "metadata": { "name": name(kind) }, "spec": spec,
     });
-    let pipelines = site.ours(Kind::Pipeline);
+    let documents = site.ours(kind);
     let applied =
-        pipelines.patch("orders", &PatchParams::apply("test").force(), &Patch::Apply(&document)).await;
+        documents.patch(name(kind), &PatchParams::apply("test").force(), &Patch::Apply(&document)).await;
     applied.unwrap_or_else(|error| panic!("{spec}: {error}"));
     until("the operator to follow", async || {
-        let pipeline = pipelines.get("orders").await.ok()?;
-        let seen = &pipeline.data["status"]["observedGeneration"];
-        (*seen == json!(pipeline.metadata.generation)).then_some(())
+        let document = documents.get(name(kind)).await.ok()?;
+        let seen = &document.data["status"]["observedGeneration"];
+        let found = condition_of(&document, "ResolvedRefs").is_none_or(|refs| refs["status"] == "True");
+        (found && *seen == json!(document.metadata.generation)).then_some(())
     })
     .await;
     let mut objects = BTreeMap::new();
@@ -86,6 +164,12 @@ async fn follow(site: &Site, spec: &Value) -> BTreeMap<String, Value> {
             "orders-headless",
         ),
         ("ServiceAccount", ApiResource::erase::<k8s_openapi::api::core::v1::ServiceAccount>(&()), "orders"),
+        (
+            "NetworkPolicy",
+            ApiResource::erase::<k8s_openapi::api::networking::v1::NetworkPolicy>(&()),
+            "orders",
+        ),
+        ("PodMonitor", pod_monitors(), "orders"),
         ("StatefulSet", ApiResource::erase::<k8s_openapi::api::apps::v1::StatefulSet>(&()), "orders"),
     ] {
         let api: Api<DynamicObject> = Api::namespaced_with(site.client.clone(), &site.namespace, &resource);
@@ -100,16 +184,31 @@ async fn follow(site: &Site, spec: &Value) -> BTreeMap<String, Value> {
     objects
 }
 
-/// The paths of all fields of a schema, as the table names them.
-fn fields(schema: &Value, at: &str, all: &mut Vec<String>) {
+/// A kind of the Prometheus operator.
+pub(crate) fn pod_monitors() -> ApiResource {
+    ApiResource::from_gvk(&GroupVersionKind::gvk("monitoring.coreos.com", "v1", "PodMonitor"))
+}
+
+/// The paths of all fields of a kind's spec, as the table names them.
+fn fields(kind: Kind) -> BTreeSet<String> {
+    let mut all = BTreeSet::new();
+    below(kind, &schema(kind)["properties"]["spec"], "", &mut all);
+    all
+}
+
+fn below(kind: Kind, schema: &Value, at: &str, all: &mut BTreeSet<String>) {
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
         let path = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };
-        let whole =
-            WHOLE.iter().any(|whole| path == *whole || (whole.ends_with('.') && path.starts_with(whole)));
+        let whole = match kind {
+            Kind::Pipeline => {
+                WHOLE.iter().any(|whole| path == *whole || (whole.ends_with('.') && path.starts_with(whole)))
+            }
+            _ => WHOLE_NAMES.contains(&name.as_str()),
+        };
         if field["properties"].is_object() && !whole {
-            fields(field, &path, all);
+            below(kind, field, &path, all);
         } else {
-            all.push(path);
+            all.insert(path);
         }
     }
 }
@@ -127,13 +226,11 @@ fn set(spec: &mut Value, path: &str, value: Value) {
     }
 }
 
-/// The rows of the table in their order.
-fn read(text: &str) -> Vec<(String, Value)> {
-    let map: serde_yaml::Mapping = serde_yaml::from_str(text).expect("a map");
-    map.into_iter()
-        .map(|(path, value)| {
-            let path = path.as_str().expect("a path is text").to_owned();
-            (path, serde_json::to_value(value).expect("YAML of ours is JSON"))
-        })
-        .collect()
+/// The rows of a table in their order.
+fn rows(table: serde_yaml::Mapping) -> Vec<(String, Value)> {
+    let row = |(path, value): (serde_yaml::Value, serde_yaml::Value)| {
+        let path = path.as_str().expect("a path is text").to_owned();
+        (path, serde_json::to_value(value).expect("YAML of ours is JSON"))
+    };
+    table.into_iter().map(row).collect()
 }

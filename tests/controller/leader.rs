@@ -25,10 +25,20 @@ async fn the_second_operator_finishes_what_the_first_began() {
     site.proxy.reset(None);
     site.wait_for(Kind::Pipeline, "orders", "WorkerReady", "False", "Starting").await;
     assert!(leads(second.log()));
-    // At a planned end too; the third looks again when the Lease that it has seen would end.
-    let third = site.operator();
-    until("a third operator", async || third.log().contains("waits for the Lease").then_some(())).await;
     second.stop().await;
-    until("the third to lead", async || leads(third.log()).then_some(())).await;
-    third.stop().await;
+}
+
+#[tokio::test]
+async fn a_lease_that_is_given_back_is_taken_at_once() {
+    let site = Site::new().await;
+    let leads = |log: String| log.contains("\"message\":\"leads\"");
+    // Nobody here waits for an hour.
+    let hour = ["--lease-seconds", "3600"];
+    let first = site.operator_with(&hour);
+    until("a leader", async || leads(first.log()).then_some(())).await;
+    let second = site.operator_with(&hour);
+    until("a second operator", async || second.log().contains("waits for the Lease").then_some(())).await;
+    first.stop().await;
+    until("the second to lead", async || leads(second.log()).then_some(())).await;
+    second.stop().await;
 }

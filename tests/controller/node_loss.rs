@@ -43,7 +43,7 @@ spec:
 #[tokio::test]
 async fn what_was_on_a_lost_node_is_replaced_where_that_is_wanted() {
     let site = Site::new().await;
-    let operator = site.operator_with(&["--node-loss-seconds", "1"]);
+    let operator = site.operator_with(&["--lease-seconds", "3", "--node-loss-seconds", "1"]);
     let ports = Ports::free();
     site.apply(&replicated(&site, &ports)).await;
     let worker = site.run_pod_as("orders", launch(&site)).await;

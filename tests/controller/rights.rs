@@ -1,18 +1,22 @@
 //! What the chart lets the operator do is enough, and no rule of it is too much: without each one, something is
 //! forbidden.
 
+use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::ServiceAccount;
-use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding};
-use kube::api::{Patch, PatchParams, PostParams};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding};
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use litejoin_crds::kind::Kind;
+use litejoin_tests::kubernetes::api_server::{ApiServer, install_definition};
 use litejoin_tests::kubernetes::operator;
 use litejoin_tests::kubernetes::programs::{program, repository, run};
 use litejoin_tests::wait::until;
 use serde_json::{Value, json};
 
+use crate::fields::pod_monitors;
 use crate::settled::orders;
 use crate::site::{Ports, Site, documents};
 
@@ -27,53 +31,95 @@ spec:
   api: {url: http://a, keyPath: id, interval: 1m, auth: {bearer: {secretKeyRef: {name: s, key: k}}}}
 ";
 
+/// Where an operator looks after pipelines.
+#[derive(Clone, Copy, PartialEq)]
+enum Scope {
+    Namespace,
+    Cluster,
+}
+
 #[tokio::test]
 async fn every_rule_is_needed_and_all_are_enough() {
-    let rules = rules();
+    check(ApiServer::shared().await, Scope::Namespace).await;
+}
+
+#[tokio::test]
+async fn every_rule_of_a_whole_cluster_is_needed_and_all_are_enough() {
+    // A server of its own: this operator would look after the pipelines of the other tests.
+    let server = ApiServer::start().await;
+    let definition = run(&mut Command::new(repository().join("tests/kubernetes/pod-monitors")));
+    install_definition(&server.client().await, Path::new(definition.trim())).await;
+    check(Arc::new(server), Scope::Cluster).await;
+}
+
+async fn check(server: Arc<ApiServer>, scope: Scope) {
+    let rules = rules(scope);
     assert!(rules.len() > 5);
-    assert_eq!(forbidden(&rules).await, None, "all of the rules are enough");
+    assert_eq!(forbidden(&server, scope, &rules).await, None, "all of the rules are enough");
     for left_out in 0..rules.len() {
         let mut fewer = rules.clone();
         let rule = fewer.remove(left_out);
-        let said = forbidden(&fewer).await;
+        let said = forbidden(&server, scope, &fewer).await;
         assert!(said.is_some(), "nothing is forbidden without {rule:?}");
     }
 }
 
-/// The rules that the chart gives to an operator of one namespace, the Lease's among them.
-fn rules() -> Vec<PolicyRule> {
+/// A rule of the chart, and the kind of role it is in.
+type Rule = (String, PolicyRule);
+
+/// The rules that the chart gives to an operator, the Lease's among them.
+fn rules(scope: Scope) -> Vec<Rule> {
     let chart = repository().join("charts/litejoin");
     let mut helm = Command::new(program("helm"));
-    let rendered = run(helm.args(["template", "litejoin"]).arg(chart).args([
-        "--kube-version",
-        "1.34",
-        "--set",
-        "watchNamespace=here",
-    ]));
-    let roles = documents(&rendered).into_iter().filter(|document| document["kind"] == "Role");
-    let rules = roles.flat_map(|role| role["rules"].as_array().expect("a role has rules").clone());
-    rules.map(|rule| serde_json::from_value(rule).expect("a rule")).collect()
+    helm.args(["template", "litejoin"]).arg(chart).args(["--kube-version", "1.34"]);
+    if scope == Scope::Namespace {
+        helm.args(["--set", "watchNamespace=here"]);
+    }
+    let bound = |document: &Value| {
+        let name = document["metadata"]["name"].as_str().unwrap_or_default();
+        document["kind"].as_str().is_some_and(|kind| kind.ends_with("Role"))
+            && name.starts_with("litejoin-operator")
+    };
+    let roles = documents(&run(&mut helm)).into_iter().filter(bound);
+    let rules = roles.flat_map(|role| {
+        let kind = role["kind"].as_str().expect("it has a kind").to_owned();
+        let rules = role["rules"].as_array().expect("a role has rules").clone();
+        rules.into_iter().map(move |rule| (kind.clone(), serde_json::from_value(rule).expect("a rule")))
+    });
+    rules.collect()
 }
 
 /// Runs an operator with these rules until its work is done or something is forbidden; returns what that was.
-async fn forbidden(rules: &[PolicyRule]) -> Option<String> {
-    let site = Site::new().await;
+async fn forbidden(server: &Arc<ApiServer>, scope: Scope, rules: &[Rule]) -> Option<String> {
+    let site = Site::on(Arc::clone(server)).await;
     let kubeconfig = kubeconfig(&site, rules).await;
     let arguments = ["--lease-seconds", "3", "--log", "debug"];
-    let operator = operator::start(&site.folder, &kubeconfig, &site.namespace, &arguments);
-    site.apply(&orders(&Ports::free())).await;
+    let operator = match scope {
+        Scope::Namespace => operator::start(&site.folder, &kubeconfig, &site.namespace, &arguments),
+        Scope::Cluster => operator::start_everywhere(&site.folder, &kubeconfig, &site.namespace, &arguments),
+    };
+    let surrounded = "spec:\n  networkPolicy: {enabled: true}\n  podMonitor: {enabled: true}\n";
+    site.apply(&orders(&Ports::free()).replacen("spec:\n", surrounded, 1)).await;
     site.apply(WITH_SECRET).await;
     let worker = async {
         let worker = site.run_pod("orders").await;
         site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
         // Another config, which the pod is told of; and no port, so that the Service goes.
-        let pipeline = json!({ "spec": { "sources": null, "sinks": null, "joins": null } });
+        let pipeline = json!({ "spec": {
+            "sources": null, "sinks": null, "joins": null, "networkPolicy": null, "podMonitor": null,
+        }});
         let pipelines = site.ours(Kind::Pipeline);
         let patched = pipelines.patch("orders", &PatchParams::default(), &Patch::Merge(&pipeline)).await;
         patched.expect("a Pipeline can be changed");
         let services = site.api::<k8s_openapi::api::core::v1::Service>();
         until("the Service to go", async || services.get_opt("orders").await.ok()?.is_none().then_some(()))
             .await;
+        let monitors: Api<DynamicObject> =
+            Api::namespaced_with(site.client.clone(), &site.namespace, &pod_monitors());
+        until("the PodMonitor to go", async || {
+            monitors.get_opt("orders").await.ok()?.is_none().then_some(())
+        })
+        .await;
         site.mount("orders").await;
         site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
         worker.stop().await;
@@ -91,36 +137,44 @@ async fn forbidden(rules: &[PolicyRule]) -> Option<String> {
         () = worker => None,
     };
     operator.kill().await;
+    // The next operator of a whole cluster has nothing else to do.
+    for kind in Kind::ALL {
+        let all = site.ours(kind);
+        let deleted = all.delete_collection(&DeleteParams::default(), &ListParams::default()).await;
+        deleted.expect("documents can be deleted");
+    }
     outcome
 }
 
 /// A kubeconfig of a service account with these rules.
-async fn kubeconfig(site: &Site, rules: &[PolicyRule]) -> std::path::PathBuf {
-    async fn make<K>(site: &Site, object: Value) -> K
-    where
-        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
-            + Clone
-            + std::fmt::Debug
-            + serde::Serialize
-            + serde::de::DeserializeOwned,
-    {
-        let object: K = serde_json::from_value(object).expect("an object of its kind");
-        site.api().create(&PostParams::default(), &object).await.expect("it can be made")
-    }
-    make::<ServiceAccount>(site, json!({ "metadata": { "name": "operator" } })).await;
-    make::<Role>(site, json!({ "metadata": { "name": "operator" }, "rules": rules })).await;
-    make::<RoleBinding>(
-        site,
-        json!({
-            "metadata": { "name": "operator" },
-            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "operator" },
-            "subjects": [{ "kind": "ServiceAccount", "name": "operator", "namespace": site.namespace }],
-        }),
-    )
-    .await;
+async fn kubeconfig(site: &Site, rules: &[Rule]) -> std::path::PathBuf {
+    let account = json!({ "metadata": { "name": "operator" } });
+    make(site.api::<ServiceAccount>(), account).await;
+    let subjects = json!([{ "kind": "ServiceAccount", "name": "operator", "namespace": site.namespace }]);
+    let of = |kind: &str| -> Vec<&PolicyRule> {
+        rules.iter().filter(|rule| rule.0 == kind).map(|(_, rule)| rule).collect()
+    };
+    let bound = |kind: &str, name: &str| {
+        let reference = json!({ "apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name });
+        json!({ "metadata": { "name": name }, "roleRef": reference, "subjects": subjects })
+    };
+    let role = |kind: &str, name: &str| json!({ "metadata": { "name": name }, "rules": of(kind) });
+    make(site.api::<Role>(), role("Role", "operator")).await;
+    make(site.api::<RoleBinding>(), bound("Role", "operator")).await;
+    let all = || site.client.clone();
+    make(Api::<ClusterRole>::all(all()), role("ClusterRole", &site.namespace)).await;
+    make(Api::<ClusterRoleBinding>::all(all()), bound("ClusterRole", &site.namespace)).await;
     let accounts = site.api::<ServiceAccount>();
     let request = TokenRequest::default();
     let token = accounts.create_token_request("operator", &PostParams::default(), &request).await;
     let token = token.expect("a token").status.expect("it is there").token;
     site.server.kubeconfig_with(&format!("{}-operator", site.namespace), &site.server.url(), &token)
+}
+
+async fn make<K>(api: Api<K>, object: Value)
+where
+    K: kube::Resource + Clone + std::fmt::Debug + serde::Serialize + serde::de::DeserializeOwned,
+{
+    let object: K = serde_json::from_value(object).expect("an object of its kind");
+    api.create(&PostParams::default(), &object).await.expect("it can be made");
 }

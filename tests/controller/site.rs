@@ -1,11 +1,13 @@
 //! What every test here begins with: a namespace of the shared API server, a proxy before it, and an operator that
 //! looks after the namespace. The kubelet is the test: it says that the pod runs, and runs the real worker for it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
 use kube::{Client, ResourceExt};
 use litejoin_crds::kind::Kind;
@@ -42,7 +44,11 @@ impl Ports {
 
 impl Site {
     pub(crate) async fn new() -> Self {
-        let server = ApiServer::shared().await;
+        Self::on(ApiServer::shared().await).await
+    }
+
+    /// A namespace of this server.
+    pub(crate) async fn on(server: Arc<ApiServer>) -> Self {
         let client = server.client().await;
         let namespace = server.namespace(&client).await;
         let proxy = Proxy::start(server.client().await).await;
@@ -51,14 +57,23 @@ impl Site {
 
     /// Starts an operator behind the proxy.
     pub(crate) fn operator(&self) -> Worker {
-        self.operator_with(&[])
+        self.operator_with(&["--lease-seconds", "3"])
     }
 
-    /// The same with more arguments.
+    /// The same, with these arguments.
     pub(crate) fn operator_with(&self, arguments: &[&str]) -> Worker {
         let kubeconfig = self.server.kubeconfig(&self.namespace, &self.proxy.url());
-        let arguments = [&["--lease-seconds", "3"], arguments].concat();
-        operator::start(&self.folder, &kubeconfig, &self.namespace, &arguments)
+        operator::start(&self.folder, &kubeconfig, &self.namespace, arguments)
+    }
+
+    /// Makes a Secret, or gives it other values.
+    pub(crate) async fn secret(&self, name: &str, values: &[(&str, &str)]) {
+        let data: BTreeMap<&str, &str> = values.iter().copied().collect();
+        let secret =
+            json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": name }, "stringData": data });
+        let secrets: Api<Secret> = self.api();
+        let made = secrets.patch(name, &PatchParams::apply("test").force(), &Patch::Apply(&secret)).await;
+        made.expect("a Secret can be made");
     }
 
     /// An API of one of our kinds.
@@ -99,12 +114,11 @@ impl Site {
         .await;
     }
 
-    /// Waits until a document's status is about its generation, and returns it.
-
     /// Plays kubelet for a pipeline's pod: binds the claim, runs the worker over the ConfigMap, and says that the
     /// pod is ready. Returns the worker; it lives as long as the pod.
     pub(crate) async fn run_pod(&self, pipeline: &str) -> Worker {
-        self.run_pod_as(pipeline, self.folder.run(["--watch", "--leave-out-invalid"])).await
+        let launch = self.folder.run(["--watch", "--leave-out-invalid", "--secrets-dir", "secrets"]);
+        self.run_pod_as(pipeline, launch).await
     }
 
     /// The same for a worker with arguments or variables of its own.
@@ -119,8 +133,20 @@ impl Site {
         worker
     }
 
-    /// Writes the ConfigMap to where the worker reads it, as kubelet does.
+    /// Writes the ConfigMap and Secrets to where the worker reads them, as kubelet does.
     pub(crate) async fn mount(&self, pipeline: &str) {
+        let sets: Api<StatefulSet> = self.api();
+        let set = sets.get(pipeline).await.expect("there is a StatefulSet");
+        let pod = set.spec.expect("it has a spec").template.spec.expect("so has its pod");
+        let named = pod.volumes.into_iter().flatten().filter_map(|volume| volume.secret?.secret_name);
+        for name in named {
+            let secret: Option<Secret> = self.api().get_opt(&name).await.expect("Secrets can be read");
+            let folder = self.folder.path().join("secrets").join(name);
+            fs::create_dir_all(&folder).expect("the folder is ours");
+            for (key, value) in secret.and_then(|secret| secret.data).unwrap_or_default() {
+                fs::write(folder.join(key), value.0).expect("the folder is ours");
+            }
+        }
         let config: ConfigMap = self.api().get(pipeline).await.expect("there is a config");
         let text = &config.data.expect("it has data")["pipeline.yaml"];
         fs::write(self.folder.path().join("pipeline.yaml"), text).expect("the folder is ours");

@@ -7,6 +7,7 @@ use litejoin_tests::client::client;
 use litejoin_tests::ingest::message;
 use litejoin_tests::results::{EventId, Results};
 use litejoin_tests::sse::Subscription;
+use litejoin_tests::wait::until;
 use litejoin_tests::worker::{Site, Worker, get};
 use serde_json::{Value, json};
 
@@ -272,6 +273,25 @@ async fn what_can_not_be_answered_says_why() {
         /health: 200 {"status":"ok"}
         of another sink: 404 {"error":"this sink takes no join \"by_customer\"; it has enriched"}
     "#]].assert_eq(&said);
+}
+
+#[tokio::test]
+async fn there_are_no_more_clients_than_are_allowed() {
+    let site = Site::with(&MANIFEST.replace("corsOrigins:", "maxClients: 1, corsOrigins:"));
+    let worker = site.start().await;
+    let address = worker.address("sink more");
+    let mut client = Subscription::open(address, "join=enriched", None).await;
+    let (status, text) = get(&worker.url("sink more", "/subscribe?join=enriched")).await;
+    expect![[r#"503 {"error":"1 clients are connected, and no more are allowed"}"#]]
+        .assert_eq(&format!("{status} {text}"));
+    // Who is there is served on, and who leaves makes room.
+    worker.ingest().send(&[order("o1", "c1")]).await;
+    assert_eq!(client.expect_next().await.result().key, "o1");
+    drop(client);
+    until("room for another client", async || {
+        Subscription::try_open(address, "join=enriched", None).await.ok()
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -155,6 +155,23 @@ async fn messages_that_come_too_late_are_ignored() {
     assert_eq!(worker.status().await["topics"]["orders"]["stale"], 4);
 }
 
+#[tokio::test]
+async fn a_delete_is_remembered_for_as_long_as_is_asked_for() {
+    let retention = "retention: {duration: 720h, cleanInterval: 100ms, tombstoneDuration: 1s}";
+    let site = Site::with(&manifest("SELECT key, timestamp FROM orders", retention));
+    let worker = site.start().await;
+    let ingest = worker.ingest();
+    let now = worker_time(&ingest, &worker).await;
+    ingest.send(&[at(now - 40, "o1", Value::Null)]).await;
+    until("the delete to be forgotten, and an older message to count", async || {
+        let epoch = ingest.send(&[at(now - 45, "o1", json!({"n": 1}))]).await;
+        let (_, results) = worker.snapshot("live", "watched", epoch).await;
+        (results.rows.len() == 2).then_some(())
+    })
+    .await;
+    assert_eq!(worker.status().await["topics"]["orders"]["expired"], 0, "the row stays");
+}
+
 /// The worker's clock, as it stamps a row.
 async fn worker_time(ingest: &Ingest, worker: &Worker) -> i64 {
     let epoch = ingest.put("orders", "clock", json!({})).await;

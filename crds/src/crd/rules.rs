@@ -7,6 +7,7 @@
 
 use serde_json::{Value, json};
 
+use crate::credentials::ENV_MESSAGE;
 use crate::defaults::{ACCESS_MODE, SHARD_COUNT};
 use crate::status::RESHARD_PHASES_ACTIVE;
 
@@ -77,6 +78,11 @@ pub(crate) fn window_body() -> Value {
 
 pub(crate) fn credential() -> Value {
     rules(&[(&exactly_one(&["secretKeyRef", "env"]), "a credential has exactly one of secretKeyRef and env")])
+}
+
+/// A reference to an environment variable.
+pub(crate) fn variable() -> Value {
+    rules(&[(r"self.matches(r'^\$\{[A-Za-z_][A-Za-z0-9_]*\}$')", ENV_MESSAGE)])
 }
 
 pub(crate) fn pem_source() -> Value {

@@ -39,6 +39,7 @@ pub(crate) fn plan(pipeline: &PipelineDocument, complaints: &mut Complaints) -> 
         );
         scope.error("replicas", Reason::OutOfRange, message);
     }
+    pod_monitor(spec, &mut scope);
     Settings {
         storage: storage(spec, &mut scope),
         retention: retention(spec, &mut scope),
@@ -49,6 +50,19 @@ pub(crate) fn plan(pipeline: &PipelineDocument, complaints: &mut Complaints) -> 
             addr: spec.admin.addr.clone(),
             serving: connections::serving("admin", &spec.admin.serving, &mut scope),
         },
+    }
+}
+
+/// What Prometheus needs to know.
+fn pod_monitor(spec: &PipelineSpec, scope: &mut Scope<'_>) {
+    let monitor = &spec.pod_monitor;
+    if let Some(interval) = &monitor.interval {
+        scope.duration("podMonitor.interval", interval, SECOND, DAY);
+    }
+    if monitor.enabled && spec.admin.serving.tls.is_some() && monitor.server_name.is_none() {
+        let message = "Prometheus asks by the pod's address, which is in no certificate; write a name that the \
+                       certificate of admin.tls carries";
+        scope.error("podMonitor.serverName", Reason::MissingField, message);
     }
 }
 

@@ -11,8 +11,10 @@ use super::validate::{Config, Verdict};
 
 mod config_map;
 pub(crate) mod names;
+mod network_policy;
 mod overrides;
 mod pod;
+pub(crate) mod pod_monitor;
 mod replication;
 mod services;
 mod stateful_set;
@@ -21,6 +23,14 @@ pub(crate) use config_map::CONFIG_BYTES_MAX;
 pub(crate) use services::admin_port;
 pub(crate) use stateful_set::{hash, is_at_rest};
 
+/// What is the same for all pipelines of an operator.
+pub(crate) struct Operator {
+    /// Image of workers whose Pipeline names none.
+    pub(crate) worker_image: String,
+    /// Where the operator's own pods are.
+    pub(crate) namespace: String,
+}
+
 /// Where an object belongs. The order is that in which they are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Slot {
@@ -28,12 +38,21 @@ pub(crate) enum Slot {
     ConfigMap,
     HeadlessService,
     Service,
+    NetworkPolicy,
+    PodMonitor,
     StatefulSet,
 }
 
 impl Slot {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::ServiceAccount, Self::ConfigMap, Self::HeadlessService, Self::Service, Self::StatefulSet];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::ServiceAccount,
+        Self::ConfigMap,
+        Self::HeadlessService,
+        Self::Service,
+        Self::NetworkPolicy,
+        Self::PodMonitor,
+        Self::StatefulSet,
+    ];
 
     /// The address of its kind.
     pub(crate) fn resource(self) -> ApiResource {
@@ -43,6 +62,8 @@ impl Slot {
             Self::HeadlessService | Self::Service => {
                 ApiResource::erase::<k8s_openapi::api::core::v1::Service>(&())
             }
+            Self::NetworkPolicy => ApiResource::erase::<k8s_openapi::api::networking::v1::NetworkPolicy>(&()),
+            Self::PodMonitor => pod_monitor::resource(),
             Self::StatefulSet => ApiResource::erase::<k8s_openapi::api::apps::v1::StatefulSet>(&()),
         }
     }
@@ -69,7 +90,7 @@ pub(crate) struct Desired {
 }
 
 /// Returns what is to be there; `None` where the Pipeline is wrong: what runs then runs on.
-pub(crate) fn build(observed: &Observed, verdict: &Verdict, worker_image: &str) -> Option<Desired> {
+pub(crate) fn build(observed: &Observed, verdict: &Verdict, operator: &Operator) -> Option<Desired> {
     let config = verdict.config.as_ref().ok()?;
     let spec = observed.spec();
     let owner = Owner { observed, config };
@@ -102,8 +123,22 @@ pub(crate) fn build(observed: &Observed, verdict: &Verdict, worker_image: &str) 
     if let Some(service) = services::client(&config.plan) {
         objects.insert(Slot::Service, owner.object(Slot::Service, json!({ "spec": service })));
     }
+    if spec.network_policy.enabled {
+        let policy = network_policy::spec(&config.plan, &spec.network_policy, &operator.namespace);
+        objects.insert(Slot::NetworkPolicy, owner.object(Slot::NetworkPolicy, json!({ "spec": policy })));
+    }
+    if spec.pod_monitor.enabled && observed.pod_monitors_served {
+        let monitor = pod_monitor::spec(&config.plan, &spec.pod_monitor);
+        let mut monitor = owner.object(Slot::PodMonitor, json!({ "spec": monitor }));
+        for (label, value) in &spec.pod_monitor.labels {
+            // Ours stay: they say what is whose.
+            let labels = monitor["metadata"]["labels"].as_object_mut().expect("it has labels");
+            labels.entry(label).or_insert_with(|| json!(value));
+        }
+        objects.insert(Slot::PodMonitor, monitor);
+    }
     let live = observed.built.get(&Slot::StatefulSet);
-    let image = stateful_set::default_image(config, &spec, live, worker_image);
+    let image = stateful_set::default_image(config, &spec, live, &operator.worker_image);
     let set = stateful_set::spec(config, &spec, live, image);
     let mut set = owner.object(Slot::StatefulSet, json!({ "spec": set }));
     set["metadata"]["annotations"] = json!({ names::IMAGE_ANNOTATION: image });

@@ -2,41 +2,29 @@
 //! makes it read all children of all. The watches run on their own, and reconciles begin when they have told all there is; what is
 //! woken by a child finds it in here.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use futures::{Stream, StreamExt, stream};
+use futures::StreamExt;
 use kube::ResourceExt;
 use kube::api::{Api, DynamicObject};
-use kube::runtime::reflector::ObjectRef;
 use kube::runtime::reflector::store::{Store, Writer};
 use kube::runtime::{WatchStreamExt, watcher};
 use litejoin_crds::kind::Kind;
-use tokio::sync::Notify;
 use tracing::warn;
 
 use super::kinds;
 use super::observe::Object;
+use super::woken::Woken;
 use crate::error::chain;
 
 /// All children of all pipelines.
 pub(crate) struct Children {
     stores: Vec<(Kind, Store<DynamicObject>)>,
-    woken: Arc<Woken>,
-}
-
-/// Pipelines whose children have changed and that nobody has looked at since: at most each of them once.
-#[derive(Default)]
-struct Woken {
-    /// Namespace and name.
-    pipelines: Mutex<BTreeSet<(String, String)>>,
-    more: Notify,
 }
 
 impl Children {
-    /// Watches the children of all kinds, until the process ends.
-    pub(crate) fn watch(api: impl Fn(Kind) -> Api<DynamicObject>) -> Self {
-        let woken = Arc::new(Woken::default());
+    /// Watches the children of all kinds, until the process ends, and wakes their pipelines.
+    pub(crate) fn watch(api: impl Fn(Kind) -> Api<DynamicObject>, woken: &Arc<Woken>) -> Self {
         let stores = kinds::CHILDREN.map(|kind| {
             let writer = Writer::new(kinds::resource(kind));
             let store = writer.as_reader();
@@ -46,31 +34,22 @@ impl Children {
                 .default_backoff()
                 .reflect(writer)
                 .touched_objects();
-            let woken = Arc::clone(&woken);
+            let woken = Arc::clone(woken);
             tokio::spawn(changed.for_each(move |child| {
                 match child {
-                    Ok(child) => woken.wake(&child),
+                    Ok(child) => {
+                        let pipeline = child.data["spec"]["pipelineRef"]["name"].as_str();
+                        if let Some((name, namespace)) = pipeline.zip(child.namespace()) {
+                            woken.wake(&namespace, name);
+                        }
+                    }
                     Err(error) => warn!(kind = kind.plural(), error = chain(&error), "could not watch"),
                 }
                 std::future::ready(())
             }));
             (kind, store)
         });
-        Self { stores: stores.to_vec(), woken }
-    }
-
-    /// The pipelines whose children change, from now on.
-    pub(crate) fn woken(&self) -> impl Stream<Item = ObjectRef<DynamicObject>> + Send + use<> {
-        let woken = Arc::clone(&self.woken);
-        stream::unfold(woken, |woken| async {
-            loop {
-                let first = woken.lock().pop_first();
-                if let Some((namespace, name)) = first {
-                    return Some((super::pipeline_ref(&name, &namespace), woken));
-                }
-                woken.more.notified().await;
-            }
-        })
+        Self { stores: stores.to_vec() }
     }
 
     /// Waits until all children that there are now are known. To be waited for in one place: of several who wait for a
@@ -97,19 +76,5 @@ impl Children {
             (object.metadata.creation_timestamp.clone().map(|time| time.0), *kind, object.name_any())
         });
         found.iter().map(|(kind, object)| Object::new(*kind, object)).collect()
-    }
-}
-
-impl Woken {
-    fn wake(&self, child: &DynamicObject) {
-        let pipeline = child.data["spec"]["pipelineRef"]["name"].as_str();
-        if let Some((name, namespace)) = pipeline.zip(child.namespace()) {
-            self.lock().insert((namespace, name.to_owned()));
-            self.more.notify_one();
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<(String, String)>> {
-        self.pipelines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

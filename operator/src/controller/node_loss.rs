@@ -47,9 +47,8 @@ pub(crate) async fn look(
     patience: Duration,
     now: Timestamp,
 ) -> Result<Option<Lost>, Error> {
-    let Some(pod) =
-        observed.pod.as_ref().filter(|pod| overdue_in(pod, patience, now) == Some(Duration::ZERO))
-    else {
+    let is_overdue = |pod: &&Pod| overdue_in(pod, patience, now) == Some(Duration::ZERO);
+    let Some(pod) = observed.pod.as_ref().filter(is_overdue).filter(|pod| is_ours(pod, observed)) else {
         return Ok(None);
     };
     let Some(name) = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) else { return Ok(None) };

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::try_join_all;
+use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
 use kube::api::{Api, DynamicObject};
 use kube::{Client, ResourceExt};
@@ -11,10 +12,12 @@ use litejoin_crds::kind::Kind;
 use litejoin_crds::validate::Document;
 use serde_json::{Value, json};
 
-use super::build::{Slot, names};
+use super::admin;
+use super::build::{Slot, names, pod_monitor};
 use super::children::Children;
 use super::kinds;
 use super::node_loss::Lost;
+use super::secrets::Secrets;
 use crate::error::{Doing, Error};
 
 /// What there is of one pipeline.
@@ -30,6 +33,10 @@ pub(crate) struct Observed {
     pub(crate) lost: Option<Lost>,
     /// Names of the keys of each Secret that a document names; `None` where there is no such Secret.
     pub(crate) secrets: BTreeMap<String, Option<BTreeSet<String>>>,
+    /// Whether the cluster knows PodMonitors; not asked if none is wanted.
+    pub(crate) pod_monitors_served: bool,
+    /// What of them the operator asks the worker with.
+    pub(crate) keys: admin::Keys,
 }
 
 /// A document of ours as the API server has it.
@@ -74,7 +81,7 @@ impl Observed {
 
     /// The spec as a type, if it can be read as one; what can't be is a complaint.
     pub(crate) fn spec(&self) -> PipelineSpec {
-        serde_json::from_value(self.pipeline.spec.clone()).unwrap_or_default()
+        spec(&self.pipeline)
     }
 }
 
@@ -82,6 +89,7 @@ impl Observed {
 pub(crate) async fn observe(
     client: &Client,
     children: &Children,
+    secrets: &Secrets,
     namespace: &str,
     name: &str,
 ) -> Result<Option<Observed>, Error> {
@@ -89,12 +97,15 @@ pub(crate) async fn observe(
         Api::namespaced_with(client.clone(), namespace, &kinds::resource(Kind::Pipeline));
     let pipeline = pipelines.get_opt(name).await.doing(|| format!("read Pipeline {namespace}/{name}"))?;
     let Some(pipeline) = pipeline.filter(|pipeline| pipeline.metadata.deletion_timestamp.is_none()) else {
+        secrets.note(namespace, name, &BTreeSet::new());
         return Ok(None);
     };
     let pipeline = Object::new(Kind::Pipeline, &pipeline);
     let children = children.of(namespace, name);
-    let (built, claim, pod) = tokio::try_join!(
+    let wants_monitor = spec(&pipeline).pod_monitor.enabled;
+    let (built, pod_monitors_served, claim, pod) = tokio::try_join!(
         built(client, namespace, name),
+        async { if wants_monitor { pod_monitors_served(client).await } else { Ok(false) } },
         async {
             let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
             let claim = names::claim(name);
@@ -110,8 +121,35 @@ pub(crate) async fn observe(
     for object in std::iter::once(&pipeline).chain(&children) {
         named.extend(secret_keys(&object.spec).into_iter().map(|(secret, _)| secret));
     }
-    let secrets = secrets(client, namespace, named).await?;
-    Ok(Some(Observed { pipeline, children, built, claim, pod, lost: None, secrets }))
+    secrets.note(namespace, name, &named);
+    let read = values(client, namespace, named).await?;
+    let keys = admin::Keys::of(&spec(&pipeline), |reference| {
+        let value = read.get(&reference.name)?.as_ref()?.get(&reference.key)?;
+        Some(value.0.as_slice())
+    });
+    // Of all others only the names of keys are kept.
+    let names =
+        |(secret, data): (String, Option<SecretData>)| (secret, data.map(|data| data.into_keys().collect()));
+    let secrets = read.into_iter().map(names).collect();
+    Ok(Some(Observed {
+        pipeline,
+        children,
+        built,
+        claim,
+        pod,
+        lost: None,
+        secrets,
+        pod_monitors_served,
+        keys,
+    }))
+}
+
+/// What a Secret holds, by key.
+type SecretData = BTreeMap<String, ByteString>;
+
+/// The spec as a type, if it can be read as one; what can't be is a complaint.
+fn spec(pipeline: &Object) -> PipelineSpec {
+    serde_json::from_value(pipeline.spec.clone()).unwrap_or_default()
 }
 
 async fn built(
@@ -122,26 +160,37 @@ async fn built(
     let reads = Slot::ALL.map(|slot| async move {
         let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &slot.resource());
         let name = slot.name(pipeline);
-        let found = api.get_opt(&name).await;
+        let found = match api.get_opt(&name).await {
+            // The kind itself may not be known, which is told in other words than that there is no object.
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+            found => found,
+        };
         let found = found.doing(|| format!("read {} {namespace}/{name}", slot.resource().kind))?;
         Ok(found.map(|object| (slot, object)))
     });
     Ok(try_join_all(reads).await?.into_iter().flatten().collect())
 }
 
-async fn secrets(
+/// Whether the Prometheus operator's kinds are known here.
+async fn pod_monitors_served(client: &Client) -> Result<bool, Error> {
+    match client.list_api_group_resources(pod_monitor::API_VERSION).await {
+        Ok(list) => Ok(list.resources.iter().any(|resource| resource.kind == pod_monitor::resource().kind)),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
+        Err(error) => Err(error).doing(|| format!("ask for the kinds of {}", pod_monitor::API_VERSION)),
+    }
+}
+
+async fn values(
     client: &Client,
     namespace: &str,
     names: BTreeSet<String>,
-) -> Result<BTreeMap<String, Option<BTreeSet<String>>>, Error> {
+) -> Result<BTreeMap<String, Option<SecretData>>, Error> {
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let reads = names.into_iter().map(|name| {
         let api = &api;
         async move {
             let secret = api.get_opt(&name).await.doing(|| format!("read Secret {namespace}/{name}"))?;
-            // Only the names of keys are kept.
-            let keys = secret.map(|secret| secret.data.unwrap_or_default().into_keys().collect());
-            Ok((name, keys))
+            Ok((name, secret.map(|secret| secret.data.unwrap_or_default())))
         }
     });
     Ok(try_join_all(reads).await?.into_iter().collect())

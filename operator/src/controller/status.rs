@@ -235,7 +235,8 @@ fn node_lost(observed: &Observed) -> Option<Fact> {
 fn acknowledged(told: &Told) -> Fact {
     match told {
         Told::Runs { .. } => Fact::yes("Acknowledged", "Running"),
-        Told::Absent | Told::Silent => {
+        Told::Silent { why: Some(why) } => Fact::not_yet("Acknowledged", "WorkerSilent", why),
+        Told::Absent | Told::Silent { why: None } => {
             Fact::not_yet("Acknowledged", "WorkerSilent", "waits for the worker to say what it runs")
         }
         Told::Behind { .. } => {
@@ -277,6 +278,11 @@ fn degraded(observed: &Observed, verdict: &Verdict, told: &Told) -> Option<Fact>
         by_us.map(|child| format!("{} {}", child.kind.as_str(), child.name)).collect();
     if let Told::Runs { refused, .. } = told {
         left_out.extend(refused.iter().map(|refused| format!("{} {}", refused.kind, refused.name)));
+    }
+    let spec = observed.spec();
+    if left_out.is_empty() && spec.pod_monitor.enabled && !observed.pod_monitors_served {
+        let message = "spec.podMonitor: this cluster knows no PodMonitor; install the Prometheus operator's definitions, or write enabled: false";
+        return Some(Fact::new("Degraded", Holds::Yes, "NoPodMonitors", message));
     }
     let shown: Vec<&str> = left_out.iter().map(String::as_str).collect();
     let message = format!("runs without {}; their status says why", litejoin_crds::complaint::list(&shown));

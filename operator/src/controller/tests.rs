@@ -10,7 +10,8 @@ use litejoin_crds::kind::Kind;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::build::{Desired, build};
+use super::admin;
+use super::build::{Desired, Operator, build};
 use super::observe::{Object, Observed};
 use super::status::statuses;
 use super::validate::validate;
@@ -60,14 +61,17 @@ fn observed(documents: &str) -> Observed {
         pod: None,
         lost: None,
         secrets: BTreeMap::from([("credentials".to_owned(), Some(BTreeSet::from(["token".to_owned()])))]),
+        pod_monitors_served: true,
+        keys: admin::Keys::default(),
     }
 }
 
 /// Everything that follows from it, as YAML.
 fn outcome(observed: &Observed) -> String {
     let verdict = validate(observed);
-    let desired =
-        if observed.is_paused() { None } else { build(observed, &verdict, "litejoin:of-the-operator") };
+    let operator =
+        Operator { worker_image: "litejoin:of-the-operator".to_owned(), namespace: "litejoin".to_owned() };
+    let desired = if observed.is_paused() { None } else { build(observed, &verdict, &operator) };
     let mut text = String::new();
     let objects = desired.iter().flat_map(|Desired { objects, .. }| objects.values());
     for object in objects {

@@ -9,11 +9,21 @@ use litejoin_crds::validate::Document;
 use litejoin_crds::{Complaint, Plan, Reason, Severity, unsupported, validate as judge};
 use serde_json::Value;
 
+use super::admin;
 use super::observe::{Object, Observed, secret_keys};
 
 /// Fields of a Pipeline that only the operator reads.
-const OPERATORS_FIELDS: [&str; 7] =
-    ["image", "replicas", "suspend", "reconciliationPaused", "restartNonce", "resources", "podTemplate"];
+const OPERATORS_FIELDS: [&str; 9] = [
+    "image",
+    "replicas",
+    "suspend",
+    "reconciliationPaused",
+    "restartNonce",
+    "networkPolicy",
+    "podMonitor",
+    "resources",
+    "podTemplate",
+];
 
 /// Fields of its `storage` that only the operator reads.
 const OPERATORS_STORAGE_FIELDS: [&str; 7] =
@@ -59,7 +69,7 @@ pub(crate) fn validate(observed: &Observed) -> Verdict {
         };
         complaints.extend(unsupported(&documents));
         complaints.extend(missing_secrets(&documents, observed));
-        complaints.extend(plan.iter().flat_map(unreachable_admin));
+        complaints.extend(plan.iter().flat_map(admin::complaints));
         complaints.retain(|complaint| complaint.severity == Severity::Error);
         let (own, theirs): (Vec<_>, Vec<_>) =
             complaints.into_iter().partition(|complaint| complaint.place.document == 0);
@@ -125,15 +135,6 @@ fn missing_secrets(documents: &[Document], observed: &Observed) -> Vec<Complaint
         }
     }
     complaints
-}
-
-/// Complains about an admin address that nobody outside of the pod reaches: kubelet would never find it ready.
-fn unreachable_admin(plan: &Plan) -> Option<Complaint> {
-    let reached =
-        Address::parse(&plan.admin.addr).is_ok_and(|address| address.port != 0 && is_open(&address));
-    let message =
-        "in a cluster, health is asked for from outside of the pod; write a port alone, such as \":9090\"";
-    (!reached).then(|| Complaint::error(0, "spec.admin.addr", Reason::InvalidAddress, message))
 }
 
 /// Whether an address is reached from outside.

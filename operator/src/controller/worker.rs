@@ -7,14 +7,13 @@ use kube::ResourceExt;
 use serde_json::Value;
 use tracing::debug;
 
+use super::admin::{self, Closed, Door};
 use super::apply::{Change, annotate};
 use super::build::{admin_port, names};
 use super::observe::Observed;
 use super::replica::Replica;
 use super::validate::Verdict;
 
-/// How long a worker may take to answer.
-const TIMEOUT: Duration = Duration::from_secs(2);
 /// The largest answer that is read.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// How soon a worker is asked again that does not run what it is to run.
@@ -27,7 +26,7 @@ const ASK_AGAIN_REPLICATING: Duration = Duration::from_secs(30);
 
 /// Asks workers.
 pub(crate) struct Workers {
-    client: reqwest::Client,
+    plain: reqwest::Client,
 }
 
 /// What a worker says.
@@ -35,8 +34,8 @@ pub(crate) struct Workers {
 pub(crate) enum Told {
     /// There is nobody to ask.
     Absent,
-    /// It does not answer yet.
-    Silent,
+    /// It does not answer yet, or doesn't let us in, and why.
+    Silent { why: Option<String> },
     /// It runs what it is to run.
     Runs {
         /// Documents that it leaves out: kind, name, why.
@@ -58,9 +57,7 @@ pub(crate) struct Refused {
 
 impl Workers {
     pub(crate) fn new() -> Self {
-        // Workers are asked within the cluster, without TLS; the image holds no certificate authorities.
-        let client = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().tls_certs_only([]).build();
-        Self { client: client.expect("a client without TLS needs nothing of the system") }
+        Self { plain: admin::plain() }
     }
 
     /// Asks the worker of a pipeline what it runs.
@@ -70,34 +67,39 @@ impl Workers {
             return Told::Absent;
         };
         let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
-        let url = format!("http://{host}:{}/status", admin_port(&config.plan));
-        match self.status(&url).await {
+        let authority = format!("{host}:{}", admin_port(&config.plan));
+        let door = match Door::new(&self.plain, &config.plan, &observed.keys) {
+            Ok(door) => door,
+            Err(why) => return Told::Silent { why: Some(why) },
+        };
+        match status(&door, &authority).await {
             Ok(status) => read(&status, &config.hash),
-            Err(error) => {
-                debug!(url, error = crate::error::chain(&error), "the worker does not answer");
-                Told::Silent
+            Err(Closed::Refused(why)) => Told::Silent { why: Some(why) },
+            Err(Closed::Silent(error)) => {
+                debug!(authority, error = crate::error::chain(&error), "the worker does not answer");
+                Told::Silent { why: None }
             }
         }
     }
+}
 
-    async fn status(&self, url: &str) -> Result<Value, reqwest::Error> {
-        let mut response = self.client.get(url).send().await?.error_for_status()?;
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await? {
-            body.extend_from_slice(&chunk);
-            if body.len() > ANSWER_BYTES_MAX {
-                break;
-            }
+async fn status(door: &Door, authority: &str) -> Result<Value, Closed> {
+    let mut response = door.get(authority, "/status").await?;
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(Closed::Silent)? {
+        body.extend_from_slice(&chunk);
+        if body.len() > ANSWER_BYTES_MAX {
+            break;
         }
-        Ok(serde_json::from_slice(&body).unwrap_or_default())
     }
+    Ok(serde_json::from_slice(&body).unwrap_or_default())
 }
 
 impl Told {
     /// When to ask again; `None` if there is nothing to wait for.
     pub(crate) fn look_again_after(&self) -> Option<Duration> {
         match self {
-            Self::Silent | Self::Behind { refusal: None, .. } => Some(ASK_AGAIN),
+            Self::Silent { .. } | Self::Behind { refusal: None, .. } => Some(ASK_AGAIN),
             Self::Behind { refusal: Some(_), .. } => Some(ASK_AGAIN_REFUSED),
             Self::Runs { replica: Some(replica), .. } if replica.is_ready => Some(ASK_AGAIN_REPLICATING),
             Self::Runs { replica: Some(_), .. } => Some(ASK_AGAIN_REFUSED),

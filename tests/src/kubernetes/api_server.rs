@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -37,7 +37,7 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    /// The API server that all tests of this process share, for as long as one of them has it.
+    /// The API server that all tests of this process share, for as long as one of them has it. It knows PodMonitors.
     pub async fn shared() -> Arc<Self> {
         static SHARED: OnceLock<Mutex<Weak<ApiServer>>> = OnceLock::new();
         let mut shared = SHARED.get_or_init(Mutex::default).lock().await;
@@ -45,6 +45,8 @@ impl ApiServer {
             return running;
         }
         let started = Arc::new(Self::start().await);
+        let pod_monitors = run(&mut Command::new(repository().join("tests/kubernetes/pod-monitors")));
+        install_definition(&started.client().await, Path::new(pod_monitors.trim())).await;
         *shared = Arc::downgrade(&started);
         started
     }
@@ -151,24 +153,29 @@ impl ApiServer {
 
 /// Installs `crds/*.yaml`, and waits until they are served.
 pub async fn install_definitions(client: &Client) {
-    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
     for kind in litejoin_crds::kind::Kind::ALL {
-        let path = repository().join(format!("crds/{}.yaml", kind.plural()));
-        let text = fs::read_to_string(&path).expect("definitions are committed");
-        let definition: CustomResourceDefinition = serde_yaml::from_str(&text).expect("a definition is YAML");
-        let name = definition.name_any();
-        definitions.create(&PostParams::default(), &definition).await.expect("the server takes it");
-        until("the definition to be served", async || {
-            let definition = definitions.get_status(&name).await.ok()?;
-            let conditions = definition.status?.conditions?;
-            let served = |kind: &str| conditions.iter().any(|c| c.type_ == kind && c.status == "True");
-            (served("Established") && served("NamesAccepted")).then_some(())
-        })
-        .await;
-        // Established is said a moment before the path answers.
-        let path = format!("/apis/{}/{}/{}", litejoin_crds::GROUP, litejoin_crds::VERSION, kind.plural());
-        until("the kind to be served", async || client.request_text(request(&path)).await.ok()).await;
+        install_definition(client, &repository().join(format!("crds/{}.yaml", kind.plural()))).await;
     }
+}
+
+/// Installs the definition in a file, and waits until it is served.
+pub async fn install_definition(client: &Client, path: &Path) {
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let text = fs::read_to_string(path).expect("a definition can be read");
+    let definition: CustomResourceDefinition = serde_yaml::from_str(&text).expect("a definition is YAML");
+    let name = definition.name_any();
+    definitions.create(&PostParams::default(), &definition).await.expect("the server takes it");
+    until("the definition to be served", async || {
+        let definition = definitions.get_status(&name).await.ok()?;
+        let conditions = definition.status?.conditions?;
+        let served = |kind: &str| conditions.iter().any(|c| c.type_ == kind && c.status == "True");
+        (served("Established") && served("NamesAccepted")).then_some(())
+    })
+    .await;
+    // Established is said a moment before the path answers.
+    let spec = definition.spec;
+    let path = format!("/apis/{}/{}/{}", spec.group, spec.versions[0].name, spec.names.plural);
+    until("the kind to be served", async || client.request_text(request(&path)).await.ok()).await;
 }
 
 fn request(path: &str) -> Request<Vec<u8>> {

@@ -9,6 +9,16 @@ use serde_json::{Value, json};
 
 use super::{ALL_ORDERS, LIVE, caught_up, ends, last_values, manifest, orders_from, unique};
 
+/// A new Kafka topic of this many partitions, and a site that reads it into `orders` by a source with these further
+/// fields.
+async fn orders_site(partitions: i32, more: &str) -> (&'static Cluster, String, Site) {
+    let cluster = kafka::shared().await;
+    let topic = unique("orders");
+    cluster.create_topic(&topic, partitions).await;
+    let site = Site::with(&manifest(&orders_from(cluster, &topic, more), ALL_ORDERS, LIVE));
+    (cluster, topic, site)
+}
+
 /// What `/status` says of the source.
 async fn source(worker: &Worker) -> Value {
     worker.status().await["sources"]["events"].clone()
@@ -75,10 +85,7 @@ async fn from_kafka_through_a_join_to_kafka() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_goes_on_where_the_data_stops() {
-    let cluster = kafka::shared().await;
-    let topic = unique("orders");
-    cluster.create_topic(&topic, 2).await;
-    let site = Site::with(&manifest(&orders_from(cluster, &topic, ""), ALL_ORDERS, LIVE));
+    let (cluster, topic, site) = orders_site(2, "").await;
     let sent = send_orders(cluster, &topic, 0..20).await;
     let worker = site.start().await;
     caught_up(&worker, &ends(&topic, &sent)).await;
@@ -131,10 +138,7 @@ async fn patterns_find_topics_that_are_there_and_that_come() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_come_by_a_path_headers_are_kept_tombstones_delete_and_poison_goes_aside() {
-    let cluster = kafka::shared().await;
-    let topic = unique("orders");
-    cluster.create_topic(&topic, 1).await;
-    let site = Site::with(&manifest(&orders_from(cluster, &topic, ", keyPath: order.id"), ALL_ORDERS, LIVE));
+    let (cluster, topic, site) = orders_site(1, ", keyPath: order.id").await;
     let producer = cluster.producer();
     let send = async |key: Option<&str>, value: Option<&str>, headers: &[(&str, Option<&[u8]>)]| {
         let key = key.map(str::as_bytes);
@@ -243,10 +247,7 @@ async fn the_start_is_as_asked_and_partitions_that_come_are_read_whole() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn records_that_expired_are_told_and_passed_over() {
-    let cluster = kafka::shared().await;
-    let topic = unique("orders");
-    cluster.create_topic(&topic, 1).await;
-    let site = Site::with(&manifest(&orders_from(cluster, &topic, ""), ALL_ORDERS, LIVE));
+    let (cluster, topic, site) = orders_site(1, "").await;
     let sent = send_orders(cluster, &topic, 0..5).await;
     let worker = site.start().await;
     caught_up(&worker, &ends(&topic, &sent)).await;
@@ -276,10 +277,7 @@ async fn records_that_expired_are_told_and_passed_over() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_that_was_made_anew_is_read_anew() {
-    let cluster = kafka::shared().await;
-    let topic = unique("orders");
-    cluster.create_topic(&topic, 1).await;
-    let site = Site::with(&manifest(&orders_from(cluster, &topic, ""), ALL_ORDERS, LIVE));
+    let (cluster, topic, site) = orders_site(1, "").await;
     let sent = send_orders(cluster, &topic, 0..5).await;
     let worker = site.start().await;
     caught_up(&worker, &ends(&topic, &sent)).await;

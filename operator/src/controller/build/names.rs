@@ -3,6 +3,8 @@
 
 use serde_json::{Value, json};
 
+/// What the operator's own pods are called by `app.kubernetes.io/name`, as the chart writes it.
+pub(crate) const OPERATOR: &str = "litejoin-operator";
 /// Label that names the pipeline; StatefulSets select their pods by it.
 pub(crate) const PIPELINE_LABEL: &str = "litejoin.io/pipeline";
 /// Selects what this operator has made.

@@ -80,9 +80,10 @@ fn container(config: &Config, spec: &PipelineSpec, image: &str) -> Value {
         let folder = format!("{SECRETS_FOLDER}/{secret}");
         json!({ "name": secret_volume(config, secret), "mountPath": folder, "readOnly": true })
     }));
+    let scheme = if config.plan.admin.serving.tls.is_some() { "HTTPS" } else { "HTTP" };
     let probe = |path: &str, period: u32, failures: u32| {
         json!({
-            "httpGet": { "path": path, "port": admin, "scheme": "HTTP" },
+            "httpGet": { "path": path, "port": admin, "scheme": scheme },
             "periodSeconds": period,
             "timeoutSeconds": 2,
             "failureThreshold": failures,

@@ -36,7 +36,7 @@ pub(super) fn healthy(spec: &PipelineSpec, told: &Told) -> Option<Fact> {
     }
     let unknown = |why: &str| Fact::new(KIND, Holds::Unknown, "NothingTold", why);
     Some(match told {
-        Told::Absent | Told::Silent => unknown("the worker has not said how far the replica is"),
+        Told::Absent | Told::Silent { .. } => unknown("the worker has not said how far the replica is"),
         Told::Runs { replica: None, .. } | Told::Behind { replica: None, .. } => {
             unknown("the worker does not replicate yet")
         }

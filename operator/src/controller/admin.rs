@@ -1,0 +1,216 @@
+//! The admin address of a worker, as kubelet and the operator come in. The operator asks by the pod's address, so no name
+//! in a certificate would tell anything: it must be the very certificate of its Secret. What is read of Secrets is held
+//! for one reconcile, shows itself nowhere, and is sent to nobody but who has shown that certificate.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use litejoin_crds::address::Address;
+use litejoin_crds::credentials::SecretKeyRef;
+use litejoin_crds::{Complaint, PipelineSpec, Plan, Reason};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
+
+use super::validate::is_open;
+
+/// How long a worker may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the operator needs of Secrets to come in.
+#[derive(Default)]
+pub(crate) struct Keys {
+    token: Option<String>,
+    /// PEM.
+    certificate: Option<Vec<u8>>,
+}
+
+impl Keys {
+    /// Takes what a spec names out of Secrets that were read.
+    pub(crate) fn of<'a>(spec: &PipelineSpec, value: impl Fn(&SecretKeyRef) -> Option<&'a [u8]>) -> Self {
+        let serving = &spec.admin.serving;
+        let token = serving.auth.as_ref().and_then(|auth| auth.bearer.secret_key_ref.as_ref());
+        let certificate = serving.tls.as_ref().and_then(|tls| tls.cert.secret_key_ref.as_ref());
+        // As the worker reads it: without the line end that editors leave behind it.
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches(['\r', '\n']).to_owned();
+        Self {
+            token: token.and_then(&value).map(text),
+            certificate: certificate.and_then(&value).map(<[u8]>::to_vec),
+        }
+    }
+}
+
+/// A client of one worker.
+pub(crate) struct Door {
+    client: reqwest::Client,
+    scheme: &'static str,
+    token: Option<String>,
+    stranger: Arc<AtomicBool>,
+}
+
+/// Why a worker did not let us in.
+pub(crate) enum Closed {
+    /// It does not answer, as when it is starting.
+    Silent(reqwest::Error),
+    /// What has to be told to people.
+    Refused(String),
+}
+
+impl Door {
+    /// A client with these keys; an error names the field that can't be used.
+    pub(crate) fn new(plain: &reqwest::Client, plan: &Plan, keys: &Keys) -> Result<Self, String> {
+        let stranger = Arc::default();
+        let (client, scheme) = match &plan.admin.serving.tls {
+            None => (plain.clone(), "http"),
+            Some(_) => (encrypted(keys, &stranger)?, "https"),
+        };
+        Ok(Self { client, scheme, token: keys.token.clone(), stranger })
+    }
+
+    /// Asks for a path of `host:port`.
+    pub(crate) async fn get(&self, authority: &str, path: &str) -> Result<reqwest::Response, Closed> {
+        let mut request = self.client.get(format!("{}://{authority}{path}", self.scheme));
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        let answer = match request.send().await {
+            Ok(answer) => answer,
+            Err(_) if self.stranger.load(Ordering::Relaxed) => {
+                return Err(Closed::Refused(format!(
+                    "the worker shows another certificate than spec.admin.tls.cert names; {COMES_LATE}"
+                )));
+            }
+            Err(error) => return Err(Closed::Silent(error)),
+        };
+        if answer.status() == reqwest::StatusCode::UNAUTHORIZED {
+            return Err(Closed::Refused(format!(
+                "the worker does not take the token that spec.admin.auth.bearer names; {COMES_LATE}"
+            )));
+        }
+        answer.error_for_status().map_err(Closed::Silent)
+    }
+}
+
+/// What is so for a while after a Secret was changed.
+const COMES_LATE: &str = "a changed Secret comes to the pod within two minutes";
+
+/// A client without certificate authorities, of which the image holds none; for workers that are asked without TLS.
+pub(crate) fn plain() -> reqwest::Client {
+    let client = builder().tls_certs_only([]).build();
+    client.expect("a client without TLS needs nothing of the system")
+}
+
+fn builder() -> reqwest::ClientBuilder {
+    reqwest::Client::builder().timeout(TIMEOUT).no_proxy()
+}
+
+/// A client that talks to who shows the certificate, and to nobody else.
+fn encrypted(keys: &Keys, stranger: &Arc<AtomicBool>) -> Result<reqwest::Client, String> {
+    let certificate = keys.certificate.as_deref().and_then(|pem| CertificateDer::from_pem_slice(pem).ok());
+    let certificate = certificate.ok_or("spec.admin.tls.cert: holds no certificate in PEM form")?;
+    let provider = Arc::new(ring::default_provider());
+    let known = Known { certificate, stranger: Arc::clone(stranger), provider: Arc::clone(&provider) };
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring knows them all")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(known))
+        .with_no_client_auth();
+    let client = builder().tls_backend_preconfigured(config).build();
+    client.map_err(|error| format!("spec.admin.tls.cert: {error}"))
+}
+
+/// Accepts one certificate.
+#[derive(Debug)]
+struct Known {
+    certificate: CertificateDer<'static>,
+    /// Whether another was shown.
+    stranger: Arc<AtomicBool>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Known {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if *end_entity == self.certificate {
+            return Ok(ServerCertVerified::assertion());
+        }
+        self.stranger.store(true, Ordering::Relaxed);
+        Err(CertificateError::ApplicationVerificationFailure.into())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let known = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, known)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let known = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, known)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// What keeps kubelet, which asks for health, or the operator, which asks for the config in force, from coming in.
+pub(crate) fn complaints(plan: &Plan) -> Vec<Complaint> {
+    let serving = &plan.admin.serving;
+    let reached =
+        Address::parse(&plan.admin.addr).is_ok_and(|address| address.port != 0 && is_open(&address));
+    let env = serving.bearer.as_ref().is_some_and(|bearer| bearer.env.is_some());
+    let path = serving.tls.as_ref().is_some_and(|tls| tls.cert.path.is_some());
+    let clients = serving.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+    let wrong = [
+        (
+            !reached,
+            "addr",
+            Reason::InvalidAddress,
+            "in a cluster, health is asked for from outside of the pod; write a port alone, such as \":9090\"",
+        ),
+        (
+            env,
+            "auth.bearer.env",
+            Reason::Conflict,
+            "in a cluster, the operator needs the token too; write secretKeyRef",
+        ),
+        (
+            path,
+            "tls.cert.path",
+            Reason::Conflict,
+            "in a cluster, the operator knows the worker by its certificate; write secretKeyRef",
+        ),
+        (
+            clients,
+            "tls.clientCa",
+            Reason::Conflict,
+            "in a cluster, kubelet asks for health and has no certificate to show; remove it and write auth",
+        ),
+    ];
+    let wrong = wrong.into_iter().filter(|(wrong, ..)| *wrong);
+    wrong
+        .map(|(_, field, reason, message)| {
+            Complaint::error(0, format!("spec.admin.{field}"), reason, message)
+        })
+        .collect()
+}

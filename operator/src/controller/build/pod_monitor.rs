@@ -1,0 +1,56 @@
+//! How Prometheus finds the metrics of the pod, and comes in where a token is wanted or all is encrypted: by the Secrets
+//! that the Pipeline names.
+
+use std::time::Duration;
+
+use kube::api::ApiResource;
+use litejoin_crds::Plan;
+use litejoin_crds::credentials::SecretKeyRef;
+use litejoin_crds::pod_monitor::PodMonitorSpec;
+use serde_json::{Value, json};
+
+use super::names;
+
+/// Group and version of the Prometheus operator's kinds.
+pub(crate) const API_VERSION: &str = "monitoring.coreos.com/v1";
+
+/// The address of the kind.
+pub(crate) fn resource() -> ApiResource {
+    ApiResource {
+        group: "monitoring.coreos.com".to_owned(),
+        version: "v1".to_owned(),
+        api_version: API_VERSION.to_owned(),
+        kind: "PodMonitor".to_owned(),
+        plural: "podmonitors".to_owned(),
+    }
+}
+
+/// The PodMonitor's spec.
+pub(crate) fn spec(plan: &Plan, monitor: &PodMonitorSpec) -> Value {
+    let serving = &plan.admin.serving;
+    let mut endpoint = json!({ "port": "admin", "path": "/metrics", "scheme": "http" });
+    if let Some(interval) = monitor.interval.as_ref().and_then(|interval| interval.parse().ok()) {
+        endpoint["interval"] = json!(prometheus_duration(interval));
+    }
+    let key = |reference: &SecretKeyRef| json!({ "name": reference.name, "key": reference.key });
+    if let Some(token) = serving.bearer.as_ref().and_then(|bearer| bearer.secret_key_ref.as_ref()) {
+        endpoint["authorization"] = json!({ "type": "Bearer", "credentials": key(token) });
+    }
+    if let Some(tls) = &serving.tls {
+        endpoint["scheme"] = json!("https");
+        // The certificate itself is trusted, as by the operator, whoever signed it.
+        endpoint["tlsConfig"] = json!({
+            "ca": { "secret": tls.cert.secret_key_ref.as_ref().map(key) },
+            "serverName": monitor.server_name,
+        });
+    }
+    json!({ "selector": { "matchLabels": names::selector(&plan.name) }, "podMetricsEndpoints": [endpoint] })
+}
+
+/// A duration as Prometheus reads it: whole numbers with one unit.
+fn prometheus_duration(duration: Duration) -> String {
+    match (duration.subsec_millis(), duration.as_secs()) {
+        (0, seconds) => format!("{seconds}s"),
+        _ => format!("{}ms", duration.as_millis()),
+    }
+}

@@ -1,0 +1,67 @@
+//! Secrets that pipelines name: one that comes, changes or goes lets its pipelines be looked at. Only what Secrets are
+//! called is watched, and nothing of them is kept; a reconcile reads those that it needs.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Secret;
+use kube::ResourceExt;
+use kube::api::{Api, PartialObjectMeta};
+use kube::runtime::{WatchStreamExt, watcher};
+use tracing::warn;
+
+use super::woken::Woken;
+use crate::error::chain;
+
+/// Namespace and name of a pipeline.
+type Pipeline = (String, String);
+
+/// Which pipelines name which Secrets.
+#[derive(Default)]
+pub(crate) struct Secrets {
+    named: Mutex<HashMap<Pipeline, BTreeSet<String>>>,
+}
+
+impl Secrets {
+    /// Watches all Secrets until the process ends, and wakes pipelines that name them.
+    pub(crate) fn watch(api: Api<PartialObjectMeta<Secret>>, woken: &Arc<Woken>) -> Arc<Self> {
+        let secrets = Arc::new(Self::default());
+        let (known, woken) = (Arc::clone(&secrets), Arc::clone(woken));
+        let changed = watcher(api, watcher::Config::default()).default_backoff().touched_objects();
+        tokio::spawn(changed.for_each(move |secret| {
+            match secret {
+                Ok(secret) => {
+                    let namespace = secret.namespace().unwrap_or_default();
+                    for pipeline in known.namers(&namespace, &secret.name_any()) {
+                        woken.wake(&namespace, &pipeline);
+                    }
+                }
+                Err(error) => warn!(kind = "secrets", error = chain(&error), "could not watch"),
+            }
+            std::future::ready(())
+        }));
+        secrets
+    }
+
+    /// Takes note of what a pipeline names. To be told before they are read, so that no change is missed in between.
+    pub(crate) fn note(&self, namespace: &str, pipeline: &str, secrets: &BTreeSet<String>) {
+        let key = (namespace.to_owned(), pipeline.to_owned());
+        match secrets.is_empty() {
+            true => self.lock().remove(&key),
+            false => self.lock().insert(key, secrets.clone()),
+        };
+    }
+
+    /// The pipelines that name a Secret.
+    fn namers(&self, namespace: &str, secret: &str) -> Vec<String> {
+        let named = self.lock();
+        let namers =
+            named.iter().filter(|((there, _), secrets)| there == namespace && secrets.contains(secret));
+        namers.map(|((_, pipeline), _)| pipeline.clone()).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Pipeline, BTreeSet<String>>> {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,42 @@
+//! Pipelines that something has happened to and that nobody has looked at since: at most each of them once.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures::{Stream, stream};
+use kube::api::DynamicObject;
+use kube::runtime::reflector::ObjectRef;
+use tokio::sync::Notify;
+
+/// Pipelines to look at.
+#[derive(Default)]
+pub(crate) struct Woken {
+    /// Namespace and name.
+    pipelines: Mutex<BTreeSet<(String, String)>>,
+    more: Notify,
+}
+
+impl Woken {
+    /// Lets a pipeline be looked at.
+    pub(crate) fn wake(&self, namespace: &str, pipeline: &str) {
+        self.lock().insert((namespace.to_owned(), pipeline.to_owned()));
+        self.more.notify_one();
+    }
+
+    /// The pipelines in turn, as they are woken. For one who asks: each is told once.
+    pub(crate) fn pipelines(self: &Arc<Self>) -> impl Stream<Item = ObjectRef<DynamicObject>> + Send + use<> {
+        stream::unfold(Arc::clone(self), |woken| async {
+            loop {
+                let first = woken.lock().pop_first();
+                if let Some((namespace, name)) = first {
+                    return Some((super::pipeline_ref(&name, &namespace), woken));
+                }
+                woken.more.notified().await;
+            }
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<(String, String)>> {
+        self.pipelines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,91 @@
+//! A worker whose admin address wants a token and is encrypted is asked all the same, by whoever has the Secrets, and only if it
+//! is the one that they are about.
+
+use kube::api::{Patch, PatchParams};
+use litejoin_crds::kind::Kind;
+use litejoin_tests::certificates::Authority;
+use litejoin_tests::wait::until;
+use serde_json::json;
+
+use crate::settled::orders;
+use crate::site::{Ports, Site, condition_of};
+
+/// Orders whose admin address is closed, with what is in `admin` beside.
+fn guarded(ports: &Ports, admin: &str) -> String {
+    let open = format!("admin: {{addr: \":{}\"", ports.admin);
+    orders(ports).replacen(&open, &format!("{open}, {admin}"), 1)
+}
+
+const BY_SECRETS: &str = "auth: {bearer: {secretKeyRef: {name: door, key: token}}}, \
+    tls: {cert: {secretKeyRef: {name: door, key: tls.crt}}, key: {secretKeyRef: {name: door, key: tls.key}}}";
+
+#[tokio::test]
+async fn a_worker_with_token_and_certificate_is_asked() {
+    let site = Site::new().await;
+    let operator = site.operator_with(&["--lease-seconds", "3", "--log", "trace"]);
+    let authority = Authority::new();
+    // Its names say nothing of the pod.
+    let first = authority.sign(&["orders.example"]);
+    // An editor's line end belongs to no token.
+    let values = [("token", "hunter2\n"), ("tls.crt", first.cert.as_str()), ("tls.key", first.key.as_str())];
+    site.secret("door", &values).await;
+    site.apply(&guarded(&Ports::free(), BY_SECRETS)).await;
+    site.wait_for(Kind::Pipeline, "orders", "ConfigValid", "True", "Valid").await;
+    let worker = site.run_pod("orders").await;
+    site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
+    site.wait_for(Kind::Sink, "console", "Programmed", "True", "Programmed").await;
+
+    // Until kubelet has brought a changed Secret to the pod, the worker is another than the one it names.
+    let second = authority.sign(&["orders.example"]);
+    site.secret("door", &[("token", "correct horse"), values[1], values[2]]).await;
+    let late = "a changed Secret comes to the pod within two minutes";
+    told(&site, &format!("the worker does not take the token that spec.admin.auth.bearer names; {late}"))
+        .await;
+    site.secret("door", &[("token", "correct horse"), ("tls.crt", &second.cert), ("tls.key", &second.key)])
+        .await;
+    told(&site, &format!("the worker shows another certificate than spec.admin.tls.cert names; {late}"))
+        .await;
+    site.mount("orders").await;
+    site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
+
+    let log = operator.stop().await.stderr;
+    for secret in ["hunter2", "correct horse"] {
+        assert!(!log.contains(secret), "no log tells a token");
+    }
+    worker.stop().await;
+}
+
+/// Waits until the Pipeline, which is looked at again, says why it isn't ready.
+async fn told(site: &Site, message: &str) {
+    let pipelines = site.ours(Kind::Pipeline);
+    let touch = json!({ "metadata": { "annotations": { "looked-at-for": message } } });
+    let touched = pipelines.patch("orders", &PatchParams::default(), &Patch::Merge(&touch)).await;
+    touched.expect("a Pipeline can be annotated");
+    until(message, async || {
+        let ready = condition_of(&pipelines.get("orders").await.ok()?, "Ready")?;
+        (ready["reason"] == "WorkerSilent" && ready["message"] == message).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_nobody_outside_of_the_pod_can_open_is_refused() {
+    let site = Site::new().await;
+    let operator = site.operator();
+    site.apply(&guarded(
+        &Ports::free(),
+        "auth: {bearer: {env: \"${TOKEN}\"}}, tls: {cert: {path: a}, key: {path: b}, clientCa: {path: c}}",
+    ))
+    .await;
+    site.wait_for(Kind::Pipeline, "orders", "ConfigValid", "False", "Conflict").await;
+    let pipeline = site.ours(Kind::Pipeline).get("orders").await.expect("it is there");
+    let message = condition_of(&pipeline, "ConfigValid").expect("it is told")["message"].clone();
+    assert_eq!(
+        message,
+        "spec.admin.auth.bearer.env: in a cluster, the operator needs the token too; write secretKeyRef; \
+         spec.admin.tls.cert.path: in a cluster, the operator knows the worker by its certificate; write secretKeyRef; \
+         spec.admin.tls.clientCa: in a cluster, kubelet asks for health and has no certificate to show; remove it and \
+         write auth"
+    );
+    operator.stop().await;
+}
