@@ -12,7 +12,7 @@ use litejoin_tests::wait::until;
 use rand::RngExt;
 use serde_json::json;
 
-use super::{Replicated, keys, ready, replication};
+use super::{Replicated, keys, names, put_all, ready, replication};
 
 /// Keys that were acknowledged.
 type Told = Arc<Mutex<BTreeSet<String>>>;
@@ -150,5 +150,47 @@ async fn a_store_that_goes_away_costs_nothing() {
     pipeline.lose_disk();
     let worker = pipeline.start().await;
     assert_eq!(keys(&worker).await, expected);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_is_away_from_the_start() {
+    let mut store = Store::s3().await;
+    let pipeline = Replicated::to(&store, &json!({}));
+    let worker = pipeline.start().await;
+    let before = names("before", 5);
+    put_all(&worker, &before).await;
+    let incarnation = ready(&worker).await;
+    worker.stop().await;
+    store.kill();
+
+    let worker = pipeline.start().await;
+    let note = "x".repeat(20_000);
+    let mut told = before;
+    for batch in 0..100 {
+        let batch: Vec<_> = (0..100).map(|number| format!("k{}", (batch * 100 + number) % 1_000)).collect();
+        let messages: Vec<_> =
+            batch.iter().map(|key| message("orders", key, json!({"n": told.len(), "note": note}))).collect();
+        worker.ingest().send(&messages).await;
+        told.extend(batch);
+    }
+    let wal_bytes = |file: &str| {
+        std::fs::metadata(pipeline.site.data_dir().join(format!("{file}-wal"))).map_or(0, |wal| wal.len())
+    };
+    for file in ["shard_0.db", "shard_1.db", "shard_2.db", "results.db"] {
+        assert!(wal_bytes(file) < 160 << 20, "{file}: {}", wal_bytes(file));
+    }
+    store.restart().await;
+    until("the replica to catch up", async || {
+        let now = replication(&worker).await;
+        (now["lastError"].is_null() && now["files"]["results.db"]["replicatedTxid"].as_u64() > Some(1))
+            .then_some(())
+    })
+    .await;
+    assert_eq!(ready(&worker).await, incarnation);
+    worker.stop().await;
+    pipeline.lose_disk();
+    let worker = pipeline.start().await;
+    assert_eq!(keys(&worker).await, told);
     worker.stop().await;
 }
