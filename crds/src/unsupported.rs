@@ -103,11 +103,11 @@ mod tests {
             .map(|c| format!("{} {}: {}\n", c.place.document, c.place.path, c.message))
             .collect();
         expect![[r#"
-            0 spec.sources[0].ack: replication is not run by this version yet; write ack: committed
+            0 spec.sources[0].ack: only an http source waits for the replica; write ack: committed: what others read again after a restore begins where the restored data ends
             0 spec.windows: windows are not run by this version yet; remove them
             0 spec.replication.restore.timestamp: this is not done by this version yet; remove it, and go back with `litejoin restore --timestamp`
             0 spec.replication.restore.fromUrl: this is not done by this version yet; remove it, and restore from there with `litejoin restore`
-            0 spec.delivery.after: replication is not run by this version yet; write after: committed
+            0 spec.delivery.after: sinks do not wait for the replica in this version yet; write after: committed
             0 spec.storage.reshard: the number of shards cannot be changed by this version yet; remove reshard and put the old shardCount back
             2 kind: windows are not run by this version yet; remove this document
         "#]].assert_eq(&lines.concat());
