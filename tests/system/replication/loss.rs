@@ -1,16 +1,17 @@
 //! Worker, Litestream and disk are lost at once, under load. What was told to be in the replica comes back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use litejoin_tests::ingest::{Ingest, message};
 use litejoin_tests::repetition::{chance, seeds};
+use litejoin_tests::sse::Subscription;
 use litejoin_tests::stores::{Kind, Store};
 use litejoin_tests::wait::until;
 use rand::RngExt;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Replicated, keys, names, put_all, ready, replication};
 
@@ -193,4 +194,56 @@ async fn a_store_that_is_away_from_the_start() {
     let worker = pipeline.start().await;
     assert_eq!(keys(&worker).await, told);
     worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_holds_a_result_that_a_lost_disk_has_taken_back() {
+    for seed in seeds(3, 20) {
+        eprintln!("seed {seed}");
+        let mut chance = chance(seed);
+        let store = Store::s3().await;
+        let pipeline = Replicated::patient(&store);
+        let worker = pipeline.start().await;
+        ready(&worker).await;
+        let mut subscription = Subscription::open(worker.address("sink live"), "join=all_orders", None).await;
+        let ingest = worker.ingest();
+        let loading = tokio::spawn(async move {
+            // Values of a key only grow, so what somebody has seen is at most what the end state has.
+            for number in 0.. {
+                let key = format!("k{}", number % 20);
+                if ingest.try_send(&[message("orders", &key, json!({"n": number}))]).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let mut seen = BTreeMap::new();
+        for _ in 0..chance.random_range(20..200) {
+            let event = subscription.expect_next().await.result();
+            seen.insert(event.key.clone().to_string(), event.rows[0]["n"].as_i64().expect("a number"));
+        }
+        let pid = std::fs::read_to_string(pipeline.site.data_dir().join("litestream.lock")).unwrap();
+        let _ = Command::new("kill").args(["-9", &pid]).status();
+        worker.kill().await;
+        for event in subscription.rest().await {
+            let event = event.result();
+            seen.insert(event.key.to_string(), event.rows[0]["n"].as_i64().expect("a number"));
+        }
+        loading.await.unwrap();
+        pipeline.lose_disk();
+
+        let worker = pipeline.start().await;
+        let epoch = worker.ingest().put("orders", "the last", json!({"n": 0})).await;
+        let (_, results) = worker.snapshot("live", "all_orders", epoch).await;
+        for (key, n) in seen {
+            let (_, rows) = results
+                .rows
+                .iter()
+                .find(|((_, found), _)| *found == key)
+                .unwrap_or_else(|| panic!("seed {seed}: {key} was told and is not there"));
+            let row: Value = serde_json::from_str(&rows[0]).expect("rows are JSON");
+            let found = row["n"].as_i64().expect("a number");
+            assert!(found >= n, "seed {seed}: {key} was told with {n}, and now it is {found}");
+        }
+        worker.stop().await;
+    }
 }
