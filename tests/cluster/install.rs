@@ -10,11 +10,12 @@ use kube::{Client, ResourceExt};
 use litejoin_tests::kubernetes::image;
 use litejoin_tests::kubernetes::node::{self, Node};
 use litejoin_tests::kubernetes::programs::repository;
+use litejoin_tests::stores::litestream;
 use litejoin_tests::wait::until;
 use litejoin_tests::worker::program;
 use serde_json::Value;
 
-const NAMESPACE: &str = "shop";
+pub(crate) const NAMESPACE: &str = "shop";
 
 /// How the transcript begins.
 const TITLE: &str = "\
@@ -186,17 +187,18 @@ fn stable(text: &str) -> String {
 }
 
 /// A cluster with LiteJoin installed, and a namespace under the restricted pod security standard.
-struct Cluster {
-    node: Node,
+pub(crate) struct Cluster {
+    pub(crate) node: Node,
     /// What users do and see.
     text: RefCell<String>,
 }
 
 impl Cluster {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let node = Node::start().await;
         let operator = program().with_file_name("litejoin-operator");
-        node.import(&image::of_program("localhost/litejoin:first", &program(), node.folder()));
+        let (worker, litestream) = (program(), litestream());
+        node.import(&image::of_programs("localhost/litejoin:first", &worker, &[&litestream], node.folder()));
         for tag in ["first", "second"] {
             let name = format!("localhost/litejoin-operator:{tag}");
             node.import(&image::of_program(&name, &operator, node.folder()));
@@ -263,17 +265,17 @@ impl Cluster {
         ]);
     }
 
-    fn kubectl(&self, arguments: &[&str]) -> String {
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> String {
         self.node.kubectl(&[&["-n", NAMESPACE], arguments].concat())
     }
 
-    fn apply(&self, manifest: &str) {
+    pub(crate) fn apply(&self, manifest: &str) {
         let path = self.node.folder().join("applied.yaml");
         std::fs::write(&path, manifest).expect("the folder is ours");
         self.kubectl(&["apply", "-f", &path.display().to_string()]);
     }
 
-    async fn wait_ready(&self, what: &str) {
+    pub(crate) async fn wait_ready(&self, what: &str) {
         until(&format!("{what} to be ready"), async || {
             let found: Value = serde_json::from_str(&self.kubectl(&["get", what, "-o", "json"])).ok()?;
             let current = found["status"]["observedGeneration"] == found["metadata"]["generation"];
@@ -284,7 +286,7 @@ impl Cluster {
         .await;
     }
 
-    async fn pod(&self, name: &str) -> Pod {
+    pub(crate) async fn pod(&self, name: &str) -> Pod {
         let pods: Api<Pod> = Api::namespaced(Client::clone(&self.node.client), NAMESPACE);
         until("the pod", async || pods.get_opt(name).await.ok()?).await
     }

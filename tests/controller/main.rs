@@ -6,6 +6,7 @@ mod faults;
 mod fields;
 mod leader;
 mod left_out;
+mod node_loss;
 mod rights;
 mod settled;
 mod site;

@@ -13,7 +13,7 @@ use litejoin_tests::kubernetes::api_server::ApiServer;
 use litejoin_tests::kubernetes::operator;
 use litejoin_tests::kubernetes::proxy::Proxy;
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{self, Worker};
+use litejoin_tests::worker::{self, Launch, Worker};
 use serde_json::{Value, json};
 
 /// A namespace with all that belongs to it.
@@ -51,8 +51,14 @@ impl Site {
 
     /// Starts an operator behind the proxy.
     pub(crate) fn operator(&self) -> Worker {
+        self.operator_with(&[])
+    }
+
+    /// The same with more arguments.
+    pub(crate) fn operator_with(&self, arguments: &[&str]) -> Worker {
         let kubeconfig = self.server.kubeconfig(&self.namespace, &self.proxy.url());
-        operator::start(&self.folder, &kubeconfig, &self.namespace, &["--lease-seconds", "3"])
+        let arguments = [&["--lease-seconds", "3"], arguments].concat();
+        operator::start(&self.folder, &kubeconfig, &self.namespace, &arguments)
     }
 
     /// An API of one of our kinds.
@@ -98,12 +104,17 @@ impl Site {
     /// Plays kubelet for a pipeline's pod: binds the claim, runs the worker over the ConfigMap, and says that the
     /// pod is ready. Returns the worker; it lives as long as the pod.
     pub(crate) async fn run_pod(&self, pipeline: &str) -> Worker {
+        self.run_pod_as(pipeline, self.folder.run(["--watch", "--leave-out-invalid"])).await
+    }
+
+    /// The same for a worker with arguments or variables of its own.
+    pub(crate) async fn run_pod_as(&self, pipeline: &str, launch: Launch) -> Worker {
         let pods: Api<Pod> = self.api();
         let pod = format!("{pipeline}-0");
         until("the pod", async || pods.get_opt(&pod).await.ok()?).await;
         self.bind_claim(pipeline).await;
         self.mount(pipeline).await;
-        let worker = self.folder.run(["--watch", "--leave-out-invalid"]).start().await;
+        let worker = launch.start().await;
         self.set_pod(&pod, "True").await;
         worker
     }

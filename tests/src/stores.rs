@@ -90,6 +90,11 @@ impl Store {
         self.kind
     }
 
+    /// The address that it listens on.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
     /// Host and port of its server.
     pub fn address(&self) -> String {
         format!("{}:{}", self.host, self.port())

@@ -206,7 +206,8 @@ pub(crate) struct ReplicaOf {
 impl ReplicaOf {
     /// The plan of the manifests, or what is wrong with them.
     pub(crate) fn plan(&self) -> Result<Plan, String> {
-        let mut plan = load(&self.files)?.0.plan;
+        // A wrong document that a worker can do without must not keep its data away.
+        let mut plan = load_valid(&self.files)?.0.plan;
         if let Some(data_dir) = &self.data_dir {
             plan.storage.data_dir.clone_from(data_dir);
         }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::build::{Slot, names};
 use super::children::Children;
 use super::kinds;
+use super::node_loss::Lost;
 use crate::error::{Doing, Error};
 
 /// What there is of one pipeline.
@@ -25,6 +26,8 @@ pub(crate) struct Observed {
     pub(crate) built: BTreeMap<Slot, DynamicObject>,
     pub(crate) claim: Option<PersistentVolumeClaim>,
     pub(crate) pod: Option<Pod>,
+    /// The node of the pod, where that is gone.
+    pub(crate) lost: Option<Lost>,
     /// Names of the keys of each Secret that a document names; `None` where there is no such Secret.
     pub(crate) secrets: BTreeMap<String, Option<BTreeSet<String>>>,
 }
@@ -108,7 +111,7 @@ pub(crate) async fn observe(
         named.extend(secret_keys(&object.spec).into_iter().map(|(secret, _)| secret));
     }
     let secrets = secrets(client, namespace, named).await?;
-    Ok(Some(Observed { pipeline, children, built, claim, pod, secrets }))
+    Ok(Some(Observed { pipeline, children, built, claim, pod, lost: None, secrets }))
 }
 
 async fn built(

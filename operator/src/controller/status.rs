@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::apply::is_ours;
 use super::build::{CONFIG_BYTES_MAX, Desired, is_at_rest};
+use super::node_loss::{self, Answer};
 use super::observe::{Object, Observed};
 use super::validate::Verdict;
 use super::worker::{Refused, Told};
@@ -95,7 +96,7 @@ fn pipeline(
     let mut facts = vec![
         config_valid(verdict, desired, told),
         storage_ready(observed.claim.as_ref(), observed.spec().storage.ephemeral),
-        pod::worker_ready(observed.pod.as_ref(), at_rest),
+        node_lost(observed).unwrap_or_else(|| pod::worker_ready(observed.pod.as_ref(), at_rest)),
     ];
     let mut gates: Vec<Fact> = Vec::new();
     gates.extend(names_taken(observed));
@@ -220,6 +221,14 @@ fn storage_ready(claim: Option<&PersistentVolumeClaim>, ephemeral: bool) -> Fact
 
 fn bytes(quantity: &str) -> u64 {
     litejoin_crds::quantity::parse(quantity).unwrap_or_default()
+}
+
+/// Whether the worker is on a node that is gone, and what is done about it.
+fn node_lost(observed: &Observed) -> Option<Fact> {
+    Some(match node_loss::answer(observed)? {
+        Answer::Tell(message) => Fact::new("WorkerReady", Holds::Never, "NodeLost", message),
+        Answer::Replace(message) => Fact::not_yet("WorkerReady", "NodeReplaced", message),
+    })
 }
 
 /// Whether the worker runs what it is to run.

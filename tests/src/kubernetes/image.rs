@@ -11,9 +11,28 @@ use super::programs::run;
 
 /// Packs an image with one program, the libraries that it is linked with, and nothing else.
 pub fn of_program(name: &str, program: &Path, folder: &Path) -> PathBuf {
+    pack_program(name, program, &[], folder)
+}
+
+/// The certificate authorities that the world trusts.
+const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// The same with certificate authorities, and more programs that it may run, which are linked with nothing.
+pub fn of_programs(name: &str, program: &Path, more: &[&Path], folder: &Path) -> PathBuf {
     let root = folder.join(format!("{}-root", file_name(name)));
-    let target = root.join("usr/local/bin").join(program.file_name().expect("a program has a name"));
+    copy(Path::new(AUTHORITIES), &root.join(AUTHORITIES.trim_start_matches('/')));
+    pack_program(name, program, more, folder)
+}
+
+fn pack_program(name: &str, program: &Path, more: &[&Path], folder: &Path) -> PathBuf {
+    let root = folder.join(format!("{}-root", file_name(name)));
+    let inside =
+        |program: &Path| root.join("usr/local/bin").join(program.file_name().expect("a program has a name"));
+    let target = inside(program);
     copy(program, &target);
+    for program in more {
+        copy(program, &inside(program));
+    }
     let libraries = Command::new("ldd").arg(program).output().expect("ldd is there");
     // A static program has none, which ldd calls a failure.
     for word in

@@ -42,7 +42,7 @@ struct Shared {
 }
 
 impl Proxy {
-    /// Starts one before a store.
+    /// Starts one before a store, on the same address of this machine.
     ///
     /// # Panics
     /// If the store doesn't speak HTTP.
@@ -54,7 +54,7 @@ impl Proxy {
             client,
             calls: Mutex::default(),
         });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
+        let listener = tokio::net::TcpListener::bind((store.host(), 0)).await.expect("there is a free port");
         let address = listener.local_addr().expect("it is bound");
         let router = axum::Router::new().fallback(pass).with_state(Arc::clone(&shared));
         let task = tokio::spawn(async move {
