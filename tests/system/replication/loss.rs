@@ -16,10 +16,10 @@ use serde_json::{Value, json};
 use super::{Replicated, keys, names, put_all, ready, replication};
 
 /// Keys that were acknowledged.
-type Told = Arc<Mutex<BTreeSet<String>>>;
+pub(super) type Told = Arc<Mutex<BTreeSet<String>>>;
 
 /// Sends one message after another until it is told to stop, or nobody answers any more.
-async fn load(ingest: Ingest, prefix: String, told: Told, stopping: Arc<AtomicBool>) {
+pub(super) async fn load(ingest: Ingest, prefix: String, told: Told, stopping: Arc<AtomicBool>) {
     for number in 0.. {
         if stopping.load(Ordering::Relaxed) {
             return;
@@ -29,6 +29,8 @@ async fn load(ingest: Ingest, prefix: String, told: Told, stopping: Arc<AtomicBo
             Ok(answer) if answer.status == 200 => {
                 told.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
             }
+            // It stops, and what it has not stored or shipped it does not acknowledge.
+            Ok(answer) if answer.status == 503 => {}
             Ok(answer) => panic!("{}: {}", answer.status, answer.body),
             Err(_) => return,
         }
