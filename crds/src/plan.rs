@@ -202,6 +202,8 @@ pub struct Replication {
     pub sse_kms_key_id: Option<String>,
     /// What is done where files are missing.
     pub restore: RestorePolicy,
+    /// `delivery.after: replicated`: whether results leave only once they are in the replica.
+    pub results_wait: bool,
 }
 
 impl Replication {

@@ -53,12 +53,6 @@ impl Refusals {
                 self.refuse(&format!("spec.replication.restore.{field}"), message);
             }
         }
-        if spec["delivery"]["after"] == "replicated" {
-            self.refuse(
-                "spec.delivery.after",
-                "sinks do not wait for the replica in this version yet; write after: committed",
-            );
-        }
         if spec["storage"]["reshard"].is_object() {
             let message = "the number of shards cannot be changed by this version yet; remove reshard and put the old shardCount back";
             self.refuse("spec.storage.reshard", message);
@@ -86,7 +80,6 @@ mod tests {
         let values = [
             json!({"kind": "Pipeline", "spec": {
                 "storage": {"reshard": {"fromShardCount": 8, "toShardCount": 16}},
-                "delivery": {"after": "replicated"},
                 "replication": {"enabled": true, "restore": {"timestamp": "t", "fromUrl": "u"}},
                 "sources": [{"name": "a", "kafka": {}, "ack": "replicated"}, {"name": "b", "kafka": {}}, {"name": "c", "api": {}}],
                 "windows": [{"name": "w"}],
@@ -107,7 +100,6 @@ mod tests {
             0 spec.windows: windows are not run by this version yet; remove them
             0 spec.replication.restore.timestamp: this is not done by this version yet; remove it, and go back with `litejoin restore --timestamp`
             0 spec.replication.restore.fromUrl: this is not done by this version yet; remove it, and restore from there with `litejoin restore`
-            0 spec.delivery.after: sinks do not wait for the replica in this version yet; write after: committed
             0 spec.storage.reshard: the number of shards cannot be changed by this version yet; remove reshard and put the old shardCount back
             2 kind: windows are not run by this version yet; remove this document
         "#]].assert_eq(&lines.concat());

@@ -29,6 +29,17 @@ impl Replicated {
         Self::named(store, "p", more)
     }
 
+    /// One whose results leave only once they are in the replica.
+    fn patient(store: &Store) -> Self {
+        let pipeline = Self::to(store, &json!({}));
+        let path = pipeline.site.path().join("pipeline.yaml");
+        let mut manifest: Value =
+            serde_json::from_slice(&std::fs::read(path).expect("it was written")).expect("it is JSON");
+        manifest["spec"]["delivery"] = json!({"after": "replicated"});
+        pipeline.site.write("pipeline.yaml", manifest.to_string());
+        pipeline
+    }
+
     fn named(store: &Store, name: &str, more: &Value) -> Self {
         let mut replication = store.settings("replicas");
         replication["mode"] = "embedded".into();

@@ -667,13 +667,23 @@ fn written_joins(manifest: &Manifest) -> Vec<plan::Join> {
 /// One line about a pipeline that is fine.
 pub(crate) fn summary(plan: &Plan) -> String {
     let count = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
-    format!(
+    let fine = format!(
         "pipeline {} is fine: {}, {}, {}",
         plan.name,
         count(plan.sources.len(), "source"),
         count(plan.joins.len(), "join"),
         count(plan.sinks.len(), "sink")
-    )
+    );
+    match &plan.replication {
+        None => fine,
+        // Litestream's first copy of a file is a second one on the disk, until it has been compacted.
+        Some(replication) => format!(
+            "{fine}; replicated to {}: give the data directory 2.2 times the size of the data, 64 MiB for each of {} \
+             files, and what comes in while the store is away",
+            replication.replica_url,
+            plan.storage.shard_count + 3
+        ),
+    }
 }
 
 fn declared_topics(plan: &Plan) -> Vec<String> {

@@ -169,6 +169,8 @@ pub(crate) const DLQ_FILE: &str = "dlq.db";
 /// A directory that has its data and its prefix: what Litestream may begin with.
 pub(crate) struct Replica {
     pub(crate) site: Site,
+    /// Whose data it is.
+    pub(crate) identity: String,
     pub(crate) litestream: Litestream,
     pub(crate) marker: Marker,
     /// Whether its data has just come from the store.

@@ -39,6 +39,7 @@ use crate::audit::{Auditor, Files};
 use crate::blocking::blocking;
 use crate::control::Control;
 use crate::credentials::Secrets;
+use crate::delivery::release::Release;
 use crate::epoch::{Evaluator, Repairs};
 use crate::join::CheckedJoin;
 use crate::listen::ListenError;
@@ -301,6 +302,10 @@ impl Running {
             letters: Arc::clone(&store.letters),
             status: Arc::clone(&status),
             applied,
+            release: match plan.replication.as_ref().is_some_and(|replication| replication.results_wait) {
+                true => Release::after(passes.clone()),
+                false => Release::default(),
+            },
             secrets: Arc::clone(&secrets),
             identity: plan.identity.clone(),
             data_dir: store.data_dir.path().to_owned(),

@@ -208,6 +208,7 @@ fn replication(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Option<Replication
             region: replication.region.clone(),
             sse_kms_key_id: encryption(replication, scope),
             restore: replication.restore.policy,
+            results_wait: spec.delivery.after == Durability::Replicated,
         });
     }
     if spec.storage.ephemeral {

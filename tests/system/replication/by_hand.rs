@@ -77,6 +77,17 @@ async fn a_litestream_that_has_the_worker_as_its_child() {
     );
 
     by_hand(&pipeline, &["replication", "prepare"]).await;
+    let shown = Command::new(litestream())
+        .args(["databases", "-no-expand-env", "-config", "data/litestream.yml"])
+        .current_dir(pipeline.site.path())
+        .output()
+        .unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    for name in ["shard_0.db", "shard_1.db", "shard_2.db", "results.db", "dlq.db", "sources.db"] {
+        let path = std::fs::canonicalize(pipeline.site.data_dir()).unwrap().join(name);
+        let line = shown.lines().find(|line| line.starts_with(&path.display().to_string()));
+        assert!(line.is_some_and(|line| line.ends_with("file")), "{name}: {shown}");
+    }
     let all = names("k", 10);
     {
         let mut command = Command::new("setpriv");

@@ -1,24 +1,25 @@
 //! Worker, Litestream and disk are lost at once, under load. What was told to be in the replica comes back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use litejoin_tests::ingest::{Ingest, message};
 use litejoin_tests::repetition::{chance, seeds};
+use litejoin_tests::sse::Subscription;
 use litejoin_tests::stores::{Kind, Store};
 use litejoin_tests::wait::until;
 use rand::RngExt;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Replicated, keys, ready, replication};
+use super::{Replicated, keys, names, put_all, ready, replication};
 
 /// Keys that were acknowledged.
-type Told = Arc<Mutex<BTreeSet<String>>>;
+pub(super) type Told = Arc<Mutex<BTreeSet<String>>>;
 
 /// Sends one message after another until it is told to stop, or nobody answers any more.
-async fn load(ingest: Ingest, prefix: String, told: Told, stopping: Arc<AtomicBool>) {
+pub(super) async fn load(ingest: Ingest, prefix: String, told: Told, stopping: Arc<AtomicBool>) {
     for number in 0.. {
         if stopping.load(Ordering::Relaxed) {
             return;
@@ -28,6 +29,8 @@ async fn load(ingest: Ingest, prefix: String, told: Told, stopping: Arc<AtomicBo
             Ok(answer) if answer.status == 200 => {
                 told.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
             }
+            // It stops, and what it has not stored or shipped it does not acknowledge.
+            Ok(answer) if answer.status == 503 => {}
             Ok(answer) => panic!("{}: {}", answer.status, answer.body),
             Err(_) => return,
         }
@@ -151,4 +154,98 @@ async fn a_store_that_goes_away_costs_nothing() {
     let worker = pipeline.start().await;
     assert_eq!(keys(&worker).await, expected);
     worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_is_away_from_the_start() {
+    let mut store = Store::s3().await;
+    let pipeline = Replicated::to(&store, &json!({}));
+    let worker = pipeline.start().await;
+    let before = names("before", 5);
+    put_all(&worker, &before).await;
+    let incarnation = ready(&worker).await;
+    worker.stop().await;
+    store.kill();
+
+    let worker = pipeline.start().await;
+    let note = "x".repeat(20_000);
+    let mut told = before;
+    for batch in 0..100 {
+        let batch: Vec<_> = (0..100).map(|number| format!("k{}", (batch * 100 + number) % 1_000)).collect();
+        let messages: Vec<_> =
+            batch.iter().map(|key| message("orders", key, json!({"n": told.len(), "note": note}))).collect();
+        worker.ingest().send(&messages).await;
+        told.extend(batch);
+    }
+    let wal_bytes = |file: &str| {
+        std::fs::metadata(pipeline.site.data_dir().join(format!("{file}-wal"))).map_or(0, |wal| wal.len())
+    };
+    for file in ["shard_0.db", "shard_1.db", "shard_2.db", "results.db"] {
+        assert!(wal_bytes(file) < 160 << 20, "{file}: {}", wal_bytes(file));
+    }
+    store.restart().await;
+    until("the replica to catch up", async || {
+        let now = replication(&worker).await;
+        (now["lastError"].is_null() && now["files"]["results.db"]["replicatedTxid"].as_u64() > Some(1))
+            .then_some(())
+    })
+    .await;
+    assert_eq!(ready(&worker).await, incarnation);
+    worker.stop().await;
+    pipeline.lose_disk();
+    let worker = pipeline.start().await;
+    assert_eq!(keys(&worker).await, told);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_holds_a_result_that_a_lost_disk_has_taken_back() {
+    for seed in seeds(3, 20) {
+        eprintln!("seed {seed}");
+        let mut chance = chance(seed);
+        let store = Store::s3().await;
+        let pipeline = Replicated::patient(&store);
+        let worker = pipeline.start().await;
+        ready(&worker).await;
+        let mut subscription = Subscription::open(worker.address("sink live"), "join=all_orders", None).await;
+        let ingest = worker.ingest();
+        let loading = tokio::spawn(async move {
+            // Values of a key only grow, so what somebody has seen is at most what the end state has.
+            for number in 0.. {
+                let key = format!("k{}", number % 20);
+                if ingest.try_send(&[message("orders", &key, json!({"n": number}))]).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let mut seen = BTreeMap::new();
+        for _ in 0..chance.random_range(20..200) {
+            let event = subscription.expect_next().await.result();
+            seen.insert(event.key.clone().to_string(), event.rows[0]["n"].as_i64().expect("a number"));
+        }
+        let pid = std::fs::read_to_string(pipeline.site.data_dir().join("litestream.lock")).unwrap();
+        let _ = Command::new("kill").args(["-9", &pid]).status();
+        worker.kill().await;
+        for event in subscription.rest().await {
+            let event = event.result();
+            seen.insert(event.key.to_string(), event.rows[0]["n"].as_i64().expect("a number"));
+        }
+        loading.await.unwrap();
+        pipeline.lose_disk();
+
+        let worker = pipeline.start().await;
+        let epoch = worker.ingest().put("orders", "the last", json!({"n": 0})).await;
+        let (_, results) = worker.snapshot("live", "all_orders", epoch).await;
+        for (key, n) in seen {
+            let (_, rows) = results
+                .rows
+                .iter()
+                .find(|((_, found), _)| *found == key)
+                .unwrap_or_else(|| panic!("seed {seed}: {key} was told and is not there"));
+            let row: Value = serde_json::from_str(&rows[0]).expect("rows are JSON");
+            let found = row["n"].as_i64().expect("a number");
+            assert!(found >= n, "seed {seed}: {key} was told with {n}, and now it is {found}");
+        }
+        worker.stop().await;
+    }
 }

@@ -1,12 +1,16 @@
 //! Several workers that take themselves for the one: no prefix ever has two writers, and both can be restored.
 
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use litejoin_tests::ingest::Ingest;
 use litejoin_tests::stores::{Store, litestream};
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::Site;
+use litejoin_tests::worker::{Site, Worker};
 use serde_json::json;
 
+use super::loss::{Told, load};
 use super::{Replicated, incarnations, keys, names, put_all, ready, replicated};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -19,24 +23,35 @@ async fn a_zombie_and_its_successor() {
     let first = ready(&worker).await;
     replicated(&worker).await;
 
-    // Another node, on which a worker of the same pipeline starts, while the first one goes on.
+    // Another node, on which a worker of the same pipeline starts, while the first one goes on under load.
+    let (told, stopping) = (Told::default(), Arc::new(AtomicBool::new(false)));
+    let safe = |worker: &Worker| Ingest::new(worker.address("source safe"));
+    let of_zombie = load(safe(&worker), "zombie".to_owned(), Arc::clone(&told), Arc::clone(&stopping));
+    let mut loads = vec![tokio::spawn(of_zombie)];
+    until("the zombie to take messages", async || (told.lock().unwrap().len() > 5).then_some(())).await;
     let successor = Replicated::to(&store, &json!({}));
     let next = successor.start().await;
-    // What the zombie takes now was not told to be replicated; as long as it runs it takes what it is sent.
-    let _ =
-        worker.ingest().try_send(&[litejoin_tests::ingest::message("orders", "late", json!({"n": 1}))]).await;
+    let of_next = load(safe(&next), "next".to_owned(), Arc::clone(&told), Arc::clone(&stopping));
+    loads.push(tokio::spawn(of_next));
     let second = ready(&next).await;
     assert_ne!(first, second);
-    let after = names("after", 20);
-    put_all(&next, &after).await;
     assert_eq!(worker.wait().await, Some(1), "it sees that it was overtaken");
     let ended = worker.ended().await;
     assert!(ended.stderr.contains("another worker has taken this pipeline over"), "{}", ended.stderr);
+    let count = told.lock().unwrap().len();
+    until("the successor to take more", async || (told.lock().unwrap().len() > count + 5).then_some(()))
+        .await;
+    stopping.store(true, Ordering::Relaxed);
+    for load in loads {
+        load.await.unwrap();
+    }
 
-    let mut all = &before | &after;
+    // Whoever has acknowledged a message as replicated: the successor serves it.
+    let all = &before | &told.lock().unwrap();
+    assert!(all.iter().any(|key| key.starts_with("zombie")) && all.iter().any(|key| key.starts_with("next")));
     let found = keys(&next).await;
-    all.extend(found.contains("late").then(|| "late".to_owned()));
-    assert_eq!(found, all);
+    let missing: Vec<_> = all.difference(&found).collect();
+    assert!(missing.is_empty(), "{missing:?} were told to be replicated");
     replicated(&next).await;
     next.stop().await;
     for incarnation in [first, second] {
@@ -47,7 +62,7 @@ async fn a_zombie_and_its_successor() {
 
     // The zombie's disk knows nothing that counts: it is set aside.
     let worker = zombie.start().await;
-    assert_eq!(keys(&worker).await, all);
+    assert_eq!(keys(&worker).await, found);
     assert!(zombie.site.data_dir().join("set-aside").is_dir());
     worker.stop().await;
 }

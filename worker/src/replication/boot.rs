@@ -16,6 +16,7 @@ use super::incarnation::{
 use super::litestream::{self, Litestream, State};
 use super::{BIRTH, CLAIM, Replica, ReplicationError, Site, Tools, files};
 use crate::clock;
+use crate::error::chain;
 use crate::results::store::{self, RESULTS_FILE};
 use crate::storage::hash::HASH_VERSION;
 use crate::storage::layout::{FORMAT_VERSION, LockedDir, random_id, replace};
@@ -87,9 +88,36 @@ pub(crate) async fn prepare(
         policy: if replication.restore_on_boot { replication.restore } else { RestorePolicy::Never },
         expects_replica: tools.expects_replica,
     };
-    let mut directory = Directory { locked, path: data_dir.clone(), files: files.clone() };
+    let directory = Directory {
+        locked,
+        site: &site,
+        litestream: &litestream,
+        path: data_dir.clone(),
+        files: files.clone(),
+    };
     let local = directory.look()?;
-    let mut remote = site.look().await?;
+    let mut is_away = false;
+    let mut remote = match (site.look().await, &local) {
+        (Ok(remote), _) => remote,
+        // All of the data is here, and what is written goes below a prefix that nobody else writes. Whether the claim
+        // still names us turns out when the store is back; until then nothing is told to be replicated.
+        (Err(problem), Local::Marked { marker, is_copy: false, missing })
+            if missing.is_empty() && marker.base == wanted.base && !matches!(begin, Begin::At { .. }) =>
+        {
+            warn!(
+                error = chain(&problem),
+                "the replica can't be reached; going on with the data of this directory"
+            );
+            is_away = true;
+            let own = Found {
+                incarnation: marker.incarnation.clone(),
+                birth: birth(&wanted, &files, None),
+                is_ready: marker.is_ready,
+            };
+            Remote { claim: Some(held(marker, &wanted)), found: vec![own] }
+        }
+        (Err(problem), _) => return Err(problem),
+    };
     let choose = |remote: &Remote| match begin {
         Begin::Run | Begin::Prepared => Ok(decide(&local, remote, &wanted)?),
         Begin::At { seconds, .. } => match remote.lived_at(seconds).first() {
@@ -108,22 +136,18 @@ pub(crate) async fn prepare(
         // READY may have been written just before the end.
         marker.is_ready |= remote.found.iter().any(|found| found.incarnation == *own && found.is_ready);
         directory.write_marker(&marker)?;
-        claim(&site, &wanted, own, &holder).await?;
-        Marker { holder, next_holder: None, ..marker }
+        if is_away {
+            marker
+        } else {
+            claim(&site, &wanted.identity, own, &holder).await?;
+            Marker { holder, next_holder: None, ..marker }
+        }
     } else {
         let own = Incarnation { number: remote.next_number(), id: random_id() };
-        let born = |parent: Option<Incarnation>| Birth {
-            identity: wanted.identity.clone(),
-            shard_count: wanted.shard_count,
-            hash_version: HASH_VERSION,
-            format_version: FORMAT_VERSION,
-            files: files.iter().map(|file| file.name.clone()).collect(),
-            parent,
-            born_at: clock::epoch_seconds(),
-        };
+        let born = |parent| birth(&wanted, &files, parent);
         let birth_name = format!("{own}/{BIRTH}");
         site.write(&birth_name, &born(parent(&decision))).await?;
-        claim(&site, &wanted, &own, &holder).await?;
+        claim(&site, &wanted.identity, &own, &holder).await?;
         // From now on the one before us tells nobody that something is replicated: what is there now is all there is.
         let claimed_before = remote.claim.take();
         remote = site.look().await?;
@@ -141,7 +165,7 @@ pub(crate) async fn prepare(
             is_fresh: matches!(decision, Decision::Empty { .. }),
             lock_inode: locked.inode()?,
         };
-        directory.settle(&site, &litestream, plan, &decision, &local, &marker, &begin.state()).await?;
+        directory.settle(plan, &decision, &local, &marker, &begin.state()).await?;
         marker
     };
     directory.write_marker(&marker)?;
@@ -151,18 +175,19 @@ pub(crate) async fn prepare(
     replace(&data_dir, CONFIG, &text).map_err(io(&config, "write the file"))?;
     info!(incarnation = %marker.incarnation, base = %site.base, "replicating");
     let is_restored = matches!(decision, Decision::Restore { .. } | Decision::Complete { .. });
-    Ok(Replica { site, is_restored, litestream, marker, files, data_dir, socket, config, lock })
+    let identity = wanted.identity;
+    Ok(Replica { site, identity, is_restored, litestream, marker, files, data_dir, socket, config, lock })
 }
 
 /// Says that this incarnation counts, and sees that nobody says otherwise at the same time.
-async fn claim(
+pub(super) async fn claim(
     site: &Site,
-    wanted: &Wanted,
+    identity: &str,
     incarnation: &Incarnation,
     holder: &str,
 ) -> Result<(), ReplicationError> {
     let claim = Claim {
-        identity: wanted.identity.clone(),
+        identity: identity.to_owned(),
         incarnation: incarnation.clone(),
         holder: holder.to_owned(),
         claimed_at: clock::epoch_seconds(),
@@ -174,6 +199,28 @@ async fn claim(
             place: site.base.to_string(),
             other: stored.map_or_else(|| incarnation.clone(), |stored| stored.incarnation),
         }),
+    }
+}
+
+fn birth(wanted: &Wanted, files: &[File], parent: Option<Incarnation>) -> Birth {
+    Birth {
+        identity: wanted.identity.clone(),
+        shard_count: wanted.shard_count,
+        hash_version: wanted.hash_version,
+        format_version: wanted.format_version,
+        files: files.iter().map(|file| file.name.clone()).collect(),
+        parent,
+        born_at: clock::epoch_seconds(),
+    }
+}
+
+/// The claim that a directory held when it was last written.
+fn held(marker: &Marker, wanted: &Wanted) -> Claim {
+    Claim {
+        identity: wanted.identity.clone(),
+        incarnation: marker.incarnation.clone(),
+        holder: marker.holder.clone(),
+        claimed_at: 0,
     }
 }
 
@@ -199,6 +246,8 @@ fn socket_path(data_dir: &Path, incarnation: &Incarnation) -> PathBuf {
 /// A data directory before it is opened.
 struct Directory<'a> {
     locked: &'a LockedDir,
+    site: &'a Site,
+    litestream: &'a Litestream,
     path: PathBuf,
     files: Vec<File>,
 }
@@ -209,7 +258,7 @@ impl Directory<'_> {
         move |source| ReplicationError::Io { path: path.clone(), doing, source }
     }
 
-    fn look(&mut self) -> Result<Local, ReplicationError> {
+    fn look(&self) -> Result<Local, ReplicationError> {
         let marker = match std::fs::read(self.path.join(MARKER)) {
             Ok(bytes) => Some(serde_json::from_slice::<Marker>(&bytes).map_err(|error| {
                 ReplicationError::Unreadable {
@@ -242,8 +291,6 @@ impl Directory<'_> {
     /// Does what was decided, so that the directory may write the marker's incarnation.
     async fn settle(
         &self,
-        site: &Site,
-        litestream: &Litestream,
         plan: &Plan,
         decision: &Decision,
         local: &Local,
@@ -252,12 +299,12 @@ impl Directory<'_> {
     ) -> Result<(), ReplicationError> {
         match decision {
             Decision::Empty { why } => {
-                warn!(base = %site.base, why, "starting empty: nothing is restored");
+                warn!(base = %self.site.base, why, "starting empty: nothing is restored");
                 self.set_aside(local)?;
             }
             Decision::GoOn(_) => self.forget_litestream()?,
             Decision::Keep { why, .. } => {
-                info!(base = %site.base, why, "the data of this directory counts; copying all of it");
+                info!(base = %self.site.base, why, "the data of this directory counts; copying all of it");
                 // What Litestream knew of its old place.
                 self.forget_litestream()?;
             }
@@ -267,14 +314,14 @@ impl Directory<'_> {
                 // One that lies elsewhere is not set aside, and so stays.
                 let is_wanted = |file: &&File| from.birth.files.contains(&file.name) && !file.path.exists();
                 let all: Vec<File> = self.files.iter().filter(is_wanted).cloned().collect();
-                self.restore(site, litestream, from, &all, state).await?;
+                self.restore(from, &all, state).await?;
                 let lineage = self.locked.lay_out(plan.storage.shard_count, &plan.identity)?;
                 store::adopt(&self.path.join(RESULTS_FILE), &lineage)?;
             }
             Decision::Complete { from, missing } => {
                 let files: Vec<File> =
                     self.files.iter().filter(|file| missing.contains(&file.name)).cloned().collect();
-                self.restore(site, litestream, from, &files, &State::Newest).await?;
+                self.restore(from, &files, &State::Newest).await?;
                 self.forget_litestream()?;
                 let lineage = self.locked.lay_out(plan.storage.shard_count, &plan.identity)?;
                 store::adopt(&self.path.join(RESULTS_FILE), &lineage)?;
@@ -284,18 +331,11 @@ impl Directory<'_> {
     }
 
     /// Fetches files of an incarnation, and moves them to their places when all are there and sound.
-    async fn restore(
-        &self,
-        site: &Site,
-        litestream: &Litestream,
-        from: &Found,
-        files: &[File],
-        state: &State,
-    ) -> Result<(), ReplicationError> {
+    async fn restore(&self, from: &Found, files: &[File], state: &State) -> Result<(), ReplicationError> {
         let folder = self.path.join(RESTORING);
         make_empty(&folder).map_err(self.io("make a folder for the restore"))?;
-        info!(incarnation = %from.incarnation, files = files.len(), base = %site.base, "restoring");
-        fetch(site, litestream, from, files, state, &folder).await?;
+        info!(incarnation = %from.incarnation, files = files.len(), base = %self.site.base, "restoring");
+        fetch(self.site, self.litestream, from, files, state, &folder).await?;
         for file in files {
             for suffix in ["-wal", "-shm"] {
                 let mut beside = file.path.clone().into_os_string();

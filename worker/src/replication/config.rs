@@ -134,6 +134,7 @@ mod tests {
             region: None,
             sse_kms_key_id: None,
             restore: RestorePolicy::Auto,
+            results_wait: false,
         }
     }
 

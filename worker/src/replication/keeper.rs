@@ -205,8 +205,22 @@ impl Keeper {
         Ok(())
     }
 
+    /// Sees that the claim names us. Where the store was away at the start, it is renewed first.
     async fn check_claim(&mut self) -> Result<(), ReplicationError> {
-        let claim = self.site.claim().await?;
+        let mut claim = self.site.claim().await?;
+        if let Some(next_holder) = self.marker.next_holder.clone() {
+            let is_held = claim.as_ref().is_some_and(|claim| {
+                claim.incarnation == self.marker.incarnation
+                    && [&self.marker.holder, &next_holder].contains(&&claim.holder)
+            });
+            if is_held {
+                boot::claim(&self.site, &self.replica.identity, &self.marker.incarnation, &next_holder)
+                    .await?;
+                self.marker = Marker { holder: next_holder, next_holder: None, ..self.marker.clone() };
+                self.write_marker();
+                claim = self.site.claim().await?;
+            }
+        }
         let is_ours = claim.as_ref().is_some_and(|claim| {
             claim.incarnation == self.marker.incarnation && claim.holder == self.marker.holder
         });

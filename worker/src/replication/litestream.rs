@@ -90,7 +90,6 @@ pub(crate) enum State {
     Newest,
     /// The newest that is not later than this (RFC 3339).
     At(String),
-    Transaction(u64),
 }
 
 impl Litestream {
@@ -140,9 +139,6 @@ impl Litestream {
             State::Newest => {}
             State::At(timestamp) => {
                 command.args(["-timestamp", timestamp]);
-            }
-            State::Transaction(txid) => {
-                command.args(["-txid", &format!("{txid:016x}")]);
             }
         }
         command.arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());

@@ -1,3 +1,5 @@
+//! Every case of the decision, by value: what a directory holds, what the store holds, what is wanted.
+
 use super::*;
 
 const BASE: &str = "s3://b/n/p/0";
