@@ -68,6 +68,10 @@ pub const REPLICATION_SNAPSHOT_INTERVAL: &str = "1h";
 /// How long snapshots and what leads from one to the next are kept. The original's default.
 pub const REPLICATION_RETENTION: &str = "72h";
 
+/// How long Litestream tries to ship the last of one file when it ends, in seconds; it takes one file after another. Its
+/// own default of 30 s would keep a pod whose store is away for minutes.
+pub const REPLICATION_LAST_SYNC_SECONDS: u32 = 3;
+
 /// Quiet after which stored results are compared with full evaluations: long enough that nobody waits for the disk.
 pub const AUDIT_IDLE_AFTER: &str = "1m";
 /// Least time between two such comparisons, each of one join: one reads all rows of the join's topics.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::credentials::{Auth, ClientTls, Credential, KafkaSasl};
+use crate::replication::{ReplicationMode, RestorePolicy};
 use crate::serving::ServerTls;
 use crate::source::api::{ApiMethod, ApiPagination, ApiWatermark, ChangeDetection};
 use crate::source::kafka::StartOffset;
@@ -29,6 +30,8 @@ pub struct Plan {
     pub retention: Retention,
     /// How results reach their sinks.
     pub delivery: Delivery,
+    /// Copies at another place; `None`: there are none.
+    pub replication: Option<Replication>,
     /// How stored results are compared with full evaluations.
     pub audit: Audit,
     /// Health, metrics and status.
@@ -43,7 +46,7 @@ pub struct Plan {
 
 impl Plan {
     /// Fields of a Pipeline that hold from start to end of a worker, with their values: a change takes a restart.
-    pub fn fixed(&self) -> [(&'static str, String); 12] {
+    pub fn fixed(&self) -> [(&'static str, String); 13] {
         let storage = &self.storage;
         // Without one of its own it follows from the name, which is told already.
         let own_identity = self.identity != format!("{}/{}", self.namespace, self.name);
@@ -64,9 +67,13 @@ impl Plan {
                 "spec.delivery.dlq.path",
                 self.delivery.dlq.path.as_ref().map_or_else(|| "none".to_owned(), |path| format!("{path:?}")),
             ),
+            (REPLICATION, self.replication.as_ref().map_or_else(|| "none".to_owned(), Replication::fixed)),
         ]
     }
 }
+
+/// The settings of replication among those that are fixed.
+pub const REPLICATION: &str = "spec.replication";
 
 /// How an address is served, in a few words.
 fn serving(serving: &Serving) -> String {
@@ -170,6 +177,42 @@ pub struct Dlq {
     pub cleanup_interval: Duration,
 }
 
+/// `spec.replication`, where it is enabled.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Replication {
+    /// Who runs Litestream.
+    pub mode: ReplicationMode,
+    /// Where the copies go: one of [`crate::replication::SCHEMES`], and what follows it.
+    pub replica_url: String,
+    /// How often what is new is shipped.
+    pub sync_interval: Duration,
+    /// How often a whole snapshot is written.
+    pub snapshot_interval: Duration,
+    /// How long snapshots are kept.
+    pub retention: Duration,
+    /// Whether files that are missing at the start are restored.
+    pub restore_on_boot: bool,
+    /// Secret whose keys are environment variables with credentials.
+    pub credentials_secret: Option<String>,
+    /// Endpoint of an S3-compatible store, or of an emulator.
+    pub endpoint: Option<String>,
+    /// Region of the bucket.
+    pub region: Option<String>,
+    /// Key by which S3 encrypts.
+    pub sse_kms_key_id: Option<String>,
+    /// What is done where files are missing.
+    pub restore: RestorePolicy,
+    /// `delivery.after: replicated`: whether results leave only once they are in the replica.
+    pub results_wait: bool,
+}
+
+impl Replication {
+    /// What holds from start to end of a worker: all of it.
+    fn fixed(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
 /// `spec.audit`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Audit {
@@ -250,6 +293,8 @@ pub struct HttpSource {
     pub topics: Vec<String>,
     /// Largest body of one request, in bytes.
     pub body_bytes_max: u64,
+    /// Whether a message is acknowledged only once it is in the replica.
+    pub waits_for_replica: bool,
     /// Who may come in.
     pub serving: Box<Serving>,
 }

@@ -10,6 +10,9 @@ use crate::duration::DurationText;
 /// Beginnings of a `replicaUrl`: the backends.
 pub const SCHEMES: [&str; 5] = ["s3://", "gcs://", "abs://", "sftp://", "file://"];
 
+/// Files that are replicated besides the shards: results, dead letters, and what sources remember.
+pub const FILES_BESIDE_SHARDS: u32 = 3;
+
 /// Copies of the data at another place, kept by Litestream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]

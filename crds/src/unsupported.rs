@@ -44,15 +44,14 @@ impl Refusals {
         if spec["windows"].as_array().is_some_and(|windows| !windows.is_empty()) {
             self.refuse("spec.windows", "windows are not run by this version yet; remove them");
         }
-        if spec["replication"]["enabled"] == true {
-            let message = "replication is not run by this version yet; write enabled: false";
-            self.refuse("spec.replication.enabled", message);
-        }
-        if spec["delivery"]["after"] == "replicated" {
-            self.refuse(
-                "spec.delivery.after",
-                "replication is not run by this version yet; write after: committed",
-            );
+        for (field, instead) in [
+            ("timestamp", "go back with `litejoin restore --timestamp`"),
+            ("fromUrl", "restore from there with `litejoin restore`"),
+        ] {
+            if spec["replication"]["restore"][field].is_string() {
+                let message = format!("this is not done by this version yet; remove it, and {instead}");
+                self.refuse(&format!("spec.replication.restore.{field}"), message);
+            }
         }
         if spec["storage"]["reshard"].is_object() {
             let message = "the number of shards cannot be changed by this version yet; remove reshard and put the old shardCount back";
@@ -61,8 +60,9 @@ impl Refusals {
     }
 
     fn source(&mut self, source: &Value, at: &str) {
-        if source["ack"] == "replicated" {
-            let message = "replication is not run by this version yet; write ack: committed";
+        if source["ack"] == "replicated" && !source["http"].is_object() {
+            let message = "only an http source waits for the replica; write ack: committed: what others read again after a \
+                           restore begins where the restored data ends";
             self.refuse(&path::field(at, "ack"), message);
         }
     }
@@ -80,9 +80,8 @@ mod tests {
         let values = [
             json!({"kind": "Pipeline", "spec": {
                 "storage": {"reshard": {"fromShardCount": 8, "toShardCount": 16}},
-                "delivery": {"after": "replicated"},
-                "replication": {"enabled": true},
-                "sources": [{"name": "a", "http": {"addr": ":1"}, "ack": "replicated"}, {"name": "b", "kafka": {}}, {"name": "c", "api": {}}],
+                "replication": {"enabled": true, "restore": {"timestamp": "t", "fromUrl": "u"}},
+                "sources": [{"name": "a", "kafka": {}, "ack": "replicated"}, {"name": "b", "kafka": {}}, {"name": "c", "api": {}}],
                 "windows": [{"name": "w"}],
                 "sinks": [{"name": "s", "sse": {"addr": ":2"}}, {"name": "t", "kafka": {}}],
             }}),
@@ -97,10 +96,10 @@ mod tests {
             .map(|c| format!("{} {}: {}\n", c.place.document, c.place.path, c.message))
             .collect();
         expect![[r#"
-            0 spec.sources[0].ack: replication is not run by this version yet; write ack: committed
+            0 spec.sources[0].ack: only an http source waits for the replica; write ack: committed: what others read again after a restore begins where the restored data ends
             0 spec.windows: windows are not run by this version yet; remove them
-            0 spec.replication.enabled: replication is not run by this version yet; write enabled: false
-            0 spec.delivery.after: replication is not run by this version yet; write after: committed
+            0 spec.replication.restore.timestamp: this is not done by this version yet; remove it, and go back with `litejoin restore --timestamp`
+            0 spec.replication.restore.fromUrl: this is not done by this version yet; remove it, and restore from there with `litejoin restore`
             0 spec.storage.reshard: the number of shards cannot be changed by this version yet; remove reshard and put the old shardCount back
             2 kind: windows are not run by this version yet; remove this document
         "#]].assert_eq(&lines.concat());

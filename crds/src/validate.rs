@@ -73,6 +73,7 @@ fn plan(contents: &Contents, config_hash: String, complaints: &mut Complaints) -
         storage: settings.storage,
         retention: settings.retention,
         delivery: settings.delivery,
+        replication: settings.replication,
         audit: settings.audit,
         admin: settings.admin,
         sources,

@@ -30,8 +30,10 @@ mod apply;
 pub(crate) mod build;
 mod children;
 mod kinds;
+mod node_loss;
 mod observe;
 mod publish;
+mod replica;
 mod secrets;
 mod status;
 mod validate;
@@ -65,12 +67,15 @@ pub(crate) struct Settings {
     pub(crate) operator: build::Operator,
     /// Pipelines that are worked on at once.
     pub(crate) concurrency: u16,
+    /// How long after its time a pod may still be there before its node counts as lost, if it does not answer.
+    pub(crate) node_loss_after: Duration,
 }
 
 /// What every reconcile needs.
 struct Context {
     client: Client,
     operator: build::Operator,
+    node_loss_after: Duration,
     children: Children,
     secrets: Arc<Secrets>,
     workers: worker::Workers,
@@ -100,6 +105,7 @@ pub(crate) async fn run(
         children,
         secrets,
         operator: settings.operator,
+        node_loss_after: settings.node_loss_after,
         workers: worker::Workers::new(),
         recorder: Recorder::new(client.clone(), reporter),
         metrics,
@@ -224,7 +230,8 @@ async fn reconcile(trigger: Arc<DynamicObject>, context: Arc<Context>) -> Result
 
 async fn steps(context: &Context, namespace: &str, name: &str) -> Result<Action, Error> {
     let client = &context.client;
-    let Some(observed) =
+    let now = jiff::Timestamp::now();
+    let Some(mut observed) =
         observe::observe(client, &context.children, &context.secrets, namespace, name).await?
     else {
         // What was built is taken down by the cluster: everything of ours has an owner. Its children stay.
@@ -232,25 +239,29 @@ async fn steps(context: &Context, namespace: &str, name: &str) -> Result<Action,
         publish::publish_orphans(context, &children, name).await?;
         return Ok(Action::await_change());
     };
+    observed.lost = node_loss::look(client, &observed, context.node_loss_after, now).await?;
     let verdict = validate::validate(&observed);
     let desired = match observed.is_paused() {
         true => None,
         false => build::build(&observed, &verdict, &context.operator),
     };
-    let changes = desired.as_ref().map(|desired| apply::changes(&observed, desired)).unwrap_or_default();
+    let mut changes = desired.as_ref().map(|desired| apply::changes(&observed, desired)).unwrap_or_default();
+    changes.extend(node_loss::changes(&observed));
     let applied = apply::apply(client, namespace, changes).await?;
     let told = context.workers.ask(&observed, &verdict).await;
     if let Some(nudge) = worker::nudge(&observed, &verdict, &told) {
         apply::apply(client, namespace, vec![nudge]).await?;
         context.metrics.writes.inc();
     }
-    let statuses = status::statuses(&observed, &verdict, desired.as_ref(), &told, jiff::Timestamp::now());
+    let statuses = status::statuses(&observed, &verdict, desired.as_ref(), &told, now);
     let published = publish::publish(context, &observed, statuses).await?;
     context.metrics.writes.inc_by((applied + published) as u64);
     if applied + published > 0 {
         info!(pipeline = format!("{namespace}/{name}"), applied, published, "reconciled");
     }
-    Ok(Action::requeue(told.look_again_after().unwrap_or(RESYNC_INTERVAL)))
+    let waits =
+        [told.look_again_after(), node_loss::look_again_after(&observed, context.node_loss_after, now)];
+    Ok(Action::requeue(waits.into_iter().flatten().min().unwrap_or(RESYNC_INTERVAL)))
 }
 
 /// Tries again, later with each failure in a row.

@@ -45,6 +45,10 @@ struct Arguments {
     #[arg(long, env = "LITEJOIN_CONCURRENCY", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     concurrency: u16,
 
+    /// Seconds that a pod may stay beyond its end before its node counts as lost, if that does not answer
+    #[arg(long, env = "LITEJOIN_NODE_LOSS_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    node_loss_seconds: u64,
+
     /// Namespace of the Lease by which operators agree who works
     #[arg(long, env = "LITEJOIN_LEASE_NAMESPACE")]
     lease_namespace: Option<String>,
@@ -115,6 +119,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         scope: arguments.namespace.map_or(Scope::Cluster, Scope::Namespace),
         operator: Operator { worker_image: arguments.worker_image, namespace: lease_namespace },
         concurrency: arguments.concurrency,
+        node_loss_after: Duration::from_secs(arguments.node_loss_seconds),
     };
     let controller = controller::run(client, settings, Arc::clone(&metrics), stopped.clone());
     let outcome = tokio::select! {

@@ -11,11 +11,12 @@ use litejoin_tests::certificates::{Authority, Identity};
 use litejoin_tests::kubernetes::image;
 use litejoin_tests::kubernetes::node::{self, Node};
 use litejoin_tests::kubernetes::programs::repository;
+use litejoin_tests::stores::litestream;
 use litejoin_tests::wait::until;
 use litejoin_tests::worker::program;
 use serde_json::Value;
 
-const NAMESPACE: &str = "shop";
+pub(crate) const NAMESPACE: &str = "shop";
 
 /// How the transcript begins.
 const TITLE: &str = "\
@@ -210,19 +211,20 @@ fn stable(text: &str) -> String {
 }
 
 /// A cluster with LiteJoin installed, and a namespace under the restricted pod security standard.
-struct Cluster {
-    node: Node,
+pub(crate) struct Cluster {
+    pub(crate) node: Node,
     /// What users do and see.
     text: RefCell<String>,
 }
 
 impl Cluster {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let node = Node::start().await;
         let programs = program().parent().expect("a program is in a folder").to_owned();
+        let litestream = litestream().parent().expect("a program is in a folder").to_owned();
         let image_of = |name: &str, package: &str| {
             let dockerfile = repository().join(package).join("Dockerfile");
-            image::of_dockerfile(name, &dockerfile, &programs, node.folder())
+            image::of_dockerfile(name, &dockerfile, &[&programs, &litestream], node.folder())
         };
         node.import(&image_of("localhost/litejoin:first", "worker"));
         for tag in ["first", "second"] {
@@ -291,17 +293,17 @@ impl Cluster {
         ]);
     }
 
-    fn kubectl(&self, arguments: &[&str]) -> String {
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> String {
         self.node.kubectl(&[&["-n", NAMESPACE], arguments].concat())
     }
 
-    fn apply(&self, manifest: &str) {
+    pub(crate) fn apply(&self, manifest: &str) {
         let path = self.node.folder().join("applied.yaml");
         std::fs::write(&path, manifest).expect("the folder is ours");
         self.kubectl(&["apply", "-f", &path.display().to_string()]);
     }
 
-    async fn wait_ready(&self, what: &str) {
+    pub(crate) async fn wait_ready(&self, what: &str) {
         until(&format!("{what} to be ready"), async || {
             let found: Value = serde_json::from_str(&self.kubectl(&["get", what, "-o", "json"])).ok()?;
             let current = found["status"]["observedGeneration"] == found["metadata"]["generation"];
@@ -312,7 +314,7 @@ impl Cluster {
         .await;
     }
 
-    async fn pod(&self, name: &str) -> Pod {
+    pub(crate) async fn pod(&self, name: &str) -> Pod {
         let pods: Api<Pod> = Api::namespaced(Client::clone(&self.node.client), NAMESPACE);
         until("the pod", async || pods.get_opt(name).await.ok()?).await
     }

@@ -2,3 +2,4 @@
 //! each test has a cluster of its own. Build first: `cargo build --workspace`.
 
 mod install;
+mod lost_volume;

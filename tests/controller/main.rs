@@ -9,6 +9,7 @@ mod leader;
 mod left_out;
 mod manifest;
 mod monitors;
+mod node_loss;
 mod rights;
 mod secrets;
 mod settled;

@@ -120,10 +120,10 @@ spec:
         (left == [0; 4]).then_some(())
     })
     .await;
+    // It says retainOnDelete: false.
     let claims: Api<PersistentVolumeClaim> = site.api();
-    let claim = claims.get("data-orders-0").await.expect("kubelet still holds it");
-    let owners = claim.owner_references();
-    assert!(owners.iter().any(|owner| owner.kind == "StatefulSet"), "retainOnDelete: false, got {owners:?}");
+    until("the claim to go", async || claims.get_opt("data-orders-0").await.ok()?.is_none().then_some(()))
+        .await;
     site.wait_for(Kind::Sink, "console", "ResolvedRefs", "False", "PipelineNotFound").await;
     operator.stop().await;
     worker.stop().await;

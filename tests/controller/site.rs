@@ -15,7 +15,7 @@ use litejoin_tests::kubernetes::api_server::ApiServer;
 use litejoin_tests::kubernetes::operator;
 use litejoin_tests::kubernetes::proxy::Proxy;
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{self, Worker};
+use litejoin_tests::worker::{self, Launch, Worker};
 use serde_json::{Value, json};
 
 /// A namespace with all that belongs to it.
@@ -117,12 +117,17 @@ impl Site {
     /// Plays kubelet for a pipeline's pod: binds the claim, runs the worker over the ConfigMap, and says that the
     /// pod is ready. Returns the worker; it lives as long as the pod.
     pub(crate) async fn run_pod(&self, pipeline: &str) -> Worker {
+        let launch = self.folder.run(["--watch", "--leave-out-invalid", "--secrets-dir", "secrets"]);
+        self.run_pod_as(pipeline, launch).await
+    }
+
+    /// The same for a worker with arguments or variables of its own.
+    pub(crate) async fn run_pod_as(&self, pipeline: &str, launch: Launch) -> Worker {
         let pods: Api<Pod> = self.api();
         let pod = format!("{pipeline}-0");
         until("the pod", async || pods.get_opt(&pod).await.ok()?).await;
         self.bind_claim(pipeline).await;
         self.mount(pipeline).await;
-        let launch = self.folder.run(["--watch", "--leave-out-invalid", "--secrets-dir", "secrets"]);
         let worker = launch.start().await;
         self.set_pod(&pod, "True").await;
         worker

@@ -15,8 +15,9 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 use self::broker::Node;
-pub use self::broker::{Listener, PASSWORD, Ports, USER};
+pub use self::broker::{Listener, PASSWORD, USER};
 pub use self::client::{Member, Producer, Reader, Record};
+use crate::ports::Ports;
 use crate::wait::until;
 
 /// Brokers that are one cluster.

@@ -3,6 +3,7 @@
 //! panics with what was being done; a worker that is dropped by a panic prints its log.
 
 pub mod certificates;
+mod child;
 pub mod client;
 pub mod fuzz;
 pub mod golden;
@@ -10,9 +11,11 @@ pub mod ingest;
 pub mod kafka;
 pub mod kubernetes;
 pub mod oracle;
+pub mod ports;
 pub mod repetition;
 pub mod results;
 pub mod server;
 pub mod sse;
+pub mod stores;
 pub mod wait;
 pub mod worker;

@@ -13,6 +13,7 @@ use crate::delivery::dead_letters::inspect::Filter;
 use crate::dlq::Queue;
 use crate::join::check::{self, Catalog, QueryError};
 use crate::manifest::{self, Manifest};
+use crate::replication::Tools;
 use crate::runtime::{LeftOut, Pipeline};
 
 /// Joins live data with plain SQL, on one machine, durably.
@@ -125,6 +126,24 @@ pub(crate) enum Command {
                       Exit codes: 0 done, 1 it could not be done, 2 the arguments or manifests are wrong"
     )]
     Dlq(Dlq),
+    /// Bring the data back from the replica
+    ///
+    /// A worker does this by itself where its data directory is gone. By hand it goes back to an earlier time
+    /// (--timestamp): what the directory holds is set aside, results are evaluated anew, and sources go on where the
+    /// restored data ends. No worker may run meanwhile. With --to the files go elsewhere, and nothing else is touched;
+    /// with --verify they are restored beside the data, checked, compared and thrown away.
+    #[command(
+        after_help = "Examples:\n  litejoin restore -f pipeline.yaml --timestamp 2026-05-01T12:00:00Z   back to noon\n  \
+                      litejoin restore -f pipeline.yaml --to /tmp/copy                      a copy to look into\n  \
+                      litejoin restore -f pipeline.yaml --verify                            would a restore work?\n\n\
+                      Exit codes: 0 restored, 1 it could not be done, or the copy is not sound, 2 the manifests are wrong"
+    )]
+    Restore(Restore),
+    /// Look at the replica, or make a directory ready for a Litestream of your own
+    Replication {
+        #[command(subcommand)]
+        action: ReplicationAction,
+    },
     /// Print a completion script for your shell
     ///
     /// For example: litejoin completions bash > /etc/bash_completion.d/litejoin
@@ -153,9 +172,101 @@ pub(crate) struct Run {
     #[arg(long)]
     pub(crate) leave_out_invalid: bool,
 
+    #[command(flatten)]
+    pub(crate) litestream: LitestreamProgram,
+
+    /// Do not start empty: somebody knows that there is a replica (for spec.replication)
+    #[arg(long, env = "LITEJOIN_EXPECT_REPLICA", hide_env_values = true)]
+    pub(crate) expect_replica: bool,
+
     /// Apply changes of the manifests while running, as SIGHUP does when it is sent
     #[arg(long, conflicts_with = "once")]
     pub(crate) watch: bool,
+}
+
+/// What commands about a replica share.
+#[derive(Debug, Args)]
+pub(crate) struct ReplicaOf {
+    /// Manifest, or folder of manifests (*.yaml, *.yml, *.json); `-` is standard input. May be repeated
+    #[arg(short = 'f', long = "file", value_name = "PATH", required = true)]
+    files: Vec<PathBuf>,
+
+    /// The data is here instead of in storage.dataDir
+    #[arg(long, value_name = "DIR", env = "LITEJOIN_DATA_DIR", hide_env_values = true)]
+    data_dir: Option<PathBuf>,
+
+    /// Where Secrets are, each a folder with a file for each key
+    #[arg(long, value_name = "DIR", env = "LITEJOIN_SECRETS_DIR", hide_env_values = true)]
+    pub(crate) secrets_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) litestream: LitestreamProgram,
+}
+
+impl ReplicaOf {
+    /// The plan of the manifests, or what is wrong with them.
+    pub(crate) fn plan(&self) -> Result<Plan, String> {
+        // A wrong document that a worker can do without must not keep its data away.
+        let mut plan = load_valid(&self.files)?.0.plan;
+        if let Some(data_dir) = &self.data_dir {
+            plan.storage.data_dir.clone_from(data_dir);
+        }
+        Ok(plan)
+    }
+}
+
+#[derive(Debug, Parser)]
+pub(crate) struct Restore {
+    #[command(flatten)]
+    pub(crate) replica: ReplicaOf,
+
+    /// Go back to this time, such as 2026-05-01T12:00:00Z: the last commits that are not later
+    #[arg(long, value_name = "TIME", value_parser = timestamp)]
+    pub(crate) timestamp: Option<(String, i64)>,
+
+    /// Put the files here, and touch nothing else
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to: Option<PathBuf>,
+
+    /// Restore beside the data, check and compare
+    #[arg(long, conflicts_with = "to")]
+    pub(crate) verify: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ReplicationAction {
+    /// Show which incarnations there are, which one counts, and how far the worker's is
+    Status {
+        #[command(flatten)]
+        replica: ReplicaOf,
+        /// What to print: text for people, or JSON
+        #[arg(long, value_enum, default_value = "text")]
+        output: Output,
+    },
+    /// Restore what is missing, and write litestream.yml, for replication.mode: sidecar
+    ///
+    /// Then Litestream is started with it, and the worker beside it or below it.
+    #[command(after_help = "Example:\n  litejoin replication prepare -f pipeline.yaml\n  \
+                      litestream replicate -no-expand-env -config data/litestream.yml -exec 'litejoin run -f pipeline.yaml'")]
+    Prepare {
+        #[command(flatten)]
+        replica: ReplicaOf,
+        /// Do not start empty: somebody knows that there is a replica
+        #[arg(long, env = "LITEJOIN_EXPECT_REPLICA", hide_env_values = true)]
+        expect_replica: bool,
+    },
+}
+
+fn timestamp(text: &str) -> Result<(String, i64), String> {
+    Ok((text.to_owned(), litejoin_crds::duration::parse_timestamp(text)?))
+}
+
+/// Which Litestream is used.
+#[derive(Debug, Args)]
+pub(crate) struct LitestreamProgram {
+    /// The program Litestream, for spec.replication [default: litestream on the PATH]
+    #[arg(long = "litestream", value_name = "PATH", env = "LITEJOIN_LITESTREAM", hide_env_values = true)]
+    pub(crate) program: Option<PathBuf>,
 }
 
 #[derive(Debug, Parser)]
@@ -388,6 +499,11 @@ impl Run {
         }
     }
 
+    /// What replication works with.
+    pub(crate) fn tools(&self) -> Tools {
+        Tools { litestream: self.litestream.program.clone(), expects_replica: self.expect_replica }
+    }
+
     /// Reads the pipeline that is to run, as [`load`] does.
     pub(crate) fn load(&self) -> Result<(Pipeline, String), String> {
         let (mut pipeline, warnings) = match self.leave_out_invalid {
@@ -551,13 +667,23 @@ fn written_joins(manifest: &Manifest) -> Vec<plan::Join> {
 /// One line about a pipeline that is fine.
 pub(crate) fn summary(plan: &Plan) -> String {
     let count = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
-    format!(
+    let fine = format!(
         "pipeline {} is fine: {}, {}, {}",
         plan.name,
         count(plan.sources.len(), "source"),
         count(plan.joins.len(), "join"),
         count(plan.sinks.len(), "sink")
-    )
+    );
+    match &plan.replication {
+        None => fine,
+        // Litestream's first copy of a file is a second one on the disk, until it has been compacted.
+        Some(replication) => format!(
+            "{fine}; replicated to {}: give the data directory 2.2 times the size of the data, 64 MiB for each of {} \
+             files, and what comes in while the store is away",
+            replication.replica_url,
+            plan.storage.shard_count + 3
+        ),
+    }
 }
 
 fn declared_topics(plan: &Plan) -> Vec<String> {

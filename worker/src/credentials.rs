@@ -98,6 +98,30 @@ impl Secrets {
         Ok(filled)
     }
 
+    /// The environment for a program of somebody else's, and with it the keys of a Secret that are variables.
+    pub(crate) fn environment(
+        &self,
+        secret: Option<&str>,
+    ) -> Result<BTreeMap<String, String>, CredentialError> {
+        let mut all = self.variables.clone();
+        let Some(name) = secret else { return Ok(all) };
+        let folder = self
+            .folder
+            .as_ref()
+            .ok_or_else(|| CredentialError::NoFolder { secret: name.to_owned(), key: "…".to_owned() })?;
+        let path = folder.join(name);
+        let io = |source| CredentialError::File { path: path.display().to_string(), source };
+        for entry in std::fs::read_dir(&path).map_err(io)? {
+            let key = entry.map_err(io)?.file_name();
+            // Kubernetes keeps its own folders beside the keys.
+            if let Some(key) = key.to_str().filter(|key| is_name(key)) {
+                let reference = SecretKeyRef { name: name.to_owned(), key: key.to_owned() };
+                all.insert(key.to_owned(), self.key(&reference)?.0);
+            }
+        }
+        Ok(all)
+    }
+
     /// A key of a Secret, without the line end that editors leave behind it.
     fn key(&self, reference: &SecretKeyRef) -> Result<Secret, CredentialError> {
         let SecretKeyRef { name, key } = reference;

@@ -7,4 +7,5 @@
 pub(crate) mod circuit;
 pub(crate) mod dead_letters;
 pub(crate) mod dispatch;
+pub(crate) mod release;
 pub(crate) mod schedule;

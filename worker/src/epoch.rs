@@ -39,7 +39,7 @@ use crate::results::{Applied, Reader};
 use crate::status::Status;
 use crate::storage::gate::{Cut, EpochGate};
 use crate::storage::ingest::{Checkpoints, Ingest};
-use crate::storage::sqlite::{self, SqliteError, WAL_BYTES_HIGH};
+use crate::storage::sqlite::{self, SqliteError};
 use crate::storage::topics::Topics;
 
 /// How often a join that reads the clock is looked at when nothing is written; topics hold whole seconds.
@@ -502,9 +502,8 @@ impl Lane {
         if due.is_empty() {
             return;
         }
-        let is_long = |shard: &usize| sqlite::wal_bytes(&self.aside.shard_paths[*shard]) > 2 * WAL_BYTES_HIGH;
         // Where little comes in, most moments are without readers, and nothing that comes need wait.
-        let waits = gate.is_pressed() || due.iter().any(is_long);
+        let waits = gate.is_pressed() || due.iter().any(|shard| self.committer.is_pressing(*shard));
         if waits {
             // A writer that waits for the cut would keep us waiting.
             gate.let_pass(true);

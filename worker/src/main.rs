@@ -19,6 +19,7 @@ mod listen;
 mod manifest;
 mod message;
 mod outbound;
+mod replication;
 mod results;
 mod runtime;
 mod serve;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
+use litejoin_crds::plan::Plan;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::info;
@@ -42,13 +44,16 @@ use tracing_subscriber::EnvFilter;
 use crate::audit::command::{CommandError, Table};
 use crate::blocking::blocking;
 use crate::cli::{
-    Arguments, Audit, Command, DlqAction, DlqFilter, DlqQueue, Explain, LogFormat, Output, Run,
+    Arguments, Audit, Command, DlqAction, DlqFilter, DlqQueue, Explain, LogFormat, Output, ReplicaOf,
+    ReplicationAction, Run,
 };
 use crate::credentials::Secrets;
 use crate::delivery::dead_letters::inspect::{Entry, Filter};
 use crate::dlq::DlqError;
 use crate::error::chain;
 use crate::manifest::watch::{self, Watch};
+use crate::replication::command::{self, Aim};
+use crate::replication::{ReplicationError, Tools};
 use crate::runtime::Reload;
 
 /// How often manifests are looked at that are watched.
@@ -90,6 +95,7 @@ fn main() -> ExitCode {
                     return ExitCode::from(EXIT_INVALID);
                 }
             };
+            let tools = run.tools();
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("tokio starts");
             let outcome = runtime.block_on(async {
@@ -97,7 +103,7 @@ fn main() -> ExitCode {
                 let (reload, reloads) = mpsc::channel(1);
                 tokio::spawn(watch_signals(stop.clone()));
                 tokio::spawn(watch_config(run, known, reload, stop));
-                runtime::run(pipeline, secrets, stopped, reloads).await
+                runtime::run(pipeline, secrets, tools, stopped, reloads).await
             });
             // A thread that reads standard input can't be waited for.
             runtime.shutdown_background();
@@ -123,9 +129,63 @@ fn main() -> ExitCode {
         Command::Explain(explain) => show_costs(&explain),
         Command::Audit(audit) => check_results(&audit),
         Command::Dlq(dlq) => look_into_queue(dlq.action),
+        Command::Restore(restore) => {
+            start_logging(&arguments.log, arguments.log_format);
+            replica_command(&restore.replica, async |plan, secrets, tools| {
+                let aim = match (&restore.to, restore.verify) {
+                    (Some(folder), _) => Aim::Folder(folder),
+                    (None, true) => Aim::Nowhere,
+                    (None, false) => Aim::DataDir,
+                };
+                command::restore(&plan, &secrets, &tools, aim, restore.timestamp.as_ref(), &mut say).await
+            })
+        }
+        Command::Replication { action: ReplicationAction::Status { replica, output } } => {
+            replica_command(&replica, async |plan, secrets, _| {
+                let told = command::status(&plan, &secrets).await?;
+                say(&match output {
+                    Output::Text => told.text(clock::epoch_seconds()),
+                    Output::Json => {
+                        serde_json::to_string_pretty(&told).expect("plain fields are always JSON") + "\n"
+                    }
+                });
+                Ok(())
+            })
+        }
+        Command::Replication { action: ReplicationAction::Prepare { replica, expect_replica } } => {
+            start_logging(&arguments.log, arguments.log_format);
+            replica_command(&replica, async |plan, secrets, tools| {
+                let tools = Tools { expects_replica: expect_replica, ..tools };
+                command::prepare(&plan, &secrets, &tools).await
+            })
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "litejoin", &mut std::io::stdout());
             ExitCode::SUCCESS
+        }
+    }
+}
+
+/// Runs a command about a replica.
+fn replica_command(
+    arguments: &ReplicaOf,
+    work: impl AsyncFnOnce(Plan, Secrets, Tools) -> Result<(), ReplicationError>,
+) -> ExitCode {
+    let plan = match arguments.plan() {
+        Ok(plan) => plan,
+        Err(complaints) => {
+            complain(&complaints);
+            return ExitCode::from(EXIT_INVALID);
+        }
+    };
+    let secrets = Secrets::new(std::env::vars_os().filter_map(text), arguments.secrets_dir.clone());
+    let tools = Tools { litestream: arguments.litestream.program.clone(), expects_replica: false };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("tokio starts");
+    match runtime.block_on(work(plan, secrets, tools)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("error: {}\n", chain(&error)));
+            ExitCode::FAILURE
         }
     }
 }

@@ -6,6 +6,7 @@ mod changes;
 mod evaluation;
 mod listeners;
 mod reload;
+mod replica;
 mod sinks;
 mod sources;
 mod store;
@@ -22,11 +23,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use litejoin_crds::plan::{self, Plan};
+use litejoin_crds::replication::ReplicationMode;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use self::evaluation::Evaluation;
 use self::listeners::Listeners;
+use self::replica::Replication;
 use self::sinks::Sinks;
 use self::sources::Sources;
 use self::store::Store;
@@ -36,10 +39,14 @@ use crate::audit::{Auditor, Files};
 use crate::blocking::blocking;
 use crate::control::Control;
 use crate::credentials::Secrets;
+use crate::delivery::release::Release;
 use crate::epoch::{Evaluator, Repairs};
 use crate::join::CheckedJoin;
 use crate::listen::ListenError;
 use crate::manifest::Manifest;
+use crate::replication::boot::Begin;
+use crate::replication::passes::Passes;
+use crate::replication::{Replica, ReplicationError, Site, Tools, boot};
 use crate::results::event::JoinId;
 use crate::results::{Applied, Results};
 use crate::serve::Front;
@@ -47,7 +54,7 @@ use crate::source::api::state::States;
 use crate::status::Status;
 use crate::storage::gate::EpochGate;
 use crate::storage::ingest::Ingest;
-use crate::storage::layout::LayoutError;
+use crate::storage::layout::{LayoutError, LockedDir};
 use crate::storage::offsets::stream_offsets;
 use crate::storage::shard::Shard;
 use crate::storage::sqlite::SqliteError;
@@ -66,6 +73,8 @@ pub(crate) enum StartError {
     Layout(#[from] LayoutError),
     #[error(transparent)]
     File(SqliteError),
+    #[error(transparent)]
+    Replication(#[from] ReplicationError),
     #[error("{path}: is no database; restore it, or move the data directory away to start empty")]
     NoDatabase { path: String },
     #[error("source {name}: {problem}")]
@@ -74,6 +83,10 @@ pub(crate) enum StartError {
     Admin { problem: String },
     #[error("sink {name}: {problem}")]
     Sink { name: String, problem: String },
+    #[error(
+        "another worker has taken this pipeline over; see which of both is to run (`litejoin replication status`)"
+    )]
+    Overtaken,
     #[error("--once needs sources that come to an end, and {name} does not; leave --once out")]
     Endless { name: String },
 }
@@ -133,6 +146,8 @@ struct Running {
     sinks: Sinks,
     upkeep: Upkeep,
     admin: Unit,
+    /// `None` where nothing is replicated.
+    replication: Option<Replication>,
     /// `None` where there could be no socket.
     control: Option<Unit>,
 }
@@ -142,12 +157,20 @@ struct Running {
 pub(crate) async fn run(
     pipeline: Pipeline,
     secrets: Arc<Secrets>,
+    tools: Tools,
     mut stop: mpsc::Receiver<()>,
     mut reloads: mpsc::Receiver<Reload>,
 ) -> Result<(), StartError> {
     let once = pipeline.once;
     let (closed, mut stdout_closed) = mpsc::channel(1);
-    let mut running = Running::start(pipeline, secrets, closed).await?;
+    let (overtaken, mut is_overtaken) = mpsc::channel(1);
+    let (locked, replica) = tokio::select! {
+        prepared = prepare(&pipeline.plan, &secrets, &tools) => prepared?,
+        // A restore may take its time.
+        Some(()) = stop.recv() => return Ok(()),
+    };
+    let mut running = Running::start(pipeline, secrets, locked, replica, closed, overtaken).await?;
+    let mut outcome = Ok(());
     loop {
         tokio::select! {
             Some(()) = stop.recv() => {
@@ -160,6 +183,10 @@ pub(crate) async fn run(
             }
             () = running.sources.units.ended(), if once => {
                 info!("every source has come to its end; stopping");
+                break;
+            }
+            Some(()) = is_overtaken.recv() => {
+                outcome = Err(StartError::Overtaken);
                 break;
             }
             Some(reload) = reloads.recv() => {
@@ -176,7 +203,27 @@ pub(crate) async fn run(
         }
     }
     running.stop().await;
-    Ok(())
+    outcome
+}
+
+/// Locks the data directory, and sees that the right data is in it.
+async fn prepare(
+    plan: &Plan,
+    secrets: &Secrets,
+    tools: &Tools,
+) -> Result<(LockedDir, Option<Replica>), StartError> {
+    let locked = LockedDir::lock(&plan.storage.data_dir)?;
+    let replica = match Site::of(plan, secrets)? {
+        Some(site) => {
+            let begin = match site.replication.mode {
+                ReplicationMode::Embedded => Begin::Run,
+                ReplicationMode::Sidecar => Begin::Prepared,
+            };
+            Some(boot::prepare(&locked, plan, site, tools, begin).await?)
+        }
+        None => None,
+    };
+    Ok((locked, replica))
 }
 
 impl Running {
@@ -185,7 +232,10 @@ impl Running {
     async fn start(
         pipeline: Pipeline,
         secrets: Arc<Secrets>,
+        locked: LockedDir,
+        replica: Option<Replica>,
         stdout_closed: mpsc::Sender<()>,
+        overtaken: mpsc::Sender<()>,
     ) -> Result<Self, StartError> {
         let plan = &pipeline.plan;
         let (source_specs, sink_specs) = (sources::specs(plan, &pipeline.source_paths), sinks::specs(plan));
@@ -196,9 +246,18 @@ impl Running {
         let listeners = Listeners::open(plan, &Listeners::default()).await?;
         let mut store = {
             let (plan, joins) = (plan.clone(), pipeline.joins.clone());
-            blocking(move || Store::open(&plan, &joins)).await?
+            blocking(move || Store::open(locked, &plan, &joins)).await?
         };
         let status = Arc::new(Status::new(plan, &pipeline.joins, clock::epoch_seconds()));
+        let states = Arc::new(States::new(store.data_dir.path(), store::journal(plan)));
+        if replica.is_some() {
+            // A replica is whole when each of its files is there.
+            states.make()?;
+        }
+        let passes = Passes::default();
+        let replication = replica.map(|replica| {
+            Replication::start(replica, Arc::clone(&status.replication), passes.clone(), overtaken)
+        });
         status.config.leaves_out(pipeline.left_out.clone());
         *status.lineage.lock().unwrap_or_else(PoisonError::into_inner) = store.results.lineage().to_owned();
         status.outbox_bytes.set(store.results.outbox_bytes()?);
@@ -243,6 +302,10 @@ impl Running {
             letters: Arc::clone(&store.letters),
             status: Arc::clone(&status),
             applied,
+            release: match plan.replication.as_ref().is_some_and(|replication| replication.results_wait) {
+                true => Release::after(passes.clone()),
+                false => Release::default(),
+            },
             secrets: Arc::clone(&secrets),
             identity: plan.identity.clone(),
             data_dir: store.data_dir.path().to_owned(),
@@ -282,7 +345,8 @@ impl Running {
             batch_messages_max: plan.storage.batch_messages_max,
             secrets,
             shard_paths,
-            states: Arc::new(States::new(store.data_dir.path(), plan.storage.synchronous)),
+            states,
+            passes,
         };
         let names = source_specs.keys().map(String::as_str);
         let ready = sources.prepare(names, &source_specs, &listeners, &offsets)?;
@@ -303,6 +367,7 @@ impl Running {
             sinks,
             upkeep,
             admin,
+            replication,
             control,
         })
     }
@@ -328,6 +393,10 @@ impl Running {
             }
         })
         .await;
+        // After all that is written, so that the last of it is in the replica.
+        if let Some(replication) = self.replication {
+            replication.stop().await;
+        }
         match drained {
             Ok(()) => {
                 // Scratch data is worth nothing to the next start.

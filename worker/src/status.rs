@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use self::audit::AuditStatus;
 use self::config::ConfigStatus;
 use self::kafka::KafkaStatus;
+use self::replication::ReplicationStatus;
 use crate::join::CheckedJoin;
 use crate::storage::shard::Counts;
 
@@ -18,6 +19,7 @@ pub(crate) mod audit;
 pub(crate) mod config;
 pub(crate) mod kafka;
 pub(crate) mod prometheus;
+pub(crate) mod replication;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -263,6 +265,7 @@ pub(crate) struct Status {
     pub(crate) outbox_bytes: Gauge,
     pub(crate) outbox_compacted: Counter,
     pub(crate) inflight_bytes: Gauge,
+    pub(crate) replication: Arc<ReplicationStatus>,
     /// What keeps results from being stored, and whether that is a full disk.
     results_error: LastError,
     results_disk_full: AtomicBool,
@@ -287,6 +290,7 @@ impl Status {
             outbox_bytes: Gauge::default(),
             outbox_compacted: Counter::default(),
             inflight_bytes: Gauge::default(),
+            replication: Arc::default(),
             results_error: LastError::default(),
             results_disk_full: AtomicBool::new(false),
             shard_errors: (0..plan.storage.shard_count).map(|_| LastError::default()).collect(),
@@ -495,6 +499,7 @@ impl Status {
             "outboxCompacted": self.outbox_compacted.value(),
             "inflightBytes": self.inflight_bytes.value(),
             "storageError": self.storage_error(),
+            "replication": self.replication.json(now),
             "sources": map(sources),
             "topics": map(topics.collect()),
             "joins": map(joins),

@@ -26,7 +26,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [pods, persistentvolumeclaims]
-  verbs: [get, list, watch, patch]
+  verbs: [get, list, watch, patch, delete]
 # Only names are watched, and only those Secrets are read that a document names: a rule can say neither.
 - apiGroups: [""]
   resources: [secrets]

@@ -4,11 +4,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::complaint::Reason;
-use crate::duration::{DURATION_MAX, DurationText};
+use crate::duration::{DURATION_MAX, DurationText, parse_timestamp};
 use crate::pipeline::{DeliveryGuarantee, Durability, OnNodeLoss, PipelineSpec, SynchronousMode};
-use crate::plan::{Admin, Audit, Delivery, Dlq, Guarantee, Place, Retention, Storage, Synchronous};
+use crate::plan::{
+    Admin, Audit, Delivery, Dlq, Guarantee, Place, Replication, Retention, Storage, Synchronous,
+};
 use crate::quantity::Bytes;
-use crate::replication::SCHEMES;
+use crate::replication::{ReplicationSpec, SCHEMES};
 use crate::validate::read::PipelineDocument;
 use crate::validate::{Complaints, connections};
 
@@ -17,6 +19,7 @@ pub(crate) struct Settings {
     pub(crate) storage: Storage,
     pub(crate) retention: Retention,
     pub(crate) delivery: Delivery,
+    pub(crate) replication: Option<Replication>,
     pub(crate) audit: Audit,
     pub(crate) admin: Admin,
 }
@@ -36,12 +39,12 @@ pub(crate) fn plan(pipeline: &PipelineDocument, complaints: &mut Complaints) -> 
         );
         scope.error("replicas", Reason::OutOfRange, message);
     }
-    replication(spec, &mut scope);
     pod_monitor(spec, &mut scope);
     Settings {
         storage: storage(spec, &mut scope),
         retention: retention(spec, &mut scope),
         delivery: delivery(spec, &mut scope),
+        replication: replication(spec, &mut scope),
         audit: audit(spec, &mut scope),
         admin: Admin {
             addr: spec.admin.addr.clone(),
@@ -155,11 +158,20 @@ fn delivery(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Delivery {
     }
 }
 
-fn replication(spec: &PipelineSpec, scope: &mut Scope<'_>) {
+fn replication(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Option<Replication> {
     let replication = &spec.replication;
-    scope.duration("replication.syncInterval", &replication.sync_interval, TENTH, DAY);
-    scope.duration("replication.snapshotInterval", &replication.snapshot_interval, MINUTE, DURATION_MAX);
-    scope.duration("replication.retention", &replication.retention, MINUTE, DURATION_MAX);
+    let sync_interval = scope.duration("replication.syncInterval", &replication.sync_interval, TENTH, DAY);
+    let snapshot_interval =
+        scope.duration("replication.snapshotInterval", &replication.snapshot_interval, MINUTE, DURATION_MAX);
+    let retention = scope.duration("replication.retention", &replication.retention, MINUTE, DURATION_MAX);
+    if retention < snapshot_interval && !retention.is_zero() {
+        let message = format!(
+            "got {:?}, shorter than snapshotInterval {:?}: what is kept would lead from no snapshot; write at least as \
+             long a time",
+            replication.retention.0, replication.snapshot_interval.0
+        );
+        scope.error("replication.retention", Reason::Conflict, message);
+    }
     for (field, url) in
         [("replicaUrl", &replication.replica_url), ("restore.fromUrl", &replication.restore.from_url)]
     {
@@ -170,11 +182,7 @@ fn replication(spec: &PipelineSpec, scope: &mut Scope<'_>) {
             scope.error(&format!("replication.{field}"), Reason::InvalidValue, message);
         }
     }
-    if let Some(timestamp) = &replication.restore.timestamp
-        && timestamp.parse::<jiff::Timestamp>().is_err()
-    {
-        let message =
-            format!("got {timestamp:?}, write a time with its zone, such as \"2026-05-01T12:00:00Z\"");
+    if let Some(Err(message)) = replication.restore.timestamp.as_deref().map(parse_timestamp) {
         scope.error("replication.restore.timestamp", Reason::InvalidValue, message);
     }
     if let Some(identity) = &replication.identity
@@ -188,7 +196,20 @@ fn replication(spec: &PipelineSpec, scope: &mut Scope<'_>) {
             let message = "replication is enabled without a replicaUrl; add the place the copies go to, such as replicaUrl: s3://bucket/prefix";
             scope.error("replication.enabled", Reason::Conflict, message);
         }
-        return;
+        return Some(Replication {
+            mode: replication.mode,
+            replica_url: replication.replica_url.clone()?,
+            sync_interval,
+            snapshot_interval,
+            retention,
+            restore_on_boot: replication.restore_on_boot,
+            credentials_secret: replication.credentials_secret_ref.as_ref().map(|secret| secret.name.clone()),
+            endpoint: replication.endpoint.clone(),
+            region: replication.region.clone(),
+            sse_kms_key_id: encryption(replication, scope),
+            restore: replication.restore.policy,
+            results_wait: spec.delivery.after == Durability::Replicated,
+        });
     }
     if spec.storage.ephemeral {
         let message = "needs replication.enabled: true, else every restart loses the data";
@@ -201,6 +222,25 @@ fn replication(spec: &PipelineSpec, scope: &mut Scope<'_>) {
     if spec.delivery.after == Durability::Replicated {
         let message = "replicated needs replication.enabled: true; else write committed";
         scope.error("delivery.after", Reason::Conflict, message);
+    }
+    None
+}
+
+/// The key that Litestream names to S3; it asks for no other encryption, so that the bucket's own counts there.
+fn encryption(replication: &ReplicationSpec, scope: &mut Scope<'_>) -> Option<String> {
+    let encryption = replication.server_side_encryption.as_ref()?;
+    let is_s3 = replication.replica_url.as_ref().is_some_and(|url| url.starts_with("s3://"));
+    match &encryption.key_id {
+        Some(key_id) if is_s3 && encryption.algorithm == "aws:kms" => Some(key_id.clone()),
+        _ => {
+            let message = format!(
+                "got algorithm {:?}, allowed: aws:kms with a keyId, on s3://; for others remove this and set the \
+                 default encryption of the bucket",
+                encryption.algorithm
+            );
+            scope.error("replication.serverSideEncryption", Reason::InvalidValue, message);
+            None
+        }
     }
 }
 

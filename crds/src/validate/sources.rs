@@ -78,7 +78,7 @@ fn kind(named: &Named<SourceBody>, group_id: &str, scope: &mut Scope<'_>) -> Opt
     }
     let kafka = kafka.as_ref().map(|kafka| kafka::source(kafka, topic.as_ref(), group_id, scope));
     let file = file.as_ref().map(|file| file_source(file, scope));
-    let http = http.as_ref().map(|http| http_source(http, scope));
+    let http = http.as_ref().map(|http| http_source(http, named.body.ack, scope));
     let api =
         api.as_ref().map(|api| connections::api_source(api, topic.as_deref().unwrap_or_default(), scope));
     let http = http.map(SourceKind::Http);
@@ -112,11 +112,12 @@ fn mirrored_topic<'a>(
     })
 }
 
-fn http_source(http: &HttpSourceSpec, scope: &mut Scope<'_>) -> HttpSource {
+fn http_source(http: &HttpSourceSpec, ack: Durability, scope: &mut Scope<'_>) -> HttpSource {
     HttpSource {
         addr: http.addr.clone(),
         topics: http.topics.clone(),
         body_bytes_max: scope.bytes("http.maxBodyBytes", &http.max_body_bytes, BODY_BYTES_LEAST),
+        waits_for_replica: ack == Durability::Replicated,
         serving: Box::new(connections::serving("http", &http.serving, scope)),
     }
 }

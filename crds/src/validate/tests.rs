@@ -136,6 +136,7 @@ fn the_first_example_becomes_its_plan() {
                     cleanup_interval: 3600s,
                 },
             },
+            replication: None,
             audit: Audit {
                 enabled: true,
                 idle_after: 60s,
@@ -166,6 +167,7 @@ fn the_first_example_becomes_its_plan() {
                                 "customers",
                             ],
                             body_bytes_max: 16777216,
+                            waits_for_replica: false,
                             serving: Serving {
                                 bearer: None,
                                 tls: None,
@@ -567,6 +569,12 @@ admin: {addr: "9090"}"#,
             0 spec.retention.tombstoneDuration: InvalidDuration: got "100000h", allowed at most "87600h" (ten years)
             0 spec.admin.addr: InvalidAddress: got "9090", which lacks a colon; write ":9090"
             0 spec.replicas: OutOfRange: got 2, allowed 0 or 1: one pod holds all shards; give it more cores by resources
+            0 spec.storage.reshard: Conflict: from and to are both 8; write the number of shards that the data has and the one it is to have
+            0 spec.storage.flushInterval: InvalidDuration: got "5m", allowed at most "1m"
+            0 spec.retention.duration: InvalidDuration: got "100ms", allowed at least "1s"
+            0 spec.retention.cleanInterval: InvalidDuration: got "0s", allowed only more than zero
+            0 spec.delivery.dlq.maxBackoff: Conflict: got "5m", shorter than retryInterval "10m"; write at least as long a time
+            0 spec.delivery.outboxMaxBytes: OutOfRange: got 1024 bytes, allowed at least 1048576
             0 spec.replication.replicaUrl: InvalidValue: got "http://x", allowed: s3://…, gcs://…, abs://…, sftp://… or file://…
             0 spec.replication.restore.fromUrl: InvalidValue: got "s3://", allowed: s3://…, gcs://…, abs://…, sftp://… or file://…
             0 spec.replication.restore.timestamp: InvalidValue: got "yesterday", write a time with its zone, such as "2026-05-01T12:00:00Z"
@@ -574,12 +582,6 @@ admin: {addr: "9090"}"#,
             0 spec.storage.ephemeral: Conflict: needs replication.enabled: true, else every restart loses the data
             0 spec.storage.onNodeLoss: Conflict: Replace needs replication.enabled: true to restore from; else write Wait
             0 spec.delivery.after: Conflict: replicated needs replication.enabled: true; else write committed
-            0 spec.storage.reshard: Conflict: from and to are both 8; write the number of shards that the data has and the one it is to have
-            0 spec.storage.flushInterval: InvalidDuration: got "5m", allowed at most "1m"
-            0 spec.retention.duration: InvalidDuration: got "100ms", allowed at least "1s"
-            0 spec.retention.cleanInterval: InvalidDuration: got "0s", allowed only more than zero
-            0 spec.delivery.dlq.maxBackoff: Conflict: got "5m", shorter than retryInterval "10m"; write at least as long a time
-            0 spec.delivery.outboxMaxBytes: OutOfRange: got 1024 bytes, allowed at least 1048576
         "#]],
     );
     check(

@@ -22,6 +22,8 @@ pub(crate) enum Change {
     Patch { resource: ApiResource, name: String, patch: Value },
     /// This very object goes.
     Delete { resource: ApiResource, name: String, uid: String },
+    /// The same without waiting for whoever runs it, as nobody does any more.
+    Abandon { resource: ApiResource, name: String, uid: String },
 }
 
 /// Returns the writes that lead from what there is to what is to be there.
@@ -152,19 +154,34 @@ pub(crate) async fn apply(client: &Client, namespace: &str, changes: Vec<Change>
                 info!(kind = resource.kind, namespace, name, "patched");
             }
             Change::Delete { resource, name, uid } => {
-                let preconditions = Preconditions { uid: Some(uid), resource_version: None };
-                let parameters = DeleteParams::background().preconditions(preconditions);
-                match api(&resource).delete(&name, &parameters).await {
-                    Err(kube::Error::Api(status)) if status.code == 404 => {}
-                    deleted => {
-                        deleted.doing(|| format!("delete {} {namespace}/{name}", resource.kind))?;
-                    }
-                }
-                info!(kind = resource.kind, namespace, name, "deleted");
+                delete(&api(&resource), &resource, &name, uid, DeleteParams::background()).await?;
+            }
+            Change::Abandon { resource, name, uid } => {
+                let parameters = DeleteParams::background().grace_period(0);
+                delete(&api(&resource), &resource, &name, uid, parameters).await?;
             }
         }
     }
     Ok(count)
+}
+
+/// Deletes the very object that was seen.
+async fn delete(
+    api: &Api<DynamicObject>,
+    resource: &ApiResource,
+    name: &str,
+    uid: String,
+    parameters: DeleteParams,
+) -> Result<(), Error> {
+    let preconditions = Preconditions { uid: Some(uid), resource_version: None };
+    match api.delete(name, &parameters.preconditions(preconditions)).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => {}
+        deleted => {
+            deleted.doing(|| format!("delete {} {name}", resource.kind))?;
+        }
+    }
+    info!(kind = resource.kind, name, "deleted");
+    Ok(())
 }
 
 #[cfg(test)]

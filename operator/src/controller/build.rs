@@ -15,6 +15,7 @@ mod network_policy;
 mod overrides;
 mod pod;
 pub(crate) mod pod_monitor;
+mod replication;
 mod services;
 mod stateful_set;
 
@@ -108,7 +109,8 @@ pub(crate) fn build(observed: &Observed, verdict: &Verdict, operator: &Operator)
     }
     let mut config_bytes_excess = None;
     match config_map::data(config) {
-        Ok(data) => {
+        Ok(mut data) => {
+            replication::expect(&mut data, observed);
             objects.insert(Slot::ConfigMap, owner.object(Slot::ConfigMap, json!({ "data": data })));
         }
         Err(bytes) => {

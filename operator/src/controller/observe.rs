@@ -16,6 +16,7 @@ use super::admin;
 use super::build::{Slot, names, pod_monitor};
 use super::children::Children;
 use super::kinds;
+use super::node_loss::Lost;
 use super::secrets::Secrets;
 use crate::error::{Doing, Error};
 
@@ -28,6 +29,8 @@ pub(crate) struct Observed {
     pub(crate) built: BTreeMap<Slot, DynamicObject>,
     pub(crate) claim: Option<PersistentVolumeClaim>,
     pub(crate) pod: Option<Pod>,
+    /// The node of the pod, where that is gone.
+    pub(crate) lost: Option<Lost>,
     /// Names of the keys of each Secret that a document names; `None` where there is no such Secret.
     pub(crate) secrets: BTreeMap<String, Option<BTreeSet<String>>>,
     /// Whether the cluster knows PodMonitors; not asked if none is wanted.
@@ -128,7 +131,17 @@ pub(crate) async fn observe(
     let names =
         |(secret, data): (String, Option<SecretData>)| (secret, data.map(|data| data.into_keys().collect()));
     let secrets = read.into_iter().map(names).collect();
-    Ok(Some(Observed { pipeline, children, built, claim, pod, secrets, pod_monitors_served, keys }))
+    Ok(Some(Observed {
+        pipeline,
+        children,
+        built,
+        claim,
+        pod,
+        lost: None,
+        secrets,
+        pod_monitors_served,
+        keys,
+    }))
 }
 
 /// What a Secret holds, by key.

@@ -76,36 +76,49 @@ async fn write(
     Ok(1)
 }
 
-/// Tells as an Event that `Ready` has turned, or is what it is for another reason.
+/// Tells as Events which of the conditions that people wait for have turned, or are what they are for another reason.
 async fn tell(context: &Context, object: &Object, conditions: &[Condition]) {
-    let Some(ready) = conditions.iter().find(|condition| condition.type_ == "Ready") else { return };
-    let before = object.status["conditions"].as_array().into_iter().flatten();
-    let before = before.into_iter().find(|condition| condition["type"] == "Ready");
-    let same = |before: &Value| {
-        before["status"] == ready.status.as_str() && before["reason"] == ready.reason.as_str()
-    };
-    if before.is_some_and(same) {
-        return;
-    }
     let stalled =
         conditions.iter().any(|condition| condition.type_ == "Stalled" && condition.status == "True");
-    let note = if ready.message.is_empty() { "everything runs as written" } else { &ready.message };
-    info!(
-        kind = object.kind.as_str(),
-        namespace = object.namespace,
-        name = object.name,
-        ready = ready.status,
-        reason = ready.reason,
-        message = ready.message,
-        "turned"
-    );
-    let event = Event {
-        type_: if stalled { EventType::Warning } else { EventType::Normal },
-        reason: ready.reason.clone(),
-        note: Some(shortened(note)),
-        action: "Reconcile".to_owned(),
-        secondary: None,
+    for condition in conditions.iter().filter(|condition| is_news(object, condition)) {
+        let (warns, when_fine) = match condition.type_.as_str() {
+            "Ready" => (stalled, "everything runs as written"),
+            "ReplicationHealthy" => (condition.status == "False", "the replica follows the data"),
+            _ => continue,
+        };
+        let note = if condition.message.is_empty() { when_fine } else { &condition.message };
+        info!(
+            kind = object.kind.as_str(),
+            namespace = object.namespace,
+            name = object.name,
+            condition = condition.type_,
+            status = condition.status,
+            reason = condition.reason,
+            message = condition.message,
+            "turned"
+        );
+        let event = Event {
+            type_: if warns { EventType::Warning } else { EventType::Normal },
+            reason: condition.reason.clone(),
+            note: Some(shortened(note)),
+            action: "Reconcile".to_owned(),
+            secondary: None,
+        };
+        record(context, object, &event).await;
+    }
+}
+
+/// Whether a condition says something that it did not say before. That nothing is known is no news.
+fn is_news(object: &Object, condition: &Condition) -> bool {
+    let mut before = object.status["conditions"].as_array().into_iter().flatten();
+    let before = before.find(|before| before["type"] == condition.type_.as_str());
+    let same = |before: &Value| {
+        before["status"] == condition.status.as_str() && before["reason"] == condition.reason.as_str()
     };
+    condition.status != "Unknown" && !before.is_some_and(same)
+}
+
+async fn record(context: &Context, object: &Object, event: &Event) {
     let reference = ObjectReference {
         api_version: Some(API_VERSION.to_owned()),
         kind: Some(object.kind.as_str().to_owned()),
@@ -115,7 +128,7 @@ async fn tell(context: &Context, object: &Object, conditions: &[Condition]) {
         ..ObjectReference::default()
     };
     // The status says it already; an Event is for those who look at `kubectl describe`.
-    if let Err(error) = context.recorder.publish(&event, &reference).await {
+    if let Err(error) = context.recorder.publish(event, &reference).await {
         warn!(error = chain(&error), "could not tell it as an Event");
     }
 }

@@ -12,11 +12,13 @@ use serde_json::Value;
 
 use super::apply::is_ours;
 use super::build::{CONFIG_BYTES_MAX, Desired, is_at_rest};
+use super::node_loss::{self, Answer};
 use super::observe::{Object, Observed};
 use super::validate::Verdict;
 use super::worker::{Refused, Told};
 
 mod pod;
+mod replication;
 
 /// Complaints that a message tells at most.
 const COMPLAINTS_TOLD_MAX: usize = 10;
@@ -46,6 +48,8 @@ enum Holds {
     NotYet,
     /// Not before somebody does something.
     Never,
+    /// Nobody has told.
+    Unknown,
 }
 
 impl Fact {
@@ -92,7 +96,7 @@ fn pipeline(
     let mut facts = vec![
         config_valid(verdict, desired, told),
         storage_ready(observed.claim.as_ref(), observed.spec().storage.ephemeral),
-        pod::worker_ready(observed.pod.as_ref(), at_rest),
+        node_lost(observed).unwrap_or_else(|| pod::worker_ready(observed.pod.as_ref(), at_rest)),
     ];
     let mut gates: Vec<Fact> = Vec::new();
     gates.extend(names_taken(observed));
@@ -106,6 +110,7 @@ fn pipeline(
         ready =
             Fact::new("Ready", Holds::Yes, "Suspended", "at rest as spec.suspend or spec.replicas asks for");
     }
+    facts.extend(replication::healthy(&observed.spec(), told));
     facts.extend(paused(observed));
     facts.extend(degraded(observed, verdict, told));
     facts.extend(verdict.reshard.map(|(from, to)| {
@@ -128,6 +133,7 @@ fn pipeline(
         observed_generation: Some(generation),
         conditions: conditions(&all, &before.conditions, generation, now),
         layout: before.layout.clone().or_else(layout),
+        replication: replication::status(told, before.replication.clone()),
         reshard: reshard(verdict, before.reshard.clone(), now),
         config_hash: config.filter(|_| runs).map(|config| config.hash.clone()).or(before.config_hash.clone()),
         output_version: desired
@@ -170,7 +176,7 @@ fn config_valid(verdict: &Verdict, desired: Option<&Desired>, told: &Told) -> Fa
         );
         return Fact::new("ConfigValid", Holds::Never, "TooLarge", message);
     }
-    if let Told::Behind { refusal: Some(refusal) } = told {
+    if let Told::Behind { refusal: Some(refusal), .. } = told {
         return Fact::new("ConfigValid", Holds::Never, "RefusedByWorker", refusal);
     }
     Fact::yes("ConfigValid", "Valid")
@@ -215,6 +221,14 @@ fn storage_ready(claim: Option<&PersistentVolumeClaim>, ephemeral: bool) -> Fact
 
 fn bytes(quantity: &str) -> u64 {
     litejoin_crds::quantity::parse(quantity).unwrap_or_default()
+}
+
+/// Whether the worker is on a node that is gone, and what is done about it.
+fn node_lost(observed: &Observed) -> Option<Fact> {
+    Some(match node_loss::answer(observed)? {
+        Answer::Tell(message) => Fact::new("WorkerReady", Holds::Never, "NodeLost", message),
+        Answer::Replace(message) => Fact::not_yet("WorkerReady", "NodeReplaced", message),
+    })
 }
 
 /// Whether the worker runs what it is to run.
@@ -262,7 +276,7 @@ fn degraded(observed: &Observed, verdict: &Verdict, told: &Told) -> Option<Fact>
     let by_us = verdict.refused.keys().map(|index| &observed.children[*index]);
     let mut left_out: Vec<String> =
         by_us.map(|child| format!("{} {}", child.kind.as_str(), child.name)).collect();
-    if let Told::Runs { refused } = told {
+    if let Told::Runs { refused, .. } = told {
         left_out.extend(refused.iter().map(|refused| format!("{} {}", refused.kind, refused.name)));
     }
     let spec = observed.spec();
@@ -286,7 +300,7 @@ fn child(
     let before: ChildStatus = read(&child.status);
     let complaints = verdict.refused.get(&index).map(Vec::as_slice).unwrap_or_default();
     let by_worker = match told {
-        Told::Runs { refused } => refused.iter().find(|refused| is_about(refused, child)),
+        Told::Runs { refused, .. } => refused.iter().find(|refused| is_about(refused, child)),
         _ => None,
     };
     let (references, others): (Vec<_>, Vec<_>) = complaints.iter().cloned().partition(is_reference);
@@ -384,7 +398,7 @@ fn ready(gates: &[Fact]) -> Fact {
 fn summary(ready: Fact) -> Vec<Fact> {
     let beside = match ready.holds {
         Holds::Yes => None,
-        Holds::NotYet => Some("Reconciling"),
+        Holds::NotYet | Holds::Unknown => Some("Reconciling"),
         Holds::Never => Some("Stalled"),
     };
     let beside = beside.map(|kind| Fact { kind, holds: Holds::Yes, ..ready.clone() });
@@ -399,6 +413,7 @@ fn conditions(facts: &[Fact], before: &[Condition], generation: i64, now: Timest
             let status = match fact.holds {
                 Holds::Yes => "True",
                 Holds::NotYet | Holds::Never => "False",
+                Holds::Unknown => "Unknown",
             };
             let same = before.iter().find(|other| other.type_ == fact.kind && other.status == status);
             Condition {

@@ -59,6 +59,7 @@ fn observed(documents: &str) -> Observed {
         built: BTreeMap::new(),
         claim: None,
         pod: None,
+        lost: None,
         secrets: BTreeMap::from([("credentials".to_owned(), Some(BTreeSet::from(["token".to_owned()])))]),
         pod_monitors_served: true,
         keys: admin::Keys::default(),

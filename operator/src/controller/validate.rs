@@ -29,6 +29,9 @@ const OPERATORS_FIELDS: [&str; 9] = [
 const OPERATORS_STORAGE_FIELDS: [&str; 7] =
     ["size", "storageClassName", "accessMode", "retainOnDelete", "ephemeral", "onNodeLoss", "reshard"];
 
+/// Fields of its `replication` that only the operator reads.
+const OPERATORS_REPLICATION_FIELDS: [&str; 1] = ["image"];
+
 /// What the documents of a pipeline come to.
 pub(crate) struct Verdict {
     /// What is to run; or what is wrong with the Pipeline itself.
@@ -90,6 +93,9 @@ fn config(mut documents: Vec<Document>, plan: Plan) -> Config {
     remove(spec, &OPERATORS_FIELDS);
     if let Some(storage) = spec.get_mut("storage") {
         remove(storage, &OPERATORS_STORAGE_FIELDS);
+    }
+    if let Some(replication) = spec.get_mut("replication") {
+        remove(replication, &OPERATORS_REPLICATION_FIELDS);
     }
     Config { hash: config_hash(&documents), documents, plan, secrets }
 }

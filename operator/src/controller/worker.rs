@@ -11,6 +11,7 @@ use super::admin::{self, Closed, Door};
 use super::apply::{Change, annotate};
 use super::build::{admin_port, names};
 use super::observe::Observed;
+use super::replica::Replica;
 use super::validate::Verdict;
 
 /// The largest answer that is read.
@@ -19,6 +20,9 @@ const ANSWER_BYTES_MAX: usize = 4 << 20;
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// The same, for one that refuses it.
 const ASK_AGAIN_REFUSED: Duration = Duration::from_secs(10);
+
+/// How soon a worker is asked again how far its replica is.
+const ASK_AGAIN_REPLICATING: Duration = Duration::from_secs(30);
 
 /// Asks workers.
 pub(crate) struct Workers {
@@ -36,9 +40,11 @@ pub(crate) enum Told {
     Runs {
         /// Documents that it leaves out: kind, name, why.
         refused: Vec<Refused>,
+        /// `None` where nothing is replicated.
+        replica: Option<Replica>,
     },
     /// It runs something else, and perhaps says why.
-    Behind { refusal: Option<String> },
+    Behind { refusal: Option<String>, replica: Option<Replica> },
 }
 
 /// A document that a worker leaves out.
@@ -93,8 +99,10 @@ impl Told {
     /// When to ask again; `None` if there is nothing to wait for.
     pub(crate) fn look_again_after(&self) -> Option<Duration> {
         match self {
-            Self::Silent { .. } | Self::Behind { refusal: None } => Some(ASK_AGAIN),
-            Self::Behind { refusal: Some(_) } => Some(ASK_AGAIN_REFUSED),
+            Self::Silent { .. } | Self::Behind { refusal: None, .. } => Some(ASK_AGAIN),
+            Self::Behind { refusal: Some(_), .. } => Some(ASK_AGAIN_REFUSED),
+            Self::Runs { replica: Some(replica), .. } if replica.is_ready => Some(ASK_AGAIN_REPLICATING),
+            Self::Runs { replica: Some(_), .. } => Some(ASK_AGAIN_REFUSED),
             Self::Absent | Self::Runs { .. } => None,
         }
     }
@@ -103,9 +111,10 @@ impl Told {
 /// What `/status` says of the config with this hash.
 fn read(status: &Value, hash: &str) -> Told {
     let config = &status["config"];
+    let replica = Replica::read(status);
     if config["hash"] != hash {
         let refusal = config["lastReload"]["error"].as_str().map(str::to_owned);
-        return Told::Behind { refusal };
+        return Told::Behind { refusal, replica };
     }
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let refused = config["leftOut"].as_array().into_iter().flatten().map(|refused| Refused {
@@ -113,7 +122,7 @@ fn read(status: &Value, hash: &str) -> Told {
         name: text(&refused["name"]),
         message: text(&refused["message"]),
     });
-    Told::Runs { refused: refused.collect() }
+    Told::Runs { refused: refused.collect(), replica }
 }
 
 /// Returns the write that makes kubelet look for the config at once, if the worker waits for it.

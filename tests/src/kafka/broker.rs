@@ -2,21 +2,19 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use rand::RngExt;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+
+use crate::child::spawn;
+use crate::ports::Ports;
 
 /// Whom the listeners with credentials let in.
 pub const USER: &str = "reader";
 /// See [`USER`].
 pub const PASSWORD: &str = "r3ader-secret";
-
-/// Ports for brokers: below those that the system gives to connections, so that one is still free after a kill.
-const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
 /// The ways to a broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,39 +27,6 @@ pub enum Listener {
     SaslTls,
     /// TLS; clients need a certificate.
     Tls,
-}
-
-/// Ports in a row that are ours for as long as this lives. The first is held open, for nothing but to keep other tests from
-/// the rest, also while a broker is down.
-#[derive(Debug, Clone)]
-pub struct Ports {
-    first: u16,
-    _held: Arc<TcpListener>,
-}
-
-/// Ports in a row.
-const BLOCK: u16 = 8;
-
-impl Ports {
-    /// Ports that nobody listens on.
-    pub fn free() -> Self {
-        loop {
-            let first = PORTS.start + BLOCK * rand::rng().random_range(0..(PORTS.end - PORTS.start) / BLOCK);
-            let Ok(held) = TcpListener::bind(("127.0.0.1", first)) else { continue };
-            if (first + 1..first + BLOCK).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
-                return Self { first, _held: Arc::new(held) };
-            }
-        }
-    }
-
-    /// One of them, by its number from 0 to 6.
-    pub fn number(&self, number: u16) -> u16 {
-        self.first + 1 + number
-    }
-
-    fn controller(&self) -> u16 {
-        self.number(Listener::Tls as u16 + 1)
-    }
 }
 
 /// A broker, which is a controller too.
@@ -129,6 +94,11 @@ impl Drop for Node {
     }
 }
 
+/// The port behind those of the listeners.
+fn controller(ports: &Ports) -> u16 {
+    ports.number(Listener::Tls as u16 + 1)
+}
+
 /// A Java that runs Kafka's classes, small and quick to start, and that dies with us.
 fn java(heap: &str) -> Command {
     let mut command = Command::new("setpriv");
@@ -148,33 +118,13 @@ fn jars() -> &'static str {
     })
 }
 
-/// Starts a process from a thread that lives as long as we do: the signal at the death of its parent means that thread.
-fn spawn(command: Command) -> Child {
-    type Order = (Command, mpsc::Sender<Child>);
-    static NURSERY: OnceLock<Mutex<mpsc::Sender<Order>>> = OnceLock::new();
-    let nursery = NURSERY.get_or_init(|| {
-        let (sender, orders) = mpsc::channel::<Order>();
-        std::thread::spawn(move || {
-            for (mut command, born) in orders {
-                let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-                let _ = born.send(child);
-            }
-        });
-        Mutex::new(sender)
-    });
-    let (born, child) = mpsc::channel();
-    let order = nursery.lock().unwrap_or_else(PoisonError::into_inner).send((command, born));
-    order.expect("the thread takes orders");
-    child.recv().expect("the process starts")
-}
-
 /// Settings of a broker: small, quick to elect, and with every listener.
 fn properties(cluster: &Path, folder: &Path, index: usize, ports: &[Ports]) -> String {
     let node = |index: usize| index + 1;
     let voters: Vec<String> = ports
         .iter()
         .enumerate()
-        .map(|(index, ports)| format!("{}@127.0.0.1:{}", node(index), ports.controller()))
+        .map(|(index, ports)| format!("{}@127.0.0.1:{}", node(index), controller(ports)))
         .collect();
     let names = ["PLAINTEXT", "SASL", "SASLTLS", "TLS"];
     let mut listeners: Vec<String> = names
@@ -182,7 +132,7 @@ fn properties(cluster: &Path, folder: &Path, index: usize, ports: &[Ports]) -> S
         .zip(0..)
         .map(|(name, number)| format!("{name}://127.0.0.1:{}", ports[index].number(number)))
         .collect();
-    listeners.push(format!("CONTROLLER://127.0.0.1:{}", ports[index].controller()));
+    listeners.push(format!("CONTROLLER://127.0.0.1:{}", controller(&ports[index])));
     let copies = ports.len();
     let in_sync = copies.div_ceil(2);
     let scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;";

@@ -24,7 +24,7 @@ use crate::wait::until;
 const TOKEN: &str = "test";
 
 /// Those of Kubernetes' own controllers that tests need.
-const CONTROLLERS: &str = "statefulset-controller,garbage-collector-controller,namespace-controller";
+const CONTROLLERS: &str = "statefulset-controller,garbage-collector-controller,namespace-controller,persistentvolumeclaim-protection-controller";
 
 /// A running API server.
 pub struct ApiServer {

@@ -14,15 +14,15 @@ use super::programs::run;
 /// Packages with libraries that every Debian has, since dpkg and apt are linked with them.
 const BASE_PACKAGES: [&str; 3] = ["libc6", "libgcc-s1", "zlib1g"];
 
-/// Where a Dockerfile's build leaves programs.
-const BUILT: &str = "/src/target/release/";
+/// The certificate authorities that the world trusts, and the package that they come with.
+const AUTHORITIES: (&str, &str) = ("/etc/ssl/certs/ca-certificates.crt", "ca-certificates");
 
-/// Packs what the last stage of a Dockerfile says: its programs as they were built for this test (those in
-/// `programs`), the libraries that they are linked with, its user, folder and entry point.
+/// Packs what the last stage of a Dockerfile says: its programs as they were built for this test (each in one of the
+/// folders `programs`), the libraries that they are linked with, its user, folder and entry point.
 ///
 /// # Panics
 /// If it says something that this can't follow, or if a library would be missing in the image.
-pub fn of_dockerfile(name: &str, dockerfile: &Path, programs: &Path, folder: &Path) -> PathBuf {
+pub fn of_dockerfile(name: &str, dockerfile: &Path, programs: &[&Path], folder: &Path) -> PathBuf {
     let text = fs::read_to_string(dockerfile).expect("a Dockerfile can be read").replace("\\\n", " ");
     let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
     let stage = lines.iter().rposition(|line| line.starts_with("FROM ")).expect("there is a stage");
@@ -35,10 +35,12 @@ pub fn of_dockerfile(name: &str, dockerfile: &Path, programs: &Path, folder: &Pa
         match instruction {
             "RUN" => packages.extend(installed(rest)),
             "COPY" => {
-                let copied = rest.strip_prefix("--from=build ").and_then(|rest| rest.split_once(' '));
-                let (from, into) = copied.unwrap_or_else(|| panic!("{line}: is not from the build"));
-                let program = from.strip_prefix(BUILT).unwrap_or_else(|| panic!("{line}: is not built"));
-                let built = programs.join(program);
+                let words: Vec<&str> = rest.split(' ').collect();
+                let [stage, from, into] = words[..] else { panic!("{line}: can't be followed here") };
+                assert!(stage.starts_with("--from="), "{line}: is not built");
+                let program = Path::new(from).file_name().expect("a program has a name");
+                let built = programs.iter().map(|programs| programs.join(program)).find(|built| built.exists());
+                let built = built.unwrap_or_else(|| panic!("{line}: is in none of {programs:?}"));
                 copy(&built, &root.join(into.trim_start_matches('/')).join(program));
                 libraries.extend(linked(&built));
             }
@@ -50,6 +52,10 @@ pub fn of_dockerfile(name: &str, dockerfile: &Path, programs: &Path, folder: &Pa
             "ENTRYPOINT" => settings["Entrypoint"] = serde_json::from_str(rest).expect("it is a list"),
             _ => panic!("{line}: can't be followed here"),
         }
+    }
+    let (authorities, package) = AUTHORITIES;
+    if packages.iter().any(|installed| installed == package) {
+        copy(Path::new(authorities), &root.join(authorities.trim_start_matches('/')));
     }
     for library in libraries {
         let pattern = format!("*/{}", library.file_name().expect("a file").to_string_lossy());

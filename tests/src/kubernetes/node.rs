@@ -20,7 +20,7 @@ use crate::wait::until;
 /// Says to a test that it runs inside of the namespaces.
 const INSIDE: &str = "LITEJOIN_TEST_INSIDE";
 /// Address of the node, which pods reach too.
-const NODE_ADDRESS: &str = "10.244.0.1";
+pub const NODE_ADDRESS: &str = "10.244.0.1";
 /// Where pods get their addresses from.
 const POD_RANGE: &str = "10.244.0.0/24";
 /// Address of the API server's Service.

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use litejoin_tests::kafka::Ports;
+use litejoin_tests::ports::Ports;
 use litejoin_tests::results::Event;
 use litejoin_tests::wait::until;
 use litejoin_tests::worker::{Site, program};

@@ -11,12 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use litejoin_crds::plan::Synchronous;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use tokio::sync::watch;
 
 use crate::results::event::{Event, JoinId, Op, Position};
-use crate::storage::sqlite::{self, SqliteError};
+use crate::storage::sqlite::{self, Journal, SqliteError};
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS letters (
@@ -86,8 +85,12 @@ pub(crate) struct Postmark {
 }
 
 impl DeadLetters {
-    pub(crate) fn open(path: &Path, synchronous: Synchronous, bytes_max: u64) -> Result<Self, SqliteError> {
-        let connection = sqlite::open_writer(path, synchronous)?;
+    pub(crate) fn open(
+        path: &Path,
+        journal: impl Into<Journal>,
+        bytes_max: u64,
+    ) -> Result<Self, SqliteError> {
+        let connection = sqlite::open_writer(path, journal)?;
         connection
             .execute_batch(SCHEMA)
             .map_err(|source| SqliteError::new(path, "make the tables", source))?;
@@ -329,6 +332,8 @@ fn read_letter(row: &Row<'_>) -> rusqlite::Result<Letter> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use litejoin_crds::plan::Synchronous;
 
     #[test]
     fn the_file_stays_within_its_size_and_the_oldest_go_first() {

@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use super::circuit::{Circuit, Passage};
 use super::dead_letters::{DeadLetters, Letter, Postmark};
+use super::release::Release;
 use super::schedule::retry_delay;
 use crate::blocking::blocking;
 use crate::clock::{self, Moment};
@@ -53,6 +54,8 @@ pub(crate) struct Dispatcher {
     pub(crate) letters: Arc<DeadLetters>,
     pub(crate) status: Arc<SinkStatus>,
     pub(crate) applied: watch::Receiver<Applied>,
+    /// When results may leave.
+    pub(crate) release: Release,
     pub(crate) stopping: watch::Receiver<bool>,
     /// Whether the queue may hold letters of this sink.
     pub(crate) has_letters: bool,
@@ -225,6 +228,11 @@ impl Dispatcher {
         circuit: &mut Circuit,
         now: Moment,
     ) -> Result<usize, SqliteError> {
+        let wanted = events.iter().map(|event| event.position).max().unwrap_or_default();
+        let committed = self.applied.borrow().end;
+        if !self.release.wait(wanted, committed, &self.stopping).await {
+            return Ok(0);
+        }
         let letters: Vec<Letter> = events.into_iter().map(|event| self.letter(event)).collect();
         let mut handled = 0;
         while handled < letters.len() {

@@ -41,7 +41,7 @@ impl Committer {
         let paths = shard_paths.iter().cloned().chain([results.path().to_owned()]);
         Self {
             gate,
-            checkpointer: Checkpointer::start(paths),
+            checkpointer: Checkpointer::start(paths, results.journal().wal_bytes_high),
             shard_count: shard_paths.len(),
             results,
             status,
@@ -99,6 +99,11 @@ impl Committer {
     /// Shards that should checkpoint when nobody reads.
     pub(super) fn due_shards(&self) -> Vec<usize> {
         (0..self.shard_count).filter(|shard| self.checkpointer.is_due(*shard)).collect()
+    }
+
+    /// Whether the WAL of a shard is so long that its writer should wait for the checkpoint.
+    pub(super) fn is_pressing(&self, shard: usize) -> bool {
+        self.checkpointer.is_pressing(shard)
     }
 
     /// Waits until those have had their turn who wait for it: the lock alone would let the last owner in again.

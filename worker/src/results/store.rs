@@ -11,7 +11,10 @@ use super::event::{JoinId, Op, Position};
 use super::outbox;
 use crate::fault;
 use crate::storage::checkpoint::checkpoint;
-use crate::storage::sqlite::{self, SqliteError};
+use crate::storage::sqlite::{self, Journal, SqliteError};
+
+/// Its name in a data directory.
+pub(crate) const RESULTS_FILE: &str = "results.db";
 
 /// Epoch numbers that are reserved at a time. A restart skips what is left of them.
 const EPOCHS_RESERVED: u64 = 10_000;
@@ -68,6 +71,7 @@ const SCHEMA: &str = "
 /// The writing side of `results.db`.
 pub(crate) struct Results {
     path: PathBuf,
+    journal: Journal,
     connection: Mutex<Connection>,
     lineage: String,
     /// The newest place that a result has got.
@@ -118,15 +122,29 @@ pub(crate) struct Committed {
     pub(crate) outbox_bytes: u64,
 }
 
+/// Puts a restored file under the lineage of its new directory. Its shards were restored beside it, each as of its own
+/// moment, so every join is evaluated anew, and only true differences are sent.
+pub(crate) fn adopt(path: &Path, lineage: &str) -> Result<(), SqliteError> {
+    let adopt = |connection: Connection| -> rusqlite::Result<()> {
+        connection.execute_batch(SCHEMA)?;
+        connection.execute("INSERT OR REPLACE INTO meta VALUES ('lineage', ?1)", [lineage])?;
+        connection.execute("UPDATE joins SET applied = NULL", [])?;
+        Ok(())
+    };
+    adopt(sqlite::open_writer(path, Synchronous::Full)?)
+        .map_err(|source| SqliteError::new(path, "take the results over", source))
+}
+
 impl Results {
     /// Opens the file, making it if it is not there. `lineage` is the directory's; `false` comes back if the
     /// file belongs to another one (then nothing was touched).
     pub(crate) fn open(
         path: &Path,
-        synchronous: Synchronous,
+        journal: impl Into<Journal>,
         lineage: &str,
     ) -> Result<(Self, bool), SqliteError> {
-        let connection = sqlite::open_writer(path, synchronous)?;
+        let journal = journal.into();
+        let connection = sqlite::open_writer(path, journal)?;
         let check = || -> rusqlite::Result<(bool, Position)> {
             connection.execute_batch(SCHEMA)?;
             connection.execute("INSERT OR IGNORE INTO meta VALUES ('lineage', ?1)", [lineage])?;
@@ -143,6 +161,7 @@ impl Results {
         Ok((
             Self {
                 path: path.to_owned(),
+                journal,
                 connection: Mutex::new(connection),
                 lineage: lineage.to_owned(),
                 last: Mutex::new(last),
@@ -153,6 +172,11 @@ impl Results {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// How its commits are kept, and those of the shards.
+    pub(crate) fn journal(&self) -> Journal {
+        self.journal
     }
 
     pub(crate) fn lineage(&self) -> &str {

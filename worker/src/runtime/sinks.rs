@@ -16,6 +16,7 @@ use crate::blocking::blocking;
 use crate::credentials::Secrets;
 use crate::delivery::dead_letters::DeadLetters;
 use crate::delivery::dispatch::Dispatcher;
+use crate::delivery::release::Release;
 use crate::error::chain;
 use crate::results::event::{Envelope, JoinId};
 use crate::results::{Applied, Reader, Results};
@@ -69,6 +70,8 @@ pub(super) struct Sinks {
     pub(super) letters: Arc<DeadLetters>,
     pub(super) status: Arc<Status>,
     pub(super) applied: watch::Receiver<Applied>,
+    /// When results may leave.
+    pub(super) release: Release,
     pub(super) secrets: Arc<Secrets>,
     /// Whose data this is.
     pub(super) identity: String,
@@ -101,6 +104,7 @@ impl Sinks {
                     .map_err(|problem| StartError::Sink { name: name.to_owned(), problem })?;
                 let (name, status, applied) =
                     (name.to_owned(), Arc::clone(&self.status), self.applied.clone());
+                let release = self.release.clone();
                 let routes = self.routes.entry(name.clone()).or_default().subscribe();
                 let reader = Arc::clone(&self.reader);
                 let (listener, local) = listeners.listener(&format!("sink {name}"))?;
@@ -118,6 +122,7 @@ impl Sinks {
                         snapshot_reader,
                         snapshots: SseState::snapshot_permits(),
                         applied,
+                        release,
                         stopping: stopping.clone(),
                         status,
                         spec,
@@ -152,6 +157,7 @@ impl Sinks {
     fn dispatch(&mut self, name: &str, mut sink: Box<dyn Sink>, delivery: &plan::Delivery) -> Work {
         let (name, delivery) = (name.to_owned(), delivery.clone());
         let (status, applied) = (Arc::clone(&self.status), self.applied.clone());
+        let release = self.release.clone();
         let in_force = self.routes.entry(name.clone()).or_default().subscribe();
         let (results, reader) = (Arc::clone(&self.results), Arc::clone(&self.reader));
         let letters = Arc::clone(&self.letters);
@@ -171,6 +177,7 @@ impl Sinks {
                 letters,
                 status,
                 applied,
+                release,
                 stopping,
                 has_letters: true,
                 counted: None,

@@ -15,6 +15,7 @@ use crate::credentials::Secrets;
 use crate::delivery::dead_letters::DeadLetters;
 use crate::error::chain;
 use crate::outbound::Outbound;
+use crate::replication::passes::Passes;
 use crate::serve::Front;
 use crate::source::api::state::States;
 use crate::source::api::{Poller, Run, Surroundings};
@@ -72,6 +73,8 @@ pub(super) struct Sources {
     pub(super) secrets: Arc<Secrets>,
     pub(super) shard_paths: Vec<PathBuf>,
     pub(super) states: Arc<States>,
+    /// What waits for the replica.
+    pub(super) passes: Passes,
 }
 
 impl Sources {
@@ -107,12 +110,14 @@ impl Sources {
                     .map_err(|problem| StartError::Source { name: name.clone(), problem })?;
                 let (listener, local) = listeners.listener(&format!("source {name}"))?;
                 let spec = spec.clone();
+                let passes = Some(self.passes.clone()).filter(|_| spec.waits_for_replica);
                 Ok(Box::new(move |stopping| {
                     let status = status.source(&name);
                     status.error.clear();
                     *status.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(local.to_string());
                     info!(source = name, address = %local, "taking messages: POST /ingest");
-                    let state = Arc::new(HttpState { spec, ingest, status, stopping: stopping.clone() });
+                    let state =
+                        Arc::new(HttpState { spec, ingest, status, passes, stopping: stopping.clone() });
                     Box::pin(front.serve(listener, http::router(state), stopping))
                 }))
             }

@@ -3,16 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use litejoin_crds::plan::{self, Plan};
+use litejoin_crds::plan::Plan;
 use tracing::warn;
 
 use super::StartError;
 use crate::delivery::dead_letters::DeadLetters;
 use crate::join::{self, CheckedJoin};
+use crate::results::store::RESULTS_FILE;
 use crate::results::{Reader, Results};
-use crate::storage::layout::{DataDir, State};
+use crate::storage::layout::{DataDir, LockedDir, State};
 use crate::storage::shard::Shard;
-use crate::storage::sqlite::{self, SqliteError};
+use crate::storage::sqlite::{self, Journal, SqliteError};
 use crate::storage::topics::Topics;
 
 const SCRATCH: &str = "scratch";
@@ -36,23 +37,23 @@ pub(super) fn declared_topics<'a>(plan: &'a Plan, joins: &'a [CheckedJoin]) -> i
 }
 
 impl Store {
-    pub(super) fn open(plan: &Plan, joins: &[CheckedJoin]) -> Result<Self, StartError> {
+    pub(super) fn open(locked: LockedDir, plan: &Plan, joins: &[CheckedJoin]) -> Result<Self, StartError> {
         let storage = &plan.storage;
-        let mut data_dir = DataDir::open(&storage.data_dir, storage.shard_count, &plan.identity)?;
+        let mut data_dir = DataDir::open(locked, storage.shard_count, &plan.identity)?;
+        let journal = journal(plan);
         let names = plan.joins.iter().map(|join| join.name.as_str());
         let topics = Arc::new(Topics::new(declared_topics(plan, joins), names));
         let needs = join::needs(joins);
         let shards = (0..storage.shard_count)
             .map(|index| {
-                let mut shard = Shard::open(&data_dir.shard_path(index), storage.synchronous, &topics)?;
+                let mut shard = Shard::open(&data_dir.shard_path(index), journal, &topics)?;
                 shard.prepare(&needs, &topics)?;
                 Ok(shard)
             })
             .collect::<Result<Vec<_>, SqliteError>>()?;
-        let results = Self::open_results(&mut data_dir, storage)?;
-        let dlq_path = plan.delivery.dlq.path.clone().unwrap_or_else(|| data_dir.path().join("dlq.db"));
-        let letters =
-            Arc::new(DeadLetters::open(&dlq_path, storage.synchronous, plan.delivery.dlq.bytes_max)?);
+        let results = Self::open_results(&mut data_dir, journal)?;
+        let dlq_path = dlq_path(plan);
+        let letters = Arc::new(DeadLetters::open(&dlq_path, journal, plan.delivery.dlq.bytes_max)?);
         data_dir.mark_ready()?;
         let first_epoch = results.reserve_epochs()?;
         data_dir.note_epochs(Results::last_reserved(first_epoch))?;
@@ -63,14 +64,14 @@ impl Store {
 
     /// Opens `results.db`. Where it is missing, an older copy, or belongs to another lineage, what was promised with it (epochs,
     /// ids, the outbox) is gone: a new lineage begins, and everything is evaluated anew.
-    fn open_results(data_dir: &mut DataDir, storage: &plan::Storage) -> Result<Results, StartError> {
-        let path = data_dir.path().join("results.db");
+    fn open_results(data_dir: &mut DataDir, journal: Journal) -> Result<Results, StartError> {
+        let path = data_dir.path().join(RESULTS_FILE);
         if data_dir.layout().state == State::Ready && !path.exists() {
             warn!(path = %path.display(), "results.db is gone; evaluating everything anew under a new lineage");
             data_dir.renew_lineage()?;
             crate::fault::point("lineage-renewed");
         }
-        let (results, same) = Results::open(&path, storage.synchronous, &data_dir.layout().lineage)?;
+        let (results, same) = Results::open(&path, journal, &data_dir.layout().lineage)?;
         let is_older = same && results.epochs_reserved()? < data_dir.layout().epochs_reserved;
         if same && !is_older {
             return Ok(results);
@@ -80,7 +81,7 @@ impl Store {
         drop(results);
         data_dir.renew_lineage()?;
         sqlite::remove(&path)?;
-        Ok(Results::open(&path, storage.synchronous, &data_dir.layout().lineage)?.0)
+        Ok(Results::open(&path, journal, &data_dir.layout().lineage)?.0)
     }
 
     /// Where evaluations keep what is worth nothing to the next start.
@@ -91,6 +92,19 @@ impl Store {
     pub(super) fn shard_paths(&self) -> Vec<PathBuf> {
         (0..self.shards.len()).map(|index| self.data_dir.shard_path(index)).collect()
     }
+}
+
+/// How the commits of the pipeline's files are kept.
+pub(super) fn journal(plan: &Plan) -> Journal {
+    match &plan.replication {
+        Some(_) => Journal::replicated(plan.storage.synchronous),
+        None => plan.storage.synchronous.into(),
+    }
+}
+
+/// The file of the dead-letter queue.
+pub(crate) fn dlq_path(plan: &Plan) -> PathBuf {
+    plan.delivery.dlq.path.clone().unwrap_or_else(|| plan.storage.data_dir.join("dlq.db"))
 }
 
 fn make_empty_folder(path: &Path) -> Result<(), SqliteError> {

@@ -24,6 +24,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use self::feed::{Feed, Start, Wanted};
+use crate::delivery::release::Release;
 use crate::results::event::{JoinId, ResultId};
 use crate::results::{Applied, Reader};
 use crate::sink::routes::{Routes, RoutesInForce};
@@ -42,6 +43,9 @@ const SNAPSHOTS_MAX: usize = 4;
 /// How long a client may take to accept the next piece of a snapshot.
 const SNAPSHOT_PIECE_WAIT: Duration = Duration::from_secs(30);
 
+/// How long a snapshot waits for the replica.
+const RELEASE_WAIT: Duration = Duration::from_secs(20);
+
 /// Bytes of a snapshot that are sent in one piece.
 const SNAPSHOT_PIECE_BYTES: usize = 64 << 10;
 
@@ -54,6 +58,8 @@ pub(crate) struct SseState {
     pub(crate) snapshot_reader: Arc<Reader>,
     pub(crate) snapshots: Arc<Semaphore>,
     pub(crate) applied: watch::Receiver<Applied>,
+    /// When results may leave.
+    pub(crate) release: Release,
     pub(crate) stopping: watch::Receiver<bool>,
     pub(crate) status: Arc<SinkStatus>,
     pub(crate) spec: plan::SseSink,
@@ -215,13 +221,22 @@ async fn snapshot(
     let writer = SnapshotWriter { piece: Vec::with_capacity(SNAPSHOT_PIECE_BYTES), sender };
     let shared = Arc::clone(&state);
     tokio::task::spawn_blocking(move || {
-        writer.write(&shared.snapshot_reader, &routes, join, query.key.as_deref(), known_epoch);
+        writer.write(&shared, &routes, join, query.key.as_deref(), known_epoch);
         drop(permit);
     });
     let pieces = stream::unfold(receiver, |mut receiver| async {
         receiver.recv().await.map(|piece| (piece, receiver))
     });
     ([(header::CONTENT_TYPE, "application/json")], Body::from_stream(pieces)).into_response()
+}
+
+/// Why a snapshot breaks off.
+#[derive(Debug, thiserror::Error)]
+enum SnapshotError {
+    #[error(transparent)]
+    File(#[from] SqliteError),
+    #[error("its results are not in the replica yet (delivery.after: replicated); ask again")]
+    NotReleased,
 }
 
 /// Writes a snapshot piece by piece, from a thread that may block.
@@ -231,15 +246,20 @@ struct SnapshotWriter {
 }
 
 impl SnapshotWriter {
-    fn write(mut self, reader: &Reader, routes: &Routes, join: JoinId, key: Option<&str>, known_epoch: u64) {
+    fn write(mut self, state: &SseState, routes: &Routes, join: JoinId, key: Option<&str>, known_epoch: u64) {
         let envelope = routes.envelope(join).expect("it was looked up in these routes");
         let (mut first, mut gone) = (true, false);
         let piece = std::cell::RefCell::new(&mut self.piece);
         let sender = &self.sender;
-        let outcome = reader.snapshot::<SqliteError>(
+        let runtime = tokio::runtime::Handle::current();
+        let outcome = state.snapshot_reader.snapshot::<SnapshotError>(
             &[join],
             key,
             |_, _| {
+                // What is read is fixed now, so that what is replicated from here on has it.
+                if !state.release.wait_for_all(&runtime, RELEASE_WAIT) {
+                    return Err(SnapshotError::NotReleased);
+                }
                 let name = serde_json::to_string(&envelope.join_name).expect("a string is always JSON");
                 let head = format!("{{\"join\":{name},\"epoch\":{known_epoch},\"results\":[");
                 piece.borrow_mut().extend_from_slice(head.as_bytes());

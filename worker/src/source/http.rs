@@ -6,6 +6,7 @@
 //! | 400, with `refused` item by item | some can't be taken; the others are stored |
 //! | 413 | the body is larger than `maxBodyBytes` |
 //! | 429 | too much is on its way to the shards |
+//! | 503 | it is stored, and not known to be in the replica yet (with `ack: replicated`) |
 //! | 503, 507 | the worker stops, a shard fails, or the disk is full: what is listed was not stored |
 
 pub(crate) mod body;
@@ -26,6 +27,7 @@ use tokio::sync::watch;
 
 use self::body::{Framing, Item, ItemError, Refusal};
 use crate::message::Message;
+use crate::replication::passes::Passes;
 use crate::status::SourceStatus;
 use crate::storage::ingest::Ingest;
 use crate::storage::topics::TopicId;
@@ -40,11 +42,16 @@ const DRAINED_BYTES_MAX: u64 = 256 << 20;
 /// How long that may take.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long a request waits for the replica. Others wait as well, and there is an end to how many may.
+const REPLICA_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// What every request of one http source shares.
 pub(crate) struct HttpState {
     pub(crate) spec: plan::HttpSource,
     pub(crate) ingest: Ingest,
     pub(crate) status: Arc<SourceStatus>,
+    /// Where a message counts as taken once it is in the replica.
+    pub(crate) passes: Option<Passes>,
     pub(crate) stopping: watch::Receiver<bool>,
 }
 
@@ -120,7 +127,18 @@ async fn store(state: &HttpState, body: &[u8], framing: Framing) -> Response {
         }
     };
     let was_refused = !refused.is_empty();
+    let is_empty = handed.is_empty();
     let outcome = state.ingest.write(batch).await;
+    if let Some(passes) = state.passes.as_ref().filter(|_| !is_empty)
+        && !passes.replicated(REPLICA_TIMEOUT).await
+    {
+        let error = format!(
+            "stored, and not in the replica after {} s; send it again, which does no harm",
+            REPLICA_TIMEOUT.as_secs()
+        );
+        state.status.error.set(&error);
+        return retry_later(StatusCode::SERVICE_UNAVAILABLE, &error);
+    }
     let mut failed: Option<WriteError> = None;
     let mut accepted = 0_u64;
     for (item, shard) in handed {

@@ -13,6 +13,7 @@ use prometheus_client::registry::Registry;
 
 use super::Status;
 use super::config::ReloadOutcome;
+use super::replication::FileProgress;
 
 /// Writes all metrics.
 pub(crate) fn encode(status: &Arc<Status>) -> Result<String, fmt::Error> {
@@ -100,6 +101,43 @@ impl Collector for Scrape {
             gauge,
             one(flag(status.storage_error().is_some())),
         )?;
+
+        if let Some(files) = status.replication.files() {
+            let now = crate::clock::epoch_seconds();
+            metric(
+                "litejoin_replication_lag_seconds",
+                "How long ago the replica last had everything",
+                gauge,
+                one(status.replication.lag(now).as_secs_f64()),
+            )?;
+            metric(
+                "litejoin_replication_ready",
+                "1 once a restore would take what this worker has replicated",
+                gauge,
+                one(flag(status.replication.is_ready())),
+            )?;
+            metric(
+                "litejoin_replication_failing",
+                "1 while the replica can't be brought up to date",
+                gauge,
+                one(flag(status.replication.error.text().is_some())),
+            )?;
+            let of_files = |value: fn(&FileProgress) -> f64| -> Series {
+                series("file", files.iter().map(|(name, file)| (name.clone(), value(file))).collect())
+            };
+            metric(
+                "litejoin_replicated_transaction",
+                "The last transaction of a file that is in the replica, as Litestream counts them",
+                gauge,
+                of_files(|file| file.replicated_txid as f64),
+            )?;
+            metric(
+                "litejoin_wal_bytes",
+                "What a file's WAL holds on disk; it is kept short also while the replica is away",
+                gauge,
+                of_files(|file| file.wal_bytes as f64),
+            )?;
+        }
 
         let topics = status.topics.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut changes = Series::new();

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use rusqlite::Connection;
 use tracing::debug;
 
-use super::sqlite::{self, SqliteError, WAL_BYTES_HIGH};
+use super::sqlite::{self, SqliteError};
 use crate::error::chain;
 
 /// Nothing is to be done, as far as is known.
@@ -24,6 +24,7 @@ const MOVED: u8 = 2;
 /// The thread, and what is known of each file.
 pub(crate) struct Checkpointer {
     files: Arc<[File]>,
+    wal_bytes_high: u64,
     /// `None` only while it ends.
     asks: Option<Sender<usize>>,
     thread: Option<JoinHandle<()>>,
@@ -35,8 +36,8 @@ struct File {
 }
 
 impl Checkpointer {
-    /// For these files; they are spoken of by their indexes.
-    pub(crate) fn start(paths: impl IntoIterator<Item = PathBuf>) -> Self {
+    /// For these files, spoken of by their indexes, whose WALs should not be longer than this.
+    pub(crate) fn start(paths: impl IntoIterator<Item = PathBuf>, wal_bytes_high: u64) -> Self {
         let new_file = |path| File { path, state: AtomicU8::new(IDLE) };
         let files: Arc<[File]> = paths.into_iter().map(new_file).collect();
         let (asks, asked) = mpsc::channel();
@@ -46,14 +47,19 @@ impl Checkpointer {
             .name("checkpoint".to_owned())
             .spawn(run)
             .expect("a thread can be started");
-        Self { files, asks: Some(asks), thread: Some(thread) }
+        Self { files, wal_bytes_high, asks: Some(asks), thread: Some(thread) }
+    }
+
+    /// Whether the WAL of a file is so long that its owner should make its writer wait for a checkpoint.
+    pub(crate) fn is_pressing(&self, file: usize) -> bool {
+        sqlite::wal_bytes(&self.files[file].path) > 2 * self.wal_bytes_high
     }
 
     /// Whether the owner of a file should checkpoint it now. Has the thread do the most of it before.
     pub(crate) fn is_due(&self, file: usize) -> bool {
         let File { path, state } = &self.files[file];
         match state.load(Ordering::Acquire) {
-            IDLE if sqlite::wal_bytes(path) > WAL_BYTES_HIGH => {
+            IDLE if sqlite::wal_bytes(path) > self.wal_bytes_high => {
                 state.store(ASKED, Ordering::Release);
                 let asks = self.asks.as_ref().expect("it has not ended");
                 asks.send(file).expect("the thread runs until the sender is gone");

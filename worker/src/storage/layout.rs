@@ -9,6 +9,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,21 @@ pub(crate) struct Layout {
     #[serde(default)]
     pub(crate) epochs_reserved: u64,
     pub(crate) state: State,
+}
+
+impl Layout {
+    fn new(shard_count: usize, identity: &str) -> Self {
+        Self {
+            format_version: FORMAT_VERSION,
+            layout_id: random_id(),
+            shard_count,
+            hash_version: HASH_VERSION,
+            identity: identity.to_owned(),
+            lineage: random_id(),
+            epochs_reserved: 0,
+            state: State::Creating,
+        }
+    }
 }
 
 /// How far the making of a directory has come.
@@ -87,6 +103,47 @@ pub(crate) enum LayoutError {
     MissingShard { path: String, missing: String },
 }
 
+/// A folder for data that is locked by this process until it is dropped; what lies in it is not known yet.
+#[derive(Debug)]
+pub(crate) struct LockedDir {
+    path: PathBuf,
+    lock: File,
+}
+
+impl LockedDir {
+    /// Locks `path`, creating it if need be.
+    pub(crate) fn lock(path: &Path) -> Result<Self, LayoutError> {
+        let io = |doing| move |source| io_error(path, doing, source);
+        std::fs::create_dir_all(path).map_err(io("create the data directory"))?;
+        Ok(Self { path: path.to_owned(), lock: lock(path)? })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The inode of the lock file, which a copy of the directory does not share.
+    pub(crate) fn inode(&self) -> Result<u64, LayoutError> {
+        let metadata = self.lock.metadata();
+        metadata
+            .map(|metadata| metadata.ino())
+            .map_err(|source| io_error(&self.path, "look at the lock", source))
+    }
+
+    /// Whether there is data in it, or the beginning of some.
+    pub(crate) fn has_data(&self) -> Result<bool, LayoutError> {
+        Ok(read(&self.path)?.is_some() || self.path.join(shard_file_name(0)).exists())
+    }
+
+    /// Writes the manifest of files that were put here from elsewhere: the same data under a new lineage, which is
+    /// returned.
+    pub(crate) fn lay_out(&self, shard_count: usize, identity: &str) -> Result<String, LayoutError> {
+        let layout = Layout { state: State::Ready, ..Layout::new(shard_count, identity) };
+        write(&self.path, &layout)?;
+        Ok(layout.lineage)
+    }
+}
+
 /// A data directory that is locked by this process until it is dropped.
 #[derive(Debug)]
 pub(crate) struct DataDir {
@@ -96,11 +153,10 @@ pub(crate) struct DataDir {
 }
 
 impl DataDir {
-    /// Locks `path`, creating it if need be, and checks or writes its manifest.
-    pub(crate) fn open(path: &Path, shard_count: usize, identity: &str) -> Result<Self, LayoutError> {
-        let io = |doing| move |source| io_error(path, doing, source);
-        std::fs::create_dir_all(path).map_err(io("create the data directory"))?;
-        let lock = lock(path)?;
+    /// Checks or writes the manifest of a folder.
+    pub(crate) fn open(locked: LockedDir, shard_count: usize, identity: &str) -> Result<Self, LayoutError> {
+        let LockedDir { path, lock } = locked;
+        let path = path.as_path();
         let layout = match read(path)? {
             Some(layout) => {
                 check(path, &layout, shard_count, identity)?;
@@ -110,16 +166,7 @@ impl DataDir {
                 return Err(LayoutError::NoManifest { path: path.display().to_string() });
             }
             None => {
-                let layout = Layout {
-                    format_version: FORMAT_VERSION,
-                    layout_id: random_id(),
-                    shard_count,
-                    hash_version: HASH_VERSION,
-                    identity: identity.to_owned(),
-                    lineage: random_id(),
-                    epochs_reserved: 0,
-                    state: State::Creating,
-                };
+                let layout = Layout::new(shard_count, identity);
                 write(path, &layout)?;
                 layout
             }
@@ -174,7 +221,7 @@ pub(crate) fn shard_paths(
     Ok((0..shard_count).map(|index| path.join(shard_file_name(index))).collect())
 }
 
-fn shard_file_name(shard_index: usize) -> String {
+pub(crate) fn shard_file_name(shard_index: usize) -> String {
     format!("shard_{shard_index}.db")
 }
 
@@ -220,17 +267,19 @@ fn read(path: &Path) -> Result<Option<Layout>, LayoutError> {
     }
 }
 
-/// Replaces the manifest in one step, durably: a crash leaves the old one or the new one.
 fn write(path: &Path, layout: &Layout) -> Result<(), LayoutError> {
-    let replace = || -> std::io::Result<()> {
-        let next = path.join("layout.json.next");
-        let mut file = File::create(&next)?;
-        file.write_all(&serde_json::to_vec_pretty(layout).expect("a layout has only plain fields"))?;
-        file.sync_all()?;
-        std::fs::rename(&next, path.join("layout.json"))?;
-        File::open(path)?.sync_all()
-    };
-    replace().map_err(|source| io_error(path, "write the layout manifest", source))
+    let bytes = serde_json::to_vec_pretty(layout).expect("a layout has only plain fields");
+    replace(path, "layout.json", &bytes).map_err(|source| io_error(path, "write the layout manifest", source))
+}
+
+/// Replaces a file of a folder in one step, durably: a crash leaves the old one or the new one.
+pub(crate) fn replace(folder: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    let next = folder.join(format!("{name}.next"));
+    let mut file = File::create(&next)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&next, folder.join(name))?;
+    File::open(folder)?.sync_all()
 }
 
 fn check(path: &Path, layout: &Layout, shard_count: usize, identity: &str) -> Result<(), LayoutError> {
@@ -263,7 +312,7 @@ fn io_error(path: &Path, doing: &'static str, source: std::io::Error) -> LayoutE
 }
 
 /// 64 random bits as 13 letters and digits that sort and double-click well.
-fn random_id() -> String {
+pub(crate) fn random_id() -> String {
     const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
     let mut bits: u64 = rand::random();
     let mut id = String::with_capacity(13);

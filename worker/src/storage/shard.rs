@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hashbrown::HashMap;
-use litejoin_crds::plan::Synchronous;
 use rusqlite::{Connection, OptionalExtension, params};
 use tracing::info;
 
@@ -24,7 +23,7 @@ pub(crate) use self::index::Index;
 use self::index::{Entries, Row};
 use super::change::{self, Difference};
 use super::checkpoint::checkpoint;
-use super::sqlite::{self, SqliteError, quoted};
+use super::sqlite::{self, Journal, SqliteError, quoted};
 use super::topics::{TopicId, Topics};
 use super::writer::Expiry;
 use crate::fault;
@@ -175,8 +174,12 @@ pub(crate) struct Pending {
 
 impl Shard {
     /// Opens the file for writing, making its tables if they are not there, and declares the topics it holds.
-    pub(crate) fn open(path: &Path, synchronous: Synchronous, topics: &Topics) -> Result<Self, SqliteError> {
-        let connection = sqlite::open_writer(path, synchronous)?;
+    pub(crate) fn open(
+        path: &Path,
+        journal: impl Into<Journal>,
+        topics: &Topics,
+    ) -> Result<Self, SqliteError> {
+        let connection = sqlite::open_writer(path, journal)?;
         let load = || -> rusqlite::Result<_> {
             connection.execute_batch(SCHEMA)?;
             connection.execute_batch(index::SCHEMA)?;

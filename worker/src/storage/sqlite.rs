@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use litejoin_crds::plan::Synchronous;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 /// How long a connection waits for a lock of another one before it gives up.
@@ -61,29 +62,62 @@ pub(crate) fn is_disk_full(error: &rusqlite::Error) -> bool {
     }
 }
 
+/// How the commits of a file are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Journal {
+    /// What a commit survives.
+    pub(crate) synchronous: Synchronous,
+    /// Size of a WAL from which on it should be moved into the file, in bytes.
+    pub(crate) wal_bytes_high: u64,
+    /// Whether Litestream moves it, unless it has not come to it.
+    pub(crate) is_replicated: bool,
+}
+
+impl Journal {
+    /// Of a file that Litestream replicates. It moves the WAL into the file by itself, every few MiB, and what we move
+    /// before it has read it makes it copy the whole file anew. Where it has never reached the store it does nothing,
+    /// and the WAL must not grow for ever.
+    pub(crate) fn replicated(synchronous: Synchronous) -> Self {
+        Self { synchronous, wal_bytes_high: REPLICATED_WAL_BYTES_HIGH, is_replicated: true }
+    }
+}
+
+impl From<Synchronous> for Journal {
+    fn from(synchronous: Synchronous) -> Self {
+        Self { synchronous, wal_bytes_high: WAL_BYTES_HIGH, is_replicated: false }
+    }
+}
+
+/// See [`Journal::wal_bytes_high`].
+const WAL_BYTES_HIGH: u64 = 16 << 20;
+const REPLICATED_WAL_BYTES_HIGH: u64 = 64 << 20;
+
 /// Opens a file to write to it, creating it in WAL mode if it is new.
-pub(crate) fn open_writer(path: &Path, synchronous: Synchronous) -> Result<Connection, SqliteError> {
+pub(crate) fn open_writer(path: &Path, journal: impl Into<Journal>) -> Result<Connection, SqliteError> {
     let flags =
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let journal = journal.into();
     let open = || -> rusqlite::Result<Connection> {
         let connection = connect(path, flags)?;
         let mode: String =
             connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
         assert_eq!(mode, "wal", "SQLite is built with WAL and the file is not in memory");
-        set_synchronous(&connection, synchronous)?;
-        connection.pragma_update(None, "wal_autocheckpoint", WAL_AUTOCHECKPOINT_PAGES)?;
-        connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
+        set_synchronous(&connection, journal.synchronous)?;
+        // A commit also moves the WAL into the file when it is twice as long as it should ever be. Above SQLite's 1,000
+        // pages, since a checkpoint costs two syncs; the evaluator asks for it before that, when it suits.
+        let pages = i64::try_from(2 * journal.wal_bytes_high / PAGE_BYTES).unwrap_or(i64::MAX);
+        connection.pragma_update(None, "wal_autocheckpoint", pages)?;
+        // What is kept of a WAL that has grown beyond and starts over: its size tells that it has.
+        let kept = i64::try_from(journal.wal_bytes_high).unwrap_or(i64::MAX);
+        connection.pragma_update(None, "journal_size_limit", kept)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, journal.is_replicated)?;
         Ok(connection)
     };
     open().map_err(|source| SqliteError::new(path, "open the file", source))
 }
 
-/// Pages in the WAL at which a commit also moves them into the file. Above SQLite's 1,000, since a
-/// checkpoint costs two syncs: 8,000 pages are 32 MiB. The evaluator asks for it at half of that, when it suits.
-const WAL_AUTOCHECKPOINT_PAGES: i64 = 8_000;
-
-/// What is kept of a WAL that has grown beyond it and starts over, in bytes: its size tells that it has.
-const WAL_BYTES_KEPT: i64 = WAL_BYTES_HIGH.cast_signed();
+/// SQLite's own size of a page.
+const PAGE_BYTES: u64 = 4_096;
 
 /// Changes what a commit of this connection survives.
 pub(crate) fn set_synchronous(connection: &Connection, synchronous: Synchronous) -> rusqlite::Result<()> {
@@ -96,9 +130,6 @@ pub(crate) fn set_synchronous(connection: &Connection, synchronous: Synchronous)
         },
     )
 }
-
-/// Size of a WAL from which on it should be moved into the file, in bytes.
-pub(crate) const WAL_BYTES_HIGH: u64 = 16 << 20;
 
 /// The size of the WAL of a file.
 pub(crate) fn wal_bytes(path: &Path) -> u64 {

@@ -5,7 +5,7 @@ use std::path::Path;
 use litejoin_crds::PipelineSpec;
 use serde_json::{Map, Value, json};
 
-use super::{names, services};
+use super::{names, replication, services};
 use crate::controller::build::config_map::FILE;
 use crate::controller::validate::Config;
 
@@ -14,11 +14,11 @@ const USER: u32 = 65532;
 /// The worker's working directory, from which a relative `dataDir` is reached.
 const HOME: &str = "/var/lib/litejoin";
 /// Where the config is mounted.
-const CONFIG_FOLDER: &str = "/etc/litejoin/config";
+pub(super) const CONFIG_FOLDER: &str = "/etc/litejoin/config";
 /// Where Secrets are mounted: a folder for each, a file in it for each key.
-const SECRETS_FOLDER: &str = "/etc/litejoin/secrets";
+pub(super) const SECRETS_FOLDER: &str = "/etc/litejoin/secrets";
 /// How long a planned stop may take: what is on its way is delivered and the files are closed.
-const STOP_SECONDS: u32 = 60;
+pub(super) const STOP_SECONDS: u32 = 60;
 
 /// The pod's template, before what the user lays over it.
 pub(crate) fn template(config: &Config, spec: &PipelineSpec, image: &str, settings_hash: &str) -> Value {
@@ -52,6 +52,9 @@ pub(crate) fn template(config: &Config, spec: &PipelineSpec, image: &str, settin
             pod[field] = value;
         }
     };
+    if spec.replication.enabled {
+        replication::add(&mut pod, config, spec);
+    }
     set(&mut pod, "nodeSelector", json!(own.node_selector));
     set(&mut pod, "tolerations", json!(own.tolerations));
     set(&mut pod, "affinity", json!(own.affinity));
@@ -132,13 +135,13 @@ fn volumes(config: &Config, spec: &PipelineSpec) -> Vec<Value> {
 }
 
 /// A volume's name is a label, a Secret's may be longer: they are numbered.
-fn secret_volume(config: &Config, secret: &str) -> String {
+pub(super) fn secret_volume(config: &Config, secret: &str) -> String {
     let index = config.secrets.iter().position(|name| name == secret).unwrap_or_default();
     format!("secret-{index}")
 }
 
 /// Where the volume of the data is mounted.
-fn data_folder(data_dir: &Path) -> String {
+pub(super) fn data_folder(data_dir: &Path) -> String {
     let parts = data_dir.components().filter(|part| *part != std::path::Component::CurDir);
     Path::new(HOME).join(parts.collect::<std::path::PathBuf>()).display().to_string()
 }

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
 use litejoin_crds::PipelineSpec;
-use litejoin_crds::defaults;
+use litejoin_crds::{defaults, plan};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -93,7 +93,9 @@ fn claim_template(live: &Value) -> Option<Value> {
 
 /// Hash of all that a running worker can't change, or can't see change.
 fn settings_hash(config: &Config, spec: &PipelineSpec) -> String {
-    let fixed = config.plan.fixed();
+    // Replication that is off is left out, as it was before there was any: no pod is made anew for it.
+    let is_told = |(path, value): &(&str, String)| *path != plan::REPLICATION || value != "none";
+    let fixed: Vec<_> = config.plan.fixed().into_iter().filter(is_told).collect();
     let settings = json!({ "fixed": fixed, "nonce": spec.restart_nonce, "secrets": config.secrets });
     hash(&settings)
 }

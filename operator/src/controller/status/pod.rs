@@ -1,6 +1,6 @@
 //! What a pod's status says of the worker in it, in words that tell what to do.
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 
 use super::{Fact, Holds};
 
@@ -30,8 +30,21 @@ pub(super) fn worker_ready(pod: Option<&Pod>, at_rest: bool) -> Fact {
     let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
     match containers.into_iter().find_map(trouble) {
         Some((reason, message)) => Fact::new(KIND, Holds::NotYet, reason, message),
+        None if restores(&status) => Fact::not_yet(
+            KIND,
+            "Restoring",
+            format!("the pod {name} fetches from the replica what it is missing"),
+        ),
         None => Fact::not_yet(KIND, "Starting", format!("the pod {name} is starting")),
     }
+}
+
+/// Whether the container runs that restores.
+fn restores(status: &PodStatus) -> bool {
+    let running = |container: &ContainerStatus| {
+        container.name == "restore" && container.state.as_ref().is_some_and(|state| state.running.is_some())
+    };
+    status.init_container_statuses.iter().flatten().any(running)
 }
 
 /// What keeps a container from running: a reason and a message.

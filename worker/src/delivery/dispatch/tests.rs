@@ -111,6 +111,7 @@ impl Simulation {
             letters: Arc::new(letters),
             status: Arc::default(),
             applied: watch::channel(Applied::default()).1,
+            release: Release::default(),
             stopping: watch::channel(false).1,
             has_letters: true,
             counted: None,

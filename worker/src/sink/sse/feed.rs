@@ -98,6 +98,9 @@ impl Feed {
     }
 
     async fn send_page(&self, page: &Page) -> Result<(), Result<Ended, SqliteError>> {
+        if let Some(wanted) = page.events.iter().map(|event| event.position).max() {
+            self.released(wanted).await?;
+        }
         for event in &page.events {
             let envelope = self.routes.envelope(event.join).expect("only joins that it takes are read");
             let id = ResultId { lineage: &self.state.lineage, position: event.position };
@@ -169,6 +172,7 @@ impl Feed {
 
     /// Sends the results of a join that have not changed after `up_to`.
     async fn send_present(&self, join: JoinId, up_to: Position) -> Result<(), Result<Ended, SqliteError>> {
+        self.released(up_to).await?;
         let envelope = self.routes.envelope(join).expect("only joins that it takes are sent");
         let mut after: Option<String> = None;
         loop {
@@ -181,6 +185,15 @@ impl Feed {
                 let sent = SseEvent::default().event("join_result").data(envelope.json(event, true));
                 self.send(sent).await?;
             }
+        }
+    }
+
+    /// Returns when results up to this place may leave.
+    async fn released(&self, wanted: Position) -> Result<(), Result<Ended, SqliteError>> {
+        let committed = self.state.applied.borrow().end;
+        match self.state.release.wait(wanted, committed, &self.state.stopping).await {
+            true => Ok(()),
+            false => Err(Ok(Ended)),
         }
     }
 

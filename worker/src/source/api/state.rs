@@ -11,10 +11,9 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use litejoin_crds::plan::Synchronous;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use crate::storage::sqlite::{self, SqliteError};
+use crate::storage::sqlite::{self, Journal, SqliteError};
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS marks (
@@ -30,13 +29,16 @@ const SCHEMA: &str = "
         PRIMARY KEY (stream, key)
     ) WITHOUT ROWID;";
 
+/// Its name.
+pub(crate) const FILE: &str = "sources.db";
+
 /// Marks of one stream that are kept: shards lose a few polls at most.
 const MARKS_KEPT: u64 = 100;
 
 /// The file, opened by the first source that needs it.
 pub(crate) struct States {
     path: PathBuf,
-    synchronous: Synchronous,
+    journal: Journal,
     connection: Mutex<Option<Connection>>,
 }
 
@@ -58,8 +60,13 @@ impl Mark {
 }
 
 impl States {
-    pub(crate) fn new(data_dir: &Path, synchronous: Synchronous) -> Self {
-        Self { path: data_dir.join("sources.db"), synchronous, connection: Mutex::new(None) }
+    pub(crate) fn new(data_dir: &Path, journal: impl Into<Journal>) -> Self {
+        Self { path: data_dir.join(FILE), journal: journal.into(), connection: Mutex::new(None) }
+    }
+
+    /// Makes the file before any source needs it.
+    pub(crate) fn make(&self) -> Result<(), SqliteError> {
+        self.doing("make the file", |_| Ok(()))
     }
 
     /// The mark of the last poll that every shard has stored; `stored` is the least of their places.
@@ -141,7 +148,7 @@ impl States {
     ) -> Result<T, SqliteError> {
         let mut opened = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         if opened.is_none() {
-            let connection = sqlite::open_writer(&self.path, self.synchronous)?;
+            let connection = sqlite::open_writer(&self.path, self.journal)?;
             connection
                 .execute_batch(SCHEMA)
                 .map_err(|source| SqliteError::new(&self.path, "make the tables", source))?;

@@ -4,6 +4,8 @@ use tempfile::TempDir;
 
 use super::*;
 
+use litejoin_crds::plan::Synchronous;
+
 struct Bench {
     _folder: TempDir,
     path: PathBuf,

@@ -38,6 +38,7 @@ impl Neighbour {
             reader: Arc::clone(&present.reader),
             letters: Arc::clone(&present.letters),
             status: Arc::default(),
+            release: Release::default(),
             applied: present.applied.clone(),
             stopping: present.stopping.clone(),
             has_letters: true,

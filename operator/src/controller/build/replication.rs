@@ -1,0 +1,107 @@
+//! What a replicated pipeline's pod has besides its worker: a container that claims the replica and restores what is
+//! missing before anything else runs, and Litestream as a sidecar, which the kubelet ends after the worker.
+//!
+//! ```text
+//! restore (runs to its end) ─► litestream (sidecar, until the worker has ended) ─► worker
+//!    claim, files, litestream.yml ─────────► all in the data directory ◄──── control socket
+//! ```
+
+use litejoin_crds::PipelineSpec;
+use litejoin_crds::defaults::REPLICATION_LAST_SYNC_SECONDS;
+use litejoin_crds::replication::{FILES_BESIDE_SHARDS, ReplicationMode};
+use serde_json::{Value, json};
+
+use super::config_map::FILE;
+use super::{names, pod};
+use crate::controller::observe::Observed;
+use crate::controller::validate::Config;
+
+/// Litestream's configuration in the data directory, written by the worker before Litestream runs.
+const LITESTREAM_CONFIG: &str = "litestream.yml";
+/// The variable by which the worker is told that there is a replica, so that it never starts empty where none is found;
+/// and the key of the ConfigMap that it comes from.
+const EXPECT_REPLICA: &str = "LITEJOIN_EXPECT_REPLICA";
+/// See [`EXPECT_REPLICA`]. What is in a ConfigMap comes with the next pod, and makes none by itself.
+const EXPECT_REPLICA_KEY: &str = "expect-replica";
+/// What the end of a pod may take beyond the worker's and Litestream's.
+const MARGIN_SECONDS: u32 = 5;
+
+/// Lays replication over a pod of one container, the worker.
+pub(super) fn add(pod: &mut Value, config: &Config, spec: &PipelineSpec) {
+    let expected = json!({
+        "name": EXPECT_REPLICA,
+        "valueFrom": { "configMapKeyRef": { "name": config.plan.name, "key": EXPECT_REPLICA_KEY, "optional": true } },
+    });
+    let worker = &mut pod["containers"][0];
+    // Before the user's own, which may set it otherwise.
+    worker["env"].as_array_mut().expect("a worker has variables").insert(0, expected);
+    let mut before = vec![restore(worker)];
+    if spec.replication.mode == ReplicationMode::Sidecar {
+        before.push(litestream(worker, config, spec));
+    }
+    pod["initContainers"] = json!(before);
+    pod["terminationGracePeriodSeconds"] = json!(stop_seconds(config));
+}
+
+/// The ConfigMap's data with the word that there is a replica, once the worker has said so.
+pub(super) fn expect(data: &mut Value, observed: &Observed) {
+    let status = &observed.pipeline.status["replication"];
+    if observed.spec().replication.enabled && status["incarnation"].is_i64() {
+        data[EXPECT_REPLICA_KEY] = json!("true");
+    }
+}
+
+/// How long a pod may take to end: the worker's time, then Litestream's, file by file where the store is away.
+fn stop_seconds(config: &Config) -> u32 {
+    let shards = u32::try_from(config.plan.storage.shard_count).expect("a few shards");
+    let files = shards + FILES_BESIDE_SHARDS;
+    pod::STOP_SECONDS + files * REPLICATION_LAST_SYNC_SECONDS + MARGIN_SECONDS
+}
+
+/// The worker's image, which restores and ends. It may take its time: no probe looks at it.
+fn restore(worker: &Value) -> Value {
+    let mut container = json!({
+        "name": "restore",
+        "args": ["replication", "prepare", "-f", format!("{}/{FILE}", pod::CONFIG_FOLDER)],
+    });
+    copy(worker, &mut container, &["workingDir", "env", "resources"]);
+    container["volumeMounts"] = worker["volumeMounts"].clone();
+    container
+}
+
+/// Litestream beside the worker, over the same files.
+fn litestream(worker: &Value, config: &Config, spec: &PipelineSpec) -> Value {
+    let data = pod::data_folder(&config.plan.storage.data_dir);
+    let mut container = json!({
+        "name": "litestream",
+        "command": ["litestream"],
+        "args": ["replicate", "-no-expand-env", "-config", format!("{data}/{LITESTREAM_CONFIG}")],
+        "env": spec.pod_template.env,
+        // It ends after the worker.
+        "restartPolicy": "Always",
+    });
+    copy(worker, &mut container, &[]);
+    if let Some(image) = &spec.replication.image {
+        container["image"] = json!(image);
+    }
+    let mut mounted = vec![names::DATA_VOLUME.to_owned(), "tmp".to_owned()];
+    if let Some(secret) = &spec.replication.credentials_secret_ref {
+        container["envFrom"] = json!([{ "secretRef": { "name": secret.name, "optional": true } }]);
+        // A key that is a file, as SSH has it.
+        mounted.push(pod::secret_volume(config, &secret.name));
+    }
+    let mounts = worker["volumeMounts"].as_array().expect("a worker has volumes").iter();
+    let mounts = mounts.filter(|mount| mounted.iter().any(|name| mount["name"] == name.as_str()));
+    container["volumeMounts"] = mounts.cloned().collect();
+    container
+}
+
+/// What every container here has as the worker has it, and `more`.
+fn copy(worker: &Value, container: &mut Value, more: &[&str]) {
+    const ALWAYS: [&str; 4] = ["image", "imagePullPolicy", "securityContext", "terminationMessagePolicy"];
+    for field in ALWAYS.iter().chain(more) {
+        if !worker[*field].is_null() {
+            container[*field] = worker[*field].clone();
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! A pod whose node is gone. Kubernetes marks it for deletion after some minutes and then waits for a kubelet that does
+//! not answer, since it can't know whether the worker still writes; so a StatefulSet never replaces it. With a replica we
+//! can: whoever is restored writes to a prefix of its own, and whoever comes back finds its claim taken.
+//!
+//! ```text
+//! node silent ──5m──► pod marked for deletion ──its grace, then ours──► lost ──► Wait: say the command
+//!                                                                             └► Replace: delete claim and pod
+//! ```
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
+use kube::api::{Api, ApiResource};
+use kube::{Client, ResourceExt};
+use litejoin_crds::pipeline::OnNodeLoss;
+
+use super::apply::Change;
+use super::build::Slot;
+use super::observe::Observed;
+use crate::error::{Doing, Error};
+
+/// How often a pod is looked at that should have ended, on a node that answers.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+/// A node that is lost, with a pod of ours on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Lost {
+    pub(crate) node: String,
+    /// By what it is seen.
+    pub(crate) sign: String,
+}
+
+/// What follows from a lost node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Nothing but telling what to do: somebody who knows that the node is off decides.
+    Tell(String),
+    /// The pod is replaced, and its volume.
+    Replace(String),
+}
+
+/// Whether the pod's node is lost: the pod should have ended `patience` ago, and the node does not answer.
+pub(crate) async fn look(
+    client: &Client,
+    observed: &Observed,
+    patience: Duration,
+    now: Timestamp,
+) -> Result<Option<Lost>, Error> {
+    let is_overdue = |pod: &&Pod| overdue_in(pod, patience, now) == Some(Duration::ZERO);
+    let Some(pod) = observed.pod.as_ref().filter(is_overdue).filter(|pod| is_ours(pod, observed)) else {
+        return Ok(None);
+    };
+    let Some(name) = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) else { return Ok(None) };
+    let nodes: Api<Node> = Api::all(client.clone());
+    let sign = match nodes.get_opt(&name).await {
+        Ok(node) => silence(node.as_ref()),
+        // An operator of one namespace sees no nodes; the pod carries what Kubernetes thinks of its node.
+        Err(kube::Error::Api(status)) if status.code == 403 => given_up(pod),
+        Err(error) => return Err(error).doing(|| format!("read Node {name}")),
+    };
+    Ok(sign.map(|sign| Lost { node: name, sign }))
+}
+
+/// Whether our StatefulSet has made the pod.
+fn is_ours(pod: &Pod, observed: &Observed) -> bool {
+    let set = observed.built.get(&Slot::StatefulSet).and_then(ResourceExt::uid);
+    set.is_some_and(|set| pod.owner_references().iter().any(|owner| owner.uid == set))
+}
+
+/// When to look again at a pod that is being deleted, if it is.
+pub(crate) fn look_again_after(observed: &Observed, patience: Duration, now: Timestamp) -> Option<Duration> {
+    let wait = overdue_in(observed.pod.as_ref()?, patience, now)?;
+    Some(if wait.is_zero() { LOOK_AGAIN } else { wait + Duration::from_secs(1) })
+}
+
+/// How long until a pod that is being deleted should be gone; zero if it should be gone by now.
+fn overdue_in(pod: &Pod, patience: Duration, now: Timestamp) -> Option<Duration> {
+    // The time of deletion includes the grace.
+    let due = pod.metadata.deletion_timestamp.as_ref()?.0.as_second() + patience.as_secs() as i64;
+    Some(Duration::from_secs(u64::try_from(due - now.as_second()).unwrap_or(0)))
+}
+
+/// By what a node is seen to be gone; `None` if it answers.
+fn silence(node: Option<&Node>) -> Option<String> {
+    let Some(node) = node else { return Some("there is no such node any more".to_owned()) };
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let ready = conditions.iter().find(|condition| condition.type_ == "Ready")?;
+    let since =
+        ready.last_transition_time.as_ref().map_or_else(String::new, |time| format!(" since {}", time.0));
+    (ready.status != "True").then(|| format!("it has not been ready{since}"))
+}
+
+/// Whether Kubernetes deletes the pod because its node does not answer.
+fn given_up(pod: &Pod) -> Option<String> {
+    let conditions = pod.status.as_ref()?.conditions.as_deref()?;
+    let given_up = |reason: &str| matches!(reason, "DeletionByTaintManager" | "DeletionByPodGC");
+    conditions
+        .iter()
+        .any(|condition| {
+            condition.type_ == "DisruptionTarget" && condition.reason.as_deref().is_some_and(given_up)
+        })
+        .then(|| "Kubernetes has given its pods up".to_owned())
+}
+
+/// What is done about it, as the Pipeline wants it.
+pub(crate) fn answer(observed: &Observed) -> Option<Answer> {
+    let (lost, pod) = (observed.lost.as_ref()?, observed.pod.as_ref()?);
+    let spec = observed.spec();
+    let what = format!("the node {} of the pod {} is lost: {}", lost.node, pod.name_any(), lost.sign);
+    let delete = |kind: &str, name: &str, more: &str| {
+        format!("kubectl delete {kind} {name} -n {}{more}", observed.pipeline.namespace)
+    };
+    let pod_goes = delete("pod", &pod.name_any(), " --force --grace-period=0");
+    let by_hand = match &observed.claim {
+        Some(claim) => format!(
+            "when that node is surely off: {pod_goes}; if its disk is gone too, before that: {}",
+            delete("pvc", &claim.name_any(), " --wait=false")
+        ),
+        None => format!("when that node is surely off: {pod_goes}"),
+    };
+    let has_replica = observed.pipeline.status["replication"]["incarnation"].is_i64();
+    Some(match (spec.storage.on_node_loss, spec.replication.enabled && has_replica) {
+        (OnNodeLoss::Replace, true) => {
+            Answer::Replace(format!("{what}; its data comes back from the replica, on another node"))
+        }
+        (OnNodeLoss::Replace, false) => Answer::Tell(format!(
+            "{what}; there is no whole replica to restore from, so it is not replaced; {by_hand}"
+        )),
+        (OnNodeLoss::Wait, _) => Answer::Tell(format!("{what}; {by_hand}")),
+    })
+}
+
+/// The writes that replace what was on a lost node: the claim first, since a new pod would wait for the volume of the old.
+pub(crate) fn changes(observed: &Observed) -> Vec<Change> {
+    if observed.is_paused() || !matches!(answer(observed), Some(Answer::Replace(_))) {
+        return Vec::new();
+    }
+    let claim = observed.claim.as_ref().filter(|claim| claim.metadata.deletion_timestamp.is_none());
+    let claim = claim.map(|claim| Change::Delete {
+        resource: ApiResource::erase::<PersistentVolumeClaim>(&()),
+        name: claim.name_any(),
+        uid: claim.uid().unwrap_or_default(),
+    });
+    let pod = observed.pod.as_ref().map(|pod| Change::Abandon {
+        resource: ApiResource::erase::<Pod>(&()),
+        name: pod.name_any(),
+        uid: pod.uid().unwrap_or_default(),
+    });
+    claim.into_iter().chain(pod).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use serde_json::{Value, json};
+
+    fn read<T: serde::de::DeserializeOwned>(value: Value) -> T {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_pod_is_overdue_after_its_grace_and_our_patience() {
+        let deleted: Pod = read(json!({ "metadata": { "deletionTimestamp": "2026-01-01T00:01:00Z" } }));
+        let at = |text: &str| text.parse().unwrap();
+        let minute = Duration::from_secs(60);
+        assert_eq!(overdue_in(&deleted, minute, at("2026-01-01T00:01:30Z")), Some(Duration::from_secs(30)));
+        assert_eq!(overdue_in(&deleted, minute, at("2026-01-01T00:02:00Z")), Some(Duration::ZERO));
+        assert_eq!(overdue_in(&deleted, minute, at("2026-01-01T01:00:00Z")), Some(Duration::ZERO));
+        assert_eq!(overdue_in(&Pod::default(), minute, at("2026-01-01T01:00:00Z")), None);
+    }
+
+    #[test]
+    fn a_node_that_answers_is_not_lost() {
+        let node = |status: &str| -> Node {
+            let ready =
+                json!({ "type": "Ready", "status": status, "lastTransitionTime": "2026-01-01T00:00:00Z" });
+            read(json!({ "metadata": {}, "status": { "conditions": [ready] } }))
+        };
+        assert_eq!(silence(Some(&node("True"))), None);
+        let silent = Some("it has not been ready since 2026-01-01T00:00:00Z".to_owned());
+        assert_eq!(silence(Some(&node("Unknown"))), silent);
+        assert_eq!(silence(Some(&node("False"))), silent);
+        assert_eq!(silence(None), Some("there is no such node any more".to_owned()));
+        // One that has said nothing yet has just come.
+        assert_eq!(silence(Some(&Node::default())), None);
+    }
+
+    #[test]
+    fn without_a_view_of_nodes_the_pod_says_it() {
+        let pod = |reason: &str| -> Pod {
+            let condition = json!({ "type": "DisruptionTarget", "status": "True", "reason": reason });
+            read(json!({ "metadata": {}, "status": { "conditions": [condition] } }))
+        };
+        assert!(given_up(&pod("DeletionByTaintManager")).is_some());
+        assert!(given_up(&pod("EvictionByEvictionAPI")).is_none());
+        assert!(given_up(&Pod::default()).is_none());
+    }
+}

@@ -1,0 +1,158 @@
+//! How far the replica is, in steps so coarse that a status is not written for every second.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use litejoin_crds::PipelineSpec;
+use litejoin_crds::duration::DurationText;
+use litejoin_crds::status::ReplicationStatus;
+
+use super::{Fact, Holds};
+use crate::controller::replica::Replica;
+use crate::controller::worker::Told;
+
+const KIND: &str = "ReplicationHealthy";
+
+/// Behind by this many intervals of syncing, and at least by [`LAG_MIN`], a replica is not healthy.
+const LAG_INTERVALS: u32 = 10;
+/// See [`LAG_INTERVALS`].
+const LAG_MIN: Duration = Duration::from_secs(30);
+
+/// Lags that are told apart, in words.
+const STEPS: [(u64, &str); 6] = [
+    (86_400, "a day"),
+    (21_600, "6 hours"),
+    (3_600, "an hour"),
+    (900, "15 minutes"),
+    (300, "5 minutes"),
+    (60, "a minute"),
+];
+
+/// Whether the replica is about as new as the data; `None` for a pipeline without one.
+pub(super) fn healthy(spec: &PipelineSpec, told: &Told) -> Option<Fact> {
+    if !spec.replication.enabled {
+        return None;
+    }
+    let unknown = |why: &str| Fact::new(KIND, Holds::Unknown, "NothingTold", why);
+    Some(match told {
+        Told::Absent | Told::Silent { .. } => unknown("the worker has not said how far the replica is"),
+        Told::Runs { replica: None, .. } | Told::Behind { replica: None, .. } => {
+            unknown("the worker does not replicate yet")
+        }
+        Told::Runs { replica: Some(replica), .. } | Told::Behind { replica: Some(replica), .. } => {
+            judged(replica, lag_max(&spec.replication.sync_interval))
+        }
+    })
+}
+
+fn judged(replica: &Replica, lag_max: Duration) -> Fact {
+    let why = replica.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+    if replica.lag > lag_max {
+        let step = STEPS.iter().find(|(seconds, _)| replica.lag.as_secs() >= *seconds);
+        let behind = step.map_or("half a minute", |(_, words)| words);
+        let message = format!("the replica is behind by more than {behind}{why}");
+        return Fact::new(KIND, Holds::NotYet, "Behind", message);
+    }
+    if !replica.is_ready {
+        let message =
+            format!("not everything was copied once; until then a restore takes the copy before{why}");
+        return Fact::new(KIND, Holds::NotYet, "FirstCopy", message);
+    }
+    Fact::yes(KIND, "Replicating")
+}
+
+fn lag_max(sync_interval: &DurationText) -> Duration {
+    (sync_interval.parse().unwrap_or_default() * LAG_INTERVALS).max(LAG_MIN)
+}
+
+/// What is kept of it in the status: what was said last stays while nothing is said.
+pub(super) fn status(told: &Told, before: Option<ReplicationStatus>) -> Option<ReplicationStatus> {
+    let (Told::Runs { replica: Some(replica), .. } | Told::Behind { replica: Some(replica), .. }) = told
+    else {
+        return before;
+    };
+    let before = before.unwrap_or_default();
+    // A replica that is not complete is none to be restored from.
+    let incarnation = if replica.is_ready { replica.incarnation } else { before.incarnation };
+    Some(ReplicationStatus {
+        incarnation,
+        last_sync_time: last_sync(replica, before.last_sync_time),
+        ..before
+    })
+}
+
+/// When the replica last had everything. It is told anew only after a while, or a status would be written each time.
+fn last_sync(replica: &Replica, before: Option<Time>) -> Option<Time> {
+    /// Closer than this it is the same.
+    const GRAIN_SECONDS: i64 = 300;
+    let told = replica.complete_until - replica.complete_until % 60;
+    if !replica.is_ready || before.as_ref().is_some_and(|before| told - before.0.as_second() < GRAIN_SECONDS)
+    {
+        return before;
+    }
+    Timestamp::from_second(told).ok().map(Time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn replica(lag_seconds: u64, is_ready: bool, error: Option<&str>) -> Replica {
+        Replica {
+            incarnation: Some(2),
+            is_ready,
+            complete_until: 1_700_000_000,
+            lag: Duration::from_secs(lag_seconds),
+            error: error.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_replica_is_healthy_while_it_follows() {
+        let cases = [
+            (replica(2, true, None), (Holds::Yes, "Replicating", "")),
+            (
+                replica(31, true, None),
+                (Holds::NotYet, "Behind", "the replica is behind by more than half a minute"),
+            ),
+            (
+                replica(4_000, true, Some("no such bucket")),
+                (Holds::NotYet, "Behind", "the replica is behind by more than an hour: no such bucket"),
+            ),
+            (
+                replica(1, false, None),
+                (
+                    Holds::NotYet,
+                    "FirstCopy",
+                    "not everything was copied once; until then a restore takes the copy before",
+                ),
+            ),
+        ];
+        for (replica, expected) in cases {
+            let fact = judged(&replica, LAG_MIN);
+            assert_eq!((fact.holds, fact.reason.as_str(), fact.message.as_str()), expected);
+        }
+    }
+
+    #[test]
+    fn who_syncs_seldom_may_be_behind_for_longer() {
+        assert_eq!(lag_max(&"1s".into()), LAG_MIN);
+        assert_eq!(lag_max(&"1m".into()), Duration::from_secs(600));
+    }
+
+    #[test]
+    fn the_status_names_a_copy_that_can_be_restored_and_keeps_it() {
+        let runs = |replica| Told::Runs { refused: Vec::new(), replica };
+        let first = status(&runs(Some(replica(1, false, None))), None).unwrap();
+        assert_eq!((first.incarnation, first.last_sync_time.clone()), (None, None));
+        let ready = status(&runs(Some(replica(1, true, None))), Some(first)).unwrap();
+        assert_eq!(ready.incarnation, Some(2));
+        assert_eq!(ready.last_sync_time.as_ref().unwrap().0.as_second(), 1_699_999_980);
+        let soon = Replica { complete_until: 1_700_000_060, ..replica(1, true, None) };
+        assert_eq!(status(&runs(Some(soon)), Some(ready.clone())), Some(ready.clone()));
+        let later = Replica { complete_until: 1_700_001_000, ..replica(1, true, None) };
+        assert_ne!(status(&runs(Some(later)), Some(ready.clone())), Some(ready.clone()));
+        assert_eq!(status(&Told::Absent, Some(ready.clone())), Some(ready));
+    }
+}

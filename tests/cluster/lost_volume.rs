@@ -1,0 +1,314 @@
+//! A replicated pipeline loses its pod and its volume under load, again and again, and comes back from an S3 store with
+//! everything that was said to be there. A restart on a volume that survives uploads nothing of it again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::SocketAddr;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Service};
+use kube::ResourceExt;
+use kube::api::Api;
+use litejoin_tests::ingest::{Ingest, message};
+use litejoin_tests::kubernetes::node::{self, NODE_ADDRESS};
+use litejoin_tests::repetition::{chance, seeds};
+use litejoin_tests::stores::{ACCESS_KEY, Kind, Proxy, SECRET_KEY, Store};
+use litejoin_tests::wait::{PATIENCE, until, until_moment};
+use litejoin_tests::worker::get;
+use rand::RngExt;
+use serde_json::{Value, json};
+
+use crate::install::{Cluster, NAMESPACE};
+
+/// Messages that a client sends at once.
+const BATCH: usize = 20;
+/// A client sends a batch again that is not answered within this time.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a client waits before it tries again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+/// The longest time from one loss to the next moment of loss, beside the recovery.
+const LOAD_MAX: Duration = Duration::from_secs(6);
+
+#[tokio::test]
+async fn what_was_replicated_comes_back_after_the_volume_is_lost() {
+    if !node::inside("lost_volume::what_was_replicated_comes_back_after_the_volume_is_lost") {
+        return;
+    }
+    let cluster = Cluster::start().await;
+    let store = Store::start(Kind::S3, NODE_ADDRESS).await;
+    let proxy = Proxy::before(&store).await;
+    let credentials = [("AWS_ACCESS_KEY_ID", ACCESS_KEY), ("AWS_SECRET_ACCESS_KEY", SECRET_KEY)];
+    let literals = credentials.map(|(name, value)| format!("--from-literal={name}={value}"));
+    cluster.kubectl(&["create", "secret", "generic", "store", &literals[0], &literals[1]]);
+    cluster.apply(&manifest(&store, &proxy));
+    cluster.wait_ready("pipeline/orders").await;
+    let site = Site::of(&cluster).await;
+
+    let load = Load::start(&site);
+    // What had to come back once has to be there for ever.
+    let mut required = BTreeSet::new();
+    let mut since = i64::MIN;
+    for seed in seeds(3, 20) {
+        let mut chance = chance(seed);
+        // Mostly there is something new to lose; at times the first copy after the last loss is not whole yet.
+        if seed == 1 || chance.random_bool(0.75) {
+            until("a message in the replica", async || {
+                let now = site.required(&load, since).await;
+                (!now.is_subset(&required)).then_some(())
+            })
+            .await;
+        }
+        // The very moment is what chance decides.
+        pass(LOAD_MAX.mul_f64(chance.random())).await;
+        required.extend(site.required(&load, since).await);
+        let (lost_at, bytes) = (Instant::now(), site.destroy().await);
+        cluster.wait_ready("pipeline/orders").await;
+        let recovered = lost_at.elapsed();
+        since = seconds();
+        site.has_all(&required, &format!("seed {seed}")).await;
+        eprintln!(
+            "seed {seed}: {} messages required; {bytes} bytes of data were back after {recovered:?}",
+            required.len()
+        );
+    }
+    assert!(!required.is_empty(), "no client was ever told that its message is in the replica");
+    load.stop().await;
+
+    // A roll-out on a volume that survives.
+    site.replicated_up_to_now().await;
+    let before = site.results().await.expect("it serves");
+    for (key, number) in &before {
+        assert_eq!(key.trim_start_matches(['c', 'r']), number.to_string());
+    }
+    let all: u64 = first_copies(&proxy);
+    proxy.take();
+    let pod = cluster.pod("orders-0").await;
+    let nonce = r#"{"spec": {"restartNonce": "another"}}"#;
+    cluster.kubectl(&["patch", "pipeline", "orders", "--type=merge", "-p", nonce]);
+    until("another pod", async || (cluster.pod("orders-0").await.uid() != pod.uid()).then_some(())).await;
+    cluster.wait_ready("pipeline/orders").await;
+    site.replicated_up_to_now().await;
+    let again = first_copies(&proxy);
+    eprintln!("{again} bytes were uploaded for a restart, {all} before");
+    assert!(again * 20 < all, "{:?}", proxy.uploads());
+    let after =
+        until("results", async || site.results().await.filter(|after| after.len() >= before.len())).await;
+    assert_eq!(after, before);
+}
+
+/// Bytes that Litestream has uploaded as it read them, without what it puts together of them later.
+fn first_copies(proxy: &Proxy) -> u64 {
+    let uploads = proxy.uploads();
+    let first = uploads.iter().filter(|call| call.path.contains("/0000/"));
+    first.map(|call| call.bytes as u64).sum()
+}
+
+fn manifest(store: &Store, proxy: &Proxy) -> String {
+    let mut replication = store.settings("replicas");
+    replication["endpoint"] = store.endpoint_at(&proxy.address()).into();
+    replication["credentialsSecretRef"] = json!({ "name": "store" });
+    json!({
+        "apiVersion": "litejoin.io/v1alpha1",
+        "kind": "Pipeline",
+        "metadata": { "name": "orders" },
+        "spec": {
+            "storage": { "shardCount": 4, "size": "1Gi" },
+            "replication": replication,
+            "sources": [
+                { "name": "ingest", "http": { "addr": ":8080", "topics": ["orders"] } },
+                { "name": "safe", "ack": "replicated", "http": { "addr": ":8081", "topics": ["orders"] } },
+            ],
+            "joins": [{
+                "name": "numbers",
+                "query": "SELECT key AS id, payload->>'n' AS n FROM orders",
+                "keyColumn": "id",
+                "sinks": ["live"],
+            }],
+            "sinks": [{ "name": "live", "sse": { "addr": ":9100" } }],
+        },
+    })
+    .to_string()
+}
+
+/// The pipeline as its clients see it.
+struct Site<'a> {
+    cluster: &'a Cluster,
+    /// Of its Service, which stays.
+    ip: String,
+}
+
+/// What a client was told to be taken.
+#[derive(Debug, Clone)]
+struct Taken {
+    keys: Vec<String>,
+    /// In seconds since the epoch, by the clock of the one machine that there is.
+    at: i64,
+    /// Whether it was taken only once it was in the replica.
+    is_replicated: bool,
+}
+
+/// Clients that send until they are stopped.
+struct Load {
+    taken: Arc<Mutex<Vec<Taken>>>,
+    stopping: Arc<AtomicBool>,
+    clients: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl<'a> Site<'a> {
+    async fn of(cluster: &'a Cluster) -> Self {
+        let services: Api<Service> = Api::namespaced(cluster.node.client.clone(), NAMESPACE);
+        let service = services.get("orders").await.expect("the Service is there");
+        let ip = service.spec.and_then(|spec| spec.cluster_ip).expect("it has an address");
+        Self { cluster, ip }
+    }
+
+    fn address(&self, port: u16) -> SocketAddr {
+        format!("{}:{port}", self.ip).parse().expect("an address")
+    }
+
+    /// What the worker says of its replica, if it says something.
+    async fn replication(&self) -> Option<Value> {
+        let pod = self.cluster.pod("orders-0").await;
+        let ip = pod.status?.pod_ip?;
+        let answer =
+            tokio::time::timeout(ANSWER_TIMEOUT, get(&format!("http://{ip}:9090/status"))).await.ok()?;
+        let status: Value = serde_json::from_str(&answer.1).ok()?;
+        status.get("replication").cloned()
+    }
+
+    /// What has to come back if all is lost from now on, of what was taken since the last recovery; what is to be in the
+    /// replica has to come back whenever it was taken.
+    async fn required(&self, load: &Load, since: i64) -> BTreeSet<String> {
+        let taken = load.taken();
+        let told = self.replication().await.unwrap_or_default();
+        // Before the first whole copy, a restore takes the replica before.
+        let until = told["completeUntil"].as_i64().filter(|_| told["ready"] == true).unwrap_or(i64::MIN);
+        let counts = |taken: &&Taken| taken.is_replicated || (taken.at < until && taken.at > since);
+        taken.iter().filter(counts).flat_map(|taken| taken.keys.clone()).collect()
+    }
+
+    /// Waits until all that is committed now is in a replica that counts.
+    async fn replicated_up_to_now(&self) {
+        let now = seconds();
+        until("the replica to have everything", async || {
+            let told = self.replication().await?;
+            (told["ready"] == true && told["completeUntil"].as_i64()? > now).then_some(())
+        })
+        .await;
+    }
+
+    /// Kills everything in the pod at once and removes its volume; returns how many bytes that had.
+    async fn destroy(&self) -> u64 {
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.cluster.node.client.clone(), NAMESPACE);
+        let claim = claims.get("data-orders-0").await.expect("the claim is there");
+        let volume = claim.spec.and_then(|spec| spec.volume_name).expect("it has a volume");
+        let folder = self.cluster.node.folder().join("volumes").join(volume);
+        let bytes = bytes(&folder);
+        let before = self.cluster.pod("orders-0").await.uid();
+        // They are processes of our PID namespace.
+        let _ = Command::new("pkill").args(["-KILL", "-x", "litejoin|litestream"]).status();
+        fs::remove_dir_all(&folder).expect("the folder is ours");
+        self.cluster.kubectl(&["delete", "pvc", "data-orders-0", "--wait=false"]);
+        self.cluster.kubectl(&["delete", "pod", "orders-0", "--force", "--grace-period=0"]);
+        until("another pod", async || (self.cluster.pod("orders-0").await.uid() != before).then_some(()))
+            .await;
+        bytes
+    }
+
+    /// All results, by their keys.
+    async fn results(&self) -> Option<BTreeMap<String, i64>> {
+        let url = format!("http://{}/snapshot?join=numbers", self.address(9100));
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, get(&url)).await.ok()?;
+        let snapshot: Value = serde_json::from_str(&answer.1).ok()?;
+        let results = snapshot["results"].as_array()?.iter();
+        results
+            .map(|result| Some((result["key"].as_str()?.to_owned(), result["rows"][0]["n"].as_i64()?)))
+            .collect()
+    }
+
+    /// Waits until there is a result for each of these keys.
+    async fn has_all(&self, required: &BTreeSet<String>, when: &str) {
+        let mut missing = Vec::new();
+        let complete = async || {
+            let results = self.results().await?;
+            missing = required.iter().filter(|key| !results.contains_key(*key)).cloned().collect();
+            missing.is_empty().then_some(())
+        };
+        let found = tokio::time::timeout(PATIENCE / 2, until("all results", complete)).await;
+        assert!(found.is_ok(), "{when}: {} of {} are missing: {missing:?}", missing.len(), required.len());
+    }
+}
+
+impl Load {
+    fn start(site: &Site<'_>) -> Self {
+        let taken = Arc::<Mutex<Vec<Taken>>>::default();
+        let stopping = Arc::<AtomicBool>::default();
+        let clients = [("c", 8080, false), ("r", 8081, true)].map(|(prefix, port, is_replicated)| {
+            let (ingest, taken, stopping) =
+                (Ingest::new(site.address(port)), Arc::clone(&taken), Arc::clone(&stopping));
+            tokio::spawn(async move {
+                let mut next = 0;
+                while !stopping.load(Ordering::Relaxed) {
+                    let numbers = next..next + BATCH;
+                    let batch: Vec<Value> = numbers.clone().map(|n| order(prefix, n)).collect();
+                    let answer = tokio::time::timeout(ANSWER_TIMEOUT, ingest.try_send(&batch)).await;
+                    if !matches!(answer, Ok(Ok(answer)) if answer.status == 200) {
+                        // Nobody is there, or it may not be taken.
+                        pass(RETRY_INTERVAL).await;
+                        continue;
+                    }
+                    let keys = numbers.map(|n| format!("{prefix}{n}")).collect();
+                    let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+                    taken.push(Taken { keys, at: seconds(), is_replicated });
+                    next += BATCH;
+                }
+            })
+        });
+        Self { taken, stopping, clients: clients.into() }
+    }
+
+    /// What was taken so far.
+    fn taken(&self) -> Vec<Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends the clients.
+    async fn stop(self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        for client in self.clients {
+            client.await.expect("a client ends well");
+        }
+    }
+}
+
+/// Lets time pass by a timetable.
+async fn pass(time: Duration) {
+    let moment = Instant::now() + time;
+    tokio::task::spawn_blocking(move || until_moment(moment)).await.expect("it only waits");
+}
+
+/// A message with some weight.
+fn order(prefix: &str, number: usize) -> Value {
+    message("orders", &format!("{prefix}{number}"), json!({ "n": number, "note": "x".repeat(400) }))
+}
+
+fn bytes(folder: &std::path::Path) -> u64 {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.metadata().ok())
+        .filter(|metadata| metadata.is_file())
+        .map(|m| m.len())
+        .sum()
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what the worker says is compared with the clock of its machine"
+)]
+fn seconds() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later than 1970");
+    i64::try_from(now.as_secs()).expect("it is not that late")
+}

@@ -1,0 +1,160 @@
+//! A node is lost with the pod and the disk that are on it. Who wants it so gets both back, with the data that was
+//! replicated; whoever doesn't is told what to do, and nothing is touched.
+
+use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Resource, ResourceExt};
+use litejoin_crds::kind::Kind;
+use litejoin_tests::ingest::message;
+use litejoin_tests::results::Results;
+use litejoin_tests::stores::litestream;
+use litejoin_tests::wait::until;
+use litejoin_tests::worker::{Launch, Worker};
+use serde_json::json;
+
+use crate::site::{Ports, Site, condition_of};
+
+/// A pipeline with its replica in a folder.
+fn replicated(site: &Site, ports: &Ports) -> String {
+    let Ports { admin, ingest, live } = ports;
+    let replica = site.folder.path().join("replica");
+    format!(
+        r#"
+apiVersion: litejoin.io/v1alpha1
+kind: Pipeline
+metadata: {{name: orders}}
+spec:
+  storage: {{shardCount: 2}}
+  admin: {{addr: ":{admin}"}}
+  replication: {{enabled: true, mode: embedded, replicaUrl: "file://{}", syncInterval: 200ms}}
+  sources:
+    - name: ingest
+      http: {{addr: ":{ingest}", topics: [orders]}}
+  joins:
+    - {{name: all, query: "SELECT key AS id, payload->>'n' AS n FROM orders", keyColumn: id, sinks: [live]}}
+  sinks:
+    - name: live
+      sse: {{addr: ":{live}"}}
+"#,
+        replica.display()
+    )
+}
+
+#[tokio::test]
+async fn what_was_on_a_lost_node_is_replaced_where_that_is_wanted() {
+    let site = Site::new().await;
+    let operator = site.operator_with(&["--lease-seconds", "3", "--node-loss-seconds", "1"]);
+    let ports = Ports::free();
+    site.apply(&replicated(&site, &ports)).await;
+    let worker = site.run_pod_as("orders", launch(&site)).await;
+    let rows: Vec<_> = (0..50).map(|n| message("orders", &format!("o{n}"), json!({ "n": n }))).collect();
+    let epoch = worker.ingest().send(&rows).await;
+    let (_, before) = worker.snapshot("live", "all", epoch).await;
+    assert_eq!(Results::default().changes(&before).len(), rows.len());
+    site.wait_for(Kind::Pipeline, "orders", "ReplicationHealthy", "True", "Replicating").await;
+    replicated_up_to_now(&worker).await;
+    let config: Api<ConfigMap> = site.api();
+    until("the word that there is a replica", async || {
+        let data = config.get("orders").await.ok()?.data?;
+        (data.get("expect-replica")? == "true").then_some(())
+    })
+    .await;
+
+    // The node goes, and Kubernetes marks its pod for deletion.
+    let node = format!("lost-{}", site.namespace);
+    let nodes: Api<Node> = Api::all(site.client.clone());
+    let silent: Node = serde_json::from_value(json!({ "metadata": { "name": node } })).unwrap();
+    nodes.create(&PostParams::default(), &silent).await.expect("a Node can be made");
+    let ready = json!({ "type": "Ready", "status": "Unknown", "lastTransitionTime": "2026-01-01T00:00:00Z" });
+    let status = json!({ "status": { "conditions": [ready] } });
+    nodes
+        .patch_status(&node, &PatchParams::default(), &Patch::Merge(&status))
+        .await
+        .expect("it has a status");
+    bind(&site, "orders-0", &node).await;
+    worker.kill().await;
+    let pods: Api<Pod> = site.api();
+    let claims: Api<PersistentVolumeClaim> = site.api();
+    let lost_pod = pods.get("orders-0").await.expect("the pod is there");
+    let lost_claim = claims.get("data-orders-0").await.expect("the claim is there");
+    pods.delete("orders-0", &DeleteParams::default().grace_period(1)).await.expect("it can be deleted");
+
+    // Somebody is told the command, and decides.
+    site.wait_for(Kind::Pipeline, "orders", "WorkerReady", "False", "NodeLost").await;
+    let pipeline = site.ours(Kind::Pipeline).get("orders").await.expect("it is there");
+    let said = condition_of(&pipeline, "WorkerReady").expect("it is said")["message"].to_string();
+    for part in [
+        format!(
+            "the node {node} of the pod orders-0 is lost: it has not been ready since 2026-01-01T00:00:00Z"
+        ),
+        format!("kubectl delete pod orders-0 -n {} --force --grace-period=0", site.namespace),
+        format!("kubectl delete pvc data-orders-0 -n {} --wait=false", site.namespace),
+    ] {
+        assert!(said.contains(&part), "{said}");
+    }
+    assert_eq!(condition_of(&pipeline, "Stalled").expect("it waits for somebody")["reason"], "NodeLost");
+    assert_eq!(condition_of(&pipeline, "ReplicationHealthy").expect("it is said")["status"], "Unknown");
+    assert_eq!(pods.get("orders-0").await.expect("it is still there").uid(), lost_pod.uid());
+    assert_eq!(claims.get("data-orders-0").await.expect("it is still there").uid(), lost_claim.uid());
+
+    // With `Replace`, the operator does it.
+    let replace = json!({ "spec": { "storage": { "onNodeLoss": "Replace" } } });
+    let patched =
+        site.ours(Kind::Pipeline).patch("orders", &PatchParams::default(), &Patch::Merge(&replace)).await;
+    patched.expect("a Pipeline can be changed");
+    another(&pods, "orders-0", &lost_pod).await;
+    another(&claims, "data-orders-0", &lost_claim).await;
+
+    // The new volume is empty.
+    std::fs::remove_dir_all(site.folder.data_dir()).expect("the folder is ours");
+    let worker = site.run_pod_as("orders", launch(&site)).await;
+    site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
+    let (_, after) = worker.snapshot("live", "all", 0).await;
+    after.assert_same(&before, "restored");
+    site.wait_for(Kind::Pipeline, "orders", "ReplicationHealthy", "True", "Replicating").await;
+    worker.stop().await;
+    operator.stop().await;
+    nodes.delete(&node, &DeleteParams::default()).await.expect("it can be deleted");
+}
+
+/// A worker that finds Litestream.
+fn launch(site: &Site) -> Launch {
+    let program = litestream().display().to_string();
+    site.folder.run(["--watch", "--leave-out-invalid"]).with_variable("LITEJOIN_LITESTREAM", &program)
+}
+
+/// Waits until all that is committed now is in the replica.
+async fn replicated_up_to_now(worker: &Worker) {
+    let complete = async || worker.status().await["replication"]["completeUntil"].as_i64();
+    // The second pass from now on begins after now.
+    for _ in 0..2 {
+        let before = complete().await;
+        until("a pass", async || (complete().await > before).then_some(())).await;
+    }
+}
+
+/// Says that a pod runs on a node, as a scheduler does.
+async fn bind(site: &Site, pod: &str, node: &str) {
+    let binding = json!({
+        "apiVersion": "v1",
+        "kind": "Binding",
+        "metadata": { "name": pod },
+        "target": { "apiVersion": "v1", "kind": "Node", "name": node },
+    });
+    let path = format!("/api/v1/namespaces/{}/pods/{pod}/binding", site.namespace);
+    let request = axum::http::Request::post(path).header("content-type", "application/json");
+    let request = request.body(binding.to_string().into_bytes()).expect("a request");
+    site.client.request_text(request).await.expect("a pod can be bound");
+}
+
+/// Waits until another object stands in the place of this one.
+async fn another<K>(api: &Api<K>, name: &str, lost: &K)
+where
+    K: Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    until(&format!("another {name}"), async || {
+        let found = api.get_opt(name).await.ok()??;
+        (found.uid() != lost.uid() && found.meta().deletion_timestamp.is_none()).then_some(())
+    })
+    .await;
+}

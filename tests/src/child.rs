@@ -1,0 +1,24 @@
+//! Processes of servers, which end when the tests do.
+
+use std::process::{Child, Command};
+use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
+
+/// Starts a process from a thread that lives as long as we do: the signal at the death of its parent means that thread.
+pub(crate) fn spawn(command: Command) -> Child {
+    type Order = (Command, mpsc::Sender<Child>);
+    static NURSERY: OnceLock<Mutex<mpsc::Sender<Order>>> = OnceLock::new();
+    let nursery = NURSERY.get_or_init(|| {
+        let (sender, orders) = mpsc::channel::<Order>();
+        std::thread::spawn(move || {
+            for (mut command, born) in orders {
+                let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+                let _ = born.send(child);
+            }
+        });
+        Mutex::new(sender)
+    });
+    let (born, child) = mpsc::channel();
+    let order = nursery.lock().unwrap_or_else(PoisonError::into_inner).send((command, born));
+    order.expect("the thread takes orders");
+    child.recv().expect("the process starts")
+}

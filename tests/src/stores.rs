@@ -1,0 +1,335 @@
+//! Stores that replicas go to, each a real server in a folder of its own: S3 (rclone's), SFTP (OpenSSH's), Azure Blob
+//! Storage (Azurite) and a plain folder. A store can be killed, started again where it was, and stopped for a while;
+//! dropping it leaves nothing behind. What a manifest and the environment must say to reach it comes with it.
+
+mod processes;
+mod programs;
+mod proxy;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+
+pub use self::programs::litestream;
+pub use self::proxy::{Call, Proxy};
+use crate::child::spawn;
+use crate::ports::Ports;
+use crate::wait::until;
+
+/// The bucket or container that every store has.
+pub const BUCKET: &str = "lite";
+/// Whom an S3 store lets in.
+pub const ACCESS_KEY: &str = "testkey";
+/// See [`ACCESS_KEY`].
+pub const SECRET_KEY: &str = "t3st-secret-of-s3";
+/// The account of an Azure store.
+pub const ACCOUNT: &str = "lj";
+
+/// What kind of store it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    S3,
+    Sftp,
+    Azure,
+    File,
+}
+
+/// A running store, or a folder that is one.
+pub struct Store {
+    kind: Kind,
+    /// The address that it listens on.
+    host: String,
+    ports: Ports,
+    folder: TempDir,
+    server: Option<Child>,
+}
+
+impl Store {
+    /// Starts an S3 store with a bucket in it.
+    pub async fn s3() -> Self {
+        Self::start(Kind::S3, "127.0.0.1").await
+    }
+
+    /// Starts an SFTP server.
+    pub async fn sftp() -> Self {
+        Self::start(Kind::Sftp, "127.0.0.1").await
+    }
+
+    /// Starts an Azure Blob Storage with a container in it.
+    pub async fn azure() -> Self {
+        Self::start(Kind::Azure, "127.0.0.1").await
+    }
+
+    /// A folder.
+    pub async fn file() -> Self {
+        Self::start(Kind::File, "127.0.0.1").await
+    }
+
+    /// Starts a store of a kind on an address of this machine, and waits until it serves.
+    pub async fn start(kind: Kind, host: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder can be made");
+        fs::create_dir_all(folder.path().join("data").join(BUCKET)).expect("the folder is ours");
+        if kind == Kind::Sftp {
+            write_keys(folder.path());
+        }
+        let mut store = Self { kind, host: host.to_owned(), ports: Ports::free(), folder, server: None };
+        store.restart().await;
+        if kind == Kind::Azure {
+            store.make_container();
+        }
+        store
+    }
+
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The address that it listens on.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Host and port of its server.
+    pub fn address(&self) -> String {
+        format!("{}:{}", self.host, self.port())
+    }
+
+    fn port(&self) -> u16 {
+        self.ports.number(0)
+    }
+
+    /// What its server is asked at, for those that speak HTTP.
+    pub fn endpoint(&self) -> Option<String> {
+        self.endpoint_at(&self.address())
+    }
+
+    /// The same through a proxy at another address.
+    pub fn endpoint_at(&self, address: &str) -> Option<String> {
+        match self.kind {
+            Kind::S3 => Some(format!("http://{address}")),
+            Kind::Azure => Some(format!("http://{address}/{ACCOUNT}")),
+            Kind::Sftp | Kind::File => None,
+        }
+    }
+
+    /// The `replicaUrl` of a folder in it.
+    pub fn url(&self, path: &str) -> String {
+        match self.kind {
+            Kind::S3 => format!("s3://{BUCKET}/{path}"),
+            Kind::Azure => format!("abs://{ACCOUNT}@{BUCKET}/{path}"),
+            Kind::Sftp => format!("sftp://{}@{}{}/{path}", user(), self.address(), self.files().display()),
+            Kind::File => format!("file://{}/{path}", self.files().display()),
+        }
+    }
+
+    /// `spec.replication` of a pipeline that replicates to a folder in it; tests add what else they want.
+    pub fn settings(&self, path: &str) -> Value {
+        let mut settings = json!({ "enabled": true, "replicaUrl": self.url(path) });
+        if let Some(endpoint) = self.endpoint() {
+            settings["endpoint"] = endpoint.into();
+        }
+        if self.kind == Kind::S3 {
+            settings["region"] = "us-east-1".into();
+        }
+        settings
+    }
+
+    /// Variables with the credentials.
+    pub fn environment(&self) -> Vec<(&'static str, String)> {
+        match self.kind {
+            Kind::S3 => {
+                vec![
+                    ("AWS_ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
+                    ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.to_owned()),
+                ]
+            }
+            Kind::Azure => vec![("LITESTREAM_AZURE_ACCOUNT_KEY", account_key())],
+            Kind::Sftp => {
+                vec![
+                    ("LITEJOIN_SFTP_KEY_PATH", self.key_path().display().to_string()),
+                    ("LITEJOIN_SFTP_HOST_KEY", self.host_key()),
+                ]
+            }
+            Kind::File => Vec::new(),
+        }
+    }
+
+    /// The replica of a folder in it as `litestream.yml` has it, with credentials.
+    pub fn replica(&self, path: &str) -> Value {
+        match self.kind {
+            Kind::S3 => json!({
+                "type": "s3", "bucket": BUCKET, "path": path, "endpoint": self.endpoint(), "region": "us-east-1",
+                "force-path-style": true, "access-key-id": ACCESS_KEY, "secret-access-key": SECRET_KEY,
+            }),
+            Kind::Azure => json!({
+                "type": "abs", "bucket": BUCKET, "path": path, "endpoint": self.endpoint(),
+                "account-name": ACCOUNT, "account-key": account_key(),
+            }),
+            Kind::Sftp => json!({
+                "type": "sftp", "host": self.address(), "user": user(), "path": self.files().join(path),
+                "key-path": self.key_path(), "host-key": self.host_key(),
+            }),
+            Kind::File => json!({ "type": "file", "path": self.files().join(path) }),
+        }
+    }
+
+    /// Where what it stores lies as plain files, in the folders of their names.
+    ///
+    /// # Panics
+    /// For Azure, whose emulator keeps it otherwise.
+    pub fn files(&self) -> PathBuf {
+        assert!(self.kind != Kind::Azure, "Azurite keeps no plain files");
+        self.folder.path().join("data").join(BUCKET)
+    }
+
+    /// The private key that an SFTP server lets in.
+    pub fn key_path(&self) -> PathBuf {
+        self.folder.path().join("client")
+    }
+
+    /// The public key of an SFTP server.
+    pub fn host_key(&self) -> String {
+        let text = fs::read_to_string(self.folder.path().join("host.pub")).expect("ssh-keygen has made it");
+        text.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Ends the server, as a crash would where it keeps what it has acknowledged: Azurite saves its index only now and
+    /// then, so it is told to end. A folder can't be away.
+    pub fn kill(&mut self) {
+        let signal = if self.kind == Kind::Azure { "TERM" } else { "KILL" };
+        self.end(signal);
+    }
+
+    fn end(&mut self, signal: &str) {
+        if let Some(mut server) = self.server.take() {
+            processes::signal(&server, signal);
+            server.wait().expect("a child that is told to ends");
+        }
+    }
+
+    /// Starts the server again where it was, and waits until it serves.
+    pub async fn restart(&mut self) {
+        self.kill();
+        let Some(command) = self.command() else { return };
+        self.server = Some(spawn(command));
+        let address = self.address();
+        until("the store to serve", async || {
+            self.assert_alive();
+            TcpStream::connect(&address).await.is_ok().then_some(())
+        })
+        .await;
+    }
+
+    /// Stops the server where it is: it takes connections and says nothing.
+    pub fn pause(&self) {
+        processes::signal(self.server.as_ref().expect("the store runs"), "STOP");
+    }
+
+    /// Lets a paused server go on.
+    pub fn resume(&self) {
+        processes::signal(self.server.as_ref().expect("the store runs"), "CONT");
+    }
+
+    /// What the server has said so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    fn assert_alive(&mut self) {
+        let status = self.server.as_mut().and_then(|child| child.try_wait().expect("a child can be asked"));
+        if let Some(status) = status {
+            panic!("the {:?} store has ended with {status}:\n{}", self.kind, self.log());
+        }
+    }
+
+    /// The server as a process that dies with us.
+    fn command(&self) -> Option<Command> {
+        let folder = self.folder.path();
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]);
+        match self.kind {
+            Kind::S3 => {
+                command.arg(programs::rclone()).args([
+                    "serve",
+                    "s3",
+                    "--config",
+                    "",
+                    "--vfs-cache-mode",
+                    "off",
+                ]);
+                command.args([
+                    "--addr",
+                    &self.address(),
+                    "--auth-key",
+                    &format!("{ACCESS_KEY},{SECRET_KEY}"),
+                ]);
+                command.arg(folder.join("data"));
+            }
+            Kind::Azure => {
+                command.arg("node").arg(programs::azurite()).args(["--blobHost", &self.host]);
+                command.args(["--blobPort", &self.port().to_string(), "--silent", "--skipApiVersionCheck"]);
+                command.args(["--disableTelemetry", "--location"]).arg(folder.join("data"));
+                command.env("AZURITE_ACCOUNTS", format!("{ACCOUNT}:{}", account_key()));
+            }
+            Kind::Sftp => {
+                command.arg("/usr/sbin/sshd").args(["-D", "-e", "-f"]).arg(folder.join("sshd_config"));
+                command.args(["-o", &format!("ListenAddress={}", self.host), "-p", &self.port().to_string()]);
+            }
+            Kind::File => return None,
+        }
+        let log =
+            File::options().create(true).append(true).open(folder.join("log")).expect("the folder is ours");
+        let errors = log.try_clone().expect("a file has several handles");
+        command.current_dir(folder).stdin(Stdio::null()).stdout(log).stderr(errors);
+        Some(command)
+    }
+
+    fn make_container(&self) {
+        let remote = format!(
+            ":azureblob,account={ACCOUNT},key='{}',endpoint='{}':{BUCKET}",
+            account_key(),
+            self.endpoint().expect("it speaks HTTP")
+        );
+        let mut command = Command::new(programs::rclone());
+        programs::run(command.args(["mkdir", "--config", ""]).arg(remote));
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.end("KILL");
+    }
+}
+
+/// The key of the Azure account.
+pub fn account_key() -> String {
+    BASE64.encode("a key of tests")
+}
+
+/// Who we are: sshd without root serves nobody else.
+fn user() -> String {
+    programs::run(Command::new("id").arg("-un")).trim().to_owned()
+}
+
+/// Keys of server and client, and sshd's settings.
+fn write_keys(folder: &Path) {
+    for name in ["host", "client"] {
+        let mut command = Command::new("ssh-keygen");
+        programs::run(command.args(["-q", "-t", "ed25519", "-N", "", "-C", "", "-f"]).arg(folder.join(name)));
+    }
+    // Where it separates privileges, which the service of Debian makes at its start.
+    let _ = fs::create_dir_all("/run/sshd");
+    let at = folder.display();
+    let config = format!(
+        "HostKey {at}/host\nAuthorizedKeysFile {at}/client.pub\nPidFile none\nPermitRootLogin prohibit-password\n\
+         PasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\nStrictModes no\nMaxStartups 100\n\
+         MaxSessions 100\nSubsystem sftp internal-sftp\n"
+    );
+    fs::write(folder.join("sshd_config"), config).expect("the folder is ours");
+}

@@ -1,0 +1,129 @@
+//! A proxy before a store that speaks HTTP, which keeps what was asked of it: so tests count what is uploaded.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{Method, Response, StatusCode, header};
+use axum::response::IntoResponse;
+
+use super::Store;
+use crate::client::client_with;
+
+/// A request that has passed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    pub method: String,
+    /// The path without the query: bucket or account, and the object.
+    pub path: String,
+    /// Bytes of the body.
+    pub bytes: usize,
+}
+
+impl Call {
+    /// Whether it has stored an object.
+    pub fn is_upload(&self) -> bool {
+        self.method == "PUT" || self.method == "POST"
+    }
+}
+
+/// A running proxy; it ends when this is dropped.
+pub struct Proxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+struct Shared {
+    upstream: String,
+    client: reqwest::Client,
+    calls: Mutex<Vec<Call>>,
+}
+
+impl Proxy {
+    /// Starts one before a store, on the same address of this machine.
+    ///
+    /// # Panics
+    /// If the store doesn't speak HTTP.
+    pub async fn before(store: &Store) -> Self {
+        assert!(store.endpoint().is_some(), "a {:?} store doesn't speak HTTP", store.kind());
+        let client = client_with(|builder| builder.redirect(reqwest::redirect::Policy::none()).no_gzip());
+        let shared = Arc::new(Shared {
+            upstream: format!("http://{}", store.address()),
+            client,
+            calls: Mutex::default(),
+        });
+        let listener = tokio::net::TcpListener::bind((store.host(), 0)).await.expect("there is a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let router = axum::Router::new().fallback(pass).with_state(Arc::clone(&shared));
+        let task = tokio::spawn(async move {
+            axum::serve(listener, router).await.expect("serving never ends by itself");
+        });
+        Self { address, shared, task }
+    }
+
+    /// Host and port; see [`Store::endpoint_at`].
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// What has passed since the last [`Self::take`].
+    pub fn calls(&self) -> Vec<Call> {
+        self.shared.lock().clone()
+    }
+
+    /// Forgets what has passed so far, and returns it.
+    pub fn take(&self) -> Vec<Call> {
+        std::mem::take(&mut *self.shared.lock())
+    }
+
+    /// Objects that were stored since then.
+    pub fn uploads(&self) -> Vec<Call> {
+        self.calls().into_iter().filter(Call::is_upload).collect()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Vec<Call>> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the store the very same; the host is among what is signed.
+    async fn forward(&self, request: Request) -> Result<Response<Body>, Box<dyn std::error::Error>> {
+        let (head, body) = request.into_parts();
+        let body = axum::body::to_bytes(body, usize::MAX).await?;
+        let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
+        let call =
+            Call { method: head.method.to_string(), path: head.uri.path().to_owned(), bytes: body.len() };
+        let mut headers = head.headers;
+        headers.remove(header::EXPECT);
+        let mut asked = self.client.request(head.method.clone(), format!("{}{target}", self.upstream));
+        asked = asked.headers(headers);
+        if head.method != Method::GET && head.method != Method::HEAD {
+            asked = asked.body(body);
+        }
+        let answer = asked.send().await?;
+        self.lock().push(call);
+        let mut response = Response::builder().status(answer.status());
+        for (name, value) in answer.headers() {
+            if name != header::TRANSFER_ENCODING && name != header::CONNECTION {
+                response = response.header(name, value);
+            }
+        }
+        Ok(response.body(Body::from_stream(answer.bytes_stream()))?)
+    }
+}
+
+async fn pass(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
+    match shared.forward(request).await {
+        Ok(response) => response,
+        Err(error) => (StatusCode::BAD_GATEWAY, error.to_string()).into_response(),
+    }
+}

@@ -1,0 +1,194 @@
+//! Replication by the real Litestream to real stores: what comes back after a disk is lost, who may write where, and
+//! that nothing starts empty in silence.
+
+mod by_hand;
+mod loss;
+mod refused;
+mod two;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use litejoin_tests::stores::{Kind, Store, litestream};
+use litejoin_tests::wait::until;
+use litejoin_tests::worker::{Launch, Site, Worker};
+use serde_json::{Value, json};
+
+/// The key of the worker's program that makes copies.
+const PROGRAM: &str = "LITEJOIN_LITESTREAM";
+
+/// A pipeline that is replicated, with a folder for its data.
+struct Replicated {
+    site: Site,
+    environment: Vec<(&'static str, String)>,
+}
+
+impl Replicated {
+    /// One that replicates to a folder of the store; `more` are further fields of `spec.replication`.
+    fn to(store: &Store, more: &Value) -> Self {
+        Self::named(store, "p", more)
+    }
+
+    /// One whose results leave only once they are in the replica.
+    fn patient(store: &Store) -> Self {
+        let pipeline = Self::to(store, &json!({}));
+        let path = pipeline.site.path().join("pipeline.yaml");
+        let mut manifest: Value =
+            serde_json::from_slice(&std::fs::read(path).expect("it was written")).expect("it is JSON");
+        manifest["spec"]["delivery"] = json!({"after": "replicated"});
+        pipeline.site.write("pipeline.yaml", manifest.to_string());
+        pipeline
+    }
+
+    fn named(store: &Store, name: &str, more: &Value) -> Self {
+        let mut replication = store.settings("replicas");
+        replication["mode"] = "embedded".into();
+        for (field, value) in more.as_object().into_iter().flatten() {
+            replication[field] = value.clone();
+        }
+        let manifest = json!({
+            "apiVersion": "litejoin.io/v1alpha1",
+            "kind": "Pipeline",
+            "metadata": {"name": name},
+            "spec": {
+                "storage": {"shardCount": 3, "flushInterval": "2ms"},
+                "admin": {"addr": "127.0.0.1:0"},
+                "replication": replication,
+                "sources": [
+                    {"name": "ingest", "http": {"addr": "127.0.0.1:0", "topics": ["orders"]}},
+                    {"name": "safe", "ack": "replicated", "http": {"addr": "127.0.0.1:0", "topics": ["orders"]}},
+                ],
+                "joins": [{"name": "all_orders", "query": QUERY, "sinks": ["live"]}],
+                "sinks": [{"name": "live", "sse": {"addr": "127.0.0.1:0"}}],
+            },
+        });
+        Self { site: Site::with(&manifest.to_string()), environment: store.environment() }
+    }
+
+    fn with_environment(&self, mut launch: Launch) -> Launch {
+        for (name, value) in &self.environment {
+            launch = launch.with_variable(name, value);
+        }
+        launch.with_variable(PROGRAM, &litestream().display().to_string())
+    }
+
+    /// `litejoin run`, with everything that it needs.
+    fn run<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Launch {
+        self.with_environment(self.site.run(arguments))
+    }
+
+    async fn start(&self) -> Worker {
+        self.run([]).start().await
+    }
+
+    /// What is lost with a disk.
+    fn lose_disk(&self) {
+        std::fs::remove_dir_all(self.site.data_dir()).expect("the data can be removed");
+    }
+}
+
+const QUERY: &str = "SELECT key, payload->>'n' AS n FROM orders";
+
+/// `replication` of `/status`.
+async fn replication(worker: &Worker) -> Value {
+    worker.status().await["replication"].clone()
+}
+
+/// Waits until the incarnation is READY and returns its name.
+async fn ready(worker: &Worker) -> String {
+    until("the replica to be READY", async || {
+        let told = replication(worker).await;
+        (told["ready"] == true).then(|| told["incarnation"].as_str().expect("it has a name").to_owned())
+    })
+    .await
+}
+
+/// Waits until all that is stored now is in the replica.
+async fn replicated(worker: &Worker) {
+    let started = replication(worker).await["completeUntil"].as_i64().expect("a time");
+    // Two seconds later: a pass that is under way may have begun before, and times are told in whole seconds.
+    until("the replica to catch up", async || {
+        let told = replication(worker).await;
+        (told["completeUntil"].as_i64() >= Some(started + 2) && told["lastError"].is_null()).then_some(())
+    })
+    .await;
+}
+
+/// The keys that the pipeline has in its results once it is current.
+async fn keys(worker: &Worker) -> BTreeSet<String> {
+    // A message of our own tells the epoch from which on all is evaluated.
+    let epoch = worker.ingest().put("orders", "the last", json!({"n": 0})).await;
+    let (_, results) = worker.snapshot("live", "all_orders", epoch).await;
+    let quoted = results.rows.keys().map(|(_, key)| key.trim_matches('"').to_owned());
+    quoted.filter(|key| key != "the last").collect()
+}
+
+fn names(prefix: &str, count: usize) -> BTreeSet<String> {
+    (0..count).map(|number| format!("{prefix}{number}")).collect()
+}
+
+async fn put_all(worker: &Worker, names: &BTreeSet<String>) {
+    for name in names {
+        worker.ingest().put("orders", name, json!({"n": 1})).await;
+    }
+}
+
+/// Names of the incarnations that lie in a store.
+fn incarnations(store: &Store, pipeline: &str) -> BTreeSet<String> {
+    let folder = store.files().join(format!("replicas/default/{pipeline}/0"));
+    let Ok(entries) = std::fs::read_dir(folder) else { return BTreeSet::new() };
+    let all = entries.map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned());
+    all.filter(|name| name.starts_with("incarnation-")).collect()
+}
+
+fn file_names(folder: &Path) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(folder).expect("readable");
+    entries.map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_disk_comes_back_from_a_folder() {
+    comes_back(Kind::File).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_disk_comes_back_from_s3() {
+    comes_back(Kind::S3).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_disk_comes_back_from_sftp() {
+    comes_back(Kind::Sftp).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_disk_comes_back_from_azure() {
+    comes_back(Kind::Azure).await;
+}
+
+async fn comes_back(kind: Kind) {
+    let store = Store::start(kind, "127.0.0.1").await;
+    let pipeline = Replicated::to(&store, &json!({}));
+    let worker = pipeline.start().await;
+    let all = names("k", 20);
+    put_all(&worker, &all).await;
+    let first = ready(&worker).await;
+    let lineage = worker.status().await["lineage"].clone();
+    // A planned stop leaves nothing behind.
+    let ended = worker.stop().await;
+    assert!(ended.stderr.contains("everything is in the replica"), "{}", ended.stderr);
+    pipeline.lose_disk();
+
+    let worker = pipeline.start().await;
+    assert_eq!(keys(&worker).await, all);
+    let second = ready(&worker).await;
+    assert_ne!(first, second, "a restored directory has a prefix of its own");
+    assert_ne!(worker.status().await["lineage"], lineage, "ids of the lost directory hold no more");
+    worker.stop().await;
+
+    // The disk survives: it goes on where it is.
+    let worker = pipeline.start().await;
+    assert_eq!(ready(&worker).await, second);
+    assert_eq!(keys(&worker).await, all);
+    worker.stop().await;
+}

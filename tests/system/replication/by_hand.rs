@@ -1,0 +1,184 @@
+//! `litejoin restore`, `litejoin replication`, a Litestream of the user's own, and what becomes of old incarnations.
+
+use std::process::Command;
+
+use litejoin_tests::stores::{Call, Kind, Proxy, Store, litestream};
+use litejoin_tests::wait::until;
+use litejoin_tests::worker::{Ended, program};
+use serde_json::{Value, json};
+
+use super::{PROGRAM, Replicated, incarnations, keys, names, put_all, ready, replicated, replication};
+
+async fn by_hand(pipeline: &Replicated, arguments: &[&str]) -> Ended {
+    let common = ["-f", "pipeline.yaml", "--data-dir", "data"];
+    let ended =
+        pipeline.with_environment(pipeline.site.command(arguments.iter().copied().chain(common))).end().await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    ended
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn back_to_an_earlier_time() {
+    let store = Store::s3().await;
+    let pipeline = Replicated::to(&store, &json!({}));
+    let worker = pipeline.start().await;
+    let before = names("before", 10);
+    put_all(&worker, &before).await;
+    ready(&worker).await;
+    replicated(&worker).await;
+    // What came until this second is in the replica, and what follows has a later time.
+    let then = replication(&worker).await["completeUntil"].as_i64().unwrap();
+    until("the next second", async || {
+        (replication(&worker).await["completeUntil"].as_i64().unwrap() > then + 1).then_some(())
+    })
+    .await;
+    let after = names("after", 10);
+    put_all(&worker, &after).await;
+    replicated(&worker).await;
+    worker.stop().await;
+
+    let date = Command::new("date")
+        .args(["-u", "+%Y-%m-%dT%H:%M:%SZ", "-d", &format!("@{}", then + 1)])
+        .output()
+        .unwrap();
+    let time = String::from_utf8(date.stdout).unwrap();
+    let ended = by_hand(&pipeline, &["restore", "--timestamp", time.trim()]).await;
+    assert_eq!(ended.stdout, "restored; `litejoin run` goes on from here\n");
+    assert!(pipeline.site.data_dir().join("set-aside").is_dir());
+    let worker = pipeline.start().await;
+    assert_eq!(keys(&worker).await, before);
+    ready(&worker).await;
+    worker.stop().await;
+
+    let ended = by_hand(&pipeline, &["restore", "--to", "copy"]).await;
+    assert_eq!(ended.stdout, "restored 6 files to copy\n");
+    assert!(pipeline.site.path().join("copy/shard_2.db").is_file());
+    let ended = by_hand(&pipeline, &["restore", "--verify"]).await;
+    assert_eq!(ended.stdout.lines().filter(|line| line.contains(": sound, ")).count(), 6, "{}", ended.stdout);
+    let ended = by_hand(&pipeline, &["replication", "status", "--output", "json"]).await;
+    let told: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(told["incarnations"].as_array().unwrap().len(), 2, "{told}");
+    assert_eq!(told["claim"]["incarnation"], told["incarnations"][1]["name"]);
+    assert_eq!(told["incarnations"][1]["parent"], told["incarnations"][0]["name"]);
+    let ended = by_hand(&pipeline, &["replication", "status"]).await;
+    assert!(ended.stdout.contains(": READY, claimed, a restore takes it, born "), "{}", ended.stdout);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_litestream_that_has_the_worker_as_its_child() {
+    let store = Store::file().await;
+    let pipeline = Replicated::to(&store, &json!({"mode": "sidecar"}));
+    let ended = pipeline.run([]).end().await;
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("run `litejoin replication prepare` before both are started"),
+        "{}",
+        ended.stderr
+    );
+
+    by_hand(&pipeline, &["replication", "prepare"]).await;
+    let shown = Command::new(litestream())
+        .args(["databases", "-no-expand-env", "-config", "data/litestream.yml"])
+        .current_dir(pipeline.site.path())
+        .output()
+        .unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    for name in ["shard_0.db", "shard_1.db", "shard_2.db", "results.db", "dlq.db", "sources.db"] {
+        let path = std::fs::canonicalize(pipeline.site.data_dir()).unwrap().join(name);
+        let line = shown.lines().find(|line| line.starts_with(&path.display().to_string()));
+        assert!(line.is_some_and(|line| line.ends_with("file")), "{name}: {shown}");
+    }
+    let all = names("k", 10);
+    {
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]).arg(litestream());
+        let worker =
+            format!("{} run -f pipeline.yaml --data-dir data --log-format json", program().display());
+        command.args(["replicate", "-no-expand-env", "-config", "data/litestream.yml", "-exec", &worker]);
+        let launch =
+            pipeline.site.launch(command).with_variable(PROGRAM, &litestream().display().to_string());
+        let worker = launch.start().await;
+        put_all(&worker, &all).await;
+        ready(&worker).await;
+        put_all(&worker, &names("more", 5)).await;
+        // Litestream hands the signal on, waits for the worker, and ships the last.
+        worker.stop().await;
+    }
+    pipeline.lose_disk();
+    by_hand(&pipeline, &["replication", "prepare"]).await;
+    let embedded = Replicated { site: pipeline.site, ..Replicated::to(&store, &json!({})) };
+    let manifest = std::fs::read_to_string(embedded.site.path().join("pipeline.yaml")).unwrap();
+    embedded.site.write("pipeline.yaml", manifest.replace("sidecar", "embedded"));
+    let worker = embedded.start().await;
+    assert_eq!(keys(&worker).await, &all | &names("more", 5));
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn old_incarnations_go_once_they_are_outlived() {
+    for kind in [Kind::File, Kind::S3, Kind::Sftp] {
+        let mut store = Store::start(kind, "127.0.0.1").await;
+        let pipeline = Replicated::to(&store, &json!({}));
+        let worker = pipeline.start().await;
+        put_all(&worker, &names("k", 3)).await;
+        let first = ready(&worker).await;
+        worker.stop().await;
+        pipeline.lose_disk();
+        let worker = pipeline.start().await;
+        let second = ready(&worker).await;
+        worker.stop().await;
+        assert_eq!(incarnations(&store, "p").len(), 2);
+        // As if it had been restored four days ago.
+        let birth = store.files().join("replicas/default/p/0").join(&second).join("birth.json");
+        let mut content: Value = serde_json::from_slice(&std::fs::read(&birth).unwrap()).unwrap();
+        content["bornAt"] = json!(content["bornAt"].as_i64().unwrap() - 4 * 24 * 3_600);
+        std::fs::write(&birth, content.to_string()).unwrap();
+        // A server may remember how large it was.
+        store.restart().await;
+        let worker = pipeline.start().await;
+        until("the first to go", async || {
+            let left = store.files().join("replicas/default/p/0").join(&first);
+            // A store may leave empty folders.
+            (!left.join("birth.json").exists() && !left.join("shard_0.db/ltx/0").exists()).then_some(())
+        })
+        .await;
+        assert!(birth.exists());
+        assert_eq!(keys(&worker).await, names("k", 3));
+        worker.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_survives_is_not_copied_again() {
+    let store = Store::s3().await;
+    let proxy = Proxy::before(&store).await;
+    let pipeline = Replicated::to(&store, &json!({"endpoint": store.endpoint_at(&proxy.address())}));
+    let worker = pipeline.start().await;
+    let note = "x".repeat(2_000);
+    let many: Vec<Value> = (0..2_000)
+        .map(|number| {
+            litejoin_tests::ingest::message(
+                "orders",
+                &format!("k{number}"),
+                json!({"n": number, "note": note}),
+            )
+        })
+        .collect();
+    worker.ingest().send(&many).await;
+    ready(&worker).await;
+    worker.stop().await;
+    let before = shipped(&proxy.take());
+
+    let worker = pipeline.start().await;
+    ready(&worker).await;
+    replicated(&worker).await;
+    worker.stop().await;
+    let again = shipped(&proxy.take());
+    assert!(before > 500_000 && again < before / 20, "first {before} bytes, then {again}");
+}
+
+/// Bytes that came from a disk: levels above the first are made of what is in the store.
+fn shipped(calls: &[Call]) -> usize {
+    let of_disk = calls.iter().filter(|call| call.is_upload() && call.path.contains(".db/0000/"));
+    of_disk.map(|call| call.bytes).sum()
+}

@@ -1,0 +1,182 @@
+//! What must not become an empty start, or a write into somebody else's replica: each is one line with its remedy, and
+//! nothing is written.
+
+use expect_test::{Expect, expect};
+use litejoin_tests::stores::{Store, litestream};
+use litejoin_tests::worker::Launch;
+use serde_json::json;
+
+use super::{PROGRAM, Replicated, file_names, incarnations, names, put_all, ready};
+
+/// Runs it to its end, which must be 1, and compares what it says beside its log.
+async fn refused(pipeline: &Replicated, store: &Store, launch: Launch, expected: Expect) {
+    let ended = launch.end().await;
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    let lines = ended.stderr.lines().filter(|line| !line.starts_with('{'));
+    let text: String = lines.map(|line| format!("{line}\n")).collect();
+    let text = text.replace(&pipeline.site.path().display().to_string(), "<site>");
+    let text = text.replace(&store.files().display().to_string(), "<store>");
+    expected.assert_eq(&without_random_parts(&text));
+}
+
+/// Names of incarnations end in letters by chance.
+fn without_random_parts(text: &str) -> String {
+    const NAME: &str = "incarnation-";
+    let mut parts = text.split(NAME);
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (number, rest) = part.split_once('-').expect("a number comes first");
+        let rest = rest.trim_start_matches(|character: char| character.is_ascii_alphanumeric());
+        plain.push_str(&format!("{NAME}{number}-<id>{rest}"));
+    }
+    plain
+}
+
+/// A pipeline of which a replica is there.
+async fn stored(store: &Store) -> Replicated {
+    let pipeline = Replicated::to(store, &json!({}));
+    let worker = pipeline.start().await;
+    put_all(&worker, &names("k", 3)).await;
+    ready(&worker).await;
+    worker.stop().await;
+    pipeline
+}
+
+#[tokio::test]
+async fn a_replica_that_is_gone() {
+    let store = Store::file().await;
+    let pipeline = stored(&store).await;
+    std::fs::remove_dir_all(store.files().join("replicas")).unwrap();
+    refused(&pipeline, &store, pipeline.run([]), expect![[r#"
+        error: file://<store>/replicas/default/p/0: nothing is there, and this data directory was replicated there as incarnation-1-<id>; look at replicaUrl, endpoint and credentials. To begin a new replica with the data of this directory, remove its replication.json
+    "#]]).await;
+    assert!(!store.files().join("replicas").exists(), "nothing is written");
+}
+
+#[tokio::test]
+async fn a_replica_that_somebody_knows_of() {
+    let store = Store::file().await;
+    let pipeline = Replicated::to(&store, &json!({}));
+    refused(&pipeline, &store, pipeline.run(["--expect-replica"]), expect![[r#"
+        error: file://<store>/replicas/default/p/0: there is no replica, and one is asked for (restore.policy: Required, or --expect-replica); look at replicaUrl, endpoint and credentials, or write policy: Auto to start empty
+    "#]]).await;
+    let required = Replicated::to(&store, &json!({"restore": {"policy": "Required"}}));
+    refused(&required, &store, required.run([]), expect![[r#"
+        error: file://<store>/replicas/default/p/0: there is no replica, and one is asked for (restore.policy: Required, or --expect-replica); look at replicaUrl, endpoint and credentials, or write policy: Auto to start empty
+    "#]]).await;
+    assert!(!store.files().join("replicas").exists(), "nothing is written");
+}
+
+#[tokio::test]
+async fn a_replica_of_another_pipeline() {
+    let store = Store::file().await;
+    let pipeline = stored(&store).await;
+    let base = store.files().join("replicas/default");
+    std::fs::rename(base.join("p"), base.join("q")).unwrap();
+    let other = Replicated::named(&store, "q", &json!({}));
+    refused(&other, &store, other.run([]), expect![[r#"
+        error: file://<store>/replicas/default/q/0: holds the replica of pipeline "default/p", and this is "default/q"; write another replicaUrl, or that identity (spec.replication.identity)
+    "#]]).await;
+    drop(pipeline);
+}
+
+#[tokio::test]
+async fn data_that_the_replica_does_not_know() {
+    let store = Store::file().await;
+    let pipeline = stored(&store).await;
+    std::fs::remove_file(pipeline.site.data_dir().join("replication.json")).unwrap();
+    let before = file_names(&store.files().join("replicas/default/p/0"));
+    refused(&pipeline, &store, pipeline.run([]), expect![[r#"
+        error: file://<store>/replicas/default/p/0: holds a replica (incarnation-1-<id>) that this data directory knows nothing of; move the data directory away to restore that one, or write another replicaUrl or identity for this one
+    "#]]).await;
+    assert_eq!(file_names(&store.files().join("replicas/default/p/0")), before, "nothing is written");
+}
+
+#[tokio::test]
+async fn a_damaged_replica() {
+    let store = Store::file().await;
+    let pipeline = stored(&store).await;
+    pipeline.lose_disk();
+    let base = store.files().join("replicas/default/p/0");
+    let incarnation = incarnations(&store, "p").pop_first().unwrap();
+    // A file that holds something else.
+    let level = base.join(&incarnation).join("shard_1.db/ltx/0");
+    for name in file_names(&level) {
+        std::fs::write(level.join(name), "no transactions").unwrap();
+    }
+    for level in ["1", "2", "3", "9"] {
+        let _ = std::fs::remove_dir_all(base.join(&incarnation).join("shard_1.db/ltx").join(level));
+    }
+    let ended = pipeline.run([]).end().await;
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("shard_1.db: could not be restored: Litestream said: "),
+        "{}",
+        ended.stderr
+    );
+    assert!(
+        !pipeline.site.data_dir().join("layout.json").exists(),
+        "there is nothing that a start could take for data"
+    );
+    // All of it is gone.
+    std::fs::remove_dir_all(base.join(&incarnation)).unwrap();
+    for name in incarnations(&store, "p") {
+        std::fs::remove_dir_all(base.join(name)).unwrap();
+    }
+    let ended = pipeline.run([]).end().await;
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("the claim names incarnation-2-"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_store_that_can_not_be_asked() {
+    let mut store = Store::s3().await;
+    let pipeline = stored(&store).await;
+    pipeline.lose_disk();
+    let ended = pipeline.run([]).with_variable("AWS_SECRET_ACCESS_KEY", "wr0ng").end().await;
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("error: could not look at the replica; nothing was changed: s3://lite/replicas/default/p/0: could not read claim.json: "),
+        "{}",
+        ended.stderr
+    );
+    assert!(!ended.stderr.contains("wr0ng"), "{}", ended.stderr);
+
+    store.pause();
+    let ended = pipeline.run([]).end().await;
+    store.resume();
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("could not read claim.json"), "{}", ended.stderr);
+
+    store.kill();
+    let ended = pipeline.run([]).end().await;
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("could not read claim.json"), "{}", ended.stderr);
+
+    let elsewhere = Replicated {
+        environment: pipeline.environment.clone(),
+        ..Replicated::to(&store, &json!({"replicaUrl": "s3://none/x"}))
+    };
+    store.restart().await;
+    let ended = elsewhere.run([]).end().await;
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("s3://none/x/default/p/0"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn no_litestream() {
+    let store = Store::file().await;
+    let pipeline = Replicated::to(&store, &json!({}));
+    let absent = pipeline.run([]).with_variable(PROGRAM, "/nowhere/litestream");
+    refused(&pipeline, &store, absent, expect![[r#"
+        error: /nowhere/litestream: could not be run; replication needs Litestream 0.5.17: install it and put it on the PATH, or name it by --litestream (LITEJOIN_LITESTREAM): No such file or directory (os error 2)
+    "#]]).await;
+    pipeline.site.write("litestream", "#!/bin/sh\necho v0.5.11\n");
+    let old = pipeline.site.path().join("litestream");
+    std::fs::set_permissions(&old, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let old = pipeline.run([]).with_variable(PROGRAM, &old.display().to_string());
+    refused(&pipeline, &store, old, expect![[r#"
+        error: <site>/litestream: is version v0.5.11, and replication needs Litestream 0.5.17 or a later 0.5; older ones lose data. Install that one, or name it by --litestream (LITEJOIN_LITESTREAM)
+    "#]]).await;
+    assert!(litestream().is_file());
+}

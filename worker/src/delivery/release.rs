@@ -1,0 +1,57 @@
+//! When results may leave: at once, or (`delivery.after: replicated`) when a restore would know them, so that nobody holds
+//! a result that a lost disk has taken back.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::replication::passes::Passes;
+use crate::results::event::Position;
+
+/// How long the replica is waited for before we see whether the worker stops.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The gate that results pass on their way out.
+#[derive(Clone, Default)]
+pub(crate) struct Release(Option<Arc<Gate>>);
+
+struct Gate {
+    passes: Passes,
+    /// Results up to this place are in the replica.
+    released: Mutex<Position>,
+}
+
+impl Release {
+    /// Results wait for the replica.
+    pub(crate) fn after(passes: Passes) -> Self {
+        Self(Some(Arc::new(Gate { passes, released: Mutex::default() })))
+    }
+
+    /// Returns when results up to `wanted` may leave; `committed` is the newest there is. Returns `false` if the worker
+    /// stops before.
+    pub(crate) async fn wait(
+        &self,
+        wanted: Position,
+        committed: Position,
+        stopping: &watch::Receiver<bool>,
+    ) -> bool {
+        let Some(gate) = &self.0 else { return true };
+        let reached = wanted.max(committed);
+        while *gate.released.lock().unwrap_or_else(PoisonError::into_inner) < wanted {
+            if gate.passes.replicated(PATIENCE).await {
+                let mut released = gate.released.lock().unwrap_or_else(PoisonError::into_inner);
+                *released = released.max(reached);
+            } else if *stopping.borrow() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Returns when all that is committed now may leave, which the caller's thread waits for; `false` if that takes too
+    /// long.
+    pub(crate) fn wait_for_all(&self, runtime: &tokio::runtime::Handle, patience: Duration) -> bool {
+        self.0.as_ref().is_none_or(|gate| runtime.block_on(gate.passes.replicated(patience)))
+    }
+}

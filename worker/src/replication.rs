@@ -1,0 +1,185 @@
+//! Copies of the data at another place, kept by Litestream: under which prefix this worker may write them
+//! ([`incarnation`]), how the data comes back ([`boot`]), and what is told of how far they are ([`keeper`]).
+//!
+//! ```text
+//! shard_0.db … results.db, dlq.db, sources.db ──WAL──► Litestream (a child of ours) ──► <replicaUrl>/<identity>/0/incarnation-N-id/…
+//!                                                          ▲ control socket
+//!                             keeper: how far, READY, does the claim still name us ──► claim.json, READY, cuts
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use litejoin_crds::plan::{self, Plan};
+
+use self::config::File;
+use self::incarnation::{Claim, Found, Incarnation, Marker, Refusal, Remote};
+use self::litestream::{Litestream, LitestreamError};
+use self::location::{Location, LocationError};
+use self::objects::{Objects, ObjectsError};
+use crate::credentials::{CredentialError, Secrets};
+use crate::results::store::RESULTS_FILE;
+use crate::source::api::state;
+use crate::storage::layout::{self, LayoutError};
+use crate::storage::sqlite::SqliteError;
+
+pub(crate) mod boot;
+pub(crate) mod command;
+pub(crate) mod config;
+pub(crate) mod incarnation;
+pub(crate) mod keeper;
+pub(crate) mod litestream;
+pub(crate) mod location;
+pub(crate) mod objects;
+pub(crate) mod passes;
+mod sftp;
+pub(crate) mod socket;
+
+/// Which of several workers of a pipeline this is. There is one for now.
+const ORDINAL: u32 = 0;
+
+/// Names in the store.
+const CLAIM: &str = "claim.json";
+const BIRTH: &str = "birth.json";
+const READY: &str = "READY";
+
+/// What the command line and the environment say.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tools {
+    /// The program Litestream; `None` is the one on the PATH.
+    pub(crate) litestream: Option<PathBuf>,
+    /// Whether somebody knows that there is a replica.
+    pub(crate) expects_replica: bool,
+}
+
+/// Why replication can't begin, or can't go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReplicationError {
+    #[error(transparent)]
+    Location(#[from] LocationError),
+    #[error("spec.replication.credentialsSecretRef")]
+    Credentials(#[from] CredentialError),
+    #[error("could not look at the replica; nothing was changed")]
+    Store(#[from] ObjectsError),
+    #[error("{place}: {name} is not readable ({detail}); it was not written by this version, or damaged")]
+    Unreadable { place: String, name: String, detail: String },
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error(transparent)]
+    Litestream(#[from] LitestreamError),
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    #[error("{path}: could not {doing}")]
+    Io { path: String, doing: &'static str, source: std::io::Error },
+    #[error(transparent)]
+    File(#[from] SqliteError),
+    #[error(
+        "{path}: is not ready for the Litestream that runs beside this worker; run `litejoin replication prepare` before \
+         both are started"
+    )]
+    NotPrepared { path: String },
+    #[error(
+        "{place}: nothing was replicated at that time yet; `litejoin replication status` says what there is"
+    )]
+    TooEarly { place: String },
+    #[error("spec.replication: is not enabled; there is nothing to restore from")]
+    Disabled,
+    #[error(
+        "{place}: another worker ({other}) took the pipeline over while this one started; see which of both is to run"
+    )]
+    Overtaken { place: String, other: Incarnation },
+}
+
+/// A place that replicas of one pipeline go to, and the means to get there.
+#[derive(Clone)]
+pub(crate) struct Site {
+    pub(crate) replication: plan::Replication,
+    /// Where the incarnations lie.
+    pub(crate) base: Location,
+    pub(crate) objects: Objects,
+    /// Variables with credentials among them: for Litestream alone.
+    pub(crate) environment: BTreeMap<String, String>,
+}
+
+impl Site {
+    /// The place that the plan names; `None` if nothing is replicated. Nothing is sent yet.
+    pub(crate) fn of(plan: &Plan, secrets: &Secrets) -> Result<Option<Self>, ReplicationError> {
+        let Some(replication) = &plan.replication else { return Ok(None) };
+        let environment = secrets.environment(replication.credentials_secret.as_deref())?;
+        let location = Location::parse(&replication.replica_url)?;
+        let base = location.join(&format!("{}/{ORDINAL}", plan.identity));
+        let objects = Objects::open(&base, replication, &environment)?;
+        Ok(Some(Self { replication: replication.clone(), base, objects, environment }))
+    }
+
+    /// Litestream's configuration for one incarnation.
+    fn litestream_config(&self, incarnation: &Incarnation, files: &[File], socket: Option<&Path>) -> Vec<u8> {
+        let location = self.base.join(&incarnation.to_string());
+        let variable = |name: &str| self.environment.get(name).cloned();
+        let config = config::litestream(&self.replication, &location, files, socket, &variable);
+        serde_json::to_vec_pretty(&config).expect("plain values are always JSON")
+    }
+
+    /// The claim.
+    pub(crate) async fn claim(&self) -> Result<Option<Claim>, ReplicationError> {
+        self.read(CLAIM).await
+    }
+
+    /// All that lies there.
+    pub(crate) async fn look(&self) -> Result<Remote, ReplicationError> {
+        let claim = self.claim().await?;
+        let mut found = Vec::new();
+        for name in self.objects.list("").await?.folders {
+            let Ok(incarnation) = name.parse::<Incarnation>() else { continue };
+            let Some(birth) = self.read(&format!("{name}/{BIRTH}")).await? else { continue };
+            let is_ready = self.objects.get(&format!("{name}/{READY}")).await?.is_some();
+            found.push(Found { incarnation, birth, is_ready });
+        }
+        found.sort_by(|a, b| a.incarnation.cmp(&b.incarnation));
+        Ok(Remote { claim, found })
+    }
+
+    async fn read<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>, ReplicationError> {
+        let Some(bytes) = self.objects.get(name).await? else { return Ok(None) };
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| ReplicationError::Unreadable {
+            place: self.base.to_string(),
+            name: name.to_owned(),
+            detail: error.to_string(),
+        })
+    }
+
+    async fn write<T: serde::Serialize>(&self, name: &str, value: &T) -> Result<(), ReplicationError> {
+        let bytes = serde_json::to_vec_pretty(value).expect("plain values are always JSON");
+        Ok(self.objects.put(name, bytes).await?)
+    }
+}
+
+/// The files of a pipeline that are replicated, below a data directory.
+pub(crate) fn files(plan: &Plan, data_dir: &Path) -> Vec<File> {
+    let dlq = plan.delivery.dlq.path.clone().unwrap_or_else(|| data_dir.join(DLQ_FILE));
+    let of_dir = |name: &str| File { name: name.to_owned(), path: data_dir.join(name) };
+    let shards = (0..plan.storage.shard_count).map(|index| of_dir(&layout::shard_file_name(index)));
+    let others = [of_dir(RESULTS_FILE), File { name: DLQ_FILE.to_owned(), path: dlq }, of_dir(state::FILE)];
+    shards.chain(others).collect()
+}
+
+/// The dead-letter queue's name in the replica, wherever it lies.
+pub(crate) const DLQ_FILE: &str = "dlq.db";
+
+/// A directory that has its data and its prefix: what Litestream may begin with.
+pub(crate) struct Replica {
+    pub(crate) site: Site,
+    /// Whose data it is.
+    pub(crate) identity: String,
+    pub(crate) litestream: Litestream,
+    pub(crate) marker: Marker,
+    /// Whether its data has just come from the store.
+    pub(crate) is_restored: bool,
+    pub(crate) files: Vec<File>,
+    pub(crate) data_dir: PathBuf,
+    /// Litestream's control socket.
+    pub(crate) socket: PathBuf,
+    pub(crate) config: PathBuf,
+    /// What each Litestream of this directory holds while it lives.
+    pub(crate) lock: PathBuf,
+}

@@ -1,0 +1,371 @@
+//! Which copy of the data counts, and under which prefix a worker may write. Two Litestreams on one prefix destroy it,
+//! so a prefix has one writer for ever: an *incarnation*, minted when a directory is made, restored or taken over, with
+//! a random part in its name, so that no race can make the same one twice. What is decided here follows from
+//! what was seen; the looking, claiming and restoring is [`super::boot`]'s.
+//!
+//! ```text
+//! <replicaUrl>/<identity>/<ordinal>/claim.json                 the incarnation that counts, and who holds it
+//!                                  /incarnation-7-<id>/birth.json, READY, cuts/…, shard_0/…, results/…
+//! ```
+
+use std::fmt;
+use std::str::FromStr;
+
+use litejoin_crds::replication::RestorePolicy;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The name of a prefix that one directory alone writes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Incarnation {
+    /// Grows from each to the next.
+    pub(crate) number: u64,
+    /// Random.
+    pub(crate) id: String,
+}
+
+const PREFIX: &str = "incarnation-";
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{PREFIX}{}-{}", self.number, self.id)
+    }
+}
+
+impl FromStr for Incarnation {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no name of an incarnation");
+        let (number, id) =
+            text.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')).ok_or_else(wrong)?;
+        let number = number.parse().map_err(|_| wrong())?;
+        let is_plain = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        is_plain.then(|| Self { number, id: id.to_owned() }).ok_or_else(wrong)
+    }
+}
+
+impl Serialize for Incarnation {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Incarnation {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// `claim.json`: whoever it names may go on, everyone else ends. Only a start writes it, so nothing that runs can
+/// overwrite its successor's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Claim {
+    /// Whose data it is.
+    pub(crate) identity: String,
+    pub(crate) incarnation: Incarnation,
+    /// Random, new at each start.
+    pub(crate) holder: String,
+    /// Seconds since the epoch, for people.
+    pub(crate) claimed_at: i64,
+}
+
+/// `birth.json`, written before an incarnation is claimed: what it consists of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Birth {
+    pub(crate) identity: String,
+    pub(crate) shard_count: usize,
+    pub(crate) hash_version: u32,
+    pub(crate) format_version: u32,
+    /// Names of the replicated files.
+    pub(crate) files: Vec<String>,
+    /// The one whose data it began with.
+    pub(crate) parent: Option<Incarnation>,
+    /// Seconds since the epoch.
+    pub(crate) born_at: i64,
+}
+
+/// An incarnation that lies in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) birth: Birth,
+    /// Whether each of its files was there as a whole once.
+    pub(crate) is_ready: bool,
+}
+
+/// `replication.json` in a data directory: which incarnation it writes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Marker {
+    /// Where the incarnations lie.
+    pub(crate) base: String,
+    pub(crate) incarnation: Incarnation,
+    /// As which it holds the claim.
+    pub(crate) holder: String,
+    /// As which it was about to hold it, when it was written.
+    pub(crate) next_holder: Option<String>,
+    /// Whether the incarnation is known to be READY.
+    pub(crate) is_ready: bool,
+    /// Whether a restore into this directory has begun, and not ended.
+    pub(crate) is_restoring: bool,
+    /// Whether the directory is empty as it should be, since no worker has run on it yet.
+    #[serde(default)]
+    pub(crate) is_fresh: bool,
+    /// The inode of the lock file: another one in a copy of the directory.
+    pub(crate) lock_inode: u64,
+}
+
+/// What a data directory holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Local {
+    /// Nothing, or the beginning of a restore.
+    Nothing,
+    /// Data that was never replicated.
+    Unmarked,
+    Marked {
+        marker: Marker,
+        /// Whether the directory is a copy of the one that was marked.
+        is_copy: bool,
+        /// Files that it should hold and does not.
+        missing: Vec<String>,
+    },
+}
+
+/// What the store holds.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Remote {
+    pub(crate) claim: Option<Claim>,
+    pub(crate) found: Vec<Found>,
+}
+
+/// What a pipeline wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) identity: String,
+    /// Where its incarnations lie.
+    pub(crate) base: String,
+    pub(crate) shard_count: usize,
+    pub(crate) hash_version: u32,
+    pub(crate) format_version: u32,
+    pub(crate) policy: RestorePolicy,
+    /// Whether somebody knows that there is a replica.
+    pub(crate) expects_replica: bool,
+}
+
+/// How a directory comes to its data and its prefix. All but the first mint an incarnation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// The directory goes on in its own incarnation.
+    GoOn(Incarnation),
+    /// The directory's data counts, under a new incarnation.
+    Keep { parent: Option<Incarnation>, why: &'static str },
+    /// The data comes from the store; what is in the directory is set aside.
+    Restore { from: Found },
+    /// Some files come from the store, beside those that are there.
+    Complete { from: Found, missing: Vec<String> },
+    /// There is no data anywhere.
+    Empty { why: &'static str },
+}
+
+/// Why a worker does not start: it could lose data, or take somebody else's for its own.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error(
+        "{base}: holds the replica of pipeline {found:?}, and this is {wanted:?}; write another replicaUrl, or that \
+         identity (spec.replication.identity)"
+    )]
+    Foreign { base: String, found: String, wanted: String },
+    #[error(
+        "{base}: nothing is there, and this data directory was replicated there as {incarnation}; look at replicaUrl, \
+         endpoint and credentials. To begin a new replica with the data of this directory, remove its replication.json"
+    )]
+    Gone { base: String, incarnation: Incarnation },
+    #[error(
+        "{base}: there is no replica, and one is asked for (restore.policy: Required, or --expect-replica); look at \
+         replicaUrl, endpoint and credentials, or write policy: Auto to start empty"
+    )]
+    NoReplica { base: String },
+    #[error(
+        "{base}: the claim names {claimed}, and that is not there: the replica is damaged, or only a part of it was \
+         copied; put it back, or write restore.policy: Never to start without it"
+    )]
+    Damaged { base: String, claimed: Incarnation },
+    #[error(
+        "{base}: holds a replica ({claimed}) that this data directory knows nothing of; move the data directory away to \
+         restore that one, or write another replicaUrl or identity for this one"
+    )]
+    Occupied { base: String, claimed: Incarnation },
+    #[error(
+        "{base}: {newer} has taken over from this data directory, and restore.policy is Never (or restoreOnBoot \
+         false); write Auto to restore it, or move the data directory away to start empty"
+    )]
+    Overtaken { base: String, newer: Incarnation },
+    #[error(
+        "{base}: {incarnation} holds {found} shards, and the pipeline wants storage.shardCount {wanted}; set it back \
+         to {found}"
+    )]
+    ShardCount { base: String, incarnation: Incarnation, found: usize, wanted: usize },
+    #[error(
+        "{base}: {incarnation} was written in format {found}, and this worker reads format {wanted}; run the version \
+         of litejoin that wrote it"
+    )]
+    Format { base: String, incarnation: Incarnation, found: u32, wanted: u32 },
+}
+
+impl Remote {
+    /// What a restore takes: the claimed incarnation once it is READY, until then the newest that is.
+    pub(crate) fn best(&self) -> Option<&Found> {
+        let ready = || self.found.iter().filter(|found| found.is_ready);
+        let claimed = self.claim.as_ref().map(|claim| &claim.incarnation);
+        ready()
+            .find(|found| Some(&found.incarnation) == claimed)
+            .or_else(|| ready().max_by_key(|found| &found.incarnation))
+    }
+
+    /// Those that may hold the data of a time, in seconds since the epoch; the most likely one comes first.
+    pub(crate) fn lived_at(&self, seconds: i64) -> Vec<&Found> {
+        let mut all: Vec<&Found> =
+            self.found.iter().filter(|found| found.is_ready && found.birth.born_at <= seconds).collect();
+        all.sort_by_key(|found| std::cmp::Reverse((found.birth.born_at, &found.incarnation)));
+        all
+    }
+
+    /// Those that nobody needs any more beside `own`: a later one that is READY was born before this time.
+    pub(crate) fn outlived(&self, own: &Incarnation, before: i64) -> Vec<&Incarnation> {
+        let claimed = self.claim.as_ref().map(|claim| &claim.incarnation);
+        let is_outlived = |incarnation: &Incarnation| {
+            self.found.iter().any(|later| {
+                later.is_ready
+                    && later.birth.born_at < before
+                    && later.incarnation.number > incarnation.number
+            })
+        };
+        let all = self.found.iter().map(|found| &found.incarnation);
+        all.filter(|incarnation| {
+            *incarnation != own && Some(*incarnation) != claimed && is_outlived(incarnation)
+        })
+        .collect()
+    }
+
+    /// The number of the incarnation that is to follow.
+    pub(crate) fn next_number(&self) -> u64 {
+        let found = self.found.iter().map(|found| found.incarnation.number);
+        found.chain(self.claim.iter().map(|claim| claim.incarnation.number)).max().unwrap_or(0) + 1
+    }
+}
+
+/// Decides how a directory comes to its data and its prefix.
+pub(crate) fn decide(local: &Local, remote: &Remote, wanted: &Wanted) -> Result<Decision, Refusal> {
+    let base = || wanted.base.clone();
+    if let Some(claim) = &remote.claim {
+        if claim.identity != wanted.identity {
+            let (found, wanted) = (claim.identity.clone(), wanted.identity.clone());
+            return Err(Refusal::Foreign { base: base(), found, wanted });
+        }
+        let is_there = remote.found.iter().any(|found| found.incarnation == claim.incarnation);
+        if !is_there && wanted.policy != RestorePolicy::Never {
+            return Err(Refusal::Damaged { base: base(), claimed: claim.incarnation.clone() });
+        }
+    }
+    let best = remote.best();
+    match local {
+        Local::Nothing if wanted.policy == RestorePolicy::Never => {
+            Ok(Decision::Empty { why: "restore.policy is Never, or restoreOnBoot false" })
+        }
+        Local::Nothing => match best {
+            Some(from) => restore(from, wanted),
+            None if wanted.policy == RestorePolicy::Required || wanted.expects_replica => {
+                Err(Refusal::NoReplica { base: base() })
+            }
+            None if remote.claim.is_some() => {
+                Ok(Decision::Empty { why: "the replica was never complete, so there is nothing to restore" })
+            }
+            None => Ok(Decision::Empty { why: "nothing was ever replicated there" }),
+        },
+        Local::Unmarked => match (best, &remote.claim) {
+            (None, None) => Ok(Decision::Keep { parent: None, why: "it is replicated for the first time" }),
+            (best, claim) => {
+                let claimed = claim.as_ref().map(|claim| &claim.incarnation);
+                let claimed = claimed.or(best.map(|best| &best.incarnation)).expect("one of both is there");
+                Err(Refusal::Occupied { base: base(), claimed: claimed.clone() })
+            }
+        },
+        Local::Marked { marker, .. } if marker.base != wanted.base => match (best, &remote.claim) {
+            (None, None) => Ok(Decision::Keep { parent: None, why: "its replica has moved" }),
+            (best, claim) => {
+                let claimed = claim.as_ref().map(|claim| &claim.incarnation);
+                let claimed = claimed.or(best.map(|best| &best.incarnation)).expect("one of both is there");
+                Err(Refusal::Occupied { base: base(), claimed: claimed.clone() })
+            }
+        },
+        Local::Marked { marker, is_copy, missing } => marked(marker, *is_copy, missing, remote, wanted),
+    }
+}
+
+/// Decides for a directory that was replicated to the same place before.
+fn marked(
+    marker: &Marker,
+    is_copy: bool,
+    missing: &[String],
+    remote: &Remote,
+    wanted: &Wanted,
+) -> Result<Decision, Refusal> {
+    let base = || wanted.base.clone();
+    let own = &marker.incarnation;
+    let best = remote.best();
+    let keep = |why| Ok(Decision::Keep { parent: Some(own.clone()), why });
+    let Some(claim) = &remote.claim else {
+        // The claim is written last, so a first start may have died before it; nothing was READY then.
+        return match marker.is_ready || best.is_some() {
+            true => Err(Refusal::Gone { base: base(), incarnation: own.clone() }),
+            false => keep("its first start came to no claim"),
+        };
+    };
+    let holds = [Some(&marker.holder), marker.next_holder.as_ref()].contains(&Some(&claim.holder));
+    let is_own = claim.incarnation == *own && holds && !is_copy;
+    match best {
+        Some(from) if is_own && !missing.is_empty() && from.incarnation == *own => {
+            restore(from, wanted)?;
+            Ok(Decision::Complete { from: from.clone(), missing: missing.to_vec() })
+        }
+        _ if is_own => Ok(Decision::GoOn(own.clone())),
+        // Who took over has never been READY: this directory holds all that was ever told to be replicated.
+        None => keep("no other was ever complete"),
+        Some(best) if best.incarnation.number < own.number => keep("no later one was ever complete"),
+        Some(best) if best.incarnation == *own && !is_copy && claim.incarnation != *own => {
+            keep("whoever took over was never complete")
+        }
+        Some(best) if wanted.policy == RestorePolicy::Never => {
+            Err(Refusal::Overtaken { base: base(), newer: best.incarnation.clone() })
+        }
+        Some(from) => restore(from, wanted),
+    }
+}
+
+/// Takes the data from there, whatever the directory holds, if this worker can read it.
+pub(super) fn restore(from: &Found, wanted: &Wanted) -> Result<Decision, Refusal> {
+    let (base, incarnation) = (wanted.base.clone(), from.incarnation.clone());
+    let Birth { shard_count, hash_version, format_version, .. } = from.birth;
+    if format_version != wanted.format_version || hash_version != wanted.hash_version {
+        return Err(Refusal::Format {
+            base,
+            incarnation,
+            found: format_version,
+            wanted: wanted.format_version,
+        });
+    }
+    if shard_count != wanted.shard_count {
+        return Err(Refusal::ShardCount {
+            base,
+            incarnation,
+            found: shard_count,
+            wanted: wanted.shard_count,
+        });
+    }
+    Ok(Decision::Restore { from: from.clone() })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,243 @@
+//! What runs beside Litestream: again and again it has all files shipped up to now, says READY after the first time, and
+//! sees whether the claim still names us. One such round is a *pass*. What was committed before a pass began
+//! is in the replica when it has ended well; so it also tells how far behind the replica is, which Litestream does not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use super::boot;
+use super::config::File;
+use super::incarnation::Marker;
+use super::passes::Passes;
+use super::socket::{Socket, SocketError, Synced};
+use super::{READY, Replica, ReplicationError, Site};
+use crate::clock;
+use crate::error::chain;
+use crate::status::replication::{FileProgress, ReplicationStatus};
+use crate::storage::layout::replace;
+use crate::storage::sqlite;
+
+/// Passes are not closer together than this.
+const PASS_INTERVAL_MIN: Duration = Duration::from_secs(1);
+
+/// How often what nobody needs any more is looked for.
+const CLEAN_INTERVAL: Duration = Duration::from_secs(3_600);
+
+/// What comes together within this time, and waits for the replica, shares a pass.
+const PASS_GAP: Duration = Duration::from_millis(50);
+
+/// For one file to be shipped; what takes longer is seen in the next pass.
+const SYNC_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Files that are asked for at once.
+const SYNCS: usize = 4;
+
+/// How often the claim is read where nothing waits for it.
+const CLAIM_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Behind by so much, the replica is worth a warning.
+const LAG_WARNED: Duration = Duration::from_secs(30);
+
+/// The keeper of one replica.
+pub(crate) struct Keeper {
+    site: Site,
+    marker: Marker,
+    replica: Replica,
+    socket: Socket,
+    status: Arc<ReplicationStatus>,
+    /// Told once when another worker has taken over.
+    overtaken: mpsc::Sender<()>,
+    passes: Passes,
+    claim_read: Option<Instant>,
+    cleaned: Option<Instant>,
+    is_warned: bool,
+}
+
+impl Keeper {
+    pub(crate) fn new(
+        replica: Replica,
+        status: Arc<ReplicationStatus>,
+        passes: Passes,
+        overtaken: mpsc::Sender<()>,
+    ) -> Self {
+        status.begin(
+            &replica.marker.incarnation.to_string(),
+            &replica.site.base.to_string(),
+            clock::epoch_seconds(),
+        );
+        status.set_ready(replica.marker.is_ready);
+        Self {
+            site: replica.site.clone(),
+            marker: replica.marker.clone(),
+            socket: Socket::new(&replica.socket),
+            replica,
+            status,
+            overtaken,
+            passes,
+            claim_read: None,
+            cleaned: None,
+            is_warned: false,
+        }
+    }
+
+    /// Notes what the next start is to know.
+    fn write_marker(&self) {
+        let bytes = serde_json::to_vec_pretty(&self.marker).expect("plain values are always JSON");
+        if let Err(problem) = replace(&self.replica.data_dir, boot::MARKER, &bytes) {
+            warn!(error = %problem, "could not note how far the replica is; the next start looks for it in the store");
+        }
+    }
+
+    /// Makes passes until it is told to stop, and then a last one.
+    pub(crate) async fn run(mut self, mut stopping: watch::Receiver<bool>) {
+        // The files are there by now, so that they are missed from now on.
+        if std::mem::take(&mut self.marker.is_fresh) {
+            self.write_marker();
+        }
+        let interval = self.site.replication.sync_interval.max(PASS_INTERVAL_MIN);
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(interval) => {}
+                () = self.passes.wanted_for(PASS_GAP) => {}
+                _ = stopping.wait_for(|stopping| *stopping) => break,
+            }
+            if self.pass().await && self.cleaned.is_none_or(|cleaned| cleaned.elapsed() > CLEAN_INTERVAL) {
+                self.cleaned = Some(Instant::now());
+                if let Err(problem) = self.clean().await {
+                    warn!(
+                        error = chain(&problem),
+                        "could not remove old incarnations; trying again in an hour"
+                    );
+                }
+            }
+        }
+        match self.pass().await {
+            true => info!("everything is in the replica"),
+            false => warn!(
+                "the last commits are not in the replica yet; they follow at the next start on this disk"
+            ),
+        }
+    }
+
+    /// Has everything shipped that is committed now; returns whether it is in the replica.
+    async fn pass(&mut self) -> bool {
+        let (began, number) = (clock::epoch_seconds(), self.passes.begin());
+        let syncs = self.replica.files.clone().into_iter().map(|file| sync(self.socket.clone(), file));
+        let answers: Vec<_> = futures::stream::iter(syncs).buffered(SYNCS).collect().await;
+        let mut failure = None;
+        for (name, wal_bytes, answer) in answers {
+            let name = name.as_str();
+            match answer {
+                Ok(Synced { txid, replicated }) => {
+                    self.status.synced(name, FileProgress { txid, replicated_txid: replicated, wal_bytes });
+                }
+                Err(problem) => {
+                    self.status.not_synced(name, wal_bytes);
+                    failure.get_or_insert_with(|| chain(&problem));
+                }
+            }
+        }
+        if failure.is_none() {
+            failure = self.after_sync().await.err().map(|problem| chain(&problem));
+        }
+        match &failure {
+            None => {
+                self.passes.end(number);
+                self.status.passed(began);
+                if std::mem::take(&mut self.is_warned) {
+                    info!("the replica has caught up");
+                }
+            }
+            Some(problem) => {
+                self.status.error.set(problem);
+                let lag = self.status.lag(clock::epoch_seconds());
+                if lag > LAG_WARNED && !self.is_warned {
+                    self.is_warned = true;
+                    warn!(
+                        error = problem,
+                        seconds = lag.as_secs(),
+                        "the replica is behind; data is safe on this disk only"
+                    );
+                }
+            }
+        }
+        failure.is_none()
+    }
+
+    /// Says READY where that is still to be said, and sees from time to time whether the claim names us.
+    async fn after_sync(&mut self) -> Result<(), ReplicationError> {
+        let is_due =
+            self.passes.is_awaited() || self.claim_read.is_none_or(|read| read.elapsed() > CLAIM_INTERVAL);
+        if !self.marker.is_ready || is_due {
+            self.check_claim().await?;
+        }
+        if self.marker.is_ready {
+            return Ok(());
+        }
+        let incarnation = self.marker.incarnation.clone();
+        let content = format!("{}\n", clock::epoch_seconds()).into_bytes();
+        self.site.objects.put(&format!("{incarnation}/{READY}"), content).await?;
+        // Whoever has claimed meanwhile may not have seen it, so it does not count before the claim was read again.
+        self.check_claim().await?;
+        info!(%incarnation, "READY: from now on a restore takes this incarnation");
+        self.marker.is_ready = true;
+        self.write_marker();
+        self.status.set_ready(true);
+        Ok(())
+    }
+
+    /// Removes incarnations and directories that were left longer ago than replicas are kept.
+    async fn clean(&mut self) -> Result<(), ReplicationError> {
+        let retention = i64::try_from(self.site.replication.retention.as_secs()).unwrap_or(i64::MAX);
+        let before = clock::epoch_seconds().saturating_sub(retention);
+        boot::remove_set_aside(&self.replica.data_dir, before);
+        let remote = self.site.look().await?;
+        self.check_claim().await?;
+        for incarnation in remote.outlived(&self.marker.incarnation, before) {
+            self.site.objects.remove(&incarnation.to_string()).await?;
+            info!(%incarnation, "removed an old incarnation");
+        }
+        Ok(())
+    }
+
+    /// Sees that the claim names us. Where the store was away at the start, it is renewed first.
+    async fn check_claim(&mut self) -> Result<(), ReplicationError> {
+        let mut claim = self.site.claim().await?;
+        if let Some(next_holder) = self.marker.next_holder.clone() {
+            let is_held = claim.as_ref().is_some_and(|claim| {
+                claim.incarnation == self.marker.incarnation
+                    && [&self.marker.holder, &next_holder].contains(&&claim.holder)
+            });
+            if is_held {
+                boot::claim(&self.site, &self.replica.identity, &self.marker.incarnation, &next_holder)
+                    .await?;
+                self.marker = Marker { holder: next_holder, next_holder: None, ..self.marker.clone() };
+                self.write_marker();
+                claim = self.site.claim().await?;
+            }
+        }
+        let is_ours = claim.as_ref().is_some_and(|claim| {
+            claim.incarnation == self.marker.incarnation && claim.holder == self.marker.holder
+        });
+        self.claim_read = Some(Instant::now());
+        if is_ours {
+            return Ok(());
+        }
+        let place = self.site.base.to_string();
+        let other = claim.map_or_else(|| self.marker.incarnation.clone(), |claim| claim.incarnation);
+        error!(%other, place, "another worker has taken this pipeline over, or its claim was removed; stopping");
+        let _ = self.overtaken.try_send(());
+        Err(ReplicationError::Overtaken { place, other })
+    }
+}
+
+/// Has a file shipped; returns its name, the length of its WAL, and what Litestream says.
+async fn sync(socket: Socket, file: File) -> (String, u64, Result<Synced, SocketError>) {
+    let synced = socket.sync(&file.path, SYNC_PATIENCE).await;
+    (file.name, sqlite::wal_bytes(&file.path), synced)
+}

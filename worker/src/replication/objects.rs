@@ -1,0 +1,278 @@
+//! The small objects beside Litestream's files: claims, births, READY, cuts. Every call ends within a bounded time, so
+//! a store that hangs is an error like any other. Objects are whole or not there, and none is larger than a page.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use litejoin_crds::plan::Replication;
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
+
+use super::location::{Backend, Location};
+use super::sftp::Sftp;
+
+/// For one call with its retries; a store that does not answer by then is taken for one that is away.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// For one request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// To be connected.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Bytes of an object of ours at most.
+const OBJECT_BYTES_MAX: usize = 1 << 20;
+
+/// Why a store gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ObjectsError {
+    #[error("{place}: {problem}")]
+    Settings { place: String, problem: String },
+    #[error("{place}: could not {doing}")]
+    Failed { place: String, doing: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("{place}: could not {doing}: no answer within {} s; see whether the store is up and the endpoint right", CALL_TIMEOUT.as_secs())]
+    Hangs { place: String, doing: String },
+}
+
+/// Names of files and folders below a prefix.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Listing {
+    pub(crate) files: Vec<String>,
+    pub(crate) folders: Vec<String>,
+}
+
+/// The objects below a location.
+#[derive(Clone)]
+pub(crate) struct Objects {
+    location: Location,
+    store: Store,
+}
+
+#[derive(Clone)]
+enum Store {
+    /// What [`object_store`] speaks with.
+    Cloud(Arc<dyn ObjectStore>),
+    /// A folder of this machine; made with the first object.
+    Folder(PathBuf),
+    Sftp(Arc<Sftp>),
+}
+
+/// Something that went wrong inside one call.
+type Problem = Box<dyn std::error::Error + Send + Sync>;
+
+impl Objects {
+    /// Opens the store of a location; nothing is sent yet.
+    pub(crate) fn open(
+        location: &Location,
+        replication: &Replication,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<Self, ObjectsError> {
+        let settings = |problem: String| ObjectsError::Settings { place: location.to_string(), problem };
+        let of_store = |error: object_store::Error| settings(error.to_string());
+        let options = ClientOptions::new()
+            .with_timeout(REQUEST_TIMEOUT)
+            .with_connect_timeout(CONNECT_TIMEOUT)
+            .with_allow_http(true);
+        let retry = RetryConfig { max_retries: 3, retry_timeout: CALL_TIMEOUT / 2, ..RetryConfig::default() };
+        let variables = |prefix: &'static str| {
+            environment
+                .iter()
+                .filter(move |(name, _)| name.starts_with(prefix))
+                .map(|(name, value)| (name.to_lowercase(), value))
+        };
+        let cloud: Arc<dyn ObjectStore> = match &location.backend {
+            Backend::S3 { bucket } => {
+                let mut builder = AmazonS3Builder::new().with_client_options(options).with_retry(retry);
+                for (name, value) in variables("AWS_") {
+                    if let Ok(key) = name.parse() {
+                        builder = builder.with_config(key, value);
+                    }
+                }
+                let of_litestream =
+                    |name| environment.get(name).filter(|_| !environment.contains_key("AWS_ACCESS_KEY_ID"));
+                if let Some(id) = of_litestream("LITESTREAM_ACCESS_KEY_ID") {
+                    builder = builder.with_access_key_id(id);
+                }
+                if let Some(secret) = of_litestream("LITESTREAM_SECRET_ACCESS_KEY") {
+                    builder = builder.with_secret_access_key(secret);
+                }
+                if let Some(endpoint) = &replication.endpoint {
+                    builder = builder.with_endpoint(endpoint).with_virtual_hosted_style_request(false);
+                }
+                if let Some(region) = &replication.region {
+                    builder = builder.with_region(region);
+                }
+                if let Some(key_id) = &replication.sse_kms_key_id {
+                    builder = builder.with_sse_kms_encryption(key_id);
+                }
+                Arc::new(builder.with_bucket_name(bucket).build().map_err(of_store)?)
+            }
+            Backend::Gcs { bucket } => {
+                let mut builder =
+                    GoogleCloudStorageBuilder::new().with_client_options(options).with_retry(retry);
+                for (name, value) in variables("GOOGLE_") {
+                    if let Ok(key) = name.parse() {
+                        builder = builder.with_config(key, value);
+                    }
+                }
+                Arc::new(builder.with_bucket_name(bucket).build().map_err(of_store)?)
+            }
+            Backend::Abs { account, container } => {
+                let mut builder = MicrosoftAzureBuilder::new().with_client_options(options).with_retry(retry);
+                for (name, value) in variables("AZURE_") {
+                    if let Ok(key) = name.parse() {
+                        builder = builder.with_config(key, value);
+                    }
+                }
+                if let Some(account) = account {
+                    builder = builder.with_account(account);
+                }
+                // The name that Litestream has for it.
+                if let Some(key) = environment.get("LITESTREAM_AZURE_ACCOUNT_KEY") {
+                    builder = builder.with_access_key(key);
+                }
+                if let Some(endpoint) = &replication.endpoint {
+                    builder = builder.with_endpoint(endpoint.clone());
+                }
+                Arc::new(builder.with_container_name(container).build().map_err(of_store)?)
+            }
+            Backend::Sftp { host, port, user } => {
+                let sftp = Sftp::new(host, *port, user.as_deref(), environment);
+                return Ok(Self { location: location.clone(), store: Store::Sftp(Arc::new(sftp)) });
+            }
+            Backend::File => {
+                return Ok(Self { location: location.clone(), store: Store::Folder(location.folder()) });
+            }
+        };
+        Ok(Self { location: location.clone(), store: Store::Cloud(cloud) })
+    }
+
+    /// The content of an object; `None` if there is none of that name.
+    pub(crate) async fn get(&self, name: &str) -> Result<Option<Vec<u8>>, ObjectsError> {
+        self.call(&format!("read {name}"), async {
+            match &self.store {
+                Store::Cloud(store) => read(store.as_ref(), &self.key(name)).await,
+                Store::Folder(folder) => match local(folder)? {
+                    Some(store) => read(&store, &Path::from(name)).await,
+                    None => Ok(None),
+                },
+                Store::Sftp(sftp) => Ok(sftp.get(&self.path(name)).await?),
+            }
+        })
+        .await
+    }
+
+    /// Writes an object, in place of one that was there.
+    pub(crate) async fn put(&self, name: &str, content: Vec<u8>) -> Result<(), ObjectsError> {
+        self.call(&format!("write {name}"), async {
+            match &self.store {
+                Store::Cloud(store) => {
+                    store.put(&self.key(name), content.into()).await?;
+                }
+                Store::Folder(folder) => {
+                    std::fs::create_dir_all(folder)?;
+                    let store = LocalFileSystem::new_with_prefix(folder)?;
+                    store.put(&Path::from(name), content.into()).await?;
+                }
+                Store::Sftp(sftp) => sftp.put(&self.path(name), &content).await?,
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// What lies directly below a folder, `""` being the whole.
+    pub(crate) async fn list(&self, folder_name: &str) -> Result<Listing, ObjectsError> {
+        self.call("list what is there", async {
+            match &self.store {
+                Store::Cloud(store) => list(store.as_ref(), &self.key(folder_name)).await,
+                Store::Folder(folder) => match local(folder)? {
+                    Some(store) => list(&store, &Path::from(folder_name)).await,
+                    None => Ok(Listing::default()),
+                },
+                Store::Sftp(sftp) => Ok(sftp.list(&self.path(folder_name)).await?),
+            }
+        })
+        .await
+    }
+
+    /// Removes a folder with all that is in it.
+    pub(crate) async fn remove(&self, folder_name: &str) -> Result<(), ObjectsError> {
+        let doing = format!("remove {folder_name}");
+        let outcome = async {
+            match &self.store {
+                Store::Cloud(store) => remove(store.as_ref(), &self.key(folder_name)).await,
+                Store::Folder(folder) => match std::fs::remove_dir_all(folder.join(folder_name)) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+                    _ => Ok(()),
+                },
+                Store::Sftp(sftp) => Ok(sftp.remove(&self.path(folder_name)).await?),
+            }
+        }
+        .await;
+        outcome.map_err(|source| self.failed(&doing, source))
+    }
+
+    async fn call<T>(
+        &self,
+        doing: &str,
+        work: impl Future<Output = Result<T, Problem>>,
+    ) -> Result<T, ObjectsError> {
+        match tokio::time::timeout(CALL_TIMEOUT, work).await {
+            Ok(outcome) => outcome.map_err(|source| self.failed(doing, source)),
+            Err(_) => Err(ObjectsError::Hangs { place: self.location.to_string(), doing: doing.to_owned() }),
+        }
+    }
+
+    fn failed(&self, doing: &str, source: Problem) -> ObjectsError {
+        ObjectsError::Failed { place: self.location.to_string(), doing: doing.to_owned(), source }
+    }
+
+    fn key(&self, name: &str) -> Path {
+        Path::from(self.location.join(name).path)
+    }
+
+    fn path(&self, name: &str) -> String {
+        format!("/{}", self.location.join(name).path)
+    }
+}
+
+/// `None` while there is no such folder.
+fn local(folder: &std::path::Path) -> Result<Option<LocalFileSystem>, Problem> {
+    Ok(if folder.try_exists()? { Some(LocalFileSystem::new_with_prefix(folder)?) } else { None })
+}
+
+async fn read(store: &dyn ObjectStore, key: &Path) -> Result<Option<Vec<u8>>, Problem> {
+    let found = match store.get(key).await {
+        Err(object_store::Error::NotFound { .. }) => return Ok(None),
+        found => found?,
+    };
+    if found.meta.size > OBJECT_BYTES_MAX as u64 {
+        return Err(format!("it is larger than {OBJECT_BYTES_MAX} bytes, and so none of ours").into());
+    }
+    Ok(Some(found.bytes().await?.to_vec()))
+}
+
+async fn list(store: &dyn ObjectStore, key: &Path) -> Result<Listing, Problem> {
+    let found = store.list_with_delimiter(Some(key).filter(|key| !key.as_ref().is_empty())).await?;
+    let name = |path: &Path| path.filename().unwrap_or_default().to_owned();
+    Ok(Listing {
+        files: found.objects.iter().map(|object| name(&object.location)).collect(),
+        folders: found.common_prefixes.iter().map(name).collect(),
+    })
+}
+
+async fn remove(store: &dyn ObjectStore, key: &Path) -> Result<(), Problem> {
+    let mut objects = store.list(Some(key));
+    while let Some(object) = objects.try_next().await? {
+        store.delete(&object.location).await?;
+    }
+    Ok(())
+}

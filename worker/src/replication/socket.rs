@@ -1,0 +1,79 @@
+//! Litestream's control socket: how far each file is in the replica. It hangs while Litestream has not reached the store
+//! yet, so every request has a time of its own.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::json;
+
+/// What Litestream may take beyond the time that it was given.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Why it did not answer as asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SocketError {
+    #[error("Litestream does not answer at {socket}")]
+    Silent { socket: String, source: reqwest::Error },
+    #[error("Litestream could not ship {file}: {message}")]
+    Refused { file: String, message: String },
+}
+
+/// A way to ask Litestream.
+#[derive(Clone)]
+pub(crate) struct Socket {
+    path: PathBuf,
+    client: reqwest::Client,
+}
+
+/// How far a file is, in transactions as Litestream counts them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub(crate) struct Synced {
+    /// The last one that Litestream has read.
+    pub(crate) txid: u64,
+    /// The last one in the replica.
+    #[serde(rename = "replicated_txid")]
+    pub(crate) replicated: u64,
+}
+
+#[derive(Deserialize)]
+struct Refused {
+    error: String,
+}
+
+impl Socket {
+    /// A socket that need not be there yet.
+    pub(crate) fn new(path: &Path) -> Self {
+        let client = reqwest::Client::builder()
+            .unix_socket(path)
+            .build()
+            .expect("a client without TLS of its own can be made");
+        Self { path: path.to_owned(), client }
+    }
+
+    /// Has a file's commits shipped, those up to this call, and waits until they are in the replica.
+    pub(crate) async fn sync(&self, file: &Path, patience: Duration) -> Result<Synced, SocketError> {
+        let asked = json!({"path": file, "wait": true, "timeout": patience.as_secs().max(1)});
+        let answer = self
+            .client
+            .post("http://litestream/sync")
+            .timeout(patience + GRACE)
+            .json(&asked)
+            .send()
+            .await
+            .map_err(|source| self.silent(source))?;
+        if answer.status().is_success() {
+            return answer.json().await.map_err(|source| self.silent(source));
+        }
+        let status = answer.status();
+        let message = match answer.json::<Refused>().await {
+            Ok(refused) => refused.error,
+            Err(_) => status.to_string(),
+        };
+        Err(SocketError::Refused { file: file.display().to_string(), message })
+    }
+
+    fn silent(&self, source: reqwest::Error) -> SocketError {
+        SocketError::Silent { socket: self.path.display().to_string(), source: source.without_url() }
+    }
+}
