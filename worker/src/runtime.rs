@@ -164,12 +164,15 @@ pub(crate) async fn run(
     let once = pipeline.once;
     let (closed, mut stdout_closed) = mpsc::channel(1);
     let (overtaken, mut is_overtaken) = mpsc::channel(1);
+    // First, so that a port in use changes nothing on disk or in a store.
+    let listeners = Listeners::open(&pipeline.plan, &Listeners::default()).await?;
     let (locked, replica) = tokio::select! {
         prepared = prepare(&pipeline.plan, &secrets, &tools) => prepared?,
         // A restore may take its time.
         Some(()) = stop.recv() => return Ok(()),
     };
-    let mut running = Running::start(pipeline, secrets, locked, replica, closed, overtaken).await?;
+    let mut running =
+        Running::start(pipeline, secrets, listeners, locked, replica, closed, overtaken).await?;
     let mut outcome = Ok(());
     loop {
         tokio::select! {
@@ -232,6 +235,7 @@ impl Running {
     async fn start(
         pipeline: Pipeline,
         secrets: Arc<Secrets>,
+        listeners: Listeners,
         locked: LockedDir,
         replica: Option<Replica>,
         stdout_closed: mpsc::Sender<()>,
@@ -243,7 +247,6 @@ impl Running {
         if pipeline.once {
             sources::check_ends(&source_specs)?;
         }
-        let listeners = Listeners::open(plan, &Listeners::default()).await?;
         let mut store = {
             let (plan, joins) = (plan.clone(), pipeline.joins.clone());
             blocking(move || Store::open(locked, &plan, &joins)).await?
