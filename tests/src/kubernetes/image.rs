@@ -39,7 +39,8 @@ pub fn of_dockerfile(name: &str, dockerfile: &Path, programs: &[&Path], folder: 
                 let [stage, from, into] = words[..] else { panic!("{line}: can't be followed here") };
                 assert!(stage.starts_with("--from="), "{line}: is not built");
                 let program = Path::new(from).file_name().expect("a program has a name");
-                let built = programs.iter().map(|programs| programs.join(program)).find(|built| built.exists());
+                let built =
+                    programs.iter().map(|programs| programs.join(program)).find(|built| built.exists());
                 let built = built.unwrap_or_else(|| panic!("{line}: is in none of {programs:?}"));
                 copy(&built, &root.join(into.trim_start_matches('/')).join(program));
                 libraries.extend(linked(&built));
