@@ -121,16 +121,19 @@ fn replicate(folder: &Path) -> Litestream {
 
 /// Waits until everything that is written now is in the store.
 async fn sync(folder: &Path) {
-    let started = Instant::now();
+    let mut said = String::new();
+    let deadline = Instant::now() + PATIENCE;
     loop {
-        let mut command = command("sync", folder);
-        let output =
-            command.args(["-socket", "socket", "-wait", "-timeout", "10", "data.db"]).output().unwrap();
+        // A proxy may run beside this, in the same thread.
+        let mut command = tokio::process::Command::from(command("sync", folder));
+        command.args(["-socket", "socket", "-wait", "-timeout", "10", "data.db"]);
+        let output = command.output().await.unwrap();
         if output.status.success() {
             return;
         }
+        said += &String::from_utf8_lossy(&output.stderr);
         let log = || fs::read_to_string(folder.join("log")).unwrap_or_default();
-        assert!(started.elapsed() < PATIENCE, "nothing is synced: {output:?}\n{}", log());
+        assert!(Instant::now() < deadline, "nothing is synced: {said}\n{}", log());
     }
 }
 
