@@ -49,6 +49,9 @@ pub(crate) const FIELD_MANAGER: &str = "litejoin-operator";
 /// How often a pipeline is looked at that nothing happens to.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(300);
 
+/// How soon a pod is looked for again that is to be there and isn't: a read may be older than the event that led to it.
+const NO_POD_AGAIN: Duration = Duration::from_secs(10);
+
 /// The longest wait before a failed reconcile is tried again.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
@@ -259,8 +262,12 @@ async fn steps(context: &Context, namespace: &str, name: &str) -> Result<Action,
     if applied + published > 0 {
         info!(pipeline = format!("{namespace}/{name}"), applied, published, "reconciled");
     }
-    let waits =
-        [told.look_again_after(), node_loss::look_again_after(&observed, context.node_loss_after, now)];
+    let lacks_pod = verdict.config.is_ok() && observed.pod.is_none() && !build::is_at_rest(&observed.spec());
+    let waits = [
+        told.look_again_after(),
+        node_loss::look_again_after(&observed, context.node_loss_after, now),
+        lacks_pod.then_some(NO_POD_AGAIN),
+    ];
     Ok(Action::requeue(waits.into_iter().flatten().min().unwrap_or(RESYNC_INTERVAL)))
 }
 
