@@ -4,7 +4,7 @@
 //! ```text
 //! shard_0.db … results.db, dlq.db, sources.db ──WAL──► Litestream (a child of ours) ──► <replicaUrl>/<identity>/0/incarnation-N-id/…
 //!                                                          ▲ control socket
-//!                             keeper: how far, READY, does the claim still name us ──► claim.json, READY, cuts
+//!                             keeper: how far, READY, does the claim still name us ──► claim.json, READY
 //! ```
 
 use std::collections::BTreeMap;

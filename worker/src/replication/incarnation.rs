@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! <replicaUrl>/<identity>/<ordinal>/claim.json                 the incarnation that counts, and who holds it
-//!                                  /incarnation-7-<id>/birth.json, READY, cuts/…, shard_0/…, results/…
+//!                                  /incarnation-7-<id>/birth.json, READY, shard_0.db/…, results.db/…
 //! ```
 
 use std::fmt;
@@ -284,23 +284,20 @@ pub(crate) fn decide(local: &Local, remote: &Remote, wanted: &Wanted) -> Result<
             }
             None => Ok(Decision::Empty { why: "nothing was ever replicated there" }),
         },
-        Local::Unmarked => match (best, &remote.claim) {
-            (None, None) => Ok(Decision::Keep { parent: None, why: "it is replicated for the first time" }),
-            (best, claim) => {
-                let claimed = claim.as_ref().map(|claim| &claim.incarnation);
-                let claimed = claimed.or(best.map(|best| &best.incarnation)).expect("one of both is there");
-                Err(Refusal::Occupied { base: base(), claimed: claimed.clone() })
-            }
-        },
-        Local::Marked { marker, .. } if marker.base != wanted.base => match (best, &remote.claim) {
-            (None, None) => Ok(Decision::Keep { parent: None, why: "its replica has moved" }),
-            (best, claim) => {
-                let claimed = claim.as_ref().map(|claim| &claim.incarnation);
-                let claimed = claimed.or(best.map(|best| &best.incarnation)).expect("one of both is there");
-                Err(Refusal::Occupied { base: base(), claimed: claimed.clone() })
-            }
-        },
+        Local::Unmarked => begin(remote, wanted, "it is replicated for the first time"),
+        Local::Marked { marker, .. } if marker.base != wanted.base => {
+            begin(remote, wanted, "its replica has moved")
+        }
         Local::Marked { marker, is_copy, missing } => marked(marker, *is_copy, missing, remote, wanted),
+    }
+}
+
+/// Decides for data that was never replicated to this place: it may begin there if nothing is.
+fn begin(remote: &Remote, wanted: &Wanted, why: &'static str) -> Result<Decision, Refusal> {
+    let claimed = remote.claim.as_ref().map(|claim| &claim.incarnation);
+    match claimed.or(remote.best().map(|best| &best.incarnation)) {
+        None => Ok(Decision::Keep { parent: None, why }),
+        Some(claimed) => Err(Refusal::Occupied { base: wanted.base.clone(), claimed: claimed.clone() }),
     }
 }
 
