@@ -9,8 +9,8 @@ use crate::clock;
 use crate::control::END;
 use crate::control::client::{AskError, Peer};
 use crate::control::dlq::{Count, Reading};
-use crate::delivery::dead_letters::DeadLetters;
 use crate::delivery::dead_letters::inspect::{After, Entry, Filter};
+use crate::delivery::dead_letters::{self, DeadLetters};
 use crate::storage::sqlite::SqliteError;
 
 /// Why nothing was done.
@@ -43,7 +43,7 @@ pub(crate) struct Queue {
 impl Queue {
     /// `path` is where the manifests have the file, if they say so.
     pub(crate) fn of(data_dir: &Path, path: Option<&Path>) -> Self {
-        let path = path.map_or_else(|| data_dir.join("dlq.db"), Path::to_owned);
+        let path = dead_letters::path(path, data_dir);
         Self { peer: Peer::of(data_dir), data_dir: data_dir.to_owned(), path }
     }
 

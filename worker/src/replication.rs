@@ -18,6 +18,7 @@ use self::litestream::{Litestream, LitestreamError};
 use self::location::{Location, LocationError};
 use self::objects::{Objects, ObjectsError};
 use crate::credentials::{CredentialError, Secrets};
+use crate::delivery::dead_letters;
 use crate::results::store::RESULTS_FILE;
 use crate::source::api::state;
 use crate::storage::layout::{self, LayoutError};
@@ -156,15 +157,13 @@ impl Site {
 
 /// The files of a pipeline that are replicated, below a data directory.
 pub(crate) fn files(plan: &Plan, data_dir: &Path) -> Vec<File> {
-    let dlq = plan.delivery.dlq.path.clone().unwrap_or_else(|| data_dir.join(DLQ_FILE));
+    let dlq = dead_letters::path(plan.delivery.dlq.path.as_deref(), data_dir);
     let of_dir = |name: &str| File { name: name.to_owned(), path: data_dir.join(name) };
     let shards = (0..plan.storage.shard_count).map(|index| of_dir(&layout::shard_file_name(index)));
-    let others = [of_dir(RESULTS_FILE), File { name: DLQ_FILE.to_owned(), path: dlq }, of_dir(state::FILE)];
+    let others =
+        [of_dir(RESULTS_FILE), File { name: dead_letters::FILE.to_owned(), path: dlq }, of_dir(state::FILE)];
     shards.chain(others).collect()
 }
-
-/// The dead-letter queue's name in the replica, wherever it lies.
-pub(crate) const DLQ_FILE: &str = "dlq.db";
 
 /// A directory that has its data and its prefix: what Litestream may begin with.
 pub(crate) struct Replica {

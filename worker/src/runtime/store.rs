@@ -7,7 +7,7 @@ use litejoin_crds::plan::Plan;
 use tracing::warn;
 
 use super::StartError;
-use crate::delivery::dead_letters::DeadLetters;
+use crate::delivery::dead_letters::{self, DeadLetters};
 use crate::join::{self, CheckedJoin};
 use crate::results::store::RESULTS_FILE;
 use crate::results::{Reader, Results};
@@ -104,7 +104,7 @@ pub(super) fn journal(plan: &Plan) -> Journal {
 
 /// The file of the dead-letter queue.
 pub(crate) fn dlq_path(plan: &Plan) -> PathBuf {
-    plan.delivery.dlq.path.clone().unwrap_or_else(|| plan.storage.data_dir.join("dlq.db"))
+    dead_letters::path(plan.delivery.dlq.path.as_deref(), &plan.storage.data_dir)
 }
 
 fn make_empty_folder(path: &Path) -> Result<(), SqliteError> {
