@@ -110,11 +110,17 @@ fn wrong(text: &str) -> String {
     format!("got {text:?}, which is no duration; write for example \"10ms\", \"30s\", \"1h30m\" or \"168h\"")
 }
 
-/// Reads a point in time as RFC 3339 has it, such as `2026-05-01T12:00:00Z`, in seconds since the epoch.
+/// Reads a point in time as RFC 3339 has it, such as `2026-05-01T12:00:00Z`, in milliseconds since the epoch.
 pub fn parse_timestamp(text: &str) -> Result<i64, String> {
     text.parse::<jiff::Timestamp>()
-        .map(jiff::Timestamp::as_second)
+        .map(jiff::Timestamp::as_millisecond)
         .map_err(|_| format!("got {text:?}, write a time with its zone, such as \"2026-05-01T12:00:00Z\""))
+}
+
+/// Writes a point in time, in milliseconds since the epoch, as [`parse_timestamp`] reads it.
+pub fn timestamp_text(milliseconds: i64) -> String {
+    jiff::Timestamp::from_millisecond(milliseconds)
+        .map_or_else(|_| milliseconds.to_string(), |time| time.to_string())
 }
 
 #[cfg(test)]

@@ -202,14 +202,21 @@ pub struct Replication {
     pub sse_kms_key_id: Option<String>,
     /// What is done where files are missing.
     pub restore: RestorePolicy,
+    /// The time to go back to, once (RFC 3339).
+    pub restore_timestamp: Option<String>,
+    /// Whose replica a pipeline begins with that has none of its own: a `replica_url` and an identity.
+    pub restore_from_url: Option<String>,
     /// `delivery.after: replicated`: whether results leave only once they are in the replica.
     pub results_wait: bool,
 }
 
 impl Replication {
-    /// What holds from start to end of a worker: all of it.
+    /// What holds from start to end of a worker: all of it. What is absent is not told, so that a setting which is new
+    /// to an operator restarts no pod that does without it.
     fn fixed(&self) -> String {
-        format!("{self:?}")
+        let mut settings = serde_json::to_value(self).expect("plain values are always JSON");
+        settings.as_object_mut().expect("a struct is an object").retain(|_, value| !value.is_null());
+        settings.to_string()
     }
 }
 

@@ -115,7 +115,8 @@ pub struct RestoreSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 40))]
     pub timestamp: Option<String>,
-    /// Start from another pipeline's replica, which is only read.
+    /// Start from another pipeline's replica, which is only read: its `replicaUrl` and identity, such as
+    /// `s3://bucket/prefix/shop/orders`. It counts until this pipeline has a replica of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub from_url: Option<String>,

@@ -44,15 +44,6 @@ impl Refusals {
         if spec["windows"].as_array().is_some_and(|windows| !windows.is_empty()) {
             self.refuse("spec.windows", "windows are not run by this version yet; remove them");
         }
-        for (field, instead) in [
-            ("timestamp", "go back with `litejoin restore --timestamp`"),
-            ("fromUrl", "restore from there with `litejoin restore`"),
-        ] {
-            if spec["replication"]["restore"][field].is_string() {
-                let message = format!("this is not done by this version yet; remove it, and {instead}");
-                self.refuse(&format!("spec.replication.restore.{field}"), message);
-            }
-        }
         if spec["storage"]["reshard"].is_object() {
             let message = "the number of shards cannot be changed by this version yet; remove reshard and put the old shardCount back";
             self.refuse("spec.storage.reshard", message);
@@ -80,7 +71,6 @@ mod tests {
         let values = [
             json!({"kind": "Pipeline", "spec": {
                 "storage": {"reshard": {"fromShardCount": 8, "toShardCount": 16}},
-                "replication": {"enabled": true, "restore": {"timestamp": "t", "fromUrl": "u"}},
                 "sources": [{"name": "a", "kafka": {}, "ack": "replicated"}, {"name": "b", "kafka": {}}, {"name": "c", "api": {}}],
                 "windows": [{"name": "w"}],
                 "sinks": [{"name": "s", "sse": {"addr": ":2"}}, {"name": "t", "kafka": {}}],
@@ -98,8 +88,6 @@ mod tests {
         expect![[r#"
             0 spec.sources[0].ack: only an http source waits for the replica; write ack: committed: what others read again after a restore begins where the restored data ends
             0 spec.windows: windows are not run by this version yet; remove them
-            0 spec.replication.restore.timestamp: this is not done by this version yet; remove it, and go back with `litejoin restore --timestamp`
-            0 spec.replication.restore.fromUrl: this is not done by this version yet; remove it, and restore from there with `litejoin restore`
             0 spec.storage.reshard: the number of shards cannot be changed by this version yet; remove reshard and put the old shardCount back
             2 kind: windows are not run by this version yet; remove this document
         "#]].assert_eq(&lines.concat());

@@ -55,6 +55,9 @@ const NO_POD_AGAIN: Duration = Duration::from_secs(10);
 /// The longest wait before a failed reconcile is tried again.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
+/// Failures in a row from which on the status tells why: what passes by itself soon is no news.
+const FAILURES_TOLD: u32 = 3;
+
 /// Changes that come together are looked at once.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 
@@ -250,8 +253,17 @@ async fn steps(context: &Context, namespace: &str, name: &str) -> Result<Action,
     };
     let mut changes = desired.as_ref().map(|desired| apply::changes(&observed, desired)).unwrap_or_default();
     changes.extend(node_loss::changes(&observed));
-    let applied = apply::apply(client, namespace, changes).await?;
+    let applied = apply::apply(client, namespace, changes).await;
     let told = context.workers.ask(&observed, &verdict).await;
+    if let Err(error) = &applied
+        && context.failures_of(namespace, name) + 1 >= FAILURES_TOLD
+        && let Some(answer) = error.answer()
+    {
+        observed.unwritten = Some(answer);
+        let statuses = status::statuses(&observed, &verdict, desired.as_ref(), &told, now);
+        publish::publish(context, &observed, statuses).await?;
+    }
+    let applied = applied?;
     if let Some(nudge) = worker::nudge(&observed, &verdict, &told) {
         apply::apply(client, namespace, vec![nudge]).await?;
         context.metrics.writes.inc();
@@ -290,6 +302,10 @@ fn retry_delay(attempt: u32) -> Duration {
 }
 
 impl Context {
+    fn failures_of(&self, namespace: &str, name: &str) -> u32 {
+        self.failures().get(&format!("{namespace}/{name}")).copied().unwrap_or_default()
+    }
+
     fn missing(&self) -> std::sync::MutexGuard<'_, HashMap<String, bool>> {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -31,6 +31,17 @@ impl Error {
             _ => "Unreachable",
         }
     }
+
+    /// What the API server answered, where it refused or failed; `None` where it just wants to be asked anew.
+    pub(crate) fn answer(&self) -> Option<String> {
+        let Error::Api { what, source } = self;
+        match source.as_ref() {
+            kube::Error::Api(status) if !matches!(status.code, 404 | 409 | 429) => {
+                Some(format!("could not {what}: {}", status.message))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Adds to an error of the API what the call was for.

@@ -2,6 +2,7 @@
 //! that nothing starts empty in silence.
 
 mod by_hand;
+mod cuts;
 mod loss;
 mod refused;
 mod two;
@@ -32,12 +33,19 @@ impl Replicated {
     /// One whose results leave only once they are in the replica.
     fn patient(store: &Store) -> Self {
         let pipeline = Self::to(store, &json!({}));
-        let path = pipeline.site.path().join("pipeline.yaml");
-        let mut manifest: Value =
-            serde_json::from_slice(&std::fs::read(path).expect("it was written")).expect("it is JSON");
-        manifest["spec"]["delivery"] = json!({"after": "replicated"});
-        pipeline.site.write("pipeline.yaml", manifest.to_string());
+        pipeline.change(|manifest| manifest["spec"]["delivery"] = json!({"after": "replicated"}));
         pipeline
+    }
+
+    fn manifest(&self) -> Value {
+        let path = self.site.path().join("pipeline.yaml");
+        serde_json::from_slice(&std::fs::read(path).expect("it was written")).expect("it is JSON")
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Value)) {
+        let mut manifest = self.manifest();
+        change(&mut manifest);
+        self.site.write("pipeline.yaml", manifest.to_string());
     }
 
     fn named(store: &Store, name: &str, more: &Value) -> Self {

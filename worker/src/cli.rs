@@ -13,7 +13,7 @@ use crate::delivery::dead_letters::inspect::Filter;
 use crate::dlq::Queue;
 use crate::join::check::{self, Catalog, QueryError};
 use crate::manifest::{self, Manifest};
-use crate::replication::Tools;
+use crate::replication::{PointInTime, Tools};
 use crate::runtime::{LeftOut, Pipeline};
 
 /// Joins live data with plain SQL, on one machine, durably.
@@ -221,8 +221,8 @@ pub(crate) struct Restore {
     pub(crate) replica: ReplicaOf,
 
     /// Go back to this time, such as 2026-05-01T12:00:00Z: the last commits that are not later
-    #[arg(long, value_name = "TIME", value_parser = timestamp)]
-    pub(crate) timestamp: Option<(String, i64)>,
+    #[arg(long, value_name = "TIME")]
+    pub(crate) timestamp: Option<PointInTime>,
 
     /// Put the files here, and touch nothing else
     #[arg(long, value_name = "DIR")]
@@ -255,10 +255,6 @@ pub(crate) enum ReplicationAction {
         #[arg(long, env = "LITEJOIN_EXPECT_REPLICA", hide_env_values = true)]
         expect_replica: bool,
     },
-}
-
-fn timestamp(text: &str) -> Result<(String, i64), String> {
-    Ok((text.to_owned(), litejoin_crds::duration::parse_timestamp(text)?))
 }
 
 /// Which Litestream is used.

@@ -23,9 +23,14 @@ impl Moment {
 }
 
 /// Seconds since the Unix epoch; 0 for a clock set before it.
-#[expect(clippy::disallowed_methods, reason = "this is the room where the clock is read")]
 pub(crate) fn epoch_seconds() -> i64 {
+    epoch_milliseconds() / 1_000
+}
+
+/// Milliseconds since the Unix epoch; 0 for a clock set before it.
+#[expect(clippy::disallowed_methods, reason = "this is the room where the clock is read")]
+pub(crate) fn epoch_milliseconds() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |age| i64::try_from(age.as_secs()).unwrap_or(i64::MAX))
+        .map_or(0, |age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX))
 }

@@ -9,10 +9,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
+use litejoin_crds::duration::parse_timestamp;
 use litejoin_crds::plan::{self, Plan};
 
+use self::boot::Restored;
 use self::config::File;
+use self::cuts::Cuts;
 use self::incarnation::{Claim, Found, Incarnation, Marker, Refusal, Remote};
 use self::litestream::{Litestream, LitestreamError};
 use self::location::{Location, LocationError};
@@ -27,6 +31,7 @@ use crate::storage::sqlite::SqliteError;
 pub(crate) mod boot;
 pub(crate) mod command;
 pub(crate) mod config;
+mod cuts;
 pub(crate) mod incarnation;
 pub(crate) mod keeper;
 pub(crate) mod litestream;
@@ -43,6 +48,7 @@ const ORDINAL: u32 = 0;
 const CLAIM: &str = "claim.json";
 const BIRTH: &str = "birth.json";
 const READY: &str = "READY";
+const CUTS: &str = "cuts.json";
 
 /// What the command line and the environment say.
 #[derive(Debug, Clone, Default)]
@@ -83,12 +89,37 @@ pub(crate) enum ReplicationError {
         "{place}: nothing was replicated at that time yet; `litejoin replication status` says what there is"
     )]
     TooEarly { place: String },
+    #[error("{path}: is not empty; name a folder that is, or that is not there yet")]
+    NotEmpty { path: String },
     #[error("spec.replication: is not enabled; there is nothing to restore from")]
     Disabled,
     #[error(
         "{place}: another worker ({other}) took the pipeline over while this one started; see which of both is to run"
     )]
     Overtaken { place: String, other: Incarnation },
+}
+
+/// A time to go back to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PointInTime {
+    /// As it was written (RFC 3339).
+    pub(crate) text: String,
+    /// Since the epoch.
+    pub(crate) milliseconds: i64,
+}
+
+impl FromStr for PointInTime {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(Self { text: text.to_owned(), milliseconds: parse_timestamp(text)? })
+    }
+}
+
+impl PointInTime {
+    fn seconds(&self) -> i64 {
+        self.milliseconds.div_euclid(1_000)
+    }
 }
 
 /// A place that replicas of one pipeline go to, and the means to get there.
@@ -111,6 +142,13 @@ impl Site {
         let base = location.join(&format!("{}/{ORDINAL}", plan.identity));
         let objects = Objects::open(&base, replication, &environment)?;
         Ok(Some(Self { replication: replication.clone(), base, objects, environment }))
+    }
+
+    /// Where another pipeline's incarnations lie: its `replicaUrl`, followed by its identity. It is only read.
+    fn elsewhere(&self, url: &str) -> Result<Self, ReplicationError> {
+        let base = Location::parse(url)?.join(&ORDINAL.to_string());
+        let objects = Objects::open(&base, &self.replication, &self.environment)?;
+        Ok(Self { base, objects, ..self.clone() })
     }
 
     /// Litestream's configuration for one incarnation.
@@ -138,6 +176,11 @@ impl Site {
         }
         found.sort_by(|a, b| a.incarnation.cmp(&b.incarnation));
         Ok(Remote { claim, found })
+    }
+
+    /// The cuts of an incarnation.
+    async fn cuts(&self, incarnation: &Incarnation) -> Result<Cuts, ReplicationError> {
+        Ok(self.read(&format!("{incarnation}/{CUTS}")).await?.unwrap_or_default())
     }
 
     async fn read<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>, ReplicationError> {
@@ -172,8 +215,8 @@ pub(crate) struct Replica {
     pub(crate) identity: String,
     pub(crate) litestream: Litestream,
     pub(crate) marker: Marker,
-    /// Whether its data has just come from the store.
-    pub(crate) is_restored: bool,
+    /// What has just come from the store, if anything has.
+    pub(crate) restored: Option<Restored>,
     pub(crate) files: Vec<File>,
     pub(crate) data_dir: PathBuf,
     /// Litestream's control socket.

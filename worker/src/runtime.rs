@@ -258,9 +258,6 @@ impl Running {
             states.make()?;
         }
         let passes = Passes::default();
-        let replication = replica.map(|replica| {
-            Replication::start(replica, Arc::clone(&status.replication), passes.clone(), overtaken)
-        });
         status.config.leaves_out(pipeline.left_out.clone());
         *status.lineage.lock().unwrap_or_else(PoisonError::into_inner) = store.results.lineage().to_owned();
         status.outbox_bytes.set(store.results.outbox_bytes()?);
@@ -278,6 +275,10 @@ impl Running {
         let gate = Arc::new(EpochGate::new(store.first_epoch, shards.iter().map(Shard::last_seq).collect()));
         let trim_to: Vec<Arc<AtomicI64>> = shards.iter().map(|_| Arc::default()).collect();
         let (ingest, writers) = writers::start(plan, shards, &store.topics, &gate, &status, &trim_to);
+        let replication = replica.map(|replica| {
+            let status = Arc::clone(&status.replication);
+            Replication::start(replica, status, passes.clone(), ingest.clone(), overtaken)
+        });
         let repairs = Arc::new(Repairs::default());
         let evaluation = Evaluation::start(Evaluator {
             gate: Arc::clone(&gate),

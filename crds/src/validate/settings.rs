@@ -208,6 +208,8 @@ fn replication(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Option<Replication
             region: replication.region.clone(),
             sse_kms_key_id: encryption(replication, scope),
             restore: replication.restore.policy,
+            restore_timestamp: replication.restore.timestamp.clone(),
+            restore_from_url: replication.restore.from_url.clone(),
             results_wait: spec.delivery.after == Durability::Replicated,
         });
     }

@@ -37,6 +37,8 @@ pub(crate) struct Observed {
     pub(crate) pod_monitors_served: bool,
     /// What of them the operator asks the worker with.
     pub(crate) keys: admin::Keys,
+    /// What the API server answered to a write that it did not make, where that has gone on for a while.
+    pub(crate) unwritten: Option<String>,
 }
 
 /// A document of ours as the API server has it.
@@ -141,6 +143,7 @@ pub(crate) async fn observe(
         secrets,
         pod_monitors_served,
         keys,
+        unwritten: None,
     }))
 }
 

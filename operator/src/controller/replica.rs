@@ -15,6 +15,8 @@ pub(crate) struct Replica {
     pub(crate) complete_until: i64,
     /// How long it has not had everything.
     pub(crate) lag: Duration,
+    /// `restore.timestamp` that the data was gone back to last.
+    pub(crate) restored_timestamp: Option<String>,
     /// What went wrong last, while it still does.
     pub(crate) error: Option<String>,
 }
@@ -31,6 +33,7 @@ impl Replica {
             is_ready: told["ready"] == true,
             complete_until: told["completeUntil"].as_i64().unwrap_or_default(),
             lag: Duration::from_secs(told["lagSeconds"].as_u64().unwrap_or_default()),
+            restored_timestamp: told["restoredTimestamp"].as_str().map(str::to_owned),
             error: error.map(str::to_owned),
         })
     }
@@ -46,13 +49,14 @@ mod tests {
     fn what_the_worker_says_is_read() {
         let status = json!({ "replication": {
             "incarnation": "incarnation-3-0a1b", "ready": true, "completeUntil": 1_700_000_000, "lagSeconds": 2,
-            "lastError": null,
+            "restoredTimestamp": "2026-05-01T12:00:00Z", "lastError": null,
         }});
         let read = Replica {
             incarnation: Some(3),
             is_ready: true,
             complete_until: 1_700_000_000,
             lag: Duration::from_secs(2),
+            restored_timestamp: Some("2026-05-01T12:00:00Z".to_owned()),
             error: None,
         };
         assert_eq!(Replica::read(&status), Some(read));

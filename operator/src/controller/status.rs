@@ -100,6 +100,7 @@ fn pipeline(
     ];
     let mut gates: Vec<Fact> = Vec::new();
     gates.extend(names_taken(observed));
+    gates.extend(unwritten(observed));
     gates.push(facts[0].clone());
     if !at_rest {
         gates.extend([facts[1].clone(), facts[2].clone()]);
@@ -265,6 +266,12 @@ fn names_taken(observed: &Observed) -> Option<Fact> {
             Fact::new("Free", Holds::Never, "NameTaken", message)
         }
     })
+}
+
+/// What the cluster does not let us write.
+fn unwritten(observed: &Observed) -> Option<Fact> {
+    let answer = observed.unwritten.as_deref()?;
+    Some(Fact::not_yet("Written", "ApplyFailed", format!("{answer}; it is tried again within a minute")))
 }
 
 fn paused(observed: &Observed) -> Option<Fact> {

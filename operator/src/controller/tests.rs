@@ -63,6 +63,7 @@ fn observed(documents: &str) -> Observed {
         secrets: BTreeMap::from([("credentials".to_owned(), Some(BTreeSet::from(["token".to_owned()])))]),
         pod_monitors_served: true,
         keys: admin::Keys::default(),
+        unwritten: None,
     }
 }
 

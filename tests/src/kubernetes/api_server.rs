@@ -78,7 +78,7 @@ impl ApiServer {
                 .args([
                     "--bind-address=127.0.0.1",
                     "--cert-dir=certificates",
-                    "--service-cluster-ip-range=10.0.0.0/24",
+                    "--service-cluster-ip-range=10.0.0.0/16",
                     "--service-account-issuer=https://kubernetes.default.svc",
                     "--service-account-key-file=service-accounts.key",
                     "--service-account-signing-key-file=service-accounts.key",

@@ -10,11 +10,13 @@ use litejoin_crds::replication::RestorePolicy;
 use tracing::{info, warn};
 
 use super::config::File;
+use super::cuts::Cut;
 use super::incarnation::{
-    Birth, Claim, Decision, Found, Incarnation, Local, Marker, Remote, Wanted, decide, restore,
+    Birth, Claim, Decision, Found, Incarnation, Local, Marker, Refusal, Remote, Wanted, check_claim, decide,
+    restore,
 };
 use super::litestream::{self, Litestream, State};
-use super::{BIRTH, CLAIM, Replica, ReplicationError, Site, Tools, files};
+use super::{BIRTH, CLAIM, PointInTime, Replica, ReplicationError, Site, Tools, files};
 use crate::clock;
 use crate::error::chain;
 use crate::results::store::{self, RESULTS_FILE};
@@ -47,17 +49,28 @@ pub(crate) enum Begin<'a> {
     Run,
     /// A Litestream of somebody else's runs already, by a configuration of ours: nothing may change.
     Prepared,
-    /// To go back to this time, which is the same in seconds.
-    At { timestamp: &'a str, seconds: i64 },
+    /// To go back to this time.
+    At(&'a PointInTime),
 }
 
-impl Begin<'_> {
-    fn state(self) -> State {
-        match self {
-            Begin::Run | Begin::Prepared => State::Newest,
-            Begin::At { timestamp, .. } => State::At(timestamp.to_owned()),
-        }
-    }
+/// What was restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Restored {
+    /// The newest of each file.
+    Newest,
+    /// All files as they were at this instant, in milliseconds since the epoch.
+    Cut { at: i64 },
+    /// Each file as it was at its own last moment before the wanted time.
+    Apart,
+}
+
+/// What is to be done.
+struct Choice {
+    decision: Decision,
+    /// Another pipeline's replica, if the data comes from there.
+    elsewhere: Option<Site>,
+    /// As of when the data is restored; `None` is the newest.
+    point: Option<PointInTime>,
 }
 
 /// Gives a directory its data and its prefix. Where that can't be done without the risk of losing data or of writing
@@ -102,7 +115,11 @@ pub(crate) async fn prepare(
         // All of the data is here, and what is written goes below a prefix that nobody else writes. Whether the claim
         // still names us turns out when the store is back; until then nothing is told to be replicated.
         (Err(problem), Local::Marked { marker, is_copy: false, missing })
-            if missing.is_empty() && marker.base == wanted.base && !matches!(begin, Begin::At { .. }) =>
+            if missing.is_empty()
+                && marker.base == wanted.base
+                && !matches!(begin, Begin::At(_))
+                && (replication.restore_timestamp.is_none()
+                    || replication.restore_timestamp == marker.gone_back_to) =>
         {
             warn!(
                 error = chain(&problem),
@@ -118,19 +135,13 @@ pub(crate) async fn prepare(
         }
         (Err(problem), _) => return Err(problem),
     };
-    let choose = |remote: &Remote| match begin {
-        Begin::Run | Begin::Prepared => Ok(decide(&local, remote, &wanted)?),
-        Begin::At { seconds, .. } => match remote.lived_at(seconds).first() {
-            Some(from) => Ok(restore(from, &wanted)?),
-            None => Err(ReplicationError::TooEarly { place: wanted.base.clone() }),
-        },
-    };
-    let mut decision = choose(&remote)?;
-    if let (Begin::Prepared, false) = (&begin, matches!(decision, Decision::GoOn(_))) {
+    let mut choice = choose(begin, &site, &local, &remote, &wanted).await?;
+    if let (Begin::Prepared, false) = (&begin, matches!(choice.decision, Decision::GoOn(_))) {
         return Err(ReplicationError::NotPrepared { path: data_dir.display().to_string() });
     }
     let holder = random_id();
-    let marker = if let Decision::GoOn(own) = &decision {
+    let mut restored = None;
+    let marker = if let Decision::GoOn(own) = &choice.decision {
         let Local::Marked { marker, .. } = local else { unreachable!("only a marked directory goes on") };
         let mut marker = Marker { next_holder: Some(holder.clone()), ..marker };
         // READY may have been written just before the end.
@@ -144,17 +155,25 @@ pub(crate) async fn prepare(
         }
     } else {
         let own = Incarnation { number: remote.next_number(), id: random_id() };
-        let born = |parent| birth(&wanted, &files, parent);
+        // What a manifest asks for is done with this start, or with what somebody has asked for by hand.
+        let timestamp = replication.restore_timestamp.as_ref();
+        let gone_back_to =
+            |choice: &Choice| timestamp.cloned().or_else(|| choice.decision.gone_back_to(&local));
+        let born = |choice: &Choice| Birth {
+            parent: parent(choice),
+            gone_back_to: gone_back_to(choice),
+            ..birth(&wanted, &files, None)
+        };
         let birth_name = format!("{own}/{BIRTH}");
-        site.write(&birth_name, &born(parent(&decision))).await?;
+        site.write(&birth_name, &born(&choice)).await?;
         claim(&site, &wanted.identity, &own, &holder).await?;
         // From now on the one before us tells nobody that something is replicated: what is there now is all there is.
         let claimed_before = remote.claim.take();
         remote = site.look().await?;
         remote.claim = claimed_before;
         remote.found.retain(|found| found.incarnation != own);
-        decision = choose(&remote)?;
-        site.write(&birth_name, &born(parent(&decision))).await?;
+        choice = choose(begin, &site, &local, &remote, &wanted).await?;
+        site.write(&birth_name, &born(&choice)).await?;
         let marker = Marker {
             base: wanted.base.clone(),
             incarnation: own,
@@ -162,10 +181,11 @@ pub(crate) async fn prepare(
             next_holder: None,
             is_ready: false,
             is_restoring: false,
-            is_fresh: matches!(decision, Decision::Empty { .. }),
+            is_fresh: matches!(choice.decision, Decision::Empty { .. }),
+            gone_back_to: gone_back_to(&choice),
             lock_inode: locked.inode()?,
         };
-        directory.settle(plan, &decision, &local, &marker, &begin.state()).await?;
+        restored = directory.settle(plan, &choice, &local, &marker).await?;
         marker
     };
     directory.write_marker(&marker)?;
@@ -174,9 +194,57 @@ pub(crate) async fn prepare(
     let text = site.litestream_config(&marker.incarnation, &files, Some(&socket));
     replace(&data_dir, CONFIG, &text).map_err(io(&config, "write the file"))?;
     info!(incarnation = %marker.incarnation, base = %site.base, "replicating");
-    let is_restored = matches!(decision, Decision::Restore { .. } | Decision::Complete { .. });
     let identity = wanted.identity;
-    Ok(Replica { site, identity, is_restored, litestream, marker, files, data_dir, socket, config, lock })
+    Ok(Replica { site, identity, restored, litestream, marker, files, data_dir, socket, config, lock })
+}
+
+/// Decides how the directory comes to its data: as [`decide`] does, if nobody asks for an earlier time or another
+/// pipeline's data.
+async fn choose(
+    begin: Begin<'_>,
+    site: &Site,
+    local: &Local,
+    remote: &Remote,
+    wanted: &Wanted,
+) -> Result<Choice, ReplicationError> {
+    check_claim(remote, wanted)?;
+    let there_then =
+        |remote: &Remote, place: &Site, point: &PointInTime| match remote.lived_at(point.seconds()).first() {
+            Some(from) => Ok(restore(from, wanted)?),
+            None => Err(ReplicationError::TooEarly { place: place.base.to_string() }),
+        };
+    let point = match begin {
+        Begin::At(point) => {
+            let decision = there_then(remote, site, point)?;
+            return Ok(Choice { decision, elsewhere: None, point: Some(point.clone()) });
+        }
+        Begin::Run | Begin::Prepared => {
+            let text = site.replication.restore_timestamp.as_deref();
+            text.map(|text| text.parse().expect("a plan is made of what was found to be right"))
+        }
+    };
+    let has_none = matches!(local, Local::Nothing) && remote.best().is_none();
+    if let Some(url) = &site.replication.restore_from_url
+        && has_none
+        && wanted.policy != RestorePolicy::Never
+    {
+        let elsewhere = site.elsewhere(url)?;
+        let remote = elsewhere.look().await?;
+        let decision = match (&point, remote.best()) {
+            (Some(point), _) => there_then(&remote, &elsewhere, point)?,
+            (None, Some(best)) => restore(best, wanted)?,
+            (None, None) => return Err(Refusal::NoReplica { base: elsewhere.base.to_string() }.into()),
+        };
+        return Ok(Choice { decision, elsewhere: Some(elsewhere), point });
+    }
+    let decision = decide(local, remote, wanted)?;
+    match point.filter(|point| decision.gone_back_to(local).as_deref() != Some(&point.text)) {
+        Some(point) => {
+            let decision = there_then(remote, site, &point)?;
+            Ok(Choice { decision, elsewhere: None, point: Some(point) })
+        }
+        None => Ok(Choice { decision, elsewhere: None, point: None }),
+    }
 }
 
 /// Says that this incarnation counts, and sees that nobody says otherwise at the same time.
@@ -210,6 +278,7 @@ fn birth(wanted: &Wanted, files: &[File], parent: Option<Incarnation>) -> Birth 
         format_version: wanted.format_version,
         files: files.iter().map(|file| file.name.clone()).collect(),
         parent,
+        gone_back_to: None,
         born_at: clock::epoch_seconds(),
     }
 }
@@ -225,8 +294,9 @@ fn held(marker: &Marker, wanted: &Wanted) -> Claim {
 }
 
 /// The incarnation whose data the next one begins with.
-fn parent(decision: &Decision) -> Option<Incarnation> {
-    match decision {
+fn parent(choice: &Choice) -> Option<Incarnation> {
+    match &choice.decision {
+        _ if choice.elsewhere.is_some() => None,
         Decision::GoOn(_) | Decision::Empty { .. } => None,
         Decision::Keep { parent, .. } => parent.clone(),
         Decision::Restore { from } | Decision::Complete { from, .. } => Some(from.incarnation.clone()),
@@ -292,12 +362,13 @@ impl Directory<'_> {
     async fn settle(
         &self,
         plan: &Plan,
-        decision: &Decision,
+        choice: &Choice,
         local: &Local,
         marker: &Marker,
-        state: &State,
-    ) -> Result<(), ReplicationError> {
-        match decision {
+    ) -> Result<Option<Restored>, ReplicationError> {
+        let source = choice.elsewhere.as_ref().unwrap_or(self.site);
+        let mut restored = None;
+        match &choice.decision {
             Decision::Empty { why } => {
                 warn!(base = %self.site.base, why, "starting empty: nothing is restored");
                 self.set_aside(local)?;
@@ -314,28 +385,34 @@ impl Directory<'_> {
                 // One that lies elsewhere is not set aside, and so stays.
                 let is_wanted = |file: &&File| from.birth.files.contains(&file.name) && !file.path.exists();
                 let all: Vec<File> = self.files.iter().filter(is_wanted).cloned().collect();
-                self.restore(from, &all, state).await?;
+                restored = Some(self.restore(source, from, &all, choice.point.as_ref()).await?);
                 let lineage = self.locked.lay_out(plan.storage.shard_count, &plan.identity)?;
                 store::adopt(&self.path.join(RESULTS_FILE), &lineage)?;
             }
             Decision::Complete { from, missing } => {
                 let files: Vec<File> =
                     self.files.iter().filter(|file| missing.contains(&file.name)).cloned().collect();
-                self.restore(from, &files, &State::Newest).await?;
+                restored = Some(self.restore(source, from, &files, None).await?);
                 self.forget_litestream()?;
                 let lineage = self.locked.lay_out(plan.storage.shard_count, &plan.identity)?;
                 store::adopt(&self.path.join(RESULTS_FILE), &lineage)?;
             }
         }
-        Ok(())
+        Ok(restored)
     }
 
     /// Fetches files of an incarnation, and moves them to their places when all are there and sound.
-    async fn restore(&self, from: &Found, files: &[File], state: &State) -> Result<(), ReplicationError> {
+    async fn restore(
+        &self,
+        source: &Site,
+        from: &Found,
+        files: &[File],
+        point: Option<&PointInTime>,
+    ) -> Result<Restored, ReplicationError> {
         let folder = self.path.join(RESTORING);
         make_empty(&folder).map_err(self.io("make a folder for the restore"))?;
-        info!(incarnation = %from.incarnation, files = files.len(), base = %self.site.base, "restoring");
-        fetch(self.site, self.litestream, from, files, state, &folder).await?;
+        info!(incarnation = %from.incarnation, files = files.len(), base = %source.base, "restoring");
+        let restored = fetch(source, self.litestream, from, files, point, &folder).await?;
         for file in files {
             for suffix in ["-wal", "-shm"] {
                 let mut beside = file.path.clone().into_os_string();
@@ -344,7 +421,8 @@ impl Directory<'_> {
             }
             move_file(&folder.join(&file.name), &file.path).map_err(self.io("move a restored file"))?;
         }
-        std::fs::remove_dir_all(&folder).map_err(self.io("remove the folder of the restore"))
+        std::fs::remove_dir_all(&folder).map_err(self.io("remove the folder of the restore"))?;
+        Ok(restored)
     }
 
     /// Moves what is in the directory out of the way; nothing of it is lost.
@@ -403,13 +481,48 @@ pub(super) fn remove_set_aside(data_dir: &Path, before: i64) {
     }
 }
 
-/// Fetches files of an incarnation into a folder, under their names in the replica.
+/// Fetches files of an incarnation into an empty folder, under their names in the replica: all as of one instant, if one
+/// was noted near the wanted time.
 pub(crate) async fn fetch(
     site: &Site,
     litestream: &Litestream,
     from: &Found,
     files: &[File],
-    state: &State,
+    point: Option<&PointInTime>,
+    folder: &Path,
+) -> Result<Restored, ReplicationError> {
+    let Some(point) = point else {
+        fetch_as(site, litestream, from, files, |_| State::Newest, folder).await?;
+        return Ok(Restored::Newest);
+    };
+    let cuts = site.cuts(&from.incarnation).await?;
+    let has_all = |cut: &&Cut| files.iter().all(|file| cuts.txid(cut, &file.name).is_some());
+    if let Some(cut) = cuts.nearest(point.milliseconds).filter(has_all) {
+        let state = |file: &File| State::After(cuts.txid(cut, &file.name).unwrap_or_default());
+        match fetch_as(site, litestream, from, files, state, folder).await {
+            Ok(()) => return Ok(Restored::Cut { at: cut.at }),
+            Err(problem) => warn!(
+                error = chain(&problem),
+                "the exact cut before that time can't be restored any more; taking each file as of its own last moment"
+            ),
+        }
+        make_empty(folder).map_err(|source| ReplicationError::Io {
+            path: folder.display().to_string(),
+            doing: "empty the folder",
+            source,
+        })?;
+    }
+    fetch_as(site, litestream, from, files, |_| State::At(point.text.clone()), folder).await?;
+    Ok(Restored::Apart)
+}
+
+/// Fetches each file in the state that is wanted of it.
+async fn fetch_as(
+    site: &Site,
+    litestream: &Litestream,
+    from: &Found,
+    files: &[File],
+    state: impl Fn(&File) -> State,
     folder: &Path,
 ) -> Result<(), ReplicationError> {
     let config = folder.join(RESTORE_CONFIG);
@@ -420,8 +533,8 @@ pub(crate) async fn fetch(
         source,
     })?;
     let restores = futures::stream::iter(files.iter().map(|file| {
-        let (config, target) = (&config, folder.join(&file.name));
-        async move { litestream.restore(config, &file.path, &target, state).await }
+        let (config, target, state) = (&config, folder.join(&file.name), state(file));
+        async move { litestream.restore(config, &file.path, &target, &state).await }
     }));
     let mut restores = restores.buffer_unordered(RESTORES);
     let mut done = 0;

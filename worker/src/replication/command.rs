@@ -3,17 +3,17 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use litejoin_crds::duration::timestamp_text;
 use litejoin_crds::plan::Plan;
 use serde::Serialize;
 use serde_json::Value;
 use tracing::{info, warn};
 
-use super::boot::{self, Begin};
-use super::config::{FINE_GRAIN_KEPT, File};
+use super::boot::{self, Begin, Restored};
+use super::config::File;
 use super::incarnation::{Claim, Found, Incarnation};
-use super::litestream::{Litestream, State};
-use super::{ReplicationError, Site, Tools, files};
-use crate::clock;
+use super::litestream::Litestream;
+use super::{PointInTime, ReplicationError, Site, Tools, files};
 use crate::control::client::Peer;
 use crate::credentials::Secrets;
 use crate::error::chain;
@@ -51,6 +51,8 @@ struct ToldIncarnation {
     born_at: i64,
     /// Whether a restore would take it.
     is_next: bool,
+    /// The instants of which all files can be restored together, in milliseconds since the epoch.
+    cuts: Vec<i64>,
 }
 
 /// Looks at the replica and asks the worker.
@@ -58,17 +60,21 @@ pub(crate) async fn status(plan: &Plan, secrets: &Secrets) -> Result<Told, Repli
     let site = Site::of(plan, secrets)?.ok_or(ReplicationError::Disabled)?;
     let remote = site.look().await?;
     let next = remote.best().map(|best| best.incarnation.clone());
-    let told = |found: &Found| ToldIncarnation {
-        name: found.incarnation.clone(),
-        is_ready: found.is_ready,
-        parent: found.birth.parent.clone(),
-        born_at: found.birth.born_at,
-        is_next: Some(&found.incarnation) == next.as_ref(),
-    };
+    let mut incarnations = Vec::new();
+    for Found { incarnation, birth, is_ready } in &remote.found {
+        incarnations.push(ToldIncarnation {
+            name: incarnation.clone(),
+            is_ready: *is_ready,
+            parent: birth.parent.clone(),
+            born_at: birth.born_at,
+            is_next: Some(incarnation) == next.as_ref(),
+            cuts: site.cuts(incarnation).await?.cuts.iter().map(|cut| cut.at).collect(),
+        });
+    }
     let worker = Peer::of(&plan.storage.data_dir).status().ok();
     Ok(Told {
         base: site.base.to_string(),
-        incarnations: remote.found.iter().map(told).collect(),
+        incarnations,
         claim: remote.claim,
         worker: worker.map(|status| status["replication"].clone()),
     })
@@ -83,13 +89,17 @@ impl Told {
             text.push_str("  nothing is there\n");
         }
         for incarnation in &self.incarnations {
-            let ToldIncarnation { name, is_ready, parent, born_at, is_next } = incarnation;
+            let ToldIncarnation { name, is_ready, parent, born_at, is_next, cuts } = incarnation;
             let ready = if *is_ready { "READY" } else { "not READY" };
             let parent = parent.as_ref().map(|parent| format!(", from {parent}")).unwrap_or_default();
             let claimed = self.claim.as_ref().is_some_and(|claim| claim.incarnation == *name);
             let claimed = if claimed { ", claimed" } else { "" };
             let next = if *is_next { ", a restore takes it" } else { "" };
             let _ = writeln!(text, "  {name}: {ready}{claimed}{next}, born {}{parent}", ago(*born_at));
+            if let (Some(first), Some(last)) = (cuts.first(), cuts.last()) {
+                let (count, first, last) = (cuts.len(), timestamp_text(*first), timestamp_text(*last));
+                let _ = writeln!(text, "    {count} exact cuts to go back to, from {first} to {last}");
+            }
         }
         match &self.worker {
             None => text.push_str("no worker runs on the data directory\n"),
@@ -123,43 +133,36 @@ pub(crate) async fn restore(
     secrets: &Secrets,
     tools: &Tools,
     aim: Aim<'_>,
-    timestamp: Option<&(String, i64)>,
+    point: Option<&PointInTime>,
     say: &mut dyn FnMut(&str),
 ) -> Result<(), ReplicationError> {
     let site = Site::of(plan, secrets)?.ok_or(ReplicationError::Disabled)?;
-    if let Some((_, seconds)) = timestamp
-        && clock::epoch_seconds() - seconds > i64::try_from(FINE_GRAIN_KEPT.as_secs()).unwrap_or(i64::MAX)
-    {
-        warn!(
-            "a time this long ago comes back as of the half minute before it, which may differ from file to file"
-        );
-    }
     match aim {
         Aim::DataDir => {
             let locked = LockedDir::lock(&plan.storage.data_dir)?;
-            let begin = match timestamp {
-                Some((timestamp, seconds)) => Begin::At { timestamp, seconds: *seconds },
-                None => Begin::Run,
-            };
+            let begin = point.map_or(Begin::Run, Begin::At);
             let tools = Tools { expects_replica: true, ..tools.clone() };
             let replica = boot::prepare(&locked, plan, site, &tools, begin).await?;
-            say(match replica.is_restored {
-                true => "restored; `litejoin run` goes on from here\n",
-                false => "nothing is missing; --timestamp goes back to an earlier time\n",
+            say(&match replica.restored {
+                Some(restored) => {
+                    format!("restored, {}; `litejoin run` goes on from here\n", grain(restored))
+                }
+                None => "nothing is missing; --timestamp goes back to an earlier time\n".to_owned(),
             });
         }
         Aim::Folder(folder) => {
             make_folder(folder)?;
-            let names = fetch(plan, &site, tools, timestamp, folder).await?;
-            say(&format!("restored {} files to {}\n", names.len(), folder.display()));
+            let (files, restored) = fetch(plan, &site, tools, point, folder).await?;
+            let (count, folder) = (files.len(), folder.display());
+            say(&format!("restored {count} files to {folder}, {}\n", grain(restored)));
         }
         Aim::Nowhere => {
             let folder = plan.storage.data_dir.join("verify");
             let _ = std::fs::remove_dir_all(&folder);
             make_folder(&folder)?;
             let outcome = async {
-                let restored = fetch(plan, &site, tools, timestamp, &folder).await?;
-                compare(&restored, &folder, say)
+                let (files, _) = fetch(plan, &site, tools, point, &folder).await?;
+                compare(&files, &folder, say)
             }
             .await;
             let _ = std::fs::remove_dir_all(&folder);
@@ -174,14 +177,14 @@ async fn fetch(
     plan: &Plan,
     site: &Site,
     tools: &Tools,
-    timestamp: Option<&(String, i64)>,
+    point: Option<&PointInTime>,
     folder: &Path,
-) -> Result<Vec<File>, ReplicationError> {
+) -> Result<(Vec<File>, Restored), ReplicationError> {
     let litestream = Litestream::find(tools.litestream.as_deref(), &site.environment).await?;
     let remote = site.look().await?;
-    let (candidates, state) = match timestamp {
-        Some((text, seconds)) => (remote.lived_at(*seconds), State::At(text.clone())),
-        None => (remote.best().into_iter().collect(), State::Newest),
+    let candidates = match point {
+        Some(point) => remote.lived_at(point.seconds()),
+        None => remote.best().into_iter().collect(),
     };
     let data_dir = absolute(&plan.storage.data_dir)?;
     let wanted = files(plan, &data_dir);
@@ -189,8 +192,8 @@ async fn fetch(
     for from in candidates {
         let files: Vec<File> =
             wanted.iter().filter(|file| from.birth.files.contains(&file.name)).cloned().collect();
-        match boot::fetch(site, &litestream, from, &files, &state, folder).await {
-            Ok(()) => return Ok(files),
+        match boot::fetch(site, &litestream, from, &files, point, folder).await {
+            Ok(restored) => return Ok((files, restored)),
             Err(problem) => {
                 warn!(incarnation = %from.incarnation, error = chain(&problem), "could not restore");
                 failure = problem;
@@ -198,6 +201,18 @@ async fn fetch(
         }
     }
     Err(failure)
+}
+
+/// As of when files were restored, in words.
+fn grain(restored: Restored) -> String {
+    match restored {
+        Restored::Newest => "the newest of each file".to_owned(),
+        Restored::Cut { at } => format!("all files as of one instant, {}", timestamp_text(at)),
+        Restored::Apart => {
+            "each file as of its own last moment before that time, which may lie half a minute back"
+                .to_owned()
+        }
+    }
 }
 
 /// Checks restored files, and says how many rows they and the living ones have.
@@ -239,13 +254,15 @@ fn contents(path: &Path) -> Result<i64, SqliteError> {
     count().map_err(|source| SqliteError::new(path, "check the file", source))
 }
 
+/// Makes a folder, or takes one that is empty.
 fn make_folder(folder: &Path) -> Result<(), ReplicationError> {
-    let io = |source| ReplicationError::Io {
-        path: folder.display().to_string(),
-        doing: "make the folder",
-        source,
-    };
-    std::fs::create_dir_all(folder).map_err(io)
+    let path = || folder.display().to_string();
+    let io = |source| ReplicationError::Io { path: path(), doing: "make the folder", source };
+    std::fs::create_dir_all(folder).map_err(io)?;
+    match std::fs::read_dir(folder).map_err(io)?.next() {
+        None => Ok(()),
+        Some(_) => Err(ReplicationError::NotEmpty { path: path() }),
+    }
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, ReplicationError> {

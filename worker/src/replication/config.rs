@@ -134,6 +134,8 @@ mod tests {
             region: None,
             sse_kms_key_id: None,
             restore: RestorePolicy::Auto,
+            restore_timestamp: None,
+            restore_from_url: None,
             results_wait: false,
         }
     }

@@ -82,6 +82,9 @@ pub(crate) struct Birth {
     pub(crate) files: Vec<String>,
     /// The one whose data it began with.
     pub(crate) parent: Option<Incarnation>,
+    /// `restore.timestamp` that was gone back to last, in this one or in those before it.
+    #[serde(default)]
+    pub(crate) gone_back_to: Option<String>,
     /// Seconds since the epoch.
     pub(crate) born_at: i64,
 }
@@ -113,6 +116,9 @@ pub(crate) struct Marker {
     /// Whether the directory is empty as it should be, since no worker has run on it yet.
     #[serde(default)]
     pub(crate) is_fresh: bool,
+    /// `restore.timestamp` that was gone back to last.
+    #[serde(default)]
+    pub(crate) gone_back_to: Option<String>,
     /// The inode of the lock file: another one in a copy of the directory.
     pub(crate) lock_inode: u64,
 }
@@ -183,8 +189,8 @@ pub(crate) enum Refusal {
     )]
     Gone { base: String, incarnation: Incarnation },
     #[error(
-        "{base}: there is no replica, and one is asked for (restore.policy: Required, or --expect-replica); look at \
-         replicaUrl, endpoint and credentials, or write policy: Auto to start empty"
+        "{base}: there is no replica, and one is asked for (restore.fromUrl, restore.policy: Required, or \
+         --expect-replica); look at the URL, endpoint and credentials, or ask for none to start empty"
     )]
     NoReplica { base: String },
     #[error(
@@ -212,6 +218,18 @@ pub(crate) enum Refusal {
          of litejoin that wrote it"
     )]
     Format { base: String, incarnation: Incarnation, found: u32, wanted: u32 },
+}
+
+impl Decision {
+    /// The `restore.timestamp` that the data was gone back to last which this leads to.
+    pub(crate) fn gone_back_to(&self, local: &Local) -> Option<String> {
+        match (self, local) {
+            (Decision::Restore { from }, _) => from.birth.gone_back_to.clone(),
+            (Decision::Empty { .. }, _) => None,
+            (_, Local::Marked { marker, .. }) => marker.gone_back_to.clone(),
+            _ => None,
+        }
+    }
 }
 
 impl Remote {
@@ -259,16 +277,7 @@ impl Remote {
 /// Decides how a directory comes to its data and its prefix.
 pub(crate) fn decide(local: &Local, remote: &Remote, wanted: &Wanted) -> Result<Decision, Refusal> {
     let base = || wanted.base.clone();
-    if let Some(claim) = &remote.claim {
-        if claim.identity != wanted.identity {
-            let (found, wanted) = (claim.identity.clone(), wanted.identity.clone());
-            return Err(Refusal::Foreign { base: base(), found, wanted });
-        }
-        let is_there = remote.found.iter().any(|found| found.incarnation == claim.incarnation);
-        if !is_there && wanted.policy != RestorePolicy::Never {
-            return Err(Refusal::Damaged { base: base(), claimed: claim.incarnation.clone() });
-        }
-    }
+    check_claim(remote, wanted)?;
     let best = remote.best();
     match local {
         Local::Nothing if wanted.policy == RestorePolicy::Never => {
@@ -289,6 +298,21 @@ pub(crate) fn decide(local: &Local, remote: &Remote, wanted: &Wanted) -> Result<
             begin(remote, wanted, "its replica has moved")
         }
         Local::Marked { marker, is_copy, missing } => marked(marker, *is_copy, missing, remote, wanted),
+    }
+}
+
+/// Sees that the claim is this pipeline's, and about something that is there.
+pub(super) fn check_claim(remote: &Remote, wanted: &Wanted) -> Result<(), Refusal> {
+    let Some(claim) = &remote.claim else { return Ok(()) };
+    let base = wanted.base.clone();
+    if claim.identity != wanted.identity {
+        let (found, wanted) = (claim.identity.clone(), wanted.identity.clone());
+        return Err(Refusal::Foreign { base, found, wanted });
+    }
+    let is_there = remote.found.iter().any(|found| found.incarnation == claim.incarnation);
+    match is_there || wanted.policy == RestorePolicy::Never {
+        true => Ok(()),
+        false => Err(Refusal::Damaged { base, claimed: claim.incarnation.clone() }),
     }
 }
 

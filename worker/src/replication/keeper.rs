@@ -1,6 +1,8 @@
 //! What runs beside Litestream: again and again it has all files shipped up to now, says READY after the first time, and
 //! sees whether the claim still names us. One such round is a *pass*. What was committed before a pass began
 //! is in the replica when it has ended well; so it also tells how far behind the replica is, which Litestream does not.
+//! From time to time a pass begins with a cut: the writers rest for a moment, so that all shards are known as of one
+//! instant.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +14,16 @@ use tracing::{error, info, warn};
 
 use super::boot;
 use super::config::File;
+use super::cuts::{self, Cut, Cuts};
 use super::incarnation::Marker;
 use super::passes::Passes;
 use super::socket::{Socket, SocketError, Synced};
-use super::{READY, Replica, ReplicationError, Site};
+use super::{CUTS, READY, Replica, ReplicationError, Site};
+use crate::blocking::blocking;
 use crate::clock;
 use crate::error::chain;
 use crate::status::replication::{FileProgress, ReplicationStatus};
+use crate::storage::ingest::Ingest;
 use crate::storage::layout::replace;
 use crate::storage::sqlite;
 
@@ -40,6 +45,12 @@ const SYNCS: usize = 4;
 /// How often the claim is read where nothing waits for it.
 const CLAIM_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How long writers may take to come to rest for a cut. One that builds an index takes longer, and the cut is left out.
+const REST_PATIENCE: Duration = Duration::from_millis(100);
+
+/// For one file to be read while the writers rest; where it takes longer, the cut is left out.
+const READ_PATIENCE: Duration = Duration::from_millis(500);
+
 /// Behind by so much, the replica is worth a warning.
 const LAG_WARNED: Duration = Duration::from_secs(30);
 
@@ -53,8 +64,13 @@ pub(crate) struct Keeper {
     /// Told once when another worker has taken over.
     overtaken: mpsc::Sender<()>,
     passes: Passes,
+    /// The writers, which rest for cuts.
+    ingest: Ingest,
     claim_read: Option<Instant>,
     cleaned: Option<Instant>,
+    cut: Option<Instant>,
+    /// `None` until those of the store were looked at.
+    cuts: Option<Cuts>,
     is_warned: bool,
 }
 
@@ -63,13 +79,10 @@ impl Keeper {
         replica: Replica,
         status: Arc<ReplicationStatus>,
         passes: Passes,
+        ingest: Ingest,
         overtaken: mpsc::Sender<()>,
     ) -> Self {
-        status.begin(
-            &replica.marker.incarnation.to_string(),
-            &replica.site.base.to_string(),
-            clock::epoch_seconds(),
-        );
+        status.begin(&replica, clock::epoch_seconds());
         status.set_ready(replica.marker.is_ready);
         Self {
             site: replica.site.clone(),
@@ -79,8 +92,11 @@ impl Keeper {
             status,
             overtaken,
             passes,
+            ingest,
             claim_read: None,
             cleaned: None,
+            cut: None,
+            cuts: None,
             is_warned: false,
         }
     }
@@ -106,7 +122,10 @@ impl Keeper {
                 () = self.passes.wanted_for(PASS_GAP) => {}
                 _ = stopping.wait_for(|stopping| *stopping) => break,
             }
-            if self.pass().await && self.cleaned.is_none_or(|cleaned| cleaned.elapsed() > CLEAN_INTERVAL) {
+            let is_due = self.cut.is_none_or(|cut| cut.elapsed() > cuts::INTERVAL);
+            if self.pass(is_due).await
+                && self.cleaned.is_none_or(|cleaned| cleaned.elapsed() > CLEAN_INTERVAL)
+            {
                 self.cleaned = Some(Instant::now());
                 if let Err(problem) = self.clean().await {
                     warn!(
@@ -116,7 +135,7 @@ impl Keeper {
                 }
             }
         }
-        match self.pass().await {
+        match self.pass(true).await {
             true => info!("everything is in the replica"),
             false => warn!(
                 "the last commits are not in the replica yet; they follow at the next start on this disk"
@@ -124,8 +143,10 @@ impl Keeper {
         }
     }
 
-    /// Has everything shipped that is committed now; returns whether it is in the replica.
-    async fn pass(&mut self) -> bool {
+    /// Has everything shipped that is committed now; returns whether it is in the replica. With a cut, if there can be
+    /// one.
+    async fn pass(&mut self, with_cut: bool) -> bool {
+        let cut = if with_cut && self.marker.is_ready { self.cut().await } else { None };
         let (began, number) = (clock::epoch_seconds(), self.passes.begin());
         let syncs = self.replica.files.clone().into_iter().map(|file| sync(self.socket.clone(), file));
         let answers: Vec<_> = futures::stream::iter(syncs).buffered(SYNCS).collect().await;
@@ -143,7 +164,7 @@ impl Keeper {
             }
         }
         if failure.is_none() {
-            failure = self.after_sync().await.err().map(|problem| chain(&problem));
+            failure = self.after_sync(cut).await.err().map(|problem| chain(&problem));
         }
         match &failure {
             None => {
@@ -169,8 +190,51 @@ impl Keeper {
         failure.is_none()
     }
 
-    /// Says READY where that is still to be said, and sees from time to time whether the claim names us.
-    async fn after_sync(&mut self) -> Result<(), ReplicationError> {
+    /// Has the writers rest, and sees how far each file is. `None` where that would make them rest for too long.
+    async fn cut(&mut self) -> Option<Cut> {
+        // What can be read before need not be read while they rest.
+        self.read_all().await?;
+        let ingest = self.ingest.clone();
+        let held = blocking(move || ingest.hold(REST_PATIENCE)).await?;
+        let (began, at) = (Instant::now(), clock::epoch_milliseconds());
+        let txids = self.read_all().await;
+        drop(held);
+        self.cut = Some(Instant::now());
+        self.status.held(began.elapsed());
+        Some(Cut { at, txids: txids? })
+    }
+
+    /// The last transaction of each file. `None` where Litestream does not answer: a pass meets with the same, and tells.
+    async fn read_all(&self) -> Option<Vec<u64>> {
+        let reads = self.replica.files.iter().map(|file| self.socket.read(&file.path, READ_PATIENCE));
+        futures::future::try_join_all(reads).await.ok()
+    }
+
+    /// Notes a cut of which all is in the store.
+    async fn note(&mut self, cut: Cut) -> Result<(), ReplicationError> {
+        let incarnation = self.marker.incarnation.clone();
+        let mut cuts = match self.cuts.take() {
+            Some(cuts) => cuts,
+            None => self.site.cuts(&incarnation).await?,
+        };
+        let files: Vec<String> = self.replica.files.iter().map(|file| file.name.clone()).collect();
+        if cuts.files != files {
+            cuts = Cuts { files, ..Cuts::default() };
+        }
+        let at = cut.at;
+        cuts.add(cut);
+        self.site.write(&format!("{incarnation}/{CUTS}"), &cuts).await?;
+        self.cuts = Some(cuts);
+        self.status.cut(at);
+        Ok(())
+    }
+
+    /// Says READY where that is still to be said, and sees from time to time whether the claim names us. All that
+    /// belongs to `cut` is in the store.
+    async fn after_sync(&mut self, cut: Option<Cut>) -> Result<(), ReplicationError> {
+        if let Some(cut) = cut {
+            self.note(cut).await?;
+        }
         let is_due =
             self.passes.is_awaited() || self.claim_read.is_none_or(|read| read.elapsed() > CLAIM_INTERVAL);
         if !self.marker.is_ready || is_due {

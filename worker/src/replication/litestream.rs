@@ -90,6 +90,8 @@ pub(crate) enum State {
     Newest,
     /// The newest that is not later than this (RFC 3339).
     At(String),
+    /// The one after this transaction.
+    After(u64),
 }
 
 impl Litestream {
@@ -139,6 +141,9 @@ impl Litestream {
             State::Newest => {}
             State::At(timestamp) => {
                 command.args(["-timestamp", timestamp]);
+            }
+            State::After(txid) => {
+                command.args(["-txid", &format!("{txid:016x}")]);
             }
         }
         command.arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());

@@ -10,6 +10,7 @@ use crate::replication::Replica;
 use crate::replication::keeper::Keeper;
 use crate::replication::passes::Passes;
 use crate::status::replication::ReplicationStatus;
+use crate::storage::ingest::Ingest;
 
 /// What replicates.
 pub(super) struct Replication {
@@ -23,6 +24,7 @@ impl Replication {
         replica: Replica,
         status: Arc<ReplicationStatus>,
         passes: Passes,
+        ingest: Ingest,
         overtaken: mpsc::Sender<()>,
     ) -> Self {
         let litestream = (replica.site.replication.mode == ReplicationMode::Embedded).then(|| {
@@ -33,7 +35,7 @@ impl Replication {
                 Box::pin(litestream.supervise(config, lock, files_count, stopping))
             }))
         });
-        let keeper = Keeper::new(replica, status, passes, overtaken);
+        let keeper = Keeper::new(replica, status, passes, ingest, overtaken);
         let keeper = Unit::start(Box::new(|stopping| Box::pin(keeper.run(stopping))));
         Self { litestream, keeper }
     }

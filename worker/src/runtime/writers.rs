@@ -25,6 +25,7 @@ pub(super) fn start(
 ) -> (Ingest, Vec<JoinHandle<()>>) {
     let mut senders = Vec::with_capacity(shards.len());
     let mut threads = Vec::with_capacity(shards.len());
+    let alive = Arc::new(());
     for (shard_index, (shard, trim_to)) in shards.into_iter().zip(trim_to).enumerate() {
         let (sender, commands) = std::sync::mpsc::channel::<Command>();
         let writer = Writer {
@@ -39,7 +40,11 @@ pub(super) fn start(
             was_full: false,
         };
         senders.push(sender);
-        threads.push(thread(&format!("shard-{shard_index}"), move || writer.run(&commands)));
+        let alive = Arc::clone(&alive);
+        threads.push(thread(&format!("shard-{shard_index}"), move || {
+            writer.run(&commands);
+            drop(alive);
+        }));
     }
-    (Ingest::new(Arc::clone(topics), senders), threads)
+    (Ingest::new(Arc::clone(topics), senders, &alive), threads)
 }

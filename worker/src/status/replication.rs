@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::LastError;
+use crate::replication::Replica;
 
 /// How far a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -22,9 +23,15 @@ pub(crate) struct FileProgress {
 struct State {
     incarnation: String,
     base: String,
+    /// `restore.timestamp` that the data was gone back to last.
+    restored_timestamp: Option<String>,
     is_ready: bool,
     /// What was committed before this time, in seconds since the epoch, is in the replica.
     complete_until: i64,
+    /// The last instant that the shards are known of together, in milliseconds since the epoch.
+    cut_at: Option<i64>,
+    /// How long writers rested for it.
+    held: Duration,
     files: BTreeMap<String, FileProgress>,
 }
 
@@ -37,10 +44,11 @@ pub(crate) struct ReplicationStatus {
 
 impl ReplicationStatus {
     /// Something is replicated from `now` on.
-    pub(crate) fn begin(&self, incarnation: &str, base: &str, now: i64) {
+    pub(crate) fn begin(&self, replica: &Replica, now: i64) {
         let state = State {
-            incarnation: incarnation.to_owned(),
-            base: base.to_owned(),
+            incarnation: replica.marker.incarnation.to_string(),
+            base: replica.site.base.to_string(),
+            restored_timestamp: replica.marker.gone_back_to.clone(),
             complete_until: now,
             ..State::default()
         };
@@ -65,6 +73,16 @@ impl ReplicationStatus {
     pub(crate) fn passed(&self, until: i64) {
         self.error.clear();
         self.change(|state| state.complete_until = until);
+    }
+
+    /// Writers rested for so long.
+    pub(crate) fn held(&self, held: Duration) {
+        self.change(|state| state.held = held);
+    }
+
+    /// A cut is in the store.
+    pub(crate) fn cut(&self, at: i64) {
+        self.change(|state| state.cut_at = Some(at));
     }
 
     /// How long ago the replica last had everything.
@@ -97,9 +115,12 @@ impl ReplicationStatus {
         json!({
             "base": state.base,
             "incarnation": state.incarnation,
+            "restoredTimestamp": state.restored_timestamp,
             "ready": state.is_ready,
             "completeUntil": state.complete_until,
             "lagSeconds": lag,
+            "lastCut": state.cut_at,
+            "lastCutHeldSeconds": state.held.as_secs_f64(),
             "lastError": self.error.text(),
             "files": Value::Object(files.collect()),
         })

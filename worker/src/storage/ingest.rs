@@ -1,8 +1,9 @@
 //! The way in: messages go to the writers of their shards, and the sender learns in which epoch they are seen.
 //! What is on its way is bounded in bytes; a sender that finds no room waits or is told to come back.
 
-use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -61,6 +62,14 @@ pub(crate) struct Ingest {
     writers: Arc<Mutex<Option<Vec<Sender<Command>>>>>,
     shard_count: usize,
     room: Arc<Semaphore>,
+    /// Gone with the last writer.
+    alive: Weak<()>,
+}
+
+/// All writers at rest between two commits, until this is dropped.
+#[must_use]
+pub(crate) struct Held {
+    _releases: Vec<Sender<()>>,
 }
 
 /// Checkpoints that writers were asked for.
@@ -77,10 +86,12 @@ impl Checkpoints {
 }
 
 impl Ingest {
-    pub(crate) fn new(topics: Arc<Topics>, writers: Vec<Sender<Command>>) -> Self {
+    /// The way in to these writers, each of which holds on to `alive` for as long as it writes.
+    pub(crate) fn new(topics: Arc<Topics>, writers: Vec<Sender<Command>>, alive: &Arc<()>) -> Self {
         let shard_count = writers.len();
         let room = Arc::new(Semaphore::new(INFLIGHT_BYTES_MAX));
-        Self { topics, writers: Arc::new(Mutex::new(Some(writers))), shard_count, room }
+        let alive = Arc::downgrade(alive);
+        Self { topics, writers: Arc::new(Mutex::new(Some(writers))), shard_count, room, alive }
     }
 
     pub(crate) fn batch(&self) -> Batch {
@@ -167,6 +178,27 @@ impl Ingest {
             }
         }
         Checkpoints { finished }
+    }
+
+    /// Brings all writers to rest, so that the shards are as they were at one instant. `None` if that takes longer than
+    /// `patience`, and then they go on at once. Blocks.
+    pub(crate) fn hold(&self, patience: Duration) -> Option<Held> {
+        let deadline = Instant::now() + patience;
+        let (held, at_rest) = channel();
+        let (releases, commands) = (0..self.shard_count)
+            .map(|_| {
+                let (release, released) = channel();
+                (release, Command::Hold { held: held.clone(), release: released })
+            })
+            .unzip();
+        if !self.command_all(commands) {
+            // They end by themselves.
+            return (self.alive.strong_count() == 0).then_some(Held { _releases: releases });
+        }
+        for _ in 0..self.shard_count {
+            at_rest.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?;
+        }
+        Some(Held { _releases: releases })
     }
 
     /// Makes the tables and indexes that joins need, one shard after another, so that the others can be written to.

@@ -34,6 +34,11 @@ pub(crate) enum Command {
     Checkpoint {
         done: mpsc::Sender<()>,
     },
+    /// Writes nothing until `release` is dropped.
+    Hold {
+        held: mpsc::Sender<()>,
+        release: Receiver<()>,
+    },
 }
 
 /// One shard's part in an expiry pass; see [`super::retention`].
@@ -125,6 +130,11 @@ impl Writer {
                     // What fails now is tried again at a commit, which tells.
                     let _ = self.shard.checkpoint();
                     let _ = done.send(());
+                }
+                Some(Command::Hold { held, release }) => {
+                    // Whoever asked may have given up, and then has dropped the other end.
+                    let _ = held.send(());
+                    let _ = release.recv();
                 }
             }
         }

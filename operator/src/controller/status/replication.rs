@@ -78,7 +78,7 @@ pub(super) fn status(told: &Told, before: Option<ReplicationStatus>) -> Option<R
     Some(ReplicationStatus {
         incarnation,
         last_sync_time: last_sync(replica, before.last_sync_time),
-        ..before
+        restored_timestamp: replica.restored_timestamp.clone(),
     })
 }
 
@@ -104,6 +104,7 @@ mod tests {
             is_ready,
             complete_until: 1_700_000_000,
             lag: Duration::from_secs(lag_seconds),
+            restored_timestamp: None,
             error: error.map(str::to_owned),
         }
     }

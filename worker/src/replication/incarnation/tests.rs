@@ -16,6 +16,7 @@ fn found(number: u64, is_ready: bool) -> Found {
         format_version: 2,
         files: vec!["shard_0.db".to_owned()],
         parent: None,
+        gone_back_to: None,
         born_at: 0,
     };
     Found { incarnation: incarnation(number), birth, is_ready }
@@ -44,6 +45,7 @@ fn marker(number: u64) -> Marker {
         is_ready: true,
         is_restoring: false,
         is_fresh: false,
+        gone_back_to: None,
         lock_inode: 1,
     }
 }
