@@ -13,7 +13,7 @@ use crate::row::Row;
 use crate::shop::{self, CUSTOMERS, ORDERS};
 use crate::site::{self, Site};
 use crate::table::layout;
-use crate::worker::{self, FLUSH_INTERVAL, HTTP_SOURCE, Pipeline, Worker};
+use crate::worker::{self, HTTP_SOURCE, Pipeline, Worker};
 use crate::{client, raw};
 
 /// Options of `bench ingest`.
@@ -131,9 +131,7 @@ impl Setup<'_> {
     }
 
     fn start(&self, run: &Path, sources: &str) -> Result<Worker> {
-        let shard_count = self.site.shard_count;
-        let pipeline =
-            Pipeline { shard_count, flush_interval: FLUSH_INTERVAL, sources, joins: &[], sink: None };
+        let pipeline = Pipeline { sources, ..Pipeline::new(self.site.shard_count) };
         Worker::start(&self.site.binary, run, &pipeline)
     }
 

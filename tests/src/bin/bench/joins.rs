@@ -12,7 +12,7 @@ use crate::queries::Query;
 use crate::row::Row;
 use crate::site::{self, Site};
 use crate::table::{Spread, layout};
-use crate::worker::{FLUSH_INTERVAL, HTTP_SOURCE, Pipeline, Worker};
+use crate::worker::{Pipeline, Worker};
 use crate::{client, raw, results};
 
 /// Options of `bench joins`.
@@ -105,13 +105,7 @@ impl Setup<'_> {
     /// Measures from the first byte until everything is applied.
     fn measure(&self) -> Result<(Measured, Counts)> {
         self.site.in_run(|run| {
-            let pipeline = Pipeline {
-                shard_count: self.site.shard_count,
-                flush_interval: FLUSH_INTERVAL,
-                sources: HTTP_SOURCE,
-                joins: &[self.query.join()],
-                sink: None,
-            };
+            let pipeline = Pipeline { joins: &[self.query.join()], ..Pipeline::new(self.site.shard_count) };
             let worker = Worker::start(&self.site.binary, run, &pipeline)?;
             let lanes = client::requests(&self.rows, self.options.site.sending(), worker.ingest()?);
             let measured = Measured::beside_others(|| {

@@ -19,7 +19,7 @@ use crate::queries::Query;
 use crate::row::Row;
 use crate::site::{self, Site};
 use crate::table::{Spread, layout};
-use crate::worker::{FLUSH_INTERVAL, HTTP_SOURCE, Pipeline, Worker};
+use crate::worker::{HTTP_SOURCE, Pipeline, Worker};
 use crate::{raw, results};
 
 /// The join that is measured.
@@ -159,11 +159,10 @@ impl Setup<'_> {
         let joins = [QUERY.join()];
         self.site.in_run(|run| {
             let pipeline = Pipeline {
-                shard_count: self.site.shard_count,
-                flush_interval: FLUSH_INTERVAL,
                 sources: &sources,
                 joins: if way == Way::In { &[] } else { &joins },
                 sink: (way == Way::Through).then_some(("out", &sink)),
+                ..Pipeline::new(self.site.shard_count)
             };
             let worker = Worker::start(&self.site.binary, run, &pipeline)?;
             let measured = Measured::beside_others(|| {

@@ -19,7 +19,7 @@ use crate::queries::Query;
 use crate::row::Row;
 use crate::shop::Shop;
 use crate::table::{Spread, layout};
-use crate::worker::{HTTP_SOURCE, Pipeline, Worker};
+use crate::worker::{Pipeline, Worker};
 use crate::{results, site};
 
 const QUERY: Query = Query::W1;
@@ -89,11 +89,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let site = options.site.site()?;
     site.in_run(|run| {
         let pipeline = Pipeline {
-            shard_count: site.shard_count,
             flush_interval: Duration::from_millis(options.flush_interval),
-            sources: HTTP_SOURCE,
             joins: &[QUERY.join()],
-            sink: None,
+            ..Pipeline::new(site.shard_count)
         };
         let worker = Worker::start(&site.binary, run, &pipeline)?;
         let mut shop = Shop::new(options.orders, options.site.seed);

@@ -17,6 +17,7 @@ mod pipelines;
 mod process;
 mod queries;
 mod raw;
+mod replication;
 mod restart;
 mod results;
 mod row;
@@ -81,6 +82,16 @@ enum Command {
     /// For a quick look: `bench kafka --events 20000 --rounds 1`
     Kafka(kafka::Options),
 
+    /// What replication costs: changes a second with it, beside the same without
+    ///
+    /// The rows of W1 in `joins`, once into topics alone and once through the join, each without and with replication to
+    /// an S3 server on this machine (tests/litestream/build gets it and Litestream). A run ends as in `joins`; with
+    /// replication also shown is the time until the replica has everything, and for how long the writers rested for
+    /// exact cuts. Litestream and the S3 server share the machine with the worker, and are among the others.
+    ///
+    /// For a quick look: `bench replication --events 50000 --rounds 1`
+    Replication(replication::Options),
+
     /// Time from a POST to the event of its result, under a steady load
     ///
     /// Stores 10,000 customers and some orders under the join W1, then posts updates by a timetable at a share of the
@@ -124,6 +135,7 @@ fn main() -> ExitCode {
         Command::Ingest(options) => ingest::run(&options),
         Command::Joins(options) => joins::run(&options),
         Command::Kafka(options) => kafka::run(&options),
+        Command::Replication(options) => replication::run(&options),
         Command::Latency(options) => latency::run(&options),
         Command::Restart(options) => restart::run(&options),
         Command::Wide(options) => wide::run(&options),

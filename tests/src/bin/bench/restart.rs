@@ -12,7 +12,7 @@ use crate::queries::Query;
 use crate::row::Row;
 use crate::shop::{CUSTOMER_COUNT, Shop};
 use crate::table::{Figure, spreads};
-use crate::worker::{FLUSH_INTERVAL, HTTP_SOURCE, Pipeline, Worker};
+use crate::worker::{Pipeline, Worker};
 use crate::{results, site};
 
 const QUERY: Query = Query::W1;
@@ -44,13 +44,7 @@ struct Turn {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let site = options.site.site()?;
     site.in_run(|run| {
-        let pipeline = Pipeline {
-            shard_count: site.shard_count,
-            flush_interval: FLUSH_INTERVAL,
-            sources: HTTP_SOURCE,
-            joins: &[QUERY.join()],
-            sink: None,
-        };
+        let pipeline = Pipeline { joins: &[QUERY.join()], ..Pipeline::new(site.shard_count) };
         let start = || Worker::start(&site.binary, run, &pipeline);
         let mut shop = Shop::new(options.rows - CUSTOMER_COUNT, options.site.seed);
         let mut rows = shop.customers();

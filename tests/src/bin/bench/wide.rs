@@ -15,7 +15,7 @@ use crate::queries::Query;
 use crate::row::Row;
 use crate::shop::{CUSTOMERS, ORDERS};
 use crate::table::{Figure, spreads};
-use crate::worker::{FLUSH_INTERVAL, HTTP_SOURCE, Pipeline, Worker};
+use crate::worker::{Pipeline, Worker};
 use crate::{results, site};
 
 const QUERY: Query = Query::W1;
@@ -57,13 +57,7 @@ struct Turn {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let site = options.site.site()?;
     site.in_run(|run| {
-        let pipeline = Pipeline {
-            shard_count: site.shard_count,
-            flush_interval: FLUSH_INTERVAL,
-            sources: HTTP_SOURCE,
-            joins: &[QUERY.join(), OTHER],
-            sink: None,
-        };
+        let pipeline = Pipeline { joins: &[QUERY.join(), OTHER], ..Pipeline::new(site.shard_count) };
         let start = || Worker::start(&site.binary, run, &pipeline);
         writeln!(std::io::stderr(), "storing {} orders of one customer", options.orders)?;
         let rows: Vec<Row> = std::iter::once(customer(0)).chain((0..options.orders).map(order)).collect();

@@ -9,6 +9,7 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use litejoin_tests::stores::{Store, litestream};
 use litejoin_tests::worker::addresses;
 use serde_json::Value;
 
@@ -36,7 +37,7 @@ pub(crate) fn build() -> Result<PathBuf> {
 }
 
 /// What a worker is to run.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(crate) struct Pipeline<'p> {
     pub(crate) shard_count: usize,
     pub(crate) flush_interval: Duration,
@@ -46,6 +47,8 @@ pub(crate) struct Pipeline<'p> {
     pub(crate) joins: &'p [(&'p str, &'p str)],
     /// A sink beside it that takes the joins: its name and its YAML.
     pub(crate) sink: Option<(&'p str, &'p str)>,
+    /// Where it is replicated to, if it is.
+    pub(crate) store: Option<&'p Store>,
 }
 
 /// An http source that takes any topic.
@@ -55,14 +58,25 @@ pub(crate) const HTTP_SOURCE: &str = "    - name: ingest\n      http: {addr: \"1
 pub(crate) const FLUSH_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Pipeline<'_> {
+    /// One with an http source and nothing else.
+    pub(crate) fn new(shard_count: usize) -> Self {
+        let (flush_interval, sources) = (FLUSH_INTERVAL, HTTP_SOURCE);
+        Self { shard_count, flush_interval, sources, joins: &[], sink: None, store: None }
+    }
+
     fn manifest(&self) -> String {
-        let Self { shard_count, flush_interval, sources, joins, sink } = self;
+        let Self { shard_count, flush_interval, sources, joins, sink, store } = self;
         let mut text = format!(
             "apiVersion: litejoin.io/v1alpha1\nkind: Pipeline\nmetadata: {{name: bench}}\nspec:\n  \
              storage: {{shardCount: {shard_count}, flushInterval: {}ms}}\n  admin: {{addr: \"127.0.0.1:0\"}}\n  \
              sources:\n{sources}",
             flush_interval.as_millis()
         );
+        if let Some(store) = store {
+            let mut replication = store.settings("replicas");
+            replication["mode"] = "embedded".into();
+            let _ = writeln!(text, "  replication: {replication}");
+        }
         if !joins.is_empty() {
             text.push_str("  sinks:\n    - name: live\n      sse: {addr: \"127.0.0.1:0\"}\n");
             text.push_str(sink.map_or("", |(_, yaml)| yaml));
@@ -91,7 +105,13 @@ impl Worker {
     pub(crate) fn start(binary: &Path, dir: &Path, pipeline: &Pipeline<'_>) -> Result<Self> {
         let manifest = dir.join("pipeline.yaml");
         std::fs::write(&manifest, pipeline.manifest())?;
-        let mut child = Command::new(binary)
+        let mut command = Command::new(binary);
+        if let Some(store) = pipeline.store {
+            command.envs(store.environment()).env("LITEJOIN_LITESTREAM", litestream());
+            // Litestream's S3 client fails on this one.
+            command.env_remove("AWS_CA_BUNDLE");
+        }
+        let mut child = command
             .arg("run")
             .arg("--file")
             .arg(&manifest)
@@ -121,11 +141,15 @@ impl Worker {
             let Ok(entry) = serde_json::from_str::<Value>(&line) else {
                 bail!("the worker says {line}");
             };
-            if entry["level"].as_str().is_some_and(|level| level == "ERROR" || level == "WARN") {
+            let begins =
+                |field: &str, text: &str| entry[field].as_str().is_some_and(|said| said.starts_with(text));
+            // A new replica begins with nothing.
+            let is_bad = begins("level", "ERROR") || begins("level", "WARN");
+            if is_bad && !begins("message", "starting empty") {
                 bail!("the worker says {line}");
             }
             lines.push(line);
-            if entry["message"].as_str().is_some_and(|message| message.starts_with(wanted)) {
+            if begins("message", wanted) {
                 return Ok(lines);
             }
         }

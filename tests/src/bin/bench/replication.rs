@@ -1,0 +1,165 @@
+//! What replication costs: the same rows with and without it, in turns.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use litejoin_tests::results::Results;
+use litejoin_tests::stores::Store;
+use serde_json::Value;
+
+use crate::measured::{HEADING, Measured, Start, summary};
+use crate::queries::Query;
+use crate::row::Row;
+use crate::site::{self, Site};
+use crate::table::{Spread, layout};
+use crate::worker::{Pipeline, Worker};
+use crate::{client, results};
+
+const QUERY: Query = Query::W1;
+
+/// For the replica to have everything.
+const CATCH_UP_MAX: Duration = Duration::from_secs(120);
+
+/// Pause between two looks at how far it is.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Options of `bench replication`.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Changes after the customers
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    events: u64,
+
+    #[command(flatten)]
+    site: site::Options,
+}
+
+/// What is done with the rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Ingest,
+    Join,
+}
+
+const WAYS: [(Way, &str, &str); 2] =
+    [(Way::Ingest, "ingest", "… replicated"), (Way::Join, "w1", "… replicated")];
+
+struct Setup<'o> {
+    options: &'o Options,
+    site: Site,
+    runtime: tokio::runtime::Runtime,
+    rows: Vec<Row>,
+    expected: Results,
+}
+
+/// What follows a run that was replicated, in seconds.
+#[derive(Debug, Clone, Copy)]
+struct After {
+    /// Until the replica had everything.
+    caught_up: f64,
+    /// For how long writers rested for the last cut.
+    held: f64,
+}
+
+/// Runs the turns and prints the table; ratios are to the same without replication.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let rows = QUERY.rows(options.events, options.site.seed);
+    writeln!(std::io::stderr(), "{} changes; SQLite finds what must come of them", rows.len())?;
+    let expected = results::expected(QUERY, &rows);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let setup = Setup { options, site: options.site.site()?, runtime, rows, expected };
+    let mut heading = HEADING.map(str::to_owned).to_vec();
+    heading[2] = "of the same without".to_owned();
+    heading.extend(["replica complete after s", "writers rested s"].map(str::to_owned));
+    let mut table = vec![heading];
+    for (way, plain_name, name) in WAYS {
+        let (mut plains, mut runs, mut afters) = (Vec::new(), Vec::new(), Vec::new());
+        for round in 1..=options.site.rounds {
+            let (plain, _) = setup.measure(way, None)?;
+            plain.report(round, plain_name, None)?;
+            let store = setup.runtime.block_on(Store::s3());
+            let (measured, after) = setup.measure(way, Some(&store))?;
+            measured.report(round, name, Some(&plain))?;
+            plains.push(plain);
+            runs.push(measured);
+            afters.extend(after);
+        }
+        table.push(summary(plain_name, &plains, None));
+        let mut row = summary(name, &runs, Some(&plains));
+        row.push(Spread::of(afters.iter().map(|after| after.caught_up)).show(1));
+        row.push(Spread::of(afters.iter().map(|after| after.held)).show(3));
+        table.push(row);
+    }
+    let mut out = std::io::stdout().lock();
+    let Options { events, site: site::Options { shards, rounds, connections, batch, .. } } = options;
+    writeln!(
+        out,
+        "\n{events} changes, {shards} shards, {rounds} turns; over HTTP, {connections} connections, {batch} messages a \
+         body.\nLitestream and an S3 server run beside the worker on the same cores, and are among the others.\n"
+    )?;
+    out.write_all(layout(&table).as_bytes())?;
+    Ok(())
+}
+
+impl Setup<'_> {
+    fn measure(&self, way: Way, store: Option<&Store>) -> Result<(Measured, Option<After>)> {
+        self.site.in_run(|run| self.measure_in(run, way, store))
+    }
+
+    fn measure_in(&self, run: &Path, way: Way, store: Option<&Store>) -> Result<(Measured, Option<After>)> {
+        let joins = [QUERY.join()];
+        let joins: &[_] = if way == Way::Join { &joins } else { &[] };
+        let pipeline = Pipeline { joins, store, ..Pipeline::new(self.site.shard_count) };
+        let worker = Worker::start(&self.site.binary, run, &pipeline)?;
+        if store.is_some() {
+            // The first copy is made before.
+            wait(&worker, |told| told["ready"] == true)?;
+        }
+        let lanes = client::requests(&self.rows, self.options.site.sending(), worker.ingest()?);
+        let measured = Measured::beside_others(|| {
+            let start = Start::now(&worker)?;
+            let sent = match way {
+                Way::Ingest => client::send_all(worker.ingest()?, &lanes)?,
+                Way::Join => results::deliver(&worker, QUERY, &lanes)?,
+            };
+            start.end(&worker, self.rows.len(), sent.cpu)
+        })?;
+        let after = store.map(|_| after(&worker)).transpose()?;
+        if way == Way::Join {
+            results::check(&worker, QUERY, &self.expected)?;
+        }
+        Ok((measured, after))
+    }
+}
+
+/// Waits until the replica has all that is there now.
+fn after(worker: &Worker) -> Result<After> {
+    let ended = Instant::now();
+    let now = replication(worker)?["completeUntil"].as_i64().context("no time is told")?;
+    let wanted = now + i64::try_from(replication(worker)?["lagSeconds"].as_u64().unwrap_or_default())? + 1;
+    let told = wait(worker, |told| told["completeUntil"].as_i64() >= Some(wanted))?;
+    let held = told["lastCutHeldSeconds"].as_f64().unwrap_or_default();
+    Ok(After { caught_up: ended.elapsed().as_secs_f64(), held })
+}
+
+fn replication(worker: &Worker) -> Result<Value> {
+    Ok(worker.status()?["replication"].clone())
+}
+
+#[expect(clippy::disallowed_methods, reason = "the worker tells how far the replica is only to those who ask")]
+fn wait(worker: &Worker, is_there: impl Fn(&Value) -> bool) -> Result<Value> {
+    let deadline = Instant::now() + CATCH_UP_MAX;
+    loop {
+        let told = replication(worker)?;
+        if is_there(&told) {
+            return Ok(told);
+        }
+        if Instant::now() > deadline {
+            bail!("the replica does not catch up: {told}");
+        }
+        std::thread::sleep(LOOK_INTERVAL);
+    }
+}
