@@ -4,6 +4,7 @@
 mod by_hand;
 mod cuts;
 mod loss;
+pub(crate) mod points;
 mod refused;
 mod two;
 

@@ -55,7 +55,15 @@ async fn back_to_an_earlier_time() {
     assert_eq!(ended.stdout, "restored 6 files to copy, the newest of each file\n");
     assert!(pipeline.site.path().join("copy/shard_2.db").is_file());
     let ended = by_hand(&pipeline, &["restore", "--verify"]).await;
-    assert_eq!(ended.stdout.lines().filter(|line| line.contains(": sound, ")).count(), 6, "{}", ended.stdout);
+    assert_eq!(ended.stdout.matches(" rows, all as in the data directory\n").count(), 6, "{}", ended.stdout);
+    let shard = rusqlite::Connection::open(pipeline.site.data_dir().join("shard_0.db")).unwrap();
+    let changed =
+        shard.execute("UPDATE orders SET payload = '{}' WHERE _row = (SELECT min(_row) FROM orders)", []);
+    assert_eq!(changed.unwrap(), 1);
+    drop(shard);
+    let ended = by_hand(&pipeline, &["restore", "--verify"]).await;
+    let differs = " rows, 1 of them not in the data directory, which has 1 others\n";
+    assert_eq!(ended.stdout.matches(differs).count(), 1, "{}", ended.stdout);
     let ended = by_hand(&pipeline, &["replication", "status", "--output", "json"]).await;
     let told: Value = serde_json::from_str(&ended.stdout).unwrap();
     assert_eq!(told["incarnations"].as_array().unwrap().len(), 2, "{told}");

@@ -19,6 +19,7 @@ use super::litestream::{self, Litestream, State};
 use super::{BIRTH, CLAIM, PointInTime, Replica, ReplicationError, Site, Tools, files};
 use crate::clock;
 use crate::error::chain;
+use crate::fault;
 use crate::results::store::{self, RESULTS_FILE};
 use crate::storage::hash::HASH_VERSION;
 use crate::storage::layout::{FORMAT_VERSION, LockedDir, random_id, replace};
@@ -147,10 +148,12 @@ pub(crate) async fn prepare(
         // READY may have been written just before the end.
         marker.is_ready |= remote.found.iter().any(|found| found.incarnation == *own && found.is_ready);
         directory.write_marker(&marker)?;
+        fault::point("claim-announced");
         if is_away {
             marker
         } else {
             claim(&site, &wanted.identity, own, &holder).await?;
+            fault::point("claim-renewed");
             Marker { holder, next_holder: None, ..marker }
         }
     } else {
@@ -166,7 +169,9 @@ pub(crate) async fn prepare(
         };
         let birth_name = format!("{own}/{BIRTH}");
         site.write(&birth_name, &born(&choice)).await?;
+        fault::point("incarnation-born");
         claim(&site, &wanted.identity, &own, &holder).await?;
+        fault::point("incarnation-claimed");
         // From now on the one before us tells nobody that something is replicated: what is there now is all there is.
         let claimed_before = remote.claim.take();
         remote = site.look().await?;
@@ -189,6 +194,7 @@ pub(crate) async fn prepare(
         marker
     };
     directory.write_marker(&marker)?;
+    fault::point("incarnation-marked");
     let socket = socket_path(&data_dir, &marker.incarnation);
     let config = data_dir.join(CONFIG);
     let text = site.litestream_config(&marker.incarnation, &files, Some(&socket));
@@ -382,12 +388,14 @@ impl Directory<'_> {
             Decision::Restore { from } => {
                 self.set_aside(local)?;
                 self.write_marker(&Marker { is_restoring: true, ..marker.clone() })?;
+                fault::point("restore-begun");
                 // One that lies elsewhere is not set aside, and so stays.
                 let is_wanted = |file: &&File| from.birth.files.contains(&file.name) && !file.path.exists();
                 let all: Vec<File> = self.files.iter().filter(is_wanted).cloned().collect();
                 restored = Some(self.restore(source, from, &all, choice.point.as_ref()).await?);
                 let lineage = self.locked.lay_out(plan.storage.shard_count, &plan.identity)?;
                 store::adopt(&self.path.join(RESULTS_FILE), &lineage)?;
+                fault::point("results-adopted");
             }
             Decision::Complete { from, missing } => {
                 let files: Vec<File> =
@@ -413,6 +421,7 @@ impl Directory<'_> {
         make_empty(&folder).map_err(self.io("make a folder for the restore"))?;
         info!(incarnation = %from.incarnation, files = files.len(), base = %source.base, "restoring");
         let restored = fetch(source, self.litestream, from, files, point, &folder).await?;
+        fault::point("files-fetched");
         for file in files {
             for suffix in ["-wal", "-shm"] {
                 let mut beside = file.path.clone().into_os_string();
@@ -420,6 +429,7 @@ impl Directory<'_> {
                 remove_file(Path::new(&beside)).map_err(self.io("remove what stood there"))?;
             }
             move_file(&folder.join(&file.name), &file.path).map_err(self.io("move a restored file"))?;
+            fault::point("file-moved");
         }
         std::fs::remove_dir_all(&folder).map_err(self.io("remove the folder of the restore"))?;
         Ok(restored)

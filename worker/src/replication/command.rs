@@ -1,5 +1,6 @@
 //! `litejoin restore` and `litejoin replication`: the replica from the command line.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -215,43 +216,79 @@ fn grain(restored: Restored) -> String {
     }
 }
 
-/// Checks restored files, and says how many rows they and the living ones have.
+/// Checks restored files, and says in how many rows they differ from the living ones.
 fn compare(files: &[File], folder: &Path, say: &mut dyn FnMut(&str)) -> Result<(), ReplicationError> {
     for file in files {
-        let restored = contents(&folder.join(&file.name))?;
-        let living = if file.path.exists() { Some(contents(&file.path)?) } else { None };
-        say(&match living {
-            None => format!("{}: sound, {} rows\n", file.name, restored),
-            Some(living) => {
-                format!("{}: sound, {restored} rows, and {living} in the data directory\n", file.name)
+        let path = folder.join(&file.name);
+        let found = look_into(&path, file.path.exists().then_some(&file.path))
+            .map_err(|source| SqliteError::new(&path, "check the file", source))?;
+        let Contents { rows, living } = found;
+        let beside = match living {
+            None => String::new(),
+            Some(Differences { restored: 0, living: 0 }) => ", all as in the data directory".to_owned(),
+            Some(Differences { restored, living }) => {
+                format!(", {restored} of them not in the data directory, which has {living} others")
             }
-        });
+        };
+        say(&format!("{}: sound, {rows} rows{beside}\n", file.name));
     }
     Ok(())
 }
 
-/// How many rows a file has, once it was found to be sound.
-fn contents(path: &Path) -> Result<i64, SqliteError> {
-    let connection = sqlite::open_reader(path)?;
-    let count = || -> rusqlite::Result<i64> {
-        let verdict: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
-        if verdict != "ok" {
-            return Err(rusqlite::Error::ToSqlConversionFailure(verdict.into()));
-        }
-        let mut tables = connection.prepare(
-            "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
-                 AND name NOT LIKE '\\_litestream%' ESCAPE '\\'",
-        )?;
-        let names =
-            tables.query_map([], |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
-        let mut rows = 0;
-        for name in names {
-            let count = format!("SELECT count(*) FROM {}", sqlite::quoted(&name));
-            rows += connection.query_row(&count, [], |row| row.get::<_, i64>(0))?;
-        }
-        Ok(rows)
+/// What is in a restored file.
+struct Contents {
+    rows: i64,
+    /// Beside the living file, if there is one.
+    living: Option<Differences>,
+}
+
+/// Rows that one file has and the other has not.
+#[derive(Default)]
+struct Differences {
+    restored: i64,
+    living: i64,
+}
+
+/// Looks into a restored file, once it was found to be sound, and compares it with the living one, row by row.
+fn look_into(path: &Path, living: Option<&PathBuf>) -> rusqlite::Result<Contents> {
+    let failed = |error: SqliteError| rusqlite::Error::ToSqlConversionFailure(Box::new(error));
+    let connection = sqlite::open_reader(path).map_err(failed)?;
+    let verdict: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+    if verdict != "ok" {
+        return Err(rusqlite::Error::ToSqlConversionFailure(verdict.into()));
+    }
+    if let Some(living) = living {
+        connection.execute("ATTACH ?1 AS living", [living.display().to_string()])?;
+    }
+    let tables = |schema: &str| -> rusqlite::Result<BTreeSet<String>> {
+        let names = format!(
+            "SELECT name FROM {schema}.sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
+                 AND name NOT LIKE '\\_litestream%' ESCAPE '\\'"
+        );
+        connection.prepare(&names)?.query_map([], |row| row.get(0))?.collect()
     };
-    count().map_err(|source| SqliteError::new(path, "check the file", source))
+    let count = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+    let here = tables("main")?;
+    let there = if living.is_some() { tables("living")? } else { BTreeSet::new() };
+    let (mut rows, mut differences) = (0, Differences::default());
+    for table in here.union(&there) {
+        let name = sqlite::quoted(table);
+        let all = |schema: &str| format!("SELECT * FROM {schema}.{name}");
+        let (main, other) = match (here.contains(table), there.contains(table)) {
+            (true, true) => (
+                format!("{} EXCEPT {}", all("main"), all("living")),
+                format!("{} EXCEPT {}", all("living"), all("main")),
+            ),
+            (true, false) => (all("main"), "SELECT 1 WHERE 0".to_owned()),
+            (false, _) => ("SELECT 1 WHERE 0".to_owned(), all("living")),
+        };
+        differences.restored += count(&format!("SELECT count(*) FROM ({main})"))?;
+        differences.living += count(&format!("SELECT count(*) FROM ({other})"))?;
+        if here.contains(table) {
+            rows += count(&format!("SELECT count(*) FROM main.{name}"))?;
+        }
+    }
+    Ok(Contents { rows, living: living.map(|_| differences) })
 }
 
 /// Makes a folder, or takes one that is empty.

@@ -22,6 +22,7 @@ use super::{CUTS, READY, Replica, ReplicationError, Site};
 use crate::blocking::blocking;
 use crate::clock;
 use crate::error::chain;
+use crate::fault;
 use crate::status::replication::{FileProgress, ReplicationStatus};
 use crate::storage::ingest::Ingest;
 use crate::storage::layout::replace;
@@ -224,6 +225,7 @@ impl Keeper {
         let at = cut.at;
         cuts.add(cut);
         self.site.write(&format!("{incarnation}/{CUTS}"), &cuts).await?;
+        fault::point("cut-noted");
         self.cuts = Some(cuts);
         self.status.cut(at);
         Ok(())
@@ -246,6 +248,7 @@ impl Keeper {
         let incarnation = self.marker.incarnation.clone();
         let content = format!("{}\n", clock::epoch_seconds()).into_bytes();
         self.site.objects.put(&format!("{incarnation}/{READY}"), content).await?;
+        fault::point("ready-written");
         // Whoever has claimed meanwhile may not have seen it, so it does not count before the claim was read again.
         self.check_claim().await?;
         info!(%incarnation, "READY: from now on a restore takes this incarnation");

@@ -1,0 +1,82 @@
+//! Death at every step by which a directory comes to its data and its prefix. The next start takes it up.
+
+use futures::StreamExt;
+use litejoin_tests::stores::Store;
+use serde_json::json;
+
+use super::{Replicated, keys, names, put_all, ready, replicated};
+
+/// What there is when the worker starts that dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Before {
+    /// Neither data nor a replica.
+    Nothing,
+    /// A replica, and an empty disk.
+    Replica,
+    /// A replica, and the disk that it is of.
+    Disk,
+}
+
+/// Points in the order in which a start passes them, and which time it dies there.
+const POINTS: [(&str, Before); 17] = [
+    ("incarnation-born", Before::Nothing),
+    ("incarnation-claimed", Before::Nothing),
+    ("incarnation-marked", Before::Nothing),
+    ("ready-written", Before::Nothing),
+    ("incarnation-born", Before::Replica),
+    ("incarnation-claimed", Before::Replica),
+    ("restore-begun", Before::Replica),
+    ("files-fetched", Before::Replica),
+    ("file-moved:1", Before::Replica),
+    ("file-moved:4", Before::Replica),
+    ("file-moved:6", Before::Replica),
+    ("results-adopted", Before::Replica),
+    ("incarnation-marked", Before::Replica),
+    ("ready-written", Before::Replica),
+    ("claim-announced", Before::Disk),
+    ("claim-renewed", Before::Disk),
+    ("cut-noted", Before::Disk),
+];
+
+/// The names of the points.
+pub(crate) fn points() -> impl Iterator<Item = &'static str> {
+    POINTS.into_iter().map(|(point, _)| point.split(':').next().unwrap_or(point))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_may_die_at_every_step() {
+    let deaths = POINTS.map(|(point, before)| die(point, before));
+    // Most of the time each waits for Litestream.
+    futures::stream::iter(deaths).for_each_concurrent(4, |death| death).await;
+}
+
+async fn die(point: &str, before: Before) {
+    eprintln!("LITEJOIN_FAULT={point} ({before:?})");
+    let store = Store::file().await;
+    let pipeline = Replicated::to(&store, &json!({}));
+    let mut all = names("k", 0);
+    if before != Before::Nothing {
+        let worker = pipeline.start().await;
+        all = names("k", 10);
+        put_all(&worker, &all).await;
+        ready(&worker).await;
+        worker.stop().await;
+    }
+    if before == Before::Replica {
+        pipeline.lose_disk();
+    }
+    let ended = pipeline.run([]).with_variable("LITEJOIN_FAULT", point).end().await;
+    assert_eq!(ended.code, None, "{point} was not reached: {}", ended.stderr);
+
+    let worker = pipeline.start().await;
+    assert_eq!(keys(&worker).await, all, "{point} ({before:?})");
+    let more = names("more", 3);
+    put_all(&worker, &more).await;
+    ready(&worker).await;
+    replicated(&worker).await;
+    worker.stop().await;
+    pipeline.lose_disk();
+    let worker = pipeline.start().await;
+    assert_eq!(keys(&worker).await, &all | &more, "{point} ({before:?})");
+    worker.stop().await;
+}
