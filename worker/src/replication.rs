@@ -17,7 +17,7 @@ use litejoin_crds::plan::{self, Plan};
 use self::boot::Restored;
 use self::config::File;
 use self::cuts::Cuts;
-use self::incarnation::{Claim, Found, Incarnation, Marker, Refusal, Remote};
+use self::incarnation::{Birth, Claim, Found, Incarnation, Marker, Refusal, Remote};
 use self::litestream::{Litestream, LitestreamError};
 use self::location::{Location, LocationError};
 use self::objects::{Objects, ObjectsError};
@@ -170,9 +170,14 @@ impl Site {
         let mut found = Vec::new();
         for name in self.objects.list("").await?.folders {
             let Ok(incarnation) = name.parse::<Incarnation>() else { continue };
-            let Some(birth) = self.read(&format!("{name}/{BIRTH}")).await? else { continue };
-            let is_ready = self.objects.get(&format!("{name}/{READY}")).await?.is_some();
-            found.push(Found { incarnation, birth, is_ready });
+            let Some(birth) = self.read::<Birth>(&format!("{name}/{BIRTH}")).await? else { continue };
+            let ready = self.objects.get(&format!("{name}/{READY}")).await?;
+            // What is in it is for restores to a time; that it is there is what counts.
+            let ready_at = ready.map(|content| {
+                let told = String::from_utf8_lossy(&content).trim().parse();
+                told.unwrap_or(birth.born_at)
+            });
+            found.push(Found { incarnation, birth, ready_at });
         }
         found.sort_by(|a, b| a.incarnation.cmp(&b.incarnation));
         Ok(Remote { claim, found })

@@ -130,7 +130,7 @@ pub(crate) async fn prepare(
             let own = Found {
                 incarnation: marker.incarnation.clone(),
                 birth: birth(&wanted, &files, None),
-                is_ready: marker.is_ready,
+                ready_at: marker.is_ready.then(clock::epoch_seconds),
             };
             Remote { claim: Some(held(marker, &wanted)), found: vec![own] }
         }
@@ -146,7 +146,7 @@ pub(crate) async fn prepare(
         let Local::Marked { marker, .. } = local else { unreachable!("only a marked directory goes on") };
         let mut marker = Marker { next_holder: Some(holder.clone()), ..marker };
         // READY may have been written just before the end.
-        marker.is_ready |= remote.found.iter().any(|found| found.incarnation == *own && found.is_ready);
+        marker.is_ready |= remote.found.iter().any(|found| found.incarnation == *own && found.is_ready());
         directory.write_marker(&marker)?;
         fault::point("claim-announced");
         if is_away {

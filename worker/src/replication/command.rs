@@ -62,10 +62,11 @@ pub(crate) async fn status(plan: &Plan, secrets: &Secrets) -> Result<Told, Repli
     let remote = site.look().await?;
     let next = remote.best().map(|best| best.incarnation.clone());
     let mut incarnations = Vec::new();
-    for Found { incarnation, birth, is_ready } in &remote.found {
+    for found in &remote.found {
+        let Found { incarnation, birth, .. } = found;
         incarnations.push(ToldIncarnation {
             name: incarnation.clone(),
-            is_ready: *is_ready,
+            is_ready: found.is_ready(),
             parent: birth.parent.clone(),
             born_at: birth.born_at,
             is_next: Some(incarnation) == next.as_ref(),

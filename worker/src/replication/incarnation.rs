@@ -94,8 +94,14 @@ pub(crate) struct Birth {
 pub(crate) struct Found {
     pub(crate) incarnation: Incarnation,
     pub(crate) birth: Birth,
-    /// Whether each of its files was there as a whole once.
-    pub(crate) is_ready: bool,
+    /// When each of its files was there as a whole for the first time, in seconds since the epoch; `None` before.
+    pub(crate) ready_at: Option<i64>,
+}
+
+impl Found {
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready_at.is_some()
+    }
 }
 
 /// `replication.json` in a data directory: which incarnation it writes.
@@ -235,7 +241,7 @@ impl Decision {
 impl Remote {
     /// What a restore takes: the claimed incarnation once it is READY, until then the newest that is.
     pub(crate) fn best(&self) -> Option<&Found> {
-        let ready = || self.found.iter().filter(|found| found.is_ready);
+        let ready = || self.found.iter().filter(|found| found.is_ready());
         let claimed = self.claim.as_ref().map(|claim| &claim.incarnation);
         ready()
             .find(|found| Some(&found.incarnation) == claimed)
@@ -245,7 +251,7 @@ impl Remote {
     /// Those that may hold the data of a time, in seconds since the epoch; the most likely one comes first.
     pub(crate) fn lived_at(&self, seconds: i64) -> Vec<&Found> {
         let mut all: Vec<&Found> =
-            self.found.iter().filter(|found| found.is_ready && found.birth.born_at <= seconds).collect();
+            self.found.iter().filter(|found| found.ready_at.is_some_and(|at| at <= seconds)).collect();
         all.sort_by_key(|found| std::cmp::Reverse((found.birth.born_at, &found.incarnation)));
         all
     }
@@ -255,7 +261,7 @@ impl Remote {
         let claimed = self.claim.as_ref().map(|claim| &claim.incarnation);
         let is_outlived = |incarnation: &Incarnation| {
             self.found.iter().any(|later| {
-                later.is_ready
+                later.is_ready()
                     && later.birth.born_at < before
                     && later.incarnation.number > incarnation.number
             })

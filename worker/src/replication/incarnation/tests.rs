@@ -19,7 +19,7 @@ fn found(number: u64, is_ready: bool) -> Found {
         gone_back_to: None,
         born_at: 0,
     };
-    Found { incarnation: incarnation(number), birth, is_ready }
+    Found { incarnation: incarnation(number), birth, ready_at: is_ready.then_some(0) }
 }
 
 fn claim(number: u64) -> Option<Claim> {
@@ -271,8 +271,12 @@ fn a_time_leads_to_those_that_lived_then() {
     let mut remote = remote(Some(4), &[(1, true), (2, true), (3, false), (4, true)]);
     for found in &mut remote.found {
         found.birth.born_at = 10 * i64::try_from(found.incarnation.number).unwrap();
+        found.ready_at = found.ready_at.map(|_| found.birth.born_at + 3);
     }
-    for (seconds, expected) in [(9, &[][..]), (10, &[1]), (25, &[2, 1]), (35, &[2, 1]), (99, &[4, 2, 1])] {
+    // Before it was whole, what was before it is what there was.
+    for (seconds, expected) in
+        [(12, &[][..]), (13, &[1]), (22, &[1]), (25, &[2, 1]), (35, &[2, 1]), (99, &[4, 2, 1])]
+    {
         let numbers: Vec<u64> =
             remote.lived_at(seconds).iter().map(|found| found.incarnation.number).collect();
         assert_eq!(numbers, expected, "{seconds}");
