@@ -10,8 +10,9 @@ use serde::Serialize;
 use serde_json::Value;
 use tracing::{info, warn};
 
-use super::boot::{self, Begin, Restored};
+use super::boot::{self, Begin};
 use super::config::File;
+use super::fetch::{self, Restored};
 use super::incarnation::{Claim, Found, Incarnation};
 use super::litestream::Litestream;
 use super::{PointInTime, ReplicationError, Site, Tools, files};
@@ -194,7 +195,7 @@ async fn fetch(
     for from in candidates {
         let files: Vec<File> =
             wanted.iter().filter(|file| from.birth.files.contains(&file.name)).cloned().collect();
-        match boot::fetch(site, &litestream, from, &files, point, folder).await {
+        match fetch::fetch(site, &litestream, from, &files, point, folder).await {
             Ok(restored) => return Ok((files, restored)),
             Err(problem) => {
                 warn!(incarnation = %from.incarnation, error = chain(&problem), "could not restore");

@@ -12,13 +12,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::boot;
 use super::config::File;
 use super::cuts::{self, Cut, Cuts};
 use super::incarnation::Marker;
 use super::passes::Passes;
 use super::socket::{Socket, SocketError, Synced};
 use super::{CUTS, READY, Replica, ReplicationError, Site};
+use super::{boot, directory};
 use crate::blocking::blocking;
 use crate::clock;
 use crate::error::chain;
@@ -105,7 +105,7 @@ impl Keeper {
     /// Notes what the next start is to know.
     fn write_marker(&self) {
         let bytes = serde_json::to_vec_pretty(&self.marker).expect("plain values are always JSON");
-        if let Err(problem) = replace(&self.replica.data_dir, boot::MARKER, &bytes) {
+        if let Err(problem) = replace(&self.replica.data_dir, directory::MARKER, &bytes) {
             warn!(error = %problem, "could not note how far the replica is; the next start looks for it in the store");
         }
     }
@@ -262,7 +262,7 @@ impl Keeper {
     async fn clean(&mut self) -> Result<(), ReplicationError> {
         let retention = i64::try_from(self.site.replication.retention.as_secs()).unwrap_or(i64::MAX);
         let before = clock::epoch_seconds().saturating_sub(retention);
-        boot::remove_set_aside(&self.replica.data_dir, before);
+        directory::remove_set_aside(&self.replica.data_dir, before);
         let remote = self.site.look().await?;
         self.check_claim().await?;
         for incarnation in remote.outlived(&self.marker.incarnation, before) {

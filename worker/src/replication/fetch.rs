@@ -1,0 +1,117 @@
+//! Bringing files of an incarnation back: the newest of each, or all as of one instant where one was noted near the
+//! wanted time.
+
+use std::path::Path;
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt};
+use tracing::{info, warn};
+
+use super::config::File;
+use super::cuts::Cut;
+use super::incarnation::Found;
+use super::litestream::{self, Litestream, State};
+use super::{PointInTime, ReplicationError, Site};
+use crate::error::chain;
+use crate::storage::layout::replace;
+
+const CONFIG: &str = "litestream-restore.yml";
+
+/// Restores that run at once.
+const RESTORES: usize = 2;
+
+/// How often a long restore says how far it is.
+const TELL_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What was restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Restored {
+    /// The newest of each file.
+    Newest,
+    /// All files as they were at this instant, in milliseconds since the epoch.
+    Cut { at: i64 },
+    /// Each file as it was at its own last moment before the wanted time.
+    Apart,
+}
+
+/// Fetches files of an incarnation into an empty folder, under their names in the replica: all as of one instant, if one
+/// was noted near the wanted time.
+pub(crate) async fn fetch(
+    site: &Site,
+    litestream: &Litestream,
+    from: &Found,
+    files: &[File],
+    point: Option<&PointInTime>,
+    folder: &Path,
+) -> Result<Restored, ReplicationError> {
+    let Some(point) = point else {
+        fetch_as(site, litestream, from, files, |_| State::Newest, folder).await?;
+        return Ok(Restored::Newest);
+    };
+    let cuts = site.cuts(&from.incarnation).await?;
+    let has_all = |cut: &&Cut| files.iter().all(|file| cuts.txid(cut, &file.name).is_some());
+    if let Some(cut) = cuts.nearest(point.milliseconds).filter(has_all) {
+        let state = |file: &File| State::After(cuts.txid(cut, &file.name).unwrap_or_default());
+        match fetch_as(site, litestream, from, files, state, folder).await {
+            Ok(()) => return Ok(Restored::Cut { at: cut.at }),
+            Err(problem) => warn!(
+                error = chain(&problem),
+                "the exact cut before that time can't be restored any more; taking each file as of its own last moment"
+            ),
+        }
+        make_empty(folder).map_err(|source| ReplicationError::Io {
+            path: folder.display().to_string(),
+            doing: "empty the folder",
+            source,
+        })?;
+    }
+    fetch_as(site, litestream, from, files, |_| State::At(point.text.clone()), folder).await?;
+    Ok(Restored::Apart)
+}
+
+/// Fetches each file in the state that is wanted of it.
+async fn fetch_as(
+    site: &Site,
+    litestream: &Litestream,
+    from: &Found,
+    files: &[File],
+    state: impl Fn(&File) -> State,
+    folder: &Path,
+) -> Result<(), ReplicationError> {
+    let config = folder.join(CONFIG);
+    let text = site.litestream_config(&from.incarnation, files, None);
+    replace(folder, CONFIG, &text).map_err(|source| ReplicationError::Io {
+        path: config.display().to_string(),
+        doing: "write the file",
+        source,
+    })?;
+    let restores = futures::stream::iter(files.iter().map(|file| {
+        let (config, target, state) = (&config, folder.join(&file.name), state(file));
+        async move { litestream.restore(config, &file.path, &target, &state).await }
+    }));
+    let mut restores = restores.buffer_unordered(RESTORES);
+    let mut done = 0;
+    let mut tell = tokio::time::interval(TELL_INTERVAL);
+    tell.tick().await;
+    while done < files.len() {
+        tokio::select! {
+            restored = restores.try_next() => {
+                restored?;
+                done += 1;
+            }
+            _ = tell.tick() => {
+                let mebibytes = litestream::folder_bytes(folder) >> 20;
+                info!(files = done, of = files.len(), mebibytes, "still restoring");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes a folder anew.
+pub(super) fn make_empty(folder: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => std::fs::create_dir(folder),
+    }
+}
