@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Service};
 use kube::ResourceExt;
 use kube::api::Api;
+use litejoin_crds::duration::timestamp_text;
 use litejoin_tests::ingest::{Ingest, message};
 use litejoin_tests::kubernetes::node::{self, NODE_ADDRESS};
 use litejoin_tests::repetition::{chance, seeds};
@@ -32,7 +33,8 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// The longest time from one loss to the next moment of loss, beside the recovery.
 const LOAD_MAX: Duration = Duration::from_secs(6);
 
-#[tokio::test]
+// With a thread for the proxy while kubectl is waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_replicated_comes_back_after_the_volume_is_lost() {
     if !node::inside("lost_volume::what_was_replicated_comes_back_after_the_volume_is_lost") {
         return;
@@ -97,6 +99,44 @@ async fn what_was_replicated_comes_back_after_the_volume_is_lost() {
     let after =
         until("results", async || site.results().await.filter(|after| after.len() >= before.len())).await;
     assert_eq!(after, before);
+    drill(&cluster);
+    back_in_time(&cluster, &site, &before).await;
+}
+
+/// A restore beside the living data, in the pod itself.
+fn drill(cluster: &Cluster) {
+    let verify = ["litejoin", "restore", "-f", "/etc/litejoin/config/pipeline.yaml", "--verify"];
+    let said = cluster.kubectl(&[&["exec", "orders-0", "--container", "worker", "--"][..], &verify].concat());
+    assert_eq!(said.matches(": sound, ").count(), 7, "{said}");
+    // Results and dead letters are tidied up now and then.
+    let same =
+        |line: &&str| line.starts_with("shard_") && line.ends_with(" rows, all as in the data directory");
+    assert_eq!(said.lines().filter(same).count(), 4, "{said}");
+}
+
+/// The manifest names a time, and the pipeline goes back to it.
+async fn back_in_time(cluster: &Cluster, site: &Site<'_>, before: &BTreeMap<String, i64>) {
+    let last_cut = async || site.replication().await?["lastCut"].as_i64();
+    let known = last_cut().await;
+    let cut = until("another cut", async || last_cut().await.filter(|cut| Some(*cut) != known)).await;
+    Ingest::new(site.address(8081)).send(&[order("later", 0)]).await;
+    let keys: BTreeSet<String> = ["later0".to_owned()].into();
+    site.has_all(&keys, "a message that is to be gone").await;
+
+    let time = timestamp_text(cut);
+    let pod = cluster.pod("orders-0").await;
+    let patch = json!({"spec": {"replication": {"restore": {"timestamp": time}}}}).to_string();
+    cluster.kubectl(&["patch", "pipeline", "orders", "--type=merge", "-p", &patch]);
+    until("another pod", async || (cluster.pod("orders-0").await.uid() != pod.uid()).then_some(())).await;
+    cluster.wait_ready("pipeline/orders").await;
+    let after =
+        until("results", async || site.results().await.filter(|after| after.len() >= before.len())).await;
+    assert_eq!(after, *before);
+    until("the status to say so", async || {
+        let path = "jsonpath={.status.replication.restoredTimestamp}";
+        (cluster.kubectl(&["get", "pipeline", "orders", "-o", path]).trim() == time).then_some(())
+    })
+    .await;
 }
 
 /// Bytes that Litestream has uploaded as it read them, without what it puts together of them later.
