@@ -163,6 +163,6 @@ fn wait(worker: &Worker, is_there: impl Fn(&Value) -> bool) -> Result<Value> {
         if Instant::now() > deadline {
             bail!("the replica does not catch up: {told}");
         }
-        std::thread::sleep(LOOK_INTERVAL);
+        std::thread::park_timeout(LOOK_INTERVAL);
     }
 }
