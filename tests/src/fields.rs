@@ -1,0 +1,149 @@
+//! The fields of manifests, one by one: which there are, which a test writes, and how a test fares without one. With
+//! `LITEJOIN_IGNORE=Sink.spec.http.timeout` a site writes its manifests without that field, as if the worker ignored
+//! it; with `LITEJOIN_FIELDS=FOLDER` a site notes which fields it has written, in a file with the name of the test.
+//!
+//! In both cases a manifest is written anew, so a test that holds to its very lines fails in both. One that is refused as
+//! it is stays so: what it says of the field is said already.
+
+use std::collections::BTreeSet;
+use std::env::var_os;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+
+use litejoin_crds::crd::schema;
+use litejoin_crds::kind::Kind;
+use litejoin_crds::{Document, validate};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// What a manifest that is refused without the field makes the test say.
+pub const NEEDED: &str = "the manifest is refused without";
+
+/// Paths of all fields of a kind, such as `Sink.spec.http.timeout`. Where a credential or a certificate is to be found is one
+/// field: whoever looks it up doesn't know what it is for.
+pub fn all(kind: Kind) -> Vec<String> {
+    let mut fields = Vec::new();
+    below(&schema(kind)["properties"]["spec"], &format!("{}.spec", kind.as_str()), &mut fields);
+    fields
+}
+
+fn below(schema: &Value, at: &str, fields: &mut Vec<String>) {
+    let items = if schema["items"].is_object() { &schema["items"] } else { schema };
+    let properties = items["properties"].as_object();
+    for (name, field) in
+        properties.filter(|properties| !properties.contains_key("secretKeyRef")).into_iter().flatten()
+    {
+        let path = format!("{at}.{name}");
+        fields.push(path.clone());
+        below(field, &path, fields);
+    }
+}
+
+/// A manifest as it is to be written: as it is, unless the environment wants otherwise.
+pub(crate) fn written(manifest: &[u8]) -> Vec<u8> {
+    let (ignored, noted) = (var_os("LITEJOIN_IGNORE"), var_os("LITEJOIN_FIELDS"));
+    let documents = (ignored.is_some() || noted.is_some()).then(|| read(manifest)).flatten();
+    let Some(mut documents) = documents.filter(|documents| validate(documents).is_ok()) else {
+        return manifest.to_vec();
+    };
+    if let Some(folder) = noted {
+        note(Path::new(&folder), &documents);
+    }
+    if let Some(field) = ignored.as_ref().and_then(|field| field.to_str())
+        && remove(&mut documents, field)
+        && let Err(complaints) = validate(&documents)
+    {
+        panic!("{NEEDED} {field}: {}", complaints[0].message);
+    }
+    let documents: Vec<String> = documents.iter().map(|document| document.value.to_string()).collect();
+    documents.join("\n---\n").into_bytes()
+}
+
+fn read(manifest: &[u8]) -> Option<Vec<Document>> {
+    let documents = serde_yaml::Deserializer::from_slice(manifest);
+    documents.map(|document| Value::deserialize(document).ok().map(|value| Document { value })).collect()
+}
+
+/// Adds the fields that the documents have to what is known of the test.
+fn note(folder: &Path, documents: &[Document]) {
+    let fields = Kind::ALL.into_iter().flat_map(all);
+    let written: BTreeSet<String> = fields.filter(|field| remove(&mut documents.to_vec(), field)).collect();
+    let thread = std::thread::current();
+    let test = folder.join(thread.name().expect("a test has a name"));
+    let mut file = OpenOptions::new().create(true).append(true).open(test).expect("the folder is there");
+    let lines: String = written.iter().map(|field| format!("{field}\n")).collect();
+    file.write_all(lines.as_bytes()).expect("a file can be written");
+}
+
+/// Removes a field wherever it is, in a Pipeline's lists too; returns whether it was anywhere.
+fn remove(documents: &mut [Document], field: &str) -> bool {
+    let path: Vec<&str> = field.split('.').collect();
+    let kind = Kind::from_name(path[0]).unwrap_or_else(|| panic!("{field:?} begins with no kind"));
+    let mut removed = false;
+    for Document { value } in documents {
+        if value["kind"] == kind.as_str() {
+            removed |= remove_from(value, &path[1..]);
+        } else if value["kind"] == "Pipeline" {
+            removed |= remove_from(value, &[&["spec", kind.plural()], &path[2..]].concat());
+        }
+    }
+    removed
+}
+
+/// Removes a field, and what holds nothing else.
+fn remove_from(value: &mut Value, path: &[&str]) -> bool {
+    match value {
+        Value::Array(items) => {
+            items.iter_mut().fold(false, |removed, item| removed | remove_from(item, path))
+        }
+        Value::Object(fields) => match path {
+            [] => false,
+            [last] => fields.remove(*last).is_some(),
+            [first, rest @ ..] => {
+                let Some(field) = fields.get_mut(*first) else { return false };
+                let removed = remove_from(field, rest);
+                if removed && field.as_object().is_some_and(|fields| fields.is_empty()) {
+                    fields.remove(*first);
+                }
+                removed
+            }
+        },
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_field_is_removed_wherever_it_is() {
+        let document = |value| Document { value };
+        let sink = json!({"name": "s", "http": {"url": "u", "auth": {"bearer": {"env": "${X}"}}}});
+        let without = json!({"name": "s", "http": {"url": "u"}});
+        let documents = |sink: &Value| {
+            vec![
+                document(json!({"kind": "Pipeline", "spec": {"sinks": [{"name": "t"}, sink]}})),
+                document(json!({"kind": "Sink", "spec": sink})),
+                document(json!({"kind": "Source", "spec": sink})),
+            ]
+        };
+        let mut removed = documents(&sink);
+        assert!(remove(&mut removed, "Sink.spec.http.auth.bearer"));
+        assert_eq!(removed[..2], documents(&without)[..2]);
+        assert_eq!(removed[2], documents(&sink)[2]);
+        assert!(!remove(&mut removed, "Sink.spec.http.auth.bearer"));
+    }
+
+    #[test]
+    fn all_fields_are_known() {
+        let sinks = all(Kind::Sink);
+        for field in ["Sink.spec.http.auth.basic.password", "Sink.spec.sse.tls.cert", "Sink.spec.joins"] {
+            assert!(sinks.iter().any(|known| known == field), "{field} is not among {sinks:?}");
+        }
+        assert!(!sinks.iter().any(|field| field.ends_with(".secretKeyRef")), "{sinks:?}");
+    }
+}
