@@ -2,10 +2,9 @@
 //! `LITEJOIN_IGNORE=Sink.spec.http.timeout` a site writes its manifests without that field, as if the worker ignored
 //! it; with `LITEJOIN_FIELDS=FOLDER` a site notes which fields it has written, in a file with the name of the test.
 //!
-//! In both cases a manifest is written anew, so a test that holds to its very lines fails in both. One that is refused as
-//! it is stays so: what it says of the field is said already.
+//! In both cases a manifest is written anew, so a test that holds to its very lines fails in both. It keeps the field if it
+//! were refused without, and all that it has if it is refused as it is.
 
-use std::collections::BTreeSet;
 use std::env::var_os;
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -17,8 +16,8 @@ use litejoin_crds::{Document, validate};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// What a manifest that is refused without the field makes the test say.
-pub const NEEDED: &str = "the manifest is refused without";
+/// What follows a field in the notes of a test whose manifests are refused without it.
+pub const NEEDED: &str = " needed";
 
 /// Paths of all fields of a kind, such as `Sink.spec.http.timeout`. Where a credential or a certificate is to be found is one
 /// field: whoever looks it up doesn't know what it is for.
@@ -50,12 +49,8 @@ pub(crate) fn written(manifest: &[u8]) -> Vec<u8> {
     if let Some(folder) = noted {
         note(Path::new(&folder), &documents);
     }
-    if let Some(field) = ignored.as_ref().and_then(|field| field.to_str())
-        && remove(&mut documents, field)
-        && let Err(complaints) = validate(&documents)
-    {
-        panic!("{NEEDED} {field}: {}", complaints[0].message);
-    }
+    let without = ignored.and_then(|field| without(&documents, field.to_str()?));
+    documents = without.filter(|without| validate(without).is_ok()).unwrap_or(documents);
     let documents: Vec<String> = documents.iter().map(|document| document.value.to_string()).collect();
     documents.join("\n---\n").into_bytes()
 }
@@ -67,42 +62,40 @@ fn read(manifest: &[u8]) -> Option<Vec<Document>> {
 
 /// Adds the fields that the documents have to what is known of the test.
 fn note(folder: &Path, documents: &[Document]) {
-    let fields = Kind::ALL.into_iter().flat_map(all);
-    let written: BTreeSet<String> = fields.filter(|field| remove(&mut documents.to_vec(), field)).collect();
+    let line = |field: String| {
+        let needed = if validate(&without(documents, &field)?).is_ok() { "" } else { NEEDED };
+        Some(format!("{field}{needed}\n"))
+    };
+    let lines: String = Kind::ALL.into_iter().flat_map(all).filter_map(line).collect();
     let thread = std::thread::current();
     let test = folder.join(thread.name().expect("a test has a name"));
     let mut file = OpenOptions::new().create(true).append(true).open(test).expect("the folder is there");
-    let lines: String = written.iter().map(|field| format!("{field}\n")).collect();
     file.write_all(lines.as_bytes()).expect("a file can be written");
 }
 
-/// Removes a field wherever it is, in a Pipeline's lists too; returns whether it was anywhere.
-fn remove(documents: &mut [Document], field: &str) -> bool {
+/// The documents without a field, wherever it is, in a Pipeline's lists too; none if it is nowhere.
+fn without(documents: &[Document], field: &str) -> Option<Vec<Document>> {
     let path: Vec<&str> = field.split('.').collect();
     let kind = Kind::from_name(path[0]).unwrap_or_else(|| panic!("{field:?} begins with no kind"));
-    let mut removed = false;
-    for Document { value } in documents {
-        if value["kind"] == kind.as_str() {
-            removed |= remove_from(value, &path[1..]);
-        } else if value["kind"] == "Pipeline" {
-            removed |= remove_from(value, &[&["spec", kind.plural()], &path[2..]].concat());
-        }
-    }
-    removed
+    let inline = [&["spec", kind.plural()], &path[2..]].concat();
+    let mut documents = documents.to_vec();
+    let removed = documents.iter_mut().filter_map(|Document { value }| {
+        let path = if value["kind"] == kind.as_str() { &path[1..] } else { &inline };
+        remove(value, path).then_some(())
+    });
+    (removed.count() > 0).then_some(documents)
 }
 
 /// Removes a field, and what holds nothing else.
-fn remove_from(value: &mut Value, path: &[&str]) -> bool {
+fn remove(value: &mut Value, path: &[&str]) -> bool {
     match value {
-        Value::Array(items) => {
-            items.iter_mut().fold(false, |removed, item| removed | remove_from(item, path))
-        }
+        Value::Array(items) => items.iter_mut().fold(false, |removed, item| removed | remove(item, path)),
         Value::Object(fields) => match path {
             [] => false,
             [last] => fields.remove(*last).is_some(),
             [first, rest @ ..] => {
                 let Some(field) = fields.get_mut(*first) else { return false };
-                let removed = remove_from(field, rest);
+                let removed = remove(field, rest);
                 if removed && field.as_object().is_some_and(|fields| fields.is_empty()) {
                     fields.remove(*first);
                 }
@@ -123,7 +116,7 @@ mod tests {
     fn a_field_is_removed_wherever_it_is() {
         let document = |value| Document { value };
         let sink = json!({"name": "s", "http": {"url": "u", "auth": {"bearer": {"env": "${X}"}}}});
-        let without = json!({"name": "s", "http": {"url": "u"}});
+        let bare = json!({"name": "s", "http": {"url": "u"}});
         let documents = |sink: &Value| {
             vec![
                 document(json!({"kind": "Pipeline", "spec": {"sinks": [{"name": "t"}, sink]}})),
@@ -131,11 +124,10 @@ mod tests {
                 document(json!({"kind": "Source", "spec": sink})),
             ]
         };
-        let mut removed = documents(&sink);
-        assert!(remove(&mut removed, "Sink.spec.http.auth.bearer"));
-        assert_eq!(removed[..2], documents(&without)[..2]);
+        let removed = without(&documents(&sink), "Sink.spec.http.auth.bearer").expect("it is there");
+        assert_eq!(removed[..2], documents(&bare)[..2]);
         assert_eq!(removed[2], documents(&sink)[2]);
-        assert!(!remove(&mut removed, "Sink.spec.http.auth.bearer"));
+        assert_eq!(without(&removed, "Sink.spec.http.auth.bearer"), None);
     }
 
     #[test]

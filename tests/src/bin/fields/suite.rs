@@ -1,6 +1,6 @@
 //! The tests of the real program: which there are, which fields each writes, and what becomes of them without one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader};
@@ -23,7 +23,8 @@ pub(crate) struct Suite {
 
 struct Test {
     name: String,
-    fields: Vec<String>,
+    /// As it has noted them.
+    fields: BTreeSet<String>,
     /// Its own lines, without what it calls.
     text: String,
 }
@@ -32,20 +33,14 @@ struct Test {
 pub(crate) enum Verdict {
     /// A test fails.
     Killed { test: String, at: String },
-    /// What the tests write is refused.
+    /// No manifest is accepted without it.
     Needed,
-    /// No test that writes it fails, and some pass.
+    /// All tests that write it pass.
     Survived { tests: usize },
     /// No test writes it.
     Unwritten,
-}
-
-/// How a test went.
-enum Run {
-    Passed,
-    Refused,
-    /// Where it failed, and why.
-    Failed(String),
+    /// Others have it in their care.
+    Elsewhere(&'static str),
 }
 
 impl Verdict {
@@ -55,6 +50,7 @@ impl Verdict {
             Verdict::Needed => "needed",
             Verdict::Survived { .. } => "SURVIVED",
             Verdict::Unwritten => "UNWRITTEN",
+            Verdict::Elsewhere(_) => "elsewhere",
         }
     }
 }
@@ -64,6 +60,7 @@ impl fmt::Display for Verdict {
         write!(to, "{:9}", self.word())?;
         match self {
             Verdict::Killed { test, at } => write!(to, " {test}: {at}"),
+            Verdict::Elsewhere(where_else) => write!(to, " {where_else}"),
             Verdict::Survived { tests } => write!(to, " {tests} tests"),
             Verdict::Needed | Verdict::Unwritten => Ok(()),
         }
@@ -105,46 +102,43 @@ impl Suite {
 
     /// Runs the tests that write a field without it, until one fails; those first whose own lines have its name.
     pub(crate) fn verdict(&self, field: &str) -> Verdict {
-        let mut tests: Vec<&Test> =
-            self.tests.iter().filter(|test| test.fields.iter().any(|f| f == field)).collect();
+        let with = |line: &str| self.tests.iter().filter(move |test| test.fields.contains(line)).collect();
+        let mut tests: Vec<&Test> = with(field);
         let name = field.rsplit('.').next().unwrap_or(field);
-        tests.sort_by_key(|test| {
-            (!test.text.contains(&format!("{name}:")), !test.text.contains(name), test.fields.len())
+        tests.sort_by_key(|test| (!test.text.contains(&format!("{name}:")), !test.text.contains(name)));
+        let failed = tests.iter().find_map(|test| {
+            let at = self.failure(&test.name, Some(field))?;
+            // A machine in trouble lets tests fail too.
+            let by_itself = self.failure(&test.name, None);
+            by_itself.iter().for_each(|at| eprintln!("{} fails by itself: {at}", test.name));
+            by_itself.is_none().then_some((test, at))
         });
-        let mut passed = 0;
-        for test in &tests {
-            match self.run(&test.name, field) {
-                Run::Failed(at) => return Verdict::Killed { test: test.name.clone(), at },
-                Run::Refused => {}
-                Run::Passed => passed += 1,
-            }
-        }
-        match passed {
-            _ if tests.is_empty() => Verdict::Unwritten,
-            0 => Verdict::Needed,
-            tests => Verdict::Survived { tests },
+        match failed {
+            Some((test, at)) => Verdict::Killed { test: test.name.clone(), at },
+            None if !tests.is_empty() => Verdict::Survived { tests: tests.len() },
+            None if !with(&format!("{field}{NEEDED}")).is_empty() => Verdict::Needed,
+            None => Verdict::Unwritten,
         }
     }
 
-    /// Runs one test without a field.
-    fn run(&self, test: &str, field: &str) -> Run {
+    /// Runs a test, without this field; returns where it fails, and why.
+    fn failure(&self, test: &str, field: Option<&str>) -> Option<String> {
         let mut command = Command::new("timeout");
-        command.args(["--signal=KILL", PATIENCE_SECONDS]).arg(&self.program).args([
-            "--exact",
-            test,
-            "--nocapture",
-        ]);
-        let output = command.env("LITEJOIN_IGNORE", field).output().expect("a test can be run");
-        let said = String::from_utf8_lossy(&output.stderr);
+        command.args(["--signal=KILL", PATIENCE_SECONDS]).arg(&self.program);
+        command.args(["--exact", test, "--nocapture"]).envs(field.map(|field| ("LITEJOIN_IGNORE", field)));
+        let output = command.output().expect("a test can be run");
         if output.status.success() {
-            return Run::Passed;
+            return None;
         }
-        if said.contains(NEEDED) {
-            return Run::Refused;
-        }
-        let mut lines = said.lines().skip_while(|line| !line.contains("panicked at "));
-        let place = lines.next().and_then(|line| line.split("panicked at ").nth(1)).unwrap_or("it hangs");
-        Run::Failed(format!("{place} {}", lines.next().unwrap_or_default()))
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        // A panic, or a text that is another than expected.
+        let place = |line: &str| {
+            let place = line.split_once("panicked at ").or_else(|| line.split_once("--> "));
+            place.map(|(_, place)| place.to_owned())
+        };
+        let mut lines = said.lines();
+        let place = lines.find_map(place).unwrap_or_else(|| "it hangs".to_owned());
+        Some(format!("{place} {}", lines.next().unwrap_or_default()))
     }
 }
 
