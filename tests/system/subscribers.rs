@@ -237,13 +237,23 @@ async fn results_that_are_lost_are_made_anew_under_a_new_lineage() {
     assert!(lineages.iter().all(|lineage| *lineage != EventId::parse(&id).lineage), "{lineages:?} {id}");
 }
 
+async fn heartbeats(client: &mut Subscription, count: usize) {
+    for _ in 0..count {
+        client.expect_comment().await;
+    }
+}
+
 #[tokio::test]
 async fn an_idle_stream_has_a_heartbeat() {
     let site = Site::with(MANIFEST);
     let worker = site.start().await;
     let mut client = subscribe(&worker, "join=enriched", None).await;
-    client.expect_comment().await;
-    client.expect_comment().await;
+    let mut rare = Subscription::open(worker.address("sink more"), "join=enriched", None).await;
+    tokio::select! {
+        biased;
+        () = heartbeats(&mut rare, 2) => panic!("the sink with the longer interval was first"),
+        () = heartbeats(&mut client, 4) => {}
+    }
     worker.ingest().send(&[order("o1", "c1")]).await;
     assert_eq!(client.expect_next().await.result().key, "o1");
 }

@@ -15,6 +15,9 @@ use serde_json::Value;
 /// Seconds that one test may take; one that hangs has failed.
 const PATIENCE_SECONDS: &str = "300";
 
+/// How the program of the tests ends when one has failed.
+const FAILED: i32 = 101;
+
 /// The built tests.
 pub(crate) struct Suite {
     program: PathBuf,
@@ -130,15 +133,14 @@ impl Suite {
         if output.status.success() {
             return None;
         }
-        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        // A panic, or a text that is another than expected.
-        let place = |line: &str| {
-            let place = line.split_once("panicked at ").or_else(|| line.split_once("--> "));
-            place.map(|(_, place)| place.to_owned())
-        };
-        let mut lines = said.lines();
-        let place = lines.find_map(place).unwrap_or_else(|| "it hangs".to_owned());
-        Some(format!("{place} {}", lines.next().unwrap_or_default()))
+        let said = String::from_utf8_lossy(&output.stderr);
+        let mut lines = said.lines().skip_while(|line| !line.contains("panicked at "));
+        let place = lines.next().and_then(|line| line.split_once("panicked at "));
+        Some(match place {
+            Some((_, place)) => format!("{place} {}", lines.next().unwrap_or_default()),
+            None if output.status.code() == Some(FAILED) => "a text is another than expected".to_owned(),
+            None => "it hangs".to_owned(),
+        })
     }
 }
 
