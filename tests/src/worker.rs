@@ -13,6 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::client::client;
+use crate::fields;
 use crate::ingest::Ingest;
 use crate::results::{Event, Results};
 use crate::wait::{PATIENCE, until};
@@ -88,7 +89,11 @@ impl Site {
     }
 
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
-        fs::write(self.path().join(name), content).expect("a file can be written");
+        let path = self.path().join(name);
+        let is_manifest = path.extension().is_some_and(|extension| extension == "yaml");
+        let content = content.as_ref();
+        let written = if is_manifest { fields::written(content) } else { content.to_vec() };
+        fs::write(path, written).expect("a file can be written");
     }
 
     /// A command line for the program, in the site's folder and with nothing of ours in the environment.

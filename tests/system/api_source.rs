@@ -245,6 +245,7 @@ async fn every_kind_of_pages_is_read_to_its_end() {
             4,
         ),
         ("unsized", "responsePath: rows, pagination: {type: page, param: p, start: 1}", 4),
+        ("sized", "responsePath: rows, pagination: {type: page, param: p, start: 1, size: 3}", 3),
         ("offset", "responsePath: rows, pagination: {type: offset, param: skip, sizeParam: per, size: 3}", 3),
         ("cursor", "responsePath: rows, pagination: {type: cursor, param: after, path: meta.next}", 3),
         ("link", "responsePath: rows, pagination: {type: link}", 3),
@@ -256,7 +257,7 @@ async fn every_kind_of_pages_is_read_to_its_end() {
         server.behave(move |request| {
             let per = of(request, "per").unwrap_or(3);
             let from = match kind {
-                "page" | "unsized" | "cut" => (of(request, "p").expect("a page") - 1) * per,
+                "page" | "unsized" | "sized" | "cut" => (of(request, "p").expect("a page") - 1) * per,
                 "offset" => of(request, "skip").expect("an offset"),
                 "cursor" => of(request, "after").unwrap_or(0),
                 _ => of(request, "from").unwrap_or(0),
@@ -601,6 +602,13 @@ async fn the_server_is_checked_and_told_who_asks() {
         assert_eq!(request.header(header), Some(value.as_str()));
         worker.stop().await;
     }
+    // A server that is not checked may be anybody; it checks us all the same.
+    secure.take();
+    let unchecked = "tls: {insecureSkipVerify: true, cert: {path: worker.crt}, key: {path: worker.key}}";
+    site.write("pipeline.yaml", manifest(&secure.url("/"), unchecked));
+    let worker = site.start().await;
+    secure.wait_for(1).await;
+    worker.stop().await;
     // Without any of it there is no way in.
     site.write("pipeline.yaml", manifest(&secure.url("/"), ""));
     let worker = site.start().await;

@@ -105,9 +105,10 @@ async fn bad_rows_of_csv_are_refused_and_the_others_go_on() {
 
 #[tokio::test]
 async fn ndjson_with_a_topic_and_a_key_of_its_fields() {
-    let site = Site::with(&manifest("path: in.ndjson, format: ndjson, topic: orders, keyColumns: [id]"));
+    // The format counts, not how the name ends.
+    let site = Site::with(&manifest("path: in.csv, format: ndjson, topic: orders, keyColumns: [id]"));
     site.write(
-        "in.ndjson",
+        "in.csv",
         b"{\"id\":1,\"n\":1}\n\n{\"id\":\"a\",\"n\":2}\n{\"n\":3}\n[1]\nnonsense\n{\"id\":\"\xff\"}\n{\"id\":\"b\"}".as_slice(),
     );
     let (rows, complaints) = once(&site).await;
@@ -115,10 +116,10 @@ async fn ndjson_with_a_topic_and_a_key_of_its_fields() {
         "1" {"id":1,"n":1}
         "a" {"id":"a","n":2}
         "b" {"id":"b"}
-        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.ndjson: byte 33","reason":"field \"id\" is needed for the key, and it is missing or null","source":"input"}
-        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.ndjson: byte 41","reason":"no object, so it has no field \"id\" for the key","source":"input"}
-        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.ndjson: byte 45","reason":"no JSON: expected ident at line 1 column 2","source":"input"}
-        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.ndjson: byte 54","reason":"no UTF-8 (first bad byte at 7)","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: byte 33","reason":"field \"id\" is needed for the key, and it is missing or null","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: byte 41","reason":"no object, so it has no field \"id\" for the key","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: byte 45","reason":"no JSON: expected ident at line 1 column 2","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: byte 54","reason":"no UTF-8 (first bad byte at 7)","source":"input"}
     "#]].assert_eq(&(rows + &complaints));
 }
 

@@ -260,10 +260,16 @@ async fn until_closed(address: SocketAddr, sent: &str) -> String {
 async fn clients_that_take_their_time_are_given_up() {
     let site = Site::with(&manifest("clientTimeout: 2s"));
     let worker = site.start().await;
+    let patient = Site::with(&manifest("")).start().await;
     let slow = SERVED.iter().flat_map(|(what, ..)| {
         ["", "GET /health HTTP/1.1\r\nhost: x\r\n"].map(|sent| until_closed(worker.address(what), sent))
     });
-    for came in join_all(slow).await {
+    let given_up = tokio::select! {
+        biased;
+        _ = until_closed(patient.address("admin"), "") => panic!("a worker with more patience gave up before"),
+        given_up = join_all(slow) => given_up,
+    };
+    for came in given_up {
         assert!(came.is_empty() || came.starts_with("HTTP/1.1 408"), "{came}");
     }
     let head =

@@ -187,6 +187,26 @@ async fn an_id_of_another_lineage_is_answered_with_reset_and_the_whole() {
 }
 
 #[tokio::test]
+async fn an_id_from_before_the_replay_window_is_answered_with_reset_and_the_whole() {
+    let site = Site::with(&MANIFEST.replace("  sources:", "  delivery: {replayWindow: 1s}\n  sources:"));
+    let worker = site.start().await;
+    let mut client = subscribe(&worker, "join=enriched", None).await;
+    worker.ingest().send(&[order("o1", "c1")]).await;
+    let id = client.expect_next().await.result().id;
+    let epoch = worker.ingest().send(&[order("o2", "c1")]).await;
+    let expected = worker.snapshot("live", "enriched", epoch).await.1;
+    let (reset, mut client) = until("the id to be too old", async || {
+        let mut client = subscribe(&worker, "join=enriched", Some(&id)).await;
+        let event = client.expect_next().await;
+        (event.event == "reset").then_some((event, client))
+    })
+    .await;
+    expect![[r#"{"reason":"the id is too old: the outbox no longer reaches back to it"}"#]]
+        .assert_eq(&reset.data);
+    Results::folded(&client.replayed().await).assert_same(&expected, "what follows the reset");
+}
+
+#[tokio::test]
 async fn results_that_are_lost_are_made_anew_under_a_new_lineage() {
     let site = Site::with(MANIFEST);
     let worker = site.start().await;
@@ -217,13 +237,23 @@ async fn results_that_are_lost_are_made_anew_under_a_new_lineage() {
     assert!(lineages.iter().all(|lineage| *lineage != EventId::parse(&id).lineage), "{lineages:?} {id}");
 }
 
+async fn heartbeats(client: &mut Subscription, count: usize) {
+    for _ in 0..count {
+        client.expect_comment().await;
+    }
+}
+
 #[tokio::test]
 async fn an_idle_stream_has_a_heartbeat() {
     let site = Site::with(MANIFEST);
     let worker = site.start().await;
     let mut client = subscribe(&worker, "join=enriched", None).await;
-    client.expect_comment().await;
-    client.expect_comment().await;
+    let mut rare = Subscription::open(worker.address("sink more"), "join=enriched", None).await;
+    tokio::select! {
+        biased;
+        () = heartbeats(&mut rare, 2) => panic!("the sink with the longer interval was first"),
+        () = heartbeats(&mut client, 4) => {}
+    }
     worker.ingest().send(&[order("o1", "c1")]).await;
     assert_eq!(client.expect_next().await.result().key, "o1");
 }
