@@ -483,6 +483,8 @@ pub struct KafkaSource {
     pub start_offset: StartOffset,
     /// Path of the key in the payload; `None` is the record's own key.
     pub key_path: Option<String>,
+    /// Whether the broker is told of a record only once it is in the replica.
+    pub waits_for_replica: bool,
 }
 
 impl KafkaSource {

@@ -97,7 +97,8 @@ pub struct SourceBody {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = TOPIC_PATTERN), length(max = 63))]
     pub topic: Option<String>,
-    /// When a message is acknowledged: once it is `committed` here, or once it is `replicated` too.
+    /// When a message is acknowledged: once it is `committed` here, or once it is `replicated` too. An http source
+    /// answers then, and a kafka source commits the offset of its group; api and file sources acknowledge nothing.
     #[serde(default)]
     pub ack: Durability,
 }

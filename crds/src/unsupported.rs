@@ -4,7 +4,6 @@
 use serde_json::Value;
 
 use crate::complaint::{Complaint, Reason};
-use crate::path;
 use crate::validate::Document;
 
 /// Returns a complaint for each part of the documents that today's worker cannot run. They need not be valid.
@@ -15,7 +14,6 @@ pub fn unsupported(documents: &[Document]) -> Vec<Complaint> {
         let spec = &document.value["spec"];
         match document.value["kind"].as_str() {
             Some("Pipeline") => found.pipeline(spec),
-            Some("Source") => found.source(spec, "spec"),
             Some("Window") => {
                 found.refuse("kind", "windows are not run by this version yet; remove this document")
             }
@@ -37,24 +35,12 @@ impl Refusals {
     }
 
     fn pipeline(&mut self, spec: &Value) {
-        let at = path::field("spec", "sources");
-        for (index, item) in spec["sources"].as_array().into_iter().flatten().enumerate() {
-            self.source(item, &path::item(&at, index));
-        }
         if spec["windows"].as_array().is_some_and(|windows| !windows.is_empty()) {
             self.refuse("spec.windows", "windows are not run by this version yet; remove them");
         }
         if spec["storage"]["reshard"].is_object() {
             let message = "the number of shards cannot be changed by this version yet; remove reshard and put the old shardCount back";
             self.refuse("spec.storage.reshard", message);
-        }
-    }
-
-    fn source(&mut self, source: &Value, at: &str) {
-        if source["ack"] == "replicated" && !source["http"].is_object() {
-            let message = "only an http source waits for the replica; write ack: committed: what others read again after a \
-                           restore begins where the restored data ends";
-            self.refuse(&path::field(at, "ack"), message);
         }
     }
 }
@@ -71,7 +57,7 @@ mod tests {
         let values = [
             json!({"kind": "Pipeline", "spec": {
                 "storage": {"reshard": {"fromShardCount": 8, "toShardCount": 16}},
-                "sources": [{"name": "a", "kafka": {}, "ack": "replicated"}, {"name": "b", "kafka": {}}, {"name": "c", "api": {}}],
+                "sources": [{"name": "a", "kafka": {}}, {"name": "b", "kafka": {}}, {"name": "c", "api": {}}],
                 "windows": [{"name": "w"}],
                 "sinks": [{"name": "s", "sse": {"addr": ":2"}}, {"name": "t", "kafka": {}}],
             }}),
@@ -86,7 +72,6 @@ mod tests {
             .map(|c| format!("{} {}: {}\n", c.place.document, c.place.path, c.message))
             .collect();
         expect![[r#"
-            0 spec.sources[0].ack: only an http source waits for the replica; write ack: committed: what others read again after a restore begins where the restored data ends
             0 spec.windows: windows are not run by this version yet; remove them
             0 spec.storage.reshard: the number of shards cannot be changed by this version yet; remove reshard and put the old shardCount back
             2 kind: windows are not run by this version yet; remove this document

@@ -6,6 +6,7 @@ use crate::complaint::Reason;
 use crate::credentials::{ClientTls, KafkaSasl, KafkaSaslMechanism};
 use crate::names::topic_trouble;
 use crate::path;
+use crate::pipeline::Durability;
 use crate::plan::{KafkaConnection, KafkaSink, KafkaSource};
 use crate::sink::KafkaSinkSpec;
 use crate::source::kafka::KafkaSourceSpec;
@@ -17,6 +18,7 @@ pub(crate) fn source(
     kafka: &KafkaSourceSpec,
     topic: Option<&String>,
     default_group_id: &str,
+    ack: Durability,
     scope: &mut Scope<'_>,
 ) -> KafkaSource {
     topics(kafka, topic.is_some(), scope);
@@ -28,6 +30,7 @@ pub(crate) fn source(
         group_id: kafka.group_id.clone().unwrap_or_else(|| default_group_id.to_owned()),
         start_offset: kafka.start_offset,
         key_path: kafka.key_path.clone(),
+        waits_for_replica: ack == Durability::Replicated,
     }
 }
 

@@ -21,9 +21,16 @@ pub(crate) fn plan(contents: &Contents, complaints: &mut Complaints) -> Vec<Sour
     let mut sources = Vec::new();
     for named in &contents.sources {
         let mut scope = Scope { place: &named.place, complaints };
-        if named.body.ack == Durability::Replicated && !replicated {
-            let message = "replicated needs replication.enabled: true in the Pipeline; else write committed";
-            scope.error("ack", Reason::Conflict, message);
+        if named.body.ack == Durability::Replicated {
+            if named.body.api.is_some() || named.body.file.is_some() {
+                let message = "an api or file source acknowledges nothing to anybody: how far it is lies with its rows, \
+                               and both come back together, so replicated would change nothing; write committed";
+                scope.error("ack", Reason::Conflict, message);
+            } else if !replicated {
+                let message =
+                    "replicated needs replication.enabled: true in the Pipeline; else write committed";
+                scope.error("ack", Reason::Conflict, message);
+            }
         }
         if named.body.file.as_ref().is_some_and(|file| file.path == "-") {
             if let Some(other) = stdin {
@@ -76,7 +83,8 @@ fn kind(named: &Named<SourceBody>, group_id: &str, scope: &mut Scope<'_>) -> Opt
         let message = "an api source needs a topic to fill; add topic beside api";
         scope.error("topic", Reason::Conflict, message);
     }
-    let kafka = kafka.as_ref().map(|kafka| kafka::source(kafka, topic.as_ref(), group_id, scope));
+    let kafka =
+        kafka.as_ref().map(|kafka| kafka::source(kafka, topic.as_ref(), group_id, named.body.ack, scope));
     let file = file.as_ref().map(|file| file_source(file, scope));
     let http = http.as_ref().map(|http| http_source(http, named.body.ack, scope));
     let api =

@@ -397,6 +397,7 @@ fn sources_have_one_kind_and_what_it_needs() {
 - {name: text, file: {path: data.txt, topic: orders, keyColumns: [id]}}
 - {name: rate, file: {path: x.ndjson, rate: 0}}
 - {name: acked, http: {addr: ":0"}, ack: replicated}
+- {name: told, file: {path: x.ndjson}, ack: replicated}
 - {name: tiny, http: {addr: ":0", maxBodyBytes: 10}}"#,
         ),
         expect![[r#"
@@ -412,7 +413,8 @@ fn sources_have_one_kind_and_what_it_needs() {
             0 spec.sources[8].file.path: Conflict: sources "stdin" and "again" both read standard input; give one a file
             0 spec.sources[9].file.format: Conflict: the ending of "data.txt" says no format (.csv, .ndjson, .jsonl); add format: csv or format: ndjson
             0 spec.sources[11].ack: Conflict: replicated needs replication.enabled: true in the Pipeline; else write committed
-            0 spec.sources[12].http.maxBodyBytes: OutOfRange: got 10 bytes, allowed at least 64
+            0 spec.sources[12].ack: Conflict: an api or file source acknowledges nothing to anybody: how far it is lies with its rows, and both come back together, so replicated would change nothing; write committed
+            0 spec.sources[13].http.maxBodyBytes: OutOfRange: got 10 bytes, allowed at least 64
         "#]],
     );
 }

@@ -151,6 +151,7 @@ impl Sources {
                 let (spec, letters, secrets) =
                     ((**spec).clone(), Arc::clone(&self.letters), Arc::clone(&self.secrets));
                 let batch_messages_max = self.batch_messages_max;
+                let passes = Some(self.passes.clone()).filter(|_| spec.waits_for_replica);
                 Ok(Box::new(move |stopping| {
                     let status = status.source(&name);
                     status.contact.awaited();
@@ -167,6 +168,7 @@ impl Sources {
                         ingest,
                         letters,
                         status,
+                        passes,
                         stopping,
                         batch_messages_max,
                         stored,

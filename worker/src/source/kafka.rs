@@ -27,6 +27,7 @@ use self::client::Client;
 use crate::credentials::Secrets;
 use crate::delivery::dead_letters::DeadLetters;
 use crate::message::Message;
+use crate::replication::passes::Passes;
 use crate::source::lanes::Lanes;
 use crate::status::SourceStatus;
 use crate::storage::ingest::Ingest;
@@ -49,6 +50,8 @@ pub(crate) struct KafkaReader {
     pub(crate) ingest: Ingest,
     pub(crate) letters: Arc<DeadLetters>,
     pub(crate) status: Arc<SourceStatus>,
+    /// What comes to the replica, where the broker is told of no more than that.
+    pub(crate) passes: Option<Passes>,
     pub(crate) stopping: watch::Receiver<bool>,
     /// Messages of one transaction of a shard.
     pub(crate) batch_messages_max: usize,
@@ -88,6 +91,7 @@ impl KafkaReader {
             topics: Arc::clone(&self.ingest.topics),
             letters: self.letters,
             status: self.status,
+            passes: self.passes,
             stopping: self.stopping,
             stored: self.stored,
             progress: Arc::clone(lanes.progress()),

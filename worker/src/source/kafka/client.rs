@@ -15,7 +15,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
-use super::committer::Committer;
+use super::committer::{Committer, Outcome, is_replicated};
 use super::place::{Place, Range, Surprise, Wanted, place};
 use super::record::{self, Json, Record};
 use super::{Block, Run};
@@ -24,6 +24,7 @@ use crate::credentials::Secrets;
 use crate::delivery::dead_letters::DeadLetters;
 use crate::error::chain;
 use crate::kafka::{self, Events, Problem};
+use crate::replication::passes::Passes;
 use crate::source::lanes::Progress;
 use crate::status::SourceStatus;
 use crate::status::kafka::PartitionStatus;
@@ -67,6 +68,9 @@ const DISCOVER_INTERVAL: Duration = Duration::from_secs(5);
 const TELL_INTERVAL: Duration = Duration::from_secs(1);
 const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How long a stop waits for the replica, so that the broker can be told of the last.
+const LAST_PASS_MAX: Duration = Duration::from_secs(2);
+
 /// Looks, a second apart, that must all find that a partition ends before the place that we have read to. A broker that
 /// has just come up may be wrong once.
 const DOUBTS_MAX: u32 = 3;
@@ -84,6 +88,8 @@ pub(super) struct Client {
     pub(super) topics: Arc<Topics>,
     pub(super) letters: Arc<DeadLetters>,
     pub(super) status: Arc<SourceStatus>,
+    /// Where the broker is told only what is in the replica.
+    pub(super) passes: Option<Passes>,
     pub(super) stopping: watch::Receiver<bool>,
     /// The place of each stream: what the shards know, and where this client has left it.
     pub(super) stored: HashMap<String, u64>,
@@ -216,7 +222,10 @@ impl Client {
                         // The other end says so by going, too.
                         drop(self.blocks);
                         let _ = all_stored.blocking_recv();
-                        if let Some(offsets) = session.uncommitted(&self.progress) {
+                        let runtime = tokio::runtime::Handle::current();
+                        if let Some(offsets) = session.uncommitted(&self.progress)
+                            && is_replicated(&runtime, self.passes.as_ref(), LAST_PASS_MAX)
+                        {
                             // It is for show; the next start knows better.
                             let _ = session.consumer.commit(&offsets, CommitMode::Sync);
                         }
@@ -258,7 +267,7 @@ impl Client {
                 let now = Instant::now();
                 let consumer = Arc::new(consumer);
                 return Ok(Session {
-                    committer: Committer::start(&self.name, &consumer),
+                    committer: Committer::start(&self.name, &consumer, self.passes.clone()),
                     consumer,
                     cluster,
                     partitions: HashMap::new(),
@@ -608,11 +617,18 @@ impl Client {
         let warning = &self.status.kafka.warning;
         match session.committer.outcome() {
             None => {}
-            Some(Ok(())) if warning.clear() => {
+            Some(Outcome::Told(Ok(()))) if warning.clear() => {
                 info!(source = self.name, "the broker is told again how far we are");
             }
-            Some(Ok(())) => {}
-            Some(Err(error)) => {
+            Some(Outcome::Told(Ok(()))) => {}
+            Some(Outcome::Behind) => {
+                session.doubt_commits();
+                let text = "the replica is behind, so the broker is not told how far we are; nothing is missing here";
+                if warning.set(text) {
+                    warn!(source = self.name, "{text}");
+                }
+            }
+            Some(Outcome::Told(Err(error))) => {
                 use RDKafkaErrorCode as Code;
                 session.doubt_commits();
                 let group_id = &self.spec.group_id;

@@ -3,29 +3,46 @@
 
 use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaResult;
 
 use crate::kafka::Events;
+use crate::replication::passes::Passes;
+
+/// How long the replica is waited for before the broker is told something newer.
+const REPLICA_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What became of a commit.
+pub(super) enum Outcome {
+    Told(KafkaResult<()>),
+    /// What was to be told is not in the replica yet.
+    Behind,
+}
 
 /// The thread's end. It ends when this is dropped.
 pub(super) struct Committer {
     offsets: SyncSender<TopicPartitionList>,
-    outcome: Arc<Mutex<Option<KafkaResult<()>>>>,
+    outcome: Arc<Mutex<Option<Outcome>>>,
 }
 
 impl Committer {
-    pub(super) fn start(source: &str, consumer: &Arc<BaseConsumer<Events>>) -> Self {
+    /// Starts the thread within a runtime; with `passes`, the broker is told nothing that is not in the replica.
+    pub(super) fn start(source: &str, consumer: &Arc<BaseConsumer<Events>>, passes: Option<Passes>) -> Self {
         let (offsets, wanted) = mpsc::sync_channel::<TopicPartitionList>(0);
-        let outcome = Arc::<Mutex<Option<KafkaResult<()>>>>::default();
+        let outcome = Arc::<Mutex<Option<Outcome>>>::default();
+        let runtime = tokio::runtime::Handle::current();
         let (told, consumer) = (Arc::clone(&outcome), Arc::clone(consumer));
         std::thread::Builder::new()
             .name(format!("commit-{source}"))
             .spawn(move || {
                 for offsets in wanted {
-                    let outcome = consumer.commit(&offsets, CommitMode::Sync);
+                    let outcome = match is_replicated(&runtime, passes.as_ref(), REPLICA_PATIENCE) {
+                        true => Outcome::Told(consumer.commit(&offsets, CommitMode::Sync)),
+                        false => Outcome::Behind,
+                    };
                     *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
                 }
             })
@@ -39,7 +56,16 @@ impl Committer {
     }
 
     /// What became of the last commit, once.
-    pub(super) fn outcome(&self) -> Option<KafkaResult<()>> {
+    pub(super) fn outcome(&self) -> Option<Outcome> {
         self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
+}
+
+/// Returns when all that is stored now is in the replica, where that is asked for; `false` if it takes too long.
+pub(super) fn is_replicated(
+    runtime: &tokio::runtime::Handle,
+    passes: Option<&Passes>,
+    patience: Duration,
+) -> bool {
+    passes.is_none_or(|passes| runtime.block_on(passes.replicated(patience)))
 }

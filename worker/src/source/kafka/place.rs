@@ -160,6 +160,7 @@ mod tests {
             group_id: String::new(),
             start_offset: StartOffset::Earliest,
             key_path: None,
+            waits_for_replica: false,
         };
         let wanted = Wanted::new(&spec);
         for (name, expected) in [
