@@ -6,15 +6,20 @@ mod cuts;
 mod loss;
 pub(crate) mod points;
 mod refused;
+mod table;
+mod told;
 mod two;
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use litejoin_tests::stores::{Kind, Store, litestream};
 use litejoin_tests::wait::until;
 use litejoin_tests::worker::{Launch, Site, Worker};
 use serde_json::{Value, json};
+
+use self::told::Consumers;
 
 /// The key of the worker's program that makes copies.
 const PROGRAM: &str = "LITEJOIN_LITESTREAM";
@@ -31,11 +36,14 @@ impl Replicated {
         Self::named(store, "p", more)
     }
 
-    /// One whose results leave only once they are in the replica.
-    fn patient(store: &Store) -> Self {
-        let pipeline = Self::to(store, &json!({}));
-        pipeline.change(|manifest| manifest["spec"]["delivery"] = json!({"after": "replicated"}));
-        pipeline
+    /// The same with results that leave after `after`, to these consumers.
+    fn delivering(self, after: &str, consumers: &Consumers) -> Self {
+        self.change(|manifest| {
+            let spec = &mut manifest["spec"];
+            spec["delivery"] = json!({"after": after, "dlq": {"retryInterval": "100ms", "maxBackoff": "1s"}});
+            spec["sinks"].as_array_mut().expect("a list").extend(consumers.sinks());
+        });
+        self
     }
 
     fn manifest(&self) -> Value {
@@ -67,7 +75,7 @@ impl Replicated {
                     {"name": "ingest", "http": {"addr": "127.0.0.1:0", "topics": ["orders"]}},
                     {"name": "safe", "ack": "replicated", "http": {"addr": "127.0.0.1:0", "topics": ["orders"]}},
                 ],
-                "joins": [{"name": "all_orders", "query": QUERY, "sinks": ["live"]}],
+                "joins": [{"name": JOIN, "query": QUERY, "sinks": ["live"]}],
                 "sinks": [{"name": "live", "sse": {"addr": "127.0.0.1:0"}}],
             },
         });
@@ -96,6 +104,8 @@ impl Replicated {
     }
 }
 
+/// The join of all, which the SSE sink takes.
+const JOIN: &str = "all_orders";
 const QUERY: &str = "SELECT key, payload->>'n' AS n FROM orders";
 
 /// `replication` of `/status`.
@@ -123,13 +133,40 @@ async fn replicated(worker: &Worker) {
     .await;
 }
 
+/// The key of a message of our own, which tells the epoch from which on all is evaluated.
+const LAST: &str = "the last";
+
 /// The keys that the pipeline has in its results once it is current.
 async fn keys(worker: &Worker) -> BTreeSet<String> {
-    // A message of our own tells the epoch from which on all is evaluated.
-    let epoch = worker.ingest().put("orders", "the last", json!({"n": 0})).await;
-    let (_, results) = worker.snapshot("live", "all_orders", epoch).await;
+    let epoch = worker.ingest().put("orders", LAST, json!({"n": 0})).await;
+    let (_, results) = worker.snapshot("live", JOIN, epoch).await;
     let quoted = results.rows.keys().map(|(_, key)| key.trim_matches('"').to_owned());
-    quoted.filter(|key| key != "the last").collect()
+    quoted.filter(|key| key != LAST).collect()
+}
+
+/// Fails where something that was told is not there.
+fn assert_there(told: &BTreeSet<String>, found: &BTreeSet<String>, when: &str) {
+    let missing: Vec<_> = told.difference(found).collect();
+    assert!(missing.is_empty(), "{when}: {missing:?} were told of");
+}
+
+/// Kills a worker and its Litestream, the worker first where that is asked for, and waits until neither is left.
+async fn kill_both(pipeline: &Replicated, worker: Worker, worker_first: bool) {
+    let pid = std::fs::read_to_string(pipeline.site.data_dir().join("litestream.lock")).expect("it is noted");
+    let kill_litestream = || Command::new("kill").args(["-9", &pid]).stderr(Stdio::null()).status();
+    if worker_first {
+        worker.kill().await;
+        let _ = kill_litestream();
+    } else {
+        let _ = kill_litestream();
+        worker.kill().await;
+    }
+    until("the end of Litestream", async || (!is_alive(&pid)).then_some(())).await;
+}
+
+/// Whether a process still does anything; one that nobody has waited for has no program any more.
+fn is_alive(pid: &str) -> bool {
+    std::fs::read_link(format!("/proc/{pid}/exe")).is_ok()
 }
 
 fn names(prefix: &str, count: usize) -> BTreeSet<String> {

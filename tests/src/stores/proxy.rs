@@ -1,4 +1,5 @@
-//! A proxy before a store that speaks HTTP, which keeps what was asked of it: so tests count what is uploaded.
+//! A proxy before a store that speaks HTTP, which keeps what was asked of it: so tests count what is uploaded. It can be
+//! cut off for one worker, while others go on.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,6 +8,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{Method, Response, StatusCode, header};
 use axum::response::IntoResponse;
+use tokio::sync::watch;
 
 use super::Store;
 use crate::client::client_with;
@@ -39,6 +41,7 @@ struct Shared {
     upstream: String,
     client: reqwest::Client,
     calls: Mutex<Vec<Call>>,
+    is_cut: watch::Sender<bool>,
 }
 
 impl Proxy {
@@ -53,6 +56,7 @@ impl Proxy {
             upstream: format!("http://{}", store.address()),
             client,
             calls: Mutex::default(),
+            is_cut: watch::Sender::default(),
         });
         let listener = tokio::net::TcpListener::bind((store.host(), 0)).await.expect("there is a free port");
         let address = listener.local_addr().expect("it is bound");
@@ -66,6 +70,17 @@ impl Proxy {
     /// Host and port; see [`Store::endpoint_at`].
     pub fn address(&self) -> String {
         self.address.to_string()
+    }
+
+    /// Lets nothing pass any more, neither requests nor answers: they are on their way, as in a network that has come
+    /// apart.
+    pub fn cut(&self) {
+        self.shared.is_cut.send_replace(true);
+    }
+
+    /// Lets everything pass again, and first what has waited for so long.
+    pub fn mend(&self) {
+        self.shared.is_cut.send_replace(false);
     }
 
     /// What has passed since the last [`Self::take`].
@@ -95,6 +110,11 @@ impl Shared {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    async fn passable(&self) {
+        // The sender is ours, so it lives.
+        let _ = self.is_cut.subscribe().wait_for(|is_cut| !is_cut).await;
+    }
+
     /// Asks the store the very same; the host is among what is signed.
     async fn forward(&self, request: Request) -> Result<Response<Body>, Box<dyn std::error::Error>> {
         let (head, body) = request.into_parts();
@@ -109,7 +129,9 @@ impl Shared {
         if head.method != Method::GET && head.method != Method::HEAD {
             asked = asked.body(body);
         }
+        self.passable().await;
         let answer = asked.send().await?;
+        self.passable().await;
         self.lock().push(call);
         let mut response = Response::builder().status(answer.status());
         for (name, value) in answer.headers() {

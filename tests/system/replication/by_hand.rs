@@ -117,9 +117,8 @@ async fn a_litestream_that_has_the_worker_as_its_child() {
     }
     pipeline.lose_disk();
     by_hand(&pipeline, &["replication", "prepare"]).await;
-    let embedded = Replicated { site: pipeline.site, ..Replicated::to(&store, &json!({})) };
-    let manifest = std::fs::read_to_string(embedded.site.path().join("pipeline.yaml")).unwrap();
-    embedded.site.write("pipeline.yaml", manifest.replace("sidecar", "embedded"));
+    let embedded = pipeline;
+    embedded.change(|manifest| manifest["spec"]["replication"]["mode"] = json!("embedded"));
     let worker = embedded.start().await;
     assert_eq!(keys(&worker).await, &all | &names("more", 5));
     worker.stop().await;

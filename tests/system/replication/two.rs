@@ -1,57 +1,84 @@
 //! Several workers that take themselves for the one: no prefix ever has two writers, and both can be restored.
 
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use litejoin_tests::ingest::Ingest;
-use litejoin_tests::stores::{Store, litestream};
+use litejoin_tests::repetition::is_long;
+use litejoin_tests::stores::{Proxy, Store, litestream};
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Site, Worker};
+use litejoin_tests::worker::Site;
 use serde_json::json;
 
-use super::loss::{Told, load};
-use super::{Replicated, incarnations, keys, names, put_all, ready, replicated};
+use super::told::{Consumers, Load};
+use super::{Replicated, assert_there, incarnations, is_alive, keys, names, put_all, ready, replicated};
+
+/// What a zombie sees of the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sight {
+    All,
+    /// Nothing, from before its successor starts until that has gone on for a while.
+    NothingForAWhile,
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_zombie_and_its_successor() {
+    overtaken(Sight::All, "committed").await;
+    overtaken(Sight::All, "replicated").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_zombie_that_is_cut_off_from_the_store() {
+    overtaken(Sight::NothingForAWhile, "committed").await;
+    overtaken(Sight::NothingForAWhile, "replicated").await;
+}
+
+async fn overtaken(sight: Sight, after: &str) {
+    let when = format!("{sight:?}, {after}");
     let store = Store::s3().await;
-    let zombie = Replicated::to(&store, &json!({}));
+    let (proxy, consumers) = (Proxy::before(&store).await, Consumers::start().await);
+    let endpoint = store.endpoint_at(&proxy.address());
+    let zombie = Replicated::to(&store, &json!({"endpoint": endpoint})).delivering(after, &consumers);
     let mut worker = zombie.start().await;
     let before = names("before", 20);
     put_all(&worker, &before).await;
     let first = ready(&worker).await;
     replicated(&worker).await;
+    consumers.subscribe(&worker);
 
     // Another node, on which a worker of the same pipeline starts, while the first one goes on under load.
-    let (told, stopping) = (Told::default(), Arc::new(AtomicBool::new(false)));
-    let safe = |worker: &Worker| Ingest::new(worker.address("source safe"));
-    let of_zombie = load(safe(&worker), "zombie".to_owned(), Arc::clone(&told), Arc::clone(&stopping));
-    let mut loads = vec![tokio::spawn(of_zombie)];
-    until("the zombie to take messages", async || (told.lock().unwrap().len() > 5).then_some(())).await;
-    let successor = Replicated::to(&store, &json!({}));
+    let mut of_zombie = Load::on(&worker, "zombie");
+    of_zombie.safe.exceeds(5).await;
+    if sight == Sight::NothingForAWhile {
+        proxy.cut();
+    }
+    let successor = Replicated::to(&store, &json!({})).delivering(after, &consumers);
     let next = successor.start().await;
-    let of_next = load(safe(&next), "next".to_owned(), Arc::clone(&told), Arc::clone(&stopping));
-    loads.push(tokio::spawn(of_next));
+    let mut of_next = Load::on(&next, "next");
     let second = ready(&next).await;
     assert_ne!(first, second);
-    assert_eq!(worker.wait().await, Some(1), "it sees that it was overtaken");
+    of_next.safe.exceeds(5).await;
+    if sight == Sight::NothingForAWhile {
+        of_zombie.plain.exceeds(of_zombie.plain.count() + 50).await;
+        tokio::time::sleep(Duration::from_secs(if is_long() { 20 } else { 0 })).await;
+        assert!(worker.is_running(), "{when}: it can't know that it was overtaken");
+        proxy.mend();
+    }
+    assert_eq!(worker.wait().await, Some(1), "{when}: it sees that it was overtaken");
     let ended = worker.ended().await;
     assert!(ended.stderr.contains("another worker has taken this pipeline over"), "{}", ended.stderr);
-    let count = told.lock().unwrap().len();
-    until("the successor to take more", async || (told.lock().unwrap().len() > count + 5).then_some(()))
-        .await;
-    stopping.store(true, Ordering::Relaxed);
-    for load in loads {
-        load.await.unwrap();
-    }
+    of_next.safe.exceeds(of_next.safe.count() + 5).await;
+    of_zombie.stop().await;
+    of_next.stop().await;
 
     // Whoever has acknowledged a message as replicated: the successor serves it.
-    let all = &before | &told.lock().unwrap();
-    assert!(all.iter().any(|key| key.starts_with("zombie")) && all.iter().any(|key| key.starts_with("next")));
+    let told = &of_zombie.safe.keys() | &(&of_next.safe.keys() | &of_next.plain.keys());
     let found = keys(&next).await;
-    let missing: Vec<_> = all.difference(&found).collect();
-    assert!(missing.is_empty(), "{missing:?} were told to be replicated");
+    assert_there(&(&before | &told), &found, &when);
+    consumers.subscribe(&next);
+    consumers.hold_all(&found).await;
+    if after == "replicated" {
+        consumers.assert_held_only(&found, &when);
+    }
     replicated(&next).await;
     next.stop().await;
     for incarnation in [first, second] {
@@ -65,11 +92,6 @@ async fn a_zombie_and_its_successor() {
     assert_eq!(keys(&worker).await, found);
     assert!(zombie.site.data_dir().join("set-aside").is_dir());
     worker.stop().await;
-}
-
-/// Whether a process still does anything; one that nobody has waited for has no program any more.
-fn is_alive(pid: &str) -> bool {
-    std::fs::read_link(format!("/proc/{pid}/exe")).is_ok()
 }
 
 fn restores_clean(store: &Store, incarnation: &str, file: &str) {

@@ -1,0 +1,205 @@
+//! The table of losses in ARCHITECTURE.md, row by row: what fails, with results that leave once they are committed, and
+//! once they are replicated. Each pipeline has a source of either kind of acknowledgement, and consumers of each kind.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use litejoin_tests::ingest::{Ingest, message};
+use litejoin_tests::repetition::{chance, is_long, seeds};
+use litejoin_tests::stores::Store;
+use litejoin_tests::wait::until;
+use litejoin_tests::worker::Worker;
+use rand::RngExt;
+use serde_json::json;
+
+use super::told::{Consumers, Load};
+use super::{Replicated, assert_there, keys, kill_both, ready, replicated, replication};
+
+const AFTER: [&str; 2] = ["committed", "replicated"];
+
+/// A pipeline under load, with consumers that hold something of it.
+struct Scene {
+    store: Store,
+    consumers: Consumers,
+    pipeline: Replicated,
+    worker: Worker,
+    load: Load,
+}
+
+impl Scene {
+    async fn start(after: &str) -> Self {
+        let store = Store::s3().await;
+        let consumers = Consumers::start().await;
+        let pipeline = Replicated::to(&store, &json!({})).delivering(after, &consumers);
+        let worker = pipeline.start().await;
+        ready(&worker).await;
+        consumers.subscribe(&worker);
+        let load = Load::on(&worker, "k");
+        load.safe.exceeds(4).await;
+        until("all consumers to hold something", async || {
+            consumers.held().iter().all(|(_, held)| held.len() > 4).then_some(())
+        })
+        .await;
+        Self { store, consumers, pipeline, worker, load }
+    }
+}
+
+/// Starts the pipeline again: what was told is there, and all consumers come to hold all that is.
+async fn comes_back(
+    pipeline: &Replicated,
+    consumers: &Consumers,
+    told: &BTreeSet<String>,
+    when: &str,
+) -> BTreeSet<String> {
+    let worker = pipeline.start().await;
+    consumers.subscribe(&worker);
+    let found = keys(&worker).await;
+    assert_there(told, &found, when);
+    consumers.hold_all(&found).await;
+    worker.stop().await;
+    found
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_and_the_disk_is_kept() {
+    for after in AFTER {
+        let Scene { store: _store, consumers, pipeline, worker, mut load } = Scene::start(after).await;
+        kill_both(&pipeline, worker, true).await;
+        load.stop().await;
+        let told = &load.plain.keys() | &load.safe.keys();
+        let found = comes_back(&pipeline, &consumers, &told, after).await;
+        consumers.assert_held_only(&found, after);
+        assert_eq!(consumers.resets(), 0, "{after}: nothing was taken back");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_and_the_disk_is_lost() {
+    for seed in seeds(3, 20) {
+        eprintln!("seed {seed}");
+        let mut chance = chance(seed);
+        for after in AFTER {
+            let Scene { store: _store, consumers, pipeline, worker, mut load } = Scene::start(after).await;
+            load.plain.exceeds(load.plain.count() + chance.random_range(0..200)).await;
+            kill_both(&pipeline, worker, chance.random()).await;
+            load.stop().await;
+            pipeline.lose_disk();
+            let when = format!("seed {seed}, {after}");
+            let found = comes_back(&pipeline, &consumers, &load.safe.keys(), &when).await;
+            assert_eq!(consumers.resets(), 1, "{when}: a subscriber is told to forget");
+            if after == "replicated" {
+                consumers.assert_held_only(&found, &when);
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_and_the_disk_is_lost() {
+    for after in AFTER {
+        let Scene { store: _store, consumers, pipeline, worker, mut load } = Scene::start(after).await;
+        worker.stop().await;
+        load.stop().await;
+        pipeline.lose_disk();
+        let told = &load.plain.keys() | &load.safe.keys();
+        let found = comes_back(&pipeline, &consumers, &told, after).await;
+        consumers.assert_held_only(&found, after);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_store_is_away() {
+    for after in AFTER {
+        let mut scene = Scene::start(after).await;
+        scene.store.kill();
+        let away = Away::notices(&scene.worker, scene.load).await;
+        away.passes(after, &scene.consumers).await;
+        comes_again(scene.store, scene.pipeline, scene.worker, scene.consumers, away.load, after).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_store_is_away_from_the_start() {
+    for after in AFTER {
+        let Scene { mut store, consumers, pipeline, worker, mut load } = Scene::start(after).await;
+        worker.stop().await;
+        load.stop().await;
+        let before = &load.plain.keys() | &load.safe.keys();
+        store.kill();
+        let worker = pipeline.start().await;
+        consumers.subscribe(&worker);
+        let mut load = Load::on(&worker, "again");
+        load.plain.add(before);
+        let away = Away::notices(&worker, load).await;
+        away.passes(after, &consumers).await;
+        comes_again(store, pipeline, worker, consumers, away.load, after).await;
+    }
+}
+
+/// A time in which nothing can be replicated.
+struct Away {
+    load: Load,
+    /// What was acknowledged before it was noticed.
+    plain: BTreeSet<String>,
+    safe: usize,
+    since: Instant,
+}
+
+impl Away {
+    /// Waits until the worker sees that the store is gone.
+    async fn notices(worker: &Worker, load: Load) -> Self {
+        until("the worker to notice", async || {
+            replication(worker).await["lastError"].is_string().then_some(())
+        })
+        .await;
+        Self { plain: load.plain.keys(), safe: load.safe.count(), since: Instant::now(), load }
+    }
+
+    /// Messages are taken meanwhile, for ten minutes in the long run, and results leave if they may.
+    async fn passes(&self, after: &str, consumers: &Consumers) {
+        let time = if is_long() { Duration::from_secs(600) } else { Duration::ZERO };
+        self.load.plain.exceeds(self.plain.len() + 200).await;
+        tokio::time::sleep(time.saturating_sub(self.since.elapsed())).await;
+        let meanwhile = &self.load.plain.keys() - &self.plain;
+        match after {
+            "committed" => consumers.hold_all(&meanwhile).await,
+            _ => {
+                for (consumer, held) in consumers.held() {
+                    assert!(held.is_disjoint(&meanwhile), "{consumer} holds what is on this disk only");
+                }
+            }
+        }
+        assert_eq!(self.load.safe.count(), self.safe, "nothing is told to be replicated");
+    }
+}
+
+/// The store is back: what was taken meanwhile is there, and would be without this disk.
+async fn comes_again(
+    mut store: Store,
+    pipeline: Replicated,
+    worker: Worker,
+    consumers: Consumers,
+    mut load: Load,
+    after: &str,
+) {
+    let mut unsure = BTreeSet::new();
+    if after == "committed" {
+        // The safe source says that it can't, and takes the message all the same.
+        let safe = Ingest::new(worker.address("source safe"));
+        let answer = safe.try_send(&[message("orders", "unsure", json!({"n": 1}))]).await.unwrap();
+        assert_eq!(
+            (answer.status, answer.body["error"].as_str()),
+            (503, Some("stored, and not in the replica after 20 s; send it again, which does no harm"))
+        );
+        unsure.insert("unsure".to_owned());
+    }
+    store.restart().await;
+    replicated(&worker).await;
+    load.stop().await;
+    let told = &(&load.plain.keys() | &load.safe.keys()) | &unsure;
+    consumers.hold_all(&told).await;
+    worker.stop().await;
+    pipeline.lose_disk();
+    let found = comes_back(&pipeline, &consumers, &told, after).await;
+    consumers.assert_held_only(&found, after);
+}

@@ -1,0 +1,215 @@
+//! What was told to somebody: keys that were acknowledged to clients, and keys of results that consumers hold. Each message
+//! has a key of its own, so that whatever was told and is not there later is missing by its name.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use litejoin_tests::ingest::{Ingest, message};
+use litejoin_tests::kafka::{self, Reader};
+use litejoin_tests::results::Event;
+use litejoin_tests::server::Server;
+use litejoin_tests::sse::Subscription;
+use litejoin_tests::wait::until;
+use litejoin_tests::worker::Worker;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use super::{JOIN, LAST};
+
+/// Keys that somebody was told of.
+#[derive(Clone, Default)]
+pub(super) struct Told(Arc<Mutex<BTreeSet<String>>>);
+
+impl Told {
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn keys(&self) -> BTreeSet<String> {
+        self.lock().clone()
+    }
+
+    /// Others were told of these.
+    pub(super) fn add(&self, keys: BTreeSet<String>) {
+        self.lock().extend(keys);
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Waits until more than `count` keys were told.
+    pub(super) async fn exceeds(&self, count: usize) {
+        let what = format!("more than {count} acknowledged messages");
+        until(&what, async || (self.count() > count).then_some(())).await;
+    }
+}
+
+/// Clients that send one message after another, each with a new key.
+pub(super) struct Load {
+    /// What a source has acknowledged once it was committed, and once it was replicated.
+    pub(super) plain: Told,
+    pub(super) safe: Told,
+    stopping: Arc<AtomicBool>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    /// Loads both sources of a worker; keys begin with `prefix`.
+    pub(super) fn on(worker: &Worker, prefix: &str) -> Self {
+        let mut load = Self {
+            plain: Told::default(),
+            safe: Told::default(),
+            stopping: Arc::default(),
+            clients: Vec::new(),
+        };
+        for number in 0..2 {
+            for (source, name, told) in [("ingest", "plain", &load.plain), ("safe", "safe", &load.safe)] {
+                let ingest = Ingest::new(worker.address(&format!("source {source}")));
+                let prefix = format!("{prefix}-{name}-{number}-");
+                let client = send(ingest, prefix, told.clone(), Arc::clone(&load.stopping));
+                load.clients.push(tokio::spawn(client));
+            }
+        }
+        load
+    }
+
+    /// Lets the clients end with what they are about.
+    pub(super) async fn stop(&mut self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        for client in self.clients.drain(..) {
+            client.await.expect("a client ends well");
+        }
+    }
+}
+
+/// Sends messages until it is told to stop, or nobody answers any more.
+async fn send(ingest: Ingest, prefix: String, told: Told, stopping: Arc<AtomicBool>) {
+    for number in 0.. {
+        if stopping.load(Ordering::Relaxed) {
+            return;
+        }
+        let key = format!("{prefix}{number}");
+        match ingest.try_send(&[message("orders", &key, json!({"n": number}))]).await {
+            Ok(answer) if answer.status == 200 => {
+                told.lock().insert(key);
+            }
+            // It stops, and what it has not stored or shipped it does not acknowledge.
+            Ok(answer) if answer.status == 503 => {}
+            Ok(answer) => panic!("{}: {}", answer.status, answer.body),
+            Err(_) => return,
+        }
+    }
+}
+
+/// Consumers of the results: a subscriber, a server that gets them by HTTP, and a reader of a Kafka topic.
+pub(super) struct Consumers {
+    subscriber: Arc<Subscriber>,
+    server: Server,
+    kafka_topic: String,
+    reader: Reader,
+    brokers: String,
+}
+
+#[derive(Default)]
+struct Subscriber {
+    /// What it has not been told to forget.
+    held: Told,
+    /// All that it was ever told.
+    seen: Told,
+    last_event_id: Mutex<Option<String>>,
+    resets: AtomicUsize,
+}
+
+impl Consumers {
+    pub(super) async fn start() -> Self {
+        let cluster = kafka::shared().await;
+        let kafka_topic = format!("results-{:08x}", rand::random::<u32>());
+        cluster.create_topic(&kafka_topic, 2).await;
+        let (reader, brokers) = (cluster.follow(&kafka_topic), cluster.brokers());
+        Self { subscriber: Arc::default(), server: Server::start().await, kafka_topic, reader, brokers }
+    }
+
+    /// Sinks that deliver to those who don't ask.
+    pub(super) fn sinks(&self) -> [Value; 2] {
+        [
+            json!({"name": "hook", "joins": [JOIN], "http": {"url": self.server.url("/")}}),
+            json!({"name": "out", "joins": [JOIN], "kafka": {"brokers": self.brokers, "topic": self.kafka_topic}}),
+        ]
+    }
+
+    /// Lets the subscriber come to this worker, with the last id that it has seen; it stays until the worker goes.
+    pub(super) fn subscribe(&self, worker: &Worker) -> JoinHandle<()> {
+        let (subscriber, address) = (Arc::clone(&self.subscriber), worker.address("sink live"));
+        tokio::spawn(async move {
+            let last = subscriber.last_event_id.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let query = format!("join={JOIN}&replay={}", last.is_none());
+            let mut stream = Subscription::open(address, &query, last.as_deref()).await;
+            while let Some(event) = stream.next().await {
+                match event.event.as_str() {
+                    "join_result" => {
+                        note(&mut subscriber.held.lock(), &event.result());
+                        note(&mut subscriber.seen.lock(), &event.result());
+                    }
+                    "reset" => {
+                        subscriber.held.lock().clear();
+                        subscriber.resets.fetch_add(1, Ordering::Relaxed);
+                    }
+                    _ => {}
+                }
+                let last = stream.last_event_id.clone();
+                *subscriber.last_event_id.lock().unwrap_or_else(PoisonError::into_inner) = last;
+            }
+        })
+    }
+
+    /// How often the subscriber was told to forget what it holds.
+    pub(super) fn resets(&self) -> usize {
+        self.subscriber.resets.load(Ordering::Relaxed)
+    }
+
+    /// What each of them holds.
+    pub(super) fn held(&self) -> [(&'static str, BTreeSet<String>); 3] {
+        let mut posted = BTreeSet::new();
+        for request in self.server.received() {
+            note(&mut posted, &Event::read(request.text()));
+        }
+        let recorded = self.reader.records().into_iter().filter(|record| record.value.is_some());
+        let recorded = recorded.filter_map(|record| record.key).collect();
+        let mut all = [("sse", self.subscriber.held.keys()), ("http", posted), ("kafka", recorded)];
+        for (_, held) in &mut all {
+            held.remove(LAST);
+        }
+        all
+    }
+
+    /// Waits until all of them hold all of this.
+    pub(super) async fn hold_all(&self, keys: &BTreeSet<String>) {
+        for (index, consumer) in ["sse", "http", "kafka"].iter().enumerate() {
+            let what = format!("the {consumer} consumer to hold all results");
+            until(&what, async || keys.is_subset(&self.held()[index].1).then_some(())).await;
+        }
+    }
+
+    /// Asserts that nobody has ever held anything but this.
+    pub(super) fn assert_held_only(&self, keys: &BTreeSet<String>, when: &str) {
+        let mut all = self.held();
+        all[0].1 = self.subscriber.seen.keys();
+        for (consumer, held) in all {
+            let gone: Vec<_> = held.iter().filter(|key| !keys.contains(*key) && *key != LAST).collect();
+            assert!(
+                gone.is_empty(),
+                "{when}: the {consumer} consumer has held {gone:?}, which are not there"
+            );
+        }
+    }
+}
+
+/// Notes the key of a result that is there; one that was never told may be taken back, since shards come back as of
+/// different moments.
+fn note(held: &mut BTreeSet<String>, event: &Event) {
+    if !event.rows.is_empty() {
+        held.insert(event.key.as_str().expect("keys of orders are texts").to_owned());
+    }
+}
