@@ -36,7 +36,7 @@ spec:
 }
 
 /// A name for a Kafka topic that no other test has.
-fn unique(name: &str) -> String {
+pub(crate) fn unique(name: &str) -> String {
     format!("{name}-{:08x}", rand::random::<u32>())
 }
 
@@ -54,7 +54,7 @@ const ALL_ORDERS: &str =
 const LIVE: &str = r#"    - {name: out, sse: {addr: "127.0.0.1:0"}}"#;
 
 /// Waits until everything that is in Kafka is stored, by what the worker shows.
-async fn caught_up(worker: &Worker, end: &BTreeMap<String, u64>) {
+pub(crate) async fn caught_up(worker: &Worker, end: &BTreeMap<String, u64>) {
     until("everything in Kafka to be stored", async || {
         let status = worker.status().await;
         let partitions = status["sources"]["events"]["kafka"]["partitions"].as_object()?.clone();
@@ -66,7 +66,7 @@ async fn caught_up(worker: &Worker, end: &BTreeMap<String, u64>) {
 }
 
 /// Where the partitions of some records end, as the worker names them.
-fn ends(kafka_topic: &str, records: &[(i32, i64)]) -> BTreeMap<String, u64> {
+pub(crate) fn ends(kafka_topic: &str, records: &[(i32, i64)]) -> BTreeMap<String, u64> {
     let mut ends = BTreeMap::new();
     for (partition, offset) in records {
         let end: &mut u64 = ends.entry(format!("{kafka_topic}/{partition}")).or_default();

@@ -6,6 +6,7 @@ mod cuts;
 mod loss;
 pub(crate) mod points;
 mod refused;
+mod streams;
 mod table;
 mod told;
 mod two;
