@@ -1,13 +1,16 @@
 //! Errors as people read them: on one line, printed once, at the edge.
 
-/// An error with its causes on one line.
+/// An error with its causes on one line. Some crates put a cause into their own message as well; it is said once.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
         cause = error.source();
     }
-    text
+    text.replace(['\r', '\n'], " ")
 }

@@ -1,13 +1,17 @@
 //! `litejoin restore`, `litejoin replication`, a Litestream of the user's own, and what becomes of old incarnations.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
+use litejoin_tests::ingest::{Ingest, message};
 use litejoin_tests::stores::{Call, Kind, Proxy, Store, litestream};
 use litejoin_tests::wait::until;
 use litejoin_tests::worker::{Ended, program};
 use serde_json::{Value, json};
 
-use super::{PROGRAM, Replicated, incarnations, keys, names, put_all, ready, replicated, replication};
+use super::{
+    PROGRAM, Replicated, incarnations, keys, kill_both, names, put_all, ready, replicated, replication,
+};
 
 pub(super) async fn by_hand(pipeline: &Replicated, arguments: &[&str]) -> Ended {
     let common = ["-f", "pipeline.yaml", "--data-dir", "data"];
@@ -159,6 +163,37 @@ async fn old_incarnations_go_once_they_are_outlived() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_is_an_hour_off_loses_nothing() {
+    let store = Store::file().await;
+    // Shorter than the clocks differ: history goes as much too early or too late, and what counts never does.
+    let pipeline = Replicated::to(&store, &json!({"snapshotInterval": "1m", "retention": "10m"}));
+    let mut all = BTreeSet::new();
+    for (number, seconds) in [0, 3_600, 0, -3_600, 0, 3_600].into_iter().enumerate() {
+        let worker = pipeline.run([]).with_clock_off_by(seconds).start().await;
+        assert_eq!(keys(&worker).await, all, "start {number}, off by {seconds} s");
+        let own = ready(&worker).await;
+        let key = format!("k{number}");
+        let safe = Ingest::new(worker.address("source safe"));
+        let answer = safe.try_send(&[message("orders", &key, json!({"n": number}))]).await.unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        all.insert(key);
+        replicated(&worker).await;
+        let told = replication(&worker).await;
+        assert!(told["lagSeconds"].as_u64() < Some(60), "{told}");
+        assert!(incarnations(&store, "p").contains(&own), "the one that counts is there");
+        kill_both(&pipeline, worker, true).await;
+        pipeline.lose_disk();
+    }
+    // The last and the one whose data it began with were outlived by no clock.
+    let left = incarnations(&store, "p");
+    assert!(left.iter().any(|name| name.starts_with("incarnation-6-")), "{left:?}");
+    assert!(left.iter().any(|name| name.starts_with("incarnation-5-")), "{left:?}");
+    let worker = pipeline.start().await;
+    assert_eq!(keys(&worker).await, all);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_survives_is_not_copied_again() {
     let store = Store::s3().await;
     let proxy = Proxy::before(&store).await;
@@ -166,13 +201,7 @@ async fn a_disk_that_survives_is_not_copied_again() {
     let worker = pipeline.start().await;
     let note = "x".repeat(2_000);
     let many: Vec<Value> = (0..2_000)
-        .map(|number| {
-            litejoin_tests::ingest::message(
-                "orders",
-                &format!("k{number}"),
-                json!({"n": number, "note": note}),
-            )
-        })
+        .map(|number| message("orders", &format!("k{number}"), json!({"n": number, "note": note})))
         .collect();
     worker.ingest().send(&many).await;
     ready(&worker).await;

@@ -3,10 +3,11 @@
 
 use expect_test::{Expect, expect};
 use litejoin_tests::stores::{Store, litestream};
+use litejoin_tests::wait::until;
 use litejoin_tests::worker::Launch;
 use serde_json::json;
 
-use super::{PROGRAM, Replicated, file_names, incarnations, names, put_all, ready};
+use super::{PROGRAM, Replicated, file_names, incarnations, keys, names, put_all, ready, replication};
 
 /// Runs it to its end, which must be 1, and compares what it says beside its log.
 async fn refused(pipeline: &Replicated, store: &Store, launch: Launch, expected: Expect) {
@@ -179,4 +180,31 @@ async fn no_litestream() {
         error: <site>/litestream: is version v0.5.11, and replication needs Litestream 0.5.17 or a later 0.5; older ones lose data. Install that one, or name it by --litestream (LITEJOIN_LITESTREAM)
     "#]]).await;
     assert!(litestream().is_file());
+}
+
+const CLOCKS: &str = "s3://lite/replicas/default/p/0: could not read claim.json: the clocks of the store and of this machine \
+                      differ by too much; set the one that is wrong";
+
+#[tokio::test]
+async fn a_clock_that_is_an_hour_off() {
+    let store = Store::s3().await;
+    let pipeline = stored(&store).await;
+    let before = file_names(&store.files().join("replicas/default/p/0"));
+    // The disk is there, so the data is served; nothing is told to be replicated by a worker that the store refuses.
+    let worker = pipeline.run([]).with_clock_off_by(-3_600).start().await;
+    assert_eq!(keys(&worker).await, names("k", 3));
+    until("the refusal", async || {
+        let told = replication(&worker).await;
+        told["lastError"].as_str()?.contains(CLOCKS).then_some(())
+    })
+    .await;
+    worker.stop().await;
+    pipeline.lose_disk();
+    for seconds in [3_600, -3_600] {
+        let ended = pipeline.run([]).with_clock_off_by(seconds).end().await;
+        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+        let expected = format!("error: could not look at the replica; nothing was changed: {CLOCKS}: ");
+        assert!(ended.stderr.contains(&expected), "{}", ended.stderr);
+    }
+    assert_eq!(file_names(&store.files().join("replicas/default/p/0")), before, "nothing is written");
 }

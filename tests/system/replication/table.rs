@@ -15,6 +15,9 @@ use serde_json::json;
 use super::told::{Consumers, Load};
 use super::{Replicated, assert_there, keys, kill_both, ready, replicated, replication};
 
+/// The key of a message that is stored, and not acknowledged.
+const UNSURE: &str = "unsure";
+
 const AFTER: [&str; 2] = ["committed", "replicated"];
 
 /// A pipeline under load, with consumers that hold something of it.
@@ -113,7 +116,7 @@ async fn the_store_is_away() {
         let mut scene = Scene::start(after).await;
         scene.store.kill();
         let away = Away::notices(&scene.worker, scene.load).await;
-        away.passes(after, &scene.consumers).await;
+        away.passes(after, &scene.worker, &scene.consumers).await;
         comes_again(scene.store, scene.pipeline, scene.worker, scene.consumers, away.load, after).await;
     }
 }
@@ -131,7 +134,7 @@ async fn the_store_is_away_from_the_start() {
         let mut load = Load::on(&worker, "again");
         load.plain.add(before);
         let away = Away::notices(&worker, load).await;
-        away.passes(after, &consumers).await;
+        away.passes(after, &worker, &consumers).await;
         comes_again(store, pipeline, worker, consumers, away.load, after).await;
     }
 }
@@ -155,11 +158,22 @@ impl Away {
         Self { plain: load.plain.keys(), safe: load.safe.count(), since: Instant::now(), load }
     }
 
-    /// Messages are taken meanwhile, for ten minutes in the long run, and results leave if they may.
-    async fn passes(&self, after: &str, consumers: &Consumers) {
-        let time = if is_long() { Duration::from_secs(600) } else { Duration::ZERO };
-        self.load.plain.exceeds(self.plain.len() + 200).await;
-        tokio::time::sleep(time.saturating_sub(self.since.elapsed())).await;
+    /// Messages are taken meanwhile, and results leave if they may.
+    async fn passes(&self, after: &str, worker: &Worker, consumers: &Consumers) {
+        let time = Duration::from_secs(if is_long() { 600 } else { 30 });
+        // The safe source says that it can't, and takes the message all the same.
+        let safe = Ingest::new(worker.address("source safe"));
+        let unsure = [message("orders", UNSURE, json!({"n": 1}))];
+        let (answer, ()) = tokio::join!(safe.try_send(&unsure), async {
+            self.load.plain.exceeds(self.plain.len() + 200).await;
+            self.load.calm_down();
+            tokio::time::sleep(time.saturating_sub(self.since.elapsed())).await;
+        });
+        let answer = answer.unwrap();
+        assert_eq!(
+            (answer.status, answer.body["error"].as_str()),
+            (503, Some("stored, and not in the replica after 20 s; send it again, which does no harm"))
+        );
         let meanwhile = &self.load.plain.keys() - &self.plain;
         match after {
             "committed" => consumers.hold_all(&meanwhile).await,
@@ -182,21 +196,11 @@ async fn comes_again(
     mut load: Load,
     after: &str,
 ) {
-    let mut unsure = BTreeSet::new();
-    if after == "committed" {
-        // The safe source says that it can't, and takes the message all the same.
-        let safe = Ingest::new(worker.address("source safe"));
-        let answer = safe.try_send(&[message("orders", "unsure", json!({"n": 1}))]).await.unwrap();
-        assert_eq!(
-            (answer.status, answer.body["error"].as_str()),
-            (503, Some("stored, and not in the replica after 20 s; send it again, which does no harm"))
-        );
-        unsure.insert("unsure".to_owned());
-    }
     store.restart().await;
     replicated(&worker).await;
     load.stop().await;
-    let told = &(&load.plain.keys() | &load.safe.keys()) | &unsure;
+    let mut told = &load.plain.keys() | &load.safe.keys();
+    told.insert(UNSURE.to_owned());
     consumers.hold_all(&told).await;
     worker.stop().await;
     pipeline.lose_disk();

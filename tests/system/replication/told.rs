@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use litejoin_tests::ingest::{Ingest, message};
 use litejoin_tests::kafka::{self, Reader};
@@ -46,38 +47,48 @@ impl Told {
     }
 }
 
+#[derive(Default)]
+struct Pace {
+    is_calm: AtomicBool,
+    stopping: AtomicBool,
+}
+
+/// Between two messages of a client that takes its time.
+const CALM: Duration = Duration::from_millis(200);
+
 /// Clients that send one message after another, each with a new key.
 pub(super) struct Load {
     /// What a source has acknowledged once it was committed, and once it was replicated.
     pub(super) plain: Told,
     pub(super) safe: Told,
-    stopping: Arc<AtomicBool>,
+    pace: Arc<Pace>,
     clients: Vec<JoinHandle<()>>,
 }
 
 impl Load {
     /// Loads both sources of a worker; keys begin with `prefix`.
     pub(super) fn on(worker: &Worker, prefix: &str) -> Self {
-        let mut load = Self {
-            plain: Told::default(),
-            safe: Told::default(),
-            stopping: Arc::default(),
-            clients: Vec::new(),
-        };
+        let mut load =
+            Self { plain: Told::default(), safe: Told::default(), pace: Arc::default(), clients: Vec::new() };
         for number in 0..2 {
             for (source, name, told) in [("ingest", "plain", &load.plain), ("safe", "safe", &load.safe)] {
                 let ingest = Ingest::new(worker.address(&format!("source {source}")));
                 let prefix = format!("{prefix}-{name}-{number}-");
-                let client = send(ingest, prefix, told.clone(), Arc::clone(&load.stopping));
+                let client = send(ingest, prefix, told.clone(), Arc::clone(&load.pace));
                 load.clients.push(tokio::spawn(client));
             }
         }
         load
     }
 
+    /// Lets the clients take their time from now on, for a load that lasts.
+    pub(super) fn calm_down(&self) {
+        self.pace.is_calm.store(true, Ordering::Relaxed);
+    }
+
     /// Lets the clients end with what they are about.
     pub(super) async fn stop(&mut self) {
-        self.stopping.store(true, Ordering::Relaxed);
+        self.pace.stopping.store(true, Ordering::Relaxed);
         for client in self.clients.drain(..) {
             client.await.expect("a client ends well");
         }
@@ -85,10 +96,13 @@ impl Load {
 }
 
 /// Sends messages until it is told to stop, or nobody answers any more.
-async fn send(ingest: Ingest, prefix: String, told: Told, stopping: Arc<AtomicBool>) {
+async fn send(ingest: Ingest, prefix: String, told: Told, pace: Arc<Pace>) {
     for number in 0.. {
-        if stopping.load(Ordering::Relaxed) {
+        if pace.stopping.load(Ordering::Relaxed) {
             return;
+        }
+        if pace.is_calm.load(Ordering::Relaxed) {
+            tokio::time::sleep(CALM).await;
         }
         let key = format!("{prefix}{number}");
         match ingest.try_send(&[message("orders", &key, json!({"n": number}))]).await {
@@ -107,6 +121,7 @@ async fn send(ingest: Ingest, prefix: String, told: Told, stopping: Arc<AtomicBo
 pub(super) struct Consumers {
     subscriber: Arc<Subscriber>,
     server: Server,
+    posted: Told,
     kafka_topic: String,
     reader: Reader,
     brokers: String,
@@ -128,7 +143,8 @@ impl Consumers {
         let kafka_topic = format!("results-{:08x}", rand::random::<u32>());
         cluster.create_topic(&kafka_topic, 2).await;
         let (reader, brokers) = (cluster.follow(&kafka_topic), cluster.brokers());
-        Self { subscriber: Arc::default(), server: Server::start().await, kafka_topic, reader, brokers }
+        let (server, posted) = (Server::start().await, Told::default());
+        Self { subscriber: Arc::default(), server, posted, kafka_topic, reader, brokers }
     }
 
     /// Sinks that deliver to those who don't ask.
@@ -171,13 +187,13 @@ impl Consumers {
 
     /// What each of them holds.
     pub(super) fn held(&self) -> [(&'static str, BTreeSet<String>); 3] {
-        let mut posted = BTreeSet::new();
-        for request in self.server.received() {
-            note(&mut posted, &Event::read(request.text()));
+        for request in self.server.take() {
+            note(&mut self.posted.lock(), &Event::read(request.text()));
         }
         let recorded = self.reader.records().into_iter().filter(|record| record.value.is_some());
         let recorded = recorded.filter_map(|record| record.key).collect();
-        let mut all = [("sse", self.subscriber.held.keys()), ("http", posted), ("kafka", recorded)];
+        let mut all =
+            [("sse", self.subscriber.held.keys()), ("http", self.posted.keys()), ("kafka", recorded)];
         for (_, held) in &mut all {
             held.remove(LAST);
         }

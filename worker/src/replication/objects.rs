@@ -30,6 +30,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Bytes of an object of ours at most.
 const OBJECT_BYTES_MAX: usize = 1 << 20;
 
+/// What S3 stores say of a request whose time is more than a quarter of an hour off, whatever code they give it.
+const CLOCK_REFUSAL: &str = "difference between the request time and the";
+
 /// Why a store gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ObjectsError {
@@ -37,6 +40,11 @@ pub(crate) enum ObjectsError {
     Settings { place: String, problem: String },
     #[error("{place}: could not {doing}")]
     Failed { place: String, doing: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error(
+        "{place}: could not {doing}: the clocks of the store and of this machine differ by too much; set the one that is \
+         wrong"
+    )]
+    Clock { place: String, doing: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("{place}: could not {doing}: no answer within {} s; see whether the store is up and the endpoint right", CALL_TIMEOUT.as_secs())]
     Hangs { place: String, doing: String },
 }
@@ -232,7 +240,11 @@ impl Objects {
     }
 
     fn failed(&self, doing: &str, source: Problem) -> ObjectsError {
-        ObjectsError::Failed { place: self.location.to_string(), doing: doing.to_owned(), source }
+        let (place, doing) = (self.location.to_string(), doing.to_owned());
+        if source.to_string().contains(CLOCK_REFUSAL) {
+            return ObjectsError::Clock { place, doing, source };
+        }
+        ObjectsError::Failed { place, doing, source }
     }
 
     fn key(&self, name: &str) -> Path {
