@@ -17,7 +17,7 @@ use litejoin_tests::ingest::{Ingest, message};
 use litejoin_tests::kubernetes::node::{self, NODE_ADDRESS};
 use litejoin_tests::repetition::{chance, seeds};
 use litejoin_tests::stores::{ACCESS_KEY, Kind, Proxy, SECRET_KEY, Store};
-use litejoin_tests::wait::{PATIENCE, until, until_moment};
+use litejoin_tests::wait::{PATIENCE, pass, until};
 use litejoin_tests::worker::get;
 use rand::RngExt;
 use serde_json::{Value, json};
@@ -322,12 +322,6 @@ impl Load {
             client.await.expect("a client ends well");
         }
     }
-}
-
-/// Lets time pass by a timetable.
-async fn pass(time: Duration) {
-    let moment = Instant::now() + time;
-    tokio::task::spawn_blocking(move || until_moment(moment)).await.expect("it only waits");
 }
 
 /// A message with some weight.

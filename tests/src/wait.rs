@@ -29,3 +29,8 @@ pub async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> 
 pub fn until_moment(moment: Instant) {
     std::thread::sleep(moment.saturating_duration_since(Instant::now()));
 }
+
+/// Lets time pass by a timetable: an outage has a length, and a client a pace.
+pub async fn pass(time: Duration) {
+    tokio::time::sleep(time).await;
+}

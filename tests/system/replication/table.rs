@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use litejoin_tests::ingest::{Ingest, message};
 use litejoin_tests::repetition::{chance, is_long, seeds};
 use litejoin_tests::stores::Store;
-use litejoin_tests::wait::until;
+use litejoin_tests::wait::{pass, until};
 use litejoin_tests::worker::Worker;
 use rand::RngExt;
 use serde_json::json;
@@ -167,7 +167,7 @@ impl Away {
         let (answer, ()) = tokio::join!(safe.try_send(&unsure), async {
             self.load.plain.exceeds(self.plain.len() + 200).await;
             self.load.calm_down();
-            tokio::time::sleep(time.saturating_sub(self.since.elapsed())).await;
+            pass(time.saturating_sub(self.since.elapsed())).await;
         });
         let answer = answer.unwrap();
         assert_eq!(

@@ -11,7 +11,7 @@ use litejoin_tests::kafka::{self, Reader};
 use litejoin_tests::results::Event;
 use litejoin_tests::server::Server;
 use litejoin_tests::sse::Subscription;
-use litejoin_tests::wait::until;
+use litejoin_tests::wait::{pass, until};
 use litejoin_tests::worker::Worker;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -102,7 +102,7 @@ async fn send(ingest: Ingest, prefix: String, told: Told, pace: Arc<Pace>) {
             return;
         }
         if pace.is_calm.load(Ordering::Relaxed) {
-            tokio::time::sleep(CALM).await;
+            pass(CALM).await;
         }
         let key = format!("{prefix}{number}");
         match ingest.try_send(&[message("orders", &key, json!({"n": number}))]).await {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use litejoin_tests::repetition::is_long;
 use litejoin_tests::stores::{Proxy, Store, litestream};
-use litejoin_tests::wait::until;
+use litejoin_tests::wait::{pass, until};
 use litejoin_tests::worker::Site;
 use serde_json::json;
 
@@ -59,7 +59,7 @@ async fn overtaken(sight: Sight, after: &str) {
     of_next.safe.exceeds(5).await;
     if sight == Sight::NothingForAWhile {
         of_zombie.plain.exceeds(of_zombie.plain.count() + 50).await;
-        tokio::time::sleep(Duration::from_secs(if is_long() { 20 } else { 0 })).await;
+        pass(Duration::from_secs(if is_long() { 20 } else { 0 })).await;
         assert!(worker.is_running(), "{when}: it can't know that it was overtaken");
         proxy.mend();
     }
