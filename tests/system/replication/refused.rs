@@ -2,8 +2,8 @@
 //! nothing is written.
 
 use expect_test::{Expect, expect};
-use litejoin_tests::stores::{Store, litestream};
-use litejoin_tests::wait::until;
+use litejoin_tests::stores::{Proxy, Store, litestream};
+use litejoin_tests::wait::{PATIENCE, pass, until};
 use litejoin_tests::worker::Launch;
 use serde_json::json;
 
@@ -207,4 +207,36 @@ async fn a_clock_that_is_an_hour_off() {
         assert!(ended.stderr.contains(&expected), "{}", ended.stderr);
     }
     assert_eq!(file_names(&store.files().join("replicas/default/p/0")), before, "nothing is written");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_hangs_in_the_middle_of_a_restore() {
+    let store = Store::s3().await;
+    let proxy = Proxy::before(&store).await;
+    let pipeline = Replicated::to(&store, &json!({"endpoint": store.endpoint_at(&proxy.address())}));
+    let worker = pipeline.start().await;
+    put_all(&worker, &names("k", 3)).await;
+    ready(&worker).await;
+    worker.stop().await;
+    pipeline.lose_disk();
+    proxy.take();
+    let worker = pipeline.run([]).spawn();
+    until("the restore to begin", async || {
+        proxy.calls().iter().any(|call| call.path.contains(".db/")).then_some(())
+    })
+    .await;
+    proxy.cut();
+    // It is given up after a minute without progress, and no wait of ours is longer.
+    pass(PATIENCE / 2).await;
+    let ended = worker.ended().await;
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains(": nothing more was restored for 60 s; see whether the store is up"),
+        "{}",
+        ended.stderr
+    );
+    proxy.mend();
+    let worker = pipeline.start().await;
+    assert_eq!(keys(&worker).await, names("k", 3));
+    worker.stop().await;
 }
