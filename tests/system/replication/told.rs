@@ -129,10 +129,7 @@ pub(super) struct Consumers {
 
 #[derive(Default)]
 struct Subscriber {
-    /// What it has not been told to forget.
     held: Told,
-    /// All that it was ever told.
-    seen: Told,
     last_event_id: Mutex<Option<String>>,
     resets: AtomicUsize,
 }
@@ -164,10 +161,7 @@ impl Consumers {
             let mut stream = Subscription::open(address, &query, last.as_deref()).await;
             while let Some(event) = stream.next().await {
                 match event.event.as_str() {
-                    "join_result" => {
-                        note(&mut subscriber.held.lock(), &event.result());
-                        note(&mut subscriber.seen.lock(), &event.result());
-                    }
+                    "join_result" => note(&mut subscriber.held.lock(), &event.result()),
                     "reset" => {
                         subscriber.held.lock().clear();
                         subscriber.resets.fetch_add(1, Ordering::Relaxed);
@@ -190,8 +184,14 @@ impl Consumers {
         for request in self.server.take() {
             note(&mut self.posted.lock(), &Event::read(request.text()));
         }
-        let recorded = self.reader.records().into_iter().filter(|record| record.value.is_some());
-        let recorded = recorded.filter_map(|record| record.key).collect();
+        let mut recorded = BTreeSet::new();
+        for record in self.reader.records() {
+            let key = record.key.expect("records have keys");
+            match record.value {
+                Some(_) => recorded.insert(key),
+                None => recorded.remove(&key),
+            };
+        }
         let mut all =
             [("sse", self.subscriber.held.keys()), ("http", self.posted.keys()), ("kafka", recorded)];
         for (_, held) in &mut all {
@@ -208,24 +208,28 @@ impl Consumers {
         }
     }
 
-    /// Asserts that nobody has ever held anything but this.
-    pub(super) fn assert_held_only(&self, keys: &BTreeSet<String>, when: &str) {
-        let mut all = self.held();
-        all[0].1 = self.subscriber.seen.keys();
-        for (consumer, held) in all {
-            let gone: Vec<_> = held.iter().filter(|key| !keys.contains(*key) && *key != LAST).collect();
-            assert!(
-                gone.is_empty(),
-                "{when}: the {consumer} consumer has held {gone:?}, which are not there"
-            );
+    /// Waits until all of them hold this and nothing else.
+    pub(super) async fn hold_just(&self, keys: &BTreeSet<String>, when: &str) {
+        for (index, consumer) in ["sse", "http", "kafka"].iter().enumerate() {
+            let what = format!("the {consumer} consumer to hold just what is there ({when})");
+            until(&what, async || (self.held()[index].1 == *keys).then_some(())).await;
         }
     }
 }
 
-/// Notes the key of a result that is there; one that was never told may be taken back, since shards come back as of
-/// different moments.
-fn note(held: &mut BTreeSet<String>, event: &Event) {
-    if !event.rows.is_empty() {
-        held.insert(event.key.as_str().expect("keys of orders are texts").to_owned());
+/// Fails where a consumer holds what is not there.
+pub(super) fn assert_known(held: [(&str, BTreeSet<String>); 3], found: &BTreeSet<String>, when: &str) {
+    for (consumer, held) in held {
+        let gone: Vec<_> = held.difference(found).collect();
+        assert!(gone.is_empty(), "{when}: the {consumer} consumer held {gone:?}, which are not there");
     }
+}
+
+/// Notes the key of a result that has rows, and forgets that of one that has none any more.
+fn note(held: &mut BTreeSet<String>, event: &Event) {
+    let key = event.key.as_str().expect("keys of orders are texts").to_owned();
+    match event.rows.is_empty() {
+        false => held.insert(key),
+        true => held.remove(&key),
+    };
 }

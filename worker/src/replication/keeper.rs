@@ -52,6 +52,9 @@ const REST_PATIENCE: Duration = Duration::from_millis(100);
 /// For one file to be read while the writers rest; where it takes longer, the cut is left out.
 const READ_PATIENCE: Duration = Duration::from_millis(500);
 
+/// The same while nothing can be shipped.
+const CLAIM_INTERVAL_BEHIND: Duration = Duration::from_secs(20);
+
 /// Behind by so much, the replica is worth a warning.
 const LAG_WARNED: Duration = Duration::from_secs(30);
 
@@ -164,8 +167,14 @@ impl Keeper {
                 }
             }
         }
-        if failure.is_none() {
-            failure = self.after_sync(cut).await.err().map(|problem| chain(&problem));
+        match failure {
+            None => failure = self.after_sync(cut).await.err().map(|problem| chain(&problem)),
+            // Whoever can't ship can have been overtaken all the same. It may take a while to hear that the store is away.
+            Some(_) if self.claim_read.is_none_or(|read| read.elapsed() > CLAIM_INTERVAL_BEHIND) => {
+                self.claim_read = Some(Instant::now());
+                let _ = self.check_claim().await;
+            }
+            Some(_) => {}
         }
         match &failure {
             None => {
