@@ -13,13 +13,21 @@ const INTERVAL: Duration = Duration::from_millis(10);
 ///
 /// # Panics
 /// If it finds nothing within [`PATIENCE`]; `what` completes the sentence "waited in vain for".
-pub async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn until<T>(what: &str, probe: impl AsyncFnMut() -> Option<T>) -> T {
+    until_within(PATIENCE, what, probe).await
+}
+
+/// The same for what may take longer than anything of ours.
+///
+/// # Panics
+/// If it finds nothing within `patience`.
+pub async fn until_within<T>(patience: Duration, what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
         if let Some(found) = probe().await {
             return found;
         }
-        assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
+        assert!(started.elapsed() < patience, "waited in vain for {what}");
         tokio::time::sleep(INTERVAL).await;
     }
 }
