@@ -59,11 +59,11 @@ async fn a_replica_that_somebody_knows_of() {
     let store = Store::file().await;
     let pipeline = Replicated::to(&store, &json!({}));
     refused(&pipeline, &store, pipeline.run(["--expect-replica"]), expect![[r#"
-        error: file://<store>/replicas/default/p/0: there is no replica, and one is asked for (restore.policy: Required, or --expect-replica); look at replicaUrl, endpoint and credentials, or write policy: Auto to start empty
+        error: file://<store>/replicas/default/p/0: there is no replica, and one is asked for (restore.fromUrl, restore.policy: Required, or --expect-replica); look at the URL, endpoint and credentials, or ask for none to start empty
     "#]]).await;
     let required = Replicated::to(&store, &json!({"restore": {"policy": "Required"}}));
     refused(&required, &store, required.run([]), expect![[r#"
-        error: file://<store>/replicas/default/p/0: there is no replica, and one is asked for (restore.policy: Required, or --expect-replica); look at replicaUrl, endpoint and credentials, or write policy: Auto to start empty
+        error: file://<store>/replicas/default/p/0: there is no replica, and one is asked for (restore.fromUrl, restore.policy: Required, or --expect-replica); look at the URL, endpoint and credentials, or ask for none to start empty
     "#]]).await;
     assert!(!store.files().join("replicas").exists(), "nothing is written");
 }
