@@ -16,6 +16,8 @@ enum Trigger {
     Load,
     /// Messages, each batch with one that concerns very many results.
     WideLoad,
+    /// Messages over some time: what was delivered is trimmed about once a second.
+    Trim,
     /// A start with another query, which needs other indexes, and messages.
     OtherQuery,
     /// The same, but by a reload amid the load.
@@ -46,7 +48,7 @@ const POINTS: [(&str, Trigger); 23] = [
     ("results-committed", Trigger::Load),
     ("delivered", Trigger::Load),
     ("cursor-moved", Trigger::Load),
-    ("outbox-trimmed", Trigger::Load),
+    ("outbox-trimmed", Trigger::Trim),
     ("joins-registered", Trigger::Reload),
     ("evaluator-resumed", Trigger::Reload),
 ];
@@ -55,14 +57,45 @@ const POINTS: [(&str, Trigger); 23] = [
 const BATCHES_MAX: u32 = 2_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_that_dies_at_any_step_loses_nothing_and_repeats_nothing() {
-    for (point, trigger) in POINTS {
-        let mut run = Run::new(if point == "outbox-trimmed" { "1s" } else { "10m" });
-        run.resets_allowed = point == "outbox-trimmed";
+async fn amid_messages() {
+    die_at_all(Trigger::Load).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn amid_messages_that_concern_very_much() {
+    die_at_all(Trigger::WideLoad).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn amid_the_trimming_of_what_was_delivered() {
+    die_at_all(Trigger::Trim).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_a_start_with_another_query() {
+    die_at_all(Trigger::OtherQuery).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn amid_a_reload() {
+    die_at_all(Trigger::Reload).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn amid_expiry() {
+    die_at_all(Trigger::Expiry).await;
+}
+
+/// A worker that dies at any step loses nothing and repeats nothing.
+async fn die_at_all(by: Trigger) {
+    for (point, trigger) in POINTS.into_iter().filter(|(_, trigger)| *trigger == by) {
+        let mut run = Run::new(if trigger == Trigger::Trim { "1s" } else { "10m" });
+        run.resets_allowed = trigger == Trigger::Trim;
         run.is_wide = trigger == Trigger::WideLoad;
         let times: Vec<u64> = match trigger {
             Trigger::Load => seeds(2, 20).into_iter().map(|seed| seed * (seed + 1) / 2).collect(),
             Trigger::WideLoad => seeds(2, 8),
+            Trigger::Trim => seeds(2, 20),
             _ => seeds(1, 3),
         };
         for n in times {
@@ -102,7 +135,7 @@ async fn die(run: &mut Run, trigger: Trigger, point: &str, n: u64) {
     run.what = format!("LITEJOIN_FAULT={point}:{n} ({trigger:?})");
     eprintln!("{}", run.what);
     match trigger {
-        Trigger::Load | Trigger::WideLoad | Trigger::Reload => {}
+        Trigger::Load | Trigger::WideLoad | Trigger::Trim | Trigger::Reload => {}
         Trigger::OtherQuery => run.turn(),
         Trigger::Expiry => {
             let live = run.start_well().await;
