@@ -52,7 +52,7 @@ const REST_PATIENCE: Duration = Duration::from_millis(100);
 /// For one file to be read while the writers rest; where it takes longer, the cut is left out.
 const READ_PATIENCE: Duration = Duration::from_millis(500);
 
-/// The same while nothing can be shipped.
+/// How often the claim is read while nothing can be shipped.
 const CLAIM_INTERVAL_BEHIND: Duration = Duration::from_secs(20);
 
 /// Behind by so much, the replica is worth a warning.
