@@ -18,7 +18,7 @@ use litejoin_tests::kubernetes::node::{self, NODE_ADDRESS};
 use litejoin_tests::repetition::{chance, seeds};
 use litejoin_tests::stores::{ACCESS_KEY, Kind, Proxy, SECRET_KEY, Store};
 use litejoin_tests::wait::{PATIENCE, pass, until};
-use litejoin_tests::worker::get;
+use litejoin_tests::worker::try_get;
 use rand::RngExt;
 use serde_json::{Value, json};
 
@@ -213,8 +213,7 @@ impl<'a> Site<'a> {
     async fn replication(&self) -> Option<Value> {
         let pod = self.cluster.pod("orders-0").await;
         let ip = pod.status?.pod_ip?;
-        let answer =
-            tokio::time::timeout(ANSWER_TIMEOUT, get(&format!("http://{ip}:9090/status"))).await.ok()?;
+        let answer = told(&format!("http://{ip}:9090/status")).await?;
         let status: Value = serde_json::from_str(&answer.1).ok()?;
         status.get("replication").cloned()
     }
@@ -261,7 +260,7 @@ impl<'a> Site<'a> {
     /// All results, by their keys.
     async fn results(&self) -> Option<BTreeMap<String, i64>> {
         let url = format!("http://{}/snapshot?join=numbers", self.address(9100));
-        let answer = tokio::time::timeout(ANSWER_TIMEOUT, get(&url)).await.ok()?;
+        let answer = told(&url).await?;
         let snapshot: Value = serde_json::from_str(&answer.1).ok()?;
         let results = snapshot["results"].as_array()?.iter();
         results
@@ -322,6 +321,11 @@ impl Load {
             client.await.expect("a client ends well");
         }
     }
+}
+
+/// What a URL says, status and body. A Service refuses for a moment where its pod is another one.
+async fn told(url: &str) -> Option<(u16, String)> {
+    tokio::time::timeout(ANSWER_TIMEOUT, try_get(url)).await.ok()?.ok()
 }
 
 /// A message with some weight.

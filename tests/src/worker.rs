@@ -382,11 +382,17 @@ impl Drop for Worker {
 /// # Panics
 /// If there is no answer.
 pub async fn get(url: &str) -> (u16, String) {
-    let request = client().get(url).timeout(PATIENCE);
-    let response = request.send().await.unwrap_or_else(|error| panic!("GET {url}: {error:?}"));
+    try_get(url).await.unwrap_or_else(|error| panic!("GET {url}: {error:?}"))
+}
+
+/// The same where there may be no answer.
+///
+/// # Errors
+/// If nobody answers.
+pub async fn try_get(url: &str) -> reqwest::Result<(u16, String)> {
+    let response = client().get(url).timeout(PATIENCE).send().await?;
     let status = response.status().as_u16();
-    let text = response.text().await.unwrap_or_else(|error| panic!("GET {url}: {error:?}"));
-    (status, text)
+    Ok((status, response.text().await?))
 }
 
 impl Lines {
