@@ -92,7 +92,7 @@ pub(crate) async fn prepare(
             is_away = true;
             let own = Found {
                 incarnation: marker.incarnation.clone(),
-                birth: birth(&wanted, &files, None),
+                birth: birth(&wanted, &files),
                 ready_at: marker.is_ready.then(clock::epoch_seconds),
             };
             Remote { claim: Some(held(marker, &wanted)), found: vec![own] }
@@ -128,7 +128,7 @@ pub(crate) async fn prepare(
         let born = |choice: &Choice| Birth {
             parent: parent(choice),
             gone_back_to: gone_back_to(choice),
-            ..birth(&wanted, &files, None)
+            ..birth(&wanted, &files)
         };
         let birth_name = format!("{own}/{BIRTH}");
         site.write(&birth_name, &born(&choice)).await?;
@@ -239,14 +239,15 @@ pub(super) async fn claim(
     }
 }
 
-fn birth(wanted: &Wanted, files: &[File], parent: Option<Incarnation>) -> Birth {
+/// What is known of an incarnation before it is known whose data it begins with.
+fn birth(wanted: &Wanted, files: &[File]) -> Birth {
     Birth {
         identity: wanted.identity.clone(),
         shard_count: wanted.shard_count,
         hash_version: wanted.hash_version,
         format_version: wanted.format_version,
         files: files.iter().map(|file| file.name.clone()).collect(),
-        parent,
+        parent: None,
         gone_back_to: None,
         born_at: clock::epoch_seconds(),
     }

@@ -149,10 +149,6 @@ fn replication(worker: &Worker) -> Result<Value> {
     Ok(worker.status()?["replication"].clone())
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the worker tells how far the replica is only to those who ask"
-)]
 fn wait(worker: &Worker, is_there: impl Fn(&Value) -> bool) -> Result<Value> {
     let deadline = Instant::now() + CATCH_UP_MAX;
     loop {
