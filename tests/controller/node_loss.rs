@@ -2,7 +2,7 @@
 //! replicated; whoever doesn't is told what to do, and nothing is touched.
 
 use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod};
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube::{Resource, ResourceExt};
 use litejoin_crds::kind::Kind;
 use litejoin_tests::ingest::message;
@@ -60,24 +60,12 @@ async fn what_was_on_a_lost_node_is_replaced_where_that_is_wanted() {
     })
     .await;
 
-    // The node goes, and Kubernetes marks its pod for deletion.
-    let node = format!("lost-{}", site.namespace);
-    let nodes: Api<Node> = Api::all(site.client.clone());
-    let silent: Node = serde_json::from_value(json!({ "metadata": { "name": node } })).unwrap();
-    nodes.create(&PostParams::default(), &silent).await.expect("a Node can be made");
-    let ready = json!({ "type": "Ready", "status": "Unknown", "lastTransitionTime": "2026-01-01T00:00:00Z" });
-    let status = json!({ "status": { "conditions": [ready] } });
-    nodes
-        .patch_status(&node, &PatchParams::default(), &Patch::Merge(&status))
-        .await
-        .expect("it has a status");
-    bind(&site, "orders-0", &node).await;
     worker.kill().await;
     let pods: Api<Pod> = site.api();
     let claims: Api<PersistentVolumeClaim> = site.api();
     let lost_pod = pods.get("orders-0").await.expect("the pod is there");
     let lost_claim = claims.get("data-orders-0").await.expect("the claim is there");
-    pods.delete("orders-0", &DeleteParams::default().grace_period(1)).await.expect("it can be deleted");
+    let node = site.lose_node("orders-0").await;
 
     // Somebody is told the command, and decides.
     site.wait_for(Kind::Pipeline, "orders", "WorkerReady", "False", "NodeLost").await;
@@ -114,6 +102,7 @@ async fn what_was_on_a_lost_node_is_replaced_where_that_is_wanted() {
     site.wait_for(Kind::Pipeline, "orders", "ReplicationHealthy", "True", "Replicating").await;
     worker.stop().await;
     operator.stop().await;
+    let nodes: Api<Node> = Api::all(site.client.clone());
     nodes.delete(&node, &DeleteParams::default()).await.expect("it can be deleted");
 }
 
@@ -131,20 +120,6 @@ async fn replicated_up_to_now(worker: &Worker) {
         let before = complete().await;
         until("a pass", async || (complete().await > before).then_some(())).await;
     }
-}
-
-/// Says that a pod runs on a node, as a scheduler does.
-async fn bind(site: &Site, pod: &str, node: &str) {
-    let binding = json!({
-        "apiVersion": "v1",
-        "kind": "Binding",
-        "metadata": { "name": pod },
-        "target": { "apiVersion": "v1", "kind": "Node", "name": node },
-    });
-    let path = format!("/api/v1/namespaces/{}/pods/{pod}/binding", site.namespace);
-    let request = axum::http::Request::post(path).header("content-type", "application/json");
-    let request = request.body(binding.to_string().into_bytes()).expect("a request");
-    site.client.request_text(request).await.expect("a pod can be bound");
 }
 
 /// Waits until another object stands in the place of this one.

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use k8s_openapi::api::authentication::v1::TokenRequest;
-use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::core::v1::{Node, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding};
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use litejoin_crds::kind::Kind;
@@ -59,9 +59,6 @@ async fn check(server: Arc<ApiServer>, scope: Scope) {
     for left_out in 0..rules.len() {
         let mut fewer = rules.clone();
         let rule = fewer.remove(left_out);
-        if is_borne(&rule) {
-            continue;
-        }
         let said = forbidden(&server, scope, &fewer).await;
         assert!(said.is_some(), "nothing is forbidden without {rule:?}");
     }
@@ -69,12 +66,6 @@ async fn check(server: Arc<ApiServer>, scope: Scope) {
 
 /// A rule of the chart, and the kind of role it is in.
 type Rule = (String, PolicyRule);
-
-/// Whether the operator does without a rule: where it may not look at nodes, as in one namespace, it goes by what the pods
-/// say of them (`node_loss` holds it to that).
-fn is_borne((_, rule): &Rule) -> bool {
-    rule.resources.as_deref().is_some_and(|resources| resources == ["nodes"])
-}
 
 /// The rules that the chart gives to an operator, the Lease's among them.
 fn rules(scope: Scope) -> Vec<Rule> {
@@ -102,7 +93,7 @@ fn rules(scope: Scope) -> Vec<Rule> {
 async fn forbidden(server: &Arc<ApiServer>, scope: Scope, rules: &[Rule]) -> Option<String> {
     let site = Site::on(Arc::clone(server)).await;
     let kubeconfig = kubeconfig(&site, rules).await;
-    let arguments = ["--lease-seconds", "3", "--log", "debug"];
+    let arguments = ["--lease-seconds", "3", "--node-loss-seconds", "1", "--log", "debug"];
     let operator = match scope {
         Scope::Namespace => operator::start(&site.folder, &kubeconfig, &site.namespace, &arguments),
         Scope::Cluster => operator::start_everywhere(&site.folder, &kubeconfig, &site.namespace, &arguments),
@@ -132,6 +123,13 @@ async fn forbidden(server: &Arc<ApiServer>, scope: Scope, rules: &[Rule]) -> Opt
         site.mount("orders").await;
         site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
         worker.stop().await;
+        // An operator of one namespace sees no nodes, and goes by what the pods say of them.
+        if scope == Scope::Cluster {
+            let node = site.lose_node("orders-0").await;
+            site.wait_for(Kind::Pipeline, "orders", "WorkerReady", "False", "NodeLost").await;
+            let nodes: Api<Node> = Api::all(site.client.clone());
+            nodes.delete(&node, &DeleteParams::default()).await.expect("it can be deleted");
+        }
     };
     let complaint = async {
         until("a complaint", async || {

@@ -7,8 +7,10 @@ use std::net::TcpListener;
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Secret};
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams,
+};
 use kube::{Client, ResourceExt};
 use litejoin_crds::kind::Kind;
 use litejoin_tests::kubernetes::api_server::ApiServer;
@@ -175,6 +177,38 @@ impl Site {
         let pods: Api<Pod> = self.api();
         let patched = pods.patch_status(pod, &PatchParams::default(), &Patch::Merge(&status)).await;
         patched.expect("a pod has a status");
+    }
+
+    /// Puts a pod on a node that went silent long ago, and marks the pod for deletion as Kubernetes then does. Returns the
+    /// node's name.
+    pub(crate) async fn lose_node(&self, pod: &str) -> String {
+        let node = format!("lost-{}", self.namespace);
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let silent: Node = serde_json::from_value(json!({ "metadata": { "name": node } })).expect("a Node");
+        nodes.create(&PostParams::default(), &silent).await.expect("a Node can be made");
+        let ready =
+            json!({ "type": "Ready", "status": "Unknown", "lastTransitionTime": "2026-01-01T00:00:00Z" });
+        let status = json!({ "status": { "conditions": [ready] } });
+        let patched = nodes.patch_status(&node, &PatchParams::default(), &Patch::Merge(&status)).await;
+        patched.expect("it has a status");
+        self.schedule(pod, &node).await;
+        let pods: Api<Pod> = self.api();
+        pods.delete(pod, &DeleteParams::default().grace_period(1)).await.expect("it can be deleted");
+        node
+    }
+
+    /// Says that a pod runs on a node, as a scheduler does.
+    async fn schedule(&self, pod: &str, node: &str) {
+        let binding = json!({
+            "apiVersion": "v1",
+            "kind": "Binding",
+            "metadata": { "name": pod },
+            "target": { "apiVersion": "v1", "kind": "Node", "name": node },
+        });
+        let path = format!("/api/v1/namespaces/{}/pods/{pod}/binding", self.namespace);
+        let request = axum::http::Request::post(path).header("content-type", "application/json");
+        let request = request.body(binding.to_string().into_bytes()).expect("a request");
+        self.client.request_text(request).await.expect("a pod can be bound");
     }
 }
 

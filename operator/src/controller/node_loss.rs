@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
 use kube::api::{Api, ApiResource};
 use kube::{Client, ResourceExt};
 use litejoin_crds::pipeline::OnNodeLoss;
+use tracing::debug;
 
 use super::apply::Change;
 use super::build::Slot;
@@ -56,7 +57,10 @@ pub(crate) async fn look(
     let sign = match nodes.get_opt(&name).await {
         Ok(node) => silence(node.as_ref()),
         // An operator of one namespace sees no nodes; the pod carries what Kubernetes thinks of its node.
-        Err(kube::Error::Api(status)) if status.code == 403 => given_up(pod),
+        Err(kube::Error::Api(status)) if status.code == 403 => {
+            debug!(reason = status.message, "the pod's word is taken for its node's state");
+            given_up(pod)
+        }
         Err(error) => return Err(error).doing(|| format!("read Node {name}")),
     };
     Ok(sign.map(|sign| Lost { node: name, sign }))
