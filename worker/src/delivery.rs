@@ -9,3 +9,4 @@ pub(crate) mod dead_letters;
 pub(crate) mod dispatch;
 pub(crate) mod release;
 pub(crate) mod schedule;
+pub(crate) mod settling;

@@ -40,6 +40,7 @@ use crate::blocking::blocking;
 use crate::control::Control;
 use crate::credentials::Secrets;
 use crate::delivery::release::Release;
+use crate::delivery::settling::Settling;
 use crate::epoch::{Evaluator, Repairs};
 use crate::join::CheckedJoin;
 use crate::listen::ListenError;
@@ -279,6 +280,7 @@ impl Running {
             let status = Arc::clone(&status.replication);
             Replication::start(replica, status, passes.clone(), ingest.clone(), overtaken)
         });
+        let settling = Settling::begin(&store.results, &applied)?;
         let repairs = Arc::new(Repairs::default());
         let evaluation = Evaluation::start(Evaluator {
             gate: Arc::clone(&gate),
@@ -306,6 +308,7 @@ impl Running {
             letters: Arc::clone(&store.letters),
             status: Arc::clone(&status),
             applied,
+            settling,
             release: match plan.replication.as_ref().is_some_and(|replication| replication.results_wait) {
                 true => Release::after(passes.clone()),
                 false => Release::default(),

@@ -1,13 +1,20 @@
 //! Loss of files, or of their newest part as under `synchronous: normal` when a machine loses its power. What is left
 //! is what counts: results are those of the query over it, and whoever was told more is told what is so now.
 
+use litejoin_tests::results::Event;
+use litejoin_tests::server::Server;
+use litejoin_tests::sse::Subscription;
+use litejoin_tests::wait::until;
+use litejoin_tests::worker::{Site, Worker};
+use serde_json::json;
+
 use super::run::{Live, Run};
 
 /// All databases that an evaluation reads or writes.
 const ALL: [&str; 4] = ["shard_0.db", "shard_1.db", "shard_2.db", "results.db"];
 
 /// Steps of a repair.
-const REPAIR: [&str; 7] = [
+const REPAIR: [&str; 8] = [
     "loss-noticed",
     "loss-noted",
     "copied",
@@ -15,6 +22,7 @@ const REPAIR: [&str; 7] = [
     "result-stored",
     "results-written",
     "results-committed",
+    "outbox-settled",
 ];
 
 /// Points at which a worker dies in a test of this file.
@@ -75,11 +83,82 @@ async fn numbers_of_lost_commits_that_are_used_again_are_noticed() {
     run.load(&live, 20).await;
     run.kill(live).await;
     run.put_back(&saved);
-    // The repair does not come to its end, while sources are quick.
-    let live = run.start(Some(("LITEJOIN_STALL", "copied"))).await.expect("it stands still and lives");
-    run.load_in_vain(&live, 100).await;
-    run.kill(live).await;
+    // The repair does not come to its end, while sources are quick; nobody is told anything meanwhile.
+    let mut worker = run.site.run([]).with_variable("LITEJOIN_STALL", "copied").spawn();
+    assert!(worker.comes_to_run().await, "it stands still and lives");
+    run.load_in_vain(&worker, 100).await;
+    worker.kill().await;
     end(run).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_about_to_be_taken_back_is_told_to_nobody() {
+    let server = Server::start().await;
+    let manifest = json!({
+        "apiVersion": "litejoin.io/v1alpha1",
+        "kind": "Pipeline",
+        "metadata": {"name": "ahead"},
+        "spec": {
+            "storage": {"shardCount": 1},
+            "admin": {"addr": "127.0.0.1:0"},
+            "sources": [{"name": "ingest", "http": {"addr": "127.0.0.1:0", "topics": ["orders"]}}],
+            "joins": [{
+                "name": "all",
+                "query": "SELECT key AS id, payload->>'n' AS n FROM orders",
+                "sinks": ["live", "hook"],
+            }],
+            "sinks": [
+                {"name": "live", "sse": {"addr": "127.0.0.1:0"}},
+                {"name": "hook", "http": {"url": server.url("/")}},
+            ],
+        },
+    });
+    let site = Site::with(&manifest.to_string());
+    let shard = site.data_dir().join("shard_0.db");
+    let put = async |worker: &Worker, key: &str, n: u64| {
+        let epoch = worker.ingest().put("orders", key, json!({"n": n})).await;
+        worker.snapshot("live", "all", epoch).await.1
+    };
+    // The server takes what comes before the loss, and leaves what comes after it unanswered.
+    let worker = site.run([]).start().await;
+    put(&worker, "kept", 1).await;
+    server.wait_for(1).await;
+    worker.stop().await;
+    let saved = std::fs::read(&shard).expect("a file can be read");
+    let held = server.hold().await;
+    let worker = site.run([]).start().await;
+    put(&worker, "blocks the server", 2).await;
+    until("a request", async || (server.under_way() == 1).then_some(())).await;
+    put(&worker, "kept", 2).await;
+    put(&worker, "gone", 2).await;
+    worker.kill().await;
+    std::fs::write(&shard, saved).expect("a file can be written");
+    for name in ["shard_0.db-wal", "shard_0.db-shm"] {
+        let _ = std::fs::remove_file(site.data_dir().join(name));
+    }
+    drop(held);
+    until("the request to end", async || (server.under_way() == 0).then_some(())).await;
+    server.take();
+
+    let worker = site.run([]).start().await;
+    let mut subscription =
+        Subscription::open(worker.address("sink live"), "join=all&replay=true", None).await;
+    let replayed = subscription.replayed().await;
+    assert_eq!(replayed.len(), 1, "{replayed:?}");
+    assert_eq!((&replayed[0].key, &replayed[0].rows), (&json!("kept"), &vec![json!({"id": "kept", "n": 1})]));
+    assert_eq!(put(&worker, "last", 3).await.rows.len(), 2);
+    let is_last = |event: &Event| event.key == "last";
+    let told = until("the last result", async || {
+        let received = server.received();
+        let told: Vec<Event> = received.iter().map(|request| Event::read(request.text())).collect();
+        told.iter().any(is_last).then_some(told)
+    })
+    .await;
+    let with_rows: Vec<_> = told.iter().filter(|event| !event.rows.is_empty() && !is_last(event)).collect();
+    for event in &with_rows {
+        assert_eq!((&event.key, &event.rows[0]["n"]), (&json!("kept"), &json!(1)), "{told:?}");
+    }
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -141,7 +220,7 @@ async fn a_change_log_that_was_trimmed_too_far_is_noticed() {
         run.kill(live).await;
         // Changes that wait for their evaluation.
         let live = run.start(Some(("LITEJOIN_STALL", "log-read"))).await.expect("it stands still and lives");
-        run.load_in_vain(&live, 30).await;
+        run.load_in_vain(&live.worker, 30).await;
         run.kill(live).await;
         run.meddle("shard_1.db", sql);
         end(run).await;

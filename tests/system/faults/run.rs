@@ -223,10 +223,10 @@ impl Run {
     }
 
     /// Sends batches to a worker that evaluates nothing.
-    pub(super) async fn load_in_vain(&mut self, live: &Live, batches: u32) {
+    pub(super) async fn load_in_vain(&mut self, worker: &Worker, batches: u32) {
         for _ in 0..batches {
             let batch = self.batch();
-            live.worker.ingest().send(&batch).await;
+            worker.ingest().send(&batch).await;
         }
     }
 

@@ -1,17 +1,22 @@
 //! Sources that read again what a lost disk has taken: from the offsets in each restored shard, whatever moment it is of; and
 //! what others are told of the replica meanwhile.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use litejoin_tests::kafka::{self, Cluster};
 use litejoin_tests::oracle::Oracle;
-use litejoin_tests::results::Results;
+use litejoin_tests::results::{Event, Results};
+use litejoin_tests::server::Server;
+use litejoin_tests::sse::Subscription;
 use litejoin_tests::stores::Store;
 use litejoin_tests::wait::until;
 use litejoin_tests::worker::Worker;
 use serde_json::{Value, json};
 
-use super::{JOIN, LAST, Replicated, file_names, kill_both, ready, replicated, replication};
+use super::{
+    JOIN, LAST, Replicated, file_names, keys, kill_both, names, put_all, ready, replicated, replication,
+};
 use crate::kafka::{caught_up, ends, unique};
 
 const TOTALS: &str = "SELECT payload->>'customer' AS customer, count(*) AS orders, sum(payload->>'n') AS total \
@@ -108,6 +113,60 @@ async fn shards_of_different_moments_end_exact() {
         replicated(&worker).await;
         worker.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn results_that_were_restored_ahead_of_their_shards_are_told_to_nobody() {
+    let (store, server) = (Store::file().await, Server::start().await);
+    let pipeline = Replicated::to(&store, &json!({}));
+    pipeline.change(|manifest| {
+        let hook = json!({"name": "hook", "joins": [JOIN], "http": {"url": server.url("/")}});
+        manifest["spec"]["sinks"].as_array_mut().expect("a list").push(hook);
+    });
+    let worker = pipeline.start().await;
+    let incarnation = ready(&worker).await;
+    put_all(&worker, &names("kept", 6)).await;
+    keys(&worker).await;
+    replicated(&worker).await;
+    let before = replication(&worker).await["files"].clone();
+    let taken = server.received().len();
+    assert!(taken > 0, "the server takes results");
+    let held = server.hold().await;
+    for _ in 0..2 {
+        put_all(&worker, &names("gone", 12)).await;
+        keys(&worker).await;
+    }
+    replicated(&worker).await;
+    kill_both(&pipeline, worker, true).await;
+    pipeline.lose_disk();
+    for shard in ["shard_0.db", "shard_1.db", "shard_2.db"] {
+        let folder = store.files().join("replicas/default/p/0").join(&incarnation).join(shard);
+        rewind(&folder, before[shard]["replicatedTxid"].as_u64().expect("a number"));
+    }
+    drop(held);
+    until("the request to end", async || (server.under_way() == 0).then_some(())).await;
+    server.take();
+
+    let worker = pipeline.start().await;
+    let mut subscription =
+        Subscription::open(worker.address("sink live"), &format!("join={JOIN}&replay=true"), None).await;
+    let replayed: BTreeSet<String> = subscription.replayed().await.iter().map(key_of).collect();
+    assert_eq!(replayed, &names("kept", 6) | &BTreeSet::from([LAST.to_owned()]));
+    worker.ingest().put("orders", "end", json!({"n": 1})).await;
+    let told = until("the end", async || {
+        let received = server.received();
+        let told: Vec<Event> = received.iter().map(|request| Event::read(request.text())).collect();
+        told.iter().any(|event| event.key == "end").then_some(told)
+    })
+    .await;
+    let gone: Vec<_> =
+        told.iter().filter(|event| key_of(event).starts_with("gone") && !event.rows.is_empty()).collect();
+    assert!(gone.is_empty(), "{gone:?}");
+    worker.stop().await;
+}
+
+fn key_of(event: &Event) -> String {
+    event.key.as_str().expect("keys of orders are texts").to_owned()
 }
 
 /// Removes what a file's replica has beyond a transaction, as if it had come no further.

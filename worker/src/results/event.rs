@@ -37,6 +37,12 @@ impl Applied {
         Self { end, epoch, begun: (end, first_epoch) }
     }
 
+    /// Whether every join has been evaluated in this run, or could not be. A cut of what was found at the start has the
+    /// number before its first epoch.
+    pub(crate) fn is_of_this_run(&self) -> bool {
+        self.epoch + 1 >= self.begun.1
+    }
+
     /// Whether a place was given by a run before this one, and is not known any more: a crash of the machine took it.
     pub(crate) fn is_lost(&self, position: Position) -> bool {
         position > self.begun.0 && position.epoch < self.begun.1

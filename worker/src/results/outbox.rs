@@ -4,7 +4,7 @@
 use rusqlite::{Connection, params};
 
 use super::event::{JoinId, Position};
-use super::store::{Results, meta, set};
+use super::store::{DOUBTFUL, Results, meta, set};
 use crate::fault;
 use crate::storage::sqlite::SqliteError;
 
@@ -117,6 +117,27 @@ impl Results {
             tidied.bytes = bytes;
         }
         Ok(tidied)
+    }
+
+    /// Whether results may be stored that don't follow from what is in the topics.
+    pub(crate) fn is_doubtful(&self) -> Result<bool, SqliteError> {
+        self.doing("read whether results are doubtful", |connection| {
+            Ok(meta::<i64>(connection, DOUBTFUL)?.is_some())
+        })
+    }
+
+    /// Removes what nobody should get any more, now that every join was evaluated: results that were stored before what
+    /// they follow from was lost, and that have been taken back.
+    pub(crate) fn settle(&self) -> Result<(), SqliteError> {
+        let mut after = Position::default();
+        while let Some((up_to, ..)) = self.compact_step(after)? {
+            after = up_to;
+        }
+        fault::point("outbox-settled");
+        self.doing("note that the results are settled", |connection| {
+            connection.execute("DELETE FROM meta WHERE name = ?1", [DOUBTFUL])?;
+            Ok(())
+        })
     }
 
     /// Size of the outbox in bytes.

@@ -22,6 +22,9 @@ const EPOCHS_RESERVED: u64 = 10_000;
 /// The entry of `accumulators` that is no group: by which plan the others are kept.
 const ACCUMULATED_BY: &str = "plan";
 
+/// The entry of `meta` that is there while results may not follow from what is in the topics.
+pub(super) const DOUBTFUL: &str = "doubtful";
+
 /// What `joins.stale` says while only a part of the results is stored; 1 when the query failed, 0 when all is well.
 pub(crate) const STALE_WHILE_STORING: i64 = 2;
 
@@ -123,13 +126,13 @@ pub(crate) struct Committed {
 }
 
 /// Puts a restored file under the lineage of its new directory. Its shards were restored beside it, each as of its own
-/// moment, so every join is evaluated anew, and only true differences are sent.
+/// moment, so every join is evaluated anew, and only true differences are sent. Until then its results are doubtful.
 pub(crate) fn adopt(path: &Path, lineage: &str) -> Result<(), SqliteError> {
     let adopt = |connection: Connection| -> rusqlite::Result<()> {
         connection.execute_batch(SCHEMA)?;
         connection.execute("INSERT OR REPLACE INTO meta VALUES ('lineage', ?1)", [lineage])?;
         connection.execute("UPDATE joins SET applied = NULL", [])?;
-        Ok(())
+        set(&connection, DOUBTFUL, 1)
     };
     adopt(sqlite::open_writer(path, Synchronous::Full)?)
         .map_err(|source| SqliteError::new(path, "take the results over", source))
@@ -276,14 +279,15 @@ impl Results {
     }
 
     /// Forgets what the results of joins follow from, so that a crash of the machine does not bring it back: they are
-    /// evaluated anew.
+    /// evaluated anew. Until then what is stored is doubtful.
     pub(crate) fn forget_applied(&self, joins: &[JoinId]) -> Result<(), SqliteError> {
         let ids: Vec<i64> = joins.iter().map(|join| join.0).collect();
         let ids = serde_json::to_string(&ids).expect("numbers are always JSON");
         self.doing("forget what was applied", |connection| {
             durably(connection, |connection| {
                 let sql = "UPDATE joins SET applied = NULL WHERE id IN (SELECT value FROM json_each(?1))";
-                connection.execute(sql, [ids]).map(|_| ())
+                connection.execute(sql, [ids])?;
+                set(connection, DOUBTFUL, 1)
             })
         })
     }

@@ -17,6 +17,7 @@ use crate::credentials::Secrets;
 use crate::delivery::dead_letters::DeadLetters;
 use crate::delivery::dispatch::Dispatcher;
 use crate::delivery::release::Release;
+use crate::delivery::settling::Settling;
 use crate::error::chain;
 use crate::results::event::{Envelope, JoinId};
 use crate::results::{Applied, Reader, Results};
@@ -70,6 +71,8 @@ pub(super) struct Sinks {
     pub(super) letters: Arc<DeadLetters>,
     pub(super) status: Arc<Status>,
     pub(super) applied: watch::Receiver<Applied>,
+    /// Whether results may be shown.
+    pub(super) settling: Settling,
     /// When results may leave.
     pub(super) release: Release,
     pub(super) secrets: Arc<Secrets>,
@@ -92,9 +95,23 @@ impl Sinks {
             .map(|name| {
                 let spec = specs[name].clone();
                 let work = self.work(name, &spec, listeners)?;
+                let work = self.when_settled(work);
                 Ok(Ready { name: name.to_owned(), spec, work })
             })
             .collect()
+    }
+
+    /// Has work wait until results may be shown; what is listened to is told at once.
+    fn when_settled(&self, work: Work) -> Work {
+        let settling = self.settling.clone();
+        Box::new(move |mut stopping| {
+            let task = work(stopping.clone());
+            Box::pin(async move {
+                if settling.wait(&mut stopping).await {
+                    task.await;
+                }
+            })
+        })
     }
 
     fn work(&mut self, name: &str, sink: &SinkSpec, listeners: &Listeners) -> Result<Work, StartError> {
