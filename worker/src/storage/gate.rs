@@ -2,8 +2,10 @@
 //! read one number a shard and to fix what the evaluator's readers see. So an epoch is a vector of sequence
 //! numbers, with a snapshot of the topics at that very moment.
 //!
-//! Invariant: a commit that is told epoch E is contained in the cut that gets number E, and in no earlier one.
+//! Invariant: a commit that is told epoch E is contained in the cut that gets number E, and so is every commit that
+//! came before it. One that changed something is in no earlier cut.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -37,6 +39,8 @@ struct Passage {
     cut: Vec<i64>,
     cut_epoch: u64,
     committed: Vec<Mutex<i64>>,
+    /// Whether some shard has committed what is in no cut yet.
+    is_uncut: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -66,14 +70,20 @@ impl EpochGate {
         let committed = seqs.iter().copied().map(Mutex::new).collect();
         let cut_epoch = next_epoch.saturating_sub(1);
         Self {
-            passage: RwLock::new(Passage { next_epoch, cut: seqs, cut_epoch, committed }),
+            passage: RwLock::new(Passage {
+                next_epoch,
+                cut: seqs,
+                cut_epoch,
+                committed,
+                is_uncut: AtomicBool::new(false),
+            }),
             signal: Mutex::default(),
             rung: Condvar::new(),
         }
     }
 
     /// Runs `commit` of changes of so many bytes, after which `last_seq` is the shard's newest sequence number, and
-    /// returns the epoch in which all that the shard has committed is seen.
+    /// returns the epoch in which all that was committed by now is seen, in whichever shard.
     pub(crate) fn pass<E>(
         &self,
         shard_index: usize,
@@ -88,11 +98,12 @@ impl EpochGate {
         })?;
         *passage.committed[shard_index].lock().unwrap_or_else(PoisonError::into_inner) = last_seq;
         let changed = last_seq > passage.cut[shard_index];
-        let epoch = if changed { passage.next_epoch } else { passage.cut_epoch };
         if changed {
+            passage.is_uncut.store(true, Ordering::SeqCst);
             self.ring_with(|signal| signal.dirty = true);
         }
-        Ok(epoch)
+        let is_uncut = passage.is_uncut.load(Ordering::SeqCst);
+        Ok(if is_uncut { passage.next_epoch } else { passage.cut_epoch })
     }
 
     /// Runs `hold` while no commit can pass, and cuts an epoch of all that was committed by then; the last epoch
@@ -105,6 +116,7 @@ impl EpochGate {
             passage.cut_epoch = passage.next_epoch;
             passage.next_epoch += 1;
             passage.cut.clone_from(&seqs);
+            passage.is_uncut.store(false, Ordering::SeqCst);
             self.ring_with(|signal| signal.uncut_bytes = 0);
         }
         Ok(Cut { epoch: passage.cut_epoch, seqs })
@@ -230,6 +242,7 @@ mod tests {
         assert_eq!(cut(&gate), (7, vec![3, 1]));
         assert_eq!(commit(&gate, 0, 3), 7, "it changed nothing, so the epoch before has it all");
         assert_eq!(commit(&gate, 0, 4), 8);
+        assert_eq!(commit(&gate, 1, 1), 8, "whoever sent both reads both, whichever answer came last");
     }
 
     #[test]
