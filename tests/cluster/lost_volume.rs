@@ -1,5 +1,5 @@
 //! A replicated pipeline loses its pod and its volume under load, again and again, and comes back from an S3 store with
-//! everything that was said to be there. A restart on a volume that survives uploads nothing of it again.
+//! everything that was said to be there, and that consumers hold. A restart on a volume that survives uploads nothing of it again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,7 +13,9 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Service};
 use kube::ResourceExt;
 use kube::api::Api;
 use litejoin_crds::duration::timestamp_text;
+use litejoin_tests::consumers::{Subscriber, kept};
 use litejoin_tests::ingest::{Ingest, message};
+use litejoin_tests::kafka;
 use litejoin_tests::kubernetes::node::{self, NODE_ADDRESS};
 use litejoin_tests::repetition::{chance, seeds};
 use litejoin_tests::stores::{ACCESS_KEY, Kind, Proxy, SECRET_KEY, Store};
@@ -23,6 +25,8 @@ use rand::RngExt;
 use serde_json::{Value, json};
 
 use crate::install::{Cluster, NAMESPACE};
+
+const KAFKA_TOPIC: &str = "numbers";
 
 /// Messages that a client sends at once.
 const BATCH: usize = 20;
@@ -45,10 +49,13 @@ async fn what_was_replicated_comes_back_after_the_volume_is_lost() {
     let credentials = [("AWS_ACCESS_KEY_ID", ACCESS_KEY), ("AWS_SECRET_ACCESS_KEY", SECRET_KEY)];
     let literals = credentials.map(|(name, value)| format!("--from-literal={name}={value}"));
     cluster.kubectl(&["create", "secret", "generic", "store", &literals[0], &literals[1]]);
-    cluster.apply(&manifest(&store, &proxy));
+    let kafka = kafka::Cluster::start_at(NODE_ADDRESS, 1).await;
+    kafka.create_topic(KAFKA_TOPIC, 2).await;
+    cluster.apply(&manifest(&store, &proxy, &kafka));
     cluster.wait_ready("pipeline/orders").await;
     let site = Site::of(&cluster).await;
 
+    let consumers = Consumers::start(&site, &kafka);
     let load = Load::start(&site);
     // What had to come back once has to be there for ever.
     let mut required = BTreeSet::new();
@@ -67,17 +74,24 @@ async fn what_was_replicated_comes_back_after_the_volume_is_lost() {
         pass(LOAD_MAX.mul_f64(chance.random())).await;
         required.extend(site.required(&load, since).await);
         let (lost_at, bytes) = (Instant::now(), site.destroy().await);
+        // Results leave once they are in the replica, and with them the rows that they follow from.
+        let held = consumers.held();
+        let count = required.len();
+        required.extend(held);
         cluster.wait_ready("pipeline/orders").await;
         let recovered = lost_at.elapsed();
         since = seconds();
         site.has_all(&required, &format!("seed {seed}")).await;
         eprintln!(
-            "seed {seed}: {} messages required; {bytes} bytes of data were back after {recovered:?}",
-            required.len()
+            "seed {seed}: {} messages required, {} more held by consumers; {bytes} bytes of data were back after {recovered:?}",
+            count,
+            required.len() - count
         );
     }
     assert!(!required.is_empty(), "no client was ever told that its message is in the replica");
     load.stop().await;
+    consumers.hold_all(&site.results().await.expect("it serves")).await;
+    drop(consumers);
 
     // A roll-out on a volume that survives.
     site.replicated_up_to_now().await;
@@ -146,7 +160,7 @@ fn first_copies(proxy: &Proxy) -> u64 {
     first.map(|call| call.bytes as u64).sum()
 }
 
-fn manifest(store: &Store, proxy: &Proxy) -> String {
+fn manifest(store: &Store, proxy: &Proxy, kafka: &kafka::Cluster) -> String {
     let mut replication = store.settings("replicas");
     replication["endpoint"] = store.endpoint_at(&proxy.address()).into();
     replication["credentialsSecretRef"] = json!({ "name": "store" });
@@ -157,6 +171,7 @@ fn manifest(store: &Store, proxy: &Proxy) -> String {
         "spec": {
             "storage": { "shardCount": 4, "size": "1Gi" },
             "replication": replication,
+            "delivery": { "after": "replicated" },
             "sources": [
                 { "name": "ingest", "http": { "addr": ":8080", "topics": ["orders"] } },
                 { "name": "safe", "ack": "replicated", "http": { "addr": ":8081", "topics": ["orders"] } },
@@ -165,9 +180,12 @@ fn manifest(store: &Store, proxy: &Proxy) -> String {
                 "name": "numbers",
                 "query": "SELECT key AS id, payload->>'n' AS n FROM orders",
                 "keyColumn": "id",
-                "sinks": ["live"],
+                "sinks": ["live", "out"],
             }],
-            "sinks": [{ "name": "live", "sse": { "addr": ":9100" } }],
+            "sinks": [
+                { "name": "live", "sse": { "addr": ":9100" } },
+                { "name": "out", "kafka": { "brokers": kafka.brokers(), "topic": KAFKA_TOPIC } },
+            ],
         },
     })
     .to_string()
@@ -278,6 +296,49 @@ impl<'a> Site<'a> {
         };
         let found = tokio::time::timeout(PATIENCE / 2, until("all results", complete)).await;
         assert!(found.is_ok(), "{when}: {} of {} are missing: {missing:?}", missing.len(), required.len());
+    }
+}
+
+/// A subscriber and a reader of the Kafka topic.
+struct Consumers {
+    subscriber: Arc<Subscriber>,
+    following: tokio::task::JoinHandle<()>,
+    reader: kafka::Reader,
+}
+
+impl Consumers {
+    fn start(site: &Site<'_>, kafka: &kafka::Cluster) -> Self {
+        let (subscriber, address) = (Arc::<Subscriber>::default(), site.address(9100));
+        let following = tokio::spawn({
+            let subscriber = Arc::clone(&subscriber);
+            async move {
+                loop {
+                    let _ = subscriber.follow(address, "numbers").await;
+                    // Nobody is there, or its pod is gone.
+                    pass(RETRY_INTERVAL).await;
+                }
+            }
+        });
+        Self { subscriber, following, reader: kafka.follow(KAFKA_TOPIC) }
+    }
+
+    /// Keys of results that any of them holds.
+    fn held(&self) -> BTreeSet<String> {
+        &self.subscriber.held() | &kept(self.reader.records())
+    }
+
+    /// Waits until each of them holds these.
+    async fn hold_all(&self, results: &BTreeMap<String, i64>) {
+        let has_all = |held: &BTreeSet<String>| results.keys().all(|key| held.contains(key));
+        until("the subscriber to hold all", async || has_all(&self.subscriber.held()).then_some(())).await;
+        until("the Kafka topic to hold all", async || has_all(&kept(self.reader.records())).then_some(()))
+            .await;
+    }
+}
+
+impl Drop for Consumers {
+    fn drop(&mut self) {
+        self.following.abort();
     }
 }
 

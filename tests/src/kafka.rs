@@ -1,5 +1,5 @@
 //! Apache Kafka itself: one broker that tests share, or a cluster of a test's own whose brokers can be killed; and
-//! clients that write and read records. Brokers listen on 127.0.0.1, keep their data in a scratch folder, and are gone
+//! clients that write and read records. Brokers listen on an address of this machine, keep their data in a scratch folder, and are gone
 //! when the tests are.
 
 mod broker;
@@ -55,10 +55,16 @@ impl Janitor {
 impl Cluster {
     /// Starts brokers, and waits until all of them serve.
     pub async fn start(brokers: usize) -> Self {
+        Self::start_at("127.0.0.1", brokers).await
+    }
+
+    /// The same on another address of this machine.
+    pub async fn start_at(host: &str, brokers: usize) -> Self {
         let folder = tempfile::tempdir().expect("a folder can be made");
         let ports: Vec<Ports> = (0..brokers).map(|_| Ports::free()).collect();
-        broker::write_certificates(folder.path());
-        let nodes: Vec<Node> = (0..brokers).map(|index| Node::start(folder.path(), index, &ports)).collect();
+        broker::write_certificates(folder.path(), host);
+        let nodes: Vec<Node> =
+            (0..brokers).map(|index| Node::start(folder.path(), host, index, &ports)).collect();
         let plain: Vec<String> = nodes.iter().map(|node| node.address(Listener::Plain)).collect();
         let cluster = Self { admin: client::Admin::new(&plain.join(",")), nodes, folder };
         cluster.wait_until_it_serves().await;

@@ -5,6 +5,7 @@
 pub mod certificates;
 mod child;
 pub mod client;
+pub mod consumers;
 pub mod fields;
 pub mod fuzz;
 pub mod golden;

@@ -32,16 +32,17 @@ pub enum Listener {
 /// A broker, which is a controller too.
 pub(super) struct Node {
     folder: PathBuf,
+    host: String,
     ports: Ports,
     child: Mutex<Option<Child>>,
 }
 
 impl Node {
     /// Formats the folder of a broker and starts it.
-    pub(super) fn start(cluster: &Path, index: usize, ports: &[Ports]) -> Self {
+    pub(super) fn start(cluster: &Path, host: &str, index: usize, ports: &[Ports]) -> Self {
         let folder = cluster.join(format!("broker-{index}"));
         fs::create_dir(&folder).expect("a folder can be made");
-        fs::write(folder.join("server.properties"), properties(cluster, &folder, index, ports))
+        fs::write(folder.join("server.properties"), properties(cluster, &folder, host, index, ports))
             .expect("a file can be written");
         let mut format = java("-Xmx64m");
         format.args(["kafka.tools.StorageTool", "format", "-t", "AAAAAAAAAAAAAAAAAAAAAQ", "-c"]);
@@ -51,13 +52,14 @@ impl Node {
         }
         let output = format.output().expect("java is there");
         assert!(output.status.success(), "a broker could not be formatted: {output:?}");
-        let node = Self { folder, ports: ports[index].clone(), child: Mutex::new(None) };
+        let node =
+            Self { folder, host: host.to_owned(), ports: ports[index].clone(), child: Mutex::new(None) };
         node.restart();
         node
     }
 
     pub(super) fn address(&self, listener: Listener) -> String {
-        format!("127.0.0.1:{}", self.ports.number(listener as u16))
+        format!("{}:{}", self.host, self.ports.number(listener as u16))
     }
 
     pub(super) fn kill(&self) {
@@ -119,20 +121,20 @@ fn jars() -> &'static str {
 }
 
 /// Settings of a broker: small, quick to elect, and with every listener.
-fn properties(cluster: &Path, folder: &Path, index: usize, ports: &[Ports]) -> String {
+fn properties(cluster: &Path, folder: &Path, host: &str, index: usize, ports: &[Ports]) -> String {
     let node = |index: usize| index + 1;
     let voters: Vec<String> = ports
         .iter()
         .enumerate()
-        .map(|(index, ports)| format!("{}@127.0.0.1:{}", node(index), controller(ports)))
+        .map(|(index, ports)| format!("{}@{host}:{}", node(index), controller(ports)))
         .collect();
     let names = ["PLAINTEXT", "SASL", "SASLTLS", "TLS"];
     let mut listeners: Vec<String> = names
         .iter()
         .zip(0..)
-        .map(|(name, number)| format!("{name}://127.0.0.1:{}", ports[index].number(number)))
+        .map(|(name, number)| format!("{name}://{host}:{}", ports[index].number(number)))
         .collect();
-    listeners.push(format!("CONTROLLER://127.0.0.1:{}", controller(&ports[index])));
+    listeners.push(format!("CONTROLLER://{host}:{}", controller(&ports[index])));
     let copies = ports.len();
     let in_sync = copies.div_ceil(2);
     let scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;";
@@ -186,7 +188,7 @@ fn properties(cluster: &Path, folder: &Path, index: usize, ports: &[Ports]) -> S
 }
 
 /// Writes what TLS needs: `ca.pem`, the brokers' `server.pem`, and `client.pem` with `client-key.pem`.
-pub(super) fn write_certificates(folder: &Path) {
+pub(super) fn write_certificates(folder: &Path, host: &str) {
     let write = |name: &str, text: &str| fs::write(folder.join(name), text).expect("a file can be written");
     let named = |name: &str, hosts: &[&str]| {
         let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
@@ -202,7 +204,7 @@ pub(super) fn write_certificates(folder: &Path) {
     write("ca.pem", &certificate.pem());
     let issuer = Issuer::new(authority, authority_key);
     let server_key = key();
-    let server = named("broker", &["127.0.0.1"]).signed_by(&server_key, &issuer).expect("a certificate");
+    let server = named("broker", &[host]).signed_by(&server_key, &issuer).expect("a certificate");
     write("server.pem", &format!("{}{}", server_key.serialize_pem(), server.pem()));
     let client_key = key();
     let client = named("client", &["client"]).signed_by(&client_key, &issuer).expect("a certificate");

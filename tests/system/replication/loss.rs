@@ -17,7 +17,8 @@ use super::{Replicated, assert_there, keys, kill_both, names, put_all, ready, re
 async fn what_was_told_to_be_replicated_survives_the_disk() {
     for seed in seeds(3, 20) {
         eprintln!("seed {seed}");
-        let kind = if seed % 3 == 0 { Kind::File } else { Kind::S3 };
+        let kinds = [Kind::File, Kind::Sftp, Kind::Azure, Kind::S3];
+        let kind = kinds[usize::try_from(seed).expect("it is small") % kinds.len()];
         run(seed, &Store::start(kind, "127.0.0.1").await).await;
     }
 }

@@ -2,15 +2,15 @@
 //! has a key of its own, so that whatever was told and is not there later is missing by its name.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use litejoin_tests::consumers::{Subscriber, kept, note};
 use litejoin_tests::ingest::{Ingest, message};
 use litejoin_tests::kafka::{self, Reader};
 use litejoin_tests::results::Event;
 use litejoin_tests::server::Server;
-use litejoin_tests::sse::Subscription;
 use litejoin_tests::wait::{pass, until};
 use litejoin_tests::worker::Worker;
 use serde_json::{Value, json};
@@ -127,13 +127,6 @@ pub(super) struct Consumers {
     brokers: String,
 }
 
-#[derive(Default)]
-struct Subscriber {
-    held: Told,
-    last_event_id: Mutex<Option<String>>,
-    resets: AtomicUsize,
-}
-
 impl Consumers {
     pub(super) async fn start() -> Self {
         let cluster = kafka::shared().await;
@@ -156,27 +149,13 @@ impl Consumers {
     pub(super) fn subscribe(&self, worker: &Worker) -> JoinHandle<()> {
         let (subscriber, address) = (Arc::clone(&self.subscriber), worker.address("sink live"));
         tokio::spawn(async move {
-            let last = subscriber.last_event_id.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let query = format!("join={JOIN}&replay={}", last.is_none());
-            let mut stream = Subscription::open(address, &query, last.as_deref()).await;
-            while let Some(event) = stream.next().await {
-                match event.event.as_str() {
-                    "join_result" => note(&mut subscriber.held.lock(), &event.result()),
-                    "reset" => {
-                        subscriber.held.lock().clear();
-                        subscriber.resets.fetch_add(1, Ordering::Relaxed);
-                    }
-                    _ => {}
-                }
-                let last = stream.last_event_id.clone();
-                *subscriber.last_event_id.lock().unwrap_or_else(PoisonError::into_inner) = last;
-            }
+            subscriber.follow(address, JOIN).await.expect("the worker takes subscriptions");
         })
     }
 
     /// How often the subscriber was told to forget what it holds.
     pub(super) fn resets(&self) -> usize {
-        self.subscriber.resets.load(Ordering::Relaxed)
+        self.subscriber.resets()
     }
 
     /// What each of them holds.
@@ -184,16 +163,11 @@ impl Consumers {
         for request in self.server.take() {
             note(&mut self.posted.lock(), &Event::read(request.text()));
         }
-        let mut recorded = BTreeSet::new();
-        for record in self.reader.records() {
-            let key = record.key.expect("records have keys");
-            match record.value {
-                Some(_) => recorded.insert(key),
-                None => recorded.remove(&key),
-            };
-        }
-        let mut all =
-            [("sse", self.subscriber.held.keys()), ("http", self.posted.keys()), ("kafka", recorded)];
+        let mut all = [
+            ("sse", self.subscriber.held()),
+            ("http", self.posted.keys()),
+            ("kafka", kept(self.reader.records())),
+        ];
         for (_, held) in &mut all {
             held.remove(LAST);
         }
@@ -223,13 +197,4 @@ pub(super) fn assert_known(held: [(&str, BTreeSet<String>); 3], found: &BTreeSet
         let gone: Vec<_> = held.difference(found).collect();
         assert!(gone.is_empty(), "{when}: the {consumer} consumer held {gone:?}, which are not there");
     }
-}
-
-/// Notes the key of a result that has rows, and forgets that of one that has none any more.
-fn note(held: &mut BTreeSet<String>, event: &Event) {
-    let key = event.key.as_str().expect("keys of orders are texts").to_owned();
-    match event.rows.is_empty() {
-        false => held.insert(key),
-        true => held.remove(&key),
-    };
 }

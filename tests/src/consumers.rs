@@ -1,0 +1,77 @@
+//! Consumers of results, and the keys of the results that each of them holds.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::kafka::Record;
+use crate::results::Event;
+use crate::sse::Subscription;
+
+/// One that subscribes by Server-Sent Events, and comes back after each loss of its connection.
+#[derive(Default)]
+pub struct Subscriber {
+    held: Mutex<BTreeSet<String>>,
+    last_event_id: Mutex<Option<String>>,
+    resets: AtomicUsize,
+}
+
+impl Subscriber {
+    /// Follows a join until the stream ends: from the last id that it has seen, or else from the whole.
+    ///
+    /// # Errors
+    /// If nobody takes the subscription.
+    pub async fn follow(&self, address: SocketAddr, join: &str) -> Result<(), reqwest::Error> {
+        let last = lock(&self.last_event_id).clone();
+        let query = format!("join={join}&replay={}", last.is_none());
+        let mut stream = Subscription::try_open(address, &query, last.as_deref()).await?;
+        while let Some(event) = stream.next().await {
+            match event.event.as_str() {
+                "join_result" => note(&mut lock(&self.held), &event.result()),
+                "reset" => {
+                    lock(&self.held).clear();
+                    self.resets.fetch_add(1, Ordering::Relaxed);
+                }
+                _ => {}
+            }
+            lock(&self.last_event_id).clone_from(&stream.last_event_id);
+        }
+        Ok(())
+    }
+
+    pub fn held(&self) -> BTreeSet<String> {
+        lock(&self.held).clone()
+    }
+
+    /// How often it was told to forget what it holds.
+    pub fn resets(&self) -> usize {
+        self.resets.load(Ordering::Relaxed)
+    }
+}
+
+/// Notes the key of a result that has rows, and forgets that of one that has none any more.
+pub fn note(held: &mut BTreeSet<String>, event: &Event) {
+    let key = event.key.as_str().expect("these keys are texts").to_owned();
+    match event.rows.is_empty() {
+        false => held.insert(key),
+        true => held.remove(&key),
+    };
+}
+
+/// What is left of records once each has replaced the one before it of its key.
+pub fn kept(records: Vec<Record>) -> BTreeSet<String> {
+    let mut kept = BTreeSet::new();
+    for record in records {
+        let key = record.key.expect("records of results have keys");
+        match record.value {
+            Some(_) => kept.insert(key),
+            None => kept.remove(&key),
+        };
+    }
+    kept
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
