@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::batch::v1::CronJob;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Api, DynamicObject};
@@ -51,6 +52,9 @@ const RESYNC_INTERVAL: Duration = Duration::from_secs(300);
 
 /// How soon a pod is looked for again that is to be there and isn't: a read may be older than the event that led to it.
 const NO_POD_AGAIN: Duration = Duration::from_secs(10);
+
+/// How soon a Pipeline is read again that was read as it was before the event that led to it.
+const STALE_AGAIN: Duration = Duration::from_secs(1);
 
 /// The longest wait before a failed reconcile is tried again.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
@@ -141,7 +145,7 @@ async fn tell_orphans(context: Arc<Context>, namespace: String, name: String) {
     let mut attempt = 0;
     loop {
         context.missing().insert(pipeline.clone(), false);
-        let Err(error) = steps(&context, &namespace, &name).await else {
+        let Err(error) = steps(&context, None, &namespace, &name).await else {
             let mut missing = context.missing();
             // Another child may have come while the others were told.
             if missing.remove(&pipeline) == Some(true) {
@@ -186,6 +190,7 @@ fn watches(client: &Client, scope: &Scope) -> Controller<DynamicObject> {
         .owns(typed::<Service>(client, scope), ours())
         .owns(typed::<ServiceAccount>(client, scope), ours())
         .owns(typed::<NetworkPolicy>(client, scope), ours())
+        .owns(typed::<CronJob>(client, scope), ours())
         .watches(typed::<Pod>(client, scope), of_pipelines(), |pod| by_label(&pod))
         .watches(typed::<PersistentVolumeClaim>(client, scope), of_pipelines(), |claim| by_label(&claim))
 }
@@ -224,7 +229,7 @@ async fn reconcile(trigger: Arc<DynamicObject>, context: Arc<Context>) -> Result
     let (name, namespace) = (trigger.name_any(), trigger.namespace().unwrap_or_default());
     context.metrics.active.inc();
     let started = Instant::now();
-    let outcome = steps(&context, &namespace, &name).await;
+    let outcome = steps(&context, Some(&trigger), &namespace, &name).await;
     context.metrics.active.dec();
     context.metrics.seconds.observe(started.elapsed().as_secs_f64());
     if outcome.is_ok() {
@@ -234,7 +239,12 @@ async fn reconcile(trigger: Arc<DynamicObject>, context: Arc<Context>) -> Result
     outcome
 }
 
-async fn steps(context: &Context, namespace: &str, name: &str) -> Result<Action, Error> {
+async fn steps(
+    context: &Context,
+    trigger: Option<&DynamicObject>,
+    namespace: &str,
+    name: &str,
+) -> Result<Action, Error> {
     let client = &context.client;
     let now = jiff::Timestamp::now();
     let Some(mut observed) =
@@ -245,6 +255,10 @@ async fn steps(context: &Context, namespace: &str, name: &str) -> Result<Action,
         publish::publish_orphans(context, &children, name).await?;
         return Ok(Action::await_change());
     };
+    if trigger.is_some_and(|trigger| observed.pipeline.is_before(trigger)) {
+        // Its status may look as if it said already what is so now.
+        return Ok(Action::requeue(STALE_AGAIN));
+    }
     observed.lost = node_loss::look(client, &observed, context.node_loss_after, now).await?;
     let verdict = validate::validate(&observed);
     let desired = match observed.is_paused() {

@@ -48,6 +48,8 @@ pub(crate) struct Object {
     pub(crate) namespace: String,
     pub(crate) uid: String,
     pub(crate) generation: i64,
+    /// Which write of it this is; later ones have larger numbers. `None` where the API server has no numbers.
+    pub(crate) version: Option<u64>,
     pub(crate) spec: Value,
     pub(crate) status: Value,
 }
@@ -60,9 +62,15 @@ impl Object {
             namespace: object.namespace().unwrap_or_default(),
             uid: object.uid().unwrap_or_default(),
             generation: object.metadata.generation.unwrap_or_default(),
+            version: version(object),
             spec: object.data["spec"].clone(),
             status: object.data["status"].clone(),
         }
+    }
+
+    /// Whether this was read as it was before `other`, the same document.
+    pub(crate) fn is_before(&self, other: &DynamicObject) -> bool {
+        self.version.zip(version(other)).is_some_and(|(here, other)| here < other)
     }
 
     /// What its author wrote.
@@ -73,6 +81,10 @@ impl Object {
             value: json!({ "apiVersion": api_version, "kind": kind, "metadata": metadata, "spec": self.spec }),
         }
     }
+}
+
+fn version(object: &DynamicObject) -> Option<u64> {
+    object.metadata.resource_version.as_ref()?.parse().ok()
 }
 
 impl Observed {

@@ -48,6 +48,7 @@ fn observed(documents: &str) -> Observed {
             namespace: text("namespace"),
             uid: "the-uid".to_owned(),
             generation: 1,
+            version: None,
             spec: value["spec"].clone(),
             status: value["status"].clone(),
         }
