@@ -61,6 +61,9 @@ pub struct ReplicationSpec {
     pub server_side_encryption: Option<ServerSideEncryption>,
     /// What is restored, and when.
     pub restore: RestoreSpec,
+    /// Restores now and then to a volume that is thrown away, and checks every file; none where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drill: Option<DrillSpec>,
 }
 
 impl Default for ReplicationSpec {
@@ -80,6 +83,7 @@ impl Default for ReplicationSpec {
             region: None,
             server_side_encryption: None,
             restore: RestoreSpec::default(),
+            drill: None,
         }
     }
 }
@@ -106,6 +110,24 @@ pub struct ServerSideEncryption {
     #[schemars(length(min = 1, max = 2048))]
     pub key_id: Option<String>,
 }
+
+/// Restores that only show that the replica is good: a CronJob of the pipeline's name, whose jobs fail where it is not.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::crd::rules::drill()))]
+pub struct DrillSpec {
+    /// When, as a CronJob has it, such as `0 4 * * *` for every day at four.
+    #[schemars(length(min = 1, max = 128))]
+    pub schedule: String,
+    /// Time zone of the schedule, such as `Europe/Berlin`; that of Kubernetes' own controllers where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub time_zone: Option<String>,
+}
+
+/// Short forms of a schedule.
+pub const SCHEDULES: [&str; 7] =
+    ["@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly"];
 
 /// What is restored, and when.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]

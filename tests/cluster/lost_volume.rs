@@ -114,6 +114,7 @@ async fn what_was_replicated_comes_back_after_the_volume_is_lost() {
         until("results", async || site.results().await.filter(|after| after.len() >= before.len())).await;
     assert_eq!(after, before);
     drill(&cluster);
+    scheduled_drill(&cluster);
     back_in_time(&cluster, &site, &before).await;
 }
 
@@ -126,6 +127,22 @@ fn drill(cluster: &Cluster) {
     let same =
         |line: &&str| line.starts_with("shard_") && line.ends_with(" rows, all as in the data directory");
     assert_eq!(said.lines().filter(same).count(), 4, "{said}");
+}
+
+/// The same as a job of its own, which has an empty volume and compares with nothing; begun now instead of at night.
+fn scheduled_drill(cluster: &Cluster) {
+    cluster.kubectl(&["create", "job", "drill", "--from=cronjob/orders"]);
+    let timeout = format!("--timeout={}s", PATIENCE.as_secs());
+    cluster.kubectl(&["wait", "job/drill", "--for=condition=complete", &timeout]);
+    let said = cluster.kubectl(&["logs", "job/drill"]);
+    assert_eq!(
+        said.lines().filter(|line| line.contains(": sound, ") && line.ends_with(" rows")).count(),
+        7,
+        "{said}"
+    );
+    // It is nobody's worker.
+    let selector = "--selector=app.kubernetes.io/name=litejoin,litejoin.io/pipeline=orders";
+    assert_eq!(cluster.kubectl(&["get", "pods", selector, "-o", "name"]).trim(), "pod/orders-0");
 }
 
 /// The manifest names a time, and the pipeline goes back to it.
@@ -164,6 +181,7 @@ fn manifest(store: &Store, proxy: &Proxy, kafka: &kafka::Cluster) -> String {
     let mut replication = store.settings("replicas");
     replication["endpoint"] = store.endpoint_at(&proxy.address()).into();
     replication["credentialsSecretRef"] = json!({ "name": "store" });
+    replication["drill"] = json!({ "schedule": "0 4 * * *" });
     json!({
         "apiVersion": "litejoin.io/v1alpha1",
         "kind": "Pipeline",

@@ -206,6 +206,7 @@ async fn found(site: &Site) -> Option<Value> {
     resources.push(ApiResource::erase::<k8s_openapi::api::core::v1::ConfigMap>(&()));
     resources.push(ApiResource::erase::<k8s_openapi::api::core::v1::Service>(&()));
     resources.push(ApiResource::erase::<k8s_openapi::api::networking::v1::NetworkPolicy>(&()));
+    resources.push(ApiResource::erase::<k8s_openapi::api::batch::v1::CronJob>(&()));
     resources.push(ApiResource::erase::<k8s_openapi::api::apps::v1::StatefulSet>(&()));
     let mut all = Vec::new();
     for resource in resources {

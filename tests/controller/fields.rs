@@ -170,6 +170,7 @@ async fn follow(site: &Site, kind: Kind, spec: &Value) -> BTreeMap<String, Value
             "orders",
         ),
         ("PodMonitor", pod_monitors(), "orders"),
+        ("CronJob", ApiResource::erase::<k8s_openapi::api::batch::v1::CronJob>(&()), "orders"),
         ("StatefulSet", ApiResource::erase::<k8s_openapi::api::apps::v1::StatefulSet>(&()), "orders"),
     ] {
         let api: Api<DynamicObject> = Api::namespaced_with(site.client.clone(), &site.namespace, &resource);

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::batch::v1::CronJob;
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding};
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
@@ -29,6 +30,14 @@ spec:
   pipelineRef: {name: orders}
   topic: theirs
   api: {url: http://a, keyPath: id, interval: 1m, auth: {bearer: {secretKeyRef: {name: s, key: k}}}}
+";
+
+/// Has its replica tried now and then.
+const WITH_DRILL: &str = r"
+apiVersion: litejoin.io/v1alpha1
+kind: Pipeline
+metadata: {name: drilled}
+spec: {suspend: true, replication: {enabled: true, replicaUrl: s3://bucket/prefix, drill: {schedule: '@daily'}}}
 ";
 
 /// Where an operator looks after pipelines.
@@ -111,6 +120,9 @@ async fn forbidden(server: &Arc<ApiServer>, scope: Scope, rules: &[Rule]) -> Opt
         let pipelines = site.ours(Kind::Pipeline);
         let patched = pipelines.patch("orders", &PatchParams::default(), &Patch::Merge(&pipeline)).await;
         patched.expect("a Pipeline can be changed");
+        site.apply(WITH_DRILL).await;
+        let drills = site.api::<CronJob>();
+        until("the drill", async || drills.get_opt("drilled").await.ok()?).await;
         let services = site.api::<k8s_openapi::api::core::v1::Service>();
         until("the Service to go", async || services.get_opt("orders").await.ok()?.is_none().then_some(()))
             .await;

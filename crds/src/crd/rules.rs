@@ -11,6 +11,13 @@ use crate::credentials::ENV_MESSAGE;
 use crate::defaults::{ACCESS_MODE, SHARD_COUNT};
 use crate::status::RESHARD_PHASES_ACTIVE;
 
+/// What a drill needs.
+pub(crate) const DRILL_MESSAGE: &str = "drill needs replication.enabled: true and a replicaUrl that another pod reaches, \
+                                        which file:// is not; there, run litejoin restore --verify in the pod";
+
+/// What a schedule is.
+pub(crate) const SCHEDULE_MESSAGE: &str = "schedule has five fields, such as '0 4 * * *' for every day at four, or is one of @hourly, @daily, @weekly, @monthly";
+
 /// What `x-kubernetes-validations` holds.
 fn rules(rules: &[(&str, &str)]) -> Value {
     rules.iter().map(|(rule, message)| json!({ "rule": rule, "message": message })).collect()
@@ -106,7 +113,19 @@ pub(crate) fn replication() -> Value {
             "!has(self.replicaUrl) || ['s3://', 'gcs://', 'abs://', 'sftp://', 'file://'].exists(s, self.replicaUrl.startsWith(s))",
             "replicaUrl begins with s3://, gcs://, abs://, sftp:// or file://",
         ),
+        (
+            "!has(self.drill) || (has(self.enabled) && self.enabled && has(self.replicaUrl) && !self.replicaUrl.startsWith('file://'))",
+            DRILL_MESSAGE,
+        ),
     ])
+}
+
+pub(crate) fn drill() -> Value {
+    let short = crate::replication::SCHEDULES.map(|schedule| format!("'{schedule}'")).join(", ");
+    let rule = format!(
+        "self.schedule in [{short}] || self.schedule.matches('^[0-9A-Za-z*,/-]+( [0-9A-Za-z*,/-]+){{4}}$')"
+    );
+    rules(&[(&rule, SCHEDULE_MESSAGE)])
 }
 
 pub(crate) fn pipeline_spec() -> Value {

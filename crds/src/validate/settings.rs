@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::complaint::Reason;
+use crate::crd::rules::{DRILL_MESSAGE, SCHEDULE_MESSAGE};
 use crate::duration::{DURATION_MAX, DurationText, parse_timestamp};
 use crate::pipeline::{DeliveryGuarantee, Durability, OnNodeLoss, PipelineSpec, SynchronousMode};
 use crate::plan::{
     Admin, Audit, Delivery, Dlq, Guarantee, Place, Replication, Retention, Storage, Synchronous,
 };
 use crate::quantity::Bytes;
-use crate::replication::{ReplicationSpec, SCHEMES};
+use crate::replication::{ReplicationSpec, SCHEDULES, SCHEMES};
 use crate::validate::read::PipelineDocument;
 use crate::validate::{Complaints, connections};
 
@@ -191,6 +192,7 @@ fn replication(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Option<Replication
         let message = format!("got {identity:?}, which is no path; write for example \"production/orders\"");
         scope.error("replication.identity", Reason::InvalidValue, message);
     }
+    drill(replication, scope);
     if replication.enabled {
         if replication.replica_url.is_none() {
             let message = "replication is enabled without a replicaUrl; add the place the copies go to, such as replicaUrl: s3://bucket/prefix";
@@ -226,6 +228,23 @@ fn replication(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Option<Replication
         scope.error("delivery.after", Reason::Conflict, message);
     }
     None
+}
+
+fn drill(replication: &ReplicationSpec, scope: &mut Scope<'_>) {
+    let Some(drill) = &replication.drill else { return };
+    let is_reached = replication.replica_url.as_ref().is_some_and(|url| !url.starts_with("file://"));
+    if !replication.enabled || !is_reached {
+        scope.error("replication.drill", Reason::Conflict, DRILL_MESSAGE);
+    }
+    let is_field = |field: &str| {
+        !field.is_empty() && field.chars().all(|c| c.is_ascii_alphanumeric() || "*,/-".contains(c))
+    };
+    let fields: Vec<&str> = drill.schedule.split(' ').collect();
+    let is_known = SCHEDULES.contains(&&*drill.schedule);
+    if !is_known && (fields.len() != 5 || !fields.into_iter().all(is_field)) {
+        let message = format!("got {:?}, {SCHEDULE_MESSAGE}", drill.schedule);
+        scope.error("replication.drill.schedule", Reason::InvalidValue, message);
+    }
 }
 
 /// The key that Litestream names to S3; it asks for no other encryption, so that the bucket's own counts there.

@@ -10,6 +10,7 @@ use super::observe::Observed;
 use super::validate::{Config, Verdict};
 
 mod config_map;
+mod drill;
 pub(crate) mod names;
 mod network_policy;
 mod overrides;
@@ -41,10 +42,11 @@ pub(crate) enum Slot {
     NetworkPolicy,
     PodMonitor,
     StatefulSet,
+    CronJob,
 }
 
 impl Slot {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::ServiceAccount,
         Self::ConfigMap,
         Self::HeadlessService,
@@ -52,6 +54,7 @@ impl Slot {
         Self::NetworkPolicy,
         Self::PodMonitor,
         Self::StatefulSet,
+        Self::CronJob,
     ];
 
     /// The address of its kind.
@@ -65,6 +68,7 @@ impl Slot {
             Self::NetworkPolicy => ApiResource::erase::<k8s_openapi::api::networking::v1::NetworkPolicy>(&()),
             Self::PodMonitor => pod_monitor::resource(),
             Self::StatefulSet => ApiResource::erase::<k8s_openapi::api::apps::v1::StatefulSet>(&()),
+            Self::CronJob => ApiResource::erase::<k8s_openapi::api::batch::v1::CronJob>(&()),
         }
     }
 
@@ -143,6 +147,10 @@ pub(crate) fn build(observed: &Observed, verdict: &Verdict, operator: &Operator)
     let mut set = owner.object(Slot::StatefulSet, json!({ "spec": set }));
     set["metadata"]["annotations"] = json!({ names::IMAGE_ANNOTATION: image });
     objects.insert(Slot::StatefulSet, set);
+    if let Some(drill) = &spec.replication.drill {
+        let job = drill::spec(config, &spec, drill, image);
+        objects.insert(Slot::CronJob, owner.object(Slot::CronJob, json!({ "spec": job })));
+    }
     let volume_size = (!spec.storage.ephemeral).then(|| stateful_set::volume_size(&spec));
     Some(Desired { objects, kept, config_bytes_excess, volume_size })
 }

@@ -30,7 +30,7 @@ const OPERATORS_STORAGE_FIELDS: [&str; 7] =
     ["size", "storageClassName", "accessMode", "retainOnDelete", "ephemeral", "onNodeLoss", "reshard"];
 
 /// Fields of its `replication` that only the operator reads.
-const OPERATORS_REPLICATION_FIELDS: [&str; 1] = ["image"];
+const OPERATORS_REPLICATION_FIELDS: [&str; 2] = ["image", "drill"];
 
 /// What the documents of a pipeline come to.
 pub(crate) struct Verdict {

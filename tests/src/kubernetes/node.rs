@@ -283,7 +283,8 @@ fn workers(at: &Path) -> [Process; 3] {
          authorization: {{mode: AlwaysAllow}}\n\
          containerRuntimeEndpoint: unix:///run/containerd.sock\ncgroupDriver: cgroupfs\nfailSwapOn: false\n\
          clusterDNS: [{DNS_ADDRESS}]\nclusterDomain: cluster.local\nresolvConf: \"\"\n\
-         evictionHard: {{nodefs.available: \"1%\", imagefs.available: \"1%\", memory.available: \"100Mi\"}}\n"
+         evictionHard: {{nodefs.available: \"1%\", imagefs.available: \"1%\", memory.available: \"100Mi\"}}\n\
+         imageGCHighThresholdPercent: 100\n"
     );
     fs::write(at.join("kubelet.yaml"), kubelet).expect("the folder is ours");
     let kubelet = Process::start(

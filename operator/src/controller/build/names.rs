@@ -34,6 +34,11 @@ pub(crate) fn selector(pipeline: &str) -> Value {
     json!({ "app.kubernetes.io/name": "litejoin", PIPELINE_LABEL: pipeline })
 }
 
+/// Labels of a pod that restores for a drill. Nothing that looks for the worker's pod finds it.
+pub(crate) fn drill_labels(pipeline: &str) -> Value {
+    json!({ "app.kubernetes.io/name": "litejoin-drill", PIPELINE_LABEL: pipeline })
+}
+
 pub(crate) fn headless_service(pipeline: &str) -> String {
     format!("{pipeline}-headless")
 }

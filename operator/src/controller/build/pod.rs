@@ -27,12 +27,23 @@ pub(crate) fn template(config: &Config, spec: &PipelineSpec, image: &str, settin
     merge(&mut labels, &names::selector(&config.plan.name));
     let mut annotations = serde_json::to_value(&own.annotations).expect("annotations are plain data");
     merge(&mut annotations, &json!({ names::SETTINGS_ANNOTATION: settings_hash }));
+    let mut pod = bare(config, spec);
+    pod["terminationGracePeriodSeconds"] = json!(STOP_SECONDS);
+    pod["containers"] = json!([container(config, spec, image)]);
+    if spec.replication.enabled {
+        replication::add(&mut pod, config, spec);
+    }
+    json!({ "metadata": { "labels": labels, "annotations": annotations }, "spec": pod })
+}
+
+/// What every pod of a pipeline has beside its containers: who it is, what is mounted, and where it may run.
+pub(super) fn bare(config: &Config, spec: &PipelineSpec) -> Value {
+    let own = &spec.pod_template;
     let account = own.service_account_name.as_deref().unwrap_or(&config.plan.name);
     let mut pod = json!({
         "serviceAccountName": account,
         "automountServiceAccountToken": false,
         "enableServiceLinks": false,
-        "terminationGracePeriodSeconds": STOP_SECONDS,
         "securityContext": {
             "runAsNonRoot": true,
             "runAsUser": USER,
@@ -41,7 +52,6 @@ pub(crate) fn template(config: &Config, spec: &PipelineSpec, image: &str, settin
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": { "type": "RuntimeDefault" },
         },
-        "containers": [container(config, spec, image)],
         "volumes": volumes(config, spec),
     });
     let set = |pod: &mut Value, field: &str, value: Value| {
@@ -52,19 +62,17 @@ pub(crate) fn template(config: &Config, spec: &PipelineSpec, image: &str, settin
             pod[field] = value;
         }
     };
-    if spec.replication.enabled {
-        replication::add(&mut pod, config, spec);
-    }
     set(&mut pod, "nodeSelector", json!(own.node_selector));
     set(&mut pod, "tolerations", json!(own.tolerations));
     set(&mut pod, "affinity", json!(own.affinity));
     set(&mut pod, "topologySpreadConstraints", json!(own.topology_spread_constraints));
     set(&mut pod, "priorityClassName", json!(own.priority_class_name));
     set(&mut pod, "imagePullSecrets", json!(own.image_pull_secrets));
-    json!({ "metadata": { "labels": labels, "annotations": annotations }, "spec": pod })
+    pod
 }
 
-fn container(config: &Config, spec: &PipelineSpec, image: &str) -> Value {
+/// The worker's container.
+pub(super) fn container(config: &Config, spec: &PipelineSpec, image: &str) -> Value {
     let admin = services::admin_port(&config.plan);
     let mut env = vec![json!({ "name": "LITEJOIN_LOG_FORMAT", "value": "json" })];
     if !config.secrets.is_empty() {
@@ -147,7 +155,7 @@ pub(super) fn data_folder(data_dir: &Path) -> String {
 }
 
 /// Lays the fields of one object over another's.
-fn merge(into: &mut Value, from: &Value) {
+pub(super) fn merge(into: &mut Value, from: &Value) {
     for (field, value) in from.as_object().into_iter().flatten() {
         into[field] = value.clone();
     }

@@ -70,7 +70,8 @@ pub(crate) fn volume_size(spec: &PipelineSpec) -> String {
     spec.storage.size.as_ref().map_or_else(|| defaults::VOLUME_SIZE.to_owned(), |size| size.0.clone())
 }
 
-fn claim(spec: &PipelineSpec) -> Value {
+/// The claim of the volume, as a StatefulSet has it.
+pub(super) fn claim(spec: &PipelineSpec) -> Value {
     let mut claim = json!({
         "accessModes": [spec.storage.access_mode],
         "resources": { "requests": { "storage": volume_size(spec) } },
