@@ -165,7 +165,9 @@ async fn committed_results_are_there_once_whenever_the_worker_dies() {
         eprintln!("LITEJOIN_FAULT={fault}");
         let mut worker = site.run([]).with_variable("LITEJOIN_FAULT", &fault).start().await;
         let ingest = worker.ingest();
+        let before = orders;
         while worker.is_running() {
+            assert!(orders < before + 10_000, "{fault} is not reached");
             let customer = format!("c{}", orders % 3);
             let message = litejoin_tests::ingest::message(
                 "orders",
