@@ -161,15 +161,8 @@ impl Launch {
     /// Lets the worker's clock be off by so many seconds. Go has its own way to the clock, so Litestream's is right.
     #[must_use]
     pub fn with_clock_off_by(self, seconds: i64) -> Self {
-        let libraries = fs::read_dir("/usr/lib").expect("a Linux").flatten();
-        let library = libraries
-            .map(|entry| entry.path().join("faketime/libfaketime.so.1"))
-            .find(|path| path.exists())
-            .expect("Debian's faketime is installed; tests/run does that");
-        self.with_variable("LD_PRELOAD", &library.display().to_string())
-            .with_variable("FAKETIME", &format!("{seconds:+}"))
-            // How long something takes is true all the same.
-            .with_variable("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+        self.with_variable("LD_PRELOAD", concat!(env!("OUT_DIR"), "/clock.so"))
+            .with_variable("LITEJOIN_CLOCK_OFFSET", &seconds.to_string())
     }
 
     /// Gives the worker this standard output in place of one that the harness reads.

@@ -131,6 +131,9 @@ impl Part {
             part.add(&change);
             if part.text.len() > bytes_max { Err(ReadError::TooMuch) } else { Ok(()) }
         })?;
+        // Nothing is added any more, and a third of what has grown by doubling is empty.
+        part.text.shrink_to_fit();
+        part.topics.values_mut().for_each(|rows| rows.rows.shrink_to_fit());
         Ok(part)
     }
 

@@ -7,6 +7,7 @@
 //! ```
 //! A bench is one thread's share: readers of all shards, which see one cut, and a database in memory.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
@@ -26,7 +27,7 @@ use crate::results::event::{JoinId, Op};
 use crate::results::store::Change;
 use crate::storage::hash::shard_index;
 use crate::storage::log::ShardReader;
-use crate::storage::sqlite::{SqliteError, quoted};
+use crate::storage::sqlite::{self, SqliteError, quoted};
 use crate::storage::topics::TopicId;
 
 /// Result keys of one join that an epoch evaluates one by one at most; above it everything is evaluated at once.
@@ -276,13 +277,17 @@ impl Bench {
         Ok(Self { memory, budget, readers, results, cost: Cost::default() })
     }
 
-    /// Fixes what the readers see, until [`Self::release`].
+    /// Fixes what the readers see, until [`Self::release`]. Of the results too: each look-up of its own would take two
+    /// locks of the file and give them back.
     pub(crate) fn hold(&self) -> Result<(), SqliteError> {
-        self.readers.iter().try_for_each(ShardReader::hold)
+        self.readers.iter().try_for_each(ShardReader::hold)?;
+        let path = Path::new(self.results.path().unwrap_or_default());
+        sqlite::hold(&self.results).map_err(|source| SqliteError::new(path, "begin to read", source))
     }
 
     pub(crate) fn release(&self) {
         self.readers.iter().for_each(ShardReader::release);
+        sqlite::release(&self.results);
     }
 
     pub(crate) fn readers(&mut self) -> &mut [ShardReader] {

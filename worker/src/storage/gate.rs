@@ -18,7 +18,7 @@ pub(crate) struct Cut {
 
 /// Bytes of changes that may wait to be cut. Above it each commit waits for a cut, so that what the evaluator takes in at
 /// a time stays bounded.
-const UNCUT_BYTES_MAX: usize = 14 << 20;
+const UNCUT_BYTES_MAX: usize = 11 << 20;
 
 /// How long one commit waits for a cut at most: an evaluator in trouble slows writers down and stops none.
 const UNCUT_WAIT_MAX: Duration = Duration::from_secs(1);

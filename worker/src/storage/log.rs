@@ -59,19 +59,14 @@ impl ShardReader {
         })
     }
 
-    /// Fixes what this reader sees, until [`Self::release`]. BEGIN alone fixes nothing in SQLite, the first read does.
+    /// Fixes what this reader sees, until [`Self::release`].
     pub(crate) fn hold(&self) -> Result<(), SqliteError> {
-        self.doing("begin to read", |connection| {
-            connection.execute_batch("BEGIN; SELECT 1 FROM _topics LIMIT 1;")
-        })
+        self.doing("begin to read", sqlite::hold)
     }
 
     /// Sees the newest state again.
     pub(crate) fn release(&self) {
-        if !self.connection.is_autocommit() {
-            // A read transaction has nothing to lose.
-            let _ = self.connection.execute_batch("COMMIT");
-        }
+        sqlite::release(&self.connection);
     }
 
     /// Whether the log still holds every entry after `after`, up to `to`.

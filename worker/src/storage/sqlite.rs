@@ -15,7 +15,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const CACHE_KIB: i64 = -2_048;
 
 /// The same of a connection that reads: there are many, and they read in the order of the files.
-const READER_CACHE_KIB: i64 = -512;
+const READER_CACHE_KIB: i64 = -256;
 
 /// What went wrong with a file, and while doing what.
 #[derive(Debug, thiserror::Error)]
@@ -148,6 +148,19 @@ pub(crate) fn open_reader(path: &Path) -> Result<Connection, SqliteError> {
         Ok(connection)
     };
     open().map_err(|source| SqliteError::new(path, "open the file", source))
+}
+
+/// Fixes what a reader sees, until [`release`]. BEGIN alone fixes nothing in SQLite, the first read does.
+pub(crate) fn hold(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch("BEGIN; SELECT 1 FROM sqlite_schema LIMIT 1;")
+}
+
+/// Has a reader see the newest state again.
+pub(crate) fn release(connection: &Connection) {
+    if !connection.is_autocommit() {
+        // A read transaction has nothing to lose.
+        let _ = connection.execute_batch("COMMIT");
+    }
 }
 
 /// Opens an existing file of somebody else's to read from it; nothing in it is changed, not even by tidying up.
