@@ -198,8 +198,8 @@ pub struct Replication {
     pub endpoint: Option<String>,
     /// Region of the bucket.
     pub region: Option<String>,
-    /// Key by which S3 encrypts.
-    pub sse_kms_key_id: Option<String>,
+    /// How S3 encrypts, if not as the bucket says.
+    pub encryption: Option<Encryption>,
     /// What is done where files are missing.
     pub restore: RestorePolicy,
     /// The time to go back to, once (RFC 3339).
@@ -208,6 +208,18 @@ pub struct Replication {
     pub restore_from_url: Option<String>,
     /// `delivery.after: replicated`: whether results leave only once they are in the replica.
     pub results_wait: bool,
+}
+
+/// A key by which S3 encrypts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub enum Encryption {
+    /// S3 keeps it.
+    Kms {
+        /// Its identifier there.
+        key_id: String,
+    },
+    /// Its owner keeps it, and sends it with each request.
+    CustomerKey,
 }
 
 impl Replication {

@@ -41,7 +41,9 @@ pub struct ReplicationSpec {
     #[schemars(length(min = 1, max = 256))]
     pub identity: Option<String>,
     /// Secret with the credentials of the backend, as environment variables; without it the pod's own identity
-    /// or environment counts.
+    /// or environment counts. S3: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`; Google:
+    /// `GOOGLE_APPLICATION_CREDENTIALS`; Azure: `LITESTREAM_AZURE_ACCOUNT_KEY`; SFTP: `LITEJOIN_SFTP_KEY_PATH` and
+    /// `LITEJOIN_SFTP_HOST_KEY`. What is a path may be that of another key of this Secret, which is mounted too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials_secret_ref: Option<SecretRef>,
     /// Image of Litestream; the one this version was tested with where absent.
@@ -56,7 +58,7 @@ pub struct ReplicationSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
     pub region: Option<String>,
-    /// Encryption by the store, where it offers one.
+    /// Encryption by an S3 store, with a key of yours; without it the bucket's own counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_side_encryption: Option<ServerSideEncryption>,
     /// What is restored, and when.
@@ -98,14 +100,15 @@ pub enum ReplicationMode {
     Embedded,
 }
 
-/// Encryption by the store.
+/// Encryption by an S3 store.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServerSideEncryption {
-    /// The algorithm, as the store calls it, such as `AES256` or `aws:kms`.
+    /// `aws:kms`, with a key that S3 keeps, or `sse-c`, with one that only you keep: 32 bytes in base64, in a file that
+    /// `LITEJOIN_SSE_CUSTOMER_KEY_PATH` names among the credentials. Whoever loses it has lost the replica.
     #[schemars(length(min = 1, max = 64))]
     pub algorithm: String,
-    /// Identifier of the key, for algorithms that want one.
+    /// Identifier of the key, for `aws:kms`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048))]
     pub key_id: Option<String>,

@@ -1,5 +1,5 @@
-//! Stores that replicas go to, each a real server in a folder of its own: S3 (rclone's), SFTP (OpenSSH's), Azure Blob
-//! Storage (Azurite) and a plain folder. A store can be killed, started again where it was, and stopped for a while;
+//! Stores that replicas go to, each a real server in a folder of its own: S3 (rclone's), Google Cloud Storage
+//! (fake-gcs-server), SFTP (OpenSSH's), Azure Blob Storage (Azurite) and a plain folder. A store can be killed, started again where it was, and stopped for a while;
 //! dropping it leaves nothing behind. What a manifest and the environment must say to reach it comes with it.
 
 mod processes;
@@ -35,6 +35,8 @@ pub const ACCOUNT: &str = "lj";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     S3,
+    /// Its emulator lacks what a [`Proxy`] before it adds.
+    Google,
     Sftp,
     Azure,
     File,
@@ -114,7 +116,7 @@ impl Store {
         match self.kind {
             Kind::S3 => Some(format!("http://{address}")),
             Kind::Azure => Some(format!("http://{address}/{ACCOUNT}")),
-            Kind::Sftp | Kind::File => None,
+            Kind::Google | Kind::Sftp | Kind::File => None,
         }
     }
 
@@ -122,6 +124,7 @@ impl Store {
     pub fn url(&self, path: &str) -> String {
         match self.kind {
             Kind::S3 => format!("s3://{BUCKET}/{path}"),
+            Kind::Google => format!("gcs://{BUCKET}/{path}"),
             Kind::Azure => format!("abs://{ACCOUNT}@{BUCKET}/{path}"),
             Kind::Sftp => format!("sftp://{}@{}{}/{path}", user(), self.address(), self.files().display()),
             Kind::File => format!("file://{}/{path}", self.files().display()),
@@ -142,7 +145,22 @@ impl Store {
 
     /// Variables with the credentials.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
+        self.environment_at(&self.address())
+    }
+
+    /// The same through a proxy at another address, for stores that the environment tells the place of.
+    pub fn environment_at(&self, address: &str) -> Vec<(&'static str, String)> {
         match self.kind {
+            Kind::Google => {
+                let account = json!({
+                    "gcs_base_url": format!("http://{address}"), "disable_oauth": true,
+                    "client_email": "", "private_key": "", "private_key_id": "",
+                });
+                vec![
+                    ("STORAGE_EMULATOR_HOST", address.to_owned()),
+                    ("GOOGLE_SERVICE_ACCOUNT_KEY", account.to_string()),
+                ]
+            }
             Kind::S3 => {
                 vec![
                     ("AWS_ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
@@ -167,6 +185,7 @@ impl Store {
                 "type": "s3", "bucket": BUCKET, "path": path, "endpoint": self.endpoint(), "region": "us-east-1",
                 "force-path-style": true, "access-key-id": ACCESS_KEY, "secret-access-key": SECRET_KEY,
             }),
+            Kind::Google => json!({ "type": "gs", "bucket": BUCKET, "path": path }),
             Kind::Azure => json!({
                 "type": "abs", "bucket": BUCKET, "path": path, "endpoint": self.endpoint(),
                 "account-name": ACCOUNT, "account-key": account_key(),
@@ -270,6 +289,11 @@ impl Store {
                     &format!("{ACCESS_KEY},{SECRET_KEY}"),
                 ]);
                 command.arg(folder.join("data"));
+            }
+            Kind::Google => {
+                command.arg(programs::google()).args(["-scheme", "http", "-host", &self.host]);
+                command.args(["-port", &self.port().to_string(), "-public-host", &self.address()]);
+                command.arg("-filesystem-root").arg(folder.join("data"));
             }
             Kind::Azure => {
                 command.arg("node").arg(programs::azurite()).args(["--blobHost", &self.host]);

@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use litejoin_tests::stores::{Kind, Store, litestream};
+use litejoin_tests::stores::{Call, Kind, Proxy, Store, litestream};
 use litejoin_tests::wait::until;
 use litejoin_tests::worker::{Launch, Site, Worker};
 use serde_json::{Value, json};
@@ -213,9 +213,55 @@ async fn a_lost_disk_comes_back_from_azure() {
     comes_back(Kind::Azure).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_disk_comes_back_from_google() {
+    let store = Store::start(Kind::Google, "127.0.0.1").await;
+    let proxy = Proxy::before(&store).await;
+    let environment = store.environment_at(&proxy.address());
+    let pipeline = Replicated { environment, ..Replicated::to(&store, &json!({})) };
+    comes_back_to(&pipeline).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_disk_comes_back_from_s3_that_encrypts_with_our_key() {
+    let store = Store::s3().await;
+    let proxy = Proxy::before(&store).await;
+    let mut pipeline = Replicated::to(
+        &store,
+        &json!({
+            "endpoint": store.endpoint_at(&proxy.address()),
+            "serverSideEncryption": {"algorithm": "sse-c"},
+        }),
+    );
+    // What S3 would refuse to read again, the store here would not: it keeps what it is sent.
+    const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+    const KEY_MD5: &str = "hRasmdxgYDKV3nvbahU1MA==";
+    pipeline.site.write("sse.key", format!("{KEY}\n"));
+    let path = pipeline.site.path().join("sse.key").display().to_string();
+    pipeline.environment.push(("LITEJOIN_SSE_CUSTOMER_KEY_PATH", path));
+    comes_back_to(&pipeline).await;
+    let calls = proxy.take();
+    let of_objects: Vec<_> = calls
+        .iter()
+        .filter(|call| call.path.trim_matches('/').contains('/') && call.method != "DELETE")
+        .collect();
+    let without: Vec<_> =
+        of_objects.iter().filter(|call| call.customer_key.as_deref() != Some(KEY_MD5)).collect();
+    assert!(without.is_empty(), "{without:?}");
+    for method in ["GET", "PUT"] {
+        for place in ["claim.json", ".db/"] {
+            let is_it = |call: &&&Call| call.method == method && call.path.contains(place);
+            assert!(of_objects.iter().any(|call| is_it(&call)), "no {method} of {place}");
+        }
+    }
+}
+
 async fn comes_back(kind: Kind) {
     let store = Store::start(kind, "127.0.0.1").await;
-    let pipeline = Replicated::to(&store, &json!({}));
+    comes_back_to(&Replicated::to(&store, &json!({}))).await;
+}
+
+async fn comes_back_to(pipeline: &Replicated) {
     let worker = pipeline.start().await;
     let all = names("k", 20);
     put_all(&worker, &all).await;

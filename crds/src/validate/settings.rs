@@ -8,10 +8,10 @@ use crate::crd::rules::{DRILL_MESSAGE, SCHEDULE_MESSAGE};
 use crate::duration::{DURATION_MAX, DurationText, parse_timestamp};
 use crate::pipeline::{DeliveryGuarantee, Durability, OnNodeLoss, PipelineSpec, SynchronousMode};
 use crate::plan::{
-    Admin, Audit, Delivery, Dlq, Guarantee, Place, Replication, Retention, Storage, Synchronous,
+    Admin, Audit, Delivery, Dlq, Encryption, Guarantee, Place, Replication, Retention, Storage, Synchronous,
 };
 use crate::quantity::Bytes;
-use crate::replication::{ReplicationSpec, SCHEDULES, SCHEMES};
+use crate::replication::{ReplicationSpec, SCHEDULES, SCHEMES, ServerSideEncryption};
 use crate::validate::read::PipelineDocument;
 use crate::validate::{Complaints, connections};
 
@@ -208,7 +208,7 @@ fn replication(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Option<Replication
             credentials_secret: replication.credentials_secret_ref.as_ref().map(|secret| secret.name.clone()),
             endpoint: replication.endpoint.clone(),
             region: replication.region.clone(),
-            sse_kms_key_id: encryption(replication, scope),
+            encryption: encryption(replication, scope),
             restore: replication.restore.policy,
             restore_timestamp: replication.restore.timestamp.clone(),
             restore_from_url: replication.restore.from_url.clone(),
@@ -247,17 +247,18 @@ fn drill(replication: &ReplicationSpec, scope: &mut Scope<'_>) {
     }
 }
 
-/// The key that Litestream names to S3; it asks for no other encryption, so that the bucket's own counts there.
-fn encryption(replication: &ReplicationSpec, scope: &mut Scope<'_>) -> Option<String> {
-    let encryption = replication.server_side_encryption.as_ref()?;
+/// The key that is named to S3; no other encryption is asked for, so that the bucket's own counts there.
+fn encryption(replication: &ReplicationSpec, scope: &mut Scope<'_>) -> Option<Encryption> {
+    let ServerSideEncryption { algorithm, key_id } = replication.server_side_encryption.as_ref()?;
     let is_s3 = replication.replica_url.as_ref().is_some_and(|url| url.starts_with("s3://"));
-    match &encryption.key_id {
-        Some(key_id) if is_s3 && encryption.algorithm == "aws:kms" => Some(key_id.clone()),
+    match (algorithm.as_str(), key_id) {
+        ("aws:kms", Some(key_id)) if is_s3 => Some(Encryption::Kms { key_id: key_id.clone() }),
+        ("sse-c", None) if is_s3 => Some(Encryption::CustomerKey),
         _ => {
             let message = format!(
-                "got algorithm {:?}, allowed: aws:kms with a keyId, on s3://; for others remove this and set the \
-                 default encryption of the bucket",
-                encryption.algorithm
+                "got algorithm {algorithm:?} {} a keyId, allowed: aws:kms with a keyId, or sse-c without one, on s3://; \
+                 for others remove this and set the default encryption of the bucket",
+                if key_id.is_some() { "with" } else { "without" }
             );
             scope.error("replication.serverSideEncryption", Reason::InvalidValue, message);
             None

@@ -595,6 +595,35 @@ admin: {addr: "9090"}"#,
 }
 
 #[test]
+fn an_s3_store_is_asked_to_encrypt_by_keys_that_it_can_have() {
+    let encrypted = |url: &str, encryption: &str| {
+        pipeline(&format!(
+            "replication: {{enabled: true, replicaUrl: {url}, serverSideEncryption: {{{encryption}}}}}"
+        ))
+    };
+    check(&encrypted("s3://b/x", "algorithm: sse-c"), expect![[r#""#]]);
+    check(&encrypted("s3://b/x", "algorithm: aws:kms, keyId: alias/k"), expect![[r#""#]]);
+    check(
+        &encrypted("gcs://b/x", "algorithm: sse-c"),
+        expect![[r#"
+        0 spec.replication.serverSideEncryption: InvalidValue: got algorithm "sse-c" without a keyId, allowed: aws:kms with a keyId, or sse-c without one, on s3://; for others remove this and set the default encryption of the bucket
+    "#]],
+    );
+    check(
+        &encrypted("s3://b/x", "algorithm: sse-c, keyId: alias/k"),
+        expect![[r#"
+        0 spec.replication.serverSideEncryption: InvalidValue: got algorithm "sse-c" with a keyId, allowed: aws:kms with a keyId, or sse-c without one, on s3://; for others remove this and set the default encryption of the bucket
+    "#]],
+    );
+    check(
+        &encrypted("s3://b/x", "algorithm: AES256"),
+        expect![[r#"
+        0 spec.replication.serverSideEncryption: InvalidValue: got algorithm "AES256" without a keyId, allowed: aws:kms with a keyId, or sse-c without one, on s3://; for others remove this and set the default encryption of the bucket
+    "#]],
+    );
+}
+
+#[test]
 fn listeners_do_not_meet() {
     check(
         &pipeline(

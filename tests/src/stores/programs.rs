@@ -13,6 +13,11 @@ pub(super) fn rclone() -> PathBuf {
     built().join("rclone")
 }
 
+/// The emulator of Google Cloud Storage.
+pub(super) fn google() -> PathBuf {
+    built().join("fake-gcs-server")
+}
+
 /// The script of Azurite's blob service.
 pub(super) fn azurite() -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use litejoin_crds::plan::Replication;
+use litejoin_crds::plan::{Encryption, Replication};
 use serde_json::{Map, Value, json};
 
 use super::location::{Backend, Location};
@@ -32,6 +32,9 @@ pub(crate) struct File {
 pub(crate) const SFTP_KEY_PATH: &str = "LITEJOIN_SFTP_KEY_PATH";
 /// See [`SFTP_KEY_PATH`].
 pub(crate) const SFTP_HOST_KEY: &str = "LITEJOIN_SFTP_HOST_KEY";
+
+/// The variable that names the file with the key by which S3 encrypts, where its owner keeps it.
+pub(crate) const SSE_CUSTOMER_KEY_PATH: &str = "LITEJOIN_SSE_CUSTOMER_KEY_PATH";
 
 /// What Litestream is to do: copy these files to below `incarnation`. `variable` looks into the environment, of which
 /// nothing secret is taken.
@@ -94,10 +97,16 @@ fn replica(
     };
     let of_s3 = matches!(location.backend, Backend::S3 { .. });
     let of_http = of_s3 || matches!(location.backend, Backend::Abs { .. });
+    let (kms_key, customer_key) = match replication.encryption.as_ref().filter(|_| of_s3) {
+        Some(Encryption::Kms { key_id }) => (Some(key_id.clone()), None),
+        Some(Encryption::CustomerKey) => (None, variable(SSE_CUSTOMER_KEY_PATH)),
+        None => (None, None),
+    };
     let more = [
-        ("endpoint", replication.endpoint.as_ref().filter(|_| of_http)),
-        ("region", replication.region.as_ref().filter(|_| of_s3)),
-        ("sse-kms-key-id", replication.sse_kms_key_id.as_ref().filter(|_| of_s3)),
+        ("endpoint", replication.endpoint.clone().filter(|_| of_http)),
+        ("region", replication.region.clone().filter(|_| of_s3)),
+        ("sse-kms-key-id", kms_key),
+        ("sse-customer-key-path", customer_key),
     ];
     let settings_map = settings.as_object_mut().expect("it is written as an object above");
     settings_map.retain(|_, value| !value.is_null());
@@ -132,7 +141,7 @@ mod tests {
             credentials_secret: None,
             endpoint: None,
             region: None,
-            sse_kms_key_id: None,
+            encryption: None,
             restore: RestorePolicy::Auto,
             restore_timestamp: None,
             restore_from_url: None,
@@ -143,7 +152,11 @@ mod tests {
     fn replica_of(replication: &Replication) -> String {
         let location = Location::parse(&replication.replica_url).unwrap().join("n/p/0/incarnation-1-x");
         let file = File { name: "shard_0.db".to_owned(), path: PathBuf::from("/data/shard_0.db") };
-        let variable = |name: &str| (name == SFTP_KEY_PATH).then(|| "/keys/id".to_owned());
+        let variable = |name: &str| match name {
+            SFTP_KEY_PATH => Some("/keys/id".to_owned()),
+            SSE_CUSTOMER_KEY_PATH => Some("/keys/sse".to_owned()),
+            _ => None,
+        };
         litestream(replication, &location, &[file], None, &variable)["dbs"][0]["replica"].to_string()
     }
 
@@ -152,11 +165,13 @@ mod tests {
         let s3 = Replication {
             endpoint: Some("http://minio:9000".to_owned()),
             region: Some("eu-west-1".to_owned()),
-            sse_kms_key_id: Some("alias/k".to_owned()),
+            encryption: Some(Encryption::Kms { key_id: "alias/k".to_owned() }),
             ..replication("s3://b/x")
         };
+        let own_key = Replication { encryption: Some(Encryption::CustomerKey), ..replication("s3://b/x") };
         let all: Vec<String> = [
             s3,
+            own_key,
             replication("gcs://b/x"),
             replication("abs://acct@c/x"),
             replication("sftp://me@h/srv"),
@@ -167,6 +182,7 @@ mod tests {
         .collect();
         expect![[r#"
             {"bucket":"b","endpoint":"http://minio:9000","force-path-style":true,"path":"x/n/p/0/incarnation-1-x/shard_0.db","region":"eu-west-1","sse-kms-key-id":"alias/k","sync-interval":"200ms","type":"s3"}
+            {"bucket":"b","path":"x/n/p/0/incarnation-1-x/shard_0.db","sse-customer-key-path":"/keys/sse","sync-interval":"200ms","type":"s3"}
             {"bucket":"b","path":"x/n/p/0/incarnation-1-x/shard_0.db","sync-interval":"200ms","type":"gs"}
             {"account-name":"acct","bucket":"c","path":"x/n/p/0/incarnation-1-x/shard_0.db","sync-interval":"200ms","type":"abs"}
             {"host":"h:22","key-path":"/keys/id","path":"/srv/n/p/0/incarnation-1-x/shard_0.db","sync-interval":"200ms","type":"sftp","user":"me"}

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use futures::TryStreamExt;
-use litejoin_crds::plan::Replication;
+use litejoin_crds::plan::{Encryption, Replication};
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
@@ -15,6 +17,7 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
 
+use super::config::SSE_CUSTOMER_KEY_PATH;
 use super::location::{Backend, Location};
 use super::sftp::Sftp;
 
@@ -29,6 +32,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Bytes of an object of ours at most.
 const OBJECT_BYTES_MAX: usize = 1 << 20;
+
+/// Length of a key by which S3 encrypts.
+const KEY_BYTES: usize = 32;
 
 /// What S3 stores say of a request whose time is more than a quarter of an hour off, whatever code they give it.
 const CLOCK_REFUSAL: &str = "difference between the request time and the";
@@ -117,9 +123,13 @@ impl Objects {
                 if let Some(region) = &replication.region {
                     builder = builder.with_region(region);
                 }
-                if let Some(key_id) = &replication.sse_kms_key_id {
-                    builder = builder.with_sse_kms_encryption(key_id);
-                }
+                builder = match &replication.encryption {
+                    Some(Encryption::Kms { key_id }) => builder.with_sse_kms_encryption(key_id),
+                    Some(Encryption::CustomerKey) => {
+                        builder.with_ssec_encryption(customer_key(environment).map_err(settings)?)
+                    }
+                    None => builder,
+                };
                 Arc::new(builder.with_bucket_name(bucket).build().map_err(of_store)?)
             }
             Backend::Gcs { bucket } => {
@@ -256,6 +266,27 @@ impl Objects {
     }
 }
 
+/// The key that the credentials name a file of.
+fn customer_key(environment: &BTreeMap<String, String>) -> Result<String, String> {
+    let path = environment.get(SSE_CUSTOMER_KEY_PATH).ok_or_else(|| {
+        format!(
+            "spec.replication.serverSideEncryption: sse-c needs {SSE_CUSTOMER_KEY_PATH} among the credentials, the path of \
+             a file with the key"
+        )
+    })?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("{SSE_CUSTOMER_KEY_PATH}: could not read {path}: {error}"))?;
+    let key = text.trim();
+    match BASE64.decode(key).map(|bytes| bytes.len()) {
+        Ok(KEY_BYTES) => Ok(key.to_owned()),
+        found => Err(format!(
+            "{SSE_CUSTOMER_KEY_PATH}: {path} holds {}, allowed: {KEY_BYTES} bytes in base64, as `openssl rand -base64 \
+             {KEY_BYTES}` makes them",
+            found.map_or_else(|_| "no base64".to_owned(), |length| format!("{length} bytes"))
+        )),
+    }
+}
+
 /// `None` while there is no such folder.
 fn local(folder: &std::path::Path) -> Result<Option<LocalFileSystem>, Problem> {
     Ok(if folder.try_exists()? { Some(LocalFileSystem::new_with_prefix(folder)?) } else { None })
@@ -287,4 +318,39 @@ async fn remove(store: &dyn ObjectStore, key: &Path) -> Result<(), Problem> {
         store.delete(&object.location).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use expect_test::expect;
+
+    #[test]
+    fn a_key_of_ours_is_a_file_that_the_credentials_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let told = |content: Option<&str>| {
+            let path = folder.path().join("key");
+            let named = (SSE_CUSTOMER_KEY_PATH.to_owned(), path.display().to_string());
+            if let Some(content) = content {
+                std::fs::write(&path, content).unwrap();
+            }
+            let found = customer_key(&BTreeMap::from([named])).unwrap_or_else(|problem| problem);
+            found.replace(&folder.path().display().to_string(), "<folder>") + "\n"
+        };
+        let all = [
+            customer_key(&BTreeMap::new()).unwrap_err() + "\n",
+            told(None),
+            told(Some("c2hvcnQ=")),
+            told(Some("not base64")),
+            told(Some("MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n")),
+        ];
+        expect![[r#"
+            spec.replication.serverSideEncryption: sse-c needs LITEJOIN_SSE_CUSTOMER_KEY_PATH among the credentials, the path of a file with the key
+            LITEJOIN_SSE_CUSTOMER_KEY_PATH: could not read <folder>/key: No such file or directory (os error 2)
+            LITEJOIN_SSE_CUSTOMER_KEY_PATH: <folder>/key holds 5 bytes, allowed: 32 bytes in base64, as `openssl rand -base64 32` makes them
+            LITEJOIN_SSE_CUSTOMER_KEY_PATH: <folder>/key holds no base64, allowed: 32 bytes in base64, as `openssl rand -base64 32` makes them
+            MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=
+        "#]].assert_eq(&all.concat());
+    }
 }
