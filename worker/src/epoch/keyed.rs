@@ -57,9 +57,9 @@ impl Benches {
         Ok(Self { benches, looked_back })
     }
 
-    /// Fixes what all readers see.
+    /// Fixes what all readers see, or what none does.
     pub(super) fn hold(&self) -> Result<(), SqliteError> {
-        self.benches.iter().try_for_each(Bench::hold)
+        self.benches.iter().try_for_each(Bench::hold).inspect_err(|_| self.release())
     }
 
     pub(super) fn release(&self) {
@@ -223,5 +223,29 @@ impl Benches {
             drop(sender);
             receiver.into_iter().try_for_each(|(index, done)| take(index, done?))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_that_can_not_be_held_leaves_none_held() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = ["shard-0.db", "shard-1.db", "results.db"].map(|name| folder.path().join(name));
+        for file in &files {
+            sqlite::open_writer(file, litejoin_crds::plan::Synchronous::Normal).unwrap();
+        }
+        let [first, second, results] = files;
+        let mut benches = Benches::new(&[first, second], &results, [].iter(), [].iter()).unwrap();
+
+        // SQLite has no transaction in a transaction, so this one can't be begun again.
+        benches.benches.last_mut().unwrap().readers()[1].hold().unwrap();
+        assert!(benches.hold().is_err());
+
+        benches.hold().unwrap();
+        benches.release();
+        benches.hold().unwrap();
     }
 }
