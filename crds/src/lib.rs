@@ -13,6 +13,7 @@ pub mod crd;
 pub mod credentials;
 pub mod defaults;
 pub mod duration;
+pub mod error;
 pub mod hash;
 pub mod join;
 pub mod kind;

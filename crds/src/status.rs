@@ -68,6 +68,9 @@ pub struct ReplicationStatus {
     /// `restore.timestamp` that was gone back to last; the same value is not gone back to again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restored_timestamp: Option<String>,
+    /// When a drill last found that the replica can be restored and is sound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_drill_time: Option<Time>,
 }
 
 /// Phases of a change of `shardCount` during which no other may begin.

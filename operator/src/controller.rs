@@ -16,11 +16,12 @@ use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher;
 use kube::{Client, Resource, ResourceExt};
+use litejoin_crds::error::chain;
 use litejoin_crds::kind::Kind;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use crate::error::{Error, chain};
+use crate::error::Error;
 use crate::metrics::{Metrics, Reason};
 use children::Children;
 use secrets::Secrets;

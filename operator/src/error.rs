@@ -54,14 +54,3 @@ impl<T> Doing<T> for Result<T, kube::Error> {
         self.map_err(|source| Error::Api { what: what(), source: Box::new(source) })
     }
 }
-
-/// An error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
-}

@@ -9,11 +9,10 @@ use kube::api::Api;
 use kube::runtime::watcher::{self, watch_object};
 use kube::{Client, runtime::WatchStreamExt};
 use kube_lease_manager::{LeaseManagerBuilder, LeaseManagerError};
+use litejoin_crds::error::chain;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
-
-use crate::error::chain;
 
 /// Name of the Lease.
 const LEASE: &str = "litejoin-operator";

@@ -114,7 +114,7 @@ async fn what_was_replicated_comes_back_after_the_volume_is_lost() {
         until("results", async || site.results().await.filter(|after| after.len() >= before.len())).await;
     assert_eq!(after, before);
     drill(&cluster);
-    scheduled_drill(&cluster);
+    scheduled_drill(&cluster).await;
     back_in_time(&cluster, &site, &before).await;
 }
 
@@ -130,7 +130,7 @@ fn drill(cluster: &Cluster) {
 }
 
 /// The same as a job of its own, which has an empty volume and compares with nothing; begun now instead of at night.
-fn scheduled_drill(cluster: &Cluster) {
+async fn scheduled_drill(cluster: &Cluster) {
     cluster.kubectl(&["create", "job", "drill", "--from=cronjob/orders"]);
     let timeout = format!("--timeout={}s", PATIENCE.as_secs());
     cluster.kubectl(&["wait", "job/drill", "--for=condition=complete", &timeout]);
@@ -143,6 +143,14 @@ fn scheduled_drill(cluster: &Cluster) {
     // It is nobody's worker.
     let selector = "--selector=app.kubernetes.io/name=litejoin,litejoin.io/pipeline=orders";
     assert_eq!(cluster.kubectl(&["get", "pods", selector, "-o", "name"]).trim(), "pod/orders-0");
+    let of = |object: &str, path: &str| {
+        cluster.kubectl(&["get", object, "orders", "-o", &format!("jsonpath={{{path}}}")]).trim().to_owned()
+    };
+    until("the status to tell of it", async || {
+        let told = of("pipeline", ".status.replication.lastDrillTime");
+        (!told.is_empty() && told == of("cronjob", ".status.lastSuccessfulTime")).then_some(())
+    })
+    .await;
 }
 
 /// The manifest names a time, and the pipeline goes back to it.

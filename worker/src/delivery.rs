@@ -10,3 +10,6 @@ pub(crate) mod dispatch;
 pub(crate) mod release;
 pub(crate) mod schedule;
 pub(crate) mod settling;
+
+/// Wait after a failure of our own files.
+const FILE_RETRY: std::time::Duration = std::time::Duration::from_secs(1);

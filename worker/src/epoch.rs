@@ -20,13 +20,13 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use litejoin_crds::error::chain;
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use self::aside::{Aside, Ask, Done, FullCopy, Outcome};
 use self::commit::Committer;
 use self::keyed::Benches;
-use crate::error::chain;
 use crate::join::CheckedJoin;
 use crate::join::accumulate::{AccumulatedJoin, Settled};
 use crate::join::changes::{Changes, ReadError};

@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use litejoin_crds::credentials::KafkaSaslMechanism;
+use litejoin_crds::error::chain;
 use litejoin_crds::plan::KafkaConnection;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
@@ -12,7 +13,6 @@ use rdkafka::{ClientConfig, ClientContext, Statistics};
 use tracing::{debug, trace};
 
 use crate::credentials::{CredentialError, Secrets};
-use crate::error::chain;
 
 /// Why a client could not be made.
 #[derive(Debug, thiserror::Error)]

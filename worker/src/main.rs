@@ -10,7 +10,6 @@ mod credentials;
 mod delivery;
 mod dlq;
 mod epoch;
-mod error;
 mod explain;
 mod fault;
 mod join;
@@ -35,6 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
+use litejoin_crds::error::chain;
 use litejoin_crds::plan::Plan;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -50,7 +50,6 @@ use crate::cli::{
 use crate::credentials::Secrets;
 use crate::delivery::dead_letters::inspect::{Entry, Filter};
 use crate::dlq::DlqError;
-use crate::error::chain;
 use crate::manifest::watch::{self, Watch};
 use crate::replication::command::{self, Aim};
 use crate::replication::{ReplicationError, Tools};

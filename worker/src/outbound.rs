@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use litejoin_crds::credentials::Auth;
+use litejoin_crds::error::chain;
 use litejoin_crds::plan::HttpConnection;
 use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Client, Method, Proxy, RequestBuilder, Response, StatusCode, Url};
 
 pub(crate) use self::retry_after::retry_after;
 use crate::credentials::{CredentialError, Secret, Secrets};
-use crate::error::chain;
 
 /// Redirects that are followed for one request.
 const REDIRECTS_MAX: usize = 5;

@@ -24,6 +24,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use litejoin_crds::credentials::Credential;
+use litejoin_crds::error::chain;
 use litejoin_crds::plan::Serving;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -37,7 +38,6 @@ use tracing::{debug, warn};
 use self::stall::Stall;
 use self::tls::Certificates;
 use crate::credentials::Secrets;
-use crate::error::chain;
 
 /// Bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 64 << 10;

@@ -9,13 +9,13 @@ use kube::ResourceExt;
 use kube::api::{Api, DynamicObject};
 use kube::runtime::reflector::store::{Store, Writer};
 use kube::runtime::{WatchStreamExt, watcher};
+use litejoin_crds::error::chain;
 use litejoin_crds::kind::Kind;
 use tracing::warn;
 
 use super::kinds;
 use super::observe::Object;
 use super::woken::Woken;
-use crate::error::chain;
 
 /// All children of all pipelines.
 pub(crate) struct Children {

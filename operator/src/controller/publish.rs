@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType};
 use litejoin_crds::API_VERSION;
+use litejoin_crds::error::chain;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tracing::{info, warn};
@@ -13,7 +14,7 @@ use tracing::{info, warn};
 use super::observe::{Object, Observed};
 use super::status::{Statuses, orphan};
 use super::{Context, FIELD_MANAGER, kinds};
-use crate::error::{Doing, Error, chain};
+use crate::error::{Doing, Error};
 
 /// The longest note that an Event takes, in bytes.
 const NOTE_BYTES_MAX: usize = 1024;

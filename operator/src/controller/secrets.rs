@@ -9,10 +9,10 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::{Api, PartialObjectMeta};
 use kube::runtime::{WatchStreamExt, watcher};
+use litejoin_crds::error::chain;
 use tracing::warn;
 
 use super::woken::Woken;
-use crate::error::chain;
 
 /// Namespace and name of a pipeline.
 type Pipeline = (String, String);

@@ -10,8 +10,9 @@ use litejoin_crds::{Complaint, Reason};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use self::replication::Drills;
 use super::apply::is_ours;
-use super::build::{CONFIG_BYTES_MAX, Desired, is_at_rest};
+use super::build::{CONFIG_BYTES_MAX, Desired, Slot, is_at_rest};
 use super::node_loss::{self, Answer};
 use super::observe::{Object, Observed};
 use super::validate::Verdict;
@@ -111,7 +112,8 @@ fn pipeline(
         ready =
             Fact::new("Ready", Holds::Yes, "Suspended", "at rest as spec.suspend or spec.replicas asks for");
     }
-    facts.extend(replication::healthy(&observed.spec(), told));
+    let drills = Drills::of(observed.built.get(&Slot::CronJob));
+    facts.extend(replication::healthy(&observed.spec(), told, &drills));
     facts.extend(paused(observed));
     facts.extend(degraded(observed, verdict, told));
     facts.extend(verdict.reshard.map(|(from, to)| {
@@ -134,7 +136,7 @@ fn pipeline(
         observed_generation: Some(generation),
         conditions: conditions(&all, &before.conditions, generation, now),
         layout: before.layout.clone().or_else(layout),
-        replication: replication::status(told, before.replication.clone()),
+        replication: replication::status(told, &drills, before.replication.clone()),
         reshard: reshard(verdict, before.reshard.clone(), now),
         config_hash: config.filter(|_| runs).map(|config| config.hash.clone()).or(before.config_hash.clone()),
         output_version: desired

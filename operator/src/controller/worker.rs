@@ -76,7 +76,7 @@ impl Workers {
             Ok(status) => read(&status, &config.hash),
             Err(Closed::Refused(why)) => Told::Silent { why: Some(why) },
             Err(Closed::Silent(error)) => {
-                debug!(authority, error = crate::error::chain(&error), "the worker does not answer");
+                debug!(authority, error = litejoin_crds::error::chain(&error), "the worker does not answer");
                 Told::Silent { why: None }
             }
         }

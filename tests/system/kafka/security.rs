@@ -96,9 +96,14 @@ async fn trouble_at_the_start_is_told_and_tried_again() {
     ] {
         let site = Site::with(&pipeline(&brokers, &from, &to, &security));
         let worker = with_credentials(&site, password).start().await;
+        let mut last = String::new();
         let said = until(&format!("readyz to tell of {expected}"), async || {
             let (status, text) = readyz(&worker).await;
             assert_eq!(status, 503, "{expected}: {text}");
+            if text != last {
+                eprintln!("{text}");
+                last.clone_from(&text);
+            }
             (text.matches(expected).count() == 2).then_some(text)
         })
         .await;

@@ -80,6 +80,34 @@ async fn back_to_an_earlier_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_terminal_shows_how_far_a_restore_is() {
+    let store = Store::file().await;
+    let pipeline = Replicated::to(&store, &json!({}));
+    let worker = pipeline.start().await;
+    put_all(&worker, &names("k", 3)).await;
+    ready(&worker).await;
+    worker.stop().await;
+
+    let restore = format!("{} restore --to copy -f pipeline.yaml --data-dir data", program().display());
+    let mut command = Command::new("script");
+    command.args(["--quiet", "--return", "--command", &restore, "/dev/null"]);
+    let ended = pipeline.with_environment(pipeline.site.launch(command)).end().await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stdout.contains("restoring "), "{:?}", ended.stdout);
+    assert!(ended.stdout.contains("1/6 files, "), "{:?}", ended.stdout);
+    let last = ended.stdout.lines().last();
+    assert!(
+        last.is_some_and(|line| line.ends_with("restored 6 files to copy, the newest of each file")),
+        "{last:?}"
+    );
+
+    // Nowhere else.
+    let ended = by_hand(&pipeline, &["restore", "--to", "copy2"]).await;
+    assert_eq!(ended.stdout, "restored 6 files to copy2, the newest of each file\n");
+    assert!(!ended.stderr.contains("files, "), "{}", ended.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_litestream_that_has_the_worker_as_its_child() {
     let store = Store::file().await;
     let pipeline = Replicated::to(&store, &json!({"mode": "sidecar"}));

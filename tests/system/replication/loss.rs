@@ -1,6 +1,7 @@
 //! Worker, Litestream and disk are lost at once, under load, again and again. What was told to be in the replica comes back.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use litejoin_tests::ingest::message;
 use litejoin_tests::repetition::{chance, seeds};
@@ -97,4 +98,52 @@ async fn a_store_that_is_away_from_the_start() {
     let worker = pipeline.start().await;
     assert_eq!(keys(&worker).await, told);
     worker.stop().await;
+}
+
+/// Leaves pages in a file that belong to nothing: what they held is there no more, and they are not free.
+fn orphan_pages(file: &Path) {
+    let connection = rusqlite::Connection::open(file).expect("it is a file of SQLite");
+    let lose = "CREATE TABLE lost (x);
+                INSERT INTO lost VALUES (zeroblob(100000));
+                PRAGMA writable_schema = ON;
+                DELETE FROM sqlite_schema WHERE name = 'lost';";
+    connection.execute_batch(lose).expect("nobody else has it open");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn results_that_come_back_unsound_are_made_anew() {
+    let store = Store::file().await;
+    let pipeline = Replicated::to(&store, &json!({}));
+    let worker = pipeline.start().await;
+    let mut all = names("k", 20);
+    put_all(&worker, &all).await;
+    ready(&worker).await;
+    worker.stop().await;
+    orphan_pages(&pipeline.site.data_dir().join("results.db"));
+    let worker = pipeline.start().await;
+    let more = names("more", 5);
+    put_all(&worker, &more).await;
+    all.extend(more);
+    ready(&worker).await;
+    worker.stop().await;
+
+    // Who asks whether the replica is sound is told the truth.
+    let arguments = ["restore", "--verify", "-f", "pipeline.yaml", "--data-dir", "data"];
+    let ended = pipeline.with_environment(pipeline.site.command(arguments)).end().await;
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("results.db: came back unsound: "), "{}", ended.stderr);
+
+    pipeline.lose_disk();
+    let worker = pipeline.start().await;
+    assert_eq!(keys(&worker).await, all);
+    let healed = ready(&worker).await;
+    let ended = worker.stop().await;
+    assert!(ended.stderr.contains("results.db came back unsound and is left out"), "{}", ended.stderr);
+    // What is in the replica now is sound.
+    pipeline.lose_disk();
+    let worker = pipeline.start().await;
+    assert_eq!(keys(&worker).await, all);
+    assert_ne!(ready(&worker).await, healed);
+    let ended = worker.stop().await;
+    assert!(!ended.stderr.contains("unsound"), "{}", ended.stderr);
 }

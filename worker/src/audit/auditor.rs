@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use litejoin_crds::error::chain;
 use litejoin_crds::plan;
 use tokio::sync::watch;
 use tracing::{debug, error, warn};
@@ -14,7 +15,6 @@ use super::{AuditError, Files, Finding, compare};
 use crate::blocking::blocking;
 use crate::clock;
 use crate::epoch::Repairs;
-use crate::error::chain;
 use crate::join::CheckedJoin;
 use crate::status::Status;
 use crate::status::audit::Compared;

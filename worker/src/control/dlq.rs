@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 use futures::stream;
+use litejoin_crds::error::chain;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -18,7 +19,6 @@ use crate::blocking::blocking;
 use crate::clock;
 use crate::delivery::dead_letters::DeadLetters;
 use crate::delivery::dead_letters::inspect::{After, Filter};
-use crate::error::chain;
 use crate::storage::sqlite::SqliteError;
 
 /// What is read.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use litejoin_crds::error::chain;
 use litejoin_crds::plan::{self, Guarantee};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -18,7 +19,6 @@ use super::release::Release;
 use super::schedule::retry_delay;
 use crate::blocking::blocking;
 use crate::clock::{self, Moment};
-use crate::error::chain;
 use crate::results::event::{Envelope, Event, JoinId, ResultId};
 use crate::results::reader::PageLimit;
 use crate::results::{Applied, Position, Reader, Results};
@@ -35,9 +35,6 @@ const LETTERS_PER_ROUND: usize = 100;
 
 /// How often letters are counted for show.
 const COUNT_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Wait after a failure of our own files.
-const FILE_RETRY: Duration = Duration::from_secs(1);
 
 /// One sink and all that it works with.
 pub(crate) struct Dispatcher {
@@ -450,7 +447,7 @@ impl Dispatcher {
             warn!(sink = self.name, error = chain(error), "delivery waits; trying again");
         }
         tokio::select! {
-            () = tokio::time::sleep(FILE_RETRY) => {}
+            () = tokio::time::sleep(super::FILE_RETRY) => {}
             _ = self.stopping.changed() => {}
         }
     }

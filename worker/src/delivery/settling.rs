@@ -3,18 +3,14 @@
 //! back.
 
 use std::sync::Arc;
-use std::time::Duration;
 
+use litejoin_crds::error::chain;
 use tokio::sync::{OnceCell, watch};
 use tracing::{info, warn};
 
 use crate::blocking::blocking;
-use crate::error::chain;
 use crate::results::{Applied, Results};
 use crate::storage::sqlite::SqliteError;
-
-/// Wait after a failure of our own files.
-const FILE_RETRY: Duration = Duration::from_secs(1);
 
 /// Whether results may be shown yet.
 #[derive(Clone)]
@@ -55,7 +51,7 @@ impl Settling {
         while let Err(error) = doubt.settled.get_or_try_init(|| doubt.settle()).await {
             warn!(error = chain(&error), "could not settle the results; sinks wait, trying again");
             tokio::select! {
-                () = tokio::time::sleep(FILE_RETRY) => {}
+                () = tokio::time::sleep(super::FILE_RETRY) => {}
                 _ = stopping.wait_for(|stopping| *stopping) => return false,
             }
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use litejoin_crds::credentials::{ClientTls, PemSource};
+use litejoin_crds::error::chain;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
@@ -12,7 +13,6 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 
 use super::OutboundError;
 use crate::credentials::Secrets;
-use crate::error::chain;
 
 /// The configuration of a client.
 pub(super) fn client_config(tls: &ClientTls, secrets: &Secrets) -> Result<ClientConfig, OutboundError> {

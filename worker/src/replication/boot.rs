@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use litejoin_crds::error::chain;
 use litejoin_crds::plan::Plan;
 use litejoin_crds::replication::RestorePolicy;
 use tracing::{info, warn};
@@ -16,7 +17,6 @@ use super::incarnation::{
 use super::litestream::{self, Litestream};
 use super::{BIRTH, CLAIM, PointInTime, Replica, ReplicationError, Site, Tools, files};
 use crate::clock;
-use crate::error::chain;
 use crate::fault;
 use crate::storage::hash::HASH_VERSION;
 use crate::storage::layout::{FORMAT_VERSION, LockedDir, random_id, replace};

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use litejoin_crds::duration::timestamp_text;
+use litejoin_crds::error::chain;
 use litejoin_crds::plan::Plan;
 use serde::Serialize;
 use serde_json::Value;
@@ -18,7 +19,6 @@ use super::litestream::Litestream;
 use super::{PointInTime, ReplicationError, Site, Tools, files};
 use crate::control::client::Peer;
 use crate::credentials::Secrets;
-use crate::error::chain;
 use crate::storage::layout::LockedDir;
 use crate::storage::sqlite::{self, SqliteError};
 

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use super::config::File;
 use super::fetch::{Restored, fetch, make_empty};
 use super::incarnation::{Decision, Found, Local, Marker};
-use super::litestream::Litestream;
+use super::litestream::{Litestream, LitestreamError};
 use super::{PointInTime, ReplicationError, Site};
 use crate::clock;
 use crate::fault;
@@ -123,7 +123,8 @@ impl Directory<'_> {
         Ok(restored)
     }
 
-    /// Fetches files of an incarnation, and moves them to their places when all are there and sound.
+    /// Fetches files of an incarnation, and moves them to their places when all are there and sound. Results that are
+    /// not are left out: they follow from what is in the shards.
     async fn restore(
         &self,
         source: &Site,
@@ -132,11 +133,28 @@ impl Directory<'_> {
         point: Option<&PointInTime>,
     ) -> Result<Restored, ReplicationError> {
         let folder = self.path.join(RESTORING);
-        make_empty(&folder).map_err(self.io("make a folder for the restore"))?;
-        info!(incarnation = %from.incarnation, files = files.len(), base = %source.base, "restoring");
-        let restored = fetch(source, self.litestream, from, files, point, &folder).await?;
+        let fetch = async |files: &[File]| {
+            make_empty(&folder).map_err(self.io("make a folder for the restore"))?;
+            info!(incarnation = %from.incarnation, files = files.len(), base = %source.base, "restoring");
+            fetch(source, self.litestream, from, files, point, &folder).await
+        };
+        let mut files = files.to_vec();
+        let restored = match fetch(&files).await {
+            Err(ReplicationError::Litestream(LitestreamError::Unsound { file, said }))
+                if Path::new(&file) == self.path.join(RESULTS_FILE) =>
+            {
+                warn!(
+                    said,
+                    "results.db came back unsound and is left out: all results are made anew and sent again, and what \
+                     was yet to be sent of results that are gone is not"
+                );
+                files.retain(|file| file.name != RESULTS_FILE);
+                fetch(&files).await?
+            }
+            outcome => outcome?,
+        };
         fault::point("files-fetched");
-        for file in files {
+        for file in &files {
             for suffix in ["-wal", "-shm"] {
                 let mut beside = file.path.clone().into_os_string();
                 beside.push(suffix);

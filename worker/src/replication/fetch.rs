@@ -5,6 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
+use indicatif::{HumanBytes, ProgressBar, ProgressFinish, ProgressStyle};
+use litejoin_crds::error::chain;
 use tracing::{info, warn};
 
 use super::config::File;
@@ -12,7 +14,6 @@ use super::cuts::Cut;
 use super::incarnation::Found;
 use super::litestream::{self, Litestream, State};
 use super::{PointInTime, ReplicationError, Site};
-use crate::error::chain;
 use crate::storage::layout::replace;
 
 const CONFIG: &str = "litestream-restore.yml";
@@ -22,6 +23,9 @@ const RESTORES: usize = 2;
 
 /// How often a long restore says how far it is.
 const TELL_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The same on a terminal.
+const DRAW_INTERVAL: Duration = Duration::from_millis(200);
 
 /// What was restored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,22 +94,54 @@ async fn fetch_as(
         async move { litestream.restore(config, &file.path, &target, &state).await }
     }));
     let mut restores = restores.buffer_unordered(RESTORES);
-    let mut done = 0;
-    let mut tell = tokio::time::interval(TELL_INTERVAL);
+    let progress = Progress::of(files.len());
+    let mut tell = tokio::time::interval(progress.interval());
     tell.tick().await;
-    while done < files.len() {
-        tokio::select! {
-            restored = restores.try_next() => {
-                restored?;
-                done += 1;
-            }
-            _ = tell.tick() => {
-                let mebibytes = litestream::folder_bytes(folder) >> 20;
-                info!(files = done, of = files.len(), mebibytes, "still restoring");
+    for _ in files {
+        loop {
+            tokio::select! {
+                restored = restores.try_next() => {
+                    restored?;
+                    progress.bar.inc(1);
+                    break;
+                }
+                _ = tell.tick() => progress.tell(litestream::folder_bytes(folder)),
             }
         }
     }
     Ok(())
+}
+
+/// Says how far a restore is: a bar on a terminal, elsewhere a line in the log now and then. How much is still to come
+/// of a file is known to Litestream alone.
+struct Progress {
+    bar: ProgressBar,
+}
+
+impl Progress {
+    fn of(files: usize) -> Self {
+        let style = ProgressStyle::with_template("restoring {wide_bar} {pos}/{len} files, {msg}, {elapsed}");
+        // It hides itself where standard error is no terminal, and is wiped off when this ends, in whichever way.
+        let bar = ProgressBar::new(files as u64)
+            .with_style(style.expect("it is written as a template above"))
+            .with_message(HumanBytes(0).to_string())
+            .with_finish(ProgressFinish::AndClear);
+        Self { bar }
+    }
+
+    fn interval(&self) -> Duration {
+        if self.bar.is_hidden() { TELL_INTERVAL } else { DRAW_INTERVAL }
+    }
+
+    fn tell(&self, bytes: u64) {
+        match self.bar.is_hidden() {
+            true => {
+                let (files, of) = (self.bar.position(), self.bar.length());
+                info!(files, of, mebibytes = bytes >> 20, "still restoring");
+            }
+            false => self.bar.set_message(HumanBytes(bytes).to_string()),
+        }
+    }
 }
 
 /// Makes a folder anew.

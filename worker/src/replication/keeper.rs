@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use litejoin_crds::error::chain;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
@@ -21,7 +22,6 @@ use super::{CUTS, READY, Replica, ReplicationError, Site};
 use super::{boot, directory};
 use crate::blocking::blocking;
 use crate::clock;
-use crate::error::chain;
 use crate::fault;
 use crate::status::replication::{FileProgress, ReplicationStatus};
 use crate::storage::ingest::Ingest;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use litejoin_crds::error::chain;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -18,7 +19,6 @@ use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use super::config::LAST_SYNC_TIMEOUT;
-use crate::error::chain;
 
 /// The version that this one was tested with; older ones of 0.5 have lost data.
 pub(crate) const VERSION: &str = "0.5.17";
@@ -48,6 +48,9 @@ const RESTORE_STALL: Duration = Duration::from_secs(60);
 /// How often a restore is looked at.
 const RESTORE_LOOK: Duration = Duration::from_millis(500);
 
+/// What Litestream says where it has put a file together, and SQLite finds it broken.
+const UNSOUND: &str = "integrity check failed";
+
 /// How often we see whether a Litestream that is left over has ended.
 const ORPHAN_LOOK: Duration = Duration::from_millis(50);
 
@@ -71,6 +74,10 @@ pub(crate) enum LitestreamError {
          --verify`), or go back to an earlier time (`litejoin restore --timestamp`)"
     )]
     Restore { file: String, said: String },
+    #[error(
+        "{file}: came back unsound: Litestream said: {said}; go back to an earlier time (`litejoin restore --timestamp`)"
+    )]
+    Unsound { file: String, said: String },
     #[error("{file}: nothing more was restored for {} s; see whether the store is up", RESTORE_STALL.as_secs())]
     Stalled { file: String },
     #[error("the Litestream of a worker that died (process {pid}) does not end; end it, then start again")]
@@ -161,7 +168,11 @@ impl Litestream {
                     if done.status.success() && target.exists() {
                         return Ok(());
                     }
-                    return Err(LitestreamError::Restore { file, said: last_words(&done.stderr) });
+                    let said = last_words(&done.stderr);
+                    return Err(match String::from_utf8_lossy(&done.stderr).contains(UNSOUND) {
+                        true => LitestreamError::Unsound { file, said },
+                        false => LitestreamError::Restore { file, said },
+                    });
                 }
                 () = tokio::time::sleep(RESTORE_LOOK) => {
                     let now = folder_bytes(folder);

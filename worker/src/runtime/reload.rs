@@ -10,6 +10,7 @@
 
 use std::sync::Arc;
 
+use litejoin_crds::error::chain;
 use litejoin_crds::plan::SourceKind;
 use litejoin_crds::{Complaint, Reason};
 use tracing::{error, info, warn};
@@ -20,7 +21,6 @@ use super::store::declared_topics;
 use super::{Pipeline, Reload, Running, StartError, evaluation, sinks, sources};
 use crate::blocking::blocking;
 use crate::clock;
-use crate::error::chain;
 use crate::join::needs;
 use crate::storage::offsets::stream_offsets;
 use crate::storage::sqlite::SqliteError;

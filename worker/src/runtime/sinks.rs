@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
+use litejoin_crds::error::chain;
 use litejoin_crds::plan::{self, SinkKind};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
@@ -18,7 +19,6 @@ use crate::delivery::dead_letters::DeadLetters;
 use crate::delivery::dispatch::Dispatcher;
 use crate::delivery::release::Release;
 use crate::delivery::settling::Settling;
-use crate::error::chain;
 use crate::results::event::{Envelope, JoinId};
 use crate::results::{Applied, Reader, Results};
 use crate::serve::Front;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
+use litejoin_crds::error::chain;
 use litejoin_crds::plan::{Plan, SourceKind};
 use tracing::info;
 
@@ -13,7 +14,6 @@ use super::listeners::Listeners;
 use super::unit::{Ready, Units, Work};
 use crate::credentials::Secrets;
 use crate::delivery::dead_letters::DeadLetters;
-use crate::error::chain;
 use crate::outbound::Outbound;
 use crate::replication::passes::Passes;
 use crate::serve::Front;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use litejoin_crds::error::chain;
 use litejoin_crds::plan::{self, Guarantee, Plan};
 use tokio::sync::watch;
 use tracing::warn;
@@ -15,7 +16,6 @@ use crate::audit::Auditor;
 use crate::blocking::blocking;
 use crate::clock;
 use crate::delivery::dead_letters::DeadLetters;
-use crate::error::chain;
 use crate::results::Results;
 use crate::results::outbox::Keep;
 use crate::status::Status;

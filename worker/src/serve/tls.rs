@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use litejoin_crds::credentials::PemSource;
+use litejoin_crds::error::chain;
 use litejoin_crds::serving::ServerTls;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
@@ -14,7 +15,6 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
 
 use crate::credentials::{Secret, Secrets};
-use crate::error::chain;
 
 /// What is served with now.
 pub(super) struct Certificates {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt as _;
 use futures::stream::FuturesOrdered;
 use hmac::{Hmac, Mac as _};
+use litejoin_crds::error::chain;
 use litejoin_crds::plan;
 use reqwest::{Method, StatusCode, header};
 use sha2::{Digest as _, Sha256};
@@ -20,7 +21,6 @@ use sha2::{Digest as _, Sha256};
 use super::{Delivery, Outcome, Outcomes, RESULTS_PER_CALL, Sink};
 use crate::clock;
 use crate::credentials::Secrets;
-use crate::error::chain;
 use crate::outbound::{Outbound, OutboundError, retry_after};
 
 /// Time after which a call begins no more requests, so that what is delivered is noted now and then.

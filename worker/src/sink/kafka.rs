@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use litejoin_crds::error::chain;
 use litejoin_crds::plan;
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -20,7 +21,6 @@ use self::transaction::Session;
 use super::{Delivery, Outcome, Outcomes, Sink};
 use crate::blocking::blocking;
 use crate::credentials::Secrets;
-use crate::error::chain;
 use crate::kafka::{self, Events};
 use crate::results::event::Op;
 use crate::status::SinkStatus;

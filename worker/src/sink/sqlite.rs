@@ -12,6 +12,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use litejoin_crds::error::chain;
 use litejoin_crds::plan::Synchronous;
 use rusqlite::types::Value as SqlValue;
 use rusqlite::{Connection, OptionalExtension, Transaction, params, params_from_iter};
@@ -21,7 +22,6 @@ use serde_json::{Map, Value};
 use super::routes::Routes;
 use super::{Delivery, Outcome, Outcomes, Preparation, Sink};
 use crate::blocking::blocking;
-use crate::error::chain;
 use crate::join::rows::Shape;
 use crate::storage::sqlite::{self, SqliteError, quoted};
 

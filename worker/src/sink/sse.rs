@@ -285,7 +285,7 @@ impl SnapshotWriter {
                 flush(&self.sender, &mut self.piece);
             }
             Err(error) => {
-                let error = std::io::Error::other(crate::error::chain(&error));
+                let error = std::io::Error::other(litejoin_crds::error::chain(&error));
                 let _ = self.sender.blocking_send(Err(error));
             }
         }

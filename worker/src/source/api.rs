@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, StatusCode, header};
 use fnv::FnvHasher;
+use litejoin_crds::error::chain;
 use litejoin_crds::plan;
 use litejoin_crds::source::api::{ApiMethod, ChangeDetection};
 use reqwest::{Method, Url};
@@ -36,7 +37,6 @@ use self::watermark::Watermark;
 use crate::blocking::blocking;
 use crate::clock;
 use crate::delivery::dead_letters::DeadLetters;
-use crate::error::chain;
 use crate::message::Message;
 use crate::outbound::{Outbound, OutboundError, retry_after};
 use crate::status::SourceStatus;

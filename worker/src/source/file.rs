@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use litejoin_crds::error::chain;
 use litejoin_crds::plan;
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
@@ -17,7 +18,6 @@ use tracing::{error, info, warn};
 use self::read::{Block, FileRow, Reading, Rejected};
 use crate::clock;
 use crate::delivery::dead_letters::DeadLetters;
-use crate::error::chain;
 use crate::source::lanes::Lanes;
 use crate::status::SourceStatus;
 use crate::storage::ingest::{Batch, Ingest};

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 
+use litejoin_crds::error::chain;
 use rusqlite::Connection;
 use tracing::debug;
 
 use super::sqlite::{self, SqliteError};
-use crate::error::chain;
 
 /// Nothing is to be done, as far as is known.
 const IDLE: u8 = 0;

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use litejoin_crds::error::chain;
 use litejoin_crds::plan::Retention;
 use tracing::warn;
 
@@ -14,7 +15,6 @@ use super::log::ShardReader;
 use super::sqlite::SqliteError;
 use super::topics::TopicId;
 use super::writer::{Command, Expiry};
-use crate::error::chain;
 
 /// Rows that one pass removes from a topic of one shard at most.
 const ROWS_PER_PASS_MAX: usize = 500;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use litejoin_crds::error::chain;
 use tokio::sync::oneshot;
 use tracing::{error, warn};
 
@@ -14,7 +15,6 @@ use super::shard::{Needs, Pending, Shard, ShardBatch};
 use super::sqlite::SqliteError;
 use super::topics::{TopicId, Topics};
 use crate::clock;
-use crate::error::chain;
 use crate::fault;
 use crate::status::Status;
 

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::api::batch::v1::CronJobStatus;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::DynamicObject;
 use litejoin_crds::PipelineSpec;
 use litejoin_crds::duration::DurationText;
 use litejoin_crds::status::ReplicationStatus;
@@ -29,8 +31,28 @@ const STEPS: [(u64, &str); 6] = [
     (60, "a minute"),
 ];
 
-/// Whether the replica is about as new as the data; `None` for a pipeline without one.
-pub(super) fn healthy(spec: &PipelineSpec, told: &Told) -> Option<Fact> {
+/// What the CronJob says of its drills.
+#[derive(Debug, Default)]
+pub(super) struct Drills {
+    last_good: Option<Time>,
+    /// When the last one was due, if it has ended and was not good.
+    failed: Option<Time>,
+}
+
+impl Drills {
+    pub(super) fn of(cron: Option<&DynamicObject>) -> Self {
+        let Some(cron) = cron else { return Self::default() };
+        let CronJobStatus { active, last_schedule_time: due, last_successful_time: good } =
+            super::read(&cron.data["status"]);
+        let is_over = active.is_none_or(|active| active.is_empty());
+        let failed = due.filter(|due| is_over && good.as_ref().is_none_or(|good| good.0 < due.0));
+        Self { last_good: good, failed }
+    }
+}
+
+/// Whether the replica is about as new as the data, and can be restored as far as that was tried; `None` for a pipeline
+/// without one.
+pub(super) fn healthy(spec: &PipelineSpec, told: &Told, drills: &Drills) -> Option<Fact> {
     if !spec.replication.enabled {
         return None;
     }
@@ -41,12 +63,12 @@ pub(super) fn healthy(spec: &PipelineSpec, told: &Told) -> Option<Fact> {
             unknown("the worker does not replicate yet")
         }
         Told::Runs { replica: Some(replica), .. } | Told::Behind { replica: Some(replica), .. } => {
-            judged(replica, lag_max(&spec.replication.sync_interval))
+            judged(replica, lag_max(&spec.replication.sync_interval), drills)
         }
     })
 }
 
-fn judged(replica: &Replica, lag_max: Duration) -> Fact {
+fn judged(replica: &Replica, lag_max: Duration, drills: &Drills) -> Fact {
     let why = replica.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
     if replica.lag > lag_max {
         let step = STEPS.iter().find(|(seconds, _)| replica.lag.as_secs() >= *seconds);
@@ -59,6 +81,17 @@ fn judged(replica: &Replica, lag_max: Duration) -> Fact {
             format!("not everything was copied once; until then a restore takes the copy before{why}");
         return Fact::new(KIND, Holds::NotYet, "FirstCopy", message);
     }
+    if let Some(due) = &drills.failed {
+        let good = drills.last_good.as_ref().map_or("none was good before".to_owned(), |good| {
+            format!("the last good one ended at {}", good.0)
+        });
+        let message = format!(
+            "the drill of {} could not restore the replica, or not all of it is sound, and {good}; the log of its job says \
+             why, and with another replicaUrl everything is copied anew",
+            due.0
+        );
+        return Fact::new(KIND, Holds::NotYet, "DrillFailed", message);
+    }
     Fact::yes(KIND, "Replicating")
 }
 
@@ -67,7 +100,11 @@ fn lag_max(sync_interval: &DurationText) -> Duration {
 }
 
 /// What is kept of it in the status: what was said last stays while nothing is said.
-pub(super) fn status(told: &Told, before: Option<ReplicationStatus>) -> Option<ReplicationStatus> {
+pub(super) fn status(
+    told: &Told,
+    drills: &Drills,
+    before: Option<ReplicationStatus>,
+) -> Option<ReplicationStatus> {
     let (Told::Runs { replica: Some(replica), .. } | Told::Behind { replica: Some(replica), .. }) = told
     else {
         return before;
@@ -79,6 +116,7 @@ pub(super) fn status(told: &Told, before: Option<ReplicationStatus>) -> Option<R
         incarnation,
         last_sync_time: last_sync(replica, before.last_sync_time),
         restored_timestamp: replica.restored_timestamp.clone(),
+        last_drill_time: drills.last_good.clone().or(before.last_drill_time),
     })
 }
 
@@ -97,6 +135,8 @@ fn last_sync(replica: &Replica, before: Option<Time>) -> Option<Time> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use serde_json::{Value, json};
 
     fn replica(lag_seconds: u64, is_ready: bool, error: Option<&str>) -> Replica {
         Replica {
@@ -131,9 +171,35 @@ mod tests {
             ),
         ];
         for (replica, expected) in cases {
-            let fact = judged(&replica, LAG_MIN);
+            let fact = judged(&replica, LAG_MIN, &Drills::default());
             assert_eq!((fact.holds, fact.reason.as_str(), fact.message.as_str()), expected);
         }
+    }
+
+    fn drills(status: &Value) -> Drills {
+        let cron: DynamicObject =
+            serde_json::from_value(json!({ "metadata": { "name": "p" }, "status": status })).unwrap();
+        Drills::of(Some(&cron))
+    }
+
+    #[test]
+    fn a_replica_is_not_healthy_once_a_drill_has_failed() {
+        let (due, good) = ("2026-03-02T04:00:00Z", "2026-03-01T04:01:07Z");
+        let told = |status: Value| judged(&replica(1, true, None), LAG_MIN, &drills(&status));
+        for (status, expected) in [
+            (json!(null), "Replicating"),
+            (json!({ "lastScheduleTime": due, "active": [{ "name": "p-1" }] }), "Replicating"),
+            (json!({ "lastScheduleTime": due, "lastSuccessfulTime": "2026-03-02T04:01:07Z" }), "Replicating"),
+            // One that somebody has begun by hand.
+            (json!({ "lastSuccessfulTime": good }), "Replicating"),
+            (json!({ "lastScheduleTime": due, "lastSuccessfulTime": good }), "DrillFailed"),
+            (json!({ "lastScheduleTime": due }), "DrillFailed"),
+        ] {
+            assert_eq!(told(status.clone()).reason, expected, "{status}");
+        }
+        let message = told(json!({ "lastScheduleTime": due, "lastSuccessfulTime": good })).message;
+        assert!(message.starts_with("the drill of 2026-03-02T04:00:00Z could not restore"), "{message}");
+        assert!(message.contains("the last good one ended at 2026-03-01T04:01:07Z"), "{message}");
     }
 
     #[test]
@@ -145,6 +211,7 @@ mod tests {
     #[test]
     fn the_status_names_a_copy_that_can_be_restored_and_keeps_it() {
         let runs = |replica| Told::Runs { refused: Vec::new(), replica };
+        let status = |told: &Told, before| status(told, &Drills::default(), before);
         let first = status(&runs(Some(replica(1, false, None))), None).unwrap();
         assert_eq!((first.incarnation, first.last_sync_time.clone()), (None, None));
         let ready = status(&runs(Some(replica(1, true, None))), Some(first)).unwrap();
@@ -154,6 +221,13 @@ mod tests {
         assert_eq!(status(&runs(Some(soon)), Some(ready.clone())), Some(ready.clone()));
         let later = Replica { complete_until: 1_700_001_000, ..replica(1, true, None) };
         assert_ne!(status(&runs(Some(later)), Some(ready.clone())), Some(ready.clone()));
-        assert_eq!(status(&Told::Absent, Some(ready.clone())), Some(ready));
+        assert_eq!(status(&Told::Absent, Some(ready.clone())), Some(ready.clone()));
+
+        let good = "2026-03-01T04:01:07Z";
+        let drilled = drills(&json!({ "lastSuccessfulTime": good }));
+        let told = super::status(&runs(Some(replica(1, true, None))), &drilled, Some(ready)).unwrap();
+        assert_eq!(told.last_drill_time.as_ref().unwrap().0.to_string(), good);
+        // The CronJob is gone.
+        assert_eq!(status(&runs(Some(replica(1, true, None))), Some(told.clone())), Some(told));
     }
 }

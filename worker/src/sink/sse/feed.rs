@@ -57,7 +57,7 @@ impl Feed {
     pub(super) async fn run(mut self, start: Start) {
         // An error is either the end of the client or of our files; both end the stream, and the client comes back.
         if let Err(Some(error)) = self.stream(start).await.map_err(|end| end.err()) {
-            self.state.status.error.set(&crate::error::chain(&error));
+            self.state.status.error.set(&litejoin_crds::error::chain(&error));
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use litejoin_crds::error::chain;
 use litejoin_crds::plan;
 use litejoin_crds::source::kafka::StartOffset;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
@@ -22,7 +23,6 @@ use super::{Block, Run};
 use crate::clock;
 use crate::credentials::Secrets;
 use crate::delivery::dead_letters::DeadLetters;
-use crate::error::chain;
 use crate::kafka::{self, Events, Problem};
 use crate::replication::passes::Passes;
 use crate::source::lanes::Progress;
