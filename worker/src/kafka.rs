@@ -156,10 +156,18 @@ impl ClientContext for Events {
 
 impl ConsumerContext for Events {}
 
+/// What errors of OpenSSL have in them.
+const OF_OPENSSL: &str = ":SSL routines:";
+
 /// Says what a client's error means for whoever runs the pipeline.
 fn explain(brokers: &str, code: Option<RDKafkaErrorCode>, reason: &str) -> Problem {
     use RDKafkaErrorCode as Code;
     let reason = plain(reason);
+    let code = match code {
+        // librdkafka tells of one and the same handshake now in this way and now in that.
+        Some(Code::BrokerTransportFailure) if reason.contains(OF_OPENSSL) => Some(Code::SSL),
+        code => code,
+    };
     let is_refusal = matches!(code, Some(Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL));
     let text = match code {
         Some(Code::Authentication | Code::SaslAuthenticationFailed) => format!(
@@ -234,6 +242,11 @@ mod tests {
             text(RDKafkaErrorCode::Authentication, "invalid credentials (after 1ms in state AUTH_REQ)"),
             "Kafka at k:9092 refuses our credentials (invalid credentials); check kafka.sasl: mechanism, username and \
              password"
+        );
+        let handshake = "k:9092/bootstrap: error:0A000086:SSL routines::certificate verify failed";
+        assert_eq!(
+            text(RDKafkaErrorCode::BrokerTransportFailure, handshake),
+            text(RDKafkaErrorCode::SSL, handshake)
         );
     }
 

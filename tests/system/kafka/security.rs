@@ -86,7 +86,7 @@ async fn trouble_at_the_start_is_told_and_tried_again() {
             PASSWORD,
             "no TLS connection to Kafka at",
         ),
-        (cluster.addresses(Listener::Tls), tls, PASSWORD, "Kafka at"),
+        (cluster.addresses(Listener::Tls), tls, PASSWORD, "no TLS connection to Kafka at"),
         (
             cluster.addresses(Listener::Sasl),
             sasl("SCRAM-SHA-256").replace("KAFKA_PASSWORD", "NOT_SET"),
