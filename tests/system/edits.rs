@@ -484,13 +484,23 @@ async fn run(seed: u64, edits: u64) {
     bench.worker.reload().await;
     bench.check(&config, "back at the start").await;
     let left = || -> BTreeMap<String, usize> {
-        // While others have a file open, SQLite can't close a descriptor and keeps it for the next who opens the file:
-        // for a sink that changes as many as it has twice.
-        let more =
-            |(name, count): &(String, usize)| open_files.get(name).is_none_or(|before| before + 8 < *count);
+        // While others have a file open, SQLite can't close a descriptor and keeps it for the next who opens the file: as
+        // many as were ever needed at once, which is twice as many while a reload has the new readers beside the old.
+        let more = |(name, count): &(String, usize)| {
+            open_files.get(name).is_none_or(|before| before + 8.max(*before) < *count)
+        };
         bench.open_files().into_iter().filter(more).collect()
     };
-    until("files to be closed", async || left().is_empty().then_some(())).await;
+    let mut told = BTreeMap::new();
+    until("files to be closed", async || {
+        let left = left();
+        if left != told {
+            eprintln!("open before: {open_files:?}, and now more: {left:?}");
+            told.clone_from(&left);
+        }
+        left.is_empty().then_some(())
+    })
+    .await;
     stopping.store(true, Ordering::Relaxed);
     let mut sent = BTreeSet::new();
     for writer in writers {
