@@ -46,8 +46,14 @@ impl Seat {
         // Two pods never have one name, two processes on a laptop may.
         let identity = format!("{}-{}", self.identity, std::process::id());
         let leases: Api<Lease> = Api::namespaced(client.clone(), &self.namespace);
-        let mut lease = pin!(watch_object(leases, LEASE).default_backoff());
+        let mut watched =
+            Watched { lease: pin!(watch_object(leases, LEASE).default_backoff()), is_held: false };
         info!("waits for the Lease");
+        // It is seen before a manager asks for it: given back in between, it would be missed.
+        tokio::select! {
+            () = watched.look() => {}
+            _ = stopped.wait_for(|stopped| *stopped) => return Ok(None),
+        }
         loop {
             let manager = LeaseManagerBuilder::new(client.clone(), LEASE)
                 .with_namespace(&self.namespace)
@@ -60,7 +66,7 @@ impl Seat {
             let next = tokio::select! {
                 ours = held.wait_for(|held| *held) => if ours.is_ok() { Next::Lead } else { Next::End },
                 _ = stopped.wait_for(|stopped| *stopped) => Next::End,
-                () = given_back(&mut lease) => Next::AskAgain,
+                () = watched.given_back() => Next::AskAgain,
             };
             if let Next::Lead = next {
                 return Ok(Some(Leadership { held, task }));
@@ -83,25 +89,34 @@ enum Next {
     End,
 }
 
-/// Waits until one that held the Lease has given it back.
-async fn given_back(lease: &mut (impl Stream<Item = watcher::Result<Option<Lease>>> + Unpin)) {
-    let mut was_held = false;
-    while let Some(seen) = lease.next().await {
-        let held = match seen {
-            Ok(lease) => lease.and_then(|lease| lease.spec?.holder_identity).is_some(),
+/// The Lease, as it was last seen.
+struct Watched<S> {
+    lease: S,
+    is_held: bool,
+}
+
+impl<S: Stream<Item = watcher::Result<Option<Lease>>> + Unpin> Watched<S> {
+    /// Waits until there is something to see.
+    async fn look(&mut self) {
+        match self.lease.next().await {
+            Some(Ok(lease)) => self.is_held = lease.and_then(|lease| lease.spec?.holder_identity).is_some(),
             // The manager takes it when it ends, as ever.
-            Err(error) => {
-                warn!(error = chain(&error), "could not watch the Lease");
-                continue;
-            }
-        };
-        if was_held && !held {
-            return;
+            Some(Err(error)) => warn!(error = chain(&error), "could not watch the Lease"),
+            // A watch never ends.
+            None => std::future::pending().await,
         }
-        was_held = held;
     }
-    // A watch never ends.
-    std::future::pending().await
+
+    /// Waits until one that held it has given it back.
+    async fn given_back(&mut self) {
+        loop {
+            let was_held = self.is_held;
+            self.look().await;
+            if was_held && !self.is_held {
+                return;
+            }
+        }
+    }
 }
 
 impl Leadership {
