@@ -9,8 +9,11 @@ use std::path::{Path, PathBuf};
 fn generated() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut files = Vec::new();
+    let mut schemas = String::new();
     for kind in Kind::ALL {
         let plain = definition(kind);
+        let schema = &plain["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+        schemas.push_str(&format!("{schema}\n"));
         let note =
             "# Generated from crds/src by `UPDATE_EXPECT=1 cargo test -p litejoin-crds`; do not edit.\n";
         let yaml = format!("{note}{}", serde_yaml::to_string(&plain).unwrap());
@@ -22,6 +25,7 @@ fn generated() -> Vec<(PathBuf, String)> {
         let yaml = format!("{note}{{{{- if .Values.crds.enabled }}}}\n{yaml}{{{{- end }}}}\n");
         files.push((root.join(format!("charts/litejoin-crds/templates/{}.yaml", kind.plural())), yaml));
     }
+    files.push((root.join("crds/schemas.ndjson"), schemas));
     files
 }
 
