@@ -21,6 +21,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures::StreamExt;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use litejoin_crds::plan;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -63,7 +64,7 @@ pub(crate) fn router(state: Arc<HttpState>) -> Router {
         .with_state(state)
 }
 
-async fn ingest(State(state): State<Arc<HttpState>>, headers: HeaderMap, body: Body) -> Response {
+async fn ingest(State(state): State<Arc<HttpState>>, headers: HeaderMap, mut body: Body) -> Response {
     if *state.stopping.borrow() {
         return retry_later(StatusCode::SERVICE_UNAVAILABLE, &WriteError::Stopping.to_string());
     }
@@ -75,8 +76,10 @@ async fn ingest(State(state): State<Arc<HttpState>>, headers: HeaderMap, body: B
     let limit = state.spec.body_bytes_max;
     let declared =
         headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if declared.is_some_and(|declared| declared > limit) {
-        drain(body, declared.unwrap_or_default()).await;
+    if let Some(declared) = declared.filter(|declared| *declared > limit) {
+        if declared <= DRAINED_BYTES_MAX {
+            drain(body).await;
+        }
         return too_large(limit);
     }
     let wanted = usize::try_from(declared.unwrap_or(limit)).unwrap_or(usize::MAX);
@@ -88,9 +91,14 @@ async fn ingest(State(state): State<Arc<HttpState>>, headers: HeaderMap, body: B
     };
     let capacity = usize::try_from(limit).unwrap_or(usize::MAX);
     let patience = state.spec.serving.client_timeout;
-    let body = match tokio::time::timeout(patience, axum::body::to_bytes(body, capacity)).await {
-        Ok(Ok(body)) => body,
-        Ok(Err(error)) if is_over_limit(&error) => return too_large(limit),
+    let read = Limited::new(&mut body, capacity).collect();
+    let body = match tokio::time::timeout(patience, read).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            drop(room);
+            drain(body).await;
+            return too_large(limit);
+        }
         Ok(Err(error)) => {
             return answer(StatusCode::BAD_REQUEST, json!({"error": format!("the body broke off: {error}")}));
         }
@@ -211,26 +219,16 @@ fn has_type(headers: &HeaderMap, types: &[&str]) -> bool {
     types.iter().any(|known| known.eq_ignore_ascii_case(essence))
 }
 
-fn is_over_limit(error: &axum::Error) -> bool {
-    let mut cause: Option<&dyn std::error::Error> = Some(error);
-    while let Some(error) = cause {
-        if error.to_string().contains("length limit exceeded") {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
-}
-
 /// Reads a body to nowhere, so that the client sees the answer instead of a broken connection.
-async fn drain(body: Body, declared: u64) {
-    if declared > DRAINED_BYTES_MAX {
-        return;
-    }
+async fn drain(body: Body) {
     let mut pieces = body.into_data_stream();
+    let mut left = DRAINED_BYTES_MAX;
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, async {
         while let Some(Ok(piece)) = pieces.next().await {
-            drop(piece);
+            left = left.saturating_sub(piece.len() as u64);
+            if left == 0 {
+                break;
+            }
         }
     })
     .await;
