@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::TcpListener;
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -16,6 +15,7 @@ use litejoin_crds::kind::Kind;
 use litejoin_tests::kubernetes::api_server::ApiServer;
 use litejoin_tests::kubernetes::operator;
 use litejoin_tests::kubernetes::proxy::Proxy;
+use litejoin_tests::ports;
 use litejoin_tests::wait::until;
 use litejoin_tests::worker::{self, Launch, Worker};
 use serde_json::{Value, json};
@@ -38,8 +38,10 @@ pub(crate) struct Ports {
 
 impl Ports {
     pub(crate) fn free() -> Self {
-        let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").expect("there is a free port"));
-        let [admin, ingest, live] = listeners.map(|l| l.local_addr().expect("it is bound").port());
+        let block = ports::Ports::free();
+        let [admin, ingest, live] = [0, 1, 2].map(|number| block.number(number));
+        // They are ours for as long as the tests run.
+        std::mem::forget(block);
         Self { admin, ingest, live }
     }
 }
