@@ -180,6 +180,16 @@ async fn put_all(worker: &Worker, names: &BTreeSet<String>) {
     }
 }
 
+/// A pipeline of which a replica is there.
+async fn stored(store: &Store) -> Replicated {
+    let pipeline = Replicated::to(store, &json!({}));
+    let worker = pipeline.start().await;
+    put_all(&worker, &names("k", 3)).await;
+    ready(&worker).await;
+    worker.stop().await;
+    pipeline
+}
+
 /// Names of the incarnations that lie in a store.
 fn incarnations(store: &Store, pipeline: &str) -> BTreeSet<String> {
     let folder = store.files().join(format!("replicas/default/{pipeline}/0"));

@@ -141,7 +141,7 @@ fn compare(
         match at_one_moment(join, &definition, &stored, &mut readers, &topics) {
             Err(AuditError::Skipped(Skip::Busy | Skip::Change)) if attempts < ATTEMPTS => {
                 readers.iter().for_each(ShardReader::release);
-                stored.release();
+                sqlite::release(&stored.connection);
             }
             outcome => break outcome?,
         }
@@ -250,13 +250,6 @@ impl Stored {
             Some(_) if stale != 0 => Err(Skip::Failed.into()),
             Some(applied) => Ok((id, applied)),
             None => Err(Skip::New.into()),
-        }
-    }
-
-    fn release(&self) {
-        if !self.connection.is_autocommit() {
-            // A read transaction has nothing to lose.
-            let _ = self.connection.execute_batch("COMMIT");
         }
     }
 

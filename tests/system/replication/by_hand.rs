@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     PROGRAM, Replicated, incarnations, keys, kill_both, names, put_all, ready, replicated, replication,
+    stored,
 };
 
 pub(super) async fn by_hand(pipeline: &Replicated, arguments: &[&str]) -> Ended {
@@ -82,12 +83,7 @@ async fn back_to_an_earlier_time() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_terminal_shows_how_far_a_restore_is() {
     let store = Store::file().await;
-    let pipeline = Replicated::to(&store, &json!({}));
-    let worker = pipeline.start().await;
-    put_all(&worker, &names("k", 3)).await;
-    ready(&worker).await;
-    worker.stop().await;
-
+    let pipeline = stored(&store).await;
     let restore = format!("{} restore --to copy -f pipeline.yaml --data-dir data", program().display());
     let mut command = Command::new("script");
     command.args(["--quiet", "--return", "--command", &restore, "/dev/null"]);

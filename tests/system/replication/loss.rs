@@ -12,7 +12,7 @@ use rand::RngExt;
 use serde_json::json;
 
 use super::told::Load;
-use super::{Replicated, assert_there, keys, kill_both, names, put_all, ready, replication};
+use super::{Replicated, assert_there, keys, kill_both, names, put_all, ready, replication, stored};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_told_to_be_replicated_survives_the_disk() {
@@ -113,17 +113,11 @@ fn orphan_pages(file: &Path) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn results_that_come_back_unsound_are_made_anew() {
     let store = Store::file().await;
-    let pipeline = Replicated::to(&store, &json!({}));
-    let worker = pipeline.start().await;
-    let mut all = names("k", 20);
-    put_all(&worker, &all).await;
-    ready(&worker).await;
-    worker.stop().await;
+    let pipeline = stored(&store).await;
     orphan_pages(&pipeline.site.data_dir().join("results.db"));
     let worker = pipeline.start().await;
-    let more = names("more", 5);
-    put_all(&worker, &more).await;
-    all.extend(more);
+    put_all(&worker, &names("more", 5)).await;
+    let all = &names("k", 3) | &names("more", 5);
     ready(&worker).await;
     worker.stop().await;
 

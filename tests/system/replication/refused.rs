@@ -7,7 +7,9 @@ use litejoin_tests::wait::{PATIENCE, pass, until};
 use litejoin_tests::worker::Launch;
 use serde_json::json;
 
-use super::{PROGRAM, Replicated, file_names, incarnations, keys, names, put_all, ready, replication};
+use super::{
+    PROGRAM, Replicated, file_names, incarnations, keys, names, put_all, ready, replication, stored,
+};
 
 /// Runs it to its end, which must be 1, and compares what it says beside its log.
 async fn refused(pipeline: &Replicated, store: &Store, launch: Launch, expected: Expect) {
@@ -31,16 +33,6 @@ fn without_random_parts(text: &str) -> String {
         plain.push_str(&format!("{NAME}{number}-<id>{rest}"));
     }
     plain
-}
-
-/// A pipeline of which a replica is there.
-async fn stored(store: &Store) -> Replicated {
-    let pipeline = Replicated::to(store, &json!({}));
-    let worker = pipeline.start().await;
-    put_all(&worker, &names("k", 3)).await;
-    ready(&worker).await;
-    worker.stop().await;
-    pipeline
 }
 
 #[tokio::test]

@@ -97,19 +97,15 @@ async fn fetch_as(
     let progress = Progress::of(files.len());
     let mut tell = tokio::time::interval(progress.interval());
     tell.tick().await;
-    for _ in files {
-        loop {
-            tokio::select! {
-                restored = restores.try_next() => {
-                    restored?;
-                    progress.bar.inc(1);
-                    break;
-                }
-                _ = tell.tick() => progress.tell(litestream::folder_bytes(folder)),
-            }
+    loop {
+        tokio::select! {
+            restored = restores.try_next() => match restored? {
+                Some(()) => progress.bar.inc(1),
+                None => return Ok(()),
+            },
+            _ = tell.tick() => progress.tell(litestream::folder_bytes(folder)),
         }
     }
-    Ok(())
 }
 
 /// Says how far a restore is: a bar on a terminal, elsewhere a line in the log now and then. How much is still to come
