@@ -4,6 +4,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::names::SECRET_PATTERN;
+
 /// What is said of a text that refers to no environment variable. It may be a credential in the wrong place, so it is
 /// not repeated: neither here nor by an API server, which would repeat what misses a pattern.
 pub const ENV_MESSAGE: &str =
@@ -23,7 +25,7 @@ pub fn is_env(text: &str) -> bool {
 #[serde(rename_all = "camelCase")]
 pub struct SecretKeyRef {
     /// Name of the Secret.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(regex(pattern = SECRET_PATTERN), length(max = 253))]
     pub name: String,
     /// Key in the Secret.
     #[schemars(length(min = 1, max = 253))]
@@ -35,7 +37,7 @@ pub struct SecretKeyRef {
 #[serde(rename_all = "camelCase")]
 pub struct SecretRef {
     /// Name of the Secret.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(regex(pattern = SECRET_PATTERN), length(max = 253))]
     pub name: String,
 }
 

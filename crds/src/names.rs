@@ -12,6 +12,9 @@ pub const PIPELINE_LENGTH_MAX: usize = 52;
 /// Pattern of the name of a Pipeline: a DNS label.
 pub const PIPELINE_PATTERN: &str = r"^[a-z]([a-z0-9-]*[a-z0-9])?$";
 
+/// Pattern of the name of a Secret: a DNS subdomain.
+pub const SECRET_PATTERN: &str = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$";
+
 /// Fields of a result, which a join's `resultKey` may not be called.
 pub const RESULT_FIELDS: [&str; 8] = ["query", "key", "rows", "op", "id", "epoch", "timestamp", "_replay"];
 
@@ -31,6 +34,27 @@ pub fn is_pipeline(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_lowercase())
         && !text.ends_with('-')
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
+/// Whether a text matches `SECRET_PATTERN`.
+pub fn is_secret(text: &str) -> bool {
+    let is_end = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    text.starts_with(is_end)
+        && text.ends_with(is_end)
+        && text.chars().all(|c| is_end(c) || c == '.' || c == '-')
+}
+
+/// Returns why a text cannot name a Pipeline and what to write instead, or `None` if it can.
+pub fn pipeline_trouble(text: &str) -> Option<String> {
+    let allowed = "the name of a Pipeline has lower-case letters, digits and -, a letter first";
+    (!is_pipeline(text)).then(|| format!("got {text:?}, {allowed}"))
+}
+
+/// Returns why a text cannot name a Secret and what to write instead, or `None` if it can.
+pub fn secret_trouble(text: &str) -> Option<String> {
+    let allowed = "the name of a Secret has lower-case letters, digits, - and .; it is looked for in the \
+                   Pipeline's own namespace";
+    (!is_secret(text)).then(|| format!("got {text:?}, {allowed}"))
 }
 
 /// Returns why a text cannot name a topic and what to write instead, or `None` if it can.

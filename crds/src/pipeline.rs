@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::defaults;
 use crate::duration::DurationText;
 use crate::join::InlineJoin;
+use crate::names::PIPELINE_PATTERN;
 use crate::network_policy::NetworkPolicySpec;
 use crate::pod::PodTemplate;
 use crate::pod_monitor::PodMonitorSpec;
@@ -385,6 +386,6 @@ impl Default for AdminSpec {
 #[serde(rename_all = "camelCase")]
 pub struct PipelineRef {
     /// Name of the Pipeline.
-    #[schemars(length(min = 1, max = 52))]
+    #[schemars(regex(pattern = PIPELINE_PATTERN), length(max = 52))]
     pub name: String,
 }

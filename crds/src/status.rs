@@ -62,9 +62,13 @@ pub struct ReplicationStatus {
     /// When the replica last had everything, to the minute.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_sync_time: Option<Time>,
-    /// Incarnation that is being written.
+    /// Incarnation that is being written, of which a restore is possible.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub incarnation: Option<i64>,
+    /// Where that is: `replicaUrl` and identity, and the endpoint where one is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4096))]
+    pub place: Option<String>,
     /// `restore.timestamp` that was gone back to last; the same value is not gone back to again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restored_timestamp: Option<String>,

@@ -241,6 +241,10 @@ fn pattern_trouble(pattern: &str, text: &str) -> Option<(Reason, String)> {
         quantity::PATTERN => quantity::parse(text).err().map(|message| (Reason::InvalidValue, message)),
         names::TOPIC_PATTERN => names::topic_trouble(text).map(|message| (Reason::InvalidName, message)),
         names::NAME_PATTERN => names::name_trouble(text).map(|message| (Reason::InvalidName, message)),
+        names::PIPELINE_PATTERN => {
+            names::pipeline_trouble(text).map(|message| (Reason::InvalidName, message))
+        }
+        names::SECRET_PATTERN => names::secret_trouble(text).map(|message| (Reason::InvalidName, message)),
         _ => None,
     }
 }

@@ -136,7 +136,7 @@ pub(crate) fn pipeline_spec() -> Value {
     let fixed = |field: &str, absent: &str| {
         let side = |this: &str| {
             format!(
-                "(has({this}.storage) && has({this}.storage.{field}) ? {this}.storage.{field} : '{absent}')"
+                "(has({this}.storage) && has({this}.storage.{field}) ? {this}.storage.{field} : {absent})"
             )
         };
         format!("{} == {}", side("self"), side("oldSelf"))
@@ -161,12 +161,16 @@ pub(crate) fn pipeline_spec() -> Value {
             "delivery.after: replicated needs replication.enabled: true; else write committed",
         ),
         (
-            &fixed("storageClassName", ""),
+            &fixed("storageClassName", "''"),
             "storage.storageClassName is fixed once the volume is there: make a new Pipeline, or put the old value back",
         ),
         (
-            &fixed("accessMode", ACCESS_MODE),
+            &fixed("accessMode", &format!("'{ACCESS_MODE}'")),
             "storage.accessMode is fixed once the volume is there: make a new Pipeline, or put the old value back",
+        ),
+        (
+            &fixed("ephemeral", "false"),
+            "storage.ephemeral is fixed once the pod is there: make a new Pipeline with this one's replication.identity, or put the old value back",
         ),
         (
             "!has(oldSelf.storage) || !has(oldSelf.storage.size) || (has(self.storage) && has(self.storage.size) && quantity(self.storage.size).compareTo(quantity(oldSelf.storage.size)) >= 0)",
