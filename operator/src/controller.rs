@@ -26,6 +26,7 @@ use crate::metrics::{Metrics, Reason};
 use children::Children;
 use secrets::Secrets;
 use woken::Woken;
+use worker::Awaited;
 
 mod admin;
 mod apply;
@@ -94,6 +95,8 @@ struct Context {
     metrics: Arc<Metrics>,
     /// Failures in a row, by pipeline.
     failures: Mutex<HashMap<String, u32>>,
+    /// Workers that are waited for: since when, and to run what.
+    awaited: Mutex<HashMap<String, (Instant, Awaited)>>,
     /// Pipelines that are named and not there, and whose children are being told; whether there are more by now.
     missing: Mutex<HashMap<String, bool>>,
 }
@@ -121,6 +124,7 @@ pub(crate) async fn run(
         recorder: Recorder::new(client.clone(), reporter),
         metrics,
         failures: Mutex::default(),
+        awaited: Mutex::default(),
         missing: Mutex::default(),
     });
     let stop = async move {
@@ -253,6 +257,7 @@ async fn steps(
     else {
         // What was built is taken down by the cluster: everything of ours has an owner. Its children stay.
         let children = context.children.of(namespace, name);
+        context.awaited().remove(&format!("{namespace}/{name}"));
         publish::publish_orphans(context, &children, name).await?;
         return Ok(Action::await_change());
     };
@@ -262,12 +267,13 @@ async fn steps(
     }
     observed.lost = node_loss::look(client, &observed, context.node_loss_after, now).await?;
     let verdict = validate::validate(&observed);
-    let desired = match observed.is_paused() {
-        true => None,
-        false => build::build(&observed, &verdict, &context.operator),
-    };
-    let mut changes = desired.as_ref().map(|desired| apply::changes(&observed, desired)).unwrap_or_default();
-    changes.extend(node_loss::changes(&observed));
+    let desired = build::build(&observed, &verdict, &context.operator);
+    // What brings the data back waits for nothing that may be refused.
+    let mut changes = node_loss::changes(&observed);
+    changes.extend(desired.iter().flat_map(|desired| apply::changes(&observed, desired)));
+    if observed.is_paused() {
+        changes.clear();
+    }
     let applied = apply::apply(client, namespace, changes).await;
     let told = context.workers.ask(&observed, &verdict).await;
     if let Err(error) = &applied
@@ -290,8 +296,9 @@ async fn steps(
         info!(pipeline = format!("{namespace}/{name}"), applied, published, "reconciled");
     }
     let lacks_pod = verdict.config.is_ok() && observed.pod.is_none() && !build::is_at_rest(&observed.spec());
+    let awaited = told.is_awaited().then(|| Awaited::of(&observed, &verdict));
     let waits = [
-        told.look_again_after(),
+        told.look_again_after(context.awaits(namespace, name, awaited)),
         node_loss::look_again_after(&observed, context.node_loss_after, now),
         lacks_pod.then_some(NO_POD_AGAIN),
     ];
@@ -319,6 +326,23 @@ fn retry_delay(attempt: u32) -> Duration {
 impl Context {
     fn failures_of(&self, namespace: &str, name: &str) -> u32 {
         self.failures().get(&format!("{namespace}/{name}")).copied().unwrap_or_default()
+    }
+
+    /// How long this worker has been waited for; with none, nobody is.
+    fn awaits(&self, namespace: &str, name: &str, worker: Option<Awaited>) -> Duration {
+        let (key, mut awaited) = (format!("{namespace}/{name}"), self.awaited());
+        let Some(worker) = worker else {
+            awaited.remove(&key);
+            return Duration::ZERO;
+        };
+        let known = awaited.get(&key).filter(|(_, known)| *known == worker);
+        let since = known.map_or_else(Instant::now, |(since, _)| *since);
+        awaited.insert(key, (since, worker));
+        since.elapsed()
+    }
+
+    fn awaited(&self) -> std::sync::MutexGuard<'_, HashMap<String, (Instant, Awaited)>> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn missing(&self) -> std::sync::MutexGuard<'_, HashMap<String, bool>> {

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-/// Name of the Lease.
+/// Name of the Lease of those who look after all namespaces; who looks after one has its name behind it.
 const LEASE: &str = "litejoin-operator";
 
 /// How much earlier than others expect it the holder lets go of a Lease that it can't renew.
@@ -25,6 +25,8 @@ const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What an operator says of itself in the Lease.
 pub(crate) struct Seat {
+    /// The one namespace that is looked after, if it is one: who looks after another is no rival.
+    pub(crate) scope: Option<String>,
     pub(crate) namespace: String,
     pub(crate) identity: String,
     pub(crate) lease_seconds: u64,
@@ -46,16 +48,17 @@ impl Seat {
         // Two pods never have one name, two processes on a laptop may.
         let identity = format!("{}-{}", self.identity, std::process::id());
         let leases: Api<Lease> = Api::namespaced(client.clone(), &self.namespace);
+        let name = self.scope.map_or_else(|| LEASE.to_owned(), |scope| format!("{LEASE}-{scope}"));
         let mut watched =
-            Watched { lease: pin!(watch_object(leases, LEASE).default_backoff()), is_held: false };
-        info!("waits for the Lease");
+            Watched { lease: pin!(watch_object(leases, &name).default_backoff()), is_held: false };
+        info!(lease = name, "waits for the Lease");
         // It is seen before a manager asks for it: given back in between, it would be missed.
         tokio::select! {
             () = watched.look() => {}
             _ = stopped.wait_for(|stopped| *stopped) => return Ok(None),
         }
         loop {
-            let manager = LeaseManagerBuilder::new(client.clone(), LEASE)
+            let manager = LeaseManagerBuilder::new(client.clone(), &name)
                 .with_namespace(&self.namespace)
                 .with_identity(&identity)
                 .with_duration(self.lease_seconds)

@@ -107,6 +107,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         .or_else(|| arguments.namespace.clone())
         .unwrap_or_else(|| client.default_namespace().to_owned());
     let seat = leader::Seat {
+        scope: arguments.namespace.clone(),
         namespace: lease_namespace.clone(),
         identity: arguments.identity,
         lease_seconds: arguments.lease_seconds,

@@ -1,9 +1,11 @@
 //! A worker whose admin address wants a token and is encrypted is asked all the same, by whoever has the Secrets, and only if it
 //! is the one that they are about.
 
-use kube::api::{Patch, PatchParams};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, Patch, PatchParams};
 use litejoin_crds::kind::Kind;
 use litejoin_tests::certificates::Authority;
+use litejoin_tests::server::{Reply, Server};
 use litejoin_tests::wait::until;
 use serde_json::json;
 
@@ -87,5 +89,29 @@ async fn what_nobody_outside_of_the_pod_can_open_is_refused() {
          spec.admin.tls.clientCa: in a cluster, kubelet asks for health and has no certificate to show; remove it and \
          write auth"
     );
+    operator.stop().await;
+}
+
+#[tokio::test]
+async fn what_answers_in_a_pod_sends_the_operator_nowhere() {
+    let site = Site::new().await;
+    let operator = site.operator();
+    let (pretender, victim) = (Server::start().await, Server::start().await);
+    let elsewhere = victim.url("/status");
+    pretender.behave(move |_| Reply::status(307).with_header("location", &elsewhere));
+    site.apply(&orders(&Ports { admin: pretender.address().port(), ..Ports::free() })).await;
+    let pods: Api<Pod> = site.api();
+    until("the pod", async || pods.get_opt("orders-0").await.ok()?).await;
+    site.bind_claim("orders").await;
+    site.set_pod("orders-0", "True").await;
+    site.wait_for(Kind::Pipeline, "orders", "Ready", "False", "WorkerSilent").await;
+    told(
+        &site,
+        "what answers in the pod is no worker: it sends the operator elsewhere (307 Temporary Redirect), where that \
+         does not go",
+    )
+    .await;
+    assert!(!pretender.received().is_empty());
+    assert!(victim.received().is_empty(), "{:?}", victim.received());
     operator.stop().await;
 }

@@ -10,6 +10,7 @@ mod left_out;
 mod manifest;
 mod monitors;
 mod node_loss;
+mod others;
 mod refused;
 mod rights;
 mod secrets;

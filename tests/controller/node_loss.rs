@@ -85,11 +85,25 @@ async fn what_was_on_a_lost_node_is_replaced_where_that_is_wanted() {
     assert_eq!(pods.get("orders-0").await.expect("it is still there").uid(), lost_pod.uid());
     assert_eq!(claims.get("data-orders-0").await.expect("it is still there").uid(), lost_claim.uid());
 
-    // With `Replace`, the operator does it.
-    let replace = json!({ "spec": { "storage": { "onNodeLoss": "Replace" } } });
-    let patched =
-        site.ours(Kind::Pipeline).patch("orders", &PatchParams::default(), &Patch::Merge(&replace)).await;
-    patched.expect("a Pipeline can be changed");
+    // Nothing is given up for a replica at a place where none has been whole yet.
+    let replace = async |replica: &str| {
+        let url = format!("file://{}", site.folder.path().join(replica).display());
+        let spec = json!({ "storage": { "onNodeLoss": "Replace" }, "replication": { "replicaUrl": url } });
+        let patch = Patch::Merge(json!({ "spec": spec }));
+        let patched = site.ours(Kind::Pipeline).patch("orders", &PatchParams::default(), &patch).await;
+        patched.expect("a Pipeline can be changed");
+    };
+    replace("moved").await;
+    until("the word that it has moved", async || {
+        let pipeline = site.ours(Kind::Pipeline).get("orders").await.ok()?;
+        let said = condition_of(&pipeline, "WorkerReady")?["message"].to_string();
+        said.contains("the replica has moved and is not whole yet at its new place").then_some(())
+    })
+    .await;
+    assert_eq!(claims.get("data-orders-0").await.expect("it is still there").uid(), lost_claim.uid());
+
+    // With one that was, the operator does it.
+    replace("replica").await;
     another(&pods, "orders-0", &lost_pod).await;
     another(&claims, "data-orders-0", &lost_claim).await;
 

@@ -1,10 +1,14 @@
 //! What names a Secret that isn't there follows as soon as it comes, and when it goes.
 
+use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, DeleteParams};
 use litejoin_crds::kind::Kind;
+use litejoin_tests::server::Server;
+use litejoin_tests::wait::until;
 
-use crate::site::{Site, condition_of};
+use crate::settled::orders;
+use crate::site::{Ports, Site, condition_of};
 
 const DOCUMENTS: &str = r"
 apiVersion: litejoin.io/v1alpha1
@@ -29,7 +33,7 @@ async fn a_missing_secret_is_noticed_when_it_comes() {
     let told = async |message: &str| {
         site.wait_for(Kind::Source, "theirs", "ResolvedRefs", "False", "RefNotFound").await;
         let what = format!("{message:?} to be told");
-        litejoin_tests::wait::until(&what, async || {
+        until(&what, async || {
             let source = site.ours(Kind::Source).get("theirs").await.ok()?;
             (condition_of(&source, "ResolvedRefs")?["message"] == message).then_some(())
         })
@@ -44,5 +48,52 @@ async fn a_missing_secret_is_noticed_when_it_comes() {
     let secrets: Api<Secret> = site.api();
     secrets.delete("door", &DeleteParams::default()).await.expect("it is there");
     told("spec: there is no Secret \"door\" in this namespace; create it").await;
+    operator.stop().await;
+}
+
+#[tokio::test]
+async fn a_sink_whose_secret_goes_and_comes_back_runs_on() {
+    let site = Site::new().await;
+    let operator = site.operator();
+    let server = Server::start().await;
+    let sink = format!(
+        r#"
+---
+apiVersion: litejoin.io/v1alpha1
+kind: Sink
+metadata: {{name: hook}}
+spec:
+  pipelineRef: {{name: orders}}
+  joins: [enriched]
+  http: {{url: "{}", auth: {{bearer: {{secretKeyRef: {{name: door, key: token}}}}}}}}
+"#,
+        server.url("/hook")
+    );
+    site.secret("door", &[("token", "hunter2")]).await;
+    site.apply(&(orders(&Ports::free()) + &sink)).await;
+    site.wait_for(Kind::Pipeline, "orders", "ConfigValid", "True", "Valid").await;
+    let worker = site.run_pod("orders").await;
+    site.wait_for(Kind::Sink, "hook", "Ready", "True", "Ready").await;
+    let sets: Api<StatefulSet> = site.api();
+    let before = sets.get("orders").await.expect("it is there").metadata.generation;
+    let hash = worker.status().await["config"]["hash"].clone();
+
+    let secrets: Api<Secret> = site.api();
+    secrets.delete("door", &DeleteParams::default()).await.expect("it is there");
+    site.wait_for(Kind::Sink, "hook", "ResolvedRefs", "False", "RefNotFound").await;
+    site.wait_for(Kind::Sink, "hook", "Programmed", "True", "Programmed").await;
+    site.wait_for(Kind::Pipeline, "orders", "Degraded", "True", "RefNotFound").await;
+    site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
+    site.secret("door", &[("token", "correct horse")]).await;
+    site.wait_for(Kind::Sink, "hook", "Ready", "True", "Ready").await;
+    until("the Pipeline to lack nothing", async || {
+        let pipeline = site.ours(Kind::Pipeline).get("orders").await.ok()?;
+        condition_of(&pipeline, "Degraded").is_none().then_some(())
+    })
+    .await;
+    assert_eq!(sets.get("orders").await.expect("it is there").metadata.generation, before);
+    site.mount("orders").await;
+    assert_eq!(worker.status().await["config"]["hash"], hash);
+    worker.stop().await;
     operator.stop().await;
 }

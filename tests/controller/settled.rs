@@ -1,16 +1,19 @@
 //! A pipeline from its first document to its last: what is built, what is told, that nothing is written without
 //! need, and that nothing stays behind.
 
+use std::pin::pin;
+
+use futures::StreamExt;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service, ServiceAccount};
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, WatchEvent, WatchParams};
 use litejoin_crds::kind::Kind;
 use litejoin_tests::wait::until;
 use litejoin_tests::worker::get;
 use serde_json::json;
 
-use crate::site::{Ports, Site, names};
+use crate::site::{Ports, Site, condition_of, names};
 
 /// Orders with their customers, as one Pipeline and a Sink beside it.
 pub(crate) fn orders(ports: &Ports) -> String {
@@ -151,4 +154,38 @@ pub(crate) async fn reconciles(operator: &litejoin_tests::worker::Worker) -> u64
     let (_, text) = get(&format!("http://{address}/metrics")).await;
     let line = text.lines().find_map(|line| line.strip_prefix("litejoin_operator_reconciles_total "));
     line.and_then(|number| number.parse().ok()).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn another_image_is_not_told_to_be_ready_before_its_pod_is() {
+    let site = Site::new().await;
+    let operator = site.operator();
+    site.apply(&orders(&Ports::free())).await;
+    let worker = site.run_pod("orders").await;
+    site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
+
+    let pipelines = site.ours(Kind::Pipeline);
+    let name = ListParams::default().fields("metadata.name=orders");
+    let since = pipelines.list(&name).await.expect("it can be listed").metadata.resource_version;
+    let (one, since) = (WatchParams::default().fields("metadata.name=orders"), since.unwrap_or_default());
+    let mut changes = pin!(pipelines.watch(&one, &since).await.expect("it can be watched"));
+    let image = Patch::Merge(json!({ "spec": { "image": "litejoin:that-no-one-has" } }));
+    let changed = pipelines.patch("orders", &PatchParams::default(), &image).await;
+    let generation = changed.expect("a Pipeline can be changed").metadata.generation;
+    // Everything that is told of it, until the pod is another.
+    loop {
+        let Some(Ok(WatchEvent::Modified(told))) = changes.next().await else {
+            panic!("the watch has ended")
+        };
+        if told.data["status"]["observedGeneration"].as_i64() != generation {
+            continue;
+        }
+        let ready = condition_of(&told, "Ready").expect("it is told");
+        assert_eq!(ready["status"], "False", "{ready}");
+        if !["Applying", "RollingOut"].contains(&ready["reason"].as_str().expect("a reason")) {
+            break;
+        }
+    }
+    worker.stop().await;
+    operator.stop().await;
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use litejoin_crds::address::Address;
 use litejoin_crds::credentials::SecretKeyRef;
 use litejoin_crds::{Complaint, PipelineSpec, Plan, Reason};
+use reqwest::redirect::Policy;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
@@ -90,6 +91,12 @@ impl Door {
                 "the worker does not take the token that spec.admin.auth.bearer names; {COMES_LATE}"
             )));
         }
+        if answer.status().is_redirection() {
+            return Err(Closed::Refused(format!(
+                "what answers in the pod is no worker: it sends the operator elsewhere ({}), where that does not go",
+                answer.status()
+            )));
+        }
         answer.error_for_status().map_err(Closed::Silent)
     }
 }
@@ -103,8 +110,9 @@ pub(crate) fn plain() -> reqwest::Client {
     client.expect("a client without TLS needs nothing of the system")
 }
 
+/// Whoever chooses the image of a pod does not choose where the operator goes from there.
 fn builder() -> reqwest::ClientBuilder {
-    reqwest::Client::builder().timeout(TIMEOUT).no_proxy()
+    reqwest::Client::builder().timeout(TIMEOUT).no_proxy().redirect(Policy::none())
 }
 
 /// A client that talks to who shows the certificate, and to nobody else.

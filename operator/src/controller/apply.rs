@@ -36,20 +36,23 @@ pub(crate) fn changes(observed: &Observed, desired: &Desired) -> Vec<Change> {
         }
         let (resource, name) = (slot.resource(), slot.name(&observed.pipeline.name));
         match (desired.objects.get(&slot), live) {
-            (Some(object), live) => {
-                let object = signed(object);
-                if live.is_none_or(|live| !says(live, &object)) {
-                    changes.push(Change::Apply { resource, name, object });
-                }
+            (Some(object), _) if !is_written(observed, desired, slot) => {
+                changes.push(Change::Apply { resource, name, object: signed(object) });
             }
             (None, Some(live)) if live.metadata.deletion_timestamp.is_none() => {
                 changes.push(Change::Delete { resource, name, uid: live.uid().unwrap_or_default() });
             }
-            (None, _) => {}
+            _ => {}
         }
     }
     changes.extend(desired.volume_size.as_deref().and_then(|size| grow(observed.claim.as_ref()?, size)));
     changes
+}
+
+/// Whether what is there has all that is wanted there.
+pub(crate) fn is_written(observed: &Observed, desired: &Desired, slot: Slot) -> bool {
+    let (live, wanted) = (observed.built.get(&slot), desired.objects.get(&slot));
+    wanted.is_none_or(|wanted| live.is_some_and(|live| says(live, &signed(wanted))))
 }
 
 /// Whether an object is ours to write: its owner is this Pipeline, or we made it and it lost its owner.

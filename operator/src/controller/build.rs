@@ -4,8 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kube::api::ApiResource;
+use litejoin_crds::PipelineSpec;
 use serde_json::{Value, json};
 
+use super::apply::is_ours;
 use super::observe::Observed;
 use super::validate::{Config, Verdict};
 
@@ -100,7 +102,7 @@ pub(crate) fn build(observed: &Observed, verdict: &Verdict, operator: &Operator)
     let owner = Owner { observed, config };
     let mut objects = BTreeMap::new();
     let mut kept = BTreeSet::new();
-    if spec.pod_template.service_account_name.is_none() {
+    if needs_service_account(observed, &spec) {
         objects.insert(
             Slot::ServiceAccount,
             owner.object(
@@ -153,6 +155,16 @@ pub(crate) fn build(observed: &Observed, verdict: &Verdict, operator: &Operator)
     }
     let volume_size = (!spec.storage.ephemeral).then(|| stateful_set::volume_size(&spec));
     Some(Desired { objects, kept, config_bytes_excess, volume_size })
+}
+
+/// Whether the pod's account is ours to make: it names none, or the very one that we have made.
+fn needs_service_account(observed: &Observed, spec: &PipelineSpec) -> bool {
+    let pipeline = &observed.pipeline;
+    spec.pod_template.service_account_name.as_ref().is_none_or(|name| {
+        let live = observed.built.get(&Slot::ServiceAccount);
+        *name == Slot::ServiceAccount.name(&pipeline.name)
+            && live.is_some_and(|live| is_ours(live, &pipeline.uid))
+    })
 }
 
 /// Whose objects these are.

@@ -14,11 +14,13 @@ use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
 use kube::api::{Api, ApiResource};
 use kube::{Client, ResourceExt};
 use litejoin_crds::pipeline::OnNodeLoss;
+use litejoin_crds::replication::RestorePolicy;
+use litejoin_crds::status::PipelineStatus;
 use tracing::debug;
 
 use super::apply::Change;
-use super::build::Slot;
 use super::observe::Observed;
+use super::replica::place;
 use crate::error::{Doing, Error};
 
 /// How often a pod is looked at that should have ended, on a node that answers.
@@ -49,9 +51,7 @@ pub(crate) async fn look(
     now: Timestamp,
 ) -> Result<Option<Lost>, Error> {
     let is_overdue = |pod: &&Pod| overdue_in(pod, patience, now) == Some(Duration::ZERO);
-    let Some(pod) = observed.pod.as_ref().filter(is_overdue).filter(|pod| is_ours(pod, observed)) else {
-        return Ok(None);
-    };
+    let Some(pod) = observed.pod.as_ref().filter(is_overdue) else { return Ok(None) };
     let Some(name) = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) else { return Ok(None) };
     let nodes: Api<Node> = Api::all(client.clone());
     let sign = match nodes.get_opt(&name).await {
@@ -64,12 +64,6 @@ pub(crate) async fn look(
         Err(error) => return Err(error).doing(|| format!("read Node {name}")),
     };
     Ok(sign.map(|sign| Lost { node: name, sign }))
-}
-
-/// Whether our StatefulSet has made the pod.
-fn is_ours(pod: &Pod, observed: &Observed) -> bool {
-    let set = observed.built.get(&Slot::StatefulSet).and_then(ResourceExt::uid);
-    set.is_some_and(|set| pod.owner_references().iter().any(|owner| owner.uid == set))
 }
 
 /// When to look again at a pod that is being deleted, if it is.
@@ -123,25 +117,38 @@ pub(crate) fn answer(observed: &Observed) -> Option<Answer> {
         ),
         None => format!("when that node is surely off: {pod_goes}"),
     };
-    let has_replica = observed.pipeline.status["replication"]["incarnation"].is_i64();
-    Some(match (spec.storage.on_node_loss, spec.replication.enabled && has_replica) {
-        (OnNodeLoss::Replace, true) => {
-            Answer::Replace(format!("{what}; its data comes back from the replica, on another node"))
-        }
-        (OnNodeLoss::Replace, false) => Answer::Tell(format!(
-            "{what}; there is no whole replica to restore from, so it is not replaced; {by_hand}"
-        )),
-        (OnNodeLoss::Wait, _) => Answer::Tell(format!("{what}; {by_hand}")),
+    if spec.storage.on_node_loss == OnNodeLoss::Wait {
+        return Some(Answer::Tell(format!("{what}; {by_hand}")));
+    }
+    Some(match unrestorable(observed) {
+        None => Answer::Replace(format!("{what}; its data comes back from the replica, on another node")),
+        Some(why) => Answer::Tell(format!("{what}; {why}, so it is not replaced; {by_hand}")),
     })
+}
+
+/// Why a new volume would not get back what was on the old one; `None` if it would.
+fn unrestorable(observed: &Observed) -> Option<&'static str> {
+    let replication = observed.spec().replication;
+    let status: PipelineStatus = serde_json::from_value(observed.pipeline.status.clone()).unwrap_or_default();
+    let replica = status.replication.unwrap_or_default();
+    if !replication.enabled || replica.incarnation.is_none() {
+        return Some("there is no whole replica to restore from");
+    }
+    if replica.place != place(observed) {
+        return Some("the replica has moved and is not whole yet at its new place");
+    }
+    let restores = replication.restore_on_boot && replication.restore.policy != RestorePolicy::Never;
+    (!restores).then_some("restoreOnBoot or restore.policy says that nothing is restored")
 }
 
 /// The writes that replace what was on a lost node: the claim first, since a new pod would wait for the volume of the old.
 pub(crate) fn changes(observed: &Observed) -> Vec<Change> {
-    if observed.is_paused() || !matches!(answer(observed), Some(Answer::Replace(_))) {
+    if !matches!(answer(observed), Some(Answer::Replace(_))) {
         return Vec::new();
     }
-    let claim = observed.claim.as_ref().filter(|claim| claim.metadata.deletion_timestamp.is_none());
-    let claim = claim.map(|claim| Change::Delete {
+    let has_volume = !observed.spec().storage.ephemeral;
+    let is_there = |claim: &&PersistentVolumeClaim| claim.metadata.deletion_timestamp.is_none();
+    let claim = observed.claim.as_ref().filter(is_there).filter(|_| has_volume).map(|claim| Change::Delete {
         resource: ApiResource::erase::<PersistentVolumeClaim>(&()),
         name: claim.name_any(),
         uid: claim.uid().unwrap_or_default(),

@@ -9,16 +9,22 @@ use kube::api::{Api, DynamicObject};
 use kube::{Client, ResourceExt};
 use litejoin_crds::PipelineSpec;
 use litejoin_crds::kind::Kind;
+use litejoin_crds::names::{is_pipeline, is_secret};
+use litejoin_crds::status::ChildStatus;
 use litejoin_crds::validate::Document;
 use serde_json::{Value, json};
 
 use super::admin;
+use super::apply::is_ours;
 use super::build::{Slot, names, pod_monitor};
 use super::children::Children;
 use super::kinds;
 use super::node_loss::Lost;
 use super::secrets::Secrets;
 use crate::error::{Doing, Error};
+
+/// The condition by which a child is told to run.
+pub(crate) const PROGRAMMED: &str = "Programmed";
 
 /// What there is of one pipeline.
 pub(crate) struct Observed {
@@ -28,6 +34,7 @@ pub(crate) struct Observed {
     /// What was built before, by where it belongs.
     pub(crate) built: BTreeMap<Slot, DynamicObject>,
     pub(crate) claim: Option<PersistentVolumeClaim>,
+    /// The one that our StatefulSet has made.
     pub(crate) pod: Option<Pod>,
     /// The node of the pod, where that is gone.
     pub(crate) lost: Option<Lost>,
@@ -73,6 +80,16 @@ impl Object {
         self.version.zip(version(other)).is_some_and(|(here, other)| here < other)
     }
 
+    /// Whether it was told of a child that the worker runs it as it is written now.
+    pub(crate) fn is_programmed(&self) -> bool {
+        let status: ChildStatus = serde_json::from_value(self.status.clone()).unwrap_or_default();
+        status.conditions.iter().any(|condition| {
+            condition.type_ == PROGRAMMED
+                && condition.status == "True"
+                && condition.observed_generation == Some(self.generation)
+        })
+    }
+
     /// What its author wrote.
     pub(crate) fn document(&self) -> Document {
         let metadata = json!({ "name": self.name, "namespace": self.namespace });
@@ -99,7 +116,8 @@ impl Observed {
     }
 }
 
-/// Reads all there is; `None` if the Pipeline is gone or going.
+/// Reads all there is; `None` if the Pipeline is gone or going, or can't be there. A name becomes a part of an address, so
+/// what is no name is not asked for.
 pub(crate) async fn observe(
     client: &Client,
     children: &Children,
@@ -109,7 +127,10 @@ pub(crate) async fn observe(
 ) -> Result<Option<Observed>, Error> {
     let pipelines: Api<DynamicObject> =
         Api::namespaced_with(client.clone(), namespace, &kinds::resource(Kind::Pipeline));
-    let pipeline = pipelines.get_opt(name).await.doing(|| format!("read Pipeline {namespace}/{name}"))?;
+    let pipeline = match is_pipeline(name) {
+        true => pipelines.get_opt(name).await.doing(|| format!("read Pipeline {namespace}/{name}"))?,
+        false => None,
+    };
     let Some(pipeline) = pipeline.filter(|pipeline| pipeline.metadata.deletion_timestamp.is_none()) else {
         secrets.note(namespace, name, &BTreeSet::new());
         return Ok(None);
@@ -131,6 +152,15 @@ pub(crate) async fn observe(
             pods.get_opt(&pod).await.doing(|| format!("read Pod {namespace}/{pod}"))
         },
     )?;
+    // What another StatefulSet of this name has is none of ours.
+    let set = built.get(&Slot::StatefulSet);
+    let claim = claim.filter(|_| set.is_none_or(|set| is_ours(set, &pipeline.uid)));
+    let is_of_set = |pod: &Pod| {
+        set.filter(|set| is_ours(set, &pipeline.uid)).and_then(ResourceExt::uid).is_some_and(|set| {
+            pod.owner_references().iter().any(|owner| owner.controller == Some(true) && owner.uid == set)
+        })
+    };
+    let pod = pod.filter(is_of_set);
     let mut named = BTreeSet::new();
     for object in std::iter::once(&pipeline).chain(&children) {
         named.extend(secret_keys(&object.spec).into_iter().map(|(secret, _)| secret));
@@ -204,7 +234,10 @@ async fn values(
     let reads = names.into_iter().map(|name| {
         let api = &api;
         async move {
-            let secret = api.get_opt(&name).await.doing(|| format!("read Secret {namespace}/{name}"))?;
+            let secret = match is_secret(&name) {
+                true => api.get_opt(&name).await.doing(|| format!("read Secret {namespace}/{name}"))?,
+                false => None,
+            };
             Ok((name, secret.map(|secret| secret.data.unwrap_or_default())))
         }
     });

@@ -2,8 +2,10 @@
 //! the time are arguments, and where nothing turned nothing is new.
 
 use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::StatefulSetStatus;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::ResourceExt;
 use litejoin_crds::kind::Kind;
 use litejoin_crds::status::{ChildStatus, LayoutStatus, PipelineStatus, ReshardStatus};
 use litejoin_crds::{Complaint, Reason};
@@ -11,10 +13,11 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use self::replication::Drills;
-use super::apply::is_ours;
-use super::build::{CONFIG_BYTES_MAX, Desired, Slot, is_at_rest};
+use super::apply::{is_ours, is_written};
+use super::build::{CONFIG_BYTES_MAX, Desired, Slot, is_at_rest, names};
 use super::node_loss::{self, Answer};
-use super::observe::{Object, Observed};
+use super::observe::{Object, Observed, PROGRAMMED};
+use super::replica::place;
 use super::validate::Verdict;
 use super::worker::{Refused, Told};
 
@@ -25,6 +28,9 @@ mod replication;
 const COMPLAINTS_TOLD_MAX: usize = 10;
 /// The longest message, in characters.
 const MESSAGE_LENGTH_MAX: usize = 4_000;
+
+/// By which template a StatefulSet has made a pod.
+const CONTROLLER_REVISION_LABEL: &str = "controller-revision-hash";
 
 /// What is reported of a pipeline and its children.
 pub(crate) struct Statuses {
@@ -100,13 +106,14 @@ fn pipeline(
         node_lost(observed).unwrap_or_else(|| pod::worker_ready(observed.pod.as_ref(), at_rest)),
     ];
     let mut gates: Vec<Fact> = Vec::new();
-    gates.extend(names_taken(observed));
+    gates.extend(names_taken(observed, desired));
     gates.extend(unwritten(observed));
     gates.push(facts[0].clone());
     if !at_rest {
         gates.extend([facts[1].clone(), facts[2].clone()]);
         gates.push(acknowledged(told));
     }
+    gates.extend(desired.and_then(|desired| unsettled(observed, desired, at_rest)));
     let mut ready = ready(&gates);
     if at_rest && ready.holds == Holds::Yes {
         ready =
@@ -136,10 +143,11 @@ fn pipeline(
         observed_generation: Some(generation),
         conditions: conditions(&all, &before.conditions, generation, now),
         layout: before.layout.clone().or_else(layout),
-        replication: replication::status(told, &drills, before.replication.clone()),
+        replication: replication::status(told, place(observed), &drills, before.replication.clone()),
         reshard: reshard(verdict, before.reshard.clone(), now),
         config_hash: config.filter(|_| runs).map(|config| config.hash.clone()).or(before.config_hash.clone()),
         output_version: desired
+            .filter(|_| !observed.is_paused())
             .map(|_| env!("CARGO_PKG_VERSION").to_owned())
             .or(before.output_version.clone()),
         ..before
@@ -248,10 +256,45 @@ fn acknowledged(told: &Told) -> Fact {
     }
 }
 
-/// Objects in our way that are not ours.
-fn names_taken(observed: &Observed) -> Option<Fact> {
-    let foreign = |live: &&kube::api::DynamicObject| !is_ours(live, &observed.pipeline.uid);
-    let object = observed.built.values().find(foreign)?;
+/// What keeps the pod from being just the one that the Pipeline asks for now, whatever the one of before says.
+fn unsettled(observed: &Observed, desired: &Desired, at_rest: bool) -> Option<Fact> {
+    let set = observed.built.get(&Slot::StatefulSet);
+    if !is_written(observed, desired, Slot::StatefulSet) {
+        return Some(match observed.is_paused() {
+            true => {
+                Fact::not_yet("Settled", "Paused", "spec.reconciliationPaused holds back what was changed")
+            }
+            false => {
+                Fact::not_yet("Settled", "Applying", "waits for the StatefulSet to have what was changed")
+            }
+        });
+    }
+    let pod = observed.pod.as_ref();
+    let name = names::pod(&observed.pipeline.name);
+    if at_rest {
+        return pod.map(|_| Fact::not_yet("Settled", "Stopping", format!("the pod {name} is being stopped")));
+    }
+    let set = set?;
+    let status: StatefulSetStatus = read(&set.data["status"]);
+    let revision = pod.and_then(|pod| pod.labels().get(CONTROLLER_REVISION_LABEL));
+    let is_seen = status.observed_generation >= set.metadata.generation;
+    (!is_seen || revision != status.update_revision.as_ref()).then(|| {
+        Fact::not_yet(
+            "Settled",
+            "RollingOut",
+            format!("the pod {name} is replaced by one of what was changed"),
+        )
+    })
+}
+
+/// Objects in our way that are not ours. One of a name that we have no use for is in nobody's way.
+fn names_taken(observed: &Observed, desired: Option<&Desired>) -> Option<Fact> {
+    let desired = desired?;
+    let in_the_way = |(slot, live): &(&Slot, &kube::api::DynamicObject)| {
+        let wanted = desired.objects.contains_key(slot) || desired.kept.contains(slot);
+        wanted && !is_ours(live, &observed.pipeline.uid)
+    };
+    let (_, object) = observed.built.iter().find(in_the_way)?;
     let kind = object.types.as_ref().map_or("object", |types| types.kind.as_str());
     let name = object.metadata.name.as_deref().unwrap_or_default();
     let owners = object.metadata.owner_references.as_deref().unwrap_or_default();
@@ -289,6 +332,17 @@ fn degraded(observed: &Observed, verdict: &Verdict, told: &Told) -> Option<Fact>
         left_out.extend(refused.iter().map(|refused| format!("{} {}", refused.kind, refused.name)));
     }
     let spec = observed.spec();
+    if left_out.is_empty() && !verdict.lacking.is_empty() {
+        let lacking = verdict.lacking.keys().map(|index| &observed.children[*index]);
+        let lacking: Vec<String> =
+            lacking.map(|child| format!("{} {}", child.kind.as_str(), child.name)).collect();
+        let shown: Vec<&str> = lacking.iter().map(String::as_str).collect();
+        let message = format!(
+            "what {} needs is gone, and its pod can't start anew as it is; their status says what it is",
+            litejoin_crds::complaint::list(&shown)
+        );
+        return Some(Fact::new("Degraded", Holds::Yes, "RefNotFound", message));
+    }
     if left_out.is_empty() && spec.pod_monitor.enabled && !observed.pod_monitors_served {
         let message = "spec.podMonitor: this cluster knows no PodMonitor; install the Prometheus operator's definitions, or write enabled: false";
         return Some(Fact::new("Degraded", Holds::Yes, "NoPodMonitors", message));
@@ -312,7 +366,9 @@ fn child(
         Told::Runs { refused, .. } => refused.iter().find(|refused| is_about(refused, child)),
         _ => None,
     };
-    let (references, others): (Vec<_>, Vec<_>) = complaints.iter().cloned().partition(is_reference);
+    let (mut references, others): (Vec<_>, Vec<_>) = complaints.iter().cloned().partition(is_reference);
+    let lacks = verdict.lacking.get(&index).map(Vec::as_slice).unwrap_or_default();
+    references.extend(lacks.iter().cloned());
     let accepted = match (others.first(), by_worker) {
         (Some(first), _) => Fact::new("Accepted", Holds::Never, first.reason.as_str(), tell(&others)),
         (None, Some(refused)) => {
@@ -324,24 +380,20 @@ fn child(
         true => Fact::yes("ResolvedRefs", "ResolvedRefs"),
         false => Fact::not_yet("ResolvedRefs", "RefNotFound", tell(&references)),
     };
-    let was_programmed = before.conditions.iter().any(|condition| {
-        condition.type_ == "Programmed"
-            && condition.status == "True"
-            && condition.observed_generation == Some(child.generation)
-    });
+    let was_programmed = child.is_programmed();
     let at_rest = is_at_rest(&observed.spec());
     let programmed = match told {
-        _ if accepted.holds != Holds::Yes || resolved.holds != Holds::Yes => {
-            Fact::not_yet("Programmed", "LeftOut", "the pipeline runs without it")
+        _ if accepted.holds != Holds::Yes || !complaints.is_empty() => {
+            Fact::not_yet(PROGRAMMED, "LeftOut", "the pipeline runs without it")
         }
-        _ if at_rest => Fact::not_yet("Programmed", "Suspended", "the pipeline is at rest"),
-        Told::Runs { .. } => Fact::yes("Programmed", "Programmed"),
-        _ if was_programmed => Fact::yes("Programmed", "Programmed"),
+        _ if at_rest => Fact::not_yet(PROGRAMMED, "Suspended", "the pipeline is at rest"),
+        Told::Runs { .. } => Fact::yes(PROGRAMMED, "Programmed"),
+        _ if was_programmed => Fact::yes(PROGRAMMED, "Programmed"),
         _ if verdict.config.is_err() => {
             let message = format!("waits for the Pipeline {} to be valid", observed.pipeline.name);
-            Fact::not_yet("Programmed", "PipelineInvalid", message)
+            Fact::not_yet(PROGRAMMED, "PipelineInvalid", message)
         }
-        _ => Fact::not_yet("Programmed", "Pending", "waits for the worker to take it up"),
+        _ => Fact::not_yet(PROGRAMMED, "Pending", "waits for the worker to take it up"),
     };
     let config_hash = match (&verdict.config, programmed.holds) {
         (_, Holds::Yes) if was_programmed => before.config_hash.clone(),
@@ -366,7 +418,7 @@ pub(crate) fn orphan(child: &Object, pipeline: &str, now: Timestamp) -> ChildSta
         format!("there is no Pipeline {pipeline:?} in this namespace; create it, or delete this object");
     let resolved = Fact::not_yet("ResolvedRefs", "PipelineNotFound", &message);
     let accepted = Fact::not_yet("Accepted", "PipelineNotFound", &message);
-    let programmed = Fact::not_yet("Programmed", "PipelineNotFound", &message);
+    let programmed = Fact::not_yet(PROGRAMMED, "PipelineNotFound", &message);
     let mut all = summary(ready(std::slice::from_ref(&accepted)));
     all.extend([accepted, resolved, programmed]);
     ChildStatus {

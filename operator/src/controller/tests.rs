@@ -73,9 +73,10 @@ fn outcome(observed: &Observed) -> String {
     let verdict = validate(observed);
     let operator =
         Operator { worker_image: "litejoin:of-the-operator".to_owned(), namespace: "litejoin".to_owned() };
-    let desired = if observed.is_paused() { None } else { build(observed, &verdict, &operator) };
+    let desired = build(observed, &verdict, &operator);
     let mut text = String::new();
-    let objects = desired.iter().flat_map(|Desired { objects, .. }| objects.values());
+    let written = desired.iter().filter(|_| !observed.is_paused());
+    let objects = written.flat_map(|Desired { objects, .. }| objects.values());
     for object in objects {
         write!(text, "---\n{}", serde_yaml::to_string(object).unwrap()).unwrap();
     }

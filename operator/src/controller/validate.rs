@@ -36,8 +36,11 @@ const OPERATORS_REPLICATION_FIELDS: [&str; 2] = ["image", "drill"];
 pub(crate) struct Verdict {
     /// What is to run; or what is wrong with the Pipeline itself.
     pub(crate) config: Result<Config, Vec<Complaint>>,
-    /// What is wrong with children, by their index.
+    /// What is wrong with children that are left out, by their index.
     pub(crate) refused: BTreeMap<usize, Vec<Complaint>>,
+    /// What children that run lack by now, by their index. A Secret that goes comes back as a rule, as when it is
+    /// replaced; leaving the child out meanwhile would forget what it has not delivered.
+    pub(crate) lacking: BTreeMap<usize, Vec<Complaint>>,
     /// A change of `shardCount` that is consented to and that nobody can make yet: from, to.
     pub(crate) reshard: Option<(u64, u64)>,
 }
@@ -68,7 +71,12 @@ pub(crate) fn validate(observed: &Observed) -> Verdict {
             Err(complaints) => (None, complaints),
         };
         complaints.extend(unsupported(&documents));
-        complaints.extend(missing_secrets(&documents, observed));
+        let (lacked, missing): (Vec<_>, Vec<_>) =
+            missing_secrets(&documents, observed).into_iter().partition(|complaint| {
+                complaint.place.document > 0
+                    && observed.children[kept[complaint.place.document - 1]].is_programmed()
+            });
+        complaints.extend(missing);
         complaints.extend(plan.iter().flat_map(admin::complaints));
         complaints.retain(|complaint| complaint.severity == Severity::Error);
         let (own, theirs): (Vec<_>, Vec<_>) =
@@ -78,7 +86,11 @@ pub(crate) fn validate(observed: &Observed) -> Verdict {
                 Some(plan) if own.is_empty() => Ok(config(documents, plan)),
                 _ => Err(own),
             };
-            return Verdict { config, refused, reshard };
+            let mut lacking: BTreeMap<usize, Vec<Complaint>> = BTreeMap::new();
+            for complaint in lacked {
+                lacking.entry(kept[complaint.place.document - 1]).or_default().push(complaint);
+            }
+            return Verdict { config, refused, lacking, reshard };
         }
         for complaint in theirs {
             refused.entry(kept[complaint.place.document - 1]).or_default().push(complaint);

@@ -16,9 +16,11 @@ use super::validate::Verdict;
 
 /// The largest answer that is read.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
-/// How soon a worker is asked again that does not run what it is to run.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// The same, for one that refuses it.
+/// How soon a worker is asked again that does not run what it is to run: at first, and at last.
+const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// In between, after this part of the time for which it has been so.
+const ASK_AGAIN_PART: u32 = 10;
+/// How soon one is asked again that refuses it.
 const ASK_AGAIN_REFUSED: Duration = Duration::from_secs(10);
 
 /// How soon a worker is asked again how far its replica is.
@@ -45,6 +47,20 @@ pub(crate) enum Told {
     },
     /// It runs something else, and perhaps says why.
     Behind { refusal: Option<String>, replica: Option<Replica> },
+}
+
+/// A worker that is waited for: its pod, and the hash of what it is to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Awaited {
+    pod: Option<String>,
+    config: Option<String>,
+}
+
+impl Awaited {
+    pub(crate) fn of(observed: &Observed, verdict: &Verdict) -> Self {
+        let config = verdict.config.as_ref().ok().map(|config| config.hash.clone());
+        Self { pod: observed.pod.as_ref().and_then(ResourceExt::uid), config }
+    }
 }
 
 /// A document that a worker leaves out.
@@ -96,10 +112,18 @@ async fn status(door: &Door, authority: &str) -> Result<Value, Closed> {
 }
 
 impl Told {
-    /// When to ask again; `None` if there is nothing to wait for.
-    pub(crate) fn look_again_after(&self) -> Option<Duration> {
+    /// Whether a worker is waited for that is there.
+    pub(crate) fn is_awaited(&self) -> bool {
+        matches!(self, Self::Silent { .. } | Self::Behind { refusal: None, .. })
+    }
+
+    /// When to ask again one that is waited for since a while ago; `None` if there is nothing to wait for.
+    pub(crate) fn look_again_after(&self, awaited: Duration) -> Option<Duration> {
+        let (first, last) = ASK_AGAIN;
         match self {
-            Self::Silent { .. } | Self::Behind { refusal: None, .. } => Some(ASK_AGAIN),
+            Self::Silent { .. } | Self::Behind { refusal: None, .. } => {
+                Some((awaited / ASK_AGAIN_PART).clamp(first, last))
+            }
             Self::Behind { refusal: Some(_), .. } => Some(ASK_AGAIN_REFUSED),
             Self::Runs { replica: Some(replica), .. } if replica.is_ready => Some(ASK_AGAIN_REPLICATING),
             Self::Runs { replica: Some(_), .. } => Some(ASK_AGAIN_REFUSED),
@@ -141,4 +165,17 @@ fn is_up(pod: &Pod) -> bool {
 
 fn pod_ip(pod: &Pod) -> Option<&str> {
     pod.status.as_ref()?.pod_ip.as_deref()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_stays_away_is_asked_less_and_less() {
+        let silent = Told::Silent { why: None };
+        let after = |seconds| silent.look_again_after(Duration::from_secs(seconds)).unwrap().as_secs();
+        assert_eq!([0, 10, 100, 600, 86_400].map(after), [1, 1, 10, 60, 60]);
+        assert_eq!(Told::Absent.look_again_after(Duration::ZERO), None);
+    }
 }

@@ -102,6 +102,7 @@ fn lag_max(sync_interval: &DurationText) -> Duration {
 /// What is kept of it in the status: what was said last stays while nothing is said.
 pub(super) fn status(
     told: &Told,
+    place: Option<String>,
     drills: &Drills,
     before: Option<ReplicationStatus>,
 ) -> Option<ReplicationStatus> {
@@ -110,10 +111,13 @@ pub(super) fn status(
         return before;
     };
     let before = before.unwrap_or_default();
-    // A replica that is not complete is none to be restored from.
-    let incarnation = if replica.is_ready { replica.incarnation } else { before.incarnation };
+    // A replica that is not complete is none to be restored from; and one that is behind may write to the place before.
+    let is_whole = replica.is_ready && matches!(told, Told::Runs { .. });
+    let (incarnation, place) =
+        if is_whole { (replica.incarnation, place) } else { (before.incarnation, before.place) };
     Some(ReplicationStatus {
         incarnation,
+        place,
         last_sync_time: last_sync(replica, before.last_sync_time),
         restored_timestamp: replica.restored_timestamp.clone(),
         last_drill_time: drills.last_good.clone().or(before.last_drill_time),
@@ -211,11 +215,23 @@ mod tests {
     #[test]
     fn the_status_names_a_copy_that_can_be_restored_and_keeps_it() {
         let runs = |replica| Told::Runs { refused: Vec::new(), replica };
-        let status = |told: &Told, before| status(told, &Drills::default(), before);
+        let place = || Some("file:///r/n/p".to_owned());
+        let status = |told: &Told, before| status(told, place(), &Drills::default(), before);
         let first = status(&runs(Some(replica(1, false, None))), None).unwrap();
-        assert_eq!((first.incarnation, first.last_sync_time.clone()), (None, None));
+        assert_eq!((first.incarnation, &first.place, first.last_sync_time.clone()), (None, &None, None));
         let ready = status(&runs(Some(replica(1, true, None))), Some(first)).unwrap();
-        assert_eq!(ready.incarnation, Some(2));
+        assert_eq!((ready.incarnation, &ready.place), (Some(2), &place()));
+        // What runs by another config writes to another place, for all that is known.
+        let behind = Told::Behind { refusal: None, replica: Some(replica(1, true, None)) };
+        let elsewhere = || Some("file:///moved/n/p".to_owned());
+        let moved = super::status(&behind, elsewhere(), &Drills::default(), Some(ready.clone())).unwrap();
+        assert_eq!(moved.place, place());
+        let told = runs(Some(replica(1, false, None)));
+        let copying = super::status(&told, elsewhere(), &Drills::default(), Some(moved)).unwrap();
+        assert_eq!(copying.place, place());
+        let told = runs(Some(replica(1, true, None)));
+        let whole = super::status(&told, elsewhere(), &Drills::default(), Some(copying)).unwrap();
+        assert_eq!(whole.place, elsewhere());
         assert_eq!(ready.last_sync_time.as_ref().unwrap().0.as_second(), 1_699_999_980);
         let soon = Replica { complete_until: 1_700_000_060, ..replica(1, true, None) };
         assert_eq!(status(&runs(Some(soon)), Some(ready.clone())), Some(ready.clone()));
@@ -225,7 +241,8 @@ mod tests {
 
         let good = "2026-03-01T04:01:07Z";
         let drilled = drills(&json!({ "lastSuccessfulTime": good }));
-        let told = super::status(&runs(Some(replica(1, true, None))), &drilled, Some(ready)).unwrap();
+        let told =
+            super::status(&runs(Some(replica(1, true, None))), place(), &drilled, Some(ready)).unwrap();
         assert_eq!(told.last_drill_time.as_ref().unwrap().0.to_string(), good);
         // The CronJob is gone.
         assert_eq!(status(&runs(Some(replica(1, true, None))), Some(told.clone())), Some(told));

@@ -1,0 +1,68 @@
+//! What others have in a namespace is theirs, also where it is called as ours would be.
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, ServiceAccount};
+use kube::ResourceExt;
+use kube::api::{Api, PostParams};
+use litejoin_crds::kind::Kind;
+use litejoin_tests::wait::until;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::settled::orders;
+use crate::site::{Ports, Site};
+
+async fn make<K>(site: &Site, object: Value) -> Api<K>
+where
+    K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + serde::Serialize
+        + DeserializeOwned,
+{
+    let api: Api<K> = site.api();
+    let object: K = serde_json::from_value(object).expect("it is one");
+    api.create(&PostParams::default(), &object).await.expect("it can be made");
+    api
+}
+
+#[tokio::test]
+async fn a_claim_of_somebody_elses_database_is_not_grown() {
+    let site = Site::new().await;
+    let labels = json!({"app": "database"});
+    let set = json!({"metadata": {"name": "orders"}, "spec": {
+        "replicas": 0, "serviceName": "x", "selector": {"matchLabels": labels},
+        "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "x", "image": "x"}]}},
+    }});
+    make::<StatefulSet>(&site, set).await;
+    let claim = json!({"metadata": {"name": "data-orders-0"}, "spec": {
+        "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}},
+    }});
+    let claims = make::<PersistentVolumeClaim>(&site, claim).await;
+    site.bind_claim("orders").await;
+    let before = claims.get("data-orders-0").await.expect("it is there").resource_version();
+
+    let operator = site.operator();
+    site.apply(&orders(&Ports::free())).await;
+    site.wait_for(Kind::Pipeline, "orders", "Ready", "False", "NameTaken").await;
+    site.wait_for(Kind::Pipeline, "orders", "StorageReady", "False", "Pending").await;
+    assert_eq!(claims.get("data-orders-0").await.expect("it is there").resource_version(), before);
+    operator.stop().await;
+}
+
+#[tokio::test]
+async fn an_account_of_ones_own_may_have_the_name_of_the_pipeline() {
+    let site = Site::new().await;
+    let accounts = make::<ServiceAccount>(&site, json!({"metadata": {"name": "orders"}})).await;
+    let operator = site.operator();
+    let named = "spec:\n  podTemplate: {serviceAccountName: orders}\n";
+    site.apply(&orders(&Ports::free()).replacen("spec:\n", named, 1)).await;
+    let sets: Api<StatefulSet> = site.api();
+    until("the StatefulSet", async || sets.get_opt("orders").await.ok()?).await;
+    let worker = site.run_pod("orders").await;
+    site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
+    let account = accounts.get("orders").await.expect("it is there");
+    assert!(account.owner_references().is_empty(), "{account:?}");
+    worker.stop().await;
+    operator.stop().await;
+}
