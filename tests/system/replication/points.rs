@@ -50,6 +50,43 @@ async fn a_start_may_die_at_every_step() {
     futures::stream::iter(deaths).for_each_concurrent(4, |death| death).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_starts_in_a_row_may_die_while_they_claim() {
+    for is_away in [false, true] {
+        let mut store = Store::s3().await;
+        let pipeline = Replicated::to(&store, &json!({}));
+        let worker = pipeline.start().await;
+        let mut all = names("k", 5);
+        put_all(&worker, &all).await;
+        let first = ready(&worker).await;
+        worker.stop().await;
+        // The first has the claim name it, and can't note that it does; the second can't even have it name it.
+        pipeline.run([]).with_variable("LITEJOIN_FAULT", "claim-renewed").end().await;
+        if is_away {
+            store.kill();
+        } else {
+            pipeline.run([]).with_variable("LITEJOIN_FAULT", "claim-announced").end().await;
+        }
+
+        let worker = pipeline.start().await;
+        let more = names("more", 5);
+        put_all(&worker, &more).await;
+        all.extend(more);
+        if is_away {
+            store.restart().await;
+        }
+        replicated(&worker).await;
+        assert_eq!(ready(&worker).await, first, "away: {is_away}: the disk goes on in its own incarnation");
+        assert_eq!(keys(&worker).await, all, "away: {is_away}");
+        worker.stop().await;
+        let worker = pipeline.start().await;
+        assert_eq!(keys(&worker).await, all, "away: {is_away}");
+        assert_eq!(ready(&worker).await, first, "away: {is_away}");
+        worker.stop().await;
+        assert!(!pipeline.site.data_dir().join("set-aside").exists(), "away: {is_away}");
+    }
+}
+
 async fn die(point: &str, before: Before) {
     eprintln!("LITEJOIN_FAULT={point} ({before:?})");
     let store = Store::file().await;

@@ -103,24 +103,25 @@ pub(crate) async fn prepare(
     if let (Begin::Prepared, false) = (&begin, matches!(choice.decision, Decision::GoOn(_))) {
         return Err(ReplicationError::NotPrepared { path: data_dir.display().to_string() });
     }
-    let holder = random_id();
     let mut restored = None;
     let marker = if let Decision::GoOn(own) = &choice.decision {
         let Local::Marked { marker, .. } = local else { unreachable!("only a marked directory goes on") };
-        let mut marker = Marker { next_holder: Some(holder.clone()), ..marker };
+        let held = &remote.claim.as_ref().expect("a directory goes on where the claim names it").holder;
+        let mut marker = marker.announcing(held, random_id());
         // READY may have been written just before the end.
         marker.is_ready |= remote.found.iter().any(|found| found.incarnation == *own && found.is_ready());
         directory.write_marker(&marker)?;
         fault::point("claim-announced");
-        if is_away {
-            marker
-        } else {
-            claim(&site, &wanted.identity, own, &holder).await?;
-            fault::point("claim-renewed");
-            Marker { holder, next_holder: None, ..marker }
+        match marker.next_holder.clone().filter(|_| !is_away) {
+            None => marker,
+            Some(holder) => {
+                claim(&site, &wanted.identity, own, &holder).await?;
+                fault::point("claim-renewed");
+                Marker { holder, next_holder: None, ..marker }
+            }
         }
     } else {
-        let own = Incarnation { number: remote.next_number(), id: random_id() };
+        let (own, holder) = (Incarnation { number: remote.next_number(), id: random_id() }, random_id());
         // What a manifest asks for is done with this start, or with what somebody has asked for by hand.
         let timestamp = replication.restore_timestamp.as_ref();
         let gone_back_to =

@@ -129,6 +129,15 @@ pub(crate) struct Marker {
     pub(crate) lock_inode: u64,
 }
 
+impl Marker {
+    /// What is noted before the claim, which names `held` now, is renewed. A holder that was announced before and is not
+    /// in it may still come there, so it is announced again; where there is none, `drawn` is, a new one.
+    pub(crate) fn announcing(self, held: &str, drawn: String) -> Self {
+        let announced = self.next_holder.filter(|announced| announced != held);
+        Self { holder: held.to_owned(), next_holder: Some(announced.unwrap_or(drawn)), ..self }
+    }
+}
+
 /// What a data directory holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Local {

@@ -181,6 +181,25 @@ fn a_start_that_died_while_it_claimed() {
 }
 
 #[test]
+fn no_holder_is_forgotten_before_it_is_known_what_became_of_it() {
+    for (announced, held, expected) in [
+        (None, "a", "drawn"),
+        // Its start died before it was written, or could not tell: a request that timed out may still be carried out.
+        (Some("b"), "a", "b"),
+        (Some("b"), "b", "drawn"),
+    ] {
+        let before =
+            Marker { holder: "a".to_owned(), next_holder: announced.map(str::to_owned), ..marker(3) };
+        let after = before.announcing(held, "drawn".to_owned());
+        assert_eq!(
+            (after.holder.as_str(), after.next_holder.as_deref()),
+            (held, Some(expected)),
+            "{announced:?}, the claim names {held}"
+        );
+    }
+}
+
+#[test]
 fn a_copy_never_writes_the_prefix_of_its_original() {
     let copied = Local::Marked { marker: marker(3), is_copy: true, missing: Vec::new() };
     let renewed = Marker { holder: "before".to_owned(), ..marker(3) };
