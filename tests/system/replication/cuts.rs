@@ -22,7 +22,7 @@ async fn last_cut(worker: &Worker) -> Option<i64> {
 }
 
 /// Waits for a cut that begins after now, and returns when it was.
-async fn next_cut(worker: &Worker) -> i64 {
+pub(super) async fn next_cut(worker: &Worker) -> i64 {
     let before = last_cut(worker).await;
     until("the next cut", async || last_cut(worker).await.filter(|at| Some(*at) != before)).await
 }

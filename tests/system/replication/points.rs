@@ -1,9 +1,11 @@
 //! Death at every step by which a directory comes to its data and its prefix. The next start takes it up.
 
 use futures::StreamExt;
+use litejoin_crds::duration::timestamp_text;
 use litejoin_tests::stores::Store;
 use serde_json::json;
 
+use super::cuts::next_cut;
 use super::{Replicated, keys, names, put_all, ready, replicated};
 
 /// What there is when the worker starts that dies.
@@ -18,15 +20,16 @@ enum Before {
 }
 
 /// Points in the order in which a start passes them, and which time it dies there.
-const POINTS: [(&str, Before); 17] = [
+const POINTS: [(&str, Before); 18] = [
     ("incarnation-born", Before::Nothing),
     ("incarnation-claimed", Before::Nothing),
     ("incarnation-marked", Before::Nothing),
     ("ready-written", Before::Nothing),
     ("incarnation-born", Before::Replica),
     ("incarnation-claimed", Before::Replica),
-    ("restore-begun", Before::Replica),
     ("files-fetched", Before::Replica),
+    ("restore-begun", Before::Replica),
+    ("data-set-aside", Before::Replica),
     ("file-moved:1", Before::Replica),
     ("file-moved:4", Before::Replica),
     ("file-moved:6", Before::Replica),
@@ -84,6 +87,45 @@ async fn two_starts_in_a_row_may_die_while_they_claim() {
         assert_eq!(ready(&worker).await, first, "away: {is_away}");
         worker.stop().await;
         assert!(!pipeline.site.data_dir().join("set-aside").exists(), "away: {is_away}");
+    }
+}
+
+/// Points of a restore that goes back in time, and whether everything has come from the store by then.
+const POINTS_BACK: [(&str, bool); 6] = [
+    ("files-fetched", false),
+    ("restore-begun", true),
+    ("data-set-aside", true),
+    ("file-moved:2", true),
+    ("file-moved:6", true),
+    ("results-adopted", true),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn going_back_in_time_may_die_at_every_step() {
+    let store = Store::file().await;
+    for (point, is_fetched) in POINTS_BACK {
+        let pipeline = Replicated::named(&store, &point.replace(':', "-"), &json!({}));
+        let worker = pipeline.start().await;
+        let before = names("before", 5);
+        put_all(&worker, &before).await;
+        ready(&worker).await;
+        let then = timestamp_text(next_cut(&worker).await);
+        let all = &before | &names("after", 5);
+        put_all(&worker, &all).await;
+        replicated(&worker).await;
+        worker.stop().await;
+        let arguments = ["restore", "--timestamp", &then, "-f", "pipeline.yaml", "--data-dir", "data"];
+        let restore = pipeline.with_environment(pipeline.site.command(arguments));
+        let ended = restore.with_variable("LITEJOIN_FAULT", point).end().await;
+        assert_eq!(ended.code, None, "{point} was not reached: {}", ended.stderr);
+
+        // What is there is all that a start has which restores nothing: the data as it was, or as it is to be.
+        pipeline.change(|manifest| manifest["spec"]["replication"]["restoreOnBoot"] = false.into());
+        let worker = pipeline.start().await;
+        assert_eq!(keys(&worker).await, if is_fetched { before } else { all }, "{point}");
+        ready(&worker).await;
+        worker.stop().await;
+        assert!(!pipeline.site.data_dir().join("restoring").exists(), "{point}");
     }
 }
 

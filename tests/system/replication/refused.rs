@@ -1,12 +1,16 @@
 //! What must not become an empty start, or a write into somebody else's replica: each is one line with its remedy, and
 //! nothing is written.
 
+use std::path::Path;
+
 use expect_test::{Expect, expect};
+use litejoin_crds::duration::timestamp_text;
 use litejoin_tests::stores::{Proxy, Store, litestream};
 use litejoin_tests::wait::{PATIENCE, pass, until};
 use litejoin_tests::worker::Launch;
 use serde_json::json;
 
+use super::cuts::next_cut;
 use super::{
     PROGRAM, Replicated, file_names, incarnations, keys, names, put_all, ready, replication, stored,
 };
@@ -85,6 +89,42 @@ async fn data_that_the_replica_does_not_know() {
     assert_eq!(file_names(&store.files().join("replicas/default/p/0")), before, "nothing is written");
 }
 
+/// Puts something else into the files of a shard.
+fn damage(incarnation: &Path) {
+    let levels = incarnation.join("shard_1.db/ltx");
+    for name in file_names(&levels.join("0")) {
+        std::fs::write(levels.join("0").join(name), "no transactions").unwrap();
+    }
+    for level in ["1", "2", "3", "9"] {
+        let _ = std::fs::remove_dir_all(levels.join(level));
+    }
+}
+
+#[tokio::test]
+async fn a_time_that_can_not_be_gone_back_to() {
+    let store = Store::file().await;
+    let pipeline = Replicated::to(&store, &json!({}));
+    let worker = pipeline.start().await;
+    put_all(&worker, &names("k", 3)).await;
+    let incarnation = ready(&worker).await;
+    let then = timestamp_text(next_cut(&worker).await);
+    put_all(&worker, &names("later", 3)).await;
+    worker.stop().await;
+    damage(&store.files().join("replicas/default/p/0").join(incarnation));
+    let arguments = ["restore", "--timestamp", &then, "-f", "pipeline.yaml", "--data-dir", "data"];
+    let ended = pipeline.with_environment(pipeline.site.command(arguments)).end().await;
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("shard_1.db: could not be restored"), "{}", ended.stderr);
+
+    // It has changed nothing that counts.
+    pipeline.change(|manifest| manifest["spec"]["replication"]["restoreOnBoot"] = false.into());
+    let worker = pipeline.start().await;
+    assert_eq!(keys(&worker).await, &names("k", 3) | &names("later", 3));
+    ready(&worker).await;
+    worker.stop().await;
+    assert!(!pipeline.site.data_dir().join("set-aside").exists());
+}
+
 #[tokio::test]
 async fn a_damaged_replica() {
     let store = Store::file().await;
@@ -92,14 +132,9 @@ async fn a_damaged_replica() {
     pipeline.lose_disk();
     let base = store.files().join("replicas/default/p/0");
     let incarnation = incarnations(&store, "p").pop_first().unwrap();
-    // A file that holds something else.
-    let level = base.join(&incarnation).join("shard_1.db/ltx/0");
-    for name in file_names(&level) {
-        std::fs::write(level.join(name), "no transactions").unwrap();
-    }
-    for level in ["1", "2", "3", "9"] {
-        let _ = std::fs::remove_dir_all(base.join(&incarnation).join("shard_1.db/ltx").join(level));
-    }
+    damage(&base.join(&incarnation));
+    // Each try leaves no more than one did.
+    pipeline.run([]).end().await;
     let ended = pipeline.run([]).end().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(
@@ -111,6 +146,7 @@ async fn a_damaged_replica() {
         !pipeline.site.data_dir().join("layout.json").exists(),
         "there is nothing that a start could take for data"
     );
+    assert!(!pipeline.site.data_dir().join("set-aside").exists(), "there was nothing to keep");
     // All of it is gone.
     std::fs::remove_dir_all(base.join(&incarnation)).unwrap();
     for name in incarnations(&store, "p") {
@@ -118,7 +154,7 @@ async fn a_damaged_replica() {
     }
     let ended = pipeline.run([]).end().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
-    assert!(ended.stderr.contains("the claim names incarnation-2-"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("the claim names incarnation-3-"), "{}", ended.stderr);
 }
 
 #[tokio::test]

@@ -72,6 +72,9 @@ pub(crate) async fn prepare(
         path: data_dir.clone(),
         files: files.clone(),
     };
+    if !matches!(begin, Begin::Prepared) {
+        directory.resume(plan.storage.shard_count, &plan.identity)?;
+    }
     let local = directory.look()?;
     let mut is_away = false;
     let mut remote = match (site.look().await, &local) {
@@ -149,7 +152,7 @@ pub(crate) async fn prepare(
             holder,
             next_holder: None,
             is_ready: false,
-            is_restoring: false,
+            restoring: None,
             is_fresh: matches!(choice.decision, Decision::Empty { .. }),
             gone_back_to: gone_back_to(&choice),
             lock_inode: locked.inode()?,

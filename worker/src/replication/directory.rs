@@ -1,5 +1,11 @@
 //! A data directory before it is opened: what it says of itself, and what is done so that it may write the prefix that
-//! was decided on. What can be of use to somebody is set aside, and never removed.
+//! was decided on. What can be of use to somebody is set aside, and never removed; and not before all that takes its place
+//! is here. What follows then can be cut off at any point, and ends at the next start without the store.
+//!
+//! ```text
+//! fetch into restoring/ ─► marker: restoring ─► set aside ─► marker: set aside ─► move to the places ─► lay out ─► marker
+//!   a failure here leaves the data as it was   └ from here on each start goes on where the one before came to
+//! ```
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +14,7 @@ use tracing::{info, warn};
 
 use super::config::File;
 use super::fetch::{Restored, fetch, make_empty};
-use super::incarnation::{Decision, Found, Local, Marker};
+use super::incarnation::{Decision, Found, Local, Marker, Refusal, Restoring};
 use super::litestream::{Litestream, LitestreamError};
 use super::{PointInTime, ReplicationError, Site};
 use crate::clock;
@@ -22,7 +28,7 @@ const RESTORING: &str = "restoring";
 const SET_ASIDE: &str = "set-aside";
 
 /// What is set aside beside the replicated files, their WALs and Litestream's notes.
-const SET_ASIDE_TOO: [&str; 5] = ["layout.json", MARKER, CONFIG, RESTORING, "scratch"];
+const SET_ASIDE_TOO: [&str; 3] = ["layout.json", CONFIG, "scratch"];
 
 /// What is to be done.
 pub(super) struct Choice {
@@ -48,23 +54,26 @@ impl Directory<'_> {
         move |source| ReplicationError::Io { path: path.clone(), doing, source }
     }
 
-    pub(super) fn look(&self) -> Result<Local, ReplicationError> {
-        let marker = match std::fs::read(self.path.join(MARKER)) {
-            Ok(bytes) => Some(serde_json::from_slice::<Marker>(&bytes).map_err(|error| {
-                ReplicationError::Unreadable {
+    fn marker(&self) -> Result<Option<Marker>, ReplicationError> {
+        match std::fs::read(self.path.join(MARKER)) {
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).map(Some).map_err(|error| ReplicationError::Unreadable {
                     place: self.path.display().to_string(),
                     name: MARKER.to_owned(),
                     detail: error.to_string(),
-                }
-            })?),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(error) => return Err(self.io("read replication.json")(error)),
-        };
-        let Some(marker) = marker else {
+                })
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.io("read replication.json")(error)),
+        }
+    }
+
+    pub(super) fn look(&self) -> Result<Local, ReplicationError> {
+        let Some(marker) = self.marker()? else {
             return Ok(if self.locked.has_data()? { Local::Unmarked } else { Local::Nothing });
         };
         let has_data = self.locked.has_data()?;
-        if marker.is_restoring || !(has_data || marker.is_fresh) {
+        if marker.restoring.is_some() || !(has_data || marker.is_fresh) {
             return Ok(Local::Nothing);
         }
         let is_missing = |file: &&File| !marker.is_fresh && !file.path.exists();
@@ -78,6 +87,23 @@ impl Directory<'_> {
         replace(&self.path, MARKER, &bytes).map_err(self.io("write replication.json"))
     }
 
+    /// Ends a restore of which a start before this one had fetched everything, and removes what was fetched by one that
+    /// did not come so far.
+    pub(super) fn resume(&self, shard_count: usize, identity: &str) -> Result<(), ReplicationError> {
+        if let Some(marker) = self.marker()?
+            && let Some(Restoring { shard_count: found, .. }) = marker.restoring
+        {
+            if found != shard_count {
+                let Marker { base, incarnation, .. } = marker;
+                return Err(Refusal::ShardCount { base, incarnation, found, wanted: shard_count }.into());
+            }
+            info!(incarnation = %marker.incarnation, "going on with a restore");
+            let marker = self.put_in_place(marker, shard_count, identity)?;
+            self.write_marker(&marker)?;
+        }
+        remove_folder(&self.path.join(RESTORING)).map_err(self.io("remove the folder of a restore"))
+    }
+
     /// Does what was decided, so that the directory may write the marker's incarnation.
     pub(super) async fn settle(
         &self,
@@ -86,46 +112,49 @@ impl Directory<'_> {
         local: &Local,
         marker: &Marker,
     ) -> Result<Option<Restored>, ReplicationError> {
-        let source = choice.elsewhere.as_ref().unwrap_or(self.site);
-        let mut restored = None;
-        match &choice.decision {
+        let point = choice.point.as_ref();
+        let (from, files, set_aside) = match &choice.decision {
             Decision::Empty { why } => {
                 warn!(base = %self.site.base, why, "starting empty: nothing is restored");
-                self.set_aside(local)?;
+                self.set_aside(&set_aside_name(local))?;
+                return Ok(None);
             }
-            Decision::GoOn(_) => self.forget_litestream()?,
+            Decision::GoOn(_) => {
+                self.forget_litestream()?;
+                return Ok(None);
+            }
             Decision::Keep { why, .. } => {
                 info!(base = %self.site.base, why, "the data of this directory counts; copying all of it");
                 // What Litestream knew of its old place.
                 self.forget_litestream()?;
+                return Ok(None);
             }
             Decision::Restore { from } => {
-                self.set_aside(local)?;
-                self.write_marker(&Marker { is_restoring: true, ..marker.clone() })?;
-                fault::point("restore-begun");
                 // One that lies elsewhere is not set aside, and so stays.
-                let is_wanted = |file: &&File| from.birth.files.contains(&file.name) && !file.path.exists();
-                let all: Vec<File> = self.files.iter().filter(is_wanted).cloned().collect();
-                restored = Some(self.restore(source, from, &all, choice.point.as_ref()).await?);
-                let lineage = self.locked.lay_out(plan.storage.shard_count, &plan.identity)?;
-                store::adopt(&self.path.join(RESULTS_FILE), &lineage)?;
-                fault::point("results-adopted");
+                let is_wanted = |file: &&File| {
+                    from.birth.files.contains(&file.name) && (self.is_inside(file) || !file.path.exists())
+                };
+                let files: Vec<File> = self.files.iter().filter(is_wanted).cloned().collect();
+                (from, files, Some(set_aside_name(local)))
             }
             Decision::Complete { from, missing } => {
-                let files: Vec<File> =
-                    self.files.iter().filter(|file| missing.contains(&file.name)).cloned().collect();
-                restored = Some(self.restore(source, from, &files, None).await?);
-                self.forget_litestream()?;
-                let lineage = self.locked.lay_out(plan.storage.shard_count, &plan.identity)?;
-                store::adopt(&self.path.join(RESULTS_FILE), &lineage)?;
+                let is_missing = |file: &&File| missing.contains(&file.name);
+                (from, self.files.iter().filter(is_missing).cloned().collect(), None)
             }
-        }
-        Ok(restored)
+        };
+        let source = choice.elsewhere.as_ref().unwrap_or(self.site);
+        let restored = self.fetch(source, from, &files, point).await?;
+        let shard_count = plan.storage.shard_count;
+        let marker = Marker { restoring: Some(Restoring { shard_count, set_aside }), ..marker.clone() };
+        self.write_marker(&marker)?;
+        fault::point("restore-begun");
+        self.put_in_place(marker, shard_count, &plan.identity)?;
+        Ok(Some(restored))
     }
 
-    /// Fetches files of an incarnation, and moves them to their places when all are there and sound. Results that are
-    /// not are left out: they follow from what is in the shards.
-    async fn restore(
+    /// Fetches files of an incarnation into a folder beside the data, all of them sound. Results that are not are left out:
+    /// they follow from what is in the shards.
+    async fn fetch(
         &self,
         source: &Site,
         from: &Found,
@@ -138,8 +167,7 @@ impl Directory<'_> {
             info!(incarnation = %from.incarnation, files = files.len(), base = %source.base, "restoring");
             fetch(source, self.litestream, from, files, point, &folder).await
         };
-        let mut files = files.to_vec();
-        let restored = match fetch(&files).await {
+        let restored = match fetch(files).await {
             Err(ReplicationError::Litestream(LitestreamError::Unsound { file, said }))
                 if Path::new(&file) == self.path.join(RESULTS_FILE) =>
             {
@@ -148,67 +176,104 @@ impl Directory<'_> {
                     "results.db came back unsound and is left out: all results are made anew and sent again, and what \
                      was yet to be sent of results that are gone is not"
                 );
-                files.retain(|file| file.name != RESULTS_FILE);
-                fetch(&files).await?
+                let others: Vec<File> =
+                    files.iter().filter(|file| file.name != RESULTS_FILE).cloned().collect();
+                fetch(&others).await?
             }
             outcome => outcome?,
         };
+        std::fs::File::open(&folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(self.io("sync the folder of the restore"))?;
         fault::point("files-fetched");
-        for file in &files {
-            for suffix in ["-wal", "-shm"] {
-                let mut beside = file.path.clone().into_os_string();
-                beside.push(suffix);
-                remove_file(Path::new(&beside)).map_err(self.io("remove what stood there"))?;
-            }
-            move_file(&folder.join(&file.name), &file.path).map_err(self.io("move a restored file"))?;
-            fault::point("file-moved");
-        }
-        std::fs::remove_dir_all(&folder).map_err(self.io("remove the folder of the restore"))?;
         Ok(restored)
     }
 
-    /// Moves what is in the directory out of the way; nothing of it is lost.
-    fn set_aside(&self, local: &Local) -> Result<(), ReplicationError> {
-        let was = match local {
-            Local::Marked { marker, .. } => marker.incarnation.to_string(),
-            Local::Unmarked | Local::Nothing => "unfinished".to_owned(),
-        };
-        let folder = self.path.join(SET_ASIDE).join(format!("{was}-{}", clock::epoch_seconds()));
-        let of_files =
-            self.files.iter().filter(|file| file.path.parent() == Some(&self.path)).flat_map(|file| {
-                let name = &file.name;
-                [name.clone(), format!("{name}-wal"), format!("{name}-shm"), format!(".{name}-litestream")]
-            });
-        let mut moved = false;
-        for name in of_files.chain(SET_ASIDE_TOO.map(str::to_owned)) {
-            let path = self.path.join(&name);
-            if !path.exists() {
+    /// Puts what was fetched in the place of what is here; every step may be done twice. Returns the marker of a directory
+    /// that is whole.
+    fn put_in_place(
+        &self,
+        mut marker: Marker,
+        shard_count: usize,
+        identity: &str,
+    ) -> Result<Marker, ReplicationError> {
+        if let Some(restoring) = &mut marker.restoring
+            && let Some(folder) = restoring.set_aside.take()
+        {
+            self.set_aside(&folder)?;
+            fault::point("data-set-aside");
+            self.write_marker(&marker)?;
+        }
+        let folder = self.path.join(RESTORING);
+        for file in &self.files {
+            let fetched = folder.join(&file.name);
+            if !fetched.exists() {
                 continue;
             }
-            std::fs::create_dir_all(&folder).map_err(self.io("make a folder for what is set aside"))?;
-            std::fs::rename(path, folder.join(&name)).map_err(self.io("set data aside"))?;
-            moved = true;
+            for suffix in ["-wal", "-shm"] {
+                remove_file(&beside(&file.path, suffix)).map_err(self.io("remove what stood there"))?;
+            }
+            move_file(&fetched, &file.path).map_err(self.io("move a restored file"))?;
+            fault::point("file-moved");
         }
-        if moved {
-            warn!(folder = %folder.display(), "what was in the data directory is set aside");
+        self.forget_litestream()?;
+        let lineage = self.locked.lay_out(shard_count, identity)?;
+        store::adopt(&self.path.join(RESULTS_FILE), &lineage)?;
+        fault::point("results-adopted");
+        remove_folder(&folder).map_err(self.io("remove the folder of the restore"))?;
+        Ok(Marker { restoring: None, ..marker })
+    }
+
+    /// Moves what is in the directory out of the way; nothing of it is lost.
+    fn set_aside(&self, name: &str) -> Result<(), ReplicationError> {
+        let folder = self.path.join(SET_ASIDE).join(name);
+        let mut moves = SET_ASIDE_TOO.map(|name| (self.path.join(name), name.to_owned())).to_vec();
+        for file in self.files.iter().filter(|file| self.is_inside(file)) {
+            let name = &file.name;
+            moves.extend(
+                ["", "-wal", "-shm"].map(|suffix| (beside(&file.path, suffix), format!("{name}{suffix}"))),
+            );
+            moves.extend(notes(file).map(|notes| (notes, format!(".{name}-litestream"))));
         }
+        moves.retain(|(path, _)| path.exists());
+        if moves.is_empty() {
+            return Ok(());
+        }
+        std::fs::create_dir_all(&folder).map_err(self.io("make a folder for what is set aside"))?;
+        for (path, name) in moves {
+            move_file(&path, &folder.join(name)).map_err(self.io("set data aside"))?;
+        }
+        warn!(folder = %folder.display(), "what was in the data directory is set aside");
         Ok(())
+    }
+
+    /// Whether a file lies in the data directory; a dead-letter queue may lie elsewhere.
+    fn is_inside(&self, file: &File) -> bool {
+        file.path.parent() == Some(&self.path)
     }
 
     /// Removes Litestream's notes: another prefix begins with a copy of everything.
     fn forget_litestream(&self) -> Result<(), ReplicationError> {
-        for file in &self.files {
-            let (Some(folder), Some(name)) = (file.path.parent(), file.path.file_name()) else { continue };
-            let notes = folder.join(format!(".{}-litestream", name.to_string_lossy()));
-            match std::fs::remove_dir_all(&notes) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(self.io("remove Litestream's notes")(error));
-                }
-                _ => {}
-            }
+        for notes in self.files.iter().filter_map(notes) {
+            remove_folder(&notes).map_err(self.io("remove Litestream's notes"))?;
         }
         Ok(())
     }
+}
+
+/// The folder in which Litestream keeps its notes of a file.
+fn notes(file: &File) -> Option<PathBuf> {
+    let name = file.path.file_name()?.to_string_lossy();
+    Some(file.path.with_file_name(format!(".{name}-litestream")))
+}
+
+/// What the folder is called that takes what is in a directory now.
+fn set_aside_name(local: &Local) -> String {
+    let was = match local {
+        Local::Marked { marker, .. } => marker.incarnation.to_string(),
+        Local::Unmarked | Local::Nothing => "unfinished".to_owned(),
+    };
+    format!("{was}-{}", clock::epoch_seconds())
 }
 
 /// Removes what was set aside before a time; what can't be removed stays.
@@ -220,6 +285,20 @@ pub(super) fn remove_set_aside(data_dir: &Path, before: i64) {
         if since.is_some_and(|since| since < before) && std::fs::remove_dir_all(entry.path()).is_ok() {
             info!(folder = %entry.path().display(), "removed what was set aside long ago");
         }
+    }
+}
+
+/// The file of that name with something behind it.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}
+
+fn remove_folder(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -117,8 +117,9 @@ pub(crate) struct Marker {
     pub(crate) next_holder: Option<String>,
     /// Whether the incarnation is known to be READY.
     pub(crate) is_ready: bool,
-    /// Whether a restore into this directory has begun, and not ended.
-    pub(crate) is_restoring: bool,
+    /// How far a restore is of which all files were fetched.
+    #[serde(default)]
+    pub(crate) restoring: Option<Restoring>,
     /// Whether the directory is empty as it should be, since no worker has run on it yet.
     #[serde(default)]
     pub(crate) is_fresh: bool,
@@ -127,6 +128,17 @@ pub(crate) struct Marker {
     pub(crate) gone_back_to: Option<String>,
     /// The inode of the lock file: another one in a copy of the directory.
     pub(crate) lock_inode: u64,
+}
+
+/// What is left of a restore once all of its files lie beside the data: it needs no store any more, and a start that finds
+/// it goes on with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Restoring {
+    /// Shards of what was fetched.
+    pub(crate) shard_count: usize,
+    /// The folder that takes what is in the directory; `None` once nothing of that is left.
+    pub(crate) set_aside: Option<String>,
 }
 
 impl Marker {
@@ -141,7 +153,7 @@ impl Marker {
 /// What a data directory holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Local {
-    /// Nothing, or the beginning of a restore.
+    /// Nothing, or a restore that is under way.
     Nothing,
     /// Data that was never replicated.
     Unmarked,

@@ -43,7 +43,7 @@ fn marker(number: u64) -> Marker {
         holder: format!("holder{number}"),
         next_holder: None,
         is_ready: true,
-        is_restoring: false,
+        restoring: None,
         is_fresh: false,
         gone_back_to: None,
         lock_inode: 1,
