@@ -3,15 +3,17 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
+use litejoin_crds::duration::timestamp_text;
 use litejoin_tests::ingest::{Ingest, message};
 use litejoin_tests::stores::{Call, Kind, Proxy, Store, litestream};
 use litejoin_tests::wait::until;
 use litejoin_tests::worker::{Ended, program};
 use serde_json::{Value, json};
 
+use super::cuts::next_cut;
 use super::{
-    PROGRAM, Replicated, incarnations, keys, kill_both, names, put_all, ready, replicated, replication,
-    stored,
+    PROGRAM, Replicated, file_names, incarnations, keys, kill_both, names, put_all, ready, replicated,
+    replication, stored,
 };
 
 pub(super) async fn by_hand(pipeline: &Replicated, arguments: &[&str]) -> Ended {
@@ -78,6 +80,38 @@ async fn back_to_an_earlier_time() {
     for part in [": READY, claimed, a restore takes it, born ", " exact cuts to go back to, from 20"] {
         assert!(ended.stdout.contains(part), "{part}: {}", ended.stdout);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_that_lie_elsewhere_go_back_too() {
+    let store = Store::file().await;
+    let pipeline = Replicated::to(&store, &json!({}));
+    let elsewhere = pipeline.site.path().join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    pipeline.change(|manifest| {
+        manifest["spec"]["delivery"]["dlq"]["path"] = json!(elsewhere.join("letters.db"));
+    });
+    let worker = pipeline.start().await;
+    put_all(&worker, &names("before", 5)).await;
+    let first = ready(&worker).await;
+    let then = timestamp_text(next_cut(&worker).await);
+    put_all(&worker, &names("after", 5)).await;
+    replicated(&worker).await;
+    worker.stop().await;
+    // What Litestream does with its notes a quarter of an hour later.
+    let notes = elsewhere.join(".letters.db-litestream/ltx/0");
+    let oldest = file_names(&notes).pop_first().expect("the file was shipped");
+    std::fs::remove_file(notes.join(oldest)).unwrap();
+
+    by_hand(&pipeline, &["restore", "--timestamp", &then]).await;
+    let set_aside = pipeline.site.data_dir().join("set-aside");
+    let folder = file_names(&set_aside).pop_first().expect("there was data");
+    assert!(folder.starts_with(&first), "{folder}");
+    assert!(set_aside.join(folder).join("dlq.db").is_file());
+    let worker = pipeline.start().await;
+    assert_eq!(keys(&worker).await, names("before", 5));
+    assert_ne!(ready(&worker).await, first);
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -117,6 +117,7 @@ impl Directory<'_> {
             Decision::Empty { why } => {
                 warn!(base = %self.site.base, why, "starting empty: nothing is restored");
                 self.set_aside(&set_aside_name(local))?;
+                self.forget_litestream()?;
                 return Ok(None);
             }
             Decision::GoOn(_) => {
@@ -130,9 +131,10 @@ impl Directory<'_> {
                 return Ok(None);
             }
             Decision::Restore { from } => {
-                // One that lies elsewhere is not set aside, and so stays.
+                // One that lies elsewhere is not lost with the directory, and stays where nobody goes back in time.
                 let is_wanted = |file: &&File| {
-                    from.birth.files.contains(&file.name) && (self.is_inside(file) || !file.path.exists())
+                    let is_replaced = self.is_inside(file) || point.is_some() || !file.path.exists();
+                    from.birth.files.contains(&file.name) && is_replaced
                 };
                 let files: Vec<File> = self.files.iter().filter(is_wanted).cloned().collect();
                 (from, files, Some(set_aside_name(local)))
@@ -224,16 +226,22 @@ impl Directory<'_> {
         Ok(Marker { restoring: None, ..marker })
     }
 
-    /// Moves what is in the directory out of the way; nothing of it is lost.
+    /// Moves what is in the directory out of the way, and what lies elsewhere if it is to be replaced; nothing of it is
+    /// lost.
     fn set_aside(&self, name: &str) -> Result<(), ReplicationError> {
         let folder = self.path.join(SET_ASIDE).join(name);
         let mut moves = SET_ASIDE_TOO.map(|name| (self.path.join(name), name.to_owned())).to_vec();
-        for file in self.files.iter().filter(|file| self.is_inside(file)) {
+        for file in &self.files {
             let name = &file.name;
-            moves.extend(
-                ["", "-wal", "-shm"].map(|suffix| (beside(&file.path, suffix), format!("{name}{suffix}"))),
-            );
-            moves.extend(notes(file).map(|notes| (notes, format!(".{name}-litestream"))));
+            if self.is_inside(file) || self.path.join(RESTORING).join(name).exists() {
+                moves.extend(
+                    ["", "-wal", "-shm"]
+                        .map(|suffix| (beside(&file.path, suffix), format!("{name}{suffix}"))),
+                );
+            }
+            if self.is_inside(file) {
+                moves.extend(notes(file).map(|notes| (notes, format!(".{name}-litestream"))));
+            }
         }
         moves.retain(|(path, _)| path.exists());
         if moves.is_empty() {
