@@ -69,7 +69,7 @@ pub(crate) async fn fetch(
             source,
         })?;
     }
-    fetch_as(site, litestream, from, files, |_| State::At(point.text.clone()), folder).await?;
+    fetch_as(site, litestream, from, files, |_| State::At(point.milliseconds), folder).await?;
     Ok(Restored::Apart)
 }
 
@@ -91,7 +91,7 @@ async fn fetch_as(
     })?;
     let restores = futures::stream::iter(files.iter().map(|file| {
         let (config, target, state) = (&config, folder.join(&file.name), state(file));
-        async move { litestream.restore(config, &file.path, &target, &state).await }
+        async move { litestream.restore(config, &file.path, &target, state).await }
     }));
     let mut restores = restores.buffer_unordered(RESTORES);
     let progress = Progress::of(files.len());

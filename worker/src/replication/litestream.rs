@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use litejoin_crds::duration::timestamp_text;
 use litejoin_crds::error::chain;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -92,13 +93,25 @@ pub(crate) struct Litestream {
 }
 
 /// Which state of a file is wanted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
     Newest,
-    /// The newest that is not later than this (RFC 3339).
-    At(String),
+    /// The newest that is not later than this, in milliseconds since the epoch.
+    At(i64),
     /// The one after this transaction.
     After(u64),
+}
+
+impl State {
+    /// How Litestream is told of it.
+    fn arguments(self) -> Vec<String> {
+        match self {
+            State::Newest => Vec::new(),
+            // It reads fewer forms of a time than we do, and all that we write.
+            State::At(milliseconds) => vec!["-timestamp".to_owned(), timestamp_text(milliseconds)],
+            State::After(txid) => vec!["-txid".to_owned(), format!("{txid:016x}")],
+        }
+    }
 }
 
 impl Litestream {
@@ -139,20 +152,12 @@ impl Litestream {
         config: &Path,
         path: &Path,
         target: &Path,
-        state: &State,
+        state: State,
     ) -> Result<(), LitestreamError> {
         let file = path.display().to_string();
         let mut command = self.command(["restore", "-config"]);
         command.arg(config).args(["-no-expand-env", "-integrity-check", "quick", "-o"]).arg(target);
-        match state {
-            State::Newest => {}
-            State::At(timestamp) => {
-                command.args(["-timestamp", timestamp]);
-            }
-            State::After(txid) => {
-                command.args(["-txid", &format!("{txid:016x}")]);
-            }
-        }
+        command.args(state.arguments());
         command.arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let child = command.spawn().map_err(|source| LitestreamError::Absent {
             program: self.program.display().to_string(),
@@ -390,6 +395,8 @@ fn version(text: &str) -> Option<(u32, u32, u32)> {
 mod tests {
     use super::*;
 
+    use crate::replication::PointInTime;
+
     #[test]
     fn versions_are_read() {
         for (text, expected) in [
@@ -399,6 +406,21 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(version(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_time_is_told_in_the_one_form_that_litestream_reads() {
+        for text in [
+            "2026-05-01T12:00:00Z",
+            "2026-05-01 12:00:00Z",
+            "2026-05-01t12:00:00z",
+            "2026-05-01T14:00:00+02",
+            "2026-05-01T14:00+02:00",
+        ] {
+            let point: PointInTime = text.parse().unwrap();
+            let told = State::At(point.milliseconds).arguments();
+            assert_eq!(told, ["-timestamp", "2026-05-01T12:00:00Z"], "{text}");
         }
     }
 
