@@ -10,6 +10,7 @@ use litejoin_tests::wait::{PATIENCE, pass, until};
 use litejoin_tests::worker::Launch;
 use serde_json::json;
 
+use super::by_hand::by_hand;
 use super::cuts::next_cut;
 use super::{
     PROGRAM, Replicated, file_names, incarnations, keys, names, put_all, ready, replication, stored,
@@ -90,8 +91,8 @@ async fn data_that_the_replica_does_not_know() {
 }
 
 /// Puts something else into the files of a shard.
-fn damage(incarnation: &Path) {
-    let levels = incarnation.join("shard_1.db/ltx");
+fn damage(incarnation: &Path, shard: &str) {
+    let levels = incarnation.join(shard).join("ltx");
     for name in file_names(&levels.join("0")) {
         std::fs::write(levels.join("0").join(name), "no transactions").unwrap();
     }
@@ -110,7 +111,7 @@ async fn a_time_that_can_not_be_gone_back_to() {
     let then = timestamp_text(next_cut(&worker).await);
     put_all(&worker, &names("later", 3)).await;
     worker.stop().await;
-    damage(&store.files().join("replicas/default/p/0").join(incarnation));
+    damage(&store.files().join("replicas/default/p/0").join(incarnation), "shard_1.db");
     let arguments = ["restore", "--timestamp", &then, "-f", "pipeline.yaml", "--data-dir", "data"];
     let ended = pipeline.with_environment(pipeline.site.command(arguments)).end().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
@@ -126,13 +127,32 @@ async fn a_time_that_can_not_be_gone_back_to() {
 }
 
 #[tokio::test]
+async fn a_time_comes_from_the_incarnation_before_where_the_next_is_damaged() {
+    let store = Store::file().await;
+    let pipeline = stored(&store).await;
+    pipeline.lose_disk();
+    let worker = pipeline.start().await;
+    let second = ready(&worker).await;
+    let then = timestamp_text(next_cut(&worker).await);
+    worker.stop().await;
+    let base = store.files().join("replicas/default/p/0");
+    damage(&base.join(&second), "shard_2.db");
+    let first = incarnations(&store, "p").pop_first().unwrap();
+    std::fs::remove_file(base.join(first).join("cuts.json")).unwrap();
+    let ended = by_hand(&pipeline, &["restore", "--timestamp", &then, "--to", "copy"]).await;
+    assert!(ended.stdout.starts_with("restored 6 files to copy, "), "{}", ended.stdout);
+    assert!(ended.stderr.contains("shard_2.db: could not be restored"), "{}", ended.stderr);
+    assert!(pipeline.site.path().join("copy/shard_2.db").is_file());
+}
+
+#[tokio::test]
 async fn a_damaged_replica() {
     let store = Store::file().await;
     let pipeline = stored(&store).await;
     pipeline.lose_disk();
     let base = store.files().join("replicas/default/p/0");
     let incarnation = incarnations(&store, "p").pop_first().unwrap();
-    damage(&base.join(&incarnation));
+    damage(&base.join(&incarnation), "shard_1.db");
     // Each try leaves no more than one did.
     pipeline.run([]).end().await;
     let ended = pipeline.run([]).end().await;

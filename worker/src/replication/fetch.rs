@@ -58,10 +58,12 @@ pub(crate) async fn fetch(
         let state = |file: &File| State::After(cuts.txid(cut, &file.name).unwrap_or_default());
         match fetch_as(site, litestream, from, files, state, folder).await {
             Ok(()) => return Ok(Restored::Cut { at: cut.at }),
-            Err(problem) => warn!(
+            Err(ReplicationError::Litestream(problem)) if problem.is_of_one_state() => warn!(
                 error = chain(&problem),
                 "the exact cut before that time can't be restored any more; taking each file as of its own last moment"
             ),
+            // Whatever else it was, the cut may be there at the next try.
+            Err(problem) => return Err(problem),
         }
         make_empty(folder).map_err(|source| ReplicationError::Io {
             path: folder.display().to_string(),
@@ -140,10 +142,18 @@ impl Progress {
     }
 }
 
-/// Makes a folder anew.
+/// Makes a folder, or empties one that is there, and may be where a volume is mounted.
 pub(super) fn make_empty(folder: &Path) -> std::io::Result<()> {
-    match std::fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => std::fs::create_dir(folder),
+    match std::fs::create_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        outcome => return outcome,
     }
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        match entry.file_type()?.is_dir() {
+            true => std::fs::remove_dir_all(entry.path())?,
+            false => std::fs::remove_file(entry.path())?,
+        }
+    }
+    Ok(())
 }

@@ -52,6 +52,9 @@ const RESTORE_LOOK: Duration = Duration::from_millis(500);
 /// What Litestream says where it has put a file together, and SQLite finds it broken.
 const UNSOUND: &str = "integrity check failed";
 
+/// What it says where its replica has no such state of a file, or not any more.
+const UNAVAILABLE: &str = "no matching backup files available";
+
 /// How often we see whether a Litestream that is left over has ended.
 const ORPHAN_LOOK: Duration = Duration::from_millis(50);
 
@@ -83,6 +86,17 @@ pub(crate) enum LitestreamError {
     Stalled { file: String },
     #[error("the Litestream of a worker that died (process {pid}) does not end; end it, then start again")]
     Orphan { pid: String },
+}
+
+impl LitestreamError {
+    /// Whether another state of the file may be there all the same: the wanted one is not, or is unsound.
+    pub(crate) fn is_of_one_state(&self) -> bool {
+        match self {
+            LitestreamError::Unsound { .. } => true,
+            LitestreamError::Restore { said, .. } => said.contains(UNAVAILABLE),
+            _ => false,
+        }
+    }
 }
 
 /// A Litestream that can be run, with the environment that it gets.
@@ -421,6 +435,25 @@ mod tests {
             let point: PointInTime = text.parse().unwrap();
             let told = State::At(point.milliseconds).arguments();
             assert_eq!(told, ["-timestamp", "2026-05-01T12:00:00Z"], "{text}");
+        }
+    }
+
+    #[test]
+    fn what_fails_for_one_state_alone() {
+        let file = || "shard_0.db".to_owned();
+        let said = |said: &str| LitestreamError::Restore { file: file(), said: said.to_owned() };
+        for (problem, expected) in [
+            (said("no matching backup files available"), true),
+            (LitestreamError::Unsound { file: file(), said: String::new() }, true),
+            (
+                said(
+                    "cannot calc restore plan: operation error S3: ListObjectsV2, exceeded maximum number of attempts",
+                ),
+                false,
+            ),
+            (LitestreamError::Stalled { file: file() }, false),
+        ] {
+            assert_eq!(problem.is_of_one_state(), expected, "{problem}");
         }
     }
 
