@@ -15,12 +15,14 @@ enum Before {
     Nothing,
     /// A replica, and an empty disk.
     Replica,
+    /// A replica, and the disk that it is of without one of its shards.
+    Part,
     /// A replica, and the disk that it is of.
     Disk,
 }
 
 /// Points in the order in which a start passes them, and which time it dies there.
-const POINTS: [(&str, Before); 18] = [
+const POINTS: [(&str, Before); 21] = [
     ("incarnation-born", Before::Nothing),
     ("incarnation-claimed", Before::Nothing),
     ("incarnation-marked", Before::Nothing),
@@ -36,6 +38,9 @@ const POINTS: [(&str, Before); 18] = [
     ("results-adopted", Before::Replica),
     ("incarnation-marked", Before::Replica),
     ("ready-written", Before::Replica),
+    ("incarnation-claimed", Before::Part),
+    ("files-fetched", Before::Part),
+    ("restore-begun", Before::Part),
     ("claim-announced", Before::Disk),
     ("claim-renewed", Before::Disk),
     ("cut-noted", Before::Disk),
@@ -141,8 +146,12 @@ async fn die(point: &str, before: Before) {
         ready(&worker).await;
         worker.stop().await;
     }
-    if before == Before::Replica {
-        pipeline.lose_disk();
+    match before {
+        Before::Nothing | Before::Disk => {}
+        Before::Replica => pipeline.lose_disk(),
+        Before::Part => {
+            std::fs::remove_file(pipeline.site.data_dir().join("shard_1.db")).expect("it is there")
+        }
     }
     let ended = pipeline.run([]).with_variable("LITEJOIN_FAULT", point).end().await;
     assert_eq!(ended.code, None, "{point} was not reached: {}", ended.stderr);

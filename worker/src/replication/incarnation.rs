@@ -363,22 +363,18 @@ fn marked(
     let base = || wanted.base.clone();
     let own = &marker.incarnation;
     let best = remote.best();
-    let keep = |why| Ok(Decision::Keep { parent: Some(own.clone()), why });
+    let keep = |why| Decision::Keep { parent: Some(own.clone()), why };
     let Some(claim) = &remote.claim else {
         // The claim is written last, so a first start may have died before it; nothing was READY then.
         return match marker.is_ready || best.is_some() {
             true => Err(Refusal::Gone { base: base(), incarnation: own.clone() }),
-            false => keep("its first start came to no claim"),
+            false => Ok(keep("its first start came to no claim")),
         };
     };
     let holds = [Some(&marker.holder), marker.next_holder.as_ref()].contains(&Some(&claim.holder));
     let is_own = claim.incarnation == *own && holds && !is_copy;
-    match best {
-        Some(from) if is_own && !missing.is_empty() && from.incarnation == *own => {
-            restore(from, wanted)?;
-            Ok(Decision::Complete { from: from.clone(), missing: missing.to_vec() })
-        }
-        _ if is_own => Ok(Decision::GoOn(own.clone())),
+    let decision = match best {
+        _ if is_own => Decision::GoOn(own.clone()),
         // Who took over has never been READY: this directory holds all that was ever told to be replicated.
         None => keep("no other was ever complete"),
         Some(best) if best.incarnation.number < own.number => keep("no later one was ever complete"),
@@ -386,10 +382,19 @@ fn marked(
             keep("whoever took over was never complete")
         }
         Some(best) if wanted.policy == RestorePolicy::Never => {
-            Err(Refusal::Overtaken { base: base(), newer: best.incarnation.clone() })
+            return Err(Refusal::Overtaken { base: base(), newer: best.incarnation.clone() });
         }
-        Some(from) => restore(from, wanted),
+        Some(from) => return restore(from, wanted),
+    };
+    // Its data counts, and is made whole first: whoever goes on without a file never gets it back.
+    let Some(from) = best else { return Ok(decision) };
+    let missing: Vec<String> =
+        missing.iter().filter(|name| from.birth.files.contains(name)).cloned().collect();
+    if missing.is_empty() {
+        return Ok(decision);
     }
+    restore(from, wanted)?;
+    Ok(Decision::Complete { from: from.clone(), missing })
 }
 
 /// Takes the data from there, whatever the directory holds, if this worker can read it.

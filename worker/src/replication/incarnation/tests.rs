@@ -14,7 +14,7 @@ fn found(number: u64, is_ready: bool) -> Found {
         shard_count: 2,
         hash_version: 1,
         format_version: 2,
-        files: vec!["shard_0.db".to_owned()],
+        files: vec!["shard_0.db".to_owned(), "shard_1.db".to_owned()],
         parent: None,
         gone_back_to: None,
         born_at: 0,
@@ -222,11 +222,22 @@ fn a_copy_never_writes_the_prefix_of_its_original() {
 }
 
 #[test]
-fn files_that_are_missing_come_from_its_own_incarnation() {
+fn files_that_are_missing_come_from_the_store() {
     let local = Local::Marked { marker: marker(3), is_copy: false, missing: vec!["shard_1.db".to_owned()] };
     let remote = |claimed, all: &[_]| remote(Some(claimed), all);
-    assert_eq!(decided(&local, &remote(3, &[(3, true)]), &wanted(Auto)), "complete 3 with shard_1.db");
-    assert_eq!(decided(&local, &remote(4, &[(3, true), (4, true)]), &wanted(Auto)), "restore 4");
+    for (claimed, all, expected) in [
+        (3, &[(3, true)][..], "complete 3 with shard_1.db"),
+        // A start that was to complete it has claimed, and died.
+        (4, &[(3, true), (4, false)], "complete 3 with shard_1.db"),
+        // It was not READY yet itself.
+        (3, &[(2, true), (3, false)], "complete 2 with shard_1.db"),
+        (4, &[(2, true), (3, false), (4, false)], "complete 2 with shard_1.db"),
+        (4, &[(3, true), (4, true)], "restore 4"),
+        // Nothing was ever complete: whoever opens the directory sees what is missing.
+        (3, &[(3, false)], "go on 3"),
+    ] {
+        assert_eq!(decided(&local, &remote(claimed, all), &wanted(Auto)), expected, "{claimed:?} {all:?}");
+    }
 }
 
 #[test]
