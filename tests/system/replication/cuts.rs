@@ -175,7 +175,7 @@ async fn a_manifest_goes_back_once_for_each_time() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pipeline_begins_with_the_replica_of_another() {
-    let store = Store::s3().await;
+    let mut store = Store::s3().await;
     let original = Replicated::to(&store, &json!({}));
     let worker = original.start().await;
     let all = names("k", 10);
@@ -204,6 +204,15 @@ async fn a_pipeline_begins_with_the_replica_of_another() {
     ready(&began).await;
     began.stop().await;
     assert_eq!(incarnations(&store, "copy").len(), 2);
+    // Where that is gone, it is not the other's data again that takes the place of its own.
+    copy.lose_disk();
+    std::fs::remove_dir_all(store.files().join("replicas/default/copy")).unwrap();
+    // A server may remember what was there.
+    store.restart().await;
+    let ended = copy.run([]).with_variable("LITEJOIN_EXPECT_REPLICA", "true").end().await;
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("there is no replica, and one is asked for"), "{}", ended.stderr);
+    assert!(!store.files().join("replicas/default/copy").exists(), "nothing is written");
 
     // Another one begins with an earlier state of it.
     let earlier =

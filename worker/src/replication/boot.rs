@@ -31,6 +31,8 @@ const SOCKET_PATH_BYTES_MAX: usize = 100;
 pub(crate) enum Begin<'a> {
     /// Whatever is needed is done, and then a Litestream of ours is started, or somebody is told to start one.
     Run,
+    /// The same for somebody who asks for data, and is not served by none.
+    Restore,
     /// A Litestream of somebody else's runs already, by a configuration of ours: nothing may change.
     Prepared,
     /// To go back to this time.
@@ -63,7 +65,7 @@ pub(crate) async fn prepare(
         hash_version: HASH_VERSION,
         format_version: FORMAT_VERSION,
         policy: if replication.restore_on_boot { replication.restore } else { RestorePolicy::Never },
-        expects_replica: tools.expects_replica,
+        expects_replica: tools.expects_replica || matches!(begin, Begin::Restore),
     };
     let directory = Directory {
         locked,
@@ -191,14 +193,17 @@ async fn choose(
             let decision = there_then(remote, site, point)?;
             return Ok(Choice { decision, elsewhere: None, point: Some(point.clone()) });
         }
-        Begin::Run | Begin::Prepared => {
+        Begin::Run | Begin::Restore | Begin::Prepared => {
             let text = site.replication.restore_timestamp.as_deref();
             text.map(|text| text.parse().expect("a plan is made of what was found to be right"))
         }
     };
     let has_none = matches!(local, Local::Nothing) && remote.best().is_none();
+    // Where it is known to have had a replica, having none is a mistake, and another's data is not its own.
+    let had_one = wanted.expects_replica && !matches!(begin, Begin::Restore);
     if let Some(url) = &site.replication.restore_from_url
         && has_none
+        && !had_one
         && wanted.policy != RestorePolicy::Never
     {
         let elsewhere = site.elsewhere(url)?;

@@ -143,9 +143,8 @@ pub(crate) async fn restore(
     match aim {
         Aim::DataDir => {
             let locked = LockedDir::lock(&plan.storage.data_dir)?;
-            let begin = point.map_or(Begin::Run, Begin::At);
-            let tools = Tools { expects_replica: true, ..tools.clone() };
-            let replica = boot::prepare(&locked, plan, site, &tools, begin).await?;
+            let begin = point.map_or(Begin::Restore, Begin::At);
+            let replica = boot::prepare(&locked, plan, site, tools, begin).await?;
             say(&match replica.restored {
                 Some(restored) => {
                     format!("restored, {}; `litejoin run` goes on from here\n", grain(restored))
