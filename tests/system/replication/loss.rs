@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use litejoin_tests::ingest::message;
 use litejoin_tests::repetition::{chance, seeds};
 use litejoin_tests::stores::{Kind, Store};
-use litejoin_tests::wait::until;
+use litejoin_tests::wait::{pass, until};
 use litejoin_tests::worker::Worker;
 use rand::RngExt;
 use serde_json::json;
@@ -68,8 +69,13 @@ async fn a_store_that_is_away_from_the_start() {
     let incarnation = ready(&worker).await;
     worker.stop().await;
     store.kill();
+    let killed = seconds();
+    pass(Duration::from_secs(2)).await;
 
     let worker = pipeline.start().await;
+    let told = replication(&worker).await;
+    assert!(told["completeUntil"].as_i64() <= Some(killed), "a start ships nothing: {told}, {killed}");
+    assert!(told["lagSeconds"].as_i64() >= Some(2), "{told}");
     let note = "x".repeat(20_000);
     let mut told = before;
     for batch in 0..100 {
@@ -98,6 +104,15 @@ async fn a_store_that_is_away_from_the_start() {
     let worker = pipeline.start().await;
     assert_eq!(keys(&worker).await, told);
     worker.stop().await;
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what the worker says is compared with the clock of its machine"
+)]
+fn seconds() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later than 1970");
+    i64::try_from(now.as_secs()).expect("it is not that late")
 }
 
 /// Leaves pages in a file that belong to nothing: what they held is there no more, and they are not free.

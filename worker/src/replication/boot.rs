@@ -157,6 +157,7 @@ pub(crate) async fn prepare(
             restoring: None,
             is_fresh: matches!(choice.decision, Decision::Empty { .. }),
             gone_back_to: gone_back_to(&choice),
+            complete_until: choice.decision.complete_until(&local, clock::epoch_seconds()),
             lock_inode: locked.inode()?,
         };
         restored = directory.settle(plan, &choice, &local, &marker).await?;

@@ -79,7 +79,7 @@ impl Directory<'_> {
         let is_missing = |file: &&File| !marker.is_fresh && !file.path.exists();
         let missing = self.files.iter().filter(is_missing).map(|file| file.name.clone()).collect();
         let is_copy = marker.lock_inode != self.locked.inode()?;
-        Ok(Local::Marked { missing, marker, is_copy })
+        Ok(Local::Marked { missing, marker: Box::new(marker), is_copy })
     }
 
     pub(super) fn write_marker(&self, marker: &Marker) -> Result<(), ReplicationError> {

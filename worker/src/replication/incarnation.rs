@@ -126,6 +126,9 @@ pub(crate) struct Marker {
     /// `restore.timestamp` that was gone back to last.
     #[serde(default)]
     pub(crate) gone_back_to: Option<String>,
+    /// What was committed before this time, in seconds since the epoch, was in the replica when this was written last.
+    #[serde(default)]
+    pub(crate) complete_until: Option<i64>,
     /// The inode of the lock file: another one in a copy of the directory.
     pub(crate) lock_inode: u64,
 }
@@ -158,7 +161,7 @@ pub(crate) enum Local {
     /// Data that was never replicated.
     Unmarked,
     Marked {
-        marker: Marker,
+        marker: Box<Marker>,
         /// Whether the directory is a copy of the one that was marked.
         is_copy: bool,
         /// Files that it should hold and does not.
@@ -255,6 +258,16 @@ impl Decision {
             (Decision::Empty { .. }, _) => None,
             (_, Local::Marked { marker, .. }) => marker.gone_back_to.clone(),
             _ => None,
+        }
+    }
+
+    /// The time before which nothing was committed that is in this directory alone, in seconds since the epoch. Data that
+    /// is replicated for the first time counts from `now` on; what there was before is told by READY.
+    pub(crate) fn complete_until(&self, local: &Local, now: i64) -> Option<i64> {
+        match (self, local) {
+            (Decision::Restore { .. } | Decision::Empty { .. }, _) => Some(now),
+            (_, Local::Marked { marker, .. }) => marker.complete_until,
+            _ => Some(now),
         }
     }
 }

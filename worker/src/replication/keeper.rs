@@ -55,6 +55,10 @@ const READ_PATIENCE: Duration = Duration::from_millis(500);
 /// How often the claim is read while nothing can be shipped.
 const CLAIM_INTERVAL_BEHIND: Duration = Duration::from_secs(20);
 
+/// How often it is noted until when the replica has everything, for the next start. So much too far behind it seems to be
+/// then, at most, until its first pass.
+const NOTE_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Behind by so much, the replica is worth a warning.
 const LAG_WARNED: Duration = Duration::from_secs(30);
 
@@ -75,6 +79,8 @@ pub(crate) struct Keeper {
     cut: Option<Instant>,
     /// `None` until those of the store were looked at.
     cuts: Option<Cuts>,
+    /// When the marker was written last.
+    noted: Option<Instant>,
     is_warned: bool,
 }
 
@@ -86,7 +92,9 @@ impl Keeper {
         ingest: Ingest,
         overtaken: mpsc::Sender<()>,
     ) -> Self {
-        status.begin(&replica, clock::epoch_seconds());
+        // A clock that was ahead has noted a time that is yet to come.
+        let now = clock::epoch_seconds();
+        status.begin(&replica, replica.marker.complete_until.map_or(now, |until| until.min(now)));
         status.set_ready(replica.marker.is_ready);
         Self {
             site: replica.site.clone(),
@@ -101,14 +109,17 @@ impl Keeper {
             cleaned: None,
             cut: None,
             cuts: None,
+            noted: None,
             is_warned: false,
         }
     }
 
     /// Notes what the next start is to know.
-    fn write_marker(&self) {
+    async fn write_marker(&mut self) {
+        self.noted = Some(Instant::now());
         let bytes = serde_json::to_vec_pretty(&self.marker).expect("plain values are always JSON");
-        if let Err(problem) = replace(&self.replica.data_dir, directory::MARKER, &bytes) {
+        let folder = self.replica.data_dir.clone();
+        if let Err(problem) = blocking(move || replace(&folder, directory::MARKER, &bytes)).await {
             warn!(error = %problem, "could not note how far the replica is; the next start looks for it in the store");
         }
     }
@@ -117,7 +128,7 @@ impl Keeper {
     pub(crate) async fn run(mut self, mut stopping: watch::Receiver<bool>) {
         // The files are there by now, so that they are missed from now on.
         if std::mem::take(&mut self.marker.is_fresh) {
-            self.write_marker();
+            self.write_marker().await;
         }
         let interval = self.site.replication.sync_interval.max(PASS_INTERVAL_MIN);
         loop {
@@ -140,7 +151,10 @@ impl Keeper {
             }
         }
         match self.pass(true).await {
-            true => info!("everything is in the replica"),
+            true => {
+                self.write_marker().await;
+                info!("everything is in the replica");
+            }
             false => warn!(
                 "the last commits are not in the replica yet; they follow at the next start on this disk"
             ),
@@ -180,6 +194,10 @@ impl Keeper {
             None => {
                 self.passes.end(number);
                 self.status.passed(began);
+                self.marker.complete_until = Some(began);
+                if self.noted.is_none_or(|noted| noted.elapsed() > NOTE_INTERVAL) {
+                    self.write_marker().await;
+                }
                 if std::mem::take(&mut self.is_warned) {
                     info!("the replica has caught up");
                 }
@@ -262,7 +280,7 @@ impl Keeper {
         self.check_claim().await?;
         info!(%incarnation, "READY: from now on a restore takes this incarnation");
         self.marker.is_ready = true;
-        self.write_marker();
+        self.write_marker().await;
         self.status.set_ready(true);
         Ok(())
     }
@@ -293,7 +311,7 @@ impl Keeper {
                 boot::claim(&self.site, &self.replica.identity, &self.marker.incarnation, &next_holder)
                     .await?;
                 self.marker = Marker { holder: next_holder, next_holder: None, ..self.marker.clone() };
-                self.write_marker();
+                self.write_marker().await;
                 claim = self.site.claim().await?;
             }
         }

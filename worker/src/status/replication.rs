@@ -43,13 +43,13 @@ pub(crate) struct ReplicationStatus {
 }
 
 impl ReplicationStatus {
-    /// Something is replicated from `now` on.
-    pub(crate) fn begin(&self, replica: &Replica, now: i64) {
+    /// Something is replicated from now on; what was committed before `complete_until` is in the replica already.
+    pub(crate) fn begin(&self, replica: &Replica, complete_until: i64) {
         let state = State {
             incarnation: replica.marker.incarnation.to_string(),
             base: replica.site.base.to_string(),
             restored_timestamp: replica.marker.gone_back_to.clone(),
-            complete_until: now,
+            complete_until,
             ..State::default()
         };
         *self.lock() = Some(state);

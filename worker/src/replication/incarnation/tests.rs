@@ -46,12 +46,13 @@ fn marker(number: u64) -> Marker {
         restoring: None,
         is_fresh: false,
         gone_back_to: None,
+        complete_until: Some(30),
         lock_inode: 1,
     }
 }
 
 fn marked(number: u64) -> Local {
-    Local::Marked { marker: marker(number), is_copy: false, missing: Vec::new() }
+    Local::Marked { marker: Box::new(marker(number)), is_copy: false, missing: Vec::new() }
 }
 
 fn wanted(policy: RestorePolicy) -> Wanted {
@@ -170,7 +171,7 @@ fn a_directory_that_was_replicated() {
 #[test]
 fn a_start_that_died_while_it_claimed() {
     let unready = Marker { is_ready: false, ..marker(3) };
-    let local = |marker| Local::Marked { marker, is_copy: false, missing: Vec::new() };
+    let local = |marker| Local::Marked { marker: Box::new(marker), is_copy: false, missing: Vec::new() };
     assert_eq!(decided(&local(unready.clone()), &remote(None, &[(3, false)]), &wanted(Auto)), "keep");
     // The claim may or may not have been renewed.
     for (holder, next_holder) in [("holder3", Some("x")), ("y", Some("holder3"))] {
@@ -201,9 +202,9 @@ fn no_holder_is_forgotten_before_it_is_known_what_became_of_it() {
 
 #[test]
 fn a_copy_never_writes_the_prefix_of_its_original() {
-    let copied = Local::Marked { marker: marker(3), is_copy: true, missing: Vec::new() };
+    let copied = Local::Marked { marker: Box::new(marker(3)), is_copy: true, missing: Vec::new() };
     let renewed = Marker { holder: "before".to_owned(), ..marker(3) };
-    let renewed = Local::Marked { marker: renewed, is_copy: false, missing: Vec::new() };
+    let renewed = Local::Marked { marker: Box::new(renewed), is_copy: false, missing: Vec::new() };
     for local in [copied, renewed] {
         for (claimed, all, expected) in [
             (Some(3), &[(3, true)][..], "restore 3"),
@@ -223,7 +224,8 @@ fn a_copy_never_writes_the_prefix_of_its_original() {
 
 #[test]
 fn files_that_are_missing_come_from_the_store() {
-    let local = Local::Marked { marker: marker(3), is_copy: false, missing: vec!["shard_1.db".to_owned()] };
+    let local =
+        Local::Marked { marker: Box::new(marker(3)), is_copy: false, missing: vec!["shard_1.db".to_owned()] };
     let remote = |claimed, all: &[_]| remote(Some(claimed), all);
     for (claimed, all, expected) in [
         (3, &[(3, true)][..], "complete 3 with shard_1.db"),
@@ -243,7 +245,7 @@ fn files_that_are_missing_come_from_the_store() {
 #[test]
 fn data_that_knows_nothing_of_the_replica() {
     let moved = Marker { base: "s3://other/n/p/0".to_owned(), ..marker(3) };
-    let moved = Local::Marked { marker: moved, is_copy: false, missing: Vec::new() };
+    let moved = Local::Marked { marker: Box::new(moved), is_copy: false, missing: Vec::new() };
     for local in [Local::Unmarked, moved] {
         for (claimed, all, expected) in [
             (None, &[][..], "keep"),
@@ -273,6 +275,19 @@ fn what_this_worker_cannot_read_or_may_not_touch() {
     assert_eq!(with(|wanted| wanted.shard_count = 4), "shardcount");
     assert_eq!(with(|wanted| wanted.hash_version = 2), "format");
     assert_eq!(with(|wanted| wanted.format_version = 3), "format");
+}
+
+#[test]
+fn what_was_not_in_the_replica_before_a_start_is_not_there_after_it() {
+    let until = |local: &Local, claimed, all: &[_]| {
+        let decision = decide(local, &remote(claimed, all), &wanted(Auto)).unwrap();
+        decision.complete_until(local, 100)
+    };
+    assert_eq!(until(&marked(3), Some(3), &[(3, true)]), Some(30), "it goes on");
+    assert_eq!(until(&marked(3), Some(4), &[(3, true), (4, false)]), Some(30), "it is kept");
+    assert_eq!(until(&marked(3), Some(4), &[(3, true), (4, true)]), Some(100), "it comes from the replica");
+    assert_eq!(until(&Local::Nothing, None, &[]), Some(100), "there was nothing");
+    assert_eq!(until(&Local::Unmarked, None, &[]), Some(100), "nothing was ever replicated");
 }
 
 #[test]
