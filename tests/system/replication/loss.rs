@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use litejoin_tests::ingest::message;
+use litejoin_tests::ingest::{Ingest, message};
 use litejoin_tests::repetition::{chance, seeds};
 use litejoin_tests::stores::{Kind, Store};
 use litejoin_tests::wait::{pass, until};
-use litejoin_tests::worker::Worker;
+use litejoin_tests::worker::{Worker, program};
 use rand::RngExt;
 use serde_json::json;
 
@@ -103,6 +104,34 @@ async fn a_store_that_is_away_from_the_start() {
     pipeline.lose_disk();
     let worker = pipeline.start().await;
     assert_eq!(keys(&worker).await, told);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_told_to_be_replicated_is_on_the_disk_too() {
+    let store = Store::file().await;
+    let pipeline = Replicated::to(&store, &json!({}));
+    let trace = pipeline.site.path().join("trace");
+    let mut command = Command::new("strace");
+    command.args(["-D", "-f", "-y", "-e", "trace=fsync,fdatasync", "-o"]).arg(&trace);
+    command.arg(program()).args(["run", "-f", "pipeline.yaml", "--data-dir", "data", "--log-format", "json"]);
+    let worker = pipeline.with_environment(pipeline.site.launch(command)).start().await;
+    ready(&worker).await;
+    let synced = |shard: usize| {
+        let trace = std::fs::read_to_string(&trace).expect("it is written");
+        trace.matches(&format!("/shard_{shard}.db-wal>")).count()
+    };
+    let safe = Ingest::new(worker.address("source safe"));
+    for round in 0..3 {
+        let before: Vec<_> = (0..3).map(synced).collect();
+        let messages: Vec<_> =
+            (0..20).map(|number| message("orders", &format!("k{number}"), json!({"n": round}))).collect();
+        let answer = safe.try_send(&messages).await.unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        for (shard, before) in before.into_iter().enumerate() {
+            assert!(synced(shard) > before, "shard {shard}, round {round}");
+        }
+    }
     worker.stop().await;
 }
 

@@ -17,7 +17,7 @@ use super::config::File;
 use super::cuts::{self, Cut, Cuts};
 use super::incarnation::Marker;
 use super::passes::Passes;
-use super::socket::{Socket, SocketError, Synced};
+use super::socket::{Socket, Synced};
 use super::{CUTS, READY, Replica, ReplicationError, Site};
 use super::{boot, directory};
 use crate::blocking::blocking;
@@ -177,7 +177,7 @@ impl Keeper {
                 }
                 Err(problem) => {
                     self.status.not_synced(name, wal_bytes);
-                    failure.get_or_insert_with(|| chain(&problem));
+                    failure.get_or_insert(problem);
                 }
             }
         }
@@ -330,8 +330,13 @@ impl Keeper {
     }
 }
 
-/// Has a file shipped; returns its name, the length of its WAL, and what Litestream says.
-async fn sync(socket: Socket, file: File) -> (String, u64, Result<Synced, SocketError>) {
-    let synced = socket.sync(&file.path, SYNC_PATIENCE).await;
+/// Has a file shipped; returns its name, the length of its WAL, and what Litestream says. What is shipped is on the disk
+/// first: one that came back from a loss of power without it would go on under the same prefix.
+async fn sync(socket: Socket, file: File) -> (String, u64, Result<Synced, String>) {
+    let path = file.path.clone();
+    let synced = match blocking(move || sqlite::sync_wal(&path)).await {
+        Ok(()) => socket.sync(&file.path, SYNC_PATIENCE).await.map_err(|problem| chain(&problem)),
+        Err(problem) => Err(format!("{}: could not sync the WAL: {problem}", file.path.display())),
+    };
     (file.name, sqlite::wal_bytes(&file.path), synced)
 }

@@ -133,9 +133,21 @@ pub(crate) fn set_synchronous(connection: &Connection, synchronous: Synchronous)
 
 /// The size of the WAL of a file.
 pub(crate) fn wal_bytes(path: &Path) -> u64 {
+    std::fs::metadata(wal_path(path)).map_or(0, |wal| wal.len())
+}
+
+/// Has the disk hold what is in the WAL of a file, which `synchronous: normal` leaves to the system.
+pub(crate) fn sync_wal(path: &Path) -> std::io::Result<()> {
+    match std::fs::File::open(wal_path(path)) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        opened => opened?.sync_data(),
+    }
+}
+
+fn wal_path(path: &Path) -> PathBuf {
     let mut wal = path.as_os_str().to_owned();
     wal.push("-wal");
-    std::fs::metadata(wal).map_or(0, |wal| wal.len())
+    wal.into()
 }
 
 /// Opens an existing file to read from it.
