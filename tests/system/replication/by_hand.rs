@@ -16,6 +16,9 @@ use super::{
     replication, stored,
 };
 
+/// The point at which an incarnation that was outlived has begun to be removed.
+pub(super) const REMOVAL: &str = "removal-begun";
+
 pub(super) async fn by_hand(pipeline: &Replicated, arguments: &[&str]) -> Ended {
     let common = ["-f", "pipeline.yaml", "--data-dir", "data"];
     let ended =
@@ -191,20 +194,8 @@ async fn old_incarnations_go_once_they_are_outlived() {
     for kind in [Kind::File, Kind::S3, Kind::Sftp] {
         let mut store = Store::start(kind, "127.0.0.1").await;
         let pipeline = Replicated::to(&store, &json!({}));
-        let worker = pipeline.start().await;
-        put_all(&worker, &names("k", 3)).await;
-        let first = ready(&worker).await;
-        worker.stop().await;
-        pipeline.lose_disk();
-        let worker = pipeline.start().await;
-        let second = ready(&worker).await;
-        worker.stop().await;
-        assert_eq!(incarnations(&store, "p").len(), 2);
-        // As if it had been restored four days ago.
-        let birth = store.files().join("replicas/default/p/0").join(&second).join("birth.json");
-        let mut content: Value = serde_json::from_slice(&std::fs::read(&birth).unwrap()).unwrap();
-        content["bornAt"] = json!(content["bornAt"].as_i64().unwrap() - 4 * 24 * 3_600);
-        std::fs::write(&birth, content.to_string()).unwrap();
+        let (first, second) = outlived(&store, &pipeline).await;
+        let birth = store.files().join("replicas/default/p/0").join(second).join("birth.json");
         // A server may remember how large it was.
         store.restart().await;
         let worker = pipeline.start().await;
@@ -216,6 +207,48 @@ async fn old_incarnations_go_once_they_are_outlived() {
         .await;
         assert!(birth.exists());
         assert_eq!(keys(&worker).await, names("k", 3));
+        worker.stop().await;
+    }
+}
+
+/// Makes two incarnations, the second of which is as if the disk had been lost four days ago.
+async fn outlived(store: &Store, pipeline: &Replicated) -> (String, String) {
+    let worker = pipeline.start().await;
+    put_all(&worker, &names("k", 3)).await;
+    let first = ready(&worker).await;
+    worker.stop().await;
+    pipeline.lose_disk();
+    let worker = pipeline.start().await;
+    let second = ready(&worker).await;
+    worker.stop().await;
+    assert_eq!(incarnations(store, "p").len(), 2);
+    let birth = store.files().join("replicas/default/p/0").join(&second).join("birth.json");
+    let mut content: Value = serde_json::from_slice(&std::fs::read(&birth).unwrap()).unwrap();
+    content["bornAt"] = json!(content["bornAt"].as_i64().unwrap() - 4 * 24 * 3_600);
+    std::fs::write(&birth, content.to_string()).unwrap();
+    (first, second)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removal_that_hangs_holds_up_nothing_and_is_taken_up_again() {
+    for kind in [Kind::File, Kind::S3, Kind::Sftp] {
+        let mut store = Store::start(kind, "127.0.0.1").await;
+        let pipeline = Replicated::to(&store, &json!({}));
+        let (first, _) = outlived(&store, &pipeline).await;
+        store.restart().await;
+        let folder = store.files().join("replicas/default/p/0").join(&first);
+        let worker = pipeline.run([]).with_variable("LITEJOIN_STALL", REMOVAL).start().await;
+        until("the removal to begin", async || (!folder.join("READY").exists()).then_some(())).await;
+        put_all(&worker, &names("k", 5)).await;
+        replicated(&worker).await;
+        assert!(folder.join("birth.json").exists(), "whoever looks knows that it is there");
+        kill_both(&pipeline, worker, true).await;
+        let worker = pipeline.start().await;
+        until("the first to go", async || {
+            (!folder.join("birth.json").exists() && !folder.join("shard_0.db/ltx/0").exists()).then_some(())
+        })
+        .await;
+        assert_eq!(keys(&worker).await, names("k", 5));
         worker.stop().await;
     }
 }

@@ -5,6 +5,7 @@ use litejoin_crds::duration::timestamp_text;
 use litejoin_tests::stores::Store;
 use serde_json::json;
 
+use super::by_hand::REMOVAL;
 use super::cuts::next_cut;
 use super::{Replicated, keys, names, put_all, ready, replicated};
 
@@ -48,7 +49,7 @@ const POINTS: [(&str, Before); 21] = [
 
 /// The names of the points.
 pub(crate) fn points() -> impl Iterator<Item = &'static str> {
-    POINTS.into_iter().map(|(point, _)| point.split(':').next().unwrap_or(point))
+    POINTS.into_iter().map(|(point, _)| point.split(':').next().unwrap_or(point)).chain([REMOVAL])
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

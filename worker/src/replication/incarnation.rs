@@ -145,6 +145,11 @@ pub(crate) struct Restoring {
 }
 
 impl Marker {
+    /// Whether it is this directory that a claim names.
+    pub(crate) fn is_named_by(&self, claim: Option<&Claim>) -> bool {
+        claim.is_some_and(|claim| claim.incarnation == self.incarnation && claim.holder == self.holder)
+    }
+
     /// What is noted before the claim, which names `held` now, is renewed. A holder that was announced before and is not
     /// in it may still come there, so it is announced again; where there is none, `drawn` is, a new one.
     pub(crate) fn announcing(self, held: &str, drawn: String) -> Self {

@@ -4,12 +4,14 @@
 //! From time to time a pass begins with a cut: the writers rest for a moment, so that all shards are known as of one
 //! instant.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use litejoin_crds::error::chain;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
@@ -18,7 +20,7 @@ use super::cuts::{self, Cut, Cuts};
 use super::incarnation::Marker;
 use super::passes::Passes;
 use super::socket::{Socket, Synced};
-use super::{CUTS, READY, Replica, ReplicationError, Site};
+use super::{BIRTH, CUTS, READY, Replica, ReplicationError, Site};
 use super::{boot, directory};
 use crate::blocking::blocking;
 use crate::clock;
@@ -76,6 +78,8 @@ pub(crate) struct Keeper {
     ingest: Ingest,
     claim_read: Option<Instant>,
     cleaned: Option<Instant>,
+    /// What removes them, while it does.
+    cleaning: JoinSet<()>,
     cut: Option<Instant>,
     /// `None` until those of the store were looked at.
     cuts: Option<Cuts>,
@@ -107,6 +111,7 @@ impl Keeper {
             ingest,
             claim_read: None,
             cleaned: None,
+            cleaning: JoinSet::new(),
             cut: None,
             cuts: None,
             noted: None,
@@ -142,14 +147,10 @@ impl Keeper {
                 && self.cleaned.is_none_or(|cleaned| cleaned.elapsed() > CLEAN_INTERVAL)
             {
                 self.cleaned = Some(Instant::now());
-                if let Err(problem) = self.clean().await {
-                    warn!(
-                        error = chain(&problem),
-                        "could not remove old incarnations; trying again in an hour"
-                    );
-                }
+                self.clean();
             }
         }
+        self.cleaning.shutdown().await;
         match self.pass(true).await {
             true => {
                 self.write_marker().await;
@@ -285,18 +286,19 @@ impl Keeper {
         Ok(())
     }
 
-    /// Removes incarnations and directories that were left longer ago than replicas are kept.
-    async fn clean(&mut self) -> Result<(), ReplicationError> {
-        let retention = i64::try_from(self.site.replication.retention.as_secs()).unwrap_or(i64::MAX);
-        let before = clock::epoch_seconds().saturating_sub(retention);
-        directory::remove_set_aside(&self.replica.data_dir, before);
-        let remote = self.site.look().await?;
-        self.check_claim().await?;
-        for incarnation in remote.outlived(&self.marker.incarnation, before) {
-            self.site.objects.remove(&incarnation.to_string()).await?;
-            info!(%incarnation, "removed an old incarnation");
+    /// Begins to remove what nobody needs any more, which may take longer than passes may be apart.
+    fn clean(&mut self) {
+        while self.cleaning.try_join_next().is_some() {}
+        if !self.cleaning.is_empty() {
+            return;
         }
-        Ok(())
+        let (site, marker, data_dir) =
+            (self.site.clone(), self.marker.clone(), self.replica.data_dir.clone());
+        self.cleaning.spawn(async move {
+            if let Err(problem) = clean(&site, &marker, data_dir).await {
+                warn!(error = chain(&problem), "could not remove old incarnations; trying again in an hour");
+            }
+        });
     }
 
     /// Sees that the claim names us. Where the store was away at the start, it is renewed first.
@@ -315,9 +317,7 @@ impl Keeper {
                 claim = self.site.claim().await?;
             }
         }
-        let is_ours = claim.as_ref().is_some_and(|claim| {
-            claim.incarnation == self.marker.incarnation && claim.holder == self.marker.holder
-        });
+        let is_ours = self.marker.is_named_by(claim.as_ref());
         self.claim_read = Some(Instant::now());
         if is_ours {
             return Ok(());
@@ -328,6 +328,23 @@ impl Keeper {
         let _ = self.overtaken.try_send(());
         Err(ReplicationError::Overtaken { place, other })
     }
+}
+
+/// Removes incarnations and directories that were left longer ago than replicas are kept. Of an incarnation READY goes
+/// first, so that nobody restores a part of it, and its birth last, so that what is left of it is found again.
+async fn clean(site: &Site, marker: &Marker, data_dir: PathBuf) -> Result<(), ReplicationError> {
+    let retention = i64::try_from(site.replication.retention.as_secs()).unwrap_or(i64::MAX);
+    let before = clock::epoch_seconds().saturating_sub(retention);
+    blocking(move || directory::remove_set_aside(&data_dir, before)).await;
+    let remote = site.look().await?;
+    if !marker.is_named_by(site.claim().await?.as_ref()) {
+        return Ok(());
+    }
+    for incarnation in remote.outlived(&marker.incarnation, before) {
+        site.objects.remove(&incarnation.to_string(), READY, BIRTH).await?;
+        info!(%incarnation, "removed an old incarnation");
+    }
+    Ok(())
 }
 
 /// Has a file shipped; returns its name, the length of its WAL, and what Litestream says. What is shipped is on the disk

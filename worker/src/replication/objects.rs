@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use litejoin_crds::plan::{Encryption, Replication};
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
@@ -20,6 +20,8 @@ use object_store::{ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
 use super::config::SSE_CUSTOMER_KEY_PATH;
 use super::location::{Backend, Location};
 use super::sftp::Sftp;
+use crate::blocking::blocking;
+use crate::fault;
 
 /// For one call with its retries; a store that does not answer by then is taken for one that is away.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -221,21 +223,59 @@ impl Objects {
         .await
     }
 
-    /// Removes a folder with all that is in it.
-    pub(crate) async fn remove(&self, folder_name: &str) -> Result<(), ObjectsError> {
+    /// Removes a folder with all that is in it: the object `first` before all others, and `last` after them. Folders may
+    /// be large, so each step is bounded and the whole is not; what is cut off can be begun again.
+    pub(crate) async fn remove(
+        &self,
+        folder_name: &str,
+        first: &str,
+        last: &str,
+    ) -> Result<(), ObjectsError> {
+        self.remove_object(&format!("{folder_name}/{first}")).await?;
+        // In a thread that a test may hold.
+        blocking(|| fault::point("removal-begun")).await;
         let doing = format!("remove {folder_name}");
-        let outcome = async {
+        match &self.store {
+            Store::Cloud(store) => {
+                let last_key = self.key(&format!("{folder_name}/{last}"));
+                let found = store.list(Some(&self.key(folder_name))).map_ok(|object| object.location);
+                let others = found.try_filter(move |key| std::future::ready(*key != last_key));
+                let mut removed = store.delete_stream(others.boxed());
+                let mut is_left = true;
+                while is_left {
+                    let next = async { Ok(removed.try_next().await?.is_some()) };
+                    is_left = self.call(&doing, next).await?;
+                }
+                self.remove_object(&format!("{folder_name}/{last}")).await
+            }
+            Store::Folder(folder) => {
+                let folder = folder.join(folder_name);
+                let removed = blocking(move || remove_folder(&folder)).await;
+                removed.map_err(|error| self.failed(&doing, error.into()))
+            }
+            Store::Sftp(sftp) => {
+                let removed = sftp.remove(&self.path(folder_name), last).await;
+                removed.map_err(|error| self.failed(&doing, error.into()))
+            }
+        }
+    }
+
+    /// Removes an object, if it is there.
+    async fn remove_object(&self, name: &str) -> Result<(), ObjectsError> {
+        self.call(&format!("remove {name}"), async {
             match &self.store {
-                Store::Cloud(store) => remove(store.as_ref(), &self.key(folder_name)).await,
-                Store::Folder(folder) => match std::fs::remove_dir_all(folder.join(folder_name)) {
+                Store::Cloud(store) => match store.delete(&self.key(name)).await {
+                    Err(object_store::Error::NotFound { .. }) => Ok(()),
+                    outcome => Ok(outcome?),
+                },
+                Store::Folder(folder) => match std::fs::remove_file(folder.join(name)) {
                     Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
                     _ => Ok(()),
                 },
-                Store::Sftp(sftp) => Ok(sftp.remove(&self.path(folder_name)).await?),
+                Store::Sftp(sftp) => Ok(sftp.remove_file(&self.path(name)).await?),
             }
-        }
-        .await;
-        outcome.map_err(|source| self.failed(&doing, source))
+        })
+        .await
     }
 
     async fn call<T>(
@@ -292,6 +332,17 @@ fn local(folder: &std::path::Path) -> Result<Option<LocalFileSystem>, Problem> {
     Ok(if folder.try_exists()? { Some(LocalFileSystem::new_with_prefix(folder)?) } else { None })
 }
 
+/// Removes a folder, and the files in it after the folders.
+fn remove_folder(folder: &std::path::Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            std::fs::remove_dir_all(entry.path())?;
+        }
+    }
+    std::fs::remove_dir_all(folder)
+}
+
 async fn read(store: &dyn ObjectStore, key: &Path) -> Result<Option<Vec<u8>>, Problem> {
     let found = match store.get(key).await {
         Err(object_store::Error::NotFound { .. }) => return Ok(None),
@@ -310,14 +361,6 @@ async fn list(store: &dyn ObjectStore, key: &Path) -> Result<Listing, Problem> {
         files: found.objects.iter().map(|object| name(&object.location)).collect(),
         folders: found.common_prefixes.iter().map(name).collect(),
     })
-}
-
-async fn remove(store: &dyn ObjectStore, key: &Path) -> Result<(), Problem> {
-    let mut objects = store.list(Some(key));
-    while let Some(object) = objects.try_next().await? {
-        store.delete(&object.location).await?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -28,6 +28,12 @@ pub(super) struct Sftp {
 /// Waits between tries to connect.
 const CONNECT_WAITS: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(1)];
 
+/// For one batch; the server may be gone without a word.
+const RUN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Objects that are removed in one batch.
+const REMOVALS: usize = 200;
+
 /// How `sftp` ends when there is no connection, or it breaks off.
 const EXIT_CONNECTION: i32 = 255;
 
@@ -85,19 +91,29 @@ impl Sftp {
         Ok(read_listing(&listed))
     }
 
-    pub(super) async fn remove(&self, path: &str) -> io::Result<()> {
+    /// Removes a folder with all that is in it, and the object `last` of it after all others.
+    pub(super) async fn remove(&self, path: &str, last: &str) -> io::Result<()> {
         let (mut folders, mut commands) = (vec![path.to_owned()], Vec::new());
         while let Some(folder) = folders.pop() {
-            let listing = self.list(&folder).await?;
+            let mut listing = self.list(&folder).await?;
             // Run from the last to the first, so what is in a folder goes before it.
             commands.push(format!("-@rmdir {}\n", quoted(&folder)));
+            listing.files.sort_by_key(|file| file != last);
             commands.extend(
                 listing.files.iter().map(|file| format!("-@rm {}\n", quoted(&format!("{folder}/{file}")))),
             );
             folders.extend(listing.folders.iter().map(|below| format!("{folder}/{below}")));
         }
         commands.reverse();
-        self.run(&commands.concat()).await?;
+        for commands in commands.chunks(REMOVALS) {
+            self.run(&commands.concat()).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes an object, if it is there.
+    pub(super) async fn remove_file(&self, path: &str) -> io::Result<()> {
+        self.run(&format!("-@rm {}\n", quoted(path))).await?;
         Ok(())
     }
 
@@ -115,9 +131,15 @@ impl Sftp {
     }
 
     async fn run_once(&self, batch: &str) -> io::Result<String> {
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the server does not come to an end of it");
+        tokio::time::timeout(RUN_TIMEOUT, self.run_unbounded(batch)).await.map_err(late)?
+    }
+
+    async fn run_unbounded(&self, batch: &str) -> io::Result<String> {
         let mut command = Command::new("sftp");
         command.args(["-b", "-", "-P", &self.port.to_string()]);
         command.args(["-o", "BatchMode=yes", "-o", "ConnectTimeout=5"]);
+        command.args(["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]);
         if let Some(path) = &self.key_path {
             command.args(["-i", path, "-o", "IdentitiesOnly=yes"]);
         }
