@@ -109,22 +109,30 @@ pub(crate) async fn prepare(
         return Err(ReplicationError::NotPrepared { path: data_dir.display().to_string() });
     }
     let mut restored = None;
-    let marker = if let Decision::GoOn(own) = &choice.decision {
-        let Local::Marked { marker, .. } = local else { unreachable!("only a marked directory goes on") };
+    let mut gone_on = None;
+    if let (Decision::GoOn(own), Local::Marked { marker, .. }) = (&choice.decision, &local) {
         let held = &remote.claim.as_ref().expect("a directory goes on where the claim names it").holder;
-        let mut marker = marker.announcing(held, random_id());
+        let mut marker = marker.clone().announcing(held, random_id());
         // READY may have been written just before the end.
         marker.is_ready |= remote.found.iter().any(|found| found.incarnation == *own && found.is_ready());
         directory.write_marker(&marker)?;
         fault::point("claim-announced");
-        match marker.next_holder.clone().filter(|_| !is_away) {
-            None => marker,
-            Some(holder) => {
-                claim(&site, &wanted.identity, own, &holder).await?;
-                fault::point("claim-renewed");
-                Marker { holder, next_holder: None, ..marker }
+        if let Some(holder) = marker.next_holder.clone().filter(|_| !is_away) {
+            claim(&site, &wanted.identity, own, &holder).await?;
+            fault::point("claim-renewed");
+            marker = Marker { holder, next_holder: None, ..marker };
+            let seen = site.look().await?;
+            let is_overtaken = seen.newcomer(&remote).is_some_and(|found| found.incarnation != *own);
+            if is_overtaken {
+                // Its claim is what we have just written over. What it has told to be replicated counts.
+                remote = seen.before_claim_of(own, remote);
+                choice = choose(begin, &site, &local, &remote, &wanted).await?;
             }
         }
+        gone_on = Some(marker).filter(|_| matches!(choice.decision, Decision::GoOn(_)));
+    }
+    let marker = if let Some(marker) = gone_on {
+        marker
     } else {
         let (own, holder) = (Incarnation { number: remote.next_number(), id: random_id() }, random_id());
         // What a manifest asks for is done with this start, or with what somebody has asked for by hand.
@@ -142,10 +150,13 @@ pub(crate) async fn prepare(
         claim(&site, &wanted.identity, &own, &holder).await?;
         fault::point("incarnation-claimed");
         // From now on the one before us tells nobody that something is replicated: what is there now is all there is.
-        let claimed_before = remote.claim.take();
-        remote = site.look().await?;
-        remote.claim = claimed_before;
-        remote.found.retain(|found| found.incarnation != own);
+        remote = site.look().await?.before_claim_of(&own, remote);
+        // Numbers grow from each to the next, and the next start takes a higher one.
+        if let Some(other) = remote.claim.as_ref().map(|claim| &claim.incarnation)
+            && other.number > own.number
+        {
+            return Err(ReplicationError::Overtaken { place: site.base.to_string(), other: other.clone() });
+        }
         choice = choose(begin, &site, &local, &remote, &wanted).await?;
         site.write(&birth_name, &born(&choice)).await?;
         let marker = Marker {

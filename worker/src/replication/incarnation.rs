@@ -287,6 +287,35 @@ impl Remote {
             .or_else(|| ready().max_by_key(|found| &found.incarnation))
     }
 
+    /// One that became READY since `before` was seen. It was claimed since then too, and may have told that something is
+    /// replicated: whoever has read the claim before that, and written it after that, has to begin with its data.
+    pub(crate) fn newcomer(&self, before: &Remote) -> Option<&Found> {
+        let was_ready = |found: &Found| {
+            before.found.iter().any(|then| then.incarnation == found.incarnation && then.is_ready())
+        };
+        let claimed = before.claim.as_ref().map(|claim| &claim.incarnation);
+        let newcomers = self.found.iter().filter(|found| found.is_ready() && !was_ready(found));
+        newcomers.max_by_key(|found| {
+            let Found { incarnation, .. } = found;
+            (incarnation.number, Some(incarnation) != claimed)
+        })
+    }
+
+    /// The same, seen by whoever has just claimed it for `own`, and saw `before` earlier: with the claim that counted
+    /// until then, and without its own incarnation.
+    pub(crate) fn before_claim_of(mut self, own: &Incarnation, before: Remote) -> Self {
+        self.found.retain(|found| found.incarnation != *own);
+        let newcomer = self.newcomer(&before).map(|found| found.incarnation.clone());
+        self.claim = match (before.claim, newcomer) {
+            // Nobody is left who holds it.
+            (Some(claim), Some(incarnation)) if claim.incarnation != incarnation => {
+                Some(Claim { incarnation, holder: String::new(), ..claim })
+            }
+            (claim, _) => claim,
+        };
+        self
+    }
+
     /// Those that may hold the data of a time, in seconds since the epoch; the most likely one comes first.
     pub(crate) fn lived_at(&self, seconds: i64) -> Vec<&Found> {
         let mut all: Vec<&Found> =

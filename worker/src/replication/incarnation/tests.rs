@@ -141,6 +141,41 @@ fn somebody_knows_that_there_is_a_replica() {
 }
 
 #[test]
+fn whoever_was_ready_before_it_was_overtaken_is_what_its_successor_begins_with() {
+    for (claimed, before, after, expected) in [
+        (Some(1), &[(1, true)][..], &[(1, true)][..], "restore 1"),
+        // One that claimed between our two looks, and has told nobody anything yet.
+        (Some(1), &[(1, true)], &[(1, true), (2, false)], "restore 1"),
+        // The same, and it may have.
+        (Some(1), &[(1, true)], &[(1, true), (2, true)], "restore 2"),
+        (Some(1), &[(1, true), (2, false)], &[(1, true), (2, true)], "restore 2"),
+        (None, &[], &[(1, true)], "restore 1"),
+        // The one that we read the claim of.
+        (Some(2), &[(1, true), (2, false)], &[(1, true), (2, true)], "restore 2"),
+        (Some(2), &[(1, true), (2, false)], &[(1, true), (2, true), (3, true)], "restore 3"),
+        // A loser of an earlier race.
+        (Some(2), &[(1, true), (2, true), (3, true)], &[(1, true), (2, true), (3, true)], "restore 2"),
+    ] {
+        // Who began at the same moment has taken the same number.
+        let own = Incarnation { number: 4, id: "own".to_owned() };
+        let mut seen = remote(None, after);
+        seen.found.push(Found { incarnation: own.clone(), ..found(4, false) });
+        let seen = seen.before_claim_of(&own, remote(claimed, before));
+        assert_eq!(
+            decided(&Local::Nothing, &seen, &wanted(Auto)),
+            expected,
+            "{claimed:?} {before:?} {after:?}"
+        );
+    }
+    let same_number =
+        Found { incarnation: Incarnation { number: 2, id: "other".to_owned() }, ..found(2, true) };
+    let mut seen = remote(None, &[(1, true), (2, true)]);
+    seen.found.push(same_number.clone());
+    let seen = seen.before_claim_of(&incarnation(5), remote(Some(2), &[(1, true), (2, false)]));
+    assert_eq!(seen.best(), Some(&same_number), "the one that was claimed later");
+}
+
+#[test]
 fn a_directory_that_was_replicated() {
     for (claimed, all, auto, never) in [
         (Some(3), &[(3, true)][..], "go on 3", "go on 3"),
