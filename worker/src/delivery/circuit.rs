@@ -65,8 +65,12 @@ impl Circuit {
     }
 
     /// Notes a failure that may pass with time; `wait` is how long the sink is left alone if this opens the
-    /// circuit, or keeps it open. Returns whether it opens now.
+    /// circuit, or keeps it open. Returns whether it opens now. What fails in the call that has opened it says
+    /// nothing new.
     pub(crate) fn failed(&mut self, now: Instant, wait: Duration) -> bool {
+        if matches!(self.passage(now), Passage::Wait(_)) {
+            return false;
+        }
         let was_open = self.is_open();
         self.failures = self.failures.saturating_add(1);
         if self.failures >= self.failures_max {
@@ -89,6 +93,7 @@ mod tests {
         assert!(!circuit.succeeded(), "it was not open");
         assert!(!circuit.failed(start, wait));
         assert!(circuit.failed(start, wait), "the second in a row");
+        assert!(!circuit.failed(start, 2 * wait), "of the same call");
         assert_eq!(circuit.passage(start), Passage::Wait(start + wait));
         assert_eq!(circuit.passage(start + wait), Passage::Probe);
         assert!(!circuit.failed(start + wait, wait), "it was open already");

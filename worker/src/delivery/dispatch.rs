@@ -18,7 +18,7 @@ use super::dead_letters::{DeadLetters, Letter, Postmark};
 use super::release::Release;
 use super::schedule::retry_delay;
 use crate::blocking::blocking;
-use crate::clock::{self, Moment};
+use crate::clock::Moment;
 use crate::results::event::{Envelope, Event, JoinId, ResultId};
 use crate::results::reader::PageLimit;
 use crate::results::{Applied, Position, Reader, Results};
@@ -56,12 +56,22 @@ pub(crate) struct Dispatcher {
     pub(crate) stopping: watch::Receiver<bool>,
     /// Whether the queue may hold letters of this sink.
     pub(crate) has_letters: bool,
+    /// Whether its letters are worth trying. They have a circuit of their own: their failures say nothing about other
+    /// keys, so they hold up letters alone.
+    pub(crate) letters_circuit: Circuit,
     /// Where news of letters come from that somebody else has changed.
     pub(crate) letters_changed: watch::Receiver<u64>,
     /// When the letters were last counted.
     pub(crate) counted: Option<Instant>,
     /// Whether there may be another number of them by now.
     pub(crate) is_count_old: bool,
+}
+
+/// What was handed to the sink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tried {
+    Result,
+    Letter,
 }
 
 /// What an outcome means for the result.
@@ -72,7 +82,10 @@ enum Verdict {
         again: bool,
     },
     /// The sink wants to be left alone for a while; that says nothing about the result.
-    Held,
+    Held {
+        reason: String,
+        wait: Duration,
+    },
 }
 
 /// Whether there is more to do at once.
@@ -118,7 +131,7 @@ impl Dispatcher {
                     tokio::select! {
                         _ = self.applied.changed() => {}
                         Ok(()) = self.in_force.changed() => self.in_force.mark_changed(),
-                        Ok(()) = self.letters_changed.changed() => self.look_at_letters(),
+                        Ok(()) = self.letters_changed.changed() => self.try_letters(),
                         _ = self.stopping.changed() => {}
                         () = tokio::time::sleep(due) => {}
                         () = tokio::time::sleep(COUNT_INTERVAL), if self.is_count_old => self.look_at_letters(),
@@ -137,6 +150,12 @@ impl Dispatcher {
         }
     }
 
+    /// Somebody has changed letters, perhaps to have them tried: that is worth it, whatever became of them so far.
+    fn try_letters(&mut self) {
+        self.look_at_letters();
+        self.letters_circuit.succeeded();
+    }
+
     /// Tries what is due, then a page of the outbox.
     async fn round(
         &mut self,
@@ -149,9 +168,7 @@ impl Dispatcher {
             Passage::Probe => PageLimit { events: 1, bytes: 1 },
             Passage::Open => self.page(),
         };
-        if self.retry_letters(circuit, limit.events, now).await? && circuit.is_open() {
-            return Ok(Round::Again);
-        }
+        self.retry_letters(circuit, limit.events, now).await?;
         let (after, joins) = (*cursor, self.joins.clone());
         let Some(page) = self.read(move |reader| reader.after(after, &joins, limit)).await? else {
             *cursor = self.read(Reader::horizon).await?;
@@ -180,21 +197,24 @@ impl Dispatcher {
         PageLimit { events: self.sink.results_per_call(), bytes: PAGE_BYTES }
     }
 
-    /// Tries letters that are due, and returns whether there were any.
+    /// Tries letters that are due.
     async fn retry_letters(
         &mut self,
         circuit: &mut Circuit,
         limit: usize,
         now: Moment,
-    ) -> Result<bool, SqliteError> {
-        if !self.has_letters {
-            return Ok(false);
-        }
+    ) -> Result<(), SqliteError> {
+        let limit = match self.letters_circuit.passage(now.instant) {
+            _ if !self.has_letters => return Ok(()),
+            Passage::Wait(_) => return Ok(()),
+            Passage::Probe => 1,
+            Passage::Open => limit.min(LETTERS_PER_ROUND),
+        };
         let name = self.name.clone();
         let letters = Arc::clone(&self.letters);
-        let due = blocking(move || letters.due(&name, now.seconds, limit.min(LETTERS_PER_ROUND))).await?;
+        let due = blocking(move || letters.due(&name, now.seconds, limit)).await?;
         if due.is_empty() {
-            return Ok(false);
+            return Ok(());
         }
         let (known, orphans): (Vec<Letter>, Vec<Letter>) =
             due.into_iter().partition(|letter| self.envelope(&letter.join_name).is_some());
@@ -204,17 +224,22 @@ impl Dispatcher {
         }
         let (outcomes, now) = self.deliver(&known, now).await;
         for (letter, outcome) in known.iter().zip(outcomes) {
-            match self.judge(outcome, circuit, now) {
+            match self.judge(Tried::Letter, outcome, circuit, now) {
                 Verdict::Delivered => self.letters.remove(&self.name, letter)?,
                 Verdict::Failed { reason, again } => {
                     self.store_letter(letter, reason, letter.attempts + 1, again, now)?;
                 }
-                Verdict::Held => break,
+                Verdict::Held { reason, wait } => {
+                    // Others that are due come first when the time is over.
+                    let retry_at = Some(now.after(wait).seconds);
+                    let mark = Postmark { reason, attempts: letter.attempts, retry_at };
+                    self.letters.put(&self.name, letter, &mark, now.seconds)?;
+                    break;
+                }
             }
         }
         self.has_letters = self.letters.has_any(&self.name)?;
-        self.count_letters()?;
-        Ok(true)
+        self.count_letters()
     }
 
     /// Hands results to the sink, in order, and returns how many of them are dealt with: delivered, or in the
@@ -257,14 +282,14 @@ impl Dispatcher {
             let (outcomes, now) = self.deliver(&call, now).await;
             for (letter, outcome) in call.iter().zip(outcomes) {
                 let was_open = circuit.is_open();
-                match self.judge(outcome, circuit, now) {
+                match self.judge(Tried::Result, outcome, circuit, now) {
                     Verdict::Delivered => {}
                     Verdict::Failed { .. } if self.delivery.guarantee == Guarantee::BestEffort => {
                         self.status.dropped.add(1);
                     }
                     // The sink as a whole is away: wait here.
                     Verdict::Failed { again: true, .. } if was_open => return Ok(handled),
-                    Verdict::Held => return Ok(handled),
+                    Verdict::Held { .. } => return Ok(handled),
                     Verdict::Failed { reason, again } => self.store_letter(letter, reason, 1, again, now)?,
                 }
                 handled += 1;
@@ -296,10 +321,16 @@ impl Dispatcher {
     }
 
     /// Counts an outcome, and says what follows from it.
-    fn judge(&self, outcome: Outcome, circuit: &mut Circuit, now: Moment) -> Verdict {
+    fn judge(&mut self, tried: Tried, outcome: Outcome, circuit: &mut Circuit, now: Moment) -> Verdict {
+        let concerned = match tried {
+            Tried::Result => &mut *circuit,
+            Tried::Letter => &mut self.letters_circuit,
+        };
         match outcome {
             Outcome::Delivered => {
                 self.status.delivered.add(1);
+                // Whichever it was, the sink is there for the others too.
+                self.letters_circuit.succeeded();
                 if circuit.succeeded() {
                     info!(sink = self.name, "the sink takes results again");
                 }
@@ -308,21 +339,34 @@ impl Dispatcher {
             }
             Outcome::Failed(reason) => {
                 self.status.failed.add(1);
-                let wait = retry_delay(&self.delivery.dlq, circuit.probes_failed(), rand::random());
-                if circuit.failed(now.instant, wait) {
-                    warn!(sink = self.name, reason, "the sink keeps failing; leaving it alone for a while");
+                let wait = retry_delay(&self.delivery.dlq, concerned.probes_failed(), rand::random());
+                if concerned.failed(now.instant, wait) {
+                    match tried {
+                        Tried::Result => {
+                            warn!(
+                                sink = self.name,
+                                reason, "the sink keeps failing; leaving it alone for a while"
+                            );
+                        }
+                        Tried::Letter => {
+                            warn!(
+                                sink = self.name,
+                                reason, "its dead letters keep failing; leaving them alone for a while"
+                            );
+                        }
+                    }
                 }
                 self.status.error.set(&reason);
                 Verdict::Failed { reason, again: true }
             }
             Outcome::Later(reason, wait) => {
                 self.status.failed.add(1);
-                if circuit.hold(now.instant, wait) {
+                if concerned.hold(now.instant, wait) {
                     info!(sink = self.name, reason, ?wait, "the sink asks to be left alone for a while");
                 }
                 self.status.error.set(&reason);
                 match self.delivery.guarantee {
-                    Guarantee::AtLeastOnce => Verdict::Held,
+                    Guarantee::AtLeastOnce => Verdict::Held { reason, wait },
                     Guarantee::BestEffort => Verdict::Failed { reason, again: false },
                 }
             }
@@ -411,9 +455,14 @@ impl Dispatcher {
         }
         let (letters, name) = (Arc::clone(&self.letters), self.name.clone());
         let due = blocking(move || letters.next_due(&name)).await.ok().flatten();
+        let now = Moment::now();
+        let held = match self.letters_circuit.passage(now.instant) {
+            Passage::Wait(until) => until - now.instant,
+            Passage::Probe | Passage::Open => Duration::ZERO,
+        };
         due.map_or(hour, |due| {
-            let seconds = u64::try_from((due - clock::epoch_seconds()).max(0)).unwrap_or(0);
-            Duration::from_secs(seconds).clamp(Duration::from_millis(100), hour)
+            let seconds = u64::try_from((due - now.seconds).max(0)).unwrap_or(0);
+            Duration::from_secs(seconds).max(held).clamp(Duration::from_millis(100), hour)
         })
     }
 
@@ -422,7 +471,7 @@ impl Dispatcher {
         tokio::select! {
             () = tokio::time::sleep_until(moment.into()) => {}
             Ok(()) = self.letters_changed.changed() => {
-                self.look_at_letters();
+                self.try_letters();
                 circuit.probe_at(Instant::now());
             }
             _ = self.stopping.changed() => {}

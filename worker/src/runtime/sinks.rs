@@ -15,6 +15,7 @@ use super::unit::{Ready, Units, Work};
 use super::{Pipeline, StartError};
 use crate::blocking::blocking;
 use crate::credentials::Secrets;
+use crate::delivery::circuit::Circuit;
 use crate::delivery::dead_letters::DeadLetters;
 use crate::delivery::dispatch::Dispatcher;
 use crate::delivery::release::Release;
@@ -179,6 +180,7 @@ impl Sinks {
         let (results, reader) = (Arc::clone(&self.results), Arc::clone(&self.reader));
         let letters = Arc::clone(&self.letters);
         let letters_changed = letters.interventions();
+        let circuit_failures = delivery.circuit_failures;
         Box::new(move |stopping| {
             let status = status.sink(&name);
             sink.start(&status);
@@ -197,6 +199,7 @@ impl Sinks {
                 release,
                 stopping,
                 has_letters: true,
+                letters_circuit: Circuit::new(circuit_failures),
                 counted: None,
                 is_count_old: false,
                 letters_changed,

@@ -1,5 +1,6 @@
 //! A simulated sink over real files: what it gets, in what order, when it fails in every way it can.
 
+mod letters;
 mod outage;
 
 use std::sync::Mutex;
@@ -114,6 +115,7 @@ impl Simulation {
             release: Release::default(),
             stopping: watch::channel(false).1,
             has_letters: true,
+            letters_circuit: Circuit::new(3),
             counted: None,
             is_count_old: false,
             letters_changed: watch::channel(0).1,

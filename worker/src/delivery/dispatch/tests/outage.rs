@@ -42,6 +42,7 @@ impl Neighbour {
             applied: present.applied.clone(),
             stopping: present.stopping.clone(),
             has_letters: true,
+            letters_circuit: Circuit::new(3),
             letters_changed: watch::channel(0).1,
             counted: None,
             is_count_old: false,
