@@ -13,6 +13,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use tokio::sync::watch;
+use tracing::warn;
 
 use crate::results::event::{Event, JoinId, Op, Position};
 use crate::storage::sqlite::{self, Journal, SqliteError};
@@ -52,10 +53,17 @@ const SCHEMA: &str = "
         body BLOB,
         stored_at INTEGER NOT NULL,
         UNIQUE (source, position)
-    );";
+    );
+    CREATE INDEX IF NOT EXISTS rejected_age ON rejected (stored_at);";
 
 /// Insertions after which the size is looked at.
 const UNCHECKED_MAX: u32 = 500;
+
+/// What an entry takes beside its content, in bytes; an estimate.
+const ENTRY_OVERHEAD_BYTES: u64 = 200;
+
+/// Entries that go before the size is looked at again.
+const ENTRIES_PER_STEP: usize = 1_000;
 
 /// Bytes of a rejected message that are kept.
 const BODY_BYTES_KEPT: usize = 4_096;
@@ -129,7 +137,8 @@ impl DeadLetters {
     }
 
     /// Puts a letter in, or replaces the older one of its key. Putting the same one in again changes nothing
-    /// but its postmark, and not its age; an older one is ignored.
+    /// but its postmark, and not its age; an older one is ignored. Room is made before, so that what goes is never
+    /// the one that comes.
     pub(crate) fn put(
         &self,
         sink: &str,
@@ -137,6 +146,7 @@ impl DeadLetters {
         mark: &Postmark,
         now: i64,
     ) -> Result<(), SqliteError> {
+        self.limit_size()?;
         self.doing("store a dead letter", |connection| {
             let event = &letter.event;
             connection
@@ -167,8 +177,7 @@ impl DeadLetters {
                     mark.retry_at
                 ])?;
             Ok(())
-        })?;
-        self.limit_size()
+        })
     }
 
     /// Takes a letter out after it was delivered, unless a newer one has come in its place.
@@ -249,6 +258,7 @@ impl DeadLetters {
         body: &[u8],
         now: i64,
     ) -> Result<(), SqliteError> {
+        self.limit_size()?;
         self.doing("store a rejected message", |connection| {
             connection
                 .prepare_cached(
@@ -257,8 +267,7 @@ impl DeadLetters {
                 )?
                 .execute(params![source, position, reason, &body[..body.len().min(BODY_BYTES_KEPT)], now])?;
             Ok(())
-        })?;
-        self.limit_size()
+        })
     }
 
     /// Keeps the file within its size while it fills, not only when it is cleaned.
@@ -267,11 +276,19 @@ impl DeadLetters {
             return Ok(());
         }
         self.unchecked.store(0, Ordering::Relaxed);
-        self.clean(i64::MIN).map(|_| ())
+        let dropped = self.clean(i64::MIN)?;
+        if dropped > 0 {
+            warn!(
+                dropped,
+                "the dead-letter queue is full, so its oldest entries went; raise delivery.dlq.maxSizeMb, or see what \
+                 fills it (litejoin dlq list)"
+            );
+        }
+        Ok(())
     }
 
-    /// Drops what is older than `before`, then the oldest until the file's content is within its size. Returns
-    /// how many letters and messages went.
+    /// Drops what is older than `before`, then the oldest, be they letters or messages, until the file's content is
+    /// within its size. Returns how many went.
     pub(crate) fn clean(&self, before: i64) -> Result<u64, SqliteError> {
         let bytes_max = self.bytes_max.load(Ordering::Relaxed);
         self.doing("clean the dead letters", |connection| {
@@ -288,22 +305,12 @@ impl DeadLetters {
                     [],
                     |row| row.get(0),
                 )?;
-                if page_bytes <= bytes_max {
+                let excess = page_bytes.saturating_sub(bytes_max);
+                let went = if excess > 0 { drop_oldest(&transaction, excess)? } else { 0 };
+                if went == 0 {
                     break;
                 }
-                let letters = transaction.execute(
-                    "DELETE FROM letters WHERE (sink, join_name, key) IN
-                         (SELECT sink, join_name, key FROM letters ORDER BY stored_at LIMIT 1000)",
-                    [],
-                )?;
-                let rejected = transaction.execute(
-                    "DELETE FROM rejected WHERE id IN (SELECT id FROM rejected ORDER BY id LIMIT 1000)",
-                    [],
-                )?;
-                if letters + rejected == 0 {
-                    break;
-                }
-                dropped += letters + rejected;
+                dropped += went;
             }
             transaction.commit()?;
             Ok(dropped as u64)
@@ -318,6 +325,34 @@ impl DeadLetters {
         work(&mut self.connection.lock().unwrap_or_else(PoisonError::into_inner))
             .map_err(|source| SqliteError::new(&self.path, what, source))
     }
+}
+
+/// Drops the oldest letters and messages, about so many bytes of them. Returns how many went.
+fn drop_oldest(connection: &Connection, bytes: u64) -> rusqlite::Result<usize> {
+    let mut oldest = connection.prepare_cached(
+        "SELECT stored_at, octet_length(body), id, NULL, NULL, NULL FROM rejected
+         UNION ALL SELECT stored_at, octet_length(rows), NULL, sink, join_name, key FROM letters
+         ORDER BY stored_at LIMIT ?1",
+    )?;
+    let mut remove_message = connection.prepare_cached("DELETE FROM rejected WHERE id = ?1")?;
+    let mut remove_letter =
+        connection.prepare_cached("DELETE FROM letters WHERE (sink, join_name, key) = (?1, ?2, ?3)")?;
+    let entry = |row: &Row<'_>| -> rusqlite::Result<(u64, Option<i64>, [Option<String>; 3])> {
+        Ok((row.get(1)?, row.get(2)?, [row.get(3)?, row.get(4)?, row.get(5)?]))
+    };
+    let entries = oldest.query_map([ENTRIES_PER_STEP], entry)?.collect::<Result<Vec<_>, _>>()?;
+    let (mut freed, mut dropped) = (0, 0);
+    for (content, message, letter) in entries {
+        if freed >= bytes {
+            break;
+        }
+        dropped += match message {
+            Some(id) => remove_message.execute([id])?,
+            None => remove_letter.execute(letter)?,
+        };
+        freed += content + ENTRY_OVERHEAD_BYTES;
+    }
+    Ok(dropped)
 }
 
 fn read_letter(row: &Row<'_>) -> rusqlite::Result<Letter> {
@@ -361,5 +396,52 @@ mod tests {
         assert!((100..2_000).contains(&count), "{count} of 3,000 messages of 2 kB are left in 1 MiB");
         assert_eq!(oldest, 3_000 - i64::try_from(count).unwrap(), "the newest are left, each once");
         assert_eq!(letters.clean(2_999).unwrap(), count - 1, "what is too old goes too");
+    }
+
+    fn letter(key: &str, bytes: usize) -> Letter {
+        let event = Event {
+            position: Position { epoch: 1, n: 1 },
+            join: JoinId(1),
+            key: key.to_owned(),
+            op: Op::Created,
+            rows: "x".repeat(bytes),
+            timestamp: 0,
+        };
+        Letter { join_name: "j".to_owned(), lineage: "l".to_owned(), event, attempts: 1 }
+    }
+
+    fn put(letters: &DeadLetters, letter: &Letter, now: i64) {
+        let mark = Postmark { reason: "no".to_owned(), attempts: 1, retry_at: None };
+        letters.put("s", letter, &mark, now).unwrap();
+    }
+
+    #[test]
+    fn fresh_results_stay_while_older_messages_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let letters = DeadLetters::open(&folder.path().join("dlq.db"), Synchronous::Normal, 1 << 20).unwrap();
+        let reject = |number: i64| {
+            letters.reject("k", &format!("offset {number}"), "bad", &[b'x'; 2_000], number).unwrap();
+        };
+        (0..3_000).for_each(reject);
+        for number in 0..5 {
+            put(&letters, &letter(&format!("\"{number}\""), 100), 10_000);
+        }
+        (3_000..3_600).for_each(reject);
+        assert_eq!(letters.count("s").unwrap(), 5);
+    }
+
+    #[test]
+    fn no_more_than_has_to_goes_and_never_what_was_just_put_in() {
+        let folder = tempfile::tempdir().unwrap();
+        let letters = DeadLetters::open(&folder.path().join("dlq.db"), Synchronous::Normal, 1 << 20).unwrap();
+        for number in 0..60 {
+            put(&letters, &letter(&format!("\"{number}\""), 20_000), number);
+        }
+        let dropped = letters.clean(i64::MIN).unwrap();
+        assert!((1..20).contains(&dropped), "{dropped} of 60 letters of 20 kB went for 1 MiB");
+        assert!(!letters.holds("s", "j", "\"0\"").unwrap() && letters.holds("s", "j", "\"59\"").unwrap());
+        letters.unchecked.store(UNCHECKED_MAX, Ordering::Relaxed);
+        put(&letters, &letter("\"large\"", 3 << 20), -1);
+        assert!(letters.holds("s", "j", "\"large\"").unwrap(), "whatever its age and size");
     }
 }
