@@ -392,6 +392,24 @@ async fn a_server_that_asks_for_time_gets_it() {
 }
 
 #[tokio::test]
+async fn a_server_that_asks_for_no_time_at_all_is_tried_on_our_schedule() {
+    let server = Server::start().await;
+    server.behave(|_| Reply::status(503).with_header("retry-after", "0"));
+    let site = Site::with(
+        &manifest(&[("s", format!(r#"url: "{}""#, server.url("/hook")))])
+            .replace("10ms", "1h")
+            .replace("20ms", "2h"),
+    );
+    let worker = site.start().await;
+    worker.ingest().put("orders", "o1", json!({"n": 1})).await;
+    sink_status(&worker, "deadLetters", &json!(1)).await;
+    worker.ingest().put("orders", "o2", json!({"n": 2})).await;
+    sink_status(&worker, "deadLetters", &json!(2)).await;
+    assert_eq!(server.received().len(), 2, "each once, and in an hour again");
+    worker.stop().await;
+}
+
+#[tokio::test]
 async fn best_effort_tries_once_and_goes_on() {
     let server = Server::start().await;
     server.behave(|request| Reply::status(if key(request) < "o005".to_owned() { 500 } else { 200 }));

@@ -88,7 +88,8 @@ impl HttpSink {
             let _ = self.outbound.body(response, ANSWER_BYTES_MAX).await;
             return Ok(Outcome::Delivered);
         }
-        let wait = retry_after(response.headers(), clock::epoch_seconds());
+        // A server that asks for no time at all, or for one that is over, leaves it to our schedule.
+        let wait = retry_after(response.headers(), clock::epoch_seconds()).filter(|wait| !wait.is_zero());
         let complaint = self.outbound.complaint(response).await;
         Ok(match wait {
             _ if !may_pass(status) => Outcome::Refused(complaint),
