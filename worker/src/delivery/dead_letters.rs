@@ -180,6 +180,17 @@ impl DeadLetters {
         })
     }
 
+    /// Forgets the letters of a join that a sink is about to get as it stands. Those that tell of a deletion stay: either
+    /// it holds, or the present result takes their place.
+    pub(crate) fn forget(&self, sink: &str, join_name: &str) -> Result<(), SqliteError> {
+        self.doing("forget dead letters", |connection| {
+            connection
+                .prepare_cached("DELETE FROM letters WHERE sink = ?1 AND join_name = ?2 AND op <> 'deleted'")?
+                .execute([sink, join_name])?;
+            Ok(())
+        })
+    }
+
     /// Takes a letter out after it was delivered, unless a newer one has come in its place.
     pub(crate) fn remove(&self, sink: &str, letter: &Letter) -> Result<(), SqliteError> {
         self.doing("remove a dead letter", |connection| {

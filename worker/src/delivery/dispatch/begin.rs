@@ -63,6 +63,13 @@ impl Dispatcher {
         if new.is_empty() {
             return Ok(start);
         }
+        // A letter of such a join is from before the sink or the join was gone. What it tells is handed over, or was
+        // deleted meanwhile, and then nothing would ever take it back.
+        for join in &new {
+            if let Some(envelope) = self.routes.envelope(*join) {
+                self.letters.forget(&self.name, &envelope.join_name)?;
+            }
+        }
         // While nothing took a join its results were stored without an event, so the outbox has its changes only
         // from here on.
         if !self.catch_up(&mut start, end, circuit).await? {

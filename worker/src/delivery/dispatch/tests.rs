@@ -141,6 +141,19 @@ impl Simulation {
             .unwrap();
     }
 
+    /// Commits an epoch in which a result goes.
+    fn delete(&mut self, key: &str) {
+        self.epoch += 1;
+        let (join, key) = (self.join, format!("\"{key}\""));
+        let deletion = Change { op: Op::Deleted, key: &key, rows: "[]" };
+        self.dispatcher
+            .results
+            .with_epoch::<_, SqliteError>(self.epoch, self.now.seconds, |writer| {
+                writer.store(join, [(deletion, true)])
+            })
+            .unwrap();
+    }
+
     fn behave(&self, behaviour: impl Fn(&str) -> Outcome + Send + Sync + 'static) {
         self.log.lock().unwrap().behaviour = Some(Box::new(behaviour));
     }

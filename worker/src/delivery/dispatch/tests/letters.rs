@@ -1,4 +1,4 @@
-//! Letters that fail for ever, and what they may hold up.
+//! Letters that fail for ever, or that nobody wants any more, and what they may hold up.
 
 use super::*;
 
@@ -92,4 +92,25 @@ async fn a_letter_that_asks_for_time_takes_it_from_letters_alone() {
     }
     assert!(simulation.taken().contains(&"p2=1".to_owned()), "another letter has had its turn");
     assert_eq!(simulation.letters(), 1);
+}
+
+#[tokio::test]
+async fn what_was_deleted_while_the_sink_was_gone_does_not_come_back_as_a_letter() {
+    let mut simulation = Simulation::new(Guarantee::AtLeastOnce).await;
+    simulation.behave(failing("\"k\""));
+    simulation.commit(&[("k", 1), ("l", 1), ("m", 1)]);
+    simulation.settle().await;
+    assert_eq!(simulation.taken(), ["l=1", "m=1"]);
+    simulation
+        .behave(|key| if key == "\"l\"" { Outcome::Delivered } else { Outcome::Failed("no".to_owned()) });
+    simulation.delete("m");
+    simulation.settle().await;
+    assert_eq!((simulation.taken().len(), simulation.letters()), (0, 2));
+    simulation.dispatcher.results.forget_other_sinks(&[]).unwrap();
+    simulation.delete("k");
+    simulation.behave(|_| Outcome::Delivered);
+    simulation.cursor = simulation.dispatcher.begin(&mut simulation.circuit).await.unwrap();
+    simulation.after(3_600).await;
+    assert_eq!(simulation.taken(), ["l=1", "m=null"], "what is there, and an end that was yet to be told");
+    assert_eq!(simulation.letters(), 0);
 }
