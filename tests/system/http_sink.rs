@@ -106,17 +106,19 @@ async fn credentials_come_from_secrets_and_variables_and_stay_there() {
             ),
         ),
         ("signed", format!("{}, signingKey: {{env: '${{TOKEN}}'}}", url("/signed"))),
+        ("filled", format!(r#"{}, headers: {{X-Key: "v1 ${{KEY}}"}}"#, url("/filled?key=${KEY}"))),
     ]));
     std::fs::create_dir_all(site.path().join("secrets/api")).expect("a folder can be made");
     site.write("secrets/api/user", "ada\n");
     site.write("secrets/api/token", "file-s3cret\n");
     let run = ["--secrets-dir", "secrets"];
-    let worker = site.run(run).with_variable("TOKEN", "env-s3cret").start().await;
+    let worker =
+        site.run(run).with_variable("TOKEN", "env-s3cret").with_variable("KEY", "key s3cret/1").start().await;
     worker.ingest().put("orders", "o1", json!({"n": 1})).await;
     let by_path = |received: Vec<Received>| -> BTreeMap<String, Received> {
         received.into_iter().map(|request| (request.target.clone(), request)).collect()
     };
-    let received = by_path(server.wait_for(4).await);
+    let received = by_path(server.wait_for(5).await);
     let authorization = |path: &str| received[path].header("authorization");
     assert_eq!(authorization("/bearer"), Some("Bearer env-s3cret"));
     let pair = base64::engine::general_purpose::STANDARD.encode("ada:env-s3cret");
@@ -131,27 +133,50 @@ async fn credentials_come_from_secrets_and_variables_and_stay_there() {
         Some(format!("sha256={signature}").as_str())
     );
 
-    // A Secret that is rotated is used at once; a server that repeats what it got does not spread it.
+    assert_eq!(received["/filled?key=key%20s3cret/1"].header("x-key"), Some("v1 key s3cret/1"));
+
+    // A Secret that is rotated is used at once; a server that repeats what it got does not spread it, wherever what is
+    // shown of its answer ends.
     site.write("secrets/api/token", "n3w-s3cret");
     server.take();
     server.behave(|request| {
         let got: String = request.headers.values().map(|value| format!("{value} ")).collect();
-        Reply::status(422).with_body(format!("got {got}"))
+        Reply::status(422).with_body(format!("got {} {got}", request.target))
     });
     worker.ingest().put("orders", "o1", json!({"n": 2})).await;
-    let received = by_path(server.wait_for(4).await);
+    let received = by_path(server.wait_for(5).await);
     assert_eq!(received["/header"].header("x-api-key"), Some("n3w-s3cret"));
-    until("all to be refused", async || {
-        let sinks = worker.status().await["sinks"].clone();
-        sinks.as_object()?.values().all(|sink| sink["lastError"].is_string()).then_some(())
-    })
-    .await;
-    let status = worker.status().await.to_string();
-    let log = worker.stop().await.stderr;
-    for text in [&status, &log] {
-        assert!(!text.contains("s3cret"), "{text}");
+    let all_say = async |text: &str| {
+        until("all to be refused", async || {
+            let sinks = worker.status().await["sinks"].clone();
+            sinks
+                .as_object()?
+                .values()
+                .all(|sink| sink["lastError"].as_str().is_some_and(|error| error.contains(text)))
+                .then_some(())
+        })
+        .await;
+        worker.status().await.to_string()
+    };
+    let mut told = all_say("answered 422 Unprocessable Entity: got ").await;
+    for n in 0..2 {
+        server.behave(move |request| {
+            let names = ["authorization", "x-api-key", "x-key"];
+            let value = names.iter().find_map(|name| request.header(name)).unwrap_or_default();
+            let credential = value.split_once(' ').map_or(value, |(_, credential)| credential);
+            // What is before it takes up all that is shown but the first half of it.
+            let before = format!("try {n} {}", "-".repeat(294 - credential.len() / 2));
+            Reply::status(422).with_body(before + credential)
+        });
+        worker.ingest().put("orders", "o1", json!({"n": 3 + n})).await;
+        told += &all_say(&format!("answered 422 Unprocessable Entity: try {n} ---")).await;
     }
-    assert!(status.contains("answered 422 Unprocessable Entity: got "), "{status}");
+    let log = worker.stop().await.stderr;
+    for text in [&told, &log] {
+        for secret in ["s3cret", "env-s", "n3w", "key s", &pair[..8]] {
+            assert!(!text.contains(secret), "{secret}: {text}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -98,6 +98,12 @@ impl Secrets {
         Ok(filled)
     }
 
+    /// The values that [`Self::fill_in`] puts into a text.
+    pub(crate) fn values_in(&self, text: &str) -> Vec<Secret> {
+        let names = text.split("${").skip(1).filter_map(|rest| rest.split_once('}').map(|(name, _)| name));
+        names.filter_map(|name| self.variables.get(name).cloned().map(Secret)).collect()
+    }
+
     /// The environment for a program of somebody else's, and with it the keys of a Secret that are variables.
     pub(crate) fn environment(
         &self,
@@ -168,6 +174,9 @@ mod tests {
         ] {
             assert_eq!(secrets.fill_in(text).unwrap(), filled, "{text}");
         }
+        let values: Vec<String> =
+            secrets.values_in("${ ${A}/${B}${A}").iter().map(|value| value.expose().to_owned()).collect();
+        assert_eq!(values, ["1", "1"]);
         for text in ["${B}", "x${E}"] {
             let error = secrets.fill_in(text).unwrap_err();
             assert!(matches!(error, CredentialError::Variable { .. }), "{text}: {error}");

@@ -1,6 +1,7 @@
 //! Requests that we send to somebody else's server: URL, headers, credentials, proxy, TLS and redirects, one way for
 //! sources and sinks. What an answer means is left to them.
 
+mod redaction;
 mod retry_after;
 mod tls;
 
@@ -14,14 +15,16 @@ use litejoin_crds::plan::HttpConnection;
 use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Client, Method, Proxy, RequestBuilder, Response, StatusCode, Url};
 
+use self::redaction::Redaction;
 pub(crate) use self::retry_after::retry_after;
 use crate::credentials::{CredentialError, Secret, Secrets};
 
 /// Redirects that are followed for one request.
 const REDIRECTS_MAX: usize = 5;
 
-/// Bytes of an answer that are shown when it says that something is wrong.
-const SHOWN_BYTES_MAX: usize = 300;
+/// Bytes of an answer that are read when it says that something is wrong: more than are shown, so that a credential is
+/// seen whole.
+const COMPLAINT_BYTES_MAX: usize = 8 << 10;
 
 /// A server that requests are sent to.
 pub(crate) struct Outbound {
@@ -116,15 +119,17 @@ impl Outbound {
             );
         }
         let mut body = Vec::new();
-        while body.len() < SHOWN_BYTES_MAX
-            && let Ok(Some(piece)) = response.chunk().await
-        {
-            body.extend_from_slice(&piece[..piece.len().min(SHOWN_BYTES_MAX - body.len())]);
-        }
-        let mut text = String::from_utf8_lossy(&body).split_whitespace().collect::<Vec<_>>().join(" ");
-        for secret in self.credentials().unwrap_or_default() {
-            text = text.replace(secret.expose(), "***");
-        }
+        let is_whole = loop {
+            match response.chunk().await {
+                Ok(Some(piece)) => body.extend_from_slice(&piece),
+                Ok(None) => break true,
+                Err(_) => break false,
+            }
+            if body.len() >= COMPLAINT_BYTES_MAX {
+                break false;
+            }
+        };
+        let text = self.redaction().shown(&body, is_whole);
         if text.is_empty() { format!("answered {status}") } else { format!("answered {status}: {text}") }
     }
 
@@ -161,7 +166,10 @@ impl Outbound {
             Some(Auth { basic: Some(basic), .. }) => {
                 let user = look_up("auth.basic.username", &basic.username)?;
                 let password = look_up("auth.basic.password", &basic.password)?;
-                headers.insert("authorization", sensitive(&basic_auth(&user, &password))?);
+                headers.insert(
+                    "authorization",
+                    sensitive(&format!("Basic {}", basic_pair(user.expose(), password.expose())))?,
+                );
             }
             Some(Auth { header: Some(header), .. }) => {
                 let value = look_up("auth.header", &header.value)?;
@@ -172,17 +180,29 @@ impl Outbound {
         Ok(headers)
     }
 
-    /// Everything that must not be repeated.
-    fn credentials(&self) -> Result<Vec<Secret>, CredentialError> {
-        let Some(Auth { bearer, basic, header }) = &self.connection.auth else { return Ok(Vec::new()) };
-        let passwords = basic.as_ref().map(|basic| &basic.password);
-        let values = header.as_ref().map(|header| &header.value);
-        [bearer.as_ref(), passwords, values]
-            .into_iter()
-            .flatten()
-            .map(|credential| self.secrets.credential(credential))
-            .filter(|secret| !secret.as_ref().is_ok_and(|secret| secret.expose().is_empty()))
-            .collect()
+    /// Everything that must not be repeated, as far as it can be looked up.
+    fn redaction(&self) -> Redaction {
+        let mut redaction = Redaction::default();
+        let look_up = |credential| self.secrets.credential(credential).ok();
+        if let Some(Auth { bearer, basic, header }) = &self.connection.auth {
+            let values = [bearer.as_ref(), header.as_ref().map(|header| &header.value)];
+            values
+                .into_iter()
+                .flatten()
+                .filter_map(look_up)
+                .for_each(|secret| redaction.add(secret.expose()));
+            if let Some(basic) = basic
+                && let (Some(user), Some(password)) = (look_up(&basic.username), look_up(&basic.password))
+            {
+                redaction.add(password.expose());
+                redaction.add(&basic_pair(user.expose(), password.expose()));
+            }
+        }
+        let HttpConnection { url, headers, proxy, .. } = &self.connection;
+        for text in [url].into_iter().chain(headers.values()).chain(proxy) {
+            self.secrets.values_in(text).iter().for_each(|value| redaction.add_filled_in(value.expose()));
+        }
+        redaction
     }
 }
 
@@ -240,10 +260,10 @@ fn same_server(attempt: Attempt<'_>) -> reqwest::redirect::Action {
     }
 }
 
-fn basic_auth(user: &Secret, password: &Secret) -> String {
+/// User and password as Basic authentication sends them.
+fn basic_pair(user: &str, password: &str) -> String {
     use base64::Engine as _;
-    let pair = format!("{}:{}", user.expose(), password.expose());
-    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair))
+    base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"))
 }
 
 fn header_name(name: &str) -> Result<HeaderName, OutboundError> {
