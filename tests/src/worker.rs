@@ -264,9 +264,19 @@ impl Worker {
 
     /// Bytes of memory that it has now.
     pub fn memory_bytes(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// The most bytes of memory that it has had so far.
+    pub fn peak_memory_bytes(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, line_start: &str) -> u64 {
         let path = format!("/proc/{}/status", self.pid());
         let status = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has memory");
+        let line =
+            status.lines().find_map(|line| line.strip_prefix(line_start)).expect("a process has memory");
         let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
         kibibytes * 1_024
     }

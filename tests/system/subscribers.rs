@@ -6,6 +6,7 @@ use expect_test::expect;
 use litejoin_tests::client::client;
 use litejoin_tests::ingest::message;
 use litejoin_tests::results::{EventId, Results};
+use litejoin_tests::server::Server;
 use litejoin_tests::sse::Subscription;
 use litejoin_tests::wait::until;
 use litejoin_tests::worker::{Site, Worker, get};
@@ -418,4 +419,66 @@ async fn every_snapshot_is_of_one_epoch() {
         () = writer => {}
         () = reader => {}
     }
+}
+
+/// A pipeline of large results, with these sinks besides `live`.
+fn large_results(more: &str) -> String {
+    format!(
+        r#"
+apiVersion: litejoin.io/v1alpha1
+kind: Pipeline
+metadata: {{name: p}}
+spec:
+  storage: {{shardCount: 2}}
+  admin: {{addr: "127.0.0.1:0"}}
+  sources:
+    - {{name: ingest, http: {{addr: "127.0.0.1:0", topics: [texts]}}}}
+  joins:
+    - {{name: all_texts, query: "SELECT key, payload->>'text' AS text FROM texts"}}
+  sinks:
+    - {{name: live, joins: [all_texts], sse: {{addr: "127.0.0.1:0"}}}}
+{more}"#
+    )
+}
+
+#[tokio::test]
+async fn who_gets_all_that_is_there_costs_no_more_memory_for_large_results() {
+    const RESULTS: usize = 300;
+    let site = Site::with(&large_results(""));
+    let worker = site.start().await;
+    let text = "x".repeat(256 << 10);
+    let texts: Vec<Value> =
+        (0..RESULTS).map(|n| message("texts", &format!("t{n:03}"), json!({"text": text}))).collect();
+    let mut epoch = 0;
+    for texts in texts.chunks(20) {
+        epoch = worker.ingest().send(texts).await;
+    }
+    assert_eq!(worker.snapshot("live", "all_texts", epoch).await.1.rows.len(), RESULTS);
+    worker.stop().await;
+
+    // One client reads nothing for as long as another one reads all.
+    let worker = site.start().await;
+    let before = worker.peak_memory_bytes();
+    let mut clients = [
+        subscribe(&worker, "join=all_texts&replay=true", None).await,
+        subscribe(&worker, "join=all_texts&replay=true", None).await,
+    ];
+    for client in clients.iter_mut().rev() {
+        assert_eq!(client.replayed().await.len(), RESULTS);
+    }
+    let grown = worker.peak_memory_bytes().saturating_sub(before);
+    assert!(grown < 64 << 20, "{grown} bytes more for two clients");
+
+    let server = Server::start().await;
+    let before = worker.peak_memory_bytes();
+    let hook =
+        format!("    - {{name: hook, joins: [all_texts], http: {{url: \"{}\"}}}}\n", server.url("/hook"));
+    site.write("pipeline.yaml", large_results(&hook));
+    worker.reload().await;
+    let what = "all to be handed over";
+    until(what, async || (worker.status().await["sinks"]["hook"]["delivered"] == RESULTS).then_some(()))
+        .await;
+    let grown = worker.peak_memory_bytes().saturating_sub(before);
+    assert!(grown < 64 << 20, "{grown} bytes more for a sink that comes");
+    worker.stop().await;
 }

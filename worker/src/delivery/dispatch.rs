@@ -30,6 +30,9 @@ use crate::storage::sqlite::SqliteError;
 /// Bytes that are handed to a sink at a time.
 const PAGE_BYTES: usize = 4 << 20;
 
+/// What a sink that may be away is tried with.
+const PROBE: PageLimit = PageLimit { events: 1, bytes: 1 };
+
 /// Letters that are tried in one round.
 const LETTERS_PER_ROUND: usize = 100;
 
@@ -165,7 +168,7 @@ impl Dispatcher {
     ) -> Result<Round, SqliteError> {
         let limit = match circuit.passage(now.instant) {
             Passage::Wait(until) => return Ok(Round::Wait(until)),
-            Passage::Probe => PageLimit { events: 1, bytes: 1 },
+            Passage::Probe => PROBE,
             Passage::Open => self.page(),
         };
         self.retry_letters(circuit, limit.events, now).await?;

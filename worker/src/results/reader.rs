@@ -131,25 +131,31 @@ impl Reader {
         outcome
     }
 
-    /// Results of one join and the key after `after_key`, at most `limit`, whose place is not after `up_to`; for
-    /// a sink that is handed the present state page by page.
+    /// Results of one join and the key after `after_key`, whose place is not after `up_to`, as many as fit in a page;
+    /// for a sink that is handed the present state page by page. None at the end.
     pub(crate) fn present(
         &self,
         join: JoinId,
         after_key: Option<&str>,
         up_to: Position,
-        limit: usize,
+        limit: PageLimit,
     ) -> Result<Vec<Event>, SqliteError> {
         self.doing("read present results", |connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT epoch, n, join_id, key, op, rows, timestamp FROM results
-                 WHERE join_id = ?1 AND key > ?2 AND (epoch, n) <= (?3, ?4) ORDER BY key LIMIT ?5",
+                 WHERE join_id = ?1 AND key > ?2 AND (epoch, n) <= (?3, ?4) ORDER BY key",
             )?;
-            let rows = statement.query_map(
-                params![join.0, after_key.unwrap_or(""), up_to.epoch, up_to.n, limit],
-                read_event,
-            )?;
-            rows.collect()
+            let mut rows = statement.query(params![join.0, after_key.unwrap_or(""), up_to.epoch, up_to.n])?;
+            let (mut events, mut bytes) = (Vec::new(), 0);
+            while events.len() < limit.events
+                && bytes < limit.bytes
+                && let Some(row) = rows.next()?
+            {
+                let event = read_event(row)?;
+                bytes += event.rows.len();
+                events.push(event);
+            }
+            Ok(events)
         })
     }
 

@@ -4,6 +4,7 @@
 //! `GET /subscribe?join=NAME|*&replay=true`, `GET /snapshot?join=NAME[&key=K][&minEpoch=E]`, `GET /health`
 
 mod feed;
+mod queue;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -24,15 +25,13 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use self::feed::{Feed, Start, Wanted};
+use self::queue::queue;
 use crate::delivery::release::Release;
 use crate::results::event::{JoinId, ResultId};
 use crate::results::{Applied, Reader};
 use crate::sink::routes::{Routes, RoutesInForce};
 use crate::status::SinkStatus;
 use crate::storage::sqlite::SqliteError;
-
-/// Events that wait in memory for one client.
-const CLIENT_EVENTS_MAX: usize = 64;
 
 /// How long `/snapshot` waits for the epoch that was asked for.
 const MIN_EPOCH_WAIT: Duration = Duration::from_secs(10);
@@ -148,15 +147,15 @@ async fn subscribe(
         None if query.replay => Start::Replay,
         None => Start::After(state.applied.borrow().end),
     };
-    let (sender, receiver) = mpsc::channel(CLIENT_EVENTS_MAX);
+    let (queue, receiver) = queue();
     let heartbeat = state.spec.heartbeat_interval;
     tokio::spawn(async move {
-        let feed = Feed { state, in_force, wanted, routes, joins, sender };
+        let feed = Feed { state, in_force, wanted, routes, joins, queue };
         feed.run(start).await;
         drop(client);
     });
     let events = stream::unfold(receiver, |mut receiver| async {
-        receiver.recv().await.map(|event| (Ok::<_, Infallible>(event), receiver))
+        receiver.recv().await.map(|queued| (Ok::<_, Infallible>(queued.take()), receiver))
     });
     Sse::new(events).keep_alive(KeepAlive::new().interval(heartbeat).text("heartbeat")).into_response()
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Dispatcher, Round};
+use super::{Dispatcher, PROBE, Round};
 use crate::blocking::blocking;
 use crate::clock::Moment;
 use crate::delivery::circuit::{Circuit, Passage};
@@ -129,8 +129,8 @@ impl Dispatcher {
                     self.wait_until(until, circuit).await;
                     continue;
                 }
-                Passage::Probe => 1,
-                Passage::Open => self.page().events,
+                Passage::Probe => PROBE,
+                Passage::Open => self.page(),
             };
             let from = after.clone();
             let events = self.read(move |reader| reader.present(join, from.as_deref(), up_to, limit)).await?;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use axum::response::sse::Event as SseEvent;
 use serde_json::json;
-use tokio::sync::mpsc;
 
 use super::SseState;
+use super::queue::Queue;
 use crate::blocking::blocking;
 use crate::results::event::{JoinId, ResultId};
 use crate::results::reader::{Page, PageLimit};
@@ -40,7 +40,7 @@ pub(super) struct Feed {
     pub(super) routes: Arc<Routes>,
     /// What it sends of them.
     pub(super) joins: Vec<JoinId>,
-    pub(super) sender: mpsc::Sender<SseEvent>,
+    pub(super) queue: Queue,
 }
 
 /// What a client has subscribed to.
@@ -92,7 +92,7 @@ impl Feed {
                 _ = applied.changed() => {}
                 Ok(()) = self.in_force.changed() => self.in_force.mark_changed(),
                 _ = stopping.changed() => {}
-                () = self.sender.closed() => return Err(Ok(Ended)),
+                () = self.queue.closed() => return Err(Ok(Ended)),
             }
         }
     }
@@ -104,9 +104,8 @@ impl Feed {
         for event in &page.events {
             let envelope = self.routes.envelope(event.join).expect("only joins that it takes are read");
             let id = ResultId { lineage: &self.state.lineage, position: event.position };
-            let sent =
-                SseEvent::default().id(id.to_string()).event("join_result").data(envelope.json(event, false));
-            self.send(sent).await?;
+            let sent = SseEvent::default().id(id.to_string()).event("join_result");
+            self.send(sent, &envelope.json(event, false)).await?;
             self.state.status.delivered.add(1);
         }
         Ok(())
@@ -152,7 +151,7 @@ impl Feed {
     }
 
     async fn reset(&self, reason: &str) -> Result<Position, Result<Ended, SqliteError>> {
-        self.send(SseEvent::default().event("reset").data(json!({"reason": reason}).to_string())).await?;
+        self.send(SseEvent::default().event("reset"), &json!({"reason": reason}).to_string()).await?;
         self.replay().await
     }
 
@@ -166,7 +165,7 @@ impl Feed {
         }
         let id = ResultId { lineage: &self.state.lineage, position: end };
         let data = json!({"epoch": end.epoch}).to_string();
-        self.send(SseEvent::default().id(id.to_string()).event("replayed").data(data)).await?;
+        self.send(SseEvent::default().id(id.to_string()).event("replayed"), &data).await?;
         Ok(end)
     }
 
@@ -177,13 +176,12 @@ impl Feed {
         let mut after: Option<String> = None;
         loop {
             let from = after.clone();
-            let events =
-                self.read(move |reader| reader.present(join, from.as_deref(), up_to, PAGE.events)).await?;
+            let events = self.read(move |reader| reader.present(join, from.as_deref(), up_to, PAGE)).await?;
             let Some(last) = events.last() else { return Ok(()) };
             after = Some(last.key.clone());
             for event in &events {
-                let sent = SseEvent::default().event("join_result").data(envelope.json(event, true));
-                self.send(sent).await?;
+                let sent = SseEvent::default().event("join_result");
+                self.send(sent, &envelope.json(event, true)).await?;
             }
         }
     }
@@ -197,8 +195,9 @@ impl Feed {
         }
     }
 
-    async fn send(&self, event: SseEvent) -> Result<(), Result<Ended, SqliteError>> {
-        self.sender.send(event).await.map_err(|_| Ok(Ended))
+    async fn send(&self, event: SseEvent, data: &str) -> Result<(), Result<Ended, SqliteError>> {
+        let sent = self.queue.send(event.data(data), data.len()).await;
+        if sent { Ok(()) } else { Err(Ok(Ended)) }
     }
 
     async fn read<T: Send + 'static>(
