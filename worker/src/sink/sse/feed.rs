@@ -186,13 +186,14 @@ impl Feed {
         }
     }
 
-    /// Returns when results up to this place may leave.
+    /// Returns when results up to this place may leave, if the client waits for them.
     async fn released(&self, wanted: Position) -> Result<(), Result<Ended, SqliteError>> {
         let committed = self.state.applied.borrow().end;
-        match self.state.release.wait(wanted, committed, &self.state.stopping).await {
-            true => Ok(()),
-            false => Err(Ok(Ended)),
-        }
+        let released = tokio::select! {
+            released = self.state.release.wait(wanted, committed, &self.state.stopping) => released,
+            () = self.queue.closed() => false,
+        };
+        if released { Ok(()) } else { Err(Ok(Ended)) }
     }
 
     async fn send(&self, event: SseEvent, data: &str) -> Result<(), Result<Ended, SqliteError>> {
@@ -208,3 +209,6 @@ impl Feed {
         blocking(move || work(&reader)).await.map_err(Err)
     }
 }
+
+#[cfg(test)]
+mod tests;
