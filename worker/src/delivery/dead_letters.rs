@@ -51,9 +51,9 @@ const SCHEMA: &str = "
         position TEXT NOT NULL,
         reason TEXT NOT NULL,
         body BLOB,
-        stored_at INTEGER NOT NULL,
-        UNIQUE (source, position)
+        stored_at INTEGER NOT NULL
     );
+    CREATE INDEX IF NOT EXISTS rejected_place ON rejected (source, position);
     CREATE INDEX IF NOT EXISTS rejected_age ON rejected (stored_at);";
 
 /// Insertions after which the size is looked at.
@@ -260,7 +260,8 @@ impl DeadLetters {
         })
     }
 
-    /// Stores a message that a source could not read; the same place again changes nothing.
+    /// Stores a message that a source could not read; the same one at the same place again changes nothing. There may
+    /// be another one at that place, in a file or a partition that was made anew.
     pub(crate) fn reject(
         &self,
         source: &str,
@@ -274,7 +275,8 @@ impl DeadLetters {
             connection
                 .prepare_cached(
                     "INSERT OR IGNORE INTO rejected (source, position, reason, body, stored_at)
-                     VALUES (?1, ?2, ?3, ?4, ?5)",
+                     SELECT ?1, ?2, ?3, ?4, ?5 WHERE NOT EXISTS
+                         (SELECT 1 FROM rejected WHERE source = ?1 AND position = ?2 AND body = ?4)",
                 )?
                 .execute(params![source, position, reason, &body[..body.len().min(BODY_BYTES_KEPT)], now])?;
             Ok(())
@@ -396,7 +398,7 @@ mod tests {
         for number in 0..3_000 {
             letters.reject("s", &format!("byte {number}"), "bad", &[b'x'; 2_000], number).unwrap();
         }
-        letters.reject("s", "byte 2999", "again", b"", 9).unwrap();
+        letters.reject("s", "byte 2999", "again", &[b'x'; 2_000], 9).unwrap();
         let (count, oldest): (u64, i64) = letters
             .doing("look", |connection| {
                 connection.query_row("SELECT count(*), min(stored_at) FROM rejected", [], |row| {
@@ -454,5 +456,15 @@ mod tests {
         letters.unchecked.store(UNCHECKED_MAX, Ordering::Relaxed);
         put(&letters, &letter("\"large\"", 3 << 20), -1);
         assert!(letters.holds("s", "j", "\"large\"").unwrap(), "whatever its age and size");
+    }
+
+    #[test]
+    fn another_message_at_the_same_place_is_kept_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let letters = DeadLetters::open(&folder.path().join("dlq.db"), Synchronous::Normal, 1 << 20).unwrap();
+        for body in ["old", "old", "new"] {
+            letters.reject("s", "rows.ndjson: byte 0", "bad", body.as_bytes(), 1).unwrap();
+        }
+        assert_eq!(letters.purge(&inspect::Filter::default()).unwrap(), 2, "the file was made anew");
     }
 }
