@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use litejoin_tests::ingest::message;
 use litejoin_tests::kafka::{self, Cluster, Record};
 use litejoin_tests::repetition::seeds;
 use litejoin_tests::wait::until;
@@ -99,8 +100,10 @@ async fn what_a_topic_does_not_take_goes_aside_and_the_rest_gets_through() {
         .await;
         cluster.create_topic_with(&topic, 1, &[("max.message.bytes", "2000")]).await;
         let long = format!("{}{}", "x".repeat(1_000), rand_text(3_000));
-        ingest.put("orders", "o1", json!({"customer": long})).await;
-        ingest.put("orders", "o2", json!({"customer": "short"})).await;
+        // In one epoch, so in one call of the sink: what is too large is not to take its neighbours along.
+        let orders = [("o1", long.as_str()), ("o2", "short")];
+        let orders = orders.map(|(key, customer)| message("orders", key, json!({"customer": customer})));
+        ingest.send(&orders).await;
         let out = cluster.follow(&topic);
         let records = out.wait_for(1).await;
         assert_eq!(records[0].key.as_deref(), Some("short"), "{more}");
@@ -112,6 +115,32 @@ async fn what_a_topic_does_not_take_goes_aside_and_the_rest_gets_through() {
         })
         .await;
         assert_eq!(letters(&site), [reason], "{more}");
+        worker.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn results_that_are_too_large_only_together_get_through() {
+    let cluster = kafka::shared().await;
+    for more in ["", ", transactional: true"] {
+        let topic = unique("totals");
+        cluster.create_topic_with(&topic, 1, &[("max.message.bytes", "2000")]).await;
+        let site = Site::with(&pipeline(cluster, &topic, more));
+        let worker = site.start().await;
+        let customers: BTreeSet<String> = (0..200).map(|_| rand_text(100)).collect();
+        let orders: Vec<Value> = customers
+            .iter()
+            .map(|customer| message("orders", customer, json!({"customer": customer})))
+            .collect();
+        worker.ingest().send(&orders).await;
+        until("all to be delivered", async || {
+            (sink(&worker).await["delivered"] == customers.len()).then_some(())
+        })
+        .await;
+        assert_eq!(sink(&worker).await["deadLetters"], 0, "{more}");
+        let records = cluster.follow(&topic).wait_for(customers.len()).await;
+        let told: BTreeSet<String> = records.into_iter().filter_map(|record| record.key).collect();
+        assert_eq!(told, customers, "{more}");
         worker.stop().await;
     }
 }

@@ -84,7 +84,7 @@ impl KafkaSink {
         Self { cluster, producer: None, session: None, scout: None }
     }
 
-    /// Sends results and waits for all of them.
+    /// Sends results and waits for all of them. What is refused in company is sent again in halves, down to single ones.
     async fn send(&mut self, results: &[Delivery]) -> Vec<Outcome> {
         let producer = match self.producer.take().map_or_else(|| self.cluster.producer(&[]), Ok) {
             Ok(producer) => producer,
@@ -95,16 +95,36 @@ impl KafkaSink {
             let key = record_key(&result.key);
             producer.client.send_result(self.cluster.record(result, &key)).map_err(|(error, _)| error)
         };
-        // All are sent before the first is waited for.
-        let sent: Vec<Result<DeliveryFuture, KafkaError>> = results.iter().map(send).collect();
         let (cluster, events) = (&self.cluster, &producer.events);
-        let mut outcomes = Vec::with_capacity(results.len());
-        for delivery in sent {
-            outcomes.push(match delivered(delivery).await {
-                Ok(()) => Outcome::Delivered,
-                Err(error) => cluster.failure(events, &error),
-            });
+        let mut outcomes: Vec<Option<Outcome>> = vec![None; results.len()];
+        let mut shares: Vec<Vec<usize>> = vec![(0..results.len()).collect()];
+        let mut away = None;
+        while away.is_none()
+            && let Some(share) = shares.pop()
+        {
+            // All are sent before the first is waited for.
+            let sent: Vec<Result<DeliveryFuture, KafkaError>> =
+                share.iter().map(|index| send(&results[*index])).collect();
+            let (is_alone, mut refused) = (share.len() == 1, Vec::new());
+            for (index, delivery) in share.into_iter().zip(sent) {
+                let outcome = match delivered(delivery).await {
+                    Ok(()) => Outcome::Delivered,
+                    Err(error) => cluster.failure(events, &error),
+                };
+                match &outcome {
+                    Outcome::Refused(_) if !is_alone => {
+                        refused.push(index);
+                        continue;
+                    }
+                    Outcome::Failed(_) => away = Some(outcome.clone()),
+                    _ => {}
+                }
+                outcomes[index] = Some(outcome);
+            }
+            shares.extend(halves(refused));
         }
+        let outcomes: Vec<Outcome> =
+            outcomes.into_iter().filter_map(|outcome| outcome.or_else(|| away.clone())).collect();
         let is_refused = events.problem().is_some_and(|problem| problem.is_refusal);
         if producer.client.client().fatal_error().is_some() || is_refused {
             // The next one starts over, with credentials looked up again.
@@ -219,6 +239,13 @@ impl Cluster {
     }
 }
 
+/// Halves of what was refused in company, to be taken from the end. A broker refuses a batch as a whole, be it for one of
+/// its records or for the size of all together.
+fn halves(mut refused: Vec<usize>) -> impl Iterator<Item = Vec<usize>> {
+    let second = refused.split_off(refused.len().div_ceil(2));
+    [second, refused].into_iter().filter(|half| !half.is_empty())
+}
+
 /// Waits for what becomes of a record.
 async fn delivered(sent: Result<DeliveryFuture, KafkaError>) -> Result<(), KafkaError> {
     match sent?.await {
@@ -293,6 +320,15 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_refused_in_company_goes_in_halves() {
+        for (refused, expected) in
+            [(vec![], vec![]), (vec![3], vec![vec![3]]), (vec![1, 2, 5], vec![vec![5], vec![1, 2]])]
+        {
+            assert_eq!(halves(refused).collect::<Vec<_>>(), expected);
+        }
+    }
 
     #[test]
     fn keys_are_what_consumers_expect() {

@@ -14,7 +14,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tracing::debug;
 
 use super::told::Told;
-use super::{Cluster, Producer, delivered, record_key};
+use super::{Cluster, Producer, delivered, halves, record_key};
 use crate::kafka::{self, Events};
 use crate::sink::{Delivery, Outcome};
 
@@ -23,6 +23,9 @@ const CALL_MAX: Duration = Duration::from_secs(10);
 
 /// How long a commit is tried again before its outcome is left to the next session.
 const COMMIT_MAX: Duration = Duration::from_secs(20);
+
+/// How often a call begins again with records that the client has thrown out of its queue.
+const PURGES_MAX: usize = 20;
 
 /// After that time brokers give up a transaction of a worker that is gone.
 const TRANSACTION_TIMEOUT: &str = "60000";
@@ -68,30 +71,41 @@ impl Session {
     pub(super) fn write(mut self, cluster: &Cluster, results: &[Delivery]) -> (Option<Self>, Vec<Outcome>) {
         let mut outcomes: Vec<Option<Outcome>> =
             results.iter().map(|result| self.told.has(&result.id).then_some(Outcome::Delivered)).collect();
-        loop {
-            let open =
-                results.iter().zip(&outcomes).enumerate().filter(|(_, (_, outcome))| outcome.is_none());
-            let mut indices: Vec<usize> = open.map(|(index, _)| index).collect();
-            if indices.is_empty() {
-                return (Some(self), outcomes.into_iter().flatten().collect());
+        let mut shares: Vec<Vec<usize>> =
+            vec![(0..results.len()).filter(|index| outcomes[*index].is_none()).collect()];
+        let mut purges = 0;
+        while let Some(mut share) = shares.pop() {
+            if share.is_empty() {
+                continue;
             }
             let told = loop {
-                match self.told.with(indices.iter().map(|index| results[*index].id.as_str())) {
+                match self.told.with(share.iter().map(|index| results[*index].id.as_str())) {
                     Some(told) => break told,
                     // More than the note can hold: it is so with hundreds of results of as many epochs.
-                    None => indices.truncate(indices.len().div_ceil(2)),
+                    None => shares.push(share.split_off(share.len().div_ceil(2))),
                 }
             };
-            let share: Vec<&Delivery> = indices.iter().map(|index| &results[*index]).collect();
+            let deliveries: Vec<&Delivery> = share.iter().map(|index| &results[*index]).collect();
             let mut refused = BTreeMap::new();
-            match self.transact(cluster, &share, &told.text(), &mut refused) {
+            match self.transact(cluster, &deliveries, &told.text(), &mut refused) {
                 Ok(()) => {
                     self.told = told;
-                    indices.iter().for_each(|index| outcomes[*index] = Some(Outcome::Delivered));
+                    share.iter().for_each(|index| outcomes[*index] = Some(Outcome::Delivered));
                 }
-                // The others go without those.
+                Err(Failure::Aborted(_)) if !refused.is_empty() && share.len() == 1 => {
+                    outcomes[share[0]] = refused.into_values().next();
+                }
+                // The others go without those, which may be refused for their company.
                 Err(Failure::Aborted(_)) if !refused.is_empty() => {
-                    refused.into_iter().for_each(|(n, outcome)| outcomes[indices[n]] = Some(outcome));
+                    let suspects = refused.into_keys().map(|n| share[n]).collect::<Vec<_>>();
+                    share.retain(|index| !suspects.contains(index));
+                    shares.extend(halves(suspects));
+                    shares.push(share);
+                }
+                // They were not even sent, so nothing is known of them yet.
+                Err(Failure::Aborted(error)) if is_purged(&error) && purges < PURGES_MAX => {
+                    purges += 1;
+                    shares.push(share);
                 }
                 Err(failure) => {
                     let (session, error) = match failure {
@@ -112,9 +126,10 @@ impl Session {
                 }
             }
         }
+        (Some(self), outcomes.into_iter().flatten().collect())
     }
 
-    /// One transaction. What the topic will never take comes into `refused`, by its number.
+    /// One transaction. What the topic does not take comes into `refused`, by its number.
     fn transact(
         &self,
         cluster: &Cluster,
@@ -129,7 +144,8 @@ impl Session {
                 if let refusal @ Outcome::Refused(_) = cluster.failure(&self.producer.events, &error) {
                     refused.insert(n, refusal);
                 }
-                problem = Some(error);
+                // What came first is why the others were thrown out.
+                problem = Some(problem.filter(|first| !is_purged(first)).unwrap_or(error));
             }
         }
         let committed = problem.map_or_else(|| self.commit(cluster, note), Err);
@@ -181,6 +197,11 @@ fn again(started: Instant, call: impl Fn() -> Result<(), KafkaError>) -> Result<
             outcome => return outcome,
         }
     }
+}
+
+/// Whether a record was thrown out of the client's queue before it was sent.
+fn is_purged(error: &KafkaError) -> bool {
+    matches!(error, KafkaError::MessageProduction(RDKafkaErrorCode::PurgeQueue))
 }
 
 /// Whether the transaction can be undone, and the producer goes on. So it is with what was not even sent.
