@@ -31,7 +31,7 @@ use tracing::{info, warn};
 
 use self::pace::{RateLimit, Waits};
 use self::pages::{Page, Pages};
-use self::records::{Record, RecordError, Unreadable};
+use self::records::{Null, Record, RecordError, Unreadable};
 use self::state::{Mark, States};
 use self::watermark::Watermark;
 use crate::blocking::blocking;
@@ -370,9 +370,10 @@ impl Poller {
     async fn decode(&self, body: Arc<str>, poll: &mut Poll) -> Result<Vec<Decoded>, PollError> {
         let (response_path, key_path) = (self.spec.response_path.clone(), self.spec.key_path.clone());
         let sorts_fields = self.spec.change_detection == ChangeDetection::Diff;
+        let null = if self.spec.detect_deletes { Null::Unclear } else { Null::Empty };
         let mut watermark = std::mem::take(&mut poll.watermark);
         let (watermark, page) = blocking(move || {
-            let page = records::records(&body, response_path.as_deref()).map(|texts| {
+            let page = records::records(&body, response_path.as_deref(), null).map(|texts| {
                 let decode = |text: String| {
                     watermark.saw_record(&text);
                     records::record(&text, &key_path, sorts_fields).map_err(|reason| (text, reason))

@@ -57,14 +57,15 @@ impl<'a> Pages<'a> {
         self.is_cut
     }
 
-    /// Goes to the page behind one that has been read.
+    /// Goes to the page behind one that has been read. Numbers lead on until a page has less than it could; a cursor or a
+    /// link leads on whatever is on the page, since the API may have filtered what it has.
     pub(super) fn turn(&mut self, page: &Page<'_>) -> Result<(), String> {
         self.asked += 1;
         self.next = None;
         let Some(spec) = self.spec else { return Ok(()) };
-        let is_short = spec.size.is_some_and(|size| page.records < u64::from(size));
+        let is_last = page.records == 0 || spec.size.is_some_and(|size| page.records < u64::from(size));
         let next = match spec.kind {
-            _ if page.records == 0 || is_short => None,
+            PaginationKind::Page | PaginationKind::Offset if is_last => None,
             PaginationKind::Page => {
                 self.number += 1;
                 Some(self.numbered())
@@ -94,6 +95,10 @@ impl<'a> Pages<'a> {
             return Ok(None);
         };
         if self.cursor.as_ref() == Some(&cursor) {
+            if page.records == 0 {
+                // So APIs say that there is nothing more, whose cursor is also the place to go on from later.
+                return Ok(None);
+            }
             return Err(format!(
                 "pagination.path: the answer has the same cursor as the one before ({cursor:?}), so there is no way on"
             ));
@@ -197,6 +202,14 @@ mod tests {
             (1, r#"{"meta":{"next":null}}"#),
         ];
         assert_eq!(walk(&cursor, &bodies), ["a=1", "a=1&after=x+y", "a=1&after=7"]);
+        let cursor = spec(serde_json::json!({"type": "cursor", "param": "after", "path": "next", "size": 2}));
+        let filtered =
+            [(2, r#"{"next":1}"#), (0, r#"{"next":2}"#), (1, r#"{"next":3}"#), (0, r#"{"next":3}"#)];
+        assert_eq!(
+            walk(&cursor, &filtered),
+            ["a=1", "a=1&after=1", "a=1&after=2", "a=1&after=3"],
+            "a cursor leads on from a short page, and ends where nothing comes and it stays"
+        );
         let cut = spec(serde_json::json!({"type": "page", "param": "page", "maxPages": 2}));
         assert_eq!(walk(&cut, &[(1, ""), (1, ""), (1, "")]), ["a=1&page=0", "a=1&page=1"]);
     }
@@ -204,18 +217,20 @@ mod tests {
     #[test]
     fn links_are_followed_on_the_same_server() {
         let link = spec(serde_json::json!({"type": "link"}));
-        let next = |text: &str| {
+        let next_of = |records: u64, text: &str| {
             let mut pages = Pages::new(Some(&link), Url::parse("http://h/p").unwrap());
             let headers = HeaderMap::from_iter([(header::LINK, text.parse().unwrap())]);
-            pages.turn(&Page { records: 1, headers: &headers, body: "" })?;
+            pages.turn(&Page { records, headers: &headers, body: "" })?;
             Ok::<_, String>(pages.next().map(ToString::to_string))
         };
+        let next = |text: &str| next_of(1, text);
         let there = |url: &str| Ok(Some(url.to_owned()));
         assert_eq!(
             next(r#"<http://h/p?q=1,2>; rel="prev", </p?q=3>; rel="next last""#),
             there("http://h/p?q=3")
         );
         assert_eq!(next("<?page=2>; title=x; rel=next"), there("http://h/p?page=2"));
+        assert_eq!(next_of(0, "<?page=2>; rel=next"), there("http://h/p?page=2"), "also from an empty page");
         assert_eq!(next(r#"<http://h/p>; rel="last""#), Ok(None));
         assert!(next("<http://other/p>; rel=next").is_err());
         assert!(next("<https://h/p>; rel=next").is_err());

@@ -15,6 +15,20 @@ pub(super) enum Unreadable {
     Json(serde_json::Error),
     #[error("responsePath {path:?} finds nothing in the answer; compare it with what the API sends")]
     Records { path: String },
+    #[error(
+        "{} null, which may stand for an error as well as for no records, so nothing is deleted; detectDeletes needs an \
+         API that sends an empty list where there are none", place(path.as_deref())
+    )]
+    Null { path: Option<String> },
+}
+
+/// What a poll makes of `null` in the place of its records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Null {
+    /// No records.
+    Empty,
+    /// It may be an error, and says nothing of what the API has.
+    Unclear,
 }
 
 /// What is wrong with a record.
@@ -37,8 +51,8 @@ pub(super) struct Record {
     pub(super) payload: Box<str>,
 }
 
-/// The records of an answer: the elements of an array, or the one record that it is. `null` is none.
-pub(super) fn records(body: &str, path: Option<&str>) -> Result<Vec<String>, Unreadable> {
+/// The records of an answer: the elements of an array, or the one record that it is.
+pub(super) fn records(body: &str, path: Option<&str>, null: Null) -> Result<Vec<String>, Unreadable> {
     let body = body.trim_start_matches('\u{feff}');
     // gjson takes anything for JSON.
     serde_json::from_str::<IgnoredAny>(body).map_err(Unreadable::Json)?;
@@ -51,6 +65,7 @@ pub(super) fn records(body: &str, path: Option<&str>) -> Result<Vec<String>, Unr
             let path = path.unwrap_or_default().to_owned();
             Err(Unreadable::Records { path })
         }
+        Kind::Null if null == Null::Unclear => Err(Unreadable::Null { path: path.map(str::to_owned) }),
         Kind::Null => Ok(Vec::new()),
         Kind::Array => {
             let mut records = Vec::new();
@@ -96,6 +111,11 @@ pub(super) fn scalar(json: &str, path: &str) -> Option<String> {
     }
 }
 
+/// Says where something was found.
+fn place(path: Option<&str>) -> String {
+    path.map_or_else(|| "the answer is".to_owned(), |path| format!("responsePath {path:?} finds"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,19 +123,29 @@ mod tests {
     #[test]
     fn records_are_found_by_their_path() {
         let body = r#"{"data":{"items":[{"id":1},{"id":2,"on":true}]},"one":{"id":3},"none":null}"#;
-        let found = |path| records(body, Some(path)).unwrap();
+        let found = |path| records(body, Some(path), Null::Empty).unwrap();
         assert_eq!(found("data.items"), [r#"{"id":1}"#, r#"{"id":2,"on":true}"#]);
         assert_eq!(found("data.items.#(on==true)#"), [r#"{"id":2,"on":true}"#]);
         assert_eq!(found("one"), [r#"{"id":3}"#]);
         assert_eq!(found("none"), Vec::<String>::new());
-        assert_eq!(records(" [1, {\"a\":2}]", None).unwrap(), ["1", "{\"a\":2}"]);
-        assert_eq!(records("{}", None).unwrap(), ["{}"]);
-        assert_eq!(records("\u{feff}[1]", None).unwrap(), ["1"], "some servers send a byte order mark");
-        let error = |body: &str, path| records(body, path).unwrap_err().to_string();
+        assert_eq!(records(" [1, {\"a\":2}]", None, Null::Empty).unwrap(), ["1", "{\"a\":2}"]);
+        assert_eq!(records("{}", None, Null::Empty).unwrap(), ["{}"]);
+        assert_eq!(
+            records("\u{feff}[1]", None, Null::Empty).unwrap(),
+            ["1"],
+            "some servers send a byte order mark"
+        );
+        let error = |body: &str, path| records(body, path, Null::Unclear).unwrap_err().to_string();
         assert_eq!(
             error(body, Some("data.rows")),
             "responsePath \"data.rows\" finds nothing in the answer; compare it with what the API sends"
         );
+        assert_eq!(
+            error(body, Some("none")),
+            "responsePath \"none\" finds null, which may stand for an error as well as for no records, so nothing is \
+             deleted; detectDeletes needs an API that sends an empty list where there are none"
+        );
+        assert!(error("null", None).starts_with("the answer is null, which may stand for an error"));
         assert_eq!(error("<html>", None), "the answer is no JSON: expected value at line 1 column 1");
     }
 
@@ -154,7 +184,7 @@ mod tests {
                 for third in parts {
                     let path = format!("{first}{second}{third}");
                     let _ = scalar(body, &path);
-                    let _ = records(body, Some(&path));
+                    let _ = records(body, Some(&path), Null::Empty);
                 }
             }
         }
