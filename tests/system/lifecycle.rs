@@ -6,8 +6,10 @@ use expect_test::expect;
 use litejoin_tests::ingest::message;
 use litejoin_tests::results::{Event, Results};
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Site, get};
+use litejoin_tests::worker::{Site, Worker, get};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 const MANIFEST: &str = r#"
 apiVersion: litejoin.io/v1alpha1
@@ -42,6 +44,55 @@ async fn a_planned_stop_hands_over_all_that_was_acknowledged() {
     // And what was told is not told again.
     let again = site.start().await.stop().await;
     assert_eq!(again.stdout, "");
+}
+
+/// Opens connections that announce a large body, and waits until the worker wants to read it.
+async fn announce_bodies(worker: &Worker, count: usize) -> Vec<TcpStream> {
+    let head = "POST /ingest HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 16777216\r\n\r\n";
+    let announce = async || {
+        let mut stream = TcpStream::connect(worker.address("source ingest")).await.expect("there is room");
+        stream.write_all(head.as_bytes()).await.expect("it is taken");
+        let mut answer = [0; 25];
+        stream.read_exact(&mut answer).await.expect("an answer comes");
+        assert_eq!(&answer, b"HTTP/1.1 100 Continue\r\n\r\n");
+        stream
+    };
+    let mut streams = Vec::new();
+    for _ in 0..count {
+        streams.push(announce().await);
+    }
+    streams
+}
+
+#[tokio::test]
+async fn bodies_that_do_not_come_are_in_nobodys_way() {
+    let with_file = "  sources:\n    - {name: input, file: {path: in.csv, topic: orders, keyColumns: [id], follow: true}}";
+    let site = Site::with(&MANIFEST.replace("  sources:", with_file));
+    site.write("in.csv", "id,n\nf0,0\n");
+    let worker = site.start().await;
+    worker.wait_for_stdout(1).await;
+    let mut slow = announce_bodies(&worker, 4).await;
+    // Also those whose length is not told, and of which little has come.
+    let begun = "POST /ingest HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n";
+    for _ in 0..4 {
+        let mut stream = TcpStream::connect(worker.address("source ingest")).await.expect("there is room");
+        stream.write_all(begun.as_bytes()).await.expect("it is taken");
+        slow.push(stream);
+    }
+    worker.ingest().put("orders", "posted", json!({"n": 1})).await;
+    site.write("in.csv", "id,n\nf0,0\nf1,1\n");
+    worker.wait_for_stdout(3).await;
+    worker.ingest().send(&orders(5_000)).await;
+    // Nor do they spoil a planned stop; nor does a request that has only begun.
+    let mut head = TcpStream::connect(worker.address("source ingest")).await.expect("there is room");
+    head.write_all(b"POST /ingest HT").await.expect("it is taken");
+    let ended = worker.stop().await;
+    let events: Vec<Event> = ended.stdout.lines().map(Event::read).collect();
+    assert_eq!(Results::folded(&events).rows.len(), 5_003);
+    assert!(!ended.stderr.contains("stopped before all results were handed over"), "{}", ended.stderr);
+    let mut answer = String::new();
+    slow[0].read_to_string(&mut answer).await.expect("an answer comes");
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("the worker is stopping"), "{answer}");
 }
 
 #[tokio::test]

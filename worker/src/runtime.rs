@@ -65,6 +65,9 @@ use crate::{admin, clock};
 /// start: it is all on disk.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How much of that sources may take. What they have not handed over by then is refused, and nothing of it was acknowledged.
+const SOURCES_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Why a pipeline did not start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
@@ -384,7 +387,9 @@ impl Running {
         self.status.ready.store(false, Ordering::Relaxed);
         let drained = tokio::time::timeout(DRAIN_TIMEOUT, async {
             self.sources.units.ask_to_stop();
-            self.sources.units.ended().await;
+            if tokio::time::timeout(SOURCES_TIMEOUT, self.sources.units.ended()).await.is_err() {
+                warn!("not all sources come to an end; going on without them");
+            }
             self.upkeep.stop().await;
             self.ingest.close();
             let writers = self.writers;

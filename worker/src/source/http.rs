@@ -8,6 +8,9 @@
 //! | 429 | too much is on its way to the shards |
 //! | 503 | it is stored, and not known to be in the replica yet (with `ack: replicated`) |
 //! | 503, 507 | the worker stops, a shard fails, or the disk is full: what is listed was not stored |
+//!
+//! A body takes room as its bytes come, and a body that has come whole takes the room that all sources share. So clients
+//! that announce much and send little, or nothing, are in nobody's way; nor do they hold up a stop.
 
 pub(crate) mod body;
 
@@ -21,7 +24,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures::StreamExt;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use litejoin_crds::plan;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -30,7 +33,7 @@ use self::body::{Framing, Item, ItemError, Refusal};
 use crate::message::Message;
 use crate::replication::passes::Passes;
 use crate::status::SourceStatus;
-use crate::storage::ingest::Ingest;
+use crate::storage::ingest::{Arrival, Ingest};
 use crate::storage::topics::TopicId;
 use crate::storage::writer::WriteError;
 
@@ -65,8 +68,9 @@ pub(crate) fn router(state: Arc<HttpState>) -> Router {
 }
 
 async fn ingest(State(state): State<Arc<HttpState>>, headers: HeaderMap, mut body: Body) -> Response {
-    if *state.stopping.borrow() {
-        return retry_later(StatusCode::SERVICE_UNAVAILABLE, &WriteError::Stopping.to_string());
+    let mut stopping = state.stopping.clone();
+    if *stopping.borrow() {
+        return stops();
     }
     // A page on some other site may make a browser send this without asking; only scripts on our own may.
     if headers.contains_key(header::ORIGIN) && !is_json(&headers) {
@@ -78,35 +82,41 @@ async fn ingest(State(state): State<Arc<HttpState>>, headers: HeaderMap, mut bod
         headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if let Some(declared) = declared.filter(|declared| *declared > limit) {
         if declared <= DRAINED_BYTES_MAX {
-            drain(body).await;
+            drain(body, &mut stopping).await;
         }
         return too_large(limit);
     }
-    let wanted = usize::try_from(declared.unwrap_or(limit)).unwrap_or(usize::MAX);
-    let Some(room) = state.ingest.try_room(wanted) else {
-        return retry_later(
-            StatusCode::TOO_MANY_REQUESTS,
-            "too many messages are on their way to the shards; send this again in a second",
-        );
-    };
-    let capacity = usize::try_from(limit).unwrap_or(usize::MAX);
+    let wanted = usize::try_from(declared.unwrap_or(1)).unwrap_or(usize::MAX);
+    if !state.ingest.has_room(wanted) {
+        // Said before all of it is sent in vain.
+        return no_room();
+    }
     let patience = state.spec.serving.client_timeout;
-    let read = Limited::new(&mut body, capacity).collect();
-    let body = match tokio::time::timeout(patience, read).await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            drop(room);
-            drain(body).await;
-            return too_large(limit);
-        }
-        Ok(Err(error)) => {
-            return answer(StatusCode::BAD_REQUEST, json!({"error": format!("the body broke off: {error}")}));
+    let read = tokio::select! {
+        read = tokio::time::timeout(patience, receive(&state, &mut body)) => read,
+        _ = stopping.wait_for(|stopping| *stopping) => return stops(),
+    };
+    let (arrival, body) = match read {
+        Ok(Ok(received)) => received,
+        Ok(Err(unread)) => {
+            let answer = match unread {
+                Unread::BrokeOff(error) => {
+                    let message = format!("the body broke off: {error}");
+                    return answer(StatusCode::BAD_REQUEST, json!({"error": message}));
+                }
+                Unread::TooLarge => too_large(limit),
+                Unread::NoRoom => no_room(),
+            };
+            drain(body, &mut stopping).await;
+            return answer;
         }
         Err(_) => {
             let message = format!("the body did not arrive within {patience:?} (clientTimeout)");
             return answer(StatusCode::REQUEST_TIMEOUT, json!({"error": message}));
         }
     };
+    let Some(room) = state.ingest.try_room(body.len()) else { return no_room() };
+    drop(arrival);
     let framing = if has_type(&headers, &["application/x-ndjson", "application/jsonl"]) {
         Framing::Lines
     } else {
@@ -115,6 +125,31 @@ async fn ingest(State(state): State<Arc<HttpState>>, headers: HeaderMap, mut bod
     let response = store(&state, &body, framing).await;
     drop(room);
     response
+}
+
+/// Why a body was not read to its end.
+enum Unread {
+    BrokeOff(axum::Error),
+    TooLarge,
+    NoRoom,
+}
+
+/// Reads a body as far as it is allowed to go, and holds the room that this takes.
+async fn receive(state: &HttpState, body: &mut Body) -> Result<(Arrival, Vec<u8>), Unread> {
+    let limit = usize::try_from(state.spec.body_bytes_max).unwrap_or(usize::MAX);
+    let (mut arrival, mut read) = (state.ingest.arrival(), Vec::new());
+    while let Some(frame) = body.frame().await {
+        // What is no data is a trailer.
+        let Ok(piece) = frame.map_err(Unread::BrokeOff)?.into_data() else { continue };
+        if piece.len() > limit - read.len() {
+            return Err(Unread::TooLarge);
+        }
+        if !arrival.grow(piece.len()) {
+            return Err(Unread::NoRoom);
+        }
+        read.extend_from_slice(&piece);
+    }
+    Ok((arrival, read))
 }
 
 /// Reads the body, stores what can be stored, and answers for each message.
@@ -220,18 +255,32 @@ fn has_type(headers: &HeaderMap, types: &[&str]) -> bool {
 }
 
 /// Reads a body to nowhere, so that the client sees the answer instead of a broken connection.
-async fn drain(body: Body) {
+async fn drain(body: Body, stopping: &mut watch::Receiver<bool>) {
     let mut pieces = body.into_data_stream();
     let mut left = DRAINED_BYTES_MAX;
-    let _ = tokio::time::timeout(DRAIN_TIMEOUT, async {
+    let read = async {
         while let Some(Ok(piece)) = pieces.next().await {
             left = left.saturating_sub(piece.len() as u64);
             if left == 0 {
                 break;
             }
         }
-    })
-    .await;
+    };
+    tokio::select! {
+        _ = tokio::time::timeout(DRAIN_TIMEOUT, read) => {}
+        _ = stopping.wait_for(|stopping| *stopping) => {}
+    }
+}
+
+fn stops() -> Response {
+    retry_later(StatusCode::SERVICE_UNAVAILABLE, &WriteError::Stopping.to_string())
+}
+
+fn no_room() -> Response {
+    retry_later(
+        StatusCode::TOO_MANY_REQUESTS,
+        "too many messages are on their way to the shards; send this again in a second",
+    )
 }
 
 fn too_large(limit: u64) -> Response {

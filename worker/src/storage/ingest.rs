@@ -17,6 +17,10 @@ use crate::message::Message;
 /// Bytes of messages that may be on their way to the writers, over all sources.
 pub(crate) const INFLIGHT_BYTES_MAX: usize = 64 << 20;
 
+/// Bytes of bodies that may have come in so far, over all http sources. They are no part of [`INFLIGHT_BYTES_MAX`]: how long
+/// they take is up to clients, and nobody else should have to wait for those.
+const ARRIVING_BYTES_MAX: usize = 64 << 20;
+
 /// Messages grouped by shard, in their order.
 #[derive(Debug)]
 pub(crate) struct Batch {
@@ -62,8 +66,29 @@ pub(crate) struct Ingest {
     writers: Arc<Mutex<Option<Vec<Sender<Command>>>>>,
     shard_count: usize,
     room: Arc<Semaphore>,
+    arriving: Arc<Semaphore>,
     /// Gone with the last writer.
     alive: Weak<()>,
+}
+
+/// Room for a body that is coming in, which takes as much as has come.
+pub(crate) struct Arrival {
+    arriving: Arc<Semaphore>,
+    taken: Option<OwnedSemaphorePermit>,
+}
+
+impl Arrival {
+    /// Takes room for `bytes` more, or says at once that there is none. One that has all there is needs no more.
+    pub(crate) fn grow(&mut self, bytes: usize) -> bool {
+        let has = self.taken.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let more = u32::try_from(bytes.min(ARRIVING_BYTES_MAX - has)).expect("64 MiB fits");
+        let Ok(more) = Arc::clone(&self.arriving).try_acquire_many_owned(more) else { return false };
+        match &mut self.taken {
+            Some(taken) => taken.merge(more),
+            None => self.taken = Some(more),
+        }
+        true
+    }
 }
 
 /// All writers at rest between two commits, until this is dropped.
@@ -90,12 +115,23 @@ impl Ingest {
     pub(crate) fn new(topics: Arc<Topics>, writers: Vec<Sender<Command>>, alive: &Arc<()>) -> Self {
         let shard_count = writers.len();
         let room = Arc::new(Semaphore::new(INFLIGHT_BYTES_MAX));
+        let arriving = Arc::new(Semaphore::new(ARRIVING_BYTES_MAX));
         let alive = Arc::downgrade(alive);
-        Self { topics, writers: Arc::new(Mutex::new(Some(writers))), shard_count, room, alive }
+        Self { topics, writers: Arc::new(Mutex::new(Some(writers))), shard_count, room, arriving, alive }
     }
 
     pub(crate) fn batch(&self) -> Batch {
         Batch::new(self.shard_count)
+    }
+
+    /// Whether there is room for `bytes` at present.
+    pub(crate) fn has_room(&self, bytes: usize) -> bool {
+        self.room.available_permits() >= bytes.clamp(1, INFLIGHT_BYTES_MAX)
+    }
+
+    /// No room yet, for a body that is about to come in.
+    pub(crate) fn arrival(&self) -> Arrival {
+        Arrival { arriving: Arc::clone(&self.arriving), taken: None }
     }
 
     /// Takes room for `bytes`, or says at once that there is none.
