@@ -226,6 +226,37 @@ async fn a_file_that_is_followed_goes_on_where_it_grows() {
 }
 
 #[tokio::test]
+async fn a_file_that_was_nearly_empty_is_known_again_after_it_has_grown() {
+    for begin in ["", "{\"key\":\"k\",\"n\":1}\n", "{\"key\":\"k\",\"n\":1}\n{\"key\":\"other\","] {
+        let with_http = "  sources:\n    - {name: ingest, http: {addr: \"127.0.0.1:0\", topics: [orders]}}";
+        let file = "path: in.ndjson, topic: orders, keyColumns: [key], follow: true";
+        let site = Site::with(&manifest(file).replace("  sources:", with_http));
+        site.write("in.ndjson", begin);
+        let append = |text: &str| {
+            let mut file = OpenOptions::new()
+                .append(true)
+                .open(site.path().join("in.ndjson"))
+                .expect("the file is there");
+            file.write_all(text.as_bytes()).expect("a file can be written");
+        };
+        let worker = site.start().await;
+        append(if begin.is_empty() { "{\"key\":\"k\",\"n\":1}\n" } else { "" });
+        worker.wait_for_stdout(1).await;
+        append(if begin.ends_with(',') { "\"n\":1}\n" } else { "{\"key\":\"other\",\"n\":1}\n" });
+        worker.wait_for_stdout(2).await;
+        worker.ingest().put("orders", "k", json!({"n": 2})).await;
+        worker.stop().await;
+        append("{\"key\":\"last\",\"n\":1}\n");
+        let worker = site.start().await;
+        let told = worker.wait_for_stdout(1).await;
+        assert_eq!(Event::read(&told[0]).key, "last", "{begin:?}");
+        worker.stop().await;
+        let oracle = Oracle::read(&site.data_dir(), ["orders"]);
+        assert_eq!(oracle.value("SELECT payload->>'n' AS n FROM orders WHERE key = 'k'"), 2, "{begin:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_rate_spreads_rows_over_time() {
     const ROWS: u64 = 10_000;
     let site = Site::with(&manifest("path: in.csv, topic: orders, keyColumns: [id], rate: 2"));

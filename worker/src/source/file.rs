@@ -1,10 +1,12 @@
 //! Rows of a file, or of standard input, as messages of a topic. A file's place is stored with the data, so a
 //! restart goes on where the shards have it; what standard input has sent can't be sent again.
 
+mod place;
 mod read;
 mod rows;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,6 +17,7 @@ use litejoin_crds::plan;
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
+use self::place::{Head, Known};
 use self::read::{Block, FileRow, Reading, Rejected};
 use crate::clock;
 use crate::delivery::dead_letters::DeadLetters;
@@ -82,6 +85,14 @@ fn plain(error: &std::io::Error) -> String {
     }
 }
 
+/// A file whose place is stored.
+struct Opened {
+    file: File,
+    start: u64,
+    /// `None` until there is a row to be stored: what is not there yet tells no file from others.
+    stream: Option<Arc<str>>,
+}
+
 /// Rows that are about to be handed to the lanes.
 struct Chunk {
     batch: Batch,
@@ -93,14 +104,15 @@ struct Chunk {
 impl FileReader {
     /// Reads to the end of the file, or until the worker stops.
     pub(crate) async fn run(self) {
-        let (stream, start) = match self.place() {
-            Ok(place) => place,
+        let opened = match self.open() {
+            Ok(opened) => opened,
             Err(problem) => {
                 error!(source = self.name, error = problem, "could not read the file");
                 self.status.error.set(&problem);
                 return;
             }
         };
+        let start = opened.as_ref().map_or(0, |opened| opened.start);
         if start > 0 {
             info!(source = self.name, byte = start, "going on where the data stops");
         }
@@ -121,38 +133,47 @@ impl FileReader {
                 reading.run(&path, start);
             })
             .expect("a thread can be started");
-        self.write_all(blocks, stream, start).await;
+        self.write_all(blocks, opened, start).await;
     }
 
-    /// The stream under which the file's place is stored, and the byte from which to read.
-    fn place(&self) -> Result<(Option<String>, u64), String> {
+    /// The file, and the byte from which to read it; `None` for standard input.
+    fn open(&self) -> Result<Option<Opened>, String> {
         if self.path == Path::new("-") {
-            return Ok((None, 0));
+            return Ok(None);
         }
         let io = |error: std::io::Error| format!("{}: {}", self.path.display(), plain(&error));
-        let fingerprint = read::fingerprint(&self.path).map_err(io)?;
-        let length = std::fs::metadata(&self.path).map_err(io)?.len();
-        let base = format!("{}:{fingerprint:016x}", self.name);
-        // A file that became shorter is read again from its start, under the next name: the shards would drop
-        // what they think they have seen.
-        for generation in 0_u32.. {
-            let stream = if generation == 0 { base.clone() } else { format!("{base}#{generation}") };
-            match self.stored.get(&stream) {
-                None => return Ok((Some(stream), 0)),
-                Some(next) if *next <= length => return Ok((Some(stream), *next)),
-                Some(_) => warn!(source = self.name, "the file is shorter than what was read of it before"),
-            }
-        }
-        unreachable!("one of four billion names is free")
+        let file = File::open(&self.path).map_err(io)?;
+        let (head, length) = (Head::of(&file).map_err(io)?, file.metadata().map_err(io)?.len());
+        let start = self.known().start(&head, length).unwrap_or_else(|| {
+            warn!(source = self.name, "the file is shorter than what was read of it before");
+            0
+        });
+        Ok(Some(Opened { file, start, stream: None }))
     }
 
-    async fn write_all(&self, mut blocks: mpsc::Receiver<Block>, stream: Option<String>, start: u64) {
+    fn known(&self) -> Known<'_> {
+        Known { source: &self.name, stored: &self.stored }
+    }
+
+    /// The place behind what was read up to byte `next`, if there is such a place.
+    fn place(&self, opened: Option<&mut Opened>, next: u64) -> Option<Stream> {
+        let opened = opened.filter(|_| next > 0)?;
+        if opened.stream.is_none() {
+            let head = Head::of(&opened.file).inspect_err(|error| {
+                warn!(source = self.name, %error, "could not read how the file begins; its place is not stored yet");
+            });
+            let stream = self.known().stream(&head.ok()?, opened.start, self.spec.follow);
+            opened.stream = Some(stream.into());
+        }
+        Some(Stream { name: Arc::clone(opened.stream.as_ref()?), next })
+    }
+
+    async fn write_all(&self, mut blocks: mpsc::Receiver<Block>, mut opened: Option<Opened>, start: u64) {
         let started = Instant::now();
         let mut told = Instant::now();
         let (mut paced, mut refused) = (0_u64, 0_u64);
         let mut chunk = self.chunk(start);
         let mut stopping = self.stopping.clone();
-        let stream: Option<Arc<str>> = stream.map(Arc::from);
         let lanes =
             Lanes::open(&self.name, &self.ingest, &self.status, &self.stopping, self.batch_messages_max);
         loop {
@@ -176,7 +197,7 @@ impl FileReader {
                 if let Some(rate) = self.spec.rows_per_second_max {
                     let due = started + Duration::from_secs_f64(paced as f64 / f64::from(rate));
                     if due > Instant::now() {
-                        chunk = self.hand_over(chunk, &lanes, stream.as_ref(), false).await;
+                        chunk = self.hand_over(chunk, &lanes, opened.as_mut(), false).await;
                         let until = (due + PACE).into();
                         tokio::select! {
                             () = tokio::time::sleep_until(until) => {}
@@ -187,13 +208,14 @@ impl FileReader {
                 }
                 self.take(row, &mut chunk, &mut refused);
             }
-            let frontier = stream.is_some() && told.elapsed() >= FRONTIER_INTERVAL;
+            let frontier = opened.is_some() && told.elapsed() >= FRONTIER_INTERVAL;
             if frontier {
                 told = Instant::now();
             }
-            chunk = self.hand_over(chunk, &lanes, stream.as_ref(), frontier).await;
+            chunk = self.hand_over(chunk, &lanes, opened.as_mut(), frontier).await;
         }
-        let next = self.hand_over(chunk, &lanes, stream.as_ref(), stream.is_some()).await.next;
+        let frontier = opened.is_some();
+        let next = self.hand_over(chunk, &lanes, opened.as_mut(), frontier).await.next;
         lanes.finish().await;
         if !*stopping.borrow() {
             self.status.finished.store(true, Ordering::Relaxed);
@@ -246,7 +268,7 @@ impl FileReader {
         &self,
         chunk: Chunk,
         lanes: &Lanes,
-        stream: Option<&Arc<str>>,
+        opened: Option<&mut Opened>,
         frontier: bool,
     ) -> Chunk {
         let next = chunk.next;
@@ -254,8 +276,8 @@ impl FileReader {
             return chunk;
         }
         let room = self.ingest.room(chunk.bytes).await;
-        let stream = stream.map(|name| Stream { name: Arc::clone(name), next });
-        lanes.hand_over(chunk.batch, stream.as_ref(), Some(room), frontier).await;
+        let place = self.place(opened, next);
+        lanes.hand_over(chunk.batch, place.as_ref(), Some(room), frontier && place.is_some()).await;
         self.chunk(next)
     }
 }

@@ -185,20 +185,6 @@ pub(crate) fn key_columns(header: &[String], wanted: &[String]) -> Result<Vec<us
         .collect()
 }
 
-/// What identifies a file's content so that reading can resume: its first lines. A header alone would fit any
-/// other file of its kind.
-pub(crate) fn fingerprint(path: &Path) -> std::io::Result<u64> {
-    use std::hash::Hasher;
-    let mut head = Vec::new();
-    let mut reader = BufReader::new(File::open(path)?.take(4_096));
-    for _ in 0..2 {
-        reader.read_until(b'\n', &mut head)?;
-    }
-    let mut hasher = fnv::FnvHasher::default();
-    hasher.write(&head);
-    Ok(hasher.finish())
-}
-
 /// Skips the rest of a line and returns how many bytes it had.
 fn skip_line(input: &mut impl BufRead) -> std::io::Result<u64> {
     let mut skipped = 0;
