@@ -355,7 +355,8 @@ impl Shard {
             self.first_seq = trimmed_to + 1;
         }
         for stream in pending.offsets {
-            self.offsets.insert(stream.name, stream.next);
+            let next = self.offsets.entry(stream.name).or_default();
+            *next = stream.next.max(*next);
         }
         Ok(pending.counts)
     }
@@ -400,11 +401,18 @@ impl Shard {
         let total = batches.iter().map(|batch| batch.messages.len()).sum();
         let mut kept: Vec<Option<&Message>> = Vec::with_capacity(total);
         let mut last: HashMap<(TopicId, &str), usize> = HashMap::with_capacity(total);
+        // How far each stream is with the batches so far: two that overlap may meet in one transaction, when a source
+        // was started anew before the last of its predecessor was stored.
+        let mut seen: HashMap<&str, u64> = HashMap::new();
         for batch in batches {
-            let seen =
-                batch.stream.as_ref().and_then(|stream| self.offsets.get(&stream.name)).copied().unwrap_or(0);
+            let stream = batch.stream.as_ref();
+            let before = stream.map_or(0, |stream| {
+                let stored = self.offsets.get(&stream.name).copied().unwrap_or(0);
+                let seen = seen.entry(&stream.name).or_insert(stored);
+                std::mem::replace(seen, stream.next.max(*seen))
+            });
             for message in batch.messages.iter() {
-                if batch.stream.is_some() && message.source_offset < seen {
+                if stream.is_some() && message.source_offset < before {
                     pending.count(message.topic).replayed += 1;
                     continue;
                 }

@@ -128,6 +128,24 @@ fn what_a_stream_has_sent_before_is_dropped() {
 }
 
 #[test]
+fn what_a_stream_has_sent_before_is_dropped_within_a_transaction_too() {
+    let mut bench = Bench::new();
+    let batch = |next, messages| {
+        let stream = Some(Stream { name: "f".into(), next });
+        ShardBatch { messages: Arc::new(messages), stream }
+    };
+    let newer = batch(9, vec![from(8, upsert("a", "new"))]);
+    let older = batch(4, vec![from(3, upsert("a", "old"))]);
+    let pending = bench.shard.write(&[newer, older], &bench.topics, 10, 0).unwrap();
+    let counts = bench.shard.commit(pending).unwrap();
+    assert_eq!(counts, [(T, Counts { created: 1, replayed: 1, ..Counts::default() })]);
+    assert_eq!(bench.list("SELECT payload FROM t"), ["new"]);
+    assert_eq!(bench.shard.offsets().get("f"), Some(&9));
+    bench.reopen();
+    assert_eq!(bench.shard.offsets().get("f"), Some(&9));
+}
+
+#[test]
 fn a_failed_transaction_leaves_nothing_behind() {
     let mut bench = Bench::new();
     bench.write(10, vec![upsert("a", "1")]);
