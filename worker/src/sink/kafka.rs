@@ -139,23 +139,49 @@ impl KafkaSink {
     async fn transact(&mut self, results: &[Delivery]) -> Vec<Outcome> {
         let (cluster, session) = (self.cluster.clone(), self.session.take());
         let results = results.to_vec();
+        // Gone when this call is given up, which does not end the thread that works for it.
+        let call = Arc::new(());
+        let waiting = Arc::downgrade(&call);
         let (session, outcomes) = blocking(move || {
-            let started = Instant::now();
-            let mut session = session;
-            loop {
-                let (left, outcomes) = match session.take().map_or_else(|| Session::open(&cluster), Ok) {
-                    Ok(session) => session.write(&cluster, &results),
-                    Err(problem) => (None, vec![Outcome::Failed(problem); results.len()]),
-                };
-                // A new session finds out what the last one has done, and goes on from there.
-                if left.is_some() || started.elapsed() >= SESSIONS_MAX {
-                    return (left, outcomes);
-                }
-            }
+            write_in_sessions(
+                session,
+                results.len(),
+                || waiting.strong_count() > 0,
+                || Session::open(&cluster),
+                |session| session.write(&cluster, &results),
+            )
         })
         .await;
+        drop(call);
         self.session = session;
         outcomes
+    }
+}
+
+/// Writes `count` results, and opens a session wherever there is none that can go on: a new one finds out what the last has
+/// done, and goes on from there. None is opened once nobody waits any more: somebody else may have one by then, which that
+/// would end.
+fn write_in_sessions<S>(
+    mut session: Option<S>,
+    count: usize,
+    is_waited_for: impl Fn() -> bool,
+    open: impl Fn() -> Result<S, String>,
+    write: impl Fn(S) -> (Option<S>, Vec<Outcome>),
+) -> (Option<S>, Vec<Outcome>) {
+    let started = Instant::now();
+    loop {
+        let ready = match session.take() {
+            Some(session) => Ok(session),
+            None if is_waited_for() => open(),
+            None => return (None, Vec::new()),
+        };
+        let (left, outcomes) = match ready {
+            Ok(session) => write(session),
+            Err(problem) => (None, vec![Outcome::Failed(problem); count]),
+        };
+        if left.is_some() || started.elapsed() >= SESSIONS_MAX {
+            return (left, outcomes);
+        }
     }
 }
 
@@ -319,6 +345,8 @@ impl Cluster {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[test]
@@ -328,6 +356,25 @@ mod tests {
         {
             assert_eq!(halves(refused).collect::<Vec<_>>(), expected);
         }
+    }
+
+    #[test]
+    fn a_call_that_is_given_up_opens_no_session() {
+        let (opened, waits) = (Cell::new(0), Cell::new(true));
+        let open = || {
+            opened.set(opened.get() + 1);
+            Ok(())
+        };
+        // The third session goes on; the others were ended by somebody else.
+        let write = |()| ((opened.get() == 3).then_some(()), vec![Outcome::Delivered]);
+        assert!(write_in_sessions(None, 1, || waits.get(), open, write).0.is_some());
+        assert_eq!(opened.replace(0), 3);
+        let write = |()| {
+            waits.set(false);
+            (None, vec![Outcome::Failed("fenced".to_owned())])
+        };
+        assert!(write_in_sessions(Some(()), 1, || waits.get(), open, write).0.is_none());
+        assert_eq!(opened.get(), 0);
     }
 
     #[test]
