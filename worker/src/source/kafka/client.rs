@@ -356,7 +356,9 @@ impl Client {
                 Some(Err(KafkaError::MessageConsumptionFatal(code))) => {
                     let problem =
                         kafka::problem(consumer.context(), &KafkaError::MessageConsumptionFatal(code));
-                    return Err(End::Broken(problem));
+                    // What was taken is not read again: the next session goes on behind it.
+                    let handed = runs.is_empty() || self.blocks.blocking_send(Block::Records(runs)).is_ok();
+                    return Err(if handed { End::Broken(problem) } else { End::Stopping });
                 }
                 Some(Err(error)) => {
                     use RDKafkaErrorCode as Code;
