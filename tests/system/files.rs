@@ -104,6 +104,33 @@ async fn bad_rows_of_csv_are_refused_and_the_others_go_on() {
 }
 
 #[tokio::test]
+async fn a_stray_quote_costs_its_row_and_no_other() {
+    // So much as the longest row, and some more.
+    const ROWS: usize = 9_000;
+    let text = "x".repeat(1_000);
+    let many = (0..ROWS).fold(String::new(), |mut rows, n| {
+        let _ = writeln!(rows, "k{n},{text}");
+        rows
+    });
+    // Far from the end of the file, and near it.
+    let file = format!("id,name\n1,\"stray\n{many}2,Ada\n3,\"stray\n4,Grace\n");
+    let site = Site::with(&manifest("path: in.csv, topic: orders, keyColumns: [id]"));
+    site.write("in.csv", &file);
+    let worker = site.start().await;
+    until("the first refusal", async || {
+        (worker.status().await["sources"]["input"]["refused"] == 1).then_some(())
+    })
+    .await;
+    let status = until("the end of the file", async || Some(worker.status().await).filter(is_finished)).await;
+    assert_eq!(status["sources"]["input"]["refused"], 2, "{status}");
+    assert_eq!(status["sources"]["input"]["accepted"], ROWS + 2, "{status}");
+    let complaints = complaints(&worker.stop().await.stderr);
+    let (first, last) = complaints.trim_end().split_once('\n').expect("two refusals");
+    expect![[r#"{"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: byte 8","reason":"the row has no end within 8396800 bytes; see whether it opens a quote and does not close it","source":"input"}"#]].assert_eq(first);
+    expect![[r#"{"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: byte 9061913","reason":"the row opens a quote and does not close it","source":"input"}"#]].assert_eq(last);
+}
+
+#[tokio::test]
 async fn ndjson_with_a_topic_and_a_key_of_its_fields() {
     // The format counts, not how the name ends.
     let site = Site::with(&manifest("path: in.csv, format: ndjson, topic: orders, keyColumns: [id]"));

@@ -1,6 +1,7 @@
 //! Rows of a file, or of standard input, as messages of a topic. A file's place is stored with the data, so a
 //! restart goes on where the shards have it; what standard input has sent can't be sent again.
 
+mod lookback;
 mod place;
 mod read;
 mod rows;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use litejoin_crds::plan::{FileFormat, FileSource};
 use tokio::sync::{mpsc, watch};
 
+use super::lookback::Lookback;
 use super::rows::{RowError, csv_message, json_message};
 use crate::message::{Message, PAYLOAD_BYTES_MAX};
 use crate::source::http::body;
@@ -19,7 +20,7 @@ use crate::storage::topics::Topics;
 const BLOCK_ROWS_MAX: usize = 512;
 const BLOCK_BYTES_MAX: usize = 1 << 20;
 
-/// Longest line, in bytes; a longer one is refused as a whole.
+/// Longest line, or row of CSV, in bytes; a longer one is refused.
 const LINE_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + 8_192;
 
 /// How often a file that is followed is looked at.
@@ -111,11 +112,7 @@ impl Reading {
     }
 
     fn read_csv(&self, path: &Path, start: u64, outlet: Outlet) -> Result<(), Stop> {
-        let mut reader = csv::ReaderBuilder::new()
-            .has_headers(false)
-            .flexible(true)
-            .buffer_capacity(256 << 10)
-            .from_reader(self.open(path, start, outlet)?);
+        let mut reader = csv_reader(Lookback::new(self.open(path, start, outlet)?, start, LINE_BYTES_MAX));
         let header = if start == 0 {
             let mut record = csv::StringRecord::new();
             reader.read_record(&mut record)?;
@@ -126,13 +123,34 @@ impl Reading {
         let key_columns = key_columns(&header, &self.spec.key_columns).map_err(Stop::Failed)?;
         let topic = self.topics.declare(self.spec.topic.as_deref().expect("a CSV file has a topic"));
         let mut record = csv::ByteRecord::new();
+        // Where the reader began.
+        let mut begin = start;
         loop {
-            let at = start + reader.position().byte();
-            let more = reader.read_byte_record(&mut record)?;
-            if !more {
-                return reader.get_mut().outlet.flush();
+            let at = begin + reader.position().byte();
+            reader.get_mut().row_begins(at);
+            let more = reader.read_byte_record(&mut record);
+            let next = begin + reader.position().byte();
+            let input = reader.get_mut();
+            let endless = match more {
+                Ok(false) => return input.input.outlet.flush(),
+                Ok(true) => {
+                    input.ends_open(next).then(|| "the row opens a quote and does not close it".to_owned())
+                }
+                Err(_) if input.is_overlong() => Some(format!(
+                    "the row has no end within {LINE_BYTES_MAX} bytes; see whether it opens a quote and does not close it"
+                )),
+                Err(error) => return Err(error.into()),
+            };
+            if let Some(reason) = endless {
+                let mut input = reader.into_inner();
+                let (body, next) = input.skip_line()?;
+                let bytes = body.len();
+                let outcome = Err(Rejected { at, reason, body });
+                input.input.outlet.push(FileRow { outcome, next }, bytes)?;
+                // The record has grown with the row, and would be copied as large for each that follows.
+                (reader, record, begin) = (csv_reader(input), csv::ByteRecord::new(), next);
+                continue;
             }
-            let next = start + reader.position().byte();
             let parsed = || -> Result<Message, String> {
                 if record.len() != header.len() {
                     return Err(format!("{} fields, and the header has {}", record.len(), header.len()));
@@ -146,7 +164,7 @@ impl Reading {
                 let body = record.iter().collect::<Vec<_>>().join(&b","[..]);
                 Rejected { at, reason, body }
             });
-            reader.get_mut().outlet.push(FileRow { outcome, next }, record.as_slice().len())?;
+            input.input.outlet.push(FileRow { outcome, next }, record.as_slice().len())?;
         }
     }
 
@@ -162,9 +180,14 @@ impl Reading {
     }
 }
 
+fn csv_reader<R: Read>(input: R) -> csv::Reader<R> {
+    let mut builder = csv::ReaderBuilder::new();
+    builder.has_headers(false).flexible(true).buffer_capacity(256 << 10).from_reader(input)
+}
+
 /// The columns of a CSV file, by its first line.
 pub(crate) fn csv_header(path: &Path) -> Result<Vec<String>, csv::Error> {
-    let mut reader = csv::ReaderBuilder::new().has_headers(false).from_path(path)?;
+    let mut reader = csv_reader(Lookback::new(File::open(path)?, 0, LINE_BYTES_MAX));
     let mut record = csv::StringRecord::new();
     reader.read_record(&mut record)?;
     Ok(record.iter().map(str::to_owned).collect())
