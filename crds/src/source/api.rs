@@ -177,7 +177,7 @@ pub struct ApiPagination {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
     pub size_param: Option<String>,
-    /// Records on a page; a shorter page is the last.
+    /// Records on a page; by `page` and `offset`, a shorter page is the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000000))]
     pub size: Option<u32>,
