@@ -17,9 +17,6 @@ use crate::worker::{Site, Worker};
 const MARKS: &str = "lj_marks";
 const LAST_MARK: &str = "lj_last_mark";
 
-/// Whether a running worker reads its manifest again on SIGHUP. Until it does, it is started anew.
-const READS_AGAIN_ON_HUP: bool = true;
-
 /// Keys of a mismatch that are shown.
 const KEYS_SHOWN: usize = 5;
 
@@ -187,12 +184,12 @@ impl<'s> Run<'s> {
                 self.end(End::Kill).await?;
                 self.begin().await
             }
-            Step::Configure { joins, by_signal } if *by_signal && READS_AGAIN_ON_HUP => {
+            Step::Configure { joins, by_signal: true } => {
                 self.catch_up_anew().await?;
                 self.configure(joins);
                 self.reload().await
             }
-            Step::Configure { joins, .. } => {
+            Step::Configure { joins, by_signal: false } => {
                 self.end(End::Stop).await?;
                 self.configure(joins);
                 self.begin().await
