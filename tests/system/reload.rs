@@ -80,6 +80,7 @@ async fn assert_refused(site: &Site, worker: &Worker, manifest: &str, expected: 
     site.write("pipeline.yaml", manifest);
     let after = worker.reload().await;
     assert_eq!(after["lastReload"]["ok"], false);
+    assert_ne!(after["lastReload"]["hash"], after["hash"], "it is not about the one in force");
     assert_eq!((&after["hash"], &after["appliedAt"]), (&before["hash"], &before["appliedAt"]));
     let error = after["lastReload"]["error"].as_str().expect("a refusal has its reason");
     expected.assert_eq(&format!("{error}\n"));

@@ -14,7 +14,7 @@ use crate::dlq::Queue;
 use crate::join::check::{self, Catalog, QueryError};
 use crate::manifest::{self, Manifest};
 use crate::replication::{PointInTime, Tools};
-use crate::runtime::{LeftOut, Pipeline};
+use crate::runtime::{LeftOut, Pipeline, Reload, Unfit};
 
 /// Joins live data with plain SQL, on one machine, durably.
 ///
@@ -514,12 +514,15 @@ impl Run {
     }
 
     /// Reads the pipeline that is to follow the one that runs.
-    pub(crate) fn load_again(&self) -> Result<(Pipeline, String), String> {
-        match self.reads_stdin() {
-            true => Err("<stdin>: the manifests came by standard input, which can't be read again; restart to apply\n"
-                .to_owned()),
-            false => self.load(),
+    pub(crate) fn load_again(&self) -> Reload {
+        if self.reads_stdin() {
+            let complaints = "<stdin>: the manifests came by standard input, which can't be read again; restart to apply\n";
+            return Err(Unfit { hash: None, complaints: complaints.to_owned() });
         }
+        self.load().map_err(|complaints| {
+            let manifest = manifest::load(&self.files).ok();
+            Unfit { hash: manifest.map(|manifest| config_hash(&manifest.documents)), complaints }
+        })
     }
 
     fn reads_stdin(&self) -> bool {

@@ -132,8 +132,16 @@ pub(crate) struct LeftOut {
     pub(crate) message: String,
 }
 
-/// A config that is to follow the one in force: a pipeline with warnings, or complaints, each on a line of its own.
-pub(crate) type Reload = Result<(Pipeline, String), String>;
+/// A config that is to follow the one in force: a pipeline with warnings, or why there is none.
+pub(crate) type Reload = Result<(Pipeline, String), Unfit>;
+
+/// Documents that are no config.
+pub(crate) struct Unfit {
+    /// Their hash; `None` if they can't be read.
+    pub(crate) hash: Option<String>,
+    /// Each on a line of its own.
+    pub(crate) complaints: String,
+}
 
 /// A pipeline that runs.
 struct Running {

@@ -137,7 +137,10 @@ fn read(status: &Value, hash: &str) -> Told {
     let config = &status["config"];
     let replica = Replica::read(status);
     if config["hash"] != hash {
-        let refusal = config["lastReload"]["error"].as_str().map(str::to_owned);
+        // What it has not seen yet it can't have refused; of what it can't read it tells no hash.
+        let last = &config["lastReload"];
+        let is_about = last["hash"].is_null() || last["hash"] == hash;
+        let refusal = last["error"].as_str().filter(|_| is_about).map(str::to_owned);
         return Told::Behind { refusal, replica };
     }
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -169,7 +172,23 @@ fn pod_ip(pod: &Pod) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn an_old_refusal_is_none_of_what_is_wanted_now() {
+        let refusal = |of: Value| {
+            let told = json!({ "config": { "hash": "a", "lastReload": { "hash": of, "error": "no" } } });
+            match read(&told, "c") {
+                Told::Behind { refusal, .. } => refusal,
+                told => panic!("{told:?}"),
+            }
+        };
+        assert_eq!(refusal(json!("b")), None);
+        assert_eq!(refusal(json!("c")).as_deref(), Some("no"));
+        assert_eq!(refusal(Value::Null).as_deref(), Some("no"));
+    }
 
     #[test]
     fn who_stays_away_is_asked_less_and_less() {

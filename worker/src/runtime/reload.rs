@@ -44,12 +44,16 @@ impl From<SqliteError> for ReloadError {
 impl Running {
     /// Puts the config in force, or says why not and leaves everything as it is.
     pub(super) async fn reload(&mut self, reload: Reload) {
+        let hash = match &reload {
+            Ok((pipeline, _)) => Some(pipeline.plan.config_hash.clone()),
+            Err(unfit) => unfit.hash.clone(),
+        };
         let outcome = match reload {
             Ok((pipeline, warnings)) => {
                 warnings.lines().for_each(|line| warn!("{line}"));
                 self.apply(pipeline).await
             }
-            Err(complaints) => Err(ReloadError::Refused(complaints)),
+            Err(unfit) => Err(ReloadError::Refused(unfit.complaints)),
         };
         let now = clock::epoch_seconds();
         match outcome {
@@ -67,7 +71,7 @@ impl Running {
                 let problem = chain(&problem);
                 error!("the new config is refused, and the one before stays in force:");
                 problem.lines().for_each(|line| error!("{line}"));
-                self.status.config.refused(problem.trim_end().to_owned(), now);
+                self.status.config.refused(hash, problem.trim_end().to_owned(), now);
             }
         }
     }

@@ -51,6 +51,8 @@ struct Inner {
 
 #[derive(Debug)]
 struct LastReload {
+    /// Hash of the documents that it was about; `None` if they can't be read.
+    hash: Option<String>,
     /// Seconds since the epoch.
     at: i64,
     outcome: ReloadOutcome,
@@ -72,24 +74,25 @@ impl ConfigStatus {
     /// The documents with this hash are in force.
     pub(crate) fn applied(&self, hash: String, now: i64) {
         let mut inner = self.lock();
-        inner.hash = hash;
+        inner.hash.clone_from(&hash);
         inner.applied_at = now;
         drop(inner);
-        self.reloaded(ReloadOutcome::Applied, None, now);
+        self.reloaded(ReloadOutcome::Applied, Some(hash), None, now);
     }
 
     /// The documents say nothing new.
     pub(crate) fn unchanged(&self, now: i64) {
-        self.reloaded(ReloadOutcome::Unchanged, None, now);
+        let hash = self.lock().hash.clone();
+        self.reloaded(ReloadOutcome::Unchanged, Some(hash), None, now);
     }
 
-    /// The documents were refused for this reason.
-    pub(crate) fn refused(&self, error: String, now: i64) {
-        self.reloaded(ReloadOutcome::Refused, Some(error), now);
+    /// The documents with this hash, if they can be read, were refused for this reason.
+    pub(crate) fn refused(&self, hash: Option<String>, error: String, now: i64) {
+        self.reloaded(ReloadOutcome::Refused, hash, Some(error), now);
     }
 
-    fn reloaded(&self, outcome: ReloadOutcome, error: Option<String>, at: i64) {
-        self.lock().last_reload = Some(LastReload { at, outcome, error });
+    fn reloaded(&self, outcome: ReloadOutcome, hash: Option<String>, error: Option<String>, at: i64) {
+        self.lock().last_reload = Some(LastReload { hash, at, outcome, error });
         // Whoever waits for the count finds the rest told.
         self.reloads[outcome as usize].add(1);
     }
@@ -108,6 +111,7 @@ impl ConfigStatus {
         let inner = self.lock();
         let last_reload = inner.last_reload.as_ref().map(|last| {
             json!({
+                "hash": last.hash,
                 "at": last.at,
                 "ok": last.outcome != ReloadOutcome::Refused,
                 "outcome": last.outcome.as_str(),
