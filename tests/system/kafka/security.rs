@@ -1,6 +1,8 @@
 //! How a worker says who it is, whom it trusts, and what it says when that does not work.
 
+use litejoin_tests::certificates::Authority;
 use litejoin_tests::kafka::{self, Cluster, Listener, PASSWORD, USER};
+use litejoin_tests::server::Server;
 use litejoin_tests::wait::until;
 use litejoin_tests::worker::{Launch, Site, Worker, get};
 use serde_json::json;
@@ -77,11 +79,20 @@ async fn trouble_at_the_start_is_told_and_tried_again() {
     cluster.create_topic(&to, 1).await;
     let tls = format!(r#", tls: {{ca: {{path: "{}"}}}}"#, cluster.file("ca.pem"));
     let closed = "127.0.0.1:1".to_owned();
+    // Quicker than any broker, so that the client has most to tell.
+    let authority = Authority::new();
+    let stranger = Server::start_tls(authority.server(&authority.sign(&["127.0.0.1"]), None)).await;
     for (brokers, security, password, expected) in [
         (cluster.addresses(Listener::Sasl), sasl("SCRAM-SHA-256"), "wrong", "refuses our credentials ("),
         (closed, String::new(), PASSWORD, "127.0.0.1:1 does not answer (127.0.0.1:1/bootstrap: Connect to"),
         (
             cluster.addresses(Listener::SaslTls),
+            sasl("PLAIN") + ", tls: {}",
+            PASSWORD,
+            "no TLS connection to Kafka at",
+        ),
+        (
+            stranger.address().to_string(),
             sasl("PLAIN") + ", tls: {}",
             PASSWORD,
             "no TLS connection to Kafka at",

@@ -259,9 +259,7 @@ impl Client {
             if self.is_stopping() {
                 return Err(End::Stopping);
             }
-            let cluster = consumer.client().fetch_cluster_id(POLL * 5);
-            // Nothing is assigned yet, so this only hears what the client has to tell.
-            while consumer.poll(Duration::ZERO).is_some() {}
+            let cluster = consumer.client().fetch_cluster_id(POLL);
             if let Some(cluster) = cluster {
                 info!(source = self.name, cluster, "reached Kafka");
                 let now = Instant::now();
@@ -278,6 +276,9 @@ impl Client {
                     refused_since: None,
                 });
             }
+            // Nothing is assigned yet, so this only hears what the client has to tell. It has to take its time: lines of
+            // a log come before errors, and a poll without patience ends with the first of them.
+            consumer.poll(POLL);
             let problem = consumer.context().problem();
             if let Some(problem) = &problem {
                 self.tell(problem);
