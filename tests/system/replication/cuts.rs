@@ -104,7 +104,9 @@ async fn all_shards_are_as_they_were_at_one_instant() {
         for (index, at) in cuts.into_iter().enumerate() {
             let (time, folder) = (timestamp_text(at), format!("copy{index}"));
             let ended = by_hand(&pipeline, &["restore", "--timestamp", &time, "--to", &folder]).await;
-            let said = format!("restored 19 files to {folder}, all files as of one instant, {time}\n");
+            // Litestream rarely keeps a file as it never was. Results are left out then, and a worker makes them anew.
+            let count = if ended.stderr.contains("results.db came back unsound") { 18 } else { 19 };
+            let said = format!("restored {count} files to {folder}, all files as of one instant, {time}\n");
             assert_eq!(ended.stdout, said, "{}", ended.stderr);
             let found = sent(&pipeline.site.path().join(&folder));
             for (client, numbers) in &found {

@@ -170,6 +170,12 @@ async fn results_that_come_back_unsound_are_made_anew() {
     let ended = pipeline.with_environment(pipeline.site.command(arguments)).end().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(ended.stderr.contains("results.db: came back unsound: "), "{}", ended.stderr);
+    // Who wants what is sound gets that.
+    let arguments = ["restore", "--to", "copy", "-f", "pipeline.yaml", "--data-dir", "data"];
+    let ended = pipeline.with_environment(pipeline.site.command(arguments)).end().await;
+    assert_eq!(ended.stdout, "restored 5 files to copy, the newest of each file\n", "{}", ended.stderr);
+    assert!(ended.stderr.contains("results.db came back unsound and is left out"), "{}", ended.stderr);
+    assert!(!pipeline.site.path().join("copy/results.db").exists());
 
     pipeline.lose_disk();
     let worker = pipeline.start().await;

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::boot::{self, Begin};
 use super::config::File;
-use super::fetch::{self, Restored};
+use super::fetch::{self, Restored, UnsoundResults};
 use super::incarnation::{Claim, Found, Incarnation};
 use super::litestream::Litestream;
 use super::{PointInTime, ReplicationError, Site, Tools, files};
@@ -154,16 +154,17 @@ pub(crate) async fn restore(
         }
         Aim::Folder(folder) => {
             make_folder(folder)?;
-            let (files, restored) = fetch(plan, &site, tools, point, folder).await?;
-            let (count, folder) = (files.len(), folder.display());
-            say(&format!("restored {count} files to {folder}, {}\n", grain(restored)));
+            let (files, restored) =
+                fetch(plan, &site, tools, point, UnsoundResults::LeaveOut, folder).await?;
+            let count = files.iter().filter(|file| folder.join(&file.name).exists()).count();
+            say(&format!("restored {count} files to {}, {}\n", folder.display(), grain(restored)));
         }
         Aim::Nowhere => {
             let folder = plan.storage.data_dir.join("verify");
             let _ = std::fs::remove_dir_all(&folder);
             make_folder(&folder)?;
             let outcome = async {
-                let (files, _) = fetch(plan, &site, tools, point, &folder).await?;
+                let (files, _) = fetch(plan, &site, tools, point, UnsoundResults::Refuse, &folder).await?;
                 compare(&files, &folder, say)
             }
             .await;
@@ -180,6 +181,7 @@ async fn fetch(
     site: &Site,
     tools: &Tools,
     point: Option<&PointInTime>,
+    unsound: UnsoundResults,
     folder: &Path,
 ) -> Result<(Vec<File>, Restored), ReplicationError> {
     let litestream = Litestream::find(tools.litestream.as_deref(), &site.environment).await?;
@@ -194,7 +196,7 @@ async fn fetch(
     for from in candidates {
         let files: Vec<File> =
             wanted.iter().filter(|file| from.birth.files.contains(&file.name)).cloned().collect();
-        match fetch::fetch(site, &litestream, from, &files, point, folder).await {
+        match fetch::fetch(site, &litestream, from, &files, point, unsound, folder).await {
             Ok(restored) => return Ok((files, restored)),
             Err(problem) => {
                 warn!(incarnation = %from.incarnation, error = chain(&problem), "could not restore");

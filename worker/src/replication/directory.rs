@@ -13,9 +13,9 @@ use litejoin_crds::plan::Plan;
 use tracing::{info, warn};
 
 use super::config::File;
-use super::fetch::{Restored, fetch, make_empty};
+use super::fetch::{Restored, UnsoundResults, fetch, make_empty};
 use super::incarnation::{Decision, Found, Local, Marker, Refusal, Restoring};
-use super::litestream::{Litestream, LitestreamError};
+use super::litestream::Litestream;
 use super::{PointInTime, ReplicationError, Site};
 use crate::clock;
 use crate::fault;
@@ -154,8 +154,7 @@ impl Directory<'_> {
         Ok(Some(restored))
     }
 
-    /// Fetches files of an incarnation into a folder beside the data, all of them sound. Results that are not are left out:
-    /// they follow from what is in the shards.
+    /// Fetches files of an incarnation into a folder beside the data, all of them sound.
     async fn fetch(
         &self,
         source: &Site,
@@ -164,26 +163,10 @@ impl Directory<'_> {
         point: Option<&PointInTime>,
     ) -> Result<Restored, ReplicationError> {
         let folder = self.path.join(RESTORING);
-        let fetch = async |files: &[File]| {
-            make_empty(&folder).map_err(self.io("make a folder for the restore"))?;
-            info!(incarnation = %from.incarnation, files = files.len(), base = %source.base, "restoring");
-            fetch(source, self.litestream, from, files, point, &folder).await
-        };
-        let restored = match fetch(files).await {
-            Err(ReplicationError::Litestream(LitestreamError::Unsound { file, said }))
-                if Path::new(&file) == self.path.join(RESULTS_FILE) =>
-            {
-                warn!(
-                    said,
-                    "results.db came back unsound and is left out: all results are made anew and sent again, and what \
-                     was yet to be sent of results that are gone is not"
-                );
-                let others: Vec<File> =
-                    files.iter().filter(|file| file.name != RESULTS_FILE).cloned().collect();
-                fetch(&others).await?
-            }
-            outcome => outcome?,
-        };
+        make_empty(&folder).map_err(self.io("make a folder for the restore"))?;
+        info!(incarnation = %from.incarnation, files = files.len(), base = %source.base, "restoring");
+        let restored =
+            fetch(source, self.litestream, from, files, point, UnsoundResults::LeaveOut, &folder).await?;
         std::fs::File::open(&folder)
             .and_then(|folder| folder.sync_all())
             .map_err(self.io("sync the folder of the restore"))?;

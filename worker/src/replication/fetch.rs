@@ -12,8 +12,9 @@ use tracing::{info, warn};
 use super::config::File;
 use super::cuts::Cut;
 use super::incarnation::Found;
-use super::litestream::{self, Litestream, State};
+use super::litestream::{self, Litestream, LitestreamError, State};
 use super::{PointInTime, ReplicationError, Site};
+use crate::results::store::RESULTS_FILE;
 use crate::storage::layout::replace;
 
 const CONFIG: &str = "litestream-restore.yml";
@@ -38,6 +39,13 @@ pub(crate) enum Restored {
     Apart,
 }
 
+/// What becomes of a `results.db` that comes back unsound. All of it follows from what is in the shards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum UnsoundResults {
+    Refuse,
+    LeaveOut,
+}
+
 /// Fetches files of an incarnation into an empty folder, under their names in the replica: all as of one instant, if one
 /// was noted near the wanted time.
 pub(crate) async fn fetch(
@@ -46,17 +54,37 @@ pub(crate) async fn fetch(
     from: &Found,
     files: &[File],
     point: Option<&PointInTime>,
+    unsound: UnsoundResults,
     folder: &Path,
 ) -> Result<Restored, ReplicationError> {
+    let fetch = async |state: &dyn Fn(&File) -> State| match fetch_as(
+        site, litestream, from, files, state, folder,
+    )
+    .await
+    {
+        Err(ReplicationError::Litestream(LitestreamError::Unsound { file, said }))
+            if unsound == UnsoundResults::LeaveOut && Path::new(&file).ends_with(RESULTS_FILE) =>
+        {
+            warn!(
+                said,
+                "results.db came back unsound and is left out: all results are made anew and sent again, and what \
+                     was yet to be sent of results that are gone is not"
+            );
+            make_empty(folder).map_err(emptying(folder))?;
+            let is_other = |file: &&File| file.name != RESULTS_FILE;
+            let others: Vec<File> = files.iter().filter(is_other).cloned().collect();
+            fetch_as(site, litestream, from, &others, state, folder).await
+        }
+        outcome => outcome,
+    };
     let Some(point) = point else {
-        fetch_as(site, litestream, from, files, |_| State::Newest, folder).await?;
+        fetch(&|_| State::Newest).await?;
         return Ok(Restored::Newest);
     };
     let cuts = site.cuts(&from.incarnation).await?;
     let has_all = |cut: &&Cut| files.iter().all(|file| cuts.txid(cut, &file.name).is_some());
     if let Some(cut) = cuts.nearest(point.milliseconds).filter(has_all) {
-        let state = |file: &File| State::After(cuts.txid(cut, &file.name).unwrap_or_default());
-        match fetch_as(site, litestream, from, files, state, folder).await {
+        match fetch(&|file| State::After(cuts.txid(cut, &file.name).unwrap_or_default())).await {
             Ok(()) => return Ok(Restored::Cut { at: cut.at }),
             Err(ReplicationError::Litestream(problem)) if problem.is_of_one_state() => warn!(
                 error = chain(&problem),
@@ -65,14 +93,14 @@ pub(crate) async fn fetch(
             // Whatever else it was, the cut may be there at the next try.
             Err(problem) => return Err(problem),
         }
-        make_empty(folder).map_err(|source| ReplicationError::Io {
-            path: folder.display().to_string(),
-            doing: "empty the folder",
-            source,
-        })?;
+        make_empty(folder).map_err(emptying(folder))?;
     }
-    fetch_as(site, litestream, from, files, |_| State::At(point.milliseconds), folder).await?;
+    fetch(&|_| State::At(point.milliseconds)).await?;
     Ok(Restored::Apart)
+}
+
+fn emptying(folder: &Path) -> impl Fn(std::io::Error) -> ReplicationError {
+    |source| ReplicationError::Io { path: folder.display().to_string(), doing: "empty the folder", source }
 }
 
 /// Fetches each file in the state that is wanted of it.
@@ -81,7 +109,7 @@ async fn fetch_as(
     litestream: &Litestream,
     from: &Found,
     files: &[File],
-    state: impl Fn(&File) -> State,
+    state: &dyn Fn(&File) -> State,
     folder: &Path,
 ) -> Result<(), ReplicationError> {
     let config = folder.join(CONFIG);
