@@ -7,7 +7,8 @@
 //! joins(id, name, definition, epoch, stale, applied)   how far each has come in each shard's change log
 //! results(join_id, key, rows, op, epoch, n, …)     outbox(epoch, n, join_id, key, op, rows, timestamp)
 //! accumulators(join_id, grp, state)                what is kept of groups, see join::accumulate
-//! cursors(sink, epoch, n)                          subscriptions(sink, join_id)
+//! cursors(sink, epoch, n)                          how far each sink is
+//! subscriptions(sink, join_id)                     hand_overs(sink, join_id), those that have not come to their end
 //! ```
 
 pub(crate) mod event;

@@ -68,11 +68,23 @@ impl Results {
         })
     }
 
-    /// Notes that a sink has been handed the present state of a join.
+    /// Notes that a sink is about to be handed the present state of a join. From here on it is told every change.
     pub(crate) fn subscribe(&self, sink: &str, join: JoinId) -> Result<(), SqliteError> {
         self.doing("store a subscription", |connection| {
+            let transaction = connection.transaction()?;
+            for table in ["subscriptions", "hand_overs"] {
+                let sql = format!("INSERT OR IGNORE INTO {table} VALUES (?1, ?2)");
+                transaction.execute(&sql, params![sink, join.0])?;
+            }
+            transaction.commit()
+        })
+    }
+
+    /// Notes that a sink has been handed the whole of it.
+    pub(crate) fn handed_over(&self, sink: &str, join: JoinId) -> Result<(), SqliteError> {
+        self.doing("store the end of a hand-over", |connection| {
             connection
-                .execute("INSERT OR IGNORE INTO subscriptions VALUES (?1, ?2)", params![sink, join.0])?;
+                .execute("DELETE FROM hand_overs WHERE sink = ?1 AND join_id = ?2", params![sink, join.0])?;
             Ok(())
         })
     }
@@ -82,10 +94,12 @@ impl Results {
         self.doing("forget subscriptions", |connection| {
             let ids: Vec<i64> = joins.iter().map(|join| join.0).collect();
             let ids = serde_json::to_string(&ids).expect("numbers are always JSON");
-            connection.execute(
-                "DELETE FROM subscriptions WHERE sink = ?1 AND join_id NOT IN (SELECT value FROM json_each(?2))",
-                params![sink, ids],
-            )?;
+            for table in ["subscriptions", "hand_overs"] {
+                let sql = format!(
+                    "DELETE FROM {table} WHERE sink = ?1 AND join_id NOT IN (SELECT value FROM json_each(?2))"
+                );
+                connection.execute(&sql, params![sink, ids])?;
+            }
             Ok(())
         })
     }
@@ -94,7 +108,7 @@ impl Results {
     pub(crate) fn forget_other_sinks(&self, sinks: &[&str]) -> Result<(), SqliteError> {
         self.doing("forget old sinks", |connection| {
             let names = serde_json::to_string(sinks).expect("names are always JSON");
-            for table in ["cursors", "subscriptions"] {
+            for table in ["cursors", "subscriptions", "hand_overs"] {
                 let sql = format!("DELETE FROM {table} WHERE sink NOT IN (SELECT value FROM json_each(?1))");
                 connection.execute(&sql, [&names])?;
             }

@@ -169,12 +169,14 @@ impl Reader {
         })
     }
 
-    /// Joins whose present state the sink has been handed.
-    pub(crate) fn subscriptions(&self, sink: &str) -> Result<Vec<JoinId>, SqliteError> {
+    /// Joins whose changes the sink is told, and whether it has been handed the whole of each.
+    pub(crate) fn subscriptions(&self, sink: &str) -> Result<Vec<(JoinId, bool)>, SqliteError> {
         self.doing("read subscriptions", |connection| {
-            let mut statement =
-                connection.prepare_cached("SELECT join_id FROM subscriptions WHERE sink = ?1")?;
-            statement.query_map([sink], |row| Ok(JoinId(row.get(0)?)))?.collect()
+            let mut statement = connection.prepare_cached(
+                "SELECT join_id, (sink, join_id) NOT IN (SELECT sink, join_id FROM hand_overs)
+                 FROM subscriptions WHERE sink = ?1",
+            )?;
+            statement.query_map([sink], |row| Ok((JoinId(row.get(0)?), row.get(1)?)))?.collect()
         })
     }
 

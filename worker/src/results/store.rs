@@ -69,6 +69,11 @@ const SCHEMA: &str = "
         sink TEXT NOT NULL,
         join_id INTEGER NOT NULL,
         PRIMARY KEY (sink, join_id)
+    ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS hand_overs (
+        sink TEXT NOT NULL,
+        join_id INTEGER NOT NULL,
+        PRIMARY KEY (sink, join_id)
     ) WITHOUT ROWID;";
 
 /// The writing side of `results.db`.
@@ -233,7 +238,7 @@ impl Results {
                 .query_map([names], |row| row.get(0))?
                 .collect::<rusqlite::Result<_>>()?;
             for id in gone {
-                for table in ["results", "accumulators", "subscriptions"] {
+                for table in ["results", "accumulators", "subscriptions", "hand_overs"] {
                     transaction.execute(&format!("DELETE FROM {table} WHERE join_id = ?1"), [id])?;
                 }
                 outbox::forget(&transaction, JoinId(id))?;

@@ -42,7 +42,7 @@ impl Dispatcher {
         self.sink.prepare(&self.routes).await.map_err(BeginError::Sink)?;
         self.has_letters = self.letters.has_any(&self.name)?;
         let name = self.name.clone();
-        let (cursor, known, end) = self
+        let (cursor, subscriptions, end) = self
             .read(move |reader| Ok((reader.cursor(&name)?, reader.subscriptions(&name)?, reader.end()?)))
             .await?;
         let mut start = cursor.unwrap_or(end);
@@ -57,13 +57,16 @@ impl Dispatcher {
         let taken = self.routes.joins().to_vec();
         let (results, name) = (Arc::clone(&self.results), self.name.clone());
         blocking(move || results.unsubscribe_others(&name, &taken)).await?;
-        let (known, new): (Vec<JoinId>, Vec<JoinId>) =
-            self.routes.joins().iter().partition(|join| known.contains(join));
+        let is_known = |join: &&JoinId| subscriptions.iter().any(|(known, _)| known == *join);
+        let (known, new): (Vec<JoinId>, Vec<JoinId>) = self.routes.joins().iter().partition(is_known);
+        let (whole, partly): (Vec<JoinId>, Vec<JoinId>) =
+            known.iter().partition(|join| subscriptions.contains(&(**join, true)));
+        // A stop may have come amid a hand-over. It is begun again, and what went of it meanwhile is told first.
         self.joins = known;
-        if new.is_empty() {
+        if whole.len() == self.routes.joins().len() {
             return Ok(start);
         }
-        // A letter of such a join is from before the sink or the join was gone. What it tells is handed over, or was
+        // A letter of a new join is from before the sink or the join was gone. What it tells is handed over, or was
         // deleted meanwhile, and then nothing would ever take it back.
         for join in &new {
             if let Some(envelope) = self.routes.envelope(*join) {
@@ -75,13 +78,17 @@ impl Dispatcher {
         if !self.catch_up(&mut start, end, circuit).await? {
             return Ok(start);
         }
-        for join in new {
+        for join in partly.into_iter().chain(new) {
+            let (results, name) = (Arc::clone(&self.results), self.name.clone());
+            blocking(move || results.subscribe(&name, join)).await?;
             if !self.hand_over(join, start, circuit).await? {
                 break;
             }
             let (results, name) = (Arc::clone(&self.results), self.name.clone());
-            blocking(move || results.subscribe(&name, join)).await?;
-            self.joins.push(join);
+            blocking(move || results.handed_over(&name, join)).await?;
+            if !self.joins.contains(&join) {
+                self.joins.push(join);
+            }
         }
         Ok(start)
     }

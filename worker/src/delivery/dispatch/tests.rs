@@ -317,6 +317,32 @@ async fn a_new_sink_is_handed_what_is_there() {
 }
 
 #[tokio::test]
+async fn what_goes_after_a_hand_over_was_interrupted_is_told() {
+    let mut simulation = Simulation::new(Guarantee::AtLeastOnce).await;
+    simulation.commit(&[("a", 1), ("b", 1)]);
+    simulation.dispatcher.name = "late".to_owned();
+    let (stop, stopping) = watch::channel(false);
+    simulation.dispatcher.stopping = stopping;
+    let stop_sent = stop.clone();
+    simulation.behave(move |_| {
+        stop_sent.send_replace(true);
+        Outcome::Delivered
+    });
+    simulation.cursor = simulation.dispatcher.begin(&mut simulation.circuit).await.unwrap();
+    assert_eq!(simulation.taken(), ["a=1", "b=1"], "and nobody noted that this was all");
+
+    simulation.delete("a");
+    stop.send_replace(false);
+    simulation.behave(|_| Outcome::Delivered);
+    simulation.cursor = simulation.dispatcher.begin(&mut simulation.circuit).await.unwrap();
+    simulation.settle().await;
+    assert_eq!(simulation.taken(), ["a=null", "b=1"]);
+    simulation.cursor = simulation.dispatcher.begin(&mut simulation.circuit).await.unwrap();
+    simulation.settle().await;
+    assert_eq!(simulation.taken(), Vec::<String>::new(), "it is whole now");
+}
+
+#[tokio::test]
 async fn a_lagging_sink_gets_the_newest_of_each_key_from_a_compacted_outbox() {
     let mut simulation = Simulation::new(Guarantee::AtLeastOnce).await;
     for value in 1..=100 {
