@@ -325,17 +325,17 @@ fn paused(observed: &Observed) -> Option<Fact> {
 }
 
 fn degraded(observed: &Observed, verdict: &Verdict, told: &Told) -> Option<Fact> {
-    let by_us = verdict.refused.keys().map(|index| &observed.children[*index]);
-    let mut left_out: Vec<String> =
-        by_us.map(|child| format!("{} {}", child.kind.as_str(), child.name)).collect();
+    let named = |indices: &mut dyn Iterator<Item = &usize>| -> Vec<String> {
+        let children = indices.map(|index| &observed.children[*index]);
+        children.map(|child| format!("{} {}", child.kind.as_str(), child.name)).collect()
+    };
+    let mut left_out = named(&mut verdict.refused.keys());
     if let Told::Runs { refused, .. } = told {
         left_out.extend(refused.iter().map(|refused| format!("{} {}", refused.kind, refused.name)));
     }
     let spec = observed.spec();
     if left_out.is_empty() && !verdict.lacking.is_empty() {
-        let lacking = verdict.lacking.keys().map(|index| &observed.children[*index]);
-        let lacking: Vec<String> =
-            lacking.map(|child| format!("{} {}", child.kind.as_str(), child.name)).collect();
+        let lacking = named(&mut verdict.lacking.keys());
         let shown: Vec<&str> = lacking.iter().map(String::as_str).collect();
         let message = format!(
             "what {} needs is gone, and its pod can't start anew as it is; their status says what it is",

@@ -21,6 +21,7 @@ use crate::clock;
 use crate::fault;
 use crate::results::store::{self, RESULTS_FILE};
 use crate::storage::layout::{LockedDir, replace};
+use crate::storage::sqlite;
 
 pub(super) const MARKER: &str = "replication.json";
 pub(super) const CONFIG: &str = "litestream.yml";
@@ -196,7 +197,8 @@ impl Directory<'_> {
                 continue;
             }
             for suffix in ["-wal", "-shm"] {
-                remove_file(&beside(&file.path, suffix)).map_err(self.io("remove what stood there"))?;
+                remove_file(&sqlite::beside(&file.path, suffix))
+                    .map_err(self.io("remove what stood there"))?;
             }
             move_file(&fetched, &file.path).map_err(self.io("move a restored file"))?;
             fault::point("file-moved");
@@ -219,7 +221,7 @@ impl Directory<'_> {
             if self.is_inside(file) || self.path.join(RESTORING).join(name).exists() {
                 moves.extend(
                     ["", "-wal", "-shm"]
-                        .map(|suffix| (beside(&file.path, suffix), format!("{name}{suffix}"))),
+                        .map(|suffix| (sqlite::beside(&file.path, suffix), format!("{name}{suffix}"))),
                 );
             }
             if self.is_inside(file) {
@@ -277,13 +279,6 @@ pub(super) fn remove_set_aside(data_dir: &Path, before: i64) {
             info!(folder = %entry.path().display(), "removed what was set aside long ago");
         }
     }
-}
-
-/// The file of that name with something behind it.
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut path = path.as_os_str().to_owned();
-    path.push(suffix);
-    path.into()
 }
 
 fn remove_folder(path: &Path) -> std::io::Result<()> {

@@ -250,7 +250,7 @@ impl Objects {
             }
             Store::Folder(folder) => {
                 let folder = folder.join(folder_name);
-                let removed = blocking(move || remove_folder(&folder)).await;
+                let removed = blocking(move || remove_folders_first(&folder)).await;
                 removed.map_err(|error| self.failed(&doing, error.into()))
             }
             Store::Sftp(sftp) => {
@@ -333,7 +333,7 @@ fn local(folder: &std::path::Path) -> Result<Option<LocalFileSystem>, Problem> {
 }
 
 /// Removes a folder, and the files in it after the folders.
-fn remove_folder(folder: &std::path::Path) -> std::io::Result<()> {
+fn remove_folders_first(folder: &std::path::Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {

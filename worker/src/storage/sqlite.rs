@@ -133,21 +133,22 @@ pub(crate) fn set_synchronous(connection: &Connection, synchronous: Synchronous)
 
 /// The size of the WAL of a file.
 pub(crate) fn wal_bytes(path: &Path) -> u64 {
-    std::fs::metadata(wal_path(path)).map_or(0, |wal| wal.len())
+    std::fs::metadata(beside(path, "-wal")).map_or(0, |wal| wal.len())
 }
 
 /// Has the disk hold what is in the WAL of a file, which `synchronous: normal` leaves to the system.
 pub(crate) fn sync_wal(path: &Path) -> std::io::Result<()> {
-    match std::fs::File::open(wal_path(path)) {
+    match std::fs::File::open(beside(path, "-wal")) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         opened => opened?.sync_data(),
     }
 }
 
-fn wal_path(path: &Path) -> PathBuf {
-    let mut wal = path.as_os_str().to_owned();
-    wal.push("-wal");
-    wal.into()
+/// The file that SQLite keeps beside a database: its name with `-wal` or `-shm` behind it.
+pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
 }
 
 /// Opens an existing file to read from it.
