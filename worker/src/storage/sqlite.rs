@@ -7,8 +7,9 @@ use litejoin_crds::plan::Synchronous;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-/// How long a connection waits for a lock of another one before it gives up.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection waits for a lock of another one before it gives up. Litestream keeps writers out while it moves a
+/// WAL into the file: 1 to 4 seconds under load, and 10 were seen where the disk was slow.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Page cache of one connection in KiB, as SQLite counts it (negative). Small, since there are two
 /// connections a shard and the operating system caches the files anyway.

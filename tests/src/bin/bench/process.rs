@@ -1,11 +1,20 @@
 //! What Linux knows of processes and threads: CPU time and memory.
 
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// Clock ticks a second in `/proc`; the same on every Linux that people run.
 const TICKS: u64 = 100;
+
+/// Asks a process to end.
+pub(crate) fn terminate(pid: u32) -> Result<()> {
+    let status =
+        Command::new("kill").args(["-TERM", &pid.to_string()]).status().context("could not run kill")?;
+    ensure!(status.success(), "could not end process {pid}");
+    Ok(())
+}
 
 /// CPU time of a process with all its threads, user and system.
 pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {

@@ -131,6 +131,7 @@ impl Setup<'_> {
         if way == Way::Join {
             results::check(&worker, QUERY, &self.expected)?;
         }
+        worker.stop()?;
         Ok((measured, after))
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use litejoin_tests::stores::{Store, litestream};
 use litejoin_tests::worker::addresses;
 use serde_json::Value;
@@ -187,6 +187,14 @@ impl Worker {
     /// CPU time that it has used so far.
     pub(crate) fn cpu_time(&self) -> Result<Duration> {
         process::cpu_time(self.child.id())
+    }
+
+    /// Ends it in order, with its Litestream: that of a killed worker still writes for a while.
+    pub(crate) fn stop(mut self) -> Result<()> {
+        process::terminate(self.child.id())?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "the worker has ended with {status}");
+        Ok(())
     }
 
     /// The most memory that it has had so far.
