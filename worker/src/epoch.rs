@@ -469,6 +469,7 @@ impl Lane {
     /// Brings the joins that lag up to a new cut, and commits that as one epoch.
     fn epoch(&mut self, gate: &EpochGate) -> Result<bool, EpochError> {
         self.committer.reserve()?;
+        self.committer.give_turn()?;
         let cut = gate.cut(|| self.benches.hold())?;
         crate::fault::point("cut");
         let outcome = self.evaluate(&cut, gate);
@@ -527,6 +528,7 @@ impl Lane {
         let mut changed: Vec<Changed> = Vec::new();
         let committer = Arc::clone(&self.committer);
         committer.commit(cut.epoch, |writer| {
+            self.benches.hold_results()?;
             for (applied, members) in groups {
                 there.extend(self.bring_on(&applied, members, cut, writer, &mut changed)?);
             }

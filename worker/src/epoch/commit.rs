@@ -65,6 +65,11 @@ impl Committer {
         self.results.extend_reservation(self.gate.next_epoch(), &mut reserved)
     }
 
+    /// See [`Results::give_turn`].
+    pub(super) fn give_turn(&self) -> Result<(), SqliteError> {
+        self.results.give_turn()
+    }
+
     /// Writes results that follow from the cut with number `cut_epoch`, and tells sinks.
     pub(super) fn commit<E: From<SqliteError>>(
         &self,

@@ -57,9 +57,14 @@ impl Benches {
         Ok(Self { benches, looked_back })
     }
 
-    /// Fixes what all readers see, or what none does.
+    /// Fixes what all readers of shards see, or what none does.
     pub(super) fn hold(&self) -> Result<(), SqliteError> {
         self.benches.iter().try_for_each(Bench::hold).inspect_err(|_| self.release())
+    }
+
+    /// Fixes what all readers of results see; see [`Bench::hold_results`].
+    pub(super) fn hold_results(&self) -> Result<(), SqliteError> {
+        self.benches.iter().try_for_each(Bench::hold_results)
     }
 
     pub(super) fn release(&self) {

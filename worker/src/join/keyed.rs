@@ -277,10 +277,14 @@ impl Bench {
         Ok(Self { memory, budget, readers, results, cost: Cost::default() })
     }
 
-    /// Fixes what the readers see, until [`Self::release`]. Of the results too: each look-up of its own would take two
-    /// locks of the file and give them back.
+    /// Fixes what the readers of shards see, until [`Self::release`].
     pub(crate) fn hold(&self) -> Result<(), SqliteError> {
-        self.readers.iter().try_for_each(ShardReader::hold)?;
+        self.readers.iter().try_for_each(ShardReader::hold)
+    }
+
+    /// The same of the results: each look-up of its own would take two locks of the file and give them back. Wanted once
+    /// we write to them: a reader that is there while Litestream has the file keeps its WAL from ever starting over.
+    pub(crate) fn hold_results(&self) -> Result<(), SqliteError> {
         let path = Path::new(self.results.path().unwrap_or_default());
         sqlite::hold(&self.results).map_err(|source| SqliteError::new(path, "begin to read", source))
     }

@@ -51,6 +51,8 @@ pub(crate) fn litestream(
             json!({
                 "path": file.path,
                 "monitor-interval": duration(replication.sync_interval.min(MONITOR_INTERVAL_MAX)),
+                // No TRUNCATE from some size of a WAL on: it keeps all of us out until the file was copied whole.
+                "truncate-page-n": -1,
                 "replica": replica(replication, &incarnation.join(&file.name), variable),
             })
         })

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use super::event::{JoinId, Op, Position};
 use super::outbox;
 use crate::fault;
-use crate::storage::checkpoint::checkpoint;
+use crate::storage::checkpoint::{Turn, checkpoint};
 use crate::storage::sqlite::{self, Journal, SqliteError};
 
 /// Its name in a data directory.
@@ -81,6 +81,7 @@ pub(crate) struct Results {
     path: PathBuf,
     journal: Journal,
     connection: Mutex<Connection>,
+    turn: Mutex<Turn>,
     lineage: String,
     /// The newest place that a result has got.
     last: Mutex<Position>,
@@ -171,6 +172,7 @@ impl Results {
                 path: path.to_owned(),
                 journal,
                 connection: Mutex::new(connection),
+                turn: Mutex::new(Turn::new(journal)),
                 lineage: lineage.to_owned(),
                 last: Mutex::new(last),
             },
@@ -351,6 +353,11 @@ impl Results {
         *last = committed.position;
         fault::point("results-committed");
         Ok((value, committed))
+    }
+
+    /// See [`Turn::give`].
+    pub(crate) fn give_turn(&self) -> Result<(), SqliteError> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner).give(&self.lock(), &self.path)
     }
 
     /// See [`checkpoint`].

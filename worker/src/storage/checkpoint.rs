@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use litejoin_crds::error::chain;
 use rusqlite::Connection;
 use tracing::debug;
 
-use super::sqlite::{self, SqliteError};
+use super::sqlite::{self, Journal, SqliteError};
 
 /// Nothing is to be done, as far as is known.
 const IDLE: u8 = 0;
@@ -42,7 +43,7 @@ impl Checkpointer {
         let files: Arc<[File]> = paths.into_iter().map(new_file).collect();
         let (asks, asked) = mpsc::channel();
         let shared = Arc::clone(&files);
-        let run = move || run(&shared, &asked);
+        let run = move || run(&shared, wal_bytes_high, &asked);
         let thread = std::thread::Builder::new()
             .name("checkpoint".to_owned())
             .spawn(run)
@@ -85,15 +86,83 @@ impl Drop for Checkpointer {
     }
 }
 
-fn run(files: &[File], asked: &Receiver<usize>) {
+fn run(files: &[File], wal_bytes_high: u64, asked: &Receiver<usize>) {
     while let Ok(index) = asked.recv() {
         let File { path, state } = &files[index];
-        if let Err(error) = sqlite::open_reader(path).and_then(|connection| checkpoint(&connection, path)) {
+        let moved = relieve(path, wal_bytes_high).unwrap_or_else(|error| {
             // The owner meets with the same, and tells.
             debug!(error = chain(&error), "could not checkpoint");
-        }
-        state.store(MOVED, Ordering::Release);
+            true
+        });
+        state.store(if moved { MOVED } else { IDLE }, Ordering::Release);
     }
+}
+
+/// Checkpoints a file; `false` if only its size said that the WAL is long.
+fn relieve(path: &Path, wal_bytes_high: u64) -> Result<bool, SqliteError> {
+    let connection = sqlite::open_reader(path)?;
+    let is_long = wal_bytes_used(&connection, path)? > wal_bytes_high;
+    if is_long {
+        checkpoint(&connection, path)?;
+    }
+    Ok(is_long)
+}
+
+/// Gives Litestream its turn. Only Litestream starts over the WAL of a file that it replicates, and only where for one
+/// moment nobody writes and nobody reads what the WAL holds. Under load that moment may never come by itself, and the
+/// longer the WAL, the longer Litestream keeps writers out. So a writer rests between two transactions; readers have
+/// nothing to read soon after.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    /// Size of a WAL from which on its writer rests, in bytes; `None` if Litestream has no part in the file.
+    wal_bytes_rest: Option<u64>,
+    /// The same of the next rest: more, after one that was in vain.
+    next: u64,
+}
+
+/// For how long a writer rests at most. Litestream looks at a WAL every second at the latest, and somebody who reads for
+/// long, or a Litestream that is away, must not stop writers for ever.
+const REST_MAX: Duration = Duration::from_secs(2);
+
+/// How often a writer that rests looks whether its WAL has been started over.
+const REST_LOOK_INTERVAL: Duration = Duration::from_millis(5);
+
+impl Turn {
+    pub(crate) fn new(journal: Journal) -> Self {
+        Self { wal_bytes_rest: journal.wal_bytes_rest, next: 0 }
+    }
+
+    /// Rests if the WAL of the file is long, until Litestream has started it over, for [`REST_MAX`] at most and then not
+    /// again before it has grown by as much. The connection is in no transaction.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "it is another process that starts a WAL over, and it tells nobody"
+    )]
+    pub(crate) fn give(&mut self, connection: &Connection, path: &Path) -> Result<(), SqliteError> {
+        let Some(wal_bytes_rest) = self.wal_bytes_rest else { return Ok(()) };
+        if sqlite::wal_bytes(path) < wal_bytes_rest {
+            return Ok(());
+        }
+        let mut used = wal_bytes_used(connection, path)?;
+        if used < wal_bytes_rest {
+            self.next = wal_bytes_rest;
+        }
+        if used < self.next {
+            return Ok(());
+        }
+        let began = Instant::now();
+        while used >= wal_bytes_rest && began.elapsed() < REST_MAX {
+            std::thread::sleep(REST_LOOK_INTERVAL);
+            used = wal_bytes_used(connection, path)?;
+        }
+        self.next = used + wal_bytes_rest;
+        debug!(path = %path.display(), used, milliseconds = began.elapsed().as_millis(), "rested for Litestream");
+        Ok(())
+    }
+}
+
+fn wal_bytes_used(connection: &Connection, path: &Path) -> Result<u64, SqliteError> {
+    sqlite::wal_bytes_used(connection).map_err(|source| SqliteError::new(path, "look at the WAL", source))
 }
 
 /// Moves what the WAL holds into the file, as far as nobody reads what was before, and waits for nobody.
@@ -101,4 +170,86 @@ pub(crate) fn checkpoint(connection: &Connection, path: &Path) -> Result<(), Sql
     connection
         .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
         .map_err(|source| SqliteError::new(path, "checkpoint", source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::sync::mpsc::RecvTimeoutError;
+
+    use litejoin_crds::plan::Synchronous;
+    use tempfile::TempDir;
+
+    const REST: u64 = 64 << 10;
+
+    /// A file in a folder, with a WAL from which on its writer rests.
+    fn long_file(folder: &TempDir) -> (PathBuf, Connection) {
+        let path = folder.path().join("a.db");
+        let connection = sqlite::open_writer(&path, replicated()).unwrap();
+        connection.execute_batch("CREATE TABLE t (x)").unwrap();
+        lengthen(&connection);
+        (path, connection)
+    }
+
+    fn replicated() -> Journal {
+        Journal { wal_bytes_rest: Some(REST), ..Journal::replicated(Synchronous::Normal) }
+    }
+
+    fn lengthen(connection: &Connection) {
+        let before = used(connection);
+        while used(connection) < before + REST {
+            connection.execute("INSERT INTO t VALUES (zeroblob(10000))", []).unwrap();
+        }
+    }
+
+    fn used(connection: &Connection) -> u64 {
+        sqlite::wal_bytes_used(connection).unwrap()
+    }
+
+    #[test]
+    fn a_writer_rests_until_litestream_has_started_the_wal_over() {
+        let folder = TempDir::new().unwrap();
+        let (path, connection) = long_file(&folder);
+        let litestream = sqlite::open_writer(&path, replicated()).unwrap();
+        let (done, rested) = mpsc::channel();
+        let writer = std::thread::spawn({
+            let path = path.clone();
+            move || {
+                let mut turn = Turn::new(replicated());
+                turn.give(&connection, &path).unwrap();
+                done.send(used(&connection)).unwrap();
+            }
+        });
+        checkpoint(&litestream, &path).unwrap();
+        assert_eq!(rested.recv_timeout(5 * REST_LOOK_INTERVAL), Err(RecvTimeoutError::Timeout));
+        litestream.execute("INSERT INTO t VALUES (1)", []).unwrap();
+        assert!(rested.recv().unwrap() < REST, "it went on because the WAL was started over");
+        assert!(sqlite::wal_bytes(&path) >= REST, "and its file says nothing of that");
+        writer.join().unwrap();
+    }
+
+    #[test]
+    fn a_rest_in_vain_is_not_repeated_at_once() {
+        let folder = TempDir::new().unwrap();
+        let (path, connection) = long_file(&folder);
+        let mut turn = Turn::new(replicated());
+        turn.give(&connection, &path).unwrap();
+        let next = turn.next;
+        assert!(next >= used(&connection) + REST, "nobody has started the WAL over");
+        turn.give(&connection, &path).unwrap();
+        assert_eq!(turn.next, next, "it has not rested again");
+        lengthen(&connection);
+        turn.give(&connection, &path).unwrap();
+        assert!(turn.next > next, "now it has");
+    }
+
+    #[test]
+    fn without_litestream_nobody_rests() {
+        let folder = TempDir::new().unwrap();
+        let (path, connection) = long_file(&folder);
+        let mut turn = Turn::new(Synchronous::Normal.into());
+        turn.give(&connection, &path).unwrap();
+        assert_eq!(turn.next, 0);
+    }
 }

@@ -22,7 +22,7 @@ use tracing::info;
 pub(crate) use self::index::Index;
 use self::index::{Entries, Row};
 use super::change::{self, Difference};
-use super::checkpoint::checkpoint;
+use super::checkpoint::{Turn, checkpoint};
 use super::sqlite::{self, Journal, SqliteError, quoted};
 use super::topics::{TopicId, Topics};
 use super::writer::Expiry;
@@ -79,6 +79,7 @@ pub(crate) fn topic_table_sql(name: &str) -> String {
 pub(crate) struct Shard {
     path: PathBuf,
     connection: Connection,
+    turn: Turn,
     tables: HashMap<TopicId, Table>,
     offsets: HashMap<Arc<str>, u64>,
     /// Whether `_tombstones` may hold anything; while it can't, inserts need not look.
@@ -179,6 +180,7 @@ impl Shard {
         journal: impl Into<Journal>,
         topics: &Topics,
     ) -> Result<Self, SqliteError> {
+        let journal = journal.into();
         let connection = sqlite::open_writer(path, journal)?;
         let load = || -> rusqlite::Result<_> {
             connection.execute_batch(SCHEMA)?;
@@ -206,7 +208,8 @@ impl Shard {
         let tables =
             names.into_iter().map(|(id, name)| (topics.declare(&name), Table::new(id, &name))).collect();
         let path = path.to_owned();
-        let mut shard = Self { path, connection, tables, offsets, has_tombstones, last_seq, first_seq };
+        let turn = Turn::new(journal);
+        let mut shard = Self { path, connection, turn, tables, offsets, has_tombstones, last_seq, first_seq };
         shard.keep(indexes, topics);
         Ok(shard)
     }
@@ -359,6 +362,11 @@ impl Shard {
             *next = stream.next.max(*next);
         }
         Ok(pending.counts)
+    }
+
+    /// See [`Turn::give`].
+    pub(crate) fn give_turn(&mut self) -> Result<(), SqliteError> {
+        self.turn.give(&self.connection, &self.path)
     }
 
     /// See [`checkpoint`].

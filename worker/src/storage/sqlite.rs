@@ -8,7 +8,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 /// How long a connection waits for a lock of another one before it gives up. Litestream keeps writers out while it moves a
-/// WAL into the file: 1 to 4 seconds under load, and 10 were seen where the disk was slow.
+/// WAL into the file: 1 to 4 seconds were seen under load, and more of WALs of hundreds of MiB.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Page cache of one connection in KiB, as SQLite counts it (negative). Small, since there are two
@@ -70,8 +70,9 @@ pub(crate) struct Journal {
     pub(crate) synchronous: Synchronous,
     /// Size of a WAL from which on it should be moved into the file, in bytes.
     pub(crate) wal_bytes_high: u64,
-    /// Whether Litestream moves it, unless it has not come to it.
-    pub(crate) is_replicated: bool,
+    /// Size of a WAL from which on its writer waits for Litestream to move it and to start it over, in bytes; `None` if
+    /// Litestream has no part in the file.
+    pub(crate) wal_bytes_rest: Option<u64>,
 }
 
 impl Journal {
@@ -79,19 +80,25 @@ impl Journal {
     /// before it has read it makes it copy the whole file anew. Where it has never reached the store it does nothing,
     /// and the WAL must not grow for ever.
     pub(crate) fn replicated(synchronous: Synchronous) -> Self {
-        Self { synchronous, wal_bytes_high: REPLICATED_WAL_BYTES_HIGH, is_replicated: true }
+        Self {
+            synchronous,
+            wal_bytes_high: REPLICATED_WAL_BYTES_HIGH,
+            wal_bytes_rest: Some(REPLICATED_WAL_BYTES_REST),
+        }
     }
 }
 
 impl From<Synchronous> for Journal {
     fn from(synchronous: Synchronous) -> Self {
-        Self { synchronous, wal_bytes_high: WAL_BYTES_HIGH, is_replicated: false }
+        Self { synchronous, wal_bytes_high: WAL_BYTES_HIGH, wal_bytes_rest: None }
     }
 }
 
 /// See [`Journal::wal_bytes_high`].
 const WAL_BYTES_HIGH: u64 = 16 << 20;
 const REPLICATED_WAL_BYTES_HIGH: u64 = 64 << 20;
+/// See [`Journal::wal_bytes_rest`].
+const REPLICATED_WAL_BYTES_REST: u64 = 48 << 20;
 
 /// Opens a file to write to it, creating it in WAL mode if it is new.
 pub(crate) fn open_writer(path: &Path, journal: impl Into<Journal>) -> Result<Connection, SqliteError> {
@@ -111,7 +118,8 @@ pub(crate) fn open_writer(path: &Path, journal: impl Into<Journal>) -> Result<Co
         // What is kept of a WAL that has grown beyond and starts over: its size tells that it has.
         let kept = i64::try_from(journal.wal_bytes_high).unwrap_or(i64::MAX);
         connection.pragma_update(None, "journal_size_limit", kept)?;
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, journal.is_replicated)?;
+        connection
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, journal.wal_bytes_rest.is_some())?;
         Ok(connection)
     };
     open().map_err(|source| SqliteError::new(path, "open the file", source))
@@ -132,9 +140,17 @@ pub(crate) fn set_synchronous(connection: &Connection, synchronous: Synchronous)
     )
 }
 
-/// The size of the WAL of a file.
+/// The size of the WAL of a file on the disk. Where Litestream starts it over it stays as large as it ever was: see
+/// [`wal_bytes_used`].
 pub(crate) fn wal_bytes(path: &Path) -> u64 {
     std::fs::metadata(beside(path, "-wal")).map_or(0, |wal| wal.len())
+}
+
+/// How much of the WAL has been written since it last started over.
+pub(crate) fn wal_bytes_used(connection: &Connection) -> rusqlite::Result<u64> {
+    let pages: i64 =
+        connection.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?.query_row([], |row| row.get(1))?;
+    Ok(u64::try_from(pages).unwrap_or(0) * PAGE_BYTES)
 }
 
 /// Has the disk hold what is in the WAL of a file, which `synchronous: normal` leaves to the system.
@@ -223,9 +239,7 @@ fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
 /// Removes a database with its WAL and shared memory; what is not there is no error.
 pub(crate) fn remove(path: &Path) -> Result<(), SqliteError> {
     for suffix in ["", "-wal", "-shm", "-journal"] {
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        match std::fs::remove_file(PathBuf::from(name)) {
+        match std::fs::remove_file(beside(path, suffix)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 let source = rusqlite::Error::ToSqlConversionFailure(Box::new(error));
                 return Err(SqliteError::new(path, "remove the file", source));

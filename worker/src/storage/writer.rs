@@ -160,8 +160,11 @@ impl Writer {
         }
         let now = clock::epoch_seconds();
         let trim_to = self.trim_to.load(Ordering::Relaxed);
-        let outcome =
-            self.shard.write(batches, &self.topics, now, trim_to).and_then(|pending| self.commit(pending));
+        let outcome = self
+            .shard
+            .give_turn()
+            .and_then(|()| self.shard.write(batches, &self.topics, now, trim_to))
+            .and_then(|pending| self.commit(pending));
         self.report(outcome)
     }
 

@@ -62,6 +62,8 @@ struct After {
     caught_up: f64,
     /// For how long writers rested for the last cut.
     held: f64,
+    /// The longest WAL, in MB. Where Litestream starts one over its file stays as long as it was.
+    wal: f64,
 }
 
 /// Runs the turns and prints the table; ratios are to the same without replication.
@@ -73,7 +75,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let setup = Setup { options, site: options.site.site()?, runtime, rows, expected };
     let mut heading = HEADING.map(str::to_owned).to_vec();
     heading[2] = "of the same without".to_owned();
-    heading.extend(["replica complete after s", "writers rested s"].map(str::to_owned));
+    heading.extend(["replica complete after s", "writers rested s", "longest WAL MB"].map(str::to_owned));
     let mut table = vec![heading];
     for (way, plain_name, name) in WAYS {
         let (mut plains, mut runs, mut afters) = (Vec::new(), Vec::new(), Vec::new());
@@ -91,6 +93,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let mut row = summary(name, &runs, Some(&plains));
         row.push(Spread::of(afters.iter().map(|after| after.caught_up)).show(1));
         row.push(Spread::of(afters.iter().map(|after| after.held)).show(3));
+        row.push(Spread::of(afters.iter().map(|after| after.wal)).show(0));
         table.push(row);
     }
     let mut out = std::io::stdout().lock();
@@ -143,7 +146,9 @@ fn after(worker: &Worker) -> Result<After> {
     let wanted = now + i64::try_from(replication(worker)?["lagSeconds"].as_u64().unwrap_or_default())? + 1;
     let told = wait(worker, |told| told["completeUntil"].as_i64() >= Some(wanted))?;
     let held = told["lastCutHeldSeconds"].as_f64().unwrap_or_default();
-    Ok(After { caught_up: ended.elapsed().as_secs_f64(), held })
+    let files = told["files"].as_object().context("no files are told")?;
+    let longest = files.values().filter_map(|file| file["walBytes"].as_f64()).fold(0.0, f64::max);
+    Ok(After { caught_up: ended.elapsed().as_secs_f64(), held, wal: longest / 1e6 })
 }
 
 fn replication(worker: &Worker) -> Result<Value> {
