@@ -202,11 +202,7 @@ async fn fetch(
                 warn!(incarnation = %from.incarnation, error = chain(&problem), "could not restore");
                 failure = problem;
                 // The next one takes the same names.
-                fetch::make_empty(folder).map_err(|source| ReplicationError::Io {
-                    path: folder.display().to_string(),
-                    doing: "empty the folder",
-                    source,
-                })?;
+                fetch::make_empty(folder)?;
             }
         }
     }

@@ -164,7 +164,7 @@ impl Directory<'_> {
         point: Option<&PointInTime>,
     ) -> Result<Restored, ReplicationError> {
         let folder = self.path.join(RESTORING);
-        make_empty(&folder).map_err(self.io("make a folder for the restore"))?;
+        make_empty(&folder)?;
         info!(incarnation = %from.incarnation, files = files.len(), base = %source.base, "restoring");
         let restored =
             fetch(source, self.litestream, from, files, point, UnsoundResults::LeaveOut, &folder).await?;

@@ -70,7 +70,7 @@ pub(crate) async fn fetch(
                 "results.db came back unsound and is left out: all results are made anew and sent again, and what \
                      was yet to be sent of results that are gone is not"
             );
-            make_empty(folder).map_err(emptying(folder))?;
+            make_empty(folder)?;
             let is_other = |file: &&File| file.name != RESULTS_FILE;
             let others: Vec<File> = files.iter().filter(is_other).cloned().collect();
             fetch_as(site, litestream, from, &others, state, folder).await
@@ -93,14 +93,10 @@ pub(crate) async fn fetch(
             // Whatever else it was, the cut may be there at the next try.
             Err(problem) => return Err(problem),
         }
-        make_empty(folder).map_err(emptying(folder))?;
+        make_empty(folder)?;
     }
     fetch(&|_| State::At(point.milliseconds)).await?;
     Ok(Restored::Apart)
-}
-
-fn emptying(folder: &Path) -> impl Fn(std::io::Error) -> ReplicationError {
-    |source| ReplicationError::Io { path: folder.display().to_string(), doing: "empty the folder", source }
 }
 
 /// Fetches each file in the state that is wanted of it.
@@ -171,17 +167,24 @@ impl Progress {
 }
 
 /// Makes a folder, or empties one that is there, and may be where a volume is mounted.
-pub(super) fn make_empty(folder: &Path) -> std::io::Result<()> {
-    match std::fs::create_dir(folder) {
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-        outcome => return outcome,
-    }
-    for entry in std::fs::read_dir(folder)? {
-        let entry = entry?;
-        match entry.file_type()?.is_dir() {
-            true => std::fs::remove_dir_all(entry.path())?,
-            false => std::fs::remove_file(entry.path())?,
+pub(super) fn make_empty(folder: &Path) -> Result<(), ReplicationError> {
+    let make = || {
+        match std::fs::create_dir(folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            outcome => return outcome,
         }
-    }
-    Ok(())
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            match entry.file_type()?.is_dir() {
+                true => std::fs::remove_dir_all(entry.path())?,
+                false => std::fs::remove_file(entry.path())?,
+            }
+        }
+        Ok(())
+    };
+    make().map_err(|source| ReplicationError::Io {
+        path: folder.display().to_string(),
+        doing: "make an empty folder of it",
+        source,
+    })
 }

@@ -57,13 +57,19 @@ impl Dispatcher {
         let taken = self.routes.joins().to_vec();
         let (results, name) = (Arc::clone(&self.results), self.name.clone());
         blocking(move || results.unsubscribe_others(&name, &taken)).await?;
-        let is_known = |join: &&JoinId| subscriptions.iter().any(|(known, _)| known == *join);
-        let (known, new): (Vec<JoinId>, Vec<JoinId>) = self.routes.joins().iter().partition(is_known);
-        let (whole, partly): (Vec<JoinId>, Vec<JoinId>) =
-            known.iter().partition(|join| subscriptions.contains(&(**join, true)));
+        self.joins.clear();
         // A stop may have come amid a hand-over. It is begun again, and what went of it meanwhile is told first.
-        self.joins = known;
-        if whole.len() == self.routes.joins().len() {
+        let (mut partly, mut new) = (Vec::new(), Vec::new());
+        for join in self.routes.joins() {
+            match subscriptions.iter().find(|(known, _)| known == join) {
+                Some((_, is_whole)) => {
+                    self.joins.push(*join);
+                    partly.extend((!is_whole).then_some(*join));
+                }
+                None => new.push(*join),
+            }
+        }
+        if partly.is_empty() && new.is_empty() {
             return Ok(start);
         }
         // A letter of a new join is from before the sink or the join was gone. What it tells is handed over, or was
