@@ -24,6 +24,7 @@ use tracing::{debug, info, warn};
 use crate::error::Error;
 use crate::metrics::{Metrics, Reason};
 use children::Children;
+use names::FIELD_MANAGER;
 use secrets::Secrets;
 use woken::Woken;
 use worker::Awaited;
@@ -33,11 +34,14 @@ mod apply;
 pub(crate) mod build;
 mod children;
 mod kinds;
+mod names;
 mod node_loss;
+mod object;
 mod observe;
 mod publish;
 mod replica;
 mod secrets;
+mod slot;
 mod status;
 mod validate;
 mod woken;
@@ -45,9 +49,6 @@ mod worker;
 
 #[cfg(test)]
 mod tests;
-
-/// Under whose name fields are ours.
-pub(crate) const FIELD_MANAGER: &str = "litejoin-operator";
 
 /// How often a pipeline is looked at that nothing happens to.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(300);
@@ -185,8 +186,8 @@ fn after(outcome: Outcome, context: &Arc<Context>) {
 
 /// Everything whose change may concern a pipeline, beside what refers to it.
 fn watches(client: &Client, scope: &Scope) -> Controller<DynamicObject> {
-    let ours = || watcher::Config::default().labels(build::names::MANAGED_BY_SELECTOR);
-    let of_pipelines = || watcher::Config::default().labels(build::names::PIPELINE_LABEL);
+    let ours = || watcher::Config::default().labels(names::MANAGED_BY_SELECTOR);
+    let of_pipelines = || watcher::Config::default().labels(names::PIPELINE_LABEL);
     let any = watcher::Config::default;
     let pipelines = kinds::resource(Kind::Pipeline);
     Controller::new_with(dynamic(client, scope, Kind::Pipeline), any(), pipelines)
@@ -202,12 +203,8 @@ fn watches(client: &Client, scope: &Scope) -> Controller<DynamicObject> {
 
 /// The pipeline whose label an object has.
 fn by_label<K: Resource>(object: &K) -> Option<ObjectRef<DynamicObject>> {
-    let name = object.labels().get(build::names::PIPELINE_LABEL)?;
-    object.namespace().map(|namespace| pipeline_ref(name, &namespace))
-}
-
-fn pipeline_ref(name: &str, namespace: &str) -> ObjectRef<DynamicObject> {
-    ObjectRef::new_with(name, kinds::resource(Kind::Pipeline)).within(namespace)
+    let name = object.labels().get(names::PIPELINE_LABEL)?;
+    object.namespace().map(|namespace| kinds::pipeline_ref(name, &namespace))
 }
 
 fn dynamic(client: &Client, scope: &Scope, kind: Kind) -> Api<DynamicObject> {

@@ -8,9 +8,11 @@ use litejoin_crds::quantity;
 use serde_json::{Value, json};
 use tracing::info;
 
-use super::FIELD_MANAGER;
-use super::build::{Desired, Slot, hash, names};
+use super::build::{Desired, hash};
+use super::names::{self, FIELD_MANAGER};
+use super::object::is_ours;
 use super::observe::Observed;
+use super::slot::Slot;
 use crate::error::{Doing, Error};
 
 /// One write.
@@ -53,14 +55,6 @@ pub(crate) fn changes(observed: &Observed, desired: &Desired) -> Vec<Change> {
 pub(crate) fn is_written(observed: &Observed, desired: &Desired, slot: Slot) -> bool {
     let (live, wanted) = (observed.built.get(&slot), desired.objects.get(&slot));
     wanted.is_none_or(|wanted| live.is_some_and(|live| says(live, &signed(wanted))))
-}
-
-/// Whether an object is ours to write: its owner is this Pipeline, or we made it and it lost its owner.
-pub(crate) fn is_ours(live: &DynamicObject, pipeline_uid: &str) -> bool {
-    match live.owner_references().iter().find(|owner| owner.controller == Some(true)) {
-        Some(owner) => owner.uid == pipeline_uid,
-        None => live.labels().get("app.kubernetes.io/managed-by").is_some_and(|by| by == FIELD_MANAGER),
-    }
 }
 
 /// The object with a hash of itself, by which a field is seen that was ours and is not wanted any more.

@@ -3,21 +3,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kube::api::ApiResource;
 use litejoin_crds::PipelineSpec;
 use serde_json::{Value, json};
 
-use super::apply::is_ours;
+use super::names;
+use super::object::is_ours;
 use super::observe::Observed;
+use super::slot::Slot;
 use super::validate::{Config, Verdict};
 
 mod config_map;
 mod drill;
-pub(crate) mod names;
 mod network_policy;
 mod overrides;
 mod pod;
-pub(crate) mod pod_monitor;
+mod pod_monitor;
 mod replication;
 mod services;
 mod stateful_set;
@@ -32,55 +32,6 @@ pub(crate) struct Operator {
     pub(crate) worker_image: String,
     /// Where the operator's own pods are.
     pub(crate) namespace: String,
-}
-
-/// Where an object belongs. The order is that in which they are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Slot {
-    ServiceAccount,
-    ConfigMap,
-    HeadlessService,
-    Service,
-    NetworkPolicy,
-    PodMonitor,
-    StatefulSet,
-    CronJob,
-}
-
-impl Slot {
-    pub(crate) const ALL: [Self; 8] = [
-        Self::ServiceAccount,
-        Self::ConfigMap,
-        Self::HeadlessService,
-        Self::Service,
-        Self::NetworkPolicy,
-        Self::PodMonitor,
-        Self::StatefulSet,
-        Self::CronJob,
-    ];
-
-    /// The address of its kind.
-    pub(crate) fn resource(self) -> ApiResource {
-        match self {
-            Self::ServiceAccount => ApiResource::erase::<k8s_openapi::api::core::v1::ServiceAccount>(&()),
-            Self::ConfigMap => ApiResource::erase::<k8s_openapi::api::core::v1::ConfigMap>(&()),
-            Self::HeadlessService | Self::Service => {
-                ApiResource::erase::<k8s_openapi::api::core::v1::Service>(&())
-            }
-            Self::NetworkPolicy => ApiResource::erase::<k8s_openapi::api::networking::v1::NetworkPolicy>(&()),
-            Self::PodMonitor => pod_monitor::resource(),
-            Self::StatefulSet => ApiResource::erase::<k8s_openapi::api::apps::v1::StatefulSet>(&()),
-            Self::CronJob => ApiResource::erase::<k8s_openapi::api::batch::v1::CronJob>(&()),
-        }
-    }
-
-    /// What it is called for a pipeline of this name.
-    pub(crate) fn name(self, pipeline: &str) -> String {
-        match self {
-            Self::HeadlessService => names::headless_service(pipeline),
-            _ => pipeline.to_owned(),
-        }
-    }
 }
 
 /// What is to be there.

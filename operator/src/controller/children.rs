@@ -14,7 +14,7 @@ use litejoin_crds::kind::Kind;
 use tracing::warn;
 
 use super::kinds;
-use super::observe::Object;
+use super::object::Object;
 use super::woken::Woken;
 
 /// All children of all pipelines.

@@ -10,21 +10,16 @@ use kube::{Client, ResourceExt};
 use litejoin_crds::PipelineSpec;
 use litejoin_crds::kind::Kind;
 use litejoin_crds::names::{is_pipeline, is_secret};
-use litejoin_crds::status::ChildStatus;
-use litejoin_crds::validate::Document;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::admin;
-use super::apply::is_ours;
-use super::build::{Slot, names, pod_monitor};
 use super::children::Children;
-use super::kinds;
 use super::node_loss::Lost;
+use super::object::{Object, is_ours};
 use super::secrets::Secrets;
+use super::slot::Slot;
+use super::{kinds, names};
 use crate::error::{Doing, Error};
-
-/// The condition by which a child is told to run.
-pub(crate) const PROGRAMMED: &str = "Programmed";
 
 /// What there is of one pipeline.
 pub(crate) struct Observed {
@@ -48,62 +43,6 @@ pub(crate) struct Observed {
     pub(crate) unwritten: Option<String>,
 }
 
-/// A document of ours as the API server has it.
-pub(crate) struct Object {
-    pub(crate) kind: Kind,
-    pub(crate) name: String,
-    pub(crate) namespace: String,
-    pub(crate) uid: String,
-    pub(crate) generation: i64,
-    /// Which write of it this is; later ones have larger numbers. `None` where the API server has no numbers.
-    pub(crate) version: Option<u64>,
-    pub(crate) spec: Value,
-    pub(crate) status: Value,
-}
-
-impl Object {
-    pub(crate) fn new(kind: Kind, object: &DynamicObject) -> Self {
-        Self {
-            kind,
-            name: object.name_any(),
-            namespace: object.namespace().unwrap_or_default(),
-            uid: object.uid().unwrap_or_default(),
-            generation: object.metadata.generation.unwrap_or_default(),
-            version: version(object),
-            spec: object.data["spec"].clone(),
-            status: object.data["status"].clone(),
-        }
-    }
-
-    /// Whether this was read as it was before `other`, the same document.
-    pub(crate) fn is_before(&self, other: &DynamicObject) -> bool {
-        self.version.zip(version(other)).is_some_and(|(here, other)| here < other)
-    }
-
-    /// Whether it was told of a child that the worker runs it as it is written now.
-    pub(crate) fn is_programmed(&self) -> bool {
-        let status: ChildStatus = serde_json::from_value(self.status.clone()).unwrap_or_default();
-        status.conditions.iter().any(|condition| {
-            condition.type_ == PROGRAMMED
-                && condition.status == "True"
-                && condition.observed_generation == Some(self.generation)
-        })
-    }
-
-    /// What its author wrote.
-    pub(crate) fn document(&self) -> Document {
-        let metadata = json!({ "name": self.name, "namespace": self.namespace });
-        let (api_version, kind) = (litejoin_crds::API_VERSION, self.kind.as_str());
-        Document {
-            value: json!({ "apiVersion": api_version, "kind": kind, "metadata": metadata, "spec": self.spec }),
-        }
-    }
-}
-
-fn version(object: &DynamicObject) -> Option<u64> {
-    object.metadata.resource_version.as_ref()?.parse().ok()
-}
-
 impl Observed {
     /// Whether the operator is to leave everything as it is.
     pub(crate) fn is_paused(&self) -> bool {
@@ -112,7 +51,7 @@ impl Observed {
 
     /// The spec as a type, if it can be read as one; what can't be is a complaint.
     pub(crate) fn spec(&self) -> PipelineSpec {
-        spec(&self.pipeline)
+        self.pipeline.pipeline_spec()
     }
 }
 
@@ -137,7 +76,7 @@ pub(crate) async fn observe(
     };
     let pipeline = Object::new(Kind::Pipeline, &pipeline);
     let children = children.of(namespace, name);
-    let wants_monitor = spec(&pipeline).pod_monitor.enabled;
+    let wants_monitor = pipeline.pipeline_spec().pod_monitor.enabled;
     let (built, pod_monitors_served, claim, pod) = tokio::try_join!(
         built(client, namespace, name),
         async { if wants_monitor { pod_monitors_served(client).await } else { Ok(false) } },
@@ -167,7 +106,7 @@ pub(crate) async fn observe(
     }
     secrets.note(namespace, name, &named);
     let read = values(client, namespace, named).await?;
-    let keys = admin::Keys::of(&spec(&pipeline), |reference| {
+    let keys = admin::Keys::of(&pipeline.pipeline_spec(), |reference| {
         let value = read.get(&reference.name)?.as_ref()?.get(&reference.key)?;
         Some(value.0.as_slice())
     });
@@ -192,11 +131,6 @@ pub(crate) async fn observe(
 /// What a Secret holds, by key.
 type SecretData = BTreeMap<String, ByteString>;
 
-/// The spec as a type, if it can be read as one; what can't be is a complaint.
-fn spec(pipeline: &Object) -> PipelineSpec {
-    serde_json::from_value(pipeline.spec.clone()).unwrap_or_default()
-}
-
 async fn built(
     client: &Client,
     namespace: &str,
@@ -218,10 +152,10 @@ async fn built(
 
 /// Whether the Prometheus operator's kinds are known here.
 async fn pod_monitors_served(client: &Client) -> Result<bool, Error> {
-    match client.list_api_group_resources(pod_monitor::API_VERSION).await {
-        Ok(list) => Ok(list.resources.iter().any(|resource| resource.kind == pod_monitor::resource().kind)),
+    match client.list_api_group_resources(kinds::POD_MONITOR_API_VERSION).await {
+        Ok(list) => Ok(list.resources.iter().any(|resource| resource.kind == kinds::pod_monitor().kind)),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
-        Err(error) => Err(error).doing(|| format!("ask for the kinds of {}", pod_monitor::API_VERSION)),
+        Err(error) => Err(error).doing(|| format!("ask for the kinds of {}", kinds::POD_MONITOR_API_VERSION)),
     }
 }
 

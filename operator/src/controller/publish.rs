@@ -11,9 +11,11 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
-use super::observe::{Object, Observed};
+use super::names::FIELD_MANAGER;
+use super::object::Object;
+use super::observe::Observed;
 use super::status::{Statuses, orphan};
-use super::{Context, FIELD_MANAGER, kinds};
+use super::{Context, kinds};
 use crate::error::{Doing, Error};
 
 /// The longest note that an Event takes, in bytes.

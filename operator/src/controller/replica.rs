@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::observe::{Object, Observed};
+use super::object::Object;
+use super::observe::Observed;
 
 /// What it says.
 #[derive(Debug, Clone, PartialEq, Eq)]

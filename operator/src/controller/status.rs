@@ -13,11 +13,14 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use self::replication::Drills;
-use super::apply::{is_ours, is_written};
-use super::build::{CONFIG_BYTES_MAX, Desired, Slot, is_at_rest, names};
+use super::apply::is_written;
+use super::build::{CONFIG_BYTES_MAX, Desired, is_at_rest};
+use super::names;
 use super::node_loss::{self, Answer};
-use super::observe::{Object, Observed, PROGRAMMED};
+use super::object::{Object, PROGRAMMED, is_ours};
+use super::observe::Observed;
 use super::replica::place;
+use super::slot::Slot;
 use super::validate::Verdict;
 use super::worker::{Refused, Told};
 

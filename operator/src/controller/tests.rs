@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 
 use super::admin;
 use super::build::{Desired, Operator, build};
-use super::observe::{Object, Observed};
+use super::object::Object;
+use super::observe::Observed;
 use super::status::statuses;
 use super::validate::validate;
 use super::worker::Told;

@@ -10,7 +10,8 @@ use litejoin_crds::{Complaint, Plan, Reason, Severity, unsupported, validate as 
 use serde_json::Value;
 
 use super::admin;
-use super::observe::{Object, Observed, secret_keys};
+use super::object::Object;
+use super::observe::{Observed, secret_keys};
 
 /// Fields of a Pipeline that only the operator reads.
 const OPERATORS_FIELDS: [&str; 9] = [

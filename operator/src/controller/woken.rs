@@ -8,6 +8,8 @@ use kube::api::DynamicObject;
 use kube::runtime::reflector::ObjectRef;
 use tokio::sync::Notify;
 
+use super::kinds;
+
 /// Pipelines to look at.
 #[derive(Default)]
 pub(crate) struct Woken {
@@ -29,7 +31,7 @@ impl Woken {
             loop {
                 let first = woken.lock().pop_first();
                 if let Some((namespace, name)) = first {
-                    return Some((super::pipeline_ref(&name, &namespace), woken));
+                    return Some((kinds::pipeline_ref(&name, &namespace), woken));
                 }
                 woken.more.notified().await;
             }

@@ -9,7 +9,8 @@ use tracing::debug;
 
 use super::admin::{self, Closed, Door};
 use super::apply::{Change, annotate};
-use super::build::{admin_port, names};
+use super::build::admin_port;
+use super::names;
 use super::observe::Observed;
 use super::replica::Replica;
 use super::validate::Verdict;

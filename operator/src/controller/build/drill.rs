@@ -6,7 +6,8 @@ use litejoin_crds::replication::DrillSpec;
 use serde_json::{Value, json};
 
 use super::config_map::FILE;
-use super::{names, pod, stateful_set};
+use super::{pod, stateful_set};
+use crate::controller::names;
 use crate::controller::validate::Config;
 
 /// How often a job is tried before it has failed: a store may be away for a moment.

@@ -5,7 +5,8 @@ use litejoin_crds::Plan;
 use litejoin_crds::network_policy::NetworkPolicySpec;
 use serde_json::{Value, json};
 
-use super::{names, services};
+use super::services;
+use crate::controller::names;
 
 /// The NetworkPolicy's spec, for an operator of this namespace.
 pub(crate) fn spec(plan: &Plan, policy: &NetworkPolicySpec, operator_namespace: &str) -> Value {

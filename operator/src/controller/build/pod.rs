@@ -5,8 +5,9 @@ use std::path::Path;
 use litejoin_crds::PipelineSpec;
 use serde_json::{Map, Value, json};
 
-use super::{names, replication, services};
+use super::{replication, services};
 use crate::controller::build::config_map::FILE;
+use crate::controller::names;
 use crate::controller::validate::Config;
 
 /// User and group of the worker, in the image and in the pod.

@@ -3,27 +3,12 @@
 
 use std::time::Duration;
 
-use kube::api::ApiResource;
 use litejoin_crds::Plan;
 use litejoin_crds::credentials::SecretKeyRef;
 use litejoin_crds::pod_monitor::PodMonitorSpec;
 use serde_json::{Value, json};
 
-use super::names;
-
-/// Group and version of the Prometheus operator's kinds.
-pub(crate) const API_VERSION: &str = "monitoring.coreos.com/v1";
-
-/// The address of the kind.
-pub(crate) fn resource() -> ApiResource {
-    ApiResource {
-        group: "monitoring.coreos.com".to_owned(),
-        version: "v1".to_owned(),
-        api_version: API_VERSION.to_owned(),
-        kind: "PodMonitor".to_owned(),
-        plural: "podmonitors".to_owned(),
-    }
-}
+use crate::controller::names;
 
 /// The PodMonitor's spec.
 pub(crate) fn spec(plan: &Plan, monitor: &PodMonitorSpec) -> Value {

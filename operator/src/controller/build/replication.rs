@@ -12,7 +12,8 @@ use litejoin_crds::replication::{FILES_BESIDE_SHARDS, ReplicationMode};
 use serde_json::{Value, json};
 
 use super::config_map::FILE;
-use super::{names, pod};
+use super::pod;
+use crate::controller::names;
 use crate::controller::observe::Observed;
 use crate::controller::validate::Config;
 

@@ -8,7 +8,7 @@ use litejoin_crds::address::Address;
 use litejoin_crds::plan::{SinkKind, SourceKind};
 use serde_json::{Value, json};
 
-use super::names;
+use crate::controller::names;
 use crate::controller::validate::is_open;
 
 /// A listener that clients of the cluster reach.

@@ -10,7 +10,8 @@ use litejoin_crds::{defaults, plan};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{names, overrides, pod};
+use super::{overrides, pod};
+use crate::controller::names;
 use crate::controller::validate::Config;
 
 /// The image of a worker whose Pipeline names none: the one that it was made with, until a restart that there is

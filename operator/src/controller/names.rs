@@ -1,8 +1,13 @@
 //! What objects are called and labelled. Labels of the user's own documents are never copied: tools that watch by
 //! labels would take what we build for theirs, and remove it.
 
+use kube::ResourceExt;
 use serde_json::{Value, json};
 
+/// The field manager under whose name the API server keeps which fields are ours.
+pub(crate) const FIELD_MANAGER: &str = "litejoin-operator";
+/// The label that names the program which made an object.
+const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// What the operator's own pods are called by `app.kubernetes.io/name`, as the chart writes it.
 pub(crate) const OPERATOR: &str = "litejoin-operator";
 /// Label that names the pipeline; StatefulSets select their pods by it.
@@ -21,10 +26,16 @@ pub(crate) const CONFIG_ANNOTATION: &str = "litejoin.io/config";
 /// The volume of the data.
 pub(crate) const DATA_VOLUME: &str = "data";
 
+/// Whether the object has the label of what this operator made.
+pub(crate) fn is_managed(object: &impl ResourceExt) -> bool {
+    object.labels().get(MANAGED_BY_LABEL).is_some_and(|manager| manager == FIELD_MANAGER)
+}
+
+/// Labels of every object that is built for a pipeline.
 pub(crate) fn labels(pipeline: &str) -> Value {
     json!({
         "app.kubernetes.io/name": "litejoin",
-        "app.kubernetes.io/managed-by": "litejoin-operator",
+        MANAGED_BY_LABEL: FIELD_MANAGER,
         PIPELINE_LABEL: pipeline,
     })
 }
@@ -39,14 +50,17 @@ pub(crate) fn drill_labels(pipeline: &str) -> Value {
     json!({ "app.kubernetes.io/name": "litejoin-drill", PIPELINE_LABEL: pipeline })
 }
 
+/// The headless Service, which gives the pod its name in DNS.
 pub(crate) fn headless_service(pipeline: &str) -> String {
     format!("{pipeline}-headless")
 }
 
+/// The only pod of the StatefulSet.
 pub(crate) fn pod(pipeline: &str) -> String {
     format!("{pipeline}-0")
 }
 
+/// The claim of the pod's volume, as the StatefulSet names it.
 pub(crate) fn claim(pipeline: &str) -> String {
     format!("{DATA_VOLUME}-{pipeline}-0")
 }

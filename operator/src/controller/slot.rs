@@ -1,0 +1,54 @@
+//! The objects that a pipeline can have, one of each: their kinds and names.
+
+use kube::api::ApiResource;
+
+use super::{kinds, names};
+
+/// Where an object belongs. The order is that in which they are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Slot {
+    ServiceAccount,
+    ConfigMap,
+    HeadlessService,
+    Service,
+    NetworkPolicy,
+    PodMonitor,
+    StatefulSet,
+    CronJob,
+}
+
+impl Slot {
+    pub(crate) const ALL: [Self; 8] = [
+        Self::ServiceAccount,
+        Self::ConfigMap,
+        Self::HeadlessService,
+        Self::Service,
+        Self::NetworkPolicy,
+        Self::PodMonitor,
+        Self::StatefulSet,
+        Self::CronJob,
+    ];
+
+    /// The address of its kind.
+    pub(crate) fn resource(self) -> ApiResource {
+        match self {
+            Self::ServiceAccount => ApiResource::erase::<k8s_openapi::api::core::v1::ServiceAccount>(&()),
+            Self::ConfigMap => ApiResource::erase::<k8s_openapi::api::core::v1::ConfigMap>(&()),
+            Self::HeadlessService | Self::Service => {
+                ApiResource::erase::<k8s_openapi::api::core::v1::Service>(&())
+            }
+            Self::NetworkPolicy => ApiResource::erase::<k8s_openapi::api::networking::v1::NetworkPolicy>(&()),
+            Self::PodMonitor => kinds::pod_monitor(),
+            Self::StatefulSet => ApiResource::erase::<k8s_openapi::api::apps::v1::StatefulSet>(&()),
+            Self::CronJob => ApiResource::erase::<k8s_openapi::api::batch::v1::CronJob>(&()),
+        }
+    }
+
+    /// What it is called for a pipeline of this name.
+    pub(crate) fn name(self, pipeline: &str) -> String {
+        match self {
+            Self::HeadlessService => names::headless_service(pipeline),
+            _ => pipeline.to_owned(),
+        }
+    }
+}
