@@ -1,6 +1,7 @@
 //! Addresses to listen on: `host:port`, or `:port` for every interface; port 0 lets the system choose.
 
 use std::fmt;
+use std::net::IpAddr;
 
 /// An address to listen on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +65,13 @@ impl Address {
             }
     }
 
+    /// Whether only programs of the same machine, or the same pod, can reach it.
+    pub fn is_loopback(&self) -> bool {
+        self.host
+            .as_deref()
+            .is_some_and(|host| host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback()))
+    }
+
     /// The interface, with names for the same thing made one; `None` is every interface.
     fn interface(&self) -> Option<String> {
         match self.host.as_deref()?.to_ascii_lowercase().as_str() {
@@ -108,6 +116,21 @@ mod tests {
         ];
         for (text, message) in table {
             assert_eq!(Address::parse(text), Err(message.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn loopback_is_told_from_what_others_reach() {
+        let table = [
+            (":80", false),
+            ("0.0.0.0:80", false),
+            ("db.internal:80", false),
+            ("localhost:80", true),
+            ("127.0.0.1:80", true),
+            ("[::1]:80", true),
+        ];
+        for (text, loopback) in table {
+            assert_eq!(Address::parse(text).unwrap().is_loopback(), loopback, "{text}");
         }
     }
 

@@ -6,46 +6,38 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::batch::v1::CronJob;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service, ServiceAccount};
-use k8s_openapi::api::networking::v1::NetworkPolicy;
-use kube::api::{Api, DynamicObject};
-use kube::runtime::controller::{self, Action, Config, Controller};
-use kube::runtime::events::{Recorder, Reporter};
+use kube::api::DynamicObject;
+use kube::runtime::controller::{self, Action, Config};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher;
-use kube::{Client, Resource, ResourceExt};
+use kube::{Client, ResourceExt};
 use litejoin_crds::error::chain;
-use litejoin_crds::kind::Kind;
-use tokio::sync::watch;
+use tokio::sync::watch::Receiver;
 use tracing::{debug, info, warn};
 
 use crate::error::Error;
 use crate::metrics::{Metrics, Reason};
-use children::Children;
-use names::FIELD_MANAGER;
-use secrets::Secrets;
-use woken::Woken;
-use worker::Awaited;
+use publish::Publisher;
+use status::Findings;
+use watch::{Children, PendingReconciles, SecretWatch};
+use worker::{Awaited, Workers};
 
-mod admin;
 mod apply;
-pub(crate) mod build;
-mod children;
+mod build;
 mod kinds;
 mod names;
 mod node_loss;
 mod object;
 mod observe;
 mod publish;
-mod replica;
-mod secrets;
 mod slot;
 mod status;
 mod validate;
-mod woken;
+mod watch;
 mod worker;
+
+pub(crate) use build::Operator;
+pub(crate) use watch::Scope;
 
 #[cfg(test)]
 mod tests;
@@ -68,16 +60,10 @@ const FAILURES_TOLD: u32 = 3;
 /// Changes that come together are looked at once.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 
-/// Where pipelines are looked after.
-pub(crate) enum Scope {
-    Cluster,
-    Namespace(String),
-}
-
 /// What the operator was told at its start.
 pub(crate) struct Settings {
     pub(crate) scope: Scope,
-    pub(crate) operator: build::Operator,
+    pub(crate) operator: Operator,
     /// Pipelines that are worked on at once.
     pub(crate) concurrency: u16,
     /// How long after its time a pod may still be there before its node counts as lost, if it does not answer.
@@ -87,12 +73,12 @@ pub(crate) struct Settings {
 /// What every reconcile needs.
 struct Context {
     client: Client,
-    operator: build::Operator,
+    operator: Operator,
     node_loss_after: Duration,
     children: Children,
-    secrets: Arc<Secrets>,
-    workers: worker::Workers,
-    recorder: Recorder,
+    secret_watch: Arc<SecretWatch>,
+    workers: Workers,
+    publisher: Publisher,
     metrics: Arc<Metrics>,
     /// Failures in a row, by pipeline.
     failures: Mutex<HashMap<String, u32>>,
@@ -107,22 +93,21 @@ pub(crate) async fn run(
     client: Client,
     settings: Settings,
     metrics: Arc<Metrics>,
-    mut stopped: watch::Receiver<bool>,
+    mut stopped: Receiver<bool>,
 ) {
-    let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: None };
-    let woken = Arc::new(Woken::default());
-    let children = Children::watch(|kind| dynamic(&client, &settings.scope, kind), &woken);
-    let secrets = Secrets::watch(typed(&client, &settings.scope), &woken);
+    let pending = Arc::new(PendingReconciles::default());
+    let children = Children::start(|kind| watch::dynamic(&client, &settings.scope, kind), &pending);
+    let secret_watch = SecretWatch::start(watch::typed(&client, &settings.scope), &pending);
     children.known().await;
-    let controller = watches(&client, &settings.scope).reconcile_on(woken.pipelines());
+    let controller = watch::controller(&client, &settings.scope).reconcile_on(pending.pipelines());
     let context = Arc::new(Context {
         client: client.clone(),
         children,
-        secrets,
+        secret_watch,
         operator: settings.operator,
         node_loss_after: settings.node_loss_after,
-        workers: worker::Workers::new(),
-        recorder: Recorder::new(client.clone(), reporter),
+        workers: Workers::new(),
+        publisher: Publisher::new(client),
         metrics,
         failures: Mutex::default(),
         awaited: Mutex::default(),
@@ -184,47 +169,6 @@ fn after(outcome: Outcome, context: &Arc<Context>) {
     }
 }
 
-/// Everything whose change may concern a pipeline, beside what refers to it.
-fn watches(client: &Client, scope: &Scope) -> Controller<DynamicObject> {
-    let ours = || watcher::Config::default().labels(names::MANAGED_BY_SELECTOR);
-    let of_pipelines = || watcher::Config::default().labels(names::PIPELINE_LABEL);
-    let any = watcher::Config::default;
-    let pipelines = kinds::resource(Kind::Pipeline);
-    Controller::new_with(dynamic(client, scope, Kind::Pipeline), any(), pipelines)
-        .owns(typed::<StatefulSet>(client, scope), ours())
-        .owns(typed::<ConfigMap>(client, scope), ours())
-        .owns(typed::<Service>(client, scope), ours())
-        .owns(typed::<ServiceAccount>(client, scope), ours())
-        .owns(typed::<NetworkPolicy>(client, scope), ours())
-        .owns(typed::<CronJob>(client, scope), ours())
-        .watches(typed::<Pod>(client, scope), of_pipelines(), |pod| by_label(&pod))
-        .watches(typed::<PersistentVolumeClaim>(client, scope), of_pipelines(), |claim| by_label(&claim))
-}
-
-/// The pipeline whose label an object has.
-fn by_label<K: Resource>(object: &K) -> Option<ObjectRef<DynamicObject>> {
-    let name = object.labels().get(names::PIPELINE_LABEL)?;
-    object.namespace().map(|namespace| kinds::pipeline_ref(name, &namespace))
-}
-
-fn dynamic(client: &Client, scope: &Scope, kind: Kind) -> Api<DynamicObject> {
-    let resource = kinds::resource(kind);
-    match scope {
-        Scope::Cluster => Api::all_with(client.clone(), &resource),
-        Scope::Namespace(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
-    }
-}
-
-fn typed<K>(client: &Client, scope: &Scope) -> Api<K>
-where
-    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
-{
-    match scope {
-        Scope::Cluster => Api::all(client.clone()),
-        Scope::Namespace(namespace) => Api::namespaced(client.clone(), namespace),
-    }
-}
-
 type Outcome = Result<(ObjectRef<DynamicObject>, Action), controller::Error<Error, watcher::Error>>;
 
 async fn reconcile(trigger: Arc<DynamicObject>, context: Arc<Context>) -> Result<Action, Error> {
@@ -249,53 +193,59 @@ async fn steps(
 ) -> Result<Action, Error> {
     let client = &context.client;
     let now = jiff::Timestamp::now();
-    let Some(mut observed) =
-        observe::observe(client, &context.children, &context.secrets, namespace, name).await?
+    let Some(observed) =
+        observe::observe(client, &context.children, &context.secret_watch, namespace, name).await?
     else {
         // What was built is taken down by the cluster: everything of ours has an owner. Its children stay.
         let children = context.children.of(namespace, name);
         context.awaited().remove(&format!("{namespace}/{name}"));
-        publish::publish_orphans(context, &children, name).await?;
+        context.publisher.publish_orphans(&children, name).await?;
         return Ok(Action::await_change());
     };
     if trigger.is_some_and(|trigger| observed.pipeline.is_before(trigger)) {
         // Its status may look as if it said already what is so now.
         return Ok(Action::requeue(STALE_AGAIN));
     }
-    observed.lost = node_loss::look(client, &observed, context.node_loss_after, now).await?;
+    let lost_node = node_loss::look(client, &observed, context.node_loss_after, now).await?;
     let verdict = validate::validate(&observed);
     let desired = build::build(&observed, &verdict, &context.operator);
     // What brings the data back waits for nothing that may be refused.
-    let mut changes = node_loss::changes(&observed);
+    let mut changes = node_loss::changes(&observed, lost_node.as_ref());
     changes.extend(desired.iter().flat_map(|desired| apply::changes(&observed, desired)));
     if observed.is_paused() {
         changes.clear();
     }
     let applied = apply::apply(client, namespace, changes).await;
-    let told = context.workers.ask(&observed, &verdict).await;
+    let report = context.workers.ask(&observed, &verdict).await;
+    let findings = Findings {
+        observed: &observed,
+        verdict: &verdict,
+        desired: desired.as_ref(),
+        report: &report,
+        lost_node: lost_node.as_ref(),
+        unwritten: None,
+    };
     if let Err(error) = &applied
         && context.failures_of(namespace, name) + 1 >= FAILURES_TOLD
         && let Some(answer) = error.answer()
     {
-        observed.unwritten = Some(answer);
-        let statuses = status::statuses(&observed, &verdict, desired.as_ref(), &told, now);
-        publish::publish(context, &observed, statuses).await?;
+        let statuses = status::statuses(&Findings { unwritten: Some(&answer), ..findings }, now);
+        context.publisher.publish(&observed, statuses).await?;
     }
     let applied = applied?;
-    if let Some(nudge) = worker::nudge(&observed, &verdict, &told) {
+    if let Some(nudge) = worker::nudge(&observed, &verdict, &report) {
         apply::apply(client, namespace, vec![nudge]).await?;
         context.metrics.writes.inc();
     }
-    let statuses = status::statuses(&observed, &verdict, desired.as_ref(), &told, now);
-    let published = publish::publish(context, &observed, statuses).await?;
+    let published = context.publisher.publish(&observed, status::statuses(&findings, now)).await?;
     context.metrics.writes.inc_by((applied + published) as u64);
     if applied + published > 0 {
         info!(pipeline = format!("{namespace}/{name}"), applied, published, "reconciled");
     }
     let lacks_pod = verdict.config.is_ok() && observed.pod.is_none() && !build::is_at_rest(&observed.spec());
-    let awaited = told.is_awaited().then(|| Awaited::of(&observed, &verdict));
+    let awaited = report.is_awaited().then(|| Awaited::of(&observed, &verdict));
     let waits = [
-        told.look_again_after(context.awaits(namespace, name, awaited)),
+        report.look_again_after(context.awaits(namespace, name, awaited)),
         node_loss::look_again_after(&observed, context.node_loss_after, now),
         lacks_pod.then_some(NO_POD_AGAIN),
     ];

@@ -18,8 +18,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
-use crate::controller::build::Operator;
-use crate::controller::{Scope, Settings};
+use crate::controller::{Operator, Scope, Settings};
 use crate::metrics::Metrics;
 
 /// How long reconciles may take that are under way when the end is asked for.

@@ -47,7 +47,8 @@ pub(crate) fn changes(observed: &Observed, desired: &Desired) -> Vec<Change> {
             _ => {}
         }
     }
-    changes.extend(desired.volume_size.as_deref().and_then(|size| grow(observed.claim.as_ref()?, size)));
+    changes
+        .extend(desired.volume_size.as_deref().and_then(|size| grow(observed.volume_claim.as_ref()?, size)));
     changes
 }
 

@@ -20,7 +20,6 @@ use tracing::debug;
 
 use super::apply::Change;
 use super::observe::Observed;
-use super::replica::place;
 use crate::error::{Doing, Error};
 
 /// How often a pod is looked at that should have ended, on a node that answers.
@@ -28,29 +27,29 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// A node that is lost, with a pod of ours on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Lost {
-    pub(crate) node: String,
-    /// By what it is seen.
-    pub(crate) sign: String,
+pub(crate) struct LostNode {
+    name: String,
+    /// Why it counts as lost.
+    sign: String,
 }
 
-/// What follows from a lost node.
+/// What follows from a lost node, with the message that says so.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Answer {
-    /// Nothing but telling what to do: somebody who knows that the node is off decides.
-    Tell(String),
-    /// The pod is replaced, and its volume.
+pub(crate) enum NodeLossAction {
+    /// The message tells the commands, and a person who knows that the node is off decides.
+    AskUser(String),
+    /// The pod and its volume are replaced.
     Replace(String),
 }
 
-/// Whether the pod's node is lost: the pod should have ended `patience` ago, and the node does not answer.
+/// The pod's node if it is lost: the pod should have ended `timeout` ago, and the node does not answer.
 pub(crate) async fn look(
     client: &Client,
     observed: &Observed,
-    patience: Duration,
+    timeout: Duration,
     now: Timestamp,
-) -> Result<Option<Lost>, Error> {
-    let is_overdue = |pod: &&Pod| overdue_in(pod, patience, now) == Some(Duration::ZERO);
+) -> Result<Option<LostNode>, Error> {
+    let is_overdue = |pod: &&Pod| overdue_in(pod, timeout, now) == Some(Duration::ZERO);
     let Some(pod) = observed.pod.as_ref().filter(is_overdue) else { return Ok(None) };
     let Some(name) = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) else { return Ok(None) };
     let nodes: Api<Node> = Api::all(client.clone());
@@ -63,19 +62,19 @@ pub(crate) async fn look(
         }
         Err(error) => return Err(error).doing(|| format!("read Node {name}")),
     };
-    Ok(sign.map(|sign| Lost { node: name, sign }))
+    Ok(sign.map(|sign| LostNode { name, sign }))
 }
 
 /// When to look again at a pod that is being deleted, if it is.
-pub(crate) fn look_again_after(observed: &Observed, patience: Duration, now: Timestamp) -> Option<Duration> {
-    let wait = overdue_in(observed.pod.as_ref()?, patience, now)?;
+pub(crate) fn look_again_after(observed: &Observed, timeout: Duration, now: Timestamp) -> Option<Duration> {
+    let wait = overdue_in(observed.pod.as_ref()?, timeout, now)?;
     Some(if wait.is_zero() { LOOK_AGAIN } else { wait + Duration::from_secs(1) })
 }
 
 /// How long until a pod that is being deleted should be gone; zero if it should be gone by now.
-fn overdue_in(pod: &Pod, patience: Duration, now: Timestamp) -> Option<Duration> {
+fn overdue_in(pod: &Pod, timeout: Duration, now: Timestamp) -> Option<Duration> {
     // The time of deletion includes the grace.
-    let due = pod.metadata.deletion_timestamp.as_ref()?.0.as_second() + patience.as_secs() as i64;
+    let due = pod.metadata.deletion_timestamp.as_ref()?.0.as_second() + timeout.as_secs() as i64;
     Some(Duration::from_secs(u64::try_from(due - now.as_second()).unwrap_or(0)))
 }
 
@@ -101,16 +100,16 @@ fn given_up(pod: &Pod) -> Option<String> {
         .then(|| "Kubernetes has given its pods up".to_owned())
 }
 
-/// What is done about it, as the Pipeline wants it.
-pub(crate) fn answer(observed: &Observed) -> Option<Answer> {
-    let (lost, pod) = (observed.lost.as_ref()?, observed.pod.as_ref()?);
+/// What is done about a lost node, as the Pipeline wants it; `None` while there is none.
+pub(crate) fn action(observed: &Observed, lost: Option<&LostNode>) -> Option<NodeLossAction> {
+    let (lost, pod) = (lost?, observed.pod.as_ref()?);
     let spec = observed.spec();
-    let what = format!("the node {} of the pod {} is lost: {}", lost.node, pod.name_any(), lost.sign);
+    let what = format!("the node {} of the pod {} is lost: {}", lost.name, pod.name_any(), lost.sign);
     let delete = |kind: &str, name: &str, more: &str| {
         format!("kubectl delete {kind} {name} -n {}{more}", observed.pipeline.namespace)
     };
     let pod_goes = delete("pod", &pod.name_any(), " --force --grace-period=0");
-    let by_hand = match &observed.claim {
+    let by_hand = match &observed.volume_claim {
         Some(claim) => format!(
             "when that node is surely off: {pod_goes}; if its disk is gone too, before that: {}",
             delete("pvc", &claim.name_any(), " --wait=false")
@@ -118,11 +117,13 @@ pub(crate) fn answer(observed: &Observed) -> Option<Answer> {
         None => format!("when that node is surely off: {pod_goes}"),
     };
     if spec.storage.on_node_loss == OnNodeLoss::Wait {
-        return Some(Answer::Tell(format!("{what}; {by_hand}")));
+        return Some(NodeLossAction::AskUser(format!("{what}; {by_hand}")));
     }
     Some(match unrestorable(observed) {
-        None => Answer::Replace(format!("{what}; its data comes back from the replica, on another node")),
-        Some(why) => Answer::Tell(format!("{what}; {why}, so it is not replaced; {by_hand}")),
+        None => {
+            NodeLossAction::Replace(format!("{what}; its data comes back from the replica, on another node"))
+        }
+        Some(why) => NodeLossAction::AskUser(format!("{what}; {why}, so it is not replaced; {by_hand}")),
     })
 }
 
@@ -134,7 +135,7 @@ fn unrestorable(observed: &Observed) -> Option<&'static str> {
     if !replication.enabled || replica.incarnation.is_none() {
         return Some("there is no whole replica to restore from");
     }
-    if replica.place != place(observed) {
+    if replica.place != observed.replica_place() {
         return Some("the replica has moved and is not whole yet at its new place");
     }
     let restores = replication.restore_on_boot && replication.restore.policy != RestorePolicy::Never;
@@ -142,17 +143,18 @@ fn unrestorable(observed: &Observed) -> Option<&'static str> {
 }
 
 /// The writes that replace what was on a lost node: the claim first, since a new pod would wait for the volume of the old.
-pub(crate) fn changes(observed: &Observed) -> Vec<Change> {
-    if !matches!(answer(observed), Some(Answer::Replace(_))) {
+pub(crate) fn changes(observed: &Observed, lost: Option<&LostNode>) -> Vec<Change> {
+    if !matches!(action(observed, lost), Some(NodeLossAction::Replace(_))) {
         return Vec::new();
     }
     let has_volume = !observed.spec().storage.ephemeral;
     let is_there = |claim: &&PersistentVolumeClaim| claim.metadata.deletion_timestamp.is_none();
-    let claim = observed.claim.as_ref().filter(is_there).filter(|_| has_volume).map(|claim| Change::Delete {
-        resource: ApiResource::erase::<PersistentVolumeClaim>(&()),
-        name: claim.name_any(),
-        uid: claim.uid().unwrap_or_default(),
-    });
+    let claim =
+        observed.volume_claim.as_ref().filter(is_there).filter(|_| has_volume).map(|claim| Change::Delete {
+            resource: ApiResource::erase::<PersistentVolumeClaim>(&()),
+            name: claim.name_any(),
+            uid: claim.uid().unwrap_or_default(),
+        });
     let pod = observed.pod.as_ref().map(|pod| Change::Abandon {
         resource: ApiResource::erase::<Pod>(&()),
         name: pod.name_any(),
@@ -172,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_overdue_after_its_grace_and_our_patience() {
+    fn a_pod_is_overdue_after_its_grace_and_our_timeout() {
         let deleted: Pod = read(json!({ "metadata": { "deletionTimestamp": "2026-01-01T00:01:00Z" } }));
         let at = |text: &str| text.parse().unwrap();
         let minute = Duration::from_secs(60);

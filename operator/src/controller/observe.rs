@@ -3,23 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::try_join_all;
-use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::{Api, DynamicObject};
 use kube::{Client, ResourceExt};
 use litejoin_crds::PipelineSpec;
 use litejoin_crds::kind::Kind;
-use litejoin_crds::names::{is_pipeline, is_secret};
-use serde_json::Value;
+use litejoin_crds::names::is_pipeline;
 
-use super::admin;
-use super::children::Children;
-use super::node_loss::Lost;
 use super::object::{Object, is_ours};
-use super::secrets::Secrets;
 use super::slot::Slot;
+use super::watch::{Children, SecretWatch};
 use super::{kinds, names};
 use crate::error::{Doing, Error};
+
+mod secrets;
+
+pub(crate) use secrets::{AdminKeys, secret_keys};
 
 /// What there is of one pipeline.
 pub(crate) struct Observed {
@@ -28,19 +27,16 @@ pub(crate) struct Observed {
     pub(crate) children: Vec<Object>,
     /// What was built before, by where it belongs.
     pub(crate) built: BTreeMap<Slot, DynamicObject>,
-    pub(crate) claim: Option<PersistentVolumeClaim>,
+    /// The claim of the pod's volume.
+    pub(crate) volume_claim: Option<PersistentVolumeClaim>,
     /// The one that our StatefulSet has made.
     pub(crate) pod: Option<Pod>,
-    /// The node of the pod, where that is gone.
-    pub(crate) lost: Option<Lost>,
     /// Names of the keys of each Secret that a document names; `None` where there is no such Secret.
     pub(crate) secrets: BTreeMap<String, Option<BTreeSet<String>>>,
     /// Whether the cluster knows PodMonitors; not asked if none is wanted.
     pub(crate) pod_monitors_served: bool,
     /// What of them the operator asks the worker with.
-    pub(crate) keys: admin::Keys,
-    /// What the API server answered to a write that it did not make, where that has gone on for a while.
-    pub(crate) unwritten: Option<String>,
+    pub(crate) keys: AdminKeys,
 }
 
 impl Observed {
@@ -53,6 +49,16 @@ impl Observed {
     pub(crate) fn spec(&self) -> PipelineSpec {
         self.pipeline.pipeline_spec()
     }
+
+    /// Where the replica of the pipeline is to be, such as `s3://bucket/prefix/shop/orders`; `None` without one.
+    pub(crate) fn replica_place(&self) -> Option<String> {
+        let replication = self.spec().replication;
+        let Object { namespace, name, .. } = &self.pipeline;
+        let identity = replication.identity.unwrap_or_else(|| format!("{namespace}/{name}"));
+        let endpoint = replication.endpoint.map(|endpoint| format!("{endpoint} ")).unwrap_or_default();
+        let url = replication.replica_url?;
+        Some(format!("{endpoint}{}/{identity}", url.trim_end_matches('/')))
+    }
 }
 
 /// Reads all there is; `None` if the Pipeline is gone or going, or can't be there. A name becomes a part of an address, so
@@ -60,7 +66,7 @@ impl Observed {
 pub(crate) async fn observe(
     client: &Client,
     children: &Children,
-    secrets: &Secrets,
+    secret_watch: &SecretWatch,
     namespace: &str,
     name: &str,
 ) -> Result<Option<Observed>, Error> {
@@ -71,7 +77,7 @@ pub(crate) async fn observe(
         false => None,
     };
     let Some(pipeline) = pipeline.filter(|pipeline| pipeline.metadata.deletion_timestamp.is_none()) else {
-        secrets.note(namespace, name, &BTreeSet::new());
+        secret_watch.note(namespace, name, &BTreeSet::new());
         return Ok(None);
     };
     let pipeline = Object::new(Kind::Pipeline, &pipeline);
@@ -93,7 +99,7 @@ pub(crate) async fn observe(
     )?;
     // What another StatefulSet of this name has is none of ours.
     let set = built.get(&Slot::StatefulSet);
-    let claim = claim.filter(|_| set.is_none_or(|set| is_ours(set, &pipeline.uid)));
+    let volume_claim = claim.filter(|_| set.is_none_or(|set| is_ours(set, &pipeline.uid)));
     let is_of_set = |pod: &Pod| {
         set.filter(|set| is_ours(set, &pipeline.uid)).and_then(ResourceExt::uid).is_some_and(|set| {
             pod.owner_references().iter().any(|owner| owner.controller == Some(true) && owner.uid == set)
@@ -104,32 +110,19 @@ pub(crate) async fn observe(
     for object in std::iter::once(&pipeline).chain(&children) {
         named.extend(secret_keys(&object.spec).into_iter().map(|(secret, _)| secret));
     }
-    secrets.note(namespace, name, &named);
-    let read = values(client, namespace, named).await?;
-    let keys = admin::Keys::of(&pipeline.pipeline_spec(), |reference| {
+    secret_watch.note(namespace, name, &named);
+    let read = secrets::read(client, namespace, named).await?;
+    let keys = AdminKeys::of(&pipeline.pipeline_spec(), |reference| {
         let value = read.get(&reference.name)?.as_ref()?.get(&reference.key)?;
         Some(value.0.as_slice())
     });
     // Of all others only the names of keys are kept.
-    let names =
-        |(secret, data): (String, Option<SecretData>)| (secret, data.map(|data| data.into_keys().collect()));
+    let names = |(secret, data): (String, Option<secrets::SecretData>)| {
+        (secret, data.map(|data| data.into_keys().collect()))
+    };
     let secrets = read.into_iter().map(names).collect();
-    Ok(Some(Observed {
-        pipeline,
-        children,
-        built,
-        claim,
-        pod,
-        lost: None,
-        secrets,
-        pod_monitors_served,
-        keys,
-        unwritten: None,
-    }))
+    Ok(Some(Observed { pipeline, children, built, volume_claim, pod, secrets, pod_monitors_served, keys }))
 }
-
-/// What a Secret holds, by key.
-type SecretData = BTreeMap<String, ByteString>;
 
 async fn built(
     client: &Client,
@@ -157,47 +150,4 @@ async fn pod_monitors_served(client: &Client) -> Result<bool, Error> {
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
         Err(error) => Err(error).doing(|| format!("ask for the kinds of {}", kinds::POD_MONITOR_API_VERSION)),
     }
-}
-
-async fn values(
-    client: &Client,
-    namespace: &str,
-    names: BTreeSet<String>,
-) -> Result<BTreeMap<String, Option<SecretData>>, Error> {
-    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let reads = names.into_iter().map(|name| {
-        let api = &api;
-        async move {
-            let secret = match is_secret(&name) {
-                true => api.get_opt(&name).await.doing(|| format!("read Secret {namespace}/{name}"))?,
-                false => None,
-            };
-            Ok((name, secret.map(|secret| secret.data.unwrap_or_default())))
-        }
-    });
-    Ok(try_join_all(reads).await?.into_iter().collect())
-}
-
-/// The Secrets that a spec names, each with its key; without one where the whole Secret is meant.
-pub(crate) fn secret_keys(spec: &Value) -> Vec<(String, Option<String>)> {
-    let mut found = Vec::new();
-    let reference = |value: &Value| {
-        let key = value["key"].as_str().map(str::to_owned);
-        value["name"].as_str().map(|name| (name.to_owned(), key))
-    };
-    match spec {
-        Value::Object(map) => {
-            for (field, value) in map {
-                match field.as_str() {
-                    "secretKeyRef" | "credentialsSecretRef" => found.extend(reference(value)),
-                    // What a user adds to the pod is kubelet's to resolve.
-                    "podTemplate" => {}
-                    _ => found.extend(secret_keys(value)),
-                }
-            }
-        }
-        Value::Array(items) => items.iter().for_each(|item| found.extend(secret_keys(item))),
-        _ => {}
-    }
-    found
 }

@@ -3,111 +3,132 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::Client;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
-use kube::runtime::events::{Event, EventType};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use litejoin_crds::API_VERSION;
 use litejoin_crds::error::chain;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
+use super::kinds;
 use super::names::FIELD_MANAGER;
 use super::object::Object;
 use super::observe::Observed;
 use super::status::{Statuses, orphan};
-use super::{Context, kinds};
 use crate::error::{Doing, Error};
 
 /// The longest note that an Event takes, in bytes.
 const NOTE_BYTES_MAX: usize = 1024;
 
-/// Writes the statuses that differ; returns how many there were.
-pub(super) async fn publish(
-    context: &Context,
-    observed: &Observed,
-    statuses: Statuses,
-) -> Result<usize, Error> {
-    let mut written = 0;
-    for (child, status) in observed.children.iter().zip(&statuses.children) {
-        written += write(context, child, status, &status.conditions).await?;
-    }
-    // Last, so that whoever waits for the Pipeline finds its children told.
-    let (pipeline, status) = (&observed.pipeline, &statuses.pipeline);
-    Ok(written + write(context, pipeline, status, &status.conditions).await?)
+/// Writes statuses and Events.
+pub(crate) struct Publisher {
+    client: Client,
+    recorder: Recorder,
 }
 
-/// Tells children that their Pipeline is not there.
-pub(super) async fn publish_orphans(
-    context: &Context,
-    children: &[Object],
-    pipeline: &str,
-) -> Result<(), Error> {
-    for child in children {
-        let status = orphan(child, pipeline, Timestamp::now());
-        write(context, child, &status, &status.conditions).await?;
+impl Publisher {
+    pub(crate) fn new(client: Client) -> Self {
+        let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: None };
+        Self { recorder: Recorder::new(client.clone(), reporter), client }
     }
-    Ok(())
-}
 
-async fn write(
-    context: &Context,
-    object: &Object,
-    status: &impl Serialize,
-    conditions: &[Condition],
-) -> Result<usize, Error> {
-    let status = serde_json::to_value(status).expect("a status is plain data");
-    if object.status == status {
-        return Ok(0);
+    /// Writes the statuses that differ; returns how many there were.
+    pub(crate) async fn publish(&self, observed: &Observed, statuses: Statuses) -> Result<usize, Error> {
+        let mut written = 0;
+        for (child, status) in observed.children.iter().zip(&statuses.children) {
+            written += self.write(child, status, &status.conditions).await?;
+        }
+        // Last, so that whoever waits for the Pipeline finds its children told.
+        let (pipeline, status) = (&observed.pipeline, &statuses.pipeline);
+        Ok(written + self.write(pipeline, status, &status.conditions).await?)
     }
-    let (kind, namespace, name) = (object.kind.as_str(), &object.namespace, &object.name);
-    let api: Api<DynamicObject> =
-        Api::namespaced_with(context.client.clone(), namespace, &kinds::resource(object.kind));
-    // Without its uid it could make a new object of the name, had this one gone.
-    let document = json!({
-        "apiVersion": API_VERSION,
-        "kind": kind,
-        "metadata": { "name": name, "uid": object.uid },
-        "status": status,
-    });
-    let parameters = PatchParams::apply(FIELD_MANAGER).force();
-    match api.patch_status(name, &parameters, &Patch::Apply(&document)).await {
-        // It has gone meanwhile. Another of its name is a conflict, and looked at anew.
-        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(0),
-        written => written.doing(|| format!("write the status of {kind} {namespace}/{name}"))?,
-    };
-    tell(context, object, conditions).await;
-    Ok(1)
-}
 
-/// Tells as Events which of the conditions that people wait for have turned, or are what they are for another reason.
-async fn tell(context: &Context, object: &Object, conditions: &[Condition]) {
-    let stalled =
-        conditions.iter().any(|condition| condition.type_ == "Stalled" && condition.status == "True");
-    for condition in conditions.iter().filter(|condition| is_news(object, condition)) {
-        let (warns, when_fine) = match condition.type_.as_str() {
-            "Ready" => (stalled, "everything runs as written"),
-            "ReplicationHealthy" => (condition.status == "False", "the replica follows the data"),
-            _ => continue,
+    /// Tells children that their Pipeline is not there.
+    pub(crate) async fn publish_orphans(&self, children: &[Object], pipeline: &str) -> Result<(), Error> {
+        for child in children {
+            let status = orphan(child, pipeline, Timestamp::now());
+            self.write(child, &status, &status.conditions).await?;
+        }
+        Ok(())
+    }
+
+    async fn write(
+        &self,
+        object: &Object,
+        status: &impl Serialize,
+        conditions: &[Condition],
+    ) -> Result<usize, Error> {
+        let status = serde_json::to_value(status).expect("a status is plain data");
+        if object.status == status {
+            return Ok(0);
+        }
+        let (kind, namespace, name) = (object.kind.as_str(), &object.namespace, &object.name);
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), namespace, &kinds::resource(object.kind));
+        // Without its uid it could make a new object of the name, had this one gone.
+        let document = json!({
+            "apiVersion": API_VERSION,
+            "kind": kind,
+            "metadata": { "name": name, "uid": object.uid },
+            "status": status,
+        });
+        let parameters = PatchParams::apply(FIELD_MANAGER).force();
+        match api.patch_status(name, &parameters, &Patch::Apply(&document)).await {
+            // It has gone meanwhile. Another of its name is a conflict, and looked at anew.
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(0),
+            written => written.doing(|| format!("write the status of {kind} {namespace}/{name}"))?,
         };
-        let note = if condition.message.is_empty() { when_fine } else { &condition.message };
-        info!(
-            kind = object.kind.as_str(),
-            namespace = object.namespace,
-            name = object.name,
-            condition = condition.type_,
-            status = condition.status,
-            reason = condition.reason,
-            message = condition.message,
-            "turned"
-        );
-        let event = Event {
-            type_: if warns { EventType::Warning } else { EventType::Normal },
-            reason: condition.reason.clone(),
-            note: Some(shortened(note)),
-            action: "Reconcile".to_owned(),
-            secondary: None,
+        self.tell(object, conditions).await;
+        Ok(1)
+    }
+
+    /// Tells as Events which of the conditions that people wait for have turned, or are what they are for another reason.
+    async fn tell(&self, object: &Object, conditions: &[Condition]) {
+        let stalled =
+            conditions.iter().any(|condition| condition.type_ == "Stalled" && condition.status == "True");
+        for condition in conditions.iter().filter(|condition| is_news(object, condition)) {
+            let (warns, when_fine) = match condition.type_.as_str() {
+                "Ready" => (stalled, "everything runs as written"),
+                "ReplicationHealthy" => (condition.status == "False", "the replica follows the data"),
+                _ => continue,
+            };
+            let note = if condition.message.is_empty() { when_fine } else { &condition.message };
+            info!(
+                kind = object.kind.as_str(),
+                namespace = object.namespace,
+                name = object.name,
+                condition = condition.type_,
+                status = condition.status,
+                reason = condition.reason,
+                message = condition.message,
+                "turned"
+            );
+            let event = Event {
+                type_: if warns { EventType::Warning } else { EventType::Normal },
+                reason: condition.reason.clone(),
+                note: Some(shortened(note)),
+                action: "Reconcile".to_owned(),
+                secondary: None,
+            };
+            self.record(object, &event).await;
+        }
+    }
+
+    async fn record(&self, object: &Object, event: &Event) {
+        let reference = ObjectReference {
+            api_version: Some(API_VERSION.to_owned()),
+            kind: Some(object.kind.as_str().to_owned()),
+            namespace: Some(object.namespace.clone()),
+            name: Some(object.name.clone()),
+            uid: Some(object.uid.clone()),
+            ..ObjectReference::default()
         };
-        record(context, object, &event).await;
+        // The status says it already; an Event is for those who look at `kubectl describe`.
+        if let Err(error) = self.recorder.publish(event, &reference).await {
+            warn!(error = chain(&error), "could not tell it as an Event");
+        }
     }
 }
 
@@ -119,21 +140,6 @@ fn is_news(object: &Object, condition: &Condition) -> bool {
         before["status"] == condition.status.as_str() && before["reason"] == condition.reason.as_str()
     };
     condition.status != "Unknown" && !before.is_some_and(same)
-}
-
-async fn record(context: &Context, object: &Object, event: &Event) {
-    let reference = ObjectReference {
-        api_version: Some(API_VERSION.to_owned()),
-        kind: Some(object.kind.as_str().to_owned()),
-        namespace: Some(object.namespace.clone()),
-        name: Some(object.name.clone()),
-        uid: Some(object.uid.clone()),
-        ..ObjectReference::default()
-    };
-    // The status says it already; an Event is for those who look at `kubectl describe`.
-    if let Err(error) = context.recorder.publish(event, &reference).await {
-        warn!(error = chain(&error), "could not tell it as an Event");
-    }
 }
 
 /// The text, cut to what an Event takes.

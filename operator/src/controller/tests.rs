@@ -10,13 +10,12 @@ use litejoin_crds::kind::Kind;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::admin;
 use super::build::{Desired, Operator, build};
 use super::object::Object;
-use super::observe::Observed;
-use super::status::statuses;
+use super::observe::{AdminKeys, Observed};
+use super::status::{Findings, statuses};
 use super::validate::validate;
-use super::worker::Told;
+use super::worker::WorkerReport;
 
 #[test]
 fn objects_and_statuses_are_as_written_down() {
@@ -59,13 +58,11 @@ fn observed(documents: &str) -> Observed {
         pipeline,
         children: objects.collect(),
         built: BTreeMap::new(),
-        claim: None,
+        volume_claim: None,
         pod: None,
-        lost: None,
         secrets: BTreeMap::from([("credentials".to_owned(), Some(BTreeSet::from(["token".to_owned()])))]),
         pod_monitors_served: true,
-        keys: admin::Keys::default(),
-        unwritten: None,
+        keys: AdminKeys::default(),
     }
 }
 
@@ -82,7 +79,17 @@ fn outcome(observed: &Observed) -> String {
         write!(text, "---\n{}", serde_yaml::to_string(object).unwrap()).unwrap();
     }
     let now = jiff::Timestamp::UNIX_EPOCH;
-    let statuses = statuses(observed, &verdict, desired.as_ref(), &Told::Absent, now);
+    let statuses = statuses(
+        &Findings {
+            observed,
+            verdict: &verdict,
+            desired: desired.as_ref(),
+            report: &WorkerReport::Absent,
+            lost_node: None,
+            unwritten: None,
+        },
+        now,
+    );
     let said = |name: &str, conditions: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition]| {
         let lines =
             conditions.iter().map(|c| format!("{} {} {}: {}", c.type_, c.status, c.reason, c.message));

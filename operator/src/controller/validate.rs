@@ -3,15 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use litejoin_crds::address::Address;
 use litejoin_crds::hash::config_hash;
 use litejoin_crds::validate::Document;
 use litejoin_crds::{Complaint, Plan, Reason, Severity, unsupported, validate as judge};
 use serde_json::Value;
 
-use super::admin;
 use super::object::Object;
 use super::observe::{Observed, secret_keys};
+
+mod admin;
 
 /// Fields of a Pipeline that only the operator reads.
 const OPERATORS_FIELDS: [&str; 9] = [
@@ -148,11 +148,4 @@ fn missing_secrets(documents: &[Document], observed: &Observed) -> Vec<Complaint
         }
     }
     complaints
-}
-
-/// Whether an address is reached from outside.
-pub(crate) fn is_open(address: &Address) -> bool {
-    !address.host.as_deref().is_some_and(|host| {
-        host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
-    })
 }

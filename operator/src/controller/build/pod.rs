@@ -5,8 +5,8 @@ use std::path::Path;
 use litejoin_crds::PipelineSpec;
 use serde_json::{Map, Value, json};
 
-use super::{replication, services};
-use crate::controller::build::config_map::FILE;
+use super::config_map::FILE;
+use super::services;
 use crate::controller::names;
 use crate::controller::validate::Config;
 
@@ -21,7 +21,7 @@ pub(super) const SECRETS_FOLDER: &str = "/etc/litejoin/secrets";
 /// How long a planned stop may take: what is on its way is delivered and the files are closed.
 pub(super) const STOP_SECONDS: u32 = 60;
 
-/// The pod's template, before what the user lays over it.
+/// The pod's template, before replication and what the user lays over it.
 pub(crate) fn template(config: &Config, spec: &PipelineSpec, image: &str, settings_hash: &str) -> Value {
     let own = &spec.pod_template;
     let mut labels = serde_json::to_value(&own.labels).expect("labels are plain data");
@@ -31,9 +31,6 @@ pub(crate) fn template(config: &Config, spec: &PipelineSpec, image: &str, settin
     let mut pod = bare(config, spec);
     pod["terminationGracePeriodSeconds"] = json!(STOP_SECONDS);
     pod["containers"] = json!([container(config, spec, image)]);
-    if spec.replication.enabled {
-        replication::add(&mut pod, config, spec);
-    }
     json!({ "metadata": { "labels": labels, "annotations": annotations }, "spec": pod })
 }
 

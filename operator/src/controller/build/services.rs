@@ -9,7 +9,6 @@ use litejoin_crds::plan::{SinkKind, SourceKind};
 use serde_json::{Value, json};
 
 use crate::controller::names;
-use crate::controller::validate::is_open;
 
 /// A listener that clients of the cluster reach.
 pub(crate) struct Port {
@@ -31,7 +30,7 @@ pub(crate) fn ports(plan: &Plan) -> Vec<Port> {
     let mut ports = Vec::new();
     for (kind, name, addr) in sources.chain(sinks) {
         let Ok(address) = Address::parse(addr) else { continue };
-        if address.port == 0 || !is_open(&address) {
+        if address.port == 0 || address.is_loopback() {
             continue;
         }
         let plain = label(name);

@@ -10,7 +10,7 @@ use litejoin_crds::{defaults, plan};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{overrides, pod};
+use super::{overrides, pod, replication};
 use crate::controller::names;
 use crate::controller::validate::Config;
 
@@ -39,6 +39,9 @@ pub(crate) fn spec(
 ) -> Value {
     let image = spec.image.as_deref().unwrap_or(default_image);
     let mut template = pod::template(config, spec, image, &settings_hash(config, spec));
+    if spec.replication.enabled {
+        replication::add(&mut template["spec"], config, spec);
+    }
     if let Some(over) = &spec.pod_template.overrides {
         overrides::merge(&mut template, over);
     }

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 
-use super::{Fact, Holds};
+use super::condition::{Fact, Holds};
 
 const KIND: &str = "WorkerReady";
 

@@ -10,9 +10,8 @@ use litejoin_crds::PipelineSpec;
 use litejoin_crds::duration::DurationText;
 use litejoin_crds::status::ReplicationStatus;
 
-use super::{Fact, Holds};
-use crate::controller::replica::Replica;
-use crate::controller::worker::Told;
+use super::condition::{Fact, Holds, read};
+use crate::controller::worker::{Replica, WorkerReport};
 
 const KIND: &str = "ReplicationHealthy";
 
@@ -43,7 +42,7 @@ impl Drills {
     pub(super) fn of(cron: Option<&DynamicObject>) -> Self {
         let Some(cron) = cron else { return Self::default() };
         let CronJobStatus { active, last_schedule_time: due, last_successful_time: good } =
-            super::read(&cron.data["status"]);
+            read(&cron.data["status"]);
         let is_over = active.is_none_or(|active| active.is_empty());
         let failed = due.filter(|due| is_over && good.as_ref().is_none_or(|good| good.0 < due.0));
         Self { last_good: good, failed }
@@ -52,17 +51,20 @@ impl Drills {
 
 /// Whether the replica is about as new as the data, and can be restored as far as that was tried; `None` for a pipeline
 /// without one.
-pub(super) fn healthy(spec: &PipelineSpec, told: &Told, drills: &Drills) -> Option<Fact> {
+pub(super) fn healthy(spec: &PipelineSpec, report: &WorkerReport, drills: &Drills) -> Option<Fact> {
     if !spec.replication.enabled {
         return None;
     }
     let unknown = |why: &str| Fact::new(KIND, Holds::Unknown, "NothingTold", why);
-    Some(match told {
-        Told::Absent | Told::Silent { .. } => unknown("the worker has not said how far the replica is"),
-        Told::Runs { replica: None, .. } | Told::Behind { replica: None, .. } => {
+    Some(match report {
+        WorkerReport::Absent | WorkerReport::Silent { .. } => {
+            unknown("the worker has not said how far the replica is")
+        }
+        WorkerReport::Runs { replica: None, .. } | WorkerReport::Behind { replica: None, .. } => {
             unknown("the worker does not replicate yet")
         }
-        Told::Runs { replica: Some(replica), .. } | Told::Behind { replica: Some(replica), .. } => {
+        WorkerReport::Runs { replica: Some(replica), .. }
+        | WorkerReport::Behind { replica: Some(replica), .. } => {
             judged(replica, lag_max(&spec.replication.sync_interval), drills)
         }
     })
@@ -101,18 +103,19 @@ fn lag_max(sync_interval: &DurationText) -> Duration {
 
 /// What is kept of it in the status: what was said last stays while nothing is said.
 pub(super) fn status(
-    told: &Told,
+    report: &WorkerReport,
     place: Option<String>,
     drills: &Drills,
     before: Option<ReplicationStatus>,
 ) -> Option<ReplicationStatus> {
-    let (Told::Runs { replica: Some(replica), .. } | Told::Behind { replica: Some(replica), .. }) = told
+    let (WorkerReport::Runs { replica: Some(replica), .. }
+    | WorkerReport::Behind { replica: Some(replica), .. }) = report
     else {
         return before;
     };
     let before = before.unwrap_or_default();
     // A replica that is not complete is none to be restored from; and one that is behind may write to the place before.
-    let is_whole = replica.is_ready && matches!(told, Told::Runs { .. });
+    let is_whole = replica.is_ready && matches!(report, WorkerReport::Runs { .. });
     let (incarnation, place) =
         if is_whole { (replica.incarnation, place) } else { (before.incarnation, before.place) };
     Some(ReplicationStatus {
@@ -214,15 +217,15 @@ mod tests {
 
     #[test]
     fn the_status_names_a_copy_that_can_be_restored_and_keeps_it() {
-        let runs = |replica| Told::Runs { refused: Vec::new(), replica };
+        let runs = |replica| WorkerReport::Runs { refused: Vec::new(), replica };
         let place = || Some("file:///r/n/p".to_owned());
-        let status = |told: &Told, before| status(told, place(), &Drills::default(), before);
+        let status = |report: &WorkerReport, before| status(report, place(), &Drills::default(), before);
         let first = status(&runs(Some(replica(1, false, None))), None).unwrap();
         assert_eq!((first.incarnation, &first.place, first.last_sync_time.clone()), (None, &None, None));
         let ready = status(&runs(Some(replica(1, true, None))), Some(first)).unwrap();
         assert_eq!((ready.incarnation, &ready.place), (Some(2), &place()));
         // What runs by another config writes to another place, for all that is known.
-        let behind = Told::Behind { refusal: None, replica: Some(replica(1, true, None)) };
+        let behind = WorkerReport::Behind { refusal: None, replica: Some(replica(1, true, None)) };
         let elsewhere = || Some("file:///moved/n/p".to_owned());
         let moved = super::status(&behind, elsewhere(), &Drills::default(), Some(ready.clone())).unwrap();
         assert_eq!(moved.place, place());
@@ -237,7 +240,7 @@ mod tests {
         assert_eq!(status(&runs(Some(soon)), Some(ready.clone())), Some(ready.clone()));
         let later = Replica { complete_until: 1_700_001_000, ..replica(1, true, None) };
         assert_ne!(status(&runs(Some(later)), Some(ready.clone())), Some(ready.clone()));
-        assert_eq!(status(&Told::Absent, Some(ready.clone())), Some(ready.clone()));
+        assert_eq!(status(&WorkerReport::Absent, Some(ready.clone())), Some(ready.clone()));
 
         let good = "2026-03-01T04:01:07Z";
         let drilled = drills(&json!({ "lastSuccessfulTime": good }));

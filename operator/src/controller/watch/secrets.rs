@@ -12,29 +12,29 @@ use kube::runtime::{WatchStreamExt, watcher};
 use litejoin_crds::error::chain;
 use tracing::warn;
 
-use super::woken::Woken;
+use super::pending::PendingReconciles;
 
 /// Namespace and name of a pipeline.
 type Pipeline = (String, String);
 
 /// Which pipelines name which Secrets.
 #[derive(Default)]
-pub(crate) struct Secrets {
+pub(crate) struct SecretWatch {
     named: Mutex<HashMap<Pipeline, BTreeSet<String>>>,
 }
 
-impl Secrets {
+impl SecretWatch {
     /// Watches all Secrets until the process ends, and wakes pipelines that name them.
-    pub(crate) fn watch(api: Api<PartialObjectMeta<Secret>>, woken: &Arc<Woken>) -> Arc<Self> {
+    pub(crate) fn start(api: Api<PartialObjectMeta<Secret>>, pending: &Arc<PendingReconciles>) -> Arc<Self> {
         let secrets = Arc::new(Self::default());
-        let (known, woken) = (Arc::clone(&secrets), Arc::clone(woken));
+        let (known, pending) = (Arc::clone(&secrets), Arc::clone(pending));
         let changed = watcher(api, watcher::Config::default()).default_backoff().touched_objects();
         tokio::spawn(changed.for_each(move |secret| {
             match secret {
                 Ok(secret) => {
                     let namespace = secret.namespace().unwrap_or_default();
                     for pipeline in known.namers(&namespace, &secret.name_any()) {
-                        woken.wake(&namespace, &pipeline);
+                        pending.add(&namespace, &pipeline);
                     }
                 }
                 Err(error) => warn!(kind = "secrets", error = chain(&error), "could not watch"),

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use litejoin_crds::address::Address;
-use litejoin_crds::credentials::SecretKeyRef;
-use litejoin_crds::{Complaint, PipelineSpec, Plan, Reason};
+use litejoin_crds::Plan;
 use reqwest::redirect::Policy;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
@@ -16,36 +14,13 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
 
-use super::validate::is_open;
+use crate::controller::observe::AdminKeys;
 
 /// How long a worker may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the operator needs of Secrets to come in.
-#[derive(Default)]
-pub(crate) struct Keys {
-    token: Option<String>,
-    /// PEM.
-    certificate: Option<Vec<u8>>,
-}
-
-impl Keys {
-    /// Takes what a spec names out of Secrets that were read.
-    pub(crate) fn of<'a>(spec: &PipelineSpec, value: impl Fn(&SecretKeyRef) -> Option<&'a [u8]>) -> Self {
-        let serving = &spec.admin.serving;
-        let token = serving.auth.as_ref().and_then(|auth| auth.bearer.secret_key_ref.as_ref());
-        let certificate = serving.tls.as_ref().and_then(|tls| tls.cert.secret_key_ref.as_ref());
-        // As the worker reads it: without the line end that editors leave behind it.
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches(['\r', '\n']).to_owned();
-        Self {
-            token: token.and_then(&value).map(text),
-            certificate: certificate.and_then(&value).map(<[u8]>::to_vec),
-        }
-    }
-}
-
 /// A client of one worker.
-pub(crate) struct Door {
+pub(crate) struct AdminClient {
     client: reqwest::Client,
     scheme: &'static str,
     token: Option<String>,
@@ -53,16 +28,16 @@ pub(crate) struct Door {
 }
 
 /// Why a worker did not let us in.
-pub(crate) enum Closed {
+pub(crate) enum AdminError {
     /// It does not answer, as when it is starting.
     Silent(reqwest::Error),
     /// What has to be told to people.
     Refused(String),
 }
 
-impl Door {
+impl AdminClient {
     /// A client with these keys; an error names the field that can't be used.
-    pub(crate) fn new(plain: &reqwest::Client, plan: &Plan, keys: &Keys) -> Result<Self, String> {
+    pub(crate) fn new(plain: &reqwest::Client, plan: &Plan, keys: &AdminKeys) -> Result<Self, String> {
         let stranger = Arc::default();
         let (client, scheme) = match &plan.admin.serving.tls {
             None => (plain.clone(), "http"),
@@ -72,7 +47,7 @@ impl Door {
     }
 
     /// Asks for a path of `host:port`.
-    pub(crate) async fn get(&self, authority: &str, path: &str) -> Result<reqwest::Response, Closed> {
+    pub(crate) async fn get(&self, authority: &str, path: &str) -> Result<reqwest::Response, AdminError> {
         let mut request = self.client.get(format!("{}://{authority}{path}", self.scheme));
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
@@ -80,24 +55,24 @@ impl Door {
         let answer = match request.send().await {
             Ok(answer) => answer,
             Err(_) if self.stranger.load(Ordering::Relaxed) => {
-                return Err(Closed::Refused(format!(
+                return Err(AdminError::Refused(format!(
                     "the worker shows another certificate than spec.admin.tls.cert names; {COMES_LATE}"
                 )));
             }
-            Err(error) => return Err(Closed::Silent(error)),
+            Err(error) => return Err(AdminError::Silent(error)),
         };
         if answer.status() == reqwest::StatusCode::UNAUTHORIZED {
-            return Err(Closed::Refused(format!(
+            return Err(AdminError::Refused(format!(
                 "the worker does not take the token that spec.admin.auth.bearer names; {COMES_LATE}"
             )));
         }
         if answer.status().is_redirection() {
-            return Err(Closed::Refused(format!(
+            return Err(AdminError::Refused(format!(
                 "what answers in the pod is no worker: it sends the operator elsewhere ({}), where that does not go",
                 answer.status()
             )));
         }
-        answer.error_for_status().map_err(Closed::Silent)
+        answer.error_for_status().map_err(AdminError::Silent)
     }
 }
 
@@ -116,7 +91,7 @@ fn builder() -> reqwest::ClientBuilder {
 }
 
 /// A client that talks to who shows the certificate, and to nobody else.
-fn encrypted(keys: &Keys, stranger: &Arc<AtomicBool>) -> Result<reqwest::Client, String> {
+fn encrypted(keys: &AdminKeys, stranger: &Arc<AtomicBool>) -> Result<reqwest::Client, String> {
     let certificate = keys.certificate.as_deref().and_then(|pem| CertificateDer::from_pem_slice(pem).ok());
     let certificate = certificate.ok_or("spec.admin.tls.cert: holds no certificate in PEM form")?;
     let provider = Arc::new(ring::default_provider());
@@ -179,46 +154,4 @@ impl ServerCertVerifier for Known {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
-}
-
-/// What keeps kubelet, which asks for health, or the operator, which asks for the config in force, from coming in.
-pub(crate) fn complaints(plan: &Plan) -> Vec<Complaint> {
-    let serving = &plan.admin.serving;
-    let reached =
-        Address::parse(&plan.admin.addr).is_ok_and(|address| address.port != 0 && is_open(&address));
-    let env = serving.bearer.as_ref().is_some_and(|bearer| bearer.env.is_some());
-    let path = serving.tls.as_ref().is_some_and(|tls| tls.cert.path.is_some());
-    let clients = serving.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
-    let wrong = [
-        (
-            !reached,
-            "addr",
-            Reason::InvalidAddress,
-            "in a cluster, health is asked for from outside of the pod; write a port alone, such as \":9090\"",
-        ),
-        (
-            env,
-            "auth.bearer.env",
-            Reason::Conflict,
-            "in a cluster, the operator needs the token too; write secretKeyRef",
-        ),
-        (
-            path,
-            "tls.cert.path",
-            Reason::Conflict,
-            "in a cluster, the operator knows the worker by its certificate; write secretKeyRef",
-        ),
-        (
-            clients,
-            "tls.clientCa",
-            Reason::Conflict,
-            "in a cluster, kubelet asks for health and has no certificate to show; remove it and write auth",
-        ),
-    ];
-    let wrong = wrong.into_iter().filter(|(wrong, ..)| *wrong);
-    wrong
-        .map(|(_, field, reason, message)| {
-            Complaint::error(0, format!("spec.admin.{field}"), reason, message)
-        })
-        .collect()
 }

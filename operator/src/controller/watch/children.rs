@@ -13,9 +13,9 @@ use litejoin_crds::error::chain;
 use litejoin_crds::kind::Kind;
 use tracing::warn;
 
-use super::kinds;
-use super::object::Object;
-use super::woken::Woken;
+use super::pending::PendingReconciles;
+use crate::controller::kinds;
+use crate::controller::object::Object;
 
 /// All children of all pipelines.
 pub(crate) struct Children {
@@ -24,7 +24,7 @@ pub(crate) struct Children {
 
 impl Children {
     /// Watches the children of all kinds, until the process ends, and wakes their pipelines.
-    pub(crate) fn watch(api: impl Fn(Kind) -> Api<DynamicObject>, woken: &Arc<Woken>) -> Self {
+    pub(crate) fn start(api: impl Fn(Kind) -> Api<DynamicObject>, pending: &Arc<PendingReconciles>) -> Self {
         let stores = kinds::CHILDREN.map(|kind| {
             let writer = Writer::new(kinds::resource(kind));
             let store = writer.as_reader();
@@ -34,13 +34,13 @@ impl Children {
                 .default_backoff()
                 .reflect(writer)
                 .touched_objects();
-            let woken = Arc::clone(woken);
+            let pending = Arc::clone(pending);
             tokio::spawn(changed.for_each(move |child| {
                 match child {
                     Ok(child) => {
                         let pipeline = child.data["spec"]["pipelineRef"]["name"].as_str();
                         if let Some((name, namespace)) = pipeline.zip(child.namespace()) {
-                            woken.wake(&namespace, name);
+                            pending.add(&namespace, name);
                         }
                     }
                     Err(error) => warn!(kind = kind.plural(), error = chain(&error), "could not watch"),

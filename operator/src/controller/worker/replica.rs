@@ -4,9 +4,6 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::object::Object;
-use super::observe::Observed;
-
 /// What it says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Replica {
@@ -40,16 +37,6 @@ impl Replica {
             error: error.map(str::to_owned),
         })
     }
-}
-
-/// Where the replica of a pipeline is to be, such as `s3://bucket/prefix/shop/orders`; `None` without one.
-pub(crate) fn place(observed: &Observed) -> Option<String> {
-    let replication = observed.spec().replication;
-    let Object { namespace, name, .. } = &observed.pipeline;
-    let identity = replication.identity.unwrap_or_else(|| format!("{namespace}/{name}"));
-    let endpoint = replication.endpoint.map(|endpoint| format!("{endpoint} ")).unwrap_or_default();
-    let url = replication.replica_url?;
-    Some(format!("{endpoint}{}/{identity}", url.trim_end_matches('/')))
 }
 
 #[cfg(test)]

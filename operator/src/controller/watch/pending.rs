@@ -8,32 +8,32 @@ use kube::api::DynamicObject;
 use kube::runtime::reflector::ObjectRef;
 use tokio::sync::Notify;
 
-use super::kinds;
+use crate::controller::kinds;
 
 /// Pipelines to look at.
 #[derive(Default)]
-pub(crate) struct Woken {
+pub(crate) struct PendingReconciles {
     /// Namespace and name.
     pipelines: Mutex<BTreeSet<(String, String)>>,
     more: Notify,
 }
 
-impl Woken {
+impl PendingReconciles {
     /// Lets a pipeline be looked at.
-    pub(crate) fn wake(&self, namespace: &str, pipeline: &str) {
+    pub(crate) fn add(&self, namespace: &str, pipeline: &str) {
         self.lock().insert((namespace.to_owned(), pipeline.to_owned()));
         self.more.notify_one();
     }
 
     /// The pipelines in turn, as they are woken. For one who asks: each is told once.
     pub(crate) fn pipelines(self: &Arc<Self>) -> impl Stream<Item = ObjectRef<DynamicObject>> + Send + use<> {
-        stream::unfold(Arc::clone(self), |woken| async {
+        stream::unfold(Arc::clone(self), |pending| async {
             loop {
-                let first = woken.lock().pop_first();
+                let first = pending.lock().pop_first();
                 if let Some((namespace, name)) = first {
-                    return Some((kinds::pipeline_ref(&name, &namespace), woken));
+                    return Some((kinds::pipeline_ref(&name, &namespace), pending));
                 }
-                woken.more.notified().await;
+                pending.more.notified().await;
             }
         })
     }

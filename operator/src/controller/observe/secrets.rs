@@ -1,0 +1,86 @@
+//! The Secrets that documents name. Their values are held for one reconcile and show themselves nowhere; of most of them
+//! only the names of keys are kept.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::future::try_join_all;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::Client;
+use kube::api::Api;
+use litejoin_crds::PipelineSpec;
+use litejoin_crds::credentials::SecretKeyRef;
+use litejoin_crds::names::is_secret;
+use serde_json::Value;
+
+use crate::error::{Doing, Error};
+
+/// What the operator needs of Secrets to come in.
+#[derive(Default)]
+pub(crate) struct AdminKeys {
+    pub(crate) token: Option<String>,
+    /// PEM.
+    pub(crate) certificate: Option<Vec<u8>>,
+}
+
+impl AdminKeys {
+    /// Takes what a spec names out of Secrets that were read.
+    pub(crate) fn of<'a>(spec: &PipelineSpec, value: impl Fn(&SecretKeyRef) -> Option<&'a [u8]>) -> Self {
+        let serving = &spec.admin.serving;
+        let token = serving.auth.as_ref().and_then(|auth| auth.bearer.secret_key_ref.as_ref());
+        let certificate = serving.tls.as_ref().and_then(|tls| tls.cert.secret_key_ref.as_ref());
+        // As the worker reads it: without the line end that editors leave behind it.
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches(['\r', '\n']).to_owned();
+        Self {
+            token: token.and_then(&value).map(text),
+            certificate: certificate.and_then(&value).map(<[u8]>::to_vec),
+        }
+    }
+}
+
+/// What a Secret holds, by key.
+pub(super) type SecretData = BTreeMap<String, ByteString>;
+
+/// Reads the Secrets of these names; `None` where there is no such Secret.
+pub(super) async fn read(
+    client: &Client,
+    namespace: &str,
+    names: BTreeSet<String>,
+) -> Result<BTreeMap<String, Option<SecretData>>, Error> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let reads = names.into_iter().map(|name| {
+        let api = &api;
+        async move {
+            let secret = match is_secret(&name) {
+                true => api.get_opt(&name).await.doing(|| format!("read Secret {namespace}/{name}"))?,
+                false => None,
+            };
+            Ok((name, secret.map(|secret| secret.data.unwrap_or_default())))
+        }
+    });
+    Ok(try_join_all(reads).await?.into_iter().collect())
+}
+
+/// The Secrets that a spec names, each with its key; without one where the whole Secret is meant.
+pub(crate) fn secret_keys(spec: &Value) -> Vec<(String, Option<String>)> {
+    let mut found = Vec::new();
+    let reference = |value: &Value| {
+        let key = value["key"].as_str().map(str::to_owned);
+        value["name"].as_str().map(|name| (name.to_owned(), key))
+    };
+    match spec {
+        Value::Object(map) => {
+            for (field, value) in map {
+                match field.as_str() {
+                    "secretKeyRef" | "credentialsSecretRef" => found.extend(reference(value)),
+                    // What a user adds to the pod is kubelet's to resolve.
+                    "podTemplate" => {}
+                    _ => found.extend(secret_keys(value)),
+                }
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| found.extend(secret_keys(item))),
+        _ => {}
+    }
+    found
+}

@@ -1,0 +1,102 @@
+//! The status of a child: whether it is accepted, finds what it refers to, and runs.
+
+use jiff::Timestamp;
+use litejoin_crds::Reason;
+use litejoin_crds::kind::Kind;
+use litejoin_crds::status::ChildStatus;
+
+use super::condition::{Fact, Holds, conditions, is_reference, message, read, ready, summary};
+use super::findings::Findings;
+use crate::controller::build::is_at_rest;
+use crate::controller::object::{Object, PROGRAMMED};
+use crate::controller::worker::{Refused, WorkerReport};
+
+/// The status of the child with this index among the observed ones.
+pub(super) fn status(index: usize, child: &Object, findings: &Findings<'_>, now: Timestamp) -> ChildStatus {
+    let Findings { observed, verdict, report, .. } = *findings;
+    let before: ChildStatus = read(&child.status);
+    let complaints = verdict.refused.get(&index).map(Vec::as_slice).unwrap_or_default();
+    let by_worker = match report {
+        WorkerReport::Runs { refused, .. } => refused.iter().find(|refused| is_about(refused, child)),
+        _ => None,
+    };
+    let (mut references, others): (Vec<_>, Vec<_>) = complaints.iter().cloned().partition(is_reference);
+    let lacks = verdict.lacking.get(&index).map(Vec::as_slice).unwrap_or_default();
+    references.extend(lacks.iter().cloned());
+    let accepted = match (others.first(), by_worker) {
+        (Some(first), _) => Fact::new("Accepted", Holds::Never, first.reason.as_str(), message(&others)),
+        (None, Some(refused)) => {
+            Fact::new("Accepted", Holds::Never, Reason::InvalidQuery.as_str(), &refused.message)
+        }
+        (None, None) => Fact::yes("Accepted", "Accepted"),
+    };
+    let resolved = match references.is_empty() {
+        true => Fact::yes("ResolvedRefs", "ResolvedRefs"),
+        false => Fact::not_yet("ResolvedRefs", "RefNotFound", message(&references)),
+    };
+    let was_programmed = child.is_programmed();
+    let at_rest = is_at_rest(&observed.spec());
+    let programmed = match report {
+        _ if accepted.holds != Holds::Yes || !complaints.is_empty() => {
+            Fact::not_yet(PROGRAMMED, "LeftOut", "the pipeline runs without it")
+        }
+        _ if at_rest => Fact::not_yet(PROGRAMMED, "Suspended", "the pipeline is at rest"),
+        WorkerReport::Runs { .. } => Fact::yes(PROGRAMMED, "Programmed"),
+        _ if was_programmed => Fact::yes(PROGRAMMED, "Programmed"),
+        _ if verdict.config.is_err() => {
+            let message = format!("waits for the Pipeline {} to be valid", observed.pipeline.name);
+            Fact::not_yet(PROGRAMMED, "PipelineInvalid", message)
+        }
+        _ => Fact::not_yet(PROGRAMMED, "Pending", "waits for the worker to take it up"),
+    };
+    let config_hash = match (&verdict.config, programmed.holds) {
+        (_, Holds::Yes) if was_programmed => before.config_hash.clone(),
+        (Ok(config), Holds::Yes) => Some(config.hash.clone()),
+        _ => None,
+    };
+    let gates = [accepted.clone(), resolved.clone(), programmed.clone()];
+    let mut all = summary(ready(&gates));
+    all.extend(gates);
+    ChildStatus {
+        observed_generation: Some(child.generation),
+        conditions: conditions(&all, &before.conditions, child.generation, now),
+        kind: variant(child),
+        config_hash,
+    }
+}
+
+/// The status of a child whose Pipeline is not there.
+pub(crate) fn orphan(child: &Object, pipeline: &str, now: Timestamp) -> ChildStatus {
+    let before: ChildStatus = read(&child.status);
+    let missing =
+        format!("there is no Pipeline {pipeline:?} in this namespace; create it, or delete this object");
+    let resolved = Fact::not_yet("ResolvedRefs", "PipelineNotFound", &missing);
+    let accepted = Fact::not_yet("Accepted", "PipelineNotFound", &missing);
+    let programmed = Fact::not_yet(PROGRAMMED, "PipelineNotFound", &missing);
+    let mut all = summary(ready(std::slice::from_ref(&accepted)));
+    all.extend([accepted, resolved, programmed]);
+    ChildStatus {
+        observed_generation: Some(child.generation),
+        conditions: conditions(&all, &before.conditions, child.generation, now),
+        kind: variant(child),
+        config_hash: None,
+    }
+}
+
+fn is_about(refused: &Refused, child: &Object) -> bool {
+    refused.kind == child.kind.as_str() && refused.name == child.name
+}
+
+/// Which of its kinds is written, such as `http` or `tumbling`.
+fn variant(child: &Object) -> Option<String> {
+    let written = |kinds: &[&str]| {
+        let kind = kinds.iter().find(|kind| child.spec[**kind].is_object());
+        kind.map(|kind| (*kind).to_owned())
+    };
+    match child.kind {
+        Kind::Source => written(&litejoin_crds::source::KINDS),
+        Kind::Sink => written(&litejoin_crds::sink::KINDS),
+        Kind::Window => child.spec["type"].as_str().map(str::to_owned),
+        Kind::Join | Kind::Pipeline => None,
+    }
+}

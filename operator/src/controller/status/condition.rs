@@ -1,0 +1,127 @@
+//! Conditions as kstatus and Gateway API have them: what holds, why, and since when.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use litejoin_crds::{Complaint, Reason};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// Complaints that a message tells at most.
+const COMPLAINTS_TOLD_MAX: usize = 10;
+/// The longest message, in characters.
+const MESSAGE_LENGTH_MAX: usize = 4_000;
+
+/// What holds or not, without when.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Fact {
+    pub(super) kind: &'static str,
+    pub(super) holds: Holds,
+    pub(super) reason: String,
+    pub(super) message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Holds {
+    Yes,
+    /// Not yet: time or another document will put it right.
+    NotYet,
+    /// Not before somebody does something.
+    Never,
+    /// Nobody has told.
+    Unknown,
+}
+
+impl Fact {
+    pub(super) fn new(
+        kind: &'static str,
+        holds: Holds,
+        reason: impl Into<String>,
+        message: impl Into<String>,
+    ) -> Self {
+        let message: String = message.into().chars().take(MESSAGE_LENGTH_MAX).collect();
+        Self { kind, holds, reason: reason.into(), message }
+    }
+
+    pub(super) fn yes(kind: &'static str, reason: &str) -> Self {
+        Self::new(kind, Holds::Yes, reason, "")
+    }
+
+    pub(super) fn not_yet(kind: &'static str, reason: &str, message: impl Into<String>) -> Self {
+        Self::new(kind, Holds::NotYet, reason, message)
+    }
+}
+
+/// The first of the gates that is not open, as the summary.
+pub(super) fn ready(gates: &[Fact]) -> Fact {
+    match gates.iter().find(|gate| gate.holds != Holds::Yes) {
+        Some(gate) => Fact { kind: "Ready", ..gate.clone() },
+        None => Fact::yes("Ready", "Ready"),
+    }
+}
+
+/// `Ready`, and what kstatus wants beside it while it isn't.
+pub(super) fn summary(ready: Fact) -> Vec<Fact> {
+    let beside = match ready.holds {
+        Holds::Yes => None,
+        Holds::NotYet | Holds::Unknown => Some("Reconciling"),
+        Holds::Never => Some("Stalled"),
+    };
+    let beside = beside.map(|kind| Fact { kind, holds: Holds::Yes, ..ready.clone() });
+    std::iter::once(ready).chain(beside).collect()
+}
+
+/// The facts as conditions; what has not turned keeps its time.
+pub(super) fn conditions(
+    facts: &[Fact],
+    before: &[Condition],
+    generation: i64,
+    now: Timestamp,
+) -> Vec<Condition> {
+    facts
+        .iter()
+        .map(|fact| {
+            let status = match fact.holds {
+                Holds::Yes => "True",
+                Holds::NotYet | Holds::Never => "False",
+                Holds::Unknown => "Unknown",
+            };
+            let same = before.iter().find(|other| other.type_ == fact.kind && other.status == status);
+            Condition {
+                type_: fact.kind.to_owned(),
+                status: status.to_owned(),
+                reason: fact.reason.clone(),
+                message: fact.message.clone(),
+                observed_generation: Some(generation),
+                last_transition_time: same
+                    .map_or_else(|| Time(seconds(now)), |other| other.last_transition_time.clone()),
+            }
+        })
+        .collect()
+}
+
+/// Statuses carry whole seconds.
+pub(super) fn seconds(now: Timestamp) -> Timestamp {
+    Timestamp::from_second(now.as_second()).expect("it was a timestamp before")
+}
+
+/// Whether another document, or a Secret, will put it right.
+pub(super) fn is_reference(complaint: &Complaint) -> bool {
+    complaint.reason == Reason::UnknownReference
+}
+
+/// The complaints as one message, with their fields.
+pub(super) fn message(complaints: &[Complaint]) -> String {
+    let lines =
+        complaints.iter().take(COMPLAINTS_TOLD_MAX).map(|complaint| match complaint.place.path.as_str() {
+            "" => complaint.message.clone(),
+            path => format!("{path}: {}", complaint.message),
+        });
+    let more = complaints.len().saturating_sub(COMPLAINTS_TOLD_MAX);
+    let more = (more > 0).then(|| format!("and {more} more"));
+    lines.chain(more).collect::<Vec<_>>().join("; ")
+}
+
+/// What was reported before; a status that can't be read is none.
+pub(super) fn read<T: DeserializeOwned + Default>(status: &Value) -> T {
+    serde_json::from_value(status.clone()).unwrap_or_default()
+}

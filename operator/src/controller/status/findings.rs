@@ -1,0 +1,20 @@
+//! What a reconcile has found out by the time it reports.
+
+use crate::controller::build::Desired;
+use crate::controller::node_loss::LostNode;
+use crate::controller::observe::Observed;
+use crate::controller::validate::Verdict;
+use crate::controller::worker::WorkerReport;
+
+/// All that the statuses of a pipeline and its children follow from, but for the time.
+pub(crate) struct Findings<'a> {
+    pub(crate) observed: &'a Observed,
+    pub(crate) verdict: &'a Verdict,
+    /// `None` where the Pipeline is wrong.
+    pub(crate) desired: Option<&'a Desired>,
+    pub(crate) report: &'a WorkerReport,
+    /// The node of the pod, if it is lost.
+    pub(crate) lost_node: Option<&'a LostNode>,
+    /// What the API server answered to a write that it refused, once that has gone on for a while.
+    pub(crate) unwritten: Option<&'a str>,
+}

@@ -1,0 +1,287 @@
+//! The status of a Pipeline: what keeps it from being ready, its volume, its layout and its replica.
+
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::StatefulSetStatus;
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
+use kube::api::DynamicObject;
+use litejoin_crds::status::{LayoutStatus, PipelineStatus, ReshardStatus};
+
+use super::condition::{Fact, Holds, conditions, is_reference, message, read, ready, seconds, summary};
+use super::findings::Findings;
+use super::pod;
+use super::replication::{self, Drills};
+use crate::controller::apply::is_written;
+use crate::controller::build::{CONFIG_BYTES_MAX, Desired, is_at_rest};
+use crate::controller::names;
+use crate::controller::node_loss::{self, LostNode, NodeLossAction};
+use crate::controller::object::is_ours;
+use crate::controller::observe::Observed;
+use crate::controller::slot::Slot;
+use crate::controller::validate::Verdict;
+use crate::controller::worker::WorkerReport;
+
+/// By which template a StatefulSet has made a pod.
+const CONTROLLER_REVISION_LABEL: &str = "controller-revision-hash";
+
+/// The status of the Pipeline itself.
+pub(super) fn status(findings: &Findings<'_>, now: Timestamp) -> PipelineStatus {
+    let Findings { observed, verdict, desired, report, lost_node, unwritten } = *findings;
+    let before: PipelineStatus = read(&observed.pipeline.status);
+    let at_rest = is_at_rest(&observed.spec());
+    let mut facts = vec![
+        config_valid(verdict, desired, report),
+        storage_ready(observed.volume_claim.as_ref(), observed.spec().storage.ephemeral),
+        node_lost(observed, lost_node).unwrap_or_else(|| pod::worker_ready(observed.pod.as_ref(), at_rest)),
+    ];
+    let mut gates: Vec<Fact> = Vec::new();
+    gates.extend(names_taken(observed, desired));
+    gates.extend(unwritten.map(not_written));
+    gates.push(facts[0].clone());
+    if !at_rest {
+        gates.extend([facts[1].clone(), facts[2].clone()]);
+        gates.push(acknowledged(report));
+    }
+    gates.extend(desired.and_then(|desired| unsettled(observed, desired, at_rest)));
+    let mut ready = ready(&gates);
+    if at_rest && ready.holds == Holds::Yes {
+        ready =
+            Fact::new("Ready", Holds::Yes, "Suspended", "at rest as spec.suspend or spec.replicas asks for");
+    }
+    let drills = Drills::of(observed.built.get(&Slot::CronJob));
+    facts.extend(replication::healthy(&observed.spec(), report, &drills));
+    facts.extend(paused(observed));
+    facts.extend(degraded(observed, verdict, report));
+    facts.extend(verdict.reshard.map(|(from, to)| {
+        let message = format!(
+            "{from} shards go on; moving the data to {to} is consented to, and this version can't do it yet"
+        );
+        Fact::not_yet("Resharding", "Wanted", message)
+    }));
+    let mut all = summary(ready);
+    all.extend(facts);
+
+    let config = verdict.config.as_ref().ok();
+    let runs = matches!(report, WorkerReport::Runs { .. });
+    let layout = || {
+        let shard_count = u32::try_from(config?.plan.storage.shard_count).ok()?;
+        runs.then_some(LayoutStatus { shard_count, layout_id: None, manifest_checksum: None })
+    };
+    let generation = observed.pipeline.generation;
+    PipelineStatus {
+        observed_generation: Some(generation),
+        conditions: conditions(&all, &before.conditions, generation, now),
+        layout: before.layout.clone().or_else(layout),
+        replication: replication::status(
+            report,
+            observed.replica_place(),
+            &drills,
+            before.replication.clone(),
+        ),
+        reshard: reshard(verdict, before.reshard.clone(), now),
+        config_hash: config.filter(|_| runs).map(|config| config.hash.clone()).or(before.config_hash.clone()),
+        output_version: desired
+            .filter(|_| !observed.is_paused())
+            .map(|_| env!("CARGO_PKG_VERSION").to_owned())
+            .or(before.output_version.clone()),
+        ..before
+    }
+}
+
+fn reshard(verdict: &Verdict, before: Option<ReshardStatus>, now: Timestamp) -> Option<ReshardStatus> {
+    let (from, to) = verdict.reshard?;
+    let (from_shard_count, to_shard_count) = (u32::try_from(from).ok()?, u32::try_from(to).ok()?);
+    let same = |before: &ReshardStatus| {
+        (before.from_shard_count, before.to_shard_count) == (from_shard_count, to_shard_count)
+    };
+    before.filter(same).or_else(|| {
+        Some(ReshardStatus {
+            phase: "Pending".to_owned(),
+            from_shard_count,
+            to_shard_count,
+            job: None,
+            progress: None,
+            started_at: Some(Time(seconds(now))),
+            message: None,
+        })
+    })
+}
+
+fn config_valid(verdict: &Verdict, desired: Option<&Desired>, report: &WorkerReport) -> Fact {
+    if let Err(complaints) = &verdict.config {
+        // What time won't put right counts first.
+        let gravest = complaints.iter().find(|complaint| !is_reference(complaint));
+        let reason = gravest.or(complaints.first()).map_or("Invalid", |complaint| complaint.reason.as_str());
+        let holds = if gravest.is_some() { Holds::Never } else { Holds::NotYet };
+        return Fact::new("ConfigValid", holds, reason, message(complaints));
+    }
+    if let Some(bytes) = desired.and_then(|desired| desired.config_bytes_excess) {
+        let message = format!(
+            "got {bytes} bytes of documents, allowed at most {CONFIG_BYTES_MAX}; the config before stays in force: make a second Pipeline of some"
+        );
+        return Fact::new("ConfigValid", Holds::Never, "TooLarge", message);
+    }
+    if let WorkerReport::Behind { refusal: Some(refusal), .. } = report {
+        return Fact::new("ConfigValid", Holds::Never, "RefusedByWorker", refusal);
+    }
+    Fact::yes("ConfigValid", "Valid")
+}
+
+fn storage_ready(claim: Option<&PersistentVolumeClaim>, ephemeral: bool) -> Fact {
+    const KIND: &str = "StorageReady";
+    if ephemeral {
+        return Fact::yes(KIND, "Ephemeral");
+    }
+    let Some(claim) = claim else { return Fact::not_yet(KIND, "Pending", "waits for the volume claim") };
+    let name = claim.metadata.name.as_deref().unwrap_or_default();
+    let status = claim.status.as_ref();
+    match status.and_then(|status| status.phase.as_deref()) {
+        Some("Bound") => {
+            let asked = claim
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.resources.as_ref()?.requests.as_ref()?.get("storage"));
+            let has = status.and_then(|status| status.capacity.as_ref()?.get("storage"));
+            match (asked, has) {
+                (Some(asked), Some(has)) if bytes(&asked.0) > bytes(&has.0) => {
+                    let message = format!("the volume of {name} grows from {} to {}", has.0, asked.0);
+                    Fact::new(KIND, Holds::Yes, "Resizing", message)
+                }
+                _ => Fact::yes(KIND, "Bound"),
+            }
+        }
+        Some("Lost") => {
+            let message =
+                format!("the volume of claim {name} is gone; delete the claim to start with an empty one");
+            Fact::new(KIND, Holds::Never, "Lost", message)
+        }
+        _ => {
+            let message = format!(
+                "the claim {name} has no volume yet; kubectl describe pvc {name} says why, and a driver that can't mount ReadWriteOncePod needs storage.accessMode: ReadWriteOnce in a new Pipeline"
+            );
+            Fact::not_yet(KIND, "Pending", message)
+        }
+    }
+}
+
+fn bytes(quantity: &str) -> u64 {
+    litejoin_crds::quantity::parse(quantity).unwrap_or_default()
+}
+
+/// Whether the worker is on a node that is gone, and what is done about it.
+fn node_lost(observed: &Observed, lost: Option<&LostNode>) -> Option<Fact> {
+    Some(match node_loss::action(observed, lost)? {
+        NodeLossAction::AskUser(message) => Fact::new("WorkerReady", Holds::Never, "NodeLost", message),
+        NodeLossAction::Replace(message) => Fact::not_yet("WorkerReady", "NodeReplaced", message),
+    })
+}
+
+/// Whether the worker runs what it is to run.
+fn acknowledged(report: &WorkerReport) -> Fact {
+    match report {
+        WorkerReport::Runs { .. } => Fact::yes("Acknowledged", "Running"),
+        WorkerReport::Silent { why: Some(why) } => Fact::not_yet("Acknowledged", "WorkerSilent", why),
+        WorkerReport::Absent | WorkerReport::Silent { why: None } => {
+            Fact::not_yet("Acknowledged", "WorkerSilent", "waits for the worker to say what it runs")
+        }
+        WorkerReport::Behind { .. } => {
+            Fact::not_yet("Acknowledged", "ConfigPending", "waits for the worker to take up the config")
+        }
+    }
+}
+
+/// What keeps the pod from being just the one that the Pipeline asks for now, whatever the one of before says.
+fn unsettled(observed: &Observed, desired: &Desired, at_rest: bool) -> Option<Fact> {
+    let set = observed.built.get(&Slot::StatefulSet);
+    if !is_written(observed, desired, Slot::StatefulSet) {
+        return Some(match observed.is_paused() {
+            true => {
+                Fact::not_yet("Settled", "Paused", "spec.reconciliationPaused holds back what was changed")
+            }
+            false => {
+                Fact::not_yet("Settled", "Applying", "waits for the StatefulSet to have what was changed")
+            }
+        });
+    }
+    let pod = observed.pod.as_ref();
+    let name = names::pod(&observed.pipeline.name);
+    if at_rest {
+        return pod.map(|_| Fact::not_yet("Settled", "Stopping", format!("the pod {name} is being stopped")));
+    }
+    let set = set?;
+    let status: StatefulSetStatus = read(&set.data["status"]);
+    let revision = pod.and_then(|pod| pod.labels().get(CONTROLLER_REVISION_LABEL));
+    let is_seen = status.observed_generation >= set.metadata.generation;
+    (!is_seen || revision != status.update_revision.as_ref()).then(|| {
+        Fact::not_yet(
+            "Settled",
+            "RollingOut",
+            format!("the pod {name} is replaced by one of what was changed"),
+        )
+    })
+}
+
+/// Objects in our way that are not ours. One of a name that we have no use for is in nobody's way.
+fn names_taken(observed: &Observed, desired: Option<&Desired>) -> Option<Fact> {
+    let desired = desired?;
+    let in_the_way = |(slot, live): &(&Slot, &DynamicObject)| {
+        let wanted = desired.objects.contains_key(slot) || desired.kept.contains(slot);
+        wanted && !is_ours(live, &observed.pipeline.uid)
+    };
+    let (_, object) = observed.built.iter().find(in_the_way)?;
+    let kind = object.types.as_ref().map_or("object", |types| types.kind.as_str());
+    let name = object.metadata.name.as_deref().unwrap_or_default();
+    let owners = object.metadata.owner_references.as_deref().unwrap_or_default();
+    let earlier = owners.iter().any(|owner| owner.kind == "Pipeline" && owner.name == observed.pipeline.name);
+    Some(match earlier {
+        true => {
+            let message = format!("waits for the {kind} {name} of a deleted Pipeline of this name to go");
+            Fact::not_yet("Free", "Replacing", message)
+        }
+        false => {
+            let message = format!(
+                "there is a {kind} {name} that is not this Pipeline's; delete it, or make a Pipeline of another name"
+            );
+            Fact::new("Free", Holds::Never, "NameTaken", message)
+        }
+    })
+}
+
+/// What the cluster does not let us write.
+fn not_written(answer: &str) -> Fact {
+    Fact::not_yet("Written", "ApplyFailed", format!("{answer}; it is tried again within a minute"))
+}
+
+fn paused(observed: &Observed) -> Option<Fact> {
+    let message = "spec.reconciliationPaused: nothing is changed until it is false again";
+    observed.is_paused().then(|| Fact::new("Paused", Holds::Yes, "Paused", message))
+}
+
+fn degraded(observed: &Observed, verdict: &Verdict, report: &WorkerReport) -> Option<Fact> {
+    let named = |indices: &mut dyn Iterator<Item = &usize>| -> Vec<String> {
+        let children = indices.map(|index| &observed.children[*index]);
+        children.map(|child| format!("{} {}", child.kind.as_str(), child.name)).collect()
+    };
+    let mut left_out = named(&mut verdict.refused.keys());
+    if let WorkerReport::Runs { refused, .. } = report {
+        left_out.extend(refused.iter().map(|refused| format!("{} {}", refused.kind, refused.name)));
+    }
+    let spec = observed.spec();
+    if left_out.is_empty() && !verdict.lacking.is_empty() {
+        let lacking = named(&mut verdict.lacking.keys());
+        let shown: Vec<&str> = lacking.iter().map(String::as_str).collect();
+        let message = format!(
+            "what {} needs is gone, and its pod can't start anew as it is; their status says what it is",
+            litejoin_crds::complaint::list(&shown)
+        );
+        return Some(Fact::new("Degraded", Holds::Yes, "RefNotFound", message));
+    }
+    if left_out.is_empty() && spec.pod_monitor.enabled && !observed.pod_monitors_served {
+        let message = "spec.podMonitor: this cluster knows no PodMonitor; install the Prometheus operator's definitions, or write enabled: false";
+        return Some(Fact::new("Degraded", Holds::Yes, "NoPodMonitors", message));
+    }
+    let shown: Vec<&str> = left_out.iter().map(String::as_str).collect();
+    let message = format!("runs without {}; their status says why", litejoin_crds::complaint::list(&shown));
+    (!left_out.is_empty()).then(|| Fact::new("Degraded", Holds::Yes, "LeftOut", message))
+}
