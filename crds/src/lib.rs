@@ -34,6 +34,7 @@ pub mod structure;
 pub mod unsupported;
 pub mod validate;
 pub mod window;
+pub mod worker_status;
 
 pub use complaint::{Complaint, Reason, Severity};
 pub use join::{Join, JoinSpec};

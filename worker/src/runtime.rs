@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use litejoin_crds::plan::{self, Plan};
 use litejoin_crds::replication::ReplicationMode;
+pub(crate) use litejoin_crds::worker_status::LeftOut;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
@@ -122,14 +123,6 @@ pub(crate) struct Pipeline {
     pub(crate) manifest: Manifest,
     /// Documents that are not part of it, as they are wrong.
     pub(crate) left_out: Vec<LeftOut>,
-}
-
-/// A document that is wrong, and that the rest runs without.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
-pub(crate) struct LeftOut {
-    pub(crate) kind: String,
-    pub(crate) name: String,
-    pub(crate) message: String,
 }
 
 /// A config that is to follow the one in force: a pipeline with warnings, or why there is none.

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use serde_json::Value;
+use litejoin_crds::worker_status::WorkerStatus;
 use tracing::debug;
 
 use super::apply::{Change, annotate};
@@ -17,7 +17,7 @@ mod report;
 
 use client::{AdminClient, AdminError};
 pub(crate) use replica::Replica;
-pub(crate) use report::{Refused, WorkerReport};
+pub(crate) use report::WorkerReport;
 
 /// The largest answer that is read.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
@@ -58,7 +58,7 @@ impl Workers {
             Err(why) => return WorkerReport::Silent { why: Some(why) },
         };
         match status(&admin, &authority).await {
-            Ok(status) => WorkerReport::read(&status, &config.hash),
+            Ok(status) => WorkerReport::of(status, &config.hash),
             Err(AdminError::Refused(why)) => WorkerReport::Silent { why: Some(why) },
             Err(AdminError::Silent(error)) => {
                 debug!(authority, error = litejoin_crds::error::chain(&error), "the worker does not answer");
@@ -68,7 +68,7 @@ impl Workers {
     }
 }
 
-async fn status(admin: &AdminClient, authority: &str) -> Result<Value, AdminError> {
+async fn status(admin: &AdminClient, authority: &str) -> Result<WorkerStatus, AdminError> {
     let mut response = admin.get(authority, "/status").await?;
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(AdminError::Silent)? {

@@ -2,10 +2,10 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use serde_json::{Map, Value, json};
+use litejoin_crds::worker_status::{ConfigReport, LastReload, LeftOut};
+use serde_json::Value;
 
 use super::Counter;
-use crate::runtime::LeftOut;
 
 /// What became of a reload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,16 +49,6 @@ struct Inner {
     left_out: Vec<LeftOut>,
 }
 
-#[derive(Debug)]
-struct LastReload {
-    /// Hash of the documents that it was about; `None` if they can't be read.
-    hash: Option<String>,
-    /// Seconds since the epoch.
-    at: i64,
-    outcome: ReloadOutcome,
-    error: Option<String>,
-}
-
 impl ConfigStatus {
     /// `hash` is that of the documents with which the worker starts.
     pub(crate) fn new(hash: String, now: i64) -> Self {
@@ -92,7 +82,9 @@ impl ConfigStatus {
     }
 
     fn reloaded(&self, outcome: ReloadOutcome, hash: Option<String>, error: Option<String>, at: i64) {
-        self.lock().last_reload = Some(LastReload { hash, at, outcome, error });
+        let ok = outcome != ReloadOutcome::Refused;
+        self.lock().last_reload =
+            Some(LastReload { hash, at, ok, outcome: outcome.as_str().to_owned(), error });
         // Whoever waits for the count finds the rest told.
         self.reloads[outcome as usize].add(1);
     }
@@ -104,34 +96,73 @@ impl ConfigStatus {
 
     /// Whether what was asked for last is what runs.
     pub(crate) fn is_up_to_date(&self) -> bool {
-        self.lock().last_reload.as_ref().is_none_or(|last| last.outcome != ReloadOutcome::Refused)
+        self.lock().last_reload.as_ref().is_none_or(|last| last.ok)
     }
 
+    /// The part `config` of `/status`.
     pub(crate) fn json(&self) -> Value {
         let inner = self.lock();
-        let last_reload = inner.last_reload.as_ref().map(|last| {
-            json!({
-                "hash": last.hash,
-                "at": last.at,
-                "ok": last.outcome != ReloadOutcome::Refused,
-                "outcome": last.outcome.as_str(),
-                "error": last.error,
-            })
-        });
-        let reloads: Map<String, Value> = ReloadOutcome::ALL
+        let reloads = ReloadOutcome::ALL
             .into_iter()
-            .map(|outcome| (outcome.as_str().to_owned(), self.reloads(outcome).into()))
-            .collect();
-        json!({
-            "hash": inner.hash,
-            "appliedAt": inner.applied_at,
-            "leftOut": inner.left_out,
-            "lastReload": last_reload,
-            "reloads": reloads,
-        })
+            .map(|outcome| (outcome.as_str().to_owned(), self.reloads(outcome)));
+        let report = ConfigReport {
+            hash: inner.hash.clone(),
+            applied_at: inner.applied_at,
+            left_out: inner.left_out.clone(),
+            last_reload: inner.last_reload.clone(),
+            reloads: reloads.collect(),
+        };
+        serde_json::to_value(report).expect("a report is plain data")
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use serde_json::json;
+
+    #[test]
+    fn the_operator_reads_what_is_written() {
+        let status = ConfigStatus::new("a".to_owned(), 1_700_000_000);
+        let left_out = LeftOut {
+            kind: "Join".to_owned(),
+            name: "live".to_owned(),
+            message: "no such column: x".to_owned(),
+        };
+        status.leaves_out(vec![left_out]);
+        let before = json!({
+            "hash": "a",
+            "appliedAt": 1_700_000_000,
+            "leftOut": [{ "kind": "Join", "name": "live", "message": "no such column: x" }],
+            "lastReload": null,
+            "reloads": { "applied": 0, "refused": 0, "unchanged": 0 },
+        });
+        assert_eq!(status.json(), before);
+
+        status.refused(None, "not YAML".to_owned(), 1_700_000_007);
+        let refused = json!({
+            "hash": null, "at": 1_700_000_007, "ok": false, "outcome": "refused", "error": "not YAML",
+        });
+        assert_eq!(status.json()["lastReload"], refused);
+        assert!(!status.is_up_to_date());
+
+        status.applied("b".to_owned(), 1_700_000_009);
+        let report: ConfigReport = serde_json::from_value(status.json()).unwrap();
+        assert_eq!((report.hash.as_str(), report.applied_at), ("b", 1_700_000_009));
+        assert_eq!(report.left_out[0].name, "live");
+        let last_reload = LastReload {
+            hash: Some("b".to_owned()),
+            at: 1_700_000_009,
+            ok: true,
+            outcome: "applied".to_owned(),
+            error: None,
+        };
+        assert_eq!(report.last_reload, Some(last_reload));
+        assert_eq!(report.reloads.into_values().collect::<Vec<_>>(), [1, 1, 0]);
     }
 }

@@ -4,20 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+pub(crate) use litejoin_crds::worker_status::FileProgress;
+use litejoin_crds::worker_status::ReplicationReport;
+use serde_json::Value;
 
 use super::LastError;
 use crate::replication::Replica;
-
-/// How far a file is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct FileProgress {
-    /// The last transaction that Litestream has read.
-    pub(crate) txid: u64,
-    /// The last one in the replica.
-    pub(crate) replicated_txid: u64,
-    pub(crate) wal_bytes: u64,
-}
 
 #[derive(Debug, Default)]
 struct State {
@@ -100,30 +92,23 @@ impl ReplicationStatus {
         self.lock().as_ref().is_some_and(|state| state.is_ready)
     }
 
+    /// The part `replication` of `/status`; null while nothing is replicated.
     pub(crate) fn json(&self, now: i64) -> Value {
-        let lag = self.lag(now).as_secs();
+        let lag_seconds = self.lag(now).as_secs();
         let state = self.lock();
-        let Some(state) = state.as_ref() else { return Value::Null };
-        let files = state.files.iter().map(|(name, file)| {
-            let value = json!({
-                "txid": file.txid,
-                "replicatedTxid": file.replicated_txid,
-                "walBytes": file.wal_bytes,
-            });
-            (name.clone(), value)
+        let report = state.as_ref().map(|state| ReplicationReport {
+            base: state.base.clone(),
+            incarnation: state.incarnation.clone(),
+            restored_timestamp: state.restored_timestamp.clone(),
+            ready: state.is_ready,
+            complete_until: state.complete_until,
+            lag_seconds,
+            last_cut: state.cut_at,
+            last_cut_held_seconds: state.held.as_secs_f64(),
+            last_error: self.error.text(),
+            files: state.files.clone(),
         });
-        json!({
-            "base": state.base,
-            "incarnation": state.incarnation,
-            "restoredTimestamp": state.restored_timestamp,
-            "ready": state.is_ready,
-            "completeUntil": state.complete_until,
-            "lagSeconds": lag,
-            "lastCut": state.cut_at,
-            "lastCutHeldSeconds": state.held.as_secs_f64(),
-            "lastError": self.error.text(),
-            "files": Value::Object(files.collect()),
-        })
+        serde_json::to_value(report).expect("a report is plain data")
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -134,5 +119,49 @@ impl ReplicationStatus {
 
     fn lock(&self) -> MutexGuard<'_, Option<State>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use serde_json::json;
+
+    #[test]
+    fn the_operator_reads_what_is_written() {
+        let status = ReplicationStatus::default();
+        assert_eq!(status.json(1_700_000_000), Value::Null);
+
+        *status.lock() = Some(State {
+            incarnation: "incarnation-3-0a1b".to_owned(),
+            base: "s3://bucket/shop/orders".to_owned(),
+            complete_until: 1_700_000_000,
+            ..State::default()
+        });
+        let progress = FileProgress { txid: 7, replicated_txid: 5, wal_bytes: 4_096 };
+        status.synced("results.db", progress);
+        let written = json!({
+            "base": "s3://bucket/shop/orders",
+            "incarnation": "incarnation-3-0a1b",
+            "restoredTimestamp": null,
+            "ready": false,
+            "completeUntil": 1_700_000_000,
+            "lagSeconds": 2,
+            "lastCut": null,
+            "lastCutHeldSeconds": 0.0,
+            "lastError": null,
+            "files": { "results.db": { "txid": 7, "replicatedTxid": 5, "walBytes": 4_096 } },
+        });
+        assert_eq!(status.json(1_700_000_002), written);
+
+        status.set_ready(true);
+        status.cut(1_700_000_001_500);
+        status.held(Duration::from_millis(250));
+        let report: ReplicationReport = serde_json::from_value(status.json(1_700_000_002)).unwrap();
+        assert_eq!((report.incarnation_number(), report.ready), (Some(3), true));
+        assert_eq!((report.complete_until, report.lag_seconds), (1_700_000_000, 2));
+        assert_eq!((report.last_cut, report.last_cut_held_seconds), (Some(1_700_000_001_500), 0.25));
+        assert_eq!(report.files["results.db"], progress);
     }
 }

@@ -4,12 +4,13 @@ use jiff::Timestamp;
 use litejoin_crds::Reason;
 use litejoin_crds::kind::Kind;
 use litejoin_crds::status::ChildStatus;
+use litejoin_crds::worker_status::LeftOut;
 
 use super::condition::{Fact, Holds, conditions, is_reference, message, read, ready, summary};
 use super::findings::Findings;
 use crate::controller::build::is_at_rest;
 use crate::controller::object::{Object, PROGRAMMED};
-use crate::controller::worker::{Refused, WorkerReport};
+use crate::controller::worker::WorkerReport;
 
 /// The status of the child with this index among the observed ones.
 pub(super) fn status(index: usize, child: &Object, findings: &Findings<'_>, now: Timestamp) -> ChildStatus {
@@ -17,7 +18,7 @@ pub(super) fn status(index: usize, child: &Object, findings: &Findings<'_>, now:
     let before: ChildStatus = read(&child.status);
     let complaints = verdict.refused.get(&index).map(Vec::as_slice).unwrap_or_default();
     let by_worker = match report {
-        WorkerReport::Runs { refused, .. } => refused.iter().find(|refused| is_about(refused, child)),
+        WorkerReport::Runs { left_out, .. } => left_out.iter().find(|left_out| is_about(left_out, child)),
         _ => None,
     };
     let (mut references, others): (Vec<_>, Vec<_>) = complaints.iter().cloned().partition(is_reference);
@@ -25,8 +26,8 @@ pub(super) fn status(index: usize, child: &Object, findings: &Findings<'_>, now:
     references.extend(lacks.iter().cloned());
     let accepted = match (others.first(), by_worker) {
         (Some(first), _) => Fact::new("Accepted", Holds::Never, first.reason.as_str(), message(&others)),
-        (None, Some(refused)) => {
-            Fact::new("Accepted", Holds::Never, Reason::InvalidQuery.as_str(), &refused.message)
+        (None, Some(left_out)) => {
+            Fact::new("Accepted", Holds::Never, Reason::InvalidQuery.as_str(), &left_out.message)
         }
         (None, None) => Fact::yes("Accepted", "Accepted"),
     };
@@ -83,8 +84,8 @@ pub(crate) fn orphan(child: &Object, pipeline: &str, now: Timestamp) -> ChildSta
     }
 }
 
-fn is_about(refused: &Refused, child: &Object) -> bool {
-    refused.kind == child.kind.as_str() && refused.name == child.name
+fn is_about(left_out: &LeftOut, child: &Object) -> bool {
+    left_out.kind == child.kind.as_str() && left_out.name == child.name
 }
 
 /// Which of its kinds is written, such as `http` or `tumbling`.

@@ -264,8 +264,8 @@ fn degraded(observed: &Observed, verdict: &Verdict, report: &WorkerReport) -> Op
         children.map(|child| format!("{} {}", child.kind.as_str(), child.name)).collect()
     };
     let mut left_out = named(&mut verdict.refused.keys());
-    if let WorkerReport::Runs { refused, .. } = report {
-        left_out.extend(refused.iter().map(|refused| format!("{} {}", refused.kind, refused.name)));
+    if let WorkerReport::Runs { left_out: by_worker, .. } = report {
+        left_out.extend(by_worker.iter().map(|document| format!("{} {}", document.kind, document.name)));
     }
     let spec = observed.spec();
     if left_out.is_empty() && !verdict.lacking.is_empty() {

@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn the_status_names_a_copy_that_can_be_restored_and_keeps_it() {
-        let runs = |replica| WorkerReport::Runs { refused: Vec::new(), replica };
+        let runs = |replica| WorkerReport::Runs { left_out: Vec::new(), replica };
         let place = || Some("file:///r/n/p".to_owned());
         let status = |report: &WorkerReport, before| status(report, place(), &Drills::default(), before);
         let first = status(&runs(Some(replica(1, false, None))), None).unwrap();

@@ -1,10 +1,10 @@
-//! What a worker says of its replica, read from `replication` of its `/status`.
+//! What a worker says of its replica, as the operator judges it.
 
 use std::time::Duration;
 
-use serde_json::Value;
+use litejoin_crds::worker_status::ReplicationReport;
 
-/// What it says.
+/// How far a replica is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Replica {
     /// The number of the incarnation that is written.
@@ -21,21 +21,16 @@ pub(crate) struct Replica {
     pub(crate) error: Option<String>,
 }
 
-impl Replica {
-    /// Reads it; `None` where the worker replicates nothing.
-    pub(crate) fn read(status: &Value) -> Option<Self> {
-        let told = status.get("replication").filter(|told| told.is_object())?;
-        // `incarnation-<number>-<id>`
-        let number = told["incarnation"].as_str().and_then(|name| name.split('-').nth(1)?.parse().ok());
-        let error = told["lastError"].as_str().filter(|error| !error.is_empty());
-        Some(Self {
-            incarnation: number,
-            is_ready: told["ready"] == true,
-            complete_until: told["completeUntil"].as_i64().unwrap_or_default(),
-            lag: Duration::from_secs(told["lagSeconds"].as_u64().unwrap_or_default()),
-            restored_timestamp: told["restoredTimestamp"].as_str().map(str::to_owned),
-            error: error.map(str::to_owned),
-        })
+impl From<ReplicationReport> for Replica {
+    fn from(report: ReplicationReport) -> Self {
+        Self {
+            incarnation: report.incarnation_number(),
+            is_ready: report.ready,
+            complete_until: report.complete_until,
+            lag: Duration::from_secs(report.lag_seconds),
+            restored_timestamp: report.restored_timestamp,
+            error: report.last_error.filter(|error| !error.is_empty()),
+        }
     }
 }
 
@@ -43,6 +38,7 @@ impl Replica {
 mod tests {
     use super::*;
 
+    use litejoin_crds::worker_status::WorkerStatus;
     use serde_json::json;
 
     #[test]
@@ -51,6 +47,7 @@ mod tests {
             "incarnation": "incarnation-3-0a1b", "ready": true, "completeUntil": 1_700_000_000, "lagSeconds": 2,
             "restoredTimestamp": "2026-05-01T12:00:00Z", "lastError": null,
         }});
+        let status: WorkerStatus = serde_json::from_value(status).unwrap();
         let read = Replica {
             incarnation: Some(3),
             is_ready: true,
@@ -59,8 +56,6 @@ mod tests {
             restored_timestamp: Some("2026-05-01T12:00:00Z".to_owned()),
             error: None,
         };
-        assert_eq!(Replica::read(&status), Some(read));
-        assert_eq!(Replica::read(&json!({ "replication": null })), None);
-        assert_eq!(Replica::read(&json!({})), None);
+        assert_eq!(status.replication.map(Replica::from), Some(read));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
+use litejoin_crds::worker_status::{LeftOut, WorkerStatus};
 
 use super::replica::Replica;
 
@@ -25,8 +25,8 @@ pub(crate) enum WorkerReport {
     Silent { why: Option<String> },
     /// It runs what it is to run.
     Runs {
-        /// Documents that it leaves out: kind, name, why.
-        refused: Vec<Refused>,
+        /// Documents that the worker leaves out, because they are wrong.
+        left_out: Vec<LeftOut>,
         /// `None` where nothing is replicated.
         replica: Option<Replica>,
     },
@@ -34,33 +34,17 @@ pub(crate) enum WorkerReport {
     Behind { refusal: Option<String>, replica: Option<Replica> },
 }
 
-/// A document that a worker leaves out.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Refused {
-    pub(crate) kind: String,
-    pub(crate) name: String,
-    pub(crate) message: String,
-}
-
 impl WorkerReport {
-    /// Reads from `/status` what the worker says of the config with this hash.
-    pub(crate) fn read(status: &Value, hash: &str) -> Self {
-        let config = &status["config"];
-        let replica = Replica::read(status);
-        if config["hash"] != hash {
-            // What it has not seen yet it can't have refused; of what it can't read it tells no hash.
-            let last = &config["lastReload"];
-            let is_about = last["hash"].is_null() || last["hash"] == hash;
-            let refusal = last["error"].as_str().filter(|_| is_about).map(str::to_owned);
-            return WorkerReport::Behind { refusal, replica };
+    /// What `/status` says of the config with this hash.
+    pub(crate) fn of(status: WorkerStatus, hash: &str) -> Self {
+        let WorkerStatus { config, replication } = status;
+        let replica = replication.map(Replica::from);
+        if config.hash == hash {
+            return Self::Runs { left_out: config.left_out, replica };
         }
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let refused = config["leftOut"].as_array().into_iter().flatten().map(|refused| Refused {
-            kind: text(&refused["kind"]),
-            name: text(&refused["name"]),
-            message: text(&refused["message"]),
-        });
-        WorkerReport::Runs { refused: refused.collect(), replica }
+        // A config that the worker has not seen yet can't have been refused; of one that can't be read it tells no hash.
+        let about_it = config.last_reload.filter(|last| last.hash.as_deref().is_none_or(|last| last == hash));
+        Self::Behind { refusal: about_it.and_then(|last| last.error), replica }
     }
 
     /// Whether a worker is waited for that is there.
@@ -85,17 +69,17 @@ impl WorkerReport {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
     #[test]
     fn an_old_refusal_is_none_of_what_is_wanted_now() {
         let refusal = |of: Value| {
-            let told = json!({ "config": { "hash": "a", "lastReload": { "hash": of, "error": "no" } } });
-            match WorkerReport::read(&told, "c") {
+            let status = json!({ "config": { "hash": "a", "lastReload": { "hash": of, "error": "no" } } });
+            match WorkerReport::of(serde_json::from_value(status).unwrap(), "c") {
                 WorkerReport::Behind { refusal, .. } => refusal,
-                told => panic!("{told:?}"),
+                report => panic!("{report:?}"),
             }
         };
         assert_eq!(refusal(json!("b")), None);

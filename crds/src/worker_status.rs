@@ -1,0 +1,140 @@
+//! The part of a worker's `/status` that the operator reads: which config is in force, and how far the replica is. The
+//! worker writes that part with these types, so neither program can rename a field alone.
+//!
+//! The two programs may be of different versions: fields that are unknown here are passed over, and fields that are
+//! missing have their defaults.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// What `/status` holds for the operator, beside much that only people and tests read.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WorkerStatus {
+    /// The config in force, and how the last reload went.
+    pub config: ConfigReport,
+    /// How far the replica is; `None` while nothing is replicated.
+    pub replication: Option<ReplicationReport>,
+}
+
+/// The config in force, and how the last reload went.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ConfigReport {
+    /// Hash of the documents that are in force.
+    pub hash: String,
+    /// Since when they are, in seconds since the epoch.
+    pub applied_at: i64,
+    /// Documents of that hash that are not in force, because they are wrong.
+    pub left_out: Vec<LeftOut>,
+    /// `None` before the first reload.
+    pub last_reload: Option<LastReload>,
+    /// How many reloads ended so, by outcome.
+    pub reloads: BTreeMap<String, u64>,
+}
+
+/// A document that is wrong, and that the rest runs without.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LeftOut {
+    /// The kind of the document, as in its field `kind`.
+    pub kind: String,
+    /// The name of the document.
+    pub name: String,
+    /// What is wrong, and the remedy.
+    pub message: String,
+}
+
+/// How a reload went.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LastReload {
+    /// Hash of the documents that the reload was about; `None` if they can't be read.
+    pub hash: Option<String>,
+    /// When it was, in seconds since the epoch.
+    pub at: i64,
+    /// Whether the documents are in force.
+    pub ok: bool,
+    /// What became of the reload, in one word.
+    pub outcome: String,
+    /// Why the documents were refused.
+    pub error: Option<String>,
+}
+
+/// How far the replica is.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReplicationReport {
+    /// Where the replica is: `replicaUrl` and identity.
+    pub base: String,
+    /// The incarnation that is written, `incarnation-<number>-<id>`.
+    pub incarnation: String,
+    /// `restore.timestamp` that the data was last taken back to.
+    pub restored_timestamp: Option<String>,
+    /// Whether a restore would take this incarnation: everything was copied once.
+    pub ready: bool,
+    /// What was committed before this time, in seconds since the epoch, is in the replica.
+    pub complete_until: i64,
+    /// For how many seconds the replica has not had everything.
+    pub lag_seconds: u64,
+    /// The last instant that all shards can be restored to together, in milliseconds since the epoch.
+    pub last_cut: Option<i64>,
+    /// How long writers rested for that instant.
+    pub last_cut_held_seconds: f64,
+    /// What went wrong last, while it still does.
+    pub last_error: Option<String>,
+    /// How far each file is.
+    pub files: BTreeMap<String, FileProgress>,
+}
+
+/// How far a replicated file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct FileProgress {
+    /// The last transaction that Litestream has read.
+    pub txid: u64,
+    /// The last transaction in the replica.
+    pub replicated_txid: u64,
+    /// Size of the file's WAL.
+    pub wal_bytes: u64,
+}
+
+impl ReplicationReport {
+    /// The number of the incarnation that is written.
+    pub fn incarnation_number(&self) -> Option<i64> {
+        self.incarnation.split('-').nth(1)?.parse().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use serde_json::json;
+
+    #[test]
+    fn a_status_of_another_version_is_read() {
+        let older = json!({
+            "pipeline": "orders",
+            "config": { "hash": "a", "lastReload": { "error": "no", "took": 3 } },
+            "replication": { "incarnation": "incarnation-3-0a1b" },
+        });
+        let status: WorkerStatus = serde_json::from_value(older).unwrap();
+        let last_reload = LastReload { error: Some("no".to_owned()), ..LastReload::default() };
+        let config =
+            ConfigReport { hash: "a".to_owned(), last_reload: Some(last_reload), ..ConfigReport::default() };
+        assert_eq!(status.config, config);
+        assert_eq!(status.replication.unwrap().incarnation_number(), Some(3));
+        let nothing: WorkerStatus = serde_json::from_value(json!({ "replication": null })).unwrap();
+        assert_eq!(nothing, WorkerStatus::default());
+    }
+
+    #[test]
+    fn a_text_that_is_no_incarnation_has_no_number() {
+        for text in ["", "incarnation", "incarnation-x-0a1b"] {
+            let report = ReplicationReport { incarnation: text.to_owned(), ..ReplicationReport::default() };
+            assert_eq!(report.incarnation_number(), None, "{text}");
+        }
+    }
+}
