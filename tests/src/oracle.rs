@@ -10,6 +10,10 @@ use serde_json::{Map, Value, json};
 
 use crate::results::{ResultKey, Results};
 
+/// Payload and timestamp by key, by topic in lower case. In the order of keys, since what SQLite leaves open (which of 5
+/// and 5.0 a group shows) follows from the order of rows.
+type Rows = BTreeMap<String, BTreeMap<String, [Owned; 2]>>;
+
 /// The topics of a data directory, gathered into one database in memory.
 pub struct Oracle {
     connection: Connection,
@@ -35,44 +39,56 @@ impl Oracle {
         let entries =
             fs::read_dir(data_dir).unwrap_or_else(|error| panic!("{}: {error}", data_dir.display()));
         let mut shards = 0;
+        let mut rows = Rows::new();
         for entry in entries {
             let path = entry.expect("a folder can be listed").path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             if name.starts_with("shard_") && name.ends_with(".db") {
-                oracle.gather(&path);
+                oracle.gather(&path, &mut rows);
                 shards += 1;
             }
         }
         assert!(shards > 0, "{} has no shards", data_dir.display());
+        for (topic, rows) in rows {
+            for (key, [payload, timestamp]) in rows {
+                oracle.insert(&topic, [Owned::Text(key), payload, timestamp]);
+            }
+        }
         oracle
     }
 
+    /// Reads the rows of one shard.
     #[expect(clippy::disallowed_methods, reason = "the oracle must not depend on how the worker opens files")]
-    fn gather(&self, path: &Path) {
+    fn gather(&self, path: &Path, found: &mut Rows) {
         let shard = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
             .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         shard.busy_timeout(crate::wait::PATIENCE).expect("SQLite takes a busy timeout");
-        let work = || -> rusqlite::Result<()> {
+        let mut work = || -> rusqlite::Result<()> {
             let names: Vec<String> = shard
                 .prepare("SELECT name FROM _topics")?
                 .query_map([], |row| row.get(0))?
                 .collect::<Result<_, _>>()?;
             for name in names {
                 self.add_topic(&name);
-                let mut insert =
-                    self.connection.prepare(&format!("INSERT INTO {} VALUES (?1, ?2, ?3)", quoted(&name)))?;
+                let of_topic = found.entry(name.to_ascii_lowercase()).or_default();
                 let sql = format!("SELECT key, payload, timestamp FROM {}", quoted(&name));
                 let mut rows = shard.prepare(&sql)?;
                 let mut rows = rows.query([])?;
                 while let Some(row) = rows.next()? {
-                    // A key in two shards is one too many, and the primary key here says so.
-                    let [key, payload, timestamp]: [Owned; 3] = [row.get(0)?, row.get(1)?, row.get(2)?];
-                    insert.execute([key, payload, timestamp])?;
+                    let key: String = row.get(0)?;
+                    let earlier = of_topic.insert(key.clone(), [row.get(1)?, row.get(2)?]);
+                    assert!(earlier.is_none(), "{name}: key {key:?} is in two shards");
                 }
             }
             Ok(())
         };
         work().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
+
+    fn insert(&self, topic: &str, row: [Owned; 3]) {
+        let insert =
+            self.connection.prepare_cached(&format!("INSERT INTO {} VALUES (?1, ?2, ?3)", quoted(topic)));
+        insert.and_then(|mut insert| insert.execute(row)).unwrap_or_else(|error| panic!("{topic}: {error}"));
     }
 
     fn add_topic(&self, name: &str) {

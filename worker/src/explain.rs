@@ -197,7 +197,7 @@ fn explained(plan: &Plan, join: &CheckedJoin, known: &Known) -> Explained {
 fn gathered(keyed: &Keyed, shards: usize) -> Vec<Gathered> {
     let from = |link: &Link| match link {
         Link::Keys => From { occurrence: None, value: None },
-        Link::Parent { index, of } => From { occurrence: Some(index + 1), value: Some(of.sql()) },
+        Link::Parent { index, of, .. } => From { occurrence: Some(index + 1), value: Some(of.sql()) },
     };
     keyed
         .occurrences

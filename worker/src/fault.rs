@@ -13,6 +13,8 @@ pub(crate) enum Sabotage {
     DropKeyQuery,
     /// The last occurrence of a topic is not gathered.
     MissingOccurrence,
+    /// A group is looked up by the text of its values, which tells equal numbers apart.
+    SplitGroups,
 }
 
 #[cfg(not(debug_assertions))]
@@ -35,15 +37,18 @@ mod debug {
 
     /// Whether the engine is to be broken in this way.
     pub(crate) fn sabotaged(how: Sabotage) -> bool {
-        static WANTED: LazyLock<Option<Sabotage>> =
-            LazyLock::new(|| match variable("LITEJOIN_SABOTAGE")?.as_str() {
+        static WANTED: LazyLock<Option<Sabotage>> = LazyLock::new(|| {
+            match variable("LITEJOIN_SABOTAGE")?.as_str() {
                 "no-old-images" => Some(Sabotage::NoOldImages),
                 "drop-key-query" => Some(Sabotage::DropKeyQuery),
                 "missing-occurrence" => Some(Sabotage::MissingOccurrence),
+                "split-groups" => Some(Sabotage::SplitGroups),
                 other => panic!(
-                    "LITEJOIN_SABOTAGE={other:?} is none of no-old-images, drop-key-query, missing-occurrence"
+                    "LITEJOIN_SABOTAGE={other:?} is none of no-old-images, drop-key-query, missing-occurrence, \
+                     split-groups"
                 ),
-            });
+            }
+        });
         *WANTED == Some(how)
     }
 

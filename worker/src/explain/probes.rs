@@ -62,7 +62,7 @@ impl Plan<'_> {
         for link in &self.keyed.occurrences[place].from {
             match link {
                 Link::Keys => keys += 1,
-                Link::Parent { index, of } => {
+                Link::Parent { index, of, .. } => {
                     let (above, found) = self.up(*index);
                     probes += self.shards_of(of) + above;
                     keys += found;

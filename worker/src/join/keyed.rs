@@ -18,7 +18,7 @@ use super::accumulate::AccumulatedJoin;
 use super::budget::Budget;
 use super::changes::{Changes, Part};
 use super::plan::row::RowExpr;
-use super::plan::{Keyed, Link, Occurrence};
+use super::plan::{Keyed, Link, Matching, Occurrence};
 use super::rows::{same_rows, write_value};
 use super::value::Value;
 use super::{CheckedJoin, TopicImage};
@@ -87,6 +87,7 @@ enum LinkStep {
     Keys,
     Parent {
         index: usize,
+        matching: Matching,
         /// Values of the gathered rows of the parent.
         gathered: String,
         /// Whether they are the parent's keys.
@@ -214,10 +215,11 @@ impl Step {
         let columns = "key, payload, timestamp, _change";
         let link = |link: &Link| match link {
             Link::Keys => LinkStep::Keys,
-            Link::Parent { index, of } => {
+            Link::Parent { index, of, matching } => {
                 let parent = &plan.occurrences[*index];
                 LinkStep::Parent {
                     index: *index,
+                    matching: *matching,
                     gathered: format!("SELECT {} FROM {}", of.sql(), parent.table),
                     of_key: of.is_key(),
                     up: select(&parent.by.sql(), &parent.topic, of),
@@ -423,11 +425,14 @@ impl Bench {
             for link in &step.links {
                 match link {
                     LinkStep::Keys => from_keys = true,
-                    LinkStep::Parent { gathered, .. } => {
+                    LinkStep::Parent { gathered, matching, .. } => {
                         let mut statement = memory.prepare_cached(gathered)?;
                         let mut values = statement.query([])?;
                         while let Some(row) = values.next()? {
                             let value = Value::new(row.get_ref(0)?).ok_or(KeyedError::TooLarge)?;
+                            if let (Matching::AsText, Value::Text(text)) = (matching, &value) {
+                                linked.extend(Value::as_number(text));
+                            }
                             if value != Value::Null {
                                 linked.push(value);
                             }
@@ -601,33 +606,16 @@ impl Climb<'_> {
         for link in &self.join.steps[index].links {
             match link {
                 LinkStep::Keys => self.key(value.clone(), told)?,
-                LinkStep::Parent { index: parent, of_key, up, .. } => {
-                    if value == Value::Null {
-                        continue;
-                    }
-                    let readers: &[ShardReader] = match (of_key, &value) {
-                        (true, Value::Text(key)) => {
-                            let shard = shard_index(key, self.readers.len());
-                            &self.readers[shard..=shard]
-                        }
-                        (true, _) => continue,
-                        (false, _) => self.readers,
-                    };
+                LinkStep::Parent { index: parent, of_key, up, matching, .. } => {
                     let mut values = HashSet::new();
-                    for reader in readers {
-                        let failed = |source| lookup_failed(reader, source);
-                        let mut statement = reader.prepare(up).map_err(failed)?;
-                        let mut rows = statement.query([&value]).map_err(failed)?;
-                        while let Some(row) = rows.next().map_err(failed)? {
-                            let found = row.get_ref(0).map_err(failed)?;
-                            values.insert(Value::new(found).ok_or(KeyedError::TooLarge)?);
-                            if values.len() > KEYS_MAX {
-                                return Err(KeyedError::TooLarge);
+                    match matching {
+                        _ if value == Value::Null => continue,
+                        Matching::Equal => self.parents(&value, *of_key, up, &mut values)?,
+                        Matching::AsText => {
+                            for text in self.texts(&value)? {
+                                self.parents(&text, *of_key, up, &mut values)?;
                             }
                         }
-                        drop(rows);
-                        self.cost.probes += 1;
-                        self.cost.steps += steps_of(&statement);
                     }
                     for value in values {
                         self.up(*parent, value, told)?;
@@ -636,6 +624,50 @@ impl Climb<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Looks up by what the parent's rows with a value are gathered.
+    fn parents(
+        &mut self,
+        value: &Value,
+        of_key: bool,
+        up: &str,
+        found: &mut HashSet<Value>,
+    ) -> Result<(), KeyedError> {
+        let readers: &[ShardReader] = match (of_key, value) {
+            (true, Value::Text(key)) => {
+                let shard = shard_index(key, self.readers.len());
+                &self.readers[shard..=shard]
+            }
+            (true, _) => return Ok(()),
+            (false, _) => self.readers,
+        };
+        for reader in readers {
+            let failed = |source| lookup_failed(reader, source);
+            let mut statement = reader.prepare(up).map_err(failed)?;
+            let mut rows = statement.query([value]).map_err(failed)?;
+            while let Some(row) = rows.next().map_err(failed)? {
+                let by = row.get_ref(0).map_err(failed)?;
+                found.insert(Value::new(by).ok_or(KeyedError::TooLarge)?);
+                if found.len() > KEYS_MAX {
+                    return Err(KeyedError::TooLarge);
+                }
+            }
+            drop(rows);
+            self.cost.probes += 1;
+            self.cost.steps += steps_of(&statement);
+        }
+        Ok(())
+    }
+
+    /// The texts that SQLite makes of a value in its spellings.
+    fn texts(&self, value: &Value) -> Result<Vec<Value>, KeyedError> {
+        let reader = self.readers.first().expect("there is a shard");
+        let failed = |source| lookup_failed(reader, source);
+        let mut cast = reader.prepare("SELECT CAST(?1 AS TEXT)").map_err(failed)?;
+        let mut text =
+            |spelling| cast.query_row([Raw(spelling)], |row| row.get(0).map(String::into_boxed_str));
+        value.spellings().map(|spelling| text(spelling).map(Value::Text).map_err(failed)).collect()
     }
 
     fn key(&mut self, value: Value, told: bool) -> Result<(), KeyedError> {

@@ -110,7 +110,26 @@ pub(crate) enum Link {
     /// The result keys themselves, NULL included.
     Keys,
     /// What `of` yields over the gathered rows of an occurrence (by its place in the list); NULL links nothing.
-    Parent { index: usize, of: RowExpr },
+    Parent { index: usize, of: RowExpr, matching: Matching },
+}
+
+/// When a value of an occurrence is linked to a value of its parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Matching {
+    /// Both are equal.
+    Equal,
+    /// The parent has a text, and the value is that text or a number that is written so. A group of equal numbers is
+    /// found whole in this way: the text `5.0` leads to all rows with 5, however each spells it.
+    AsText,
+}
+
+impl Link {
+    /// Links also numbers that are written as a text of the parent.
+    fn match_as_text(&mut self) {
+        if let Self::Parent { matching, .. } = self {
+            *matching = Matching::AsText;
+        }
+    }
 }
 
 /// Why a query is evaluated in full.
@@ -142,6 +161,10 @@ pub(crate) enum Reason {
     Global,
     #[error("result key {key} is no GROUP BY term; group by it, or choose another keyColumn")]
     NotGrouped { key: String },
+    #[error(
+        "result key {key} tells apart what GROUP BY or PARTITION BY holds together (5 and 5.0); group by {key} itself"
+    )]
+    Spelling { key: String },
     #[error("a window function looks beyond the rows of one result key; add PARTITION BY {key}")]
     Window { key: String },
     #[error("result key {key} does not come from the columns of one topic; choose another keyColumn")]
@@ -235,7 +258,7 @@ impl Keyed {
         for occurrence in &self.occurrences {
             found.insert((occurrence.topic.clone(), occurrence.by.clone()));
             for link in &occurrence.from {
-                if let Link::Parent { index, of } = link {
+                if let Link::Parent { index, of, .. } = link {
                     found.insert((self.occurrences[*index].topic.clone(), of.clone()));
                 }
             }
@@ -254,7 +277,10 @@ impl fmt::Display for Keyed {
                 let and = if index > 0 { " and " } else { "" };
                 match link {
                     Link::Keys => write!(formatter, "{and}the result keys")?,
-                    Link::Parent { index, of } => write!(formatter, "{and}{}: {}", index + 1, of.sql())?,
+                    Link::Parent { index, of, matching } => {
+                        let as_text = if *matching == Matching::AsText { " as text" } else { "" };
+                        write!(formatter, "{and}{}: {}{as_text}", index + 1, of.sql())?;
+                    }
                 }
             }
             writeln!(formatter)?;

@@ -37,6 +37,12 @@ impl Value {
         }
     }
 
+    /// The number that a text may be the spelling of, as a cast of numbers to TEXT spells them.
+    pub(crate) fn as_number(text: &str) -> Option<Self> {
+        let integer = text.parse().ok().map(Self::Integer);
+        integer.or_else(|| text.parse().ok().filter(|real: &f64| !real.is_nan()).map(Self::real))
+    }
+
     /// The reals and integers that are equal to it, or itself.
     pub(crate) fn spellings(&self) -> impl Iterator<Item = ValueRef<'_>> {
         let (first, more): (ValueRef<'_>, &[f64]) = match self {
@@ -81,6 +87,41 @@ mod tests {
         assert_ne!(value(ValueRef::Text(b"1")), value(ValueRef::Integer(1)));
         assert_eq!(value(ValueRef::Real(9_223_372_036_854_775_808.0)), Value::Real(0x43e0_0000_0000_0000));
         assert_eq!(Value::new(ValueRef::Blob(b"1")), None);
+    }
+
+    #[test]
+    fn the_text_of_a_number_leads_back_to_it() {
+        let connection = crate::storage::sqlite::open_memory().unwrap();
+        let mut cast = connection.prepare("SELECT CAST(?1 AS TEXT)").unwrap();
+        let mut text = |value: ValueRef<'_>| -> String {
+            cast.query_row([ToSqlOutput::Borrowed(value)], |row| row.get(0)).unwrap()
+        };
+        let mut bits = 1_u64;
+        for _ in 0..100_000 {
+            // Knuth's generator, which comes through all numbers.
+            bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let real = f64::from_bits(bits);
+            if real.is_nan() {
+                continue;
+            }
+            for value in
+                [ValueRef::Real(real), ValueRef::Real(real.round()), ValueRef::Integer(bits.cast_signed())]
+            {
+                let written = text(value);
+                assert_eq!(Value::as_number(&written), Value::new(value), "{value:?} is written {written}");
+            }
+        }
+        for real in
+            [0.0, -0.0, 0.1 + 0.2, 1e15, 9_007_199_254_740_993.0, -9.3e18, f64::INFINITY, f64::MIN_POSITIVE]
+        {
+            let written = text(ValueRef::Real(real));
+            assert_eq!(
+                Value::as_number(&written),
+                Value::new(ValueRef::Real(real)),
+                "{real:?} is written {written}"
+            );
+        }
+        assert_eq!(["", "k1", "5 ", "0x5", "nan"].map(Value::as_number), [const { None }; 5]);
     }
 
     #[test]

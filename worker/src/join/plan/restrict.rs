@@ -4,8 +4,11 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::print::print_expr;
 use super::row::{Affinity, Cast, Column, RowExpr};
-use super::syntax::{Body, Core, Expr, Item, JoinKind, Kind, Output, Over, PARTITION, Part, Query};
-use super::{Link, Reason};
+use super::syntax::{
+    Body, Core, Expr, Item, JoinKind, Kind, Output, Over, PARTITION, Part, Query, UNION_ALL,
+};
+use super::{Link, Matching, Reason};
+use crate::fault::{self, Sabotage};
 
 /// What was found out about a query.
 pub(super) struct Restricted {
@@ -33,7 +36,7 @@ pub(super) struct Hint {
 /// Restricts `query` to some values of its column `key_column`.
 pub(super) fn restrict(query: &Query, key_column: usize) -> Result<Restricted, Reason> {
     let mut planner = Planner { scopes: Vec::new(), state: State::default() };
-    planner.query(query, key_column, Cast::Not, &[Link::Keys], None)?;
+    planner.query(query, key_column, Cast::Not, vec![Link::Keys], None)?;
     Ok(Restricted { rules: planner.state.rules, hints: planner.state.hints })
 }
 
@@ -145,6 +148,28 @@ const STRICT: [&str; 10] =
 /// The same, but perhaps not NULL.
 const TOTAL: [&str; 4] = ["coalesce", "ifnull", "nullif", "typeof"];
 
+/// Functions that give texts alone, or integers alone.
+const ONE_SPELLING: [&str; 15] = [
+    "lower",
+    "upper",
+    "trim",
+    "ltrim",
+    "rtrim",
+    "substr",
+    "substring",
+    "typeof",
+    "length",
+    "instr",
+    "date",
+    "time",
+    "datetime",
+    "strftime",
+    "unixepoch",
+];
+
+/// Numbers of occurrences that stand in no query begin here: no query is so long.
+const LOOK_UPS_FROM: usize = 1 << 20;
+
 /// Functions of a time; only fit for an index when it is given in seconds.
 const TIME: [&str; 6] = ["date", "time", "datetime", "julianday", "unixepoch", "strftime"];
 
@@ -163,18 +188,37 @@ impl<'q> Planner<'q> {
         &mut self,
         query: &'q Query,
         column: usize,
-        cast: Cast,
-        from: &[Link],
+        mut cast: Cast,
+        mut from: Vec<Link>,
         parent: Option<usize>,
     ) -> Result<(), Reason> {
         if query.limit.is_some() {
             return Err(Reason::Limit);
         }
         let scopes = self.arms(query, parent);
+        if cast == Cast::Text && self.groups(query, &scopes)? && !fault::sabotaged(Sabotage::SplitGroups) {
+            // As texts, equal numbers of a group may differ.
+            cast = Cast::Not;
+            from.iter_mut().for_each(Link::match_as_text);
+        }
         for scope in scopes.into_iter().flatten() {
-            self.core(scope, column, cast, from)?;
+            self.core(scope, column, cast, &from)?;
         }
         Ok(())
+    }
+
+    /// Whether rows of a query whose values are equal become one, or are looked at together.
+    fn groups(&self, query: &Query, scopes: &[Option<usize>]) -> Result<bool, Reason> {
+        if query.arms.iter().any(|arm| arm.operator.is_some_and(|operator| operator != UNION_ALL)) {
+            return Ok(true);
+        }
+        for scope in scopes.iter().flatten() {
+            let core = self.scopes[*scope].core;
+            if core.distinct || self.is_aggregate(*scope) || !self.partitions(*scope)?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Makes a scope of each arm of a query.
@@ -203,6 +247,10 @@ impl<'q> Planner<'q> {
             Term::At { column: SourceColumn::Topic(column), .. } => column.name().to_owned(),
             Term::At { .. } => format!("column {}", column + 1),
         };
+        let mut groupings = self.partitions(scope)?;
+        if groupings.iter().any(|partition| !self.follows_from(scope, term, partition)) {
+            return Err(Reason::Window { key: key() });
+        }
         if self.is_aggregate(scope) {
             if core.group_by.is_empty() {
                 return Err(Reason::Global);
@@ -211,11 +259,7 @@ impl<'q> Planner<'q> {
             if !self.follows_from(scope, term, &groups) {
                 return Err(Reason::NotGrouped { key: key() });
             }
-        }
-        for partition in self.partitions(scope)? {
-            if !self.follows_from(scope, term, &partition) {
-                return Err(Reason::Window { key: key() });
-            }
+            groupings.push(groups);
         }
 
         if let Some((left, right)) = self.full_join_key(scope, term) {
@@ -242,9 +286,45 @@ impl<'q> Planner<'q> {
             }
             inner = Some(side.source);
         }
-        self.source(&side, cast, from)?;
+        if groupings.iter().all(|groups| self.is_one_of_a_group(scope, term, groups)) {
+            self.source(&side, cast, from)?;
+        } else {
+            self.whole_groups(term, &side, &groupings, cast, from)
+                .ok_or_else(|| Reason::Spelling { key: key() })??;
+        }
         self.spread(scope, inner)?;
         self.subqueries(scope)
+    }
+
+    /// Restricts a source to the rows that give a value of `from`, and to all that are in a group with them, though
+    /// they give others: an occurrence that the query doesn't read finds the former, and its rows the latter. `None` if
+    /// the groups can't be told.
+    fn whole_groups(
+        &mut self,
+        term: Term<'q>,
+        side: &Side,
+        groupings: &[Vec<String>],
+        cast: Cast,
+        from: &[Link],
+    ) -> Option<Result<(), Reason>> {
+        let (Term::Expr(expr), What::Row(by)) = (term, &side.what) else { return None };
+        let (groups, others) = groupings.split_first()?;
+        if others.iter().any(|other| other != groups) {
+            return None;
+        }
+        let Item::Topic { name, .. } = &self.scopes[side.scope].core.sources[side.source].item else {
+            return None;
+        };
+        let of_group = self.row_of_group(side.scope, expr, groups)?;
+        let index = self.state.rules.len();
+        let number = LOOK_UPS_FROM + index;
+        let by = by.clone().cast(cast);
+        self.state.rules.push(Rule { topic: name.clone(), number, by, from: from.to_vec() });
+        let mut links = vec![Link::Parent { index, of: of_group.clone(), matching: Matching::Equal }];
+        // NULL, by which a result key may be none, links nothing.
+        links.extend(from.iter().filter(|link| **link == Link::Keys).cloned());
+        let side = Side { what: What::Row(of_group), ..side.clone() };
+        Some(self.source(&side, Cast::Not, &links))
     }
 
     /// Restricts one source to the rows that give, after the cast, a value of `from`.
@@ -262,7 +342,7 @@ impl<'q> Planner<'q> {
                 Ok(())
             }
             (Item::Query { query, .. }, What::Query(column)) => {
-                self.query(query, *column, cast, from, self.scopes[side.scope].parent)
+                self.query(query, *column, cast, from.to_vec(), self.scopes[side.scope].parent)
             }
             _ => Err(Reason::Syntax),
         }
@@ -427,7 +507,7 @@ impl<'q> Planner<'q> {
             return Err(Reason::Syntax);
         }
         let links = self.values(side, Cast::Not).ok_or(Reason::Syntax)?;
-        self.query(query, 0, Cast::Not, &links, Some(around))
+        self.query(query, 0, Cast::Not, links, Some(around))
     }
 
     /// The values that a restricted side has, as links.
@@ -436,7 +516,8 @@ impl<'q> Planner<'q> {
         match (&core.sources[side.source].item, &side.what) {
             (Item::Topic { occurrence, .. }, What::Row(of)) => {
                 let index = self.state.rules.iter().position(|rule| rule.number == *occurrence)?;
-                Some(vec![Link::Parent { index, of: of.clone().cast(cast) }])
+                let of = of.clone().cast(cast);
+                Some(vec![Link::Parent { index, of, matching: Matching::Equal }])
             }
             (Item::Query { query, .. }, What::Query(column)) => {
                 let mut links = Vec::new();
@@ -653,7 +734,17 @@ impl<'q> Planner<'q> {
 
     /// The expression over a topic's row, if an index can hold it.
     fn row(&self, scope: usize, expr: &'q Expr) -> Option<RowExpr> {
-        let inner = || expr.children().map(|child| self.row(scope, child)).collect::<Option<Vec<_>>>();
+        self.row_of_group(scope, expr, &[])
+    }
+
+    /// The same with each of the terms `groups` (in canonical form) in one spelling, so that it is equal for all rows
+    /// of a group.
+    fn row_of_group(&self, scope: usize, expr: &'q Expr, groups: &[String]) -> Option<RowExpr> {
+        if !groups.is_empty() && groups.contains(&self.canonical(scope, expr)) {
+            return self.row(scope, expr).map(RowExpr::in_one_spelling);
+        }
+        let row = |expr: &'q Expr| self.row_of_group(scope, expr, groups);
+        let inner = || expr.children().map(row).collect::<Option<Vec<_>>>();
         match &expr.kind {
             Kind::Column { table, name } => match self.find(scope, table.as_deref(), name)? {
                 // The log does not tell what `_change` was before.
@@ -664,7 +755,7 @@ impl<'q> Planner<'q> {
                 Found::Merged { .. } => {
                     Column::find(name).filter(|column| *column != Column::Change).map(RowExpr::column)
                 }
-                Found::Output { scope, expr } => self.row(scope, expr),
+                Found::Output { scope, expr } => self.row_of_group(scope, expr, groups),
             },
             Kind::Literal => match expr.parts.as_slice() {
                 [Part::Text(text)] if !text.starts_with(['x', 'X']) => Some(RowExpr::literal(text)),
@@ -681,7 +772,7 @@ impl<'q> Planner<'q> {
                 let (document, path) = (children.next()?, children.next()?);
                 let [_, Part::Text(operator), _] = expr.parts.as_slice() else { return None };
                 let field = plain_path(path)?;
-                let (document, path) = (self.row(scope, document)?, self.row(scope, path)?);
+                let (document, path) = (row(document)?, row(path)?);
                 let inner = vec![document.clone(), path];
                 let taken = RowExpr::compose(&["", operator, ""], inner, Affinity::None, true);
                 Some(taken.taking(&document, field))
@@ -894,6 +985,67 @@ impl<'q> Planner<'q> {
             Kind::Function { over: Some(_), .. } | Kind::Subquery | Kind::In { .. } => false,
             _ if is_aggregate_call(expr) => false,
             _ => expr.children().all(|child| self.follows_from(scope, Term::Expr(child), known)),
+        }
+    }
+
+    /// Whether equal values of `groups` (in canonical form) give equal values of a term that follows from them.
+    fn is_one_of_a_group(&self, scope: usize, term: Term<'q>, groups: &[String]) -> bool {
+        let Term::Expr(expr) = term else { return true };
+        let expr = expr.bare();
+        let all = |expr: &'q Expr| {
+            expr.children().all(|child| self.is_one_of_a_group(scope, Term::Expr(child), groups))
+        };
+        if groups.contains(&self.canonical(scope, expr)) {
+            return true;
+        }
+        match &expr.kind {
+            Kind::Column { table, name } => match self.find(scope, table.as_deref(), name) {
+                Some(Found::Output { scope, expr }) => {
+                    self.is_one_of_a_group(scope, Term::Expr(expr), groups)
+                }
+                _ => false,
+            },
+            Kind::Cast { to } if cast_affinity(to) == Some(Affinity::Numeric) => all(expr),
+            Kind::Function { name, .. } if ["coalesce", "ifnull", "nullif"].contains(&name.as_str()) => {
+                all(expr)
+            }
+            _ => self.reads_one_spelling(scope, expr, groups),
+        }
+    }
+
+    /// Whether equal values of those of `groups` that an expression reads are written in one way.
+    fn reads_one_spelling(&self, scope: usize, expr: &'q Expr, groups: &[String]) -> bool {
+        if groups.contains(&self.canonical(scope, expr)) {
+            return self.has_one_spelling(scope, expr);
+        }
+        if let Kind::Column { table, name } = &expr.kind {
+            return match self.find(scope, table.as_deref(), name) {
+                Some(Found::Output { scope, expr }) => self.reads_one_spelling(scope, expr, groups),
+                _ => false,
+            };
+        }
+        expr.children().all(|child| self.reads_one_spelling(scope, child, groups))
+    }
+
+    /// Whether an expression gives texts alone, or integers alone.
+    fn has_one_spelling(&self, scope: usize, expr: &'q Expr) -> bool {
+        let expr = expr.bare();
+        match &expr.kind {
+            Kind::Column { table, name } => match self.find(scope, table.as_deref(), name) {
+                Some(Found::Column { column, .. }) => matches!(column, SourceColumn::Topic(_)),
+                Some(Found::Output { scope, expr }) => self.has_one_spelling(scope, expr),
+                _ => false,
+            },
+            Kind::Literal => true,
+            Kind::Cast { to } => cast_affinity(to) == Some(Affinity::Text),
+            Kind::Arrow | Kind::Arithmetic => {
+                let operators = ["->", "||"];
+                expr.parts
+                    .iter()
+                    .any(|part| matches!(part, Part::Text(text) if operators.contains(&text.trim())))
+            }
+            Kind::Function { name, .. } => ONE_SPELLING.contains(&name.as_str()),
+            _ => false,
         }
     }
 

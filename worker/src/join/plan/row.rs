@@ -132,6 +132,19 @@ impl RowExpr {
         sql
     }
 
+    /// The same value in the one spelling that all equal values have: an integer for a real that is a whole number.
+    pub(super) fn in_one_spelling(self) -> Self {
+        let texts = [
+            "CASE WHEN typeof(",
+            ") = 'real' AND ",
+            " = CAST(",
+            " AS INTEGER) THEN CAST(",
+            " AS INTEGER) ELSE ",
+            " END",
+        ];
+        Self::compose(&texts, vec![self; texts.len() - 1], Affinity::None, true)
+    }
+
     /// What an equality between expressions of these affinities compares; the texts to put around either side.
     pub(super) fn casts(left: Affinity, right: Affinity) -> (Cast, Cast) {
         use Affinity::{None, Numeric, Text};

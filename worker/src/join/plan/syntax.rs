@@ -27,6 +27,9 @@ pub(super) struct Query {
     pub(super) limit: Option<String>,
 }
 
+/// The operator that keeps all rows of both its arms as they are.
+pub(super) const UNION_ALL: &str = "UNION ALL";
+
 /// One arm of a query, with the operator in front of it (none before the first).
 #[derive(Debug, Clone)]
 pub(super) struct Arm {
@@ -238,7 +241,7 @@ impl Reader<'_> {
         for compound in select.body.compounds.iter().flatten() {
             let operator = match compound.operator {
                 ast::CompoundOperator::Union => "UNION",
-                ast::CompoundOperator::UnionAll => "UNION ALL",
+                ast::CompoundOperator::UnionAll => UNION_ALL,
                 ast::CompoundOperator::Except => "EXCEPT",
                 ast::CompoundOperator::Intersect => "INTERSECT",
             };
