@@ -9,7 +9,6 @@
 //! So nothing waits for it. `Auditor` says when a worker does this, and `command` is `litejoin audit`.
 
 mod auditor;
-pub(crate) mod command;
 mod rounding;
 
 use std::path::PathBuf;
@@ -19,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::auditor::Auditor;
+pub(crate) use self::auditor::{Auditor, finding};
 use crate::join::budget::STEPS_MAX;
 use crate::join::changes::{BYTES_MAX, Changes, Part, ReadError};
 use crate::join::diff::StoredResults;
@@ -79,7 +78,7 @@ impl Finding {
 
 /// Why there is nothing to compare.
 #[derive(Debug, thiserror::Error)]
-enum Skip {
+pub(crate) enum Skip {
     #[error("it reads the clock, so its results change without a message")]
     Clock,
     #[error("its results were not evaluated yet")]
@@ -100,7 +99,7 @@ enum Skip {
 
 /// Why an audit came to nothing.
 #[derive(Debug, thiserror::Error)]
-enum AuditError {
+pub(crate) enum AuditError {
     #[error(transparent)]
     Skipped(#[from] Skip),
     #[error("it was cancelled")]
@@ -121,7 +120,7 @@ impl From<FullError> for AuditError {
 }
 
 /// Compares the stored results of `join`, one of `joins`.
-fn compare(
+pub(crate) fn compare(
     join: &CheckedJoin,
     joins: &[CheckedJoin],
     files: &Files,

@@ -2,7 +2,6 @@
 //! What the admin endpoint shows is shown here too, and `POST /audit {"joins": […]}` compares stored results: a line
 //! of JSON for each join as it is done, and one behind the last. What `/dlq` answers is in [`dlq`].
 
-pub(crate) mod client;
 pub(crate) mod dlq;
 
 use std::fs::Permissions;
@@ -26,7 +25,7 @@ use tracing::warn;
 
 use crate::admin;
 use crate::audit::Auditor;
-use crate::delivery::dead_letters::DeadLetters;
+use crate::dead_letters::DeadLetters;
 use crate::join;
 use crate::status::Status;
 

@@ -5,11 +5,8 @@
 //! to the dead-letter queue and holds back its key alone; a newer result of the key takes its place there.
 
 pub(crate) mod circuit;
-pub(crate) mod dead_letters;
 pub(crate) mod dispatch;
-pub(crate) mod release;
 pub(crate) mod schedule;
-pub(crate) mod settling;
 
 /// Wait after a failure of our own files.
 const FILE_RETRY: std::time::Duration = std::time::Duration::from_secs(1);

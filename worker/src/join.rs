@@ -27,6 +27,7 @@ pub(crate) use check::CheckedJoin;
 use litejoin_crds::complaint::near_or_allowed;
 
 use self::plan::row::RowExpr;
+use crate::status::join::ClassInForce;
 use crate::storage::shard::{Index, Needs};
 
 /// The tables and indexes that joins need in every shard.
@@ -39,6 +40,14 @@ pub(crate) fn needs(joins: &[CheckedJoin]) -> Needs {
         }
     }
     Needs { topics: topics.into_iter().collect(), indexes: indexes.into_iter().collect() }
+}
+
+/// The classes of joins by name, as their status tells them.
+pub(crate) fn classes(joins: &[CheckedJoin]) -> impl Iterator<Item = (&str, ClassInForce)> {
+    joins.iter().map(|join| {
+        let (name, reason) = (join.class.name(), join.class.reason().map(ToString::to_string));
+        (join.name.as_str(), ClassInForce { name, reason })
+    })
 }
 
 /// The index by which rows of a topic are looked up by an expression.

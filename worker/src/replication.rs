@@ -22,24 +22,19 @@ use self::litestream::{Litestream, LitestreamError};
 use self::location::{Location, LocationError};
 use self::objects::{Objects, ObjectsError};
 use crate::credentials::{CredentialError, Secrets};
-use crate::delivery::dead_letters;
-use crate::results::store::RESULTS_FILE;
-use crate::source::api::state;
-use crate::storage::layout::{self, LayoutError};
+use crate::storage::layout::{self, DEAD_LETTERS_FILE, LayoutError, RESULTS_FILE, SOURCES_FILE};
 use crate::storage::sqlite::SqliteError;
 
 pub(crate) mod boot;
-pub(crate) mod command;
 pub(crate) mod config;
 mod cuts;
 mod directory;
-mod fetch;
+pub(crate) mod fetch;
 pub(crate) mod incarnation;
 pub(crate) mod keeper;
 pub(crate) mod litestream;
 pub(crate) mod location;
 pub(crate) mod objects;
-pub(crate) mod passes;
 mod sftp;
 pub(crate) mod socket;
 
@@ -119,7 +114,7 @@ impl FromStr for PointInTime {
 }
 
 impl PointInTime {
-    fn seconds(&self) -> i64 {
+    pub(crate) fn seconds(&self) -> i64 {
         self.milliseconds.div_euclid(1_000)
     }
 }
@@ -186,7 +181,7 @@ impl Site {
     }
 
     /// The cuts of an incarnation.
-    async fn cuts(&self, incarnation: &Incarnation) -> Result<Cuts, ReplicationError> {
+    pub(crate) async fn cuts(&self, incarnation: &Incarnation) -> Result<Cuts, ReplicationError> {
         Ok(self.read(&format!("{incarnation}/{CUTS}")).await?.unwrap_or_default())
     }
 
@@ -207,11 +202,11 @@ impl Site {
 
 /// The files of a pipeline that are replicated, below a data directory.
 pub(crate) fn files(plan: &Plan, data_dir: &Path) -> Vec<File> {
-    let dlq = dead_letters::path(plan.delivery.dlq.path.as_deref(), data_dir);
+    let dlq = layout::dead_letters_path(plan.delivery.dlq.path.as_deref(), data_dir);
     let of_dir = |name: &str| File { name: name.to_owned(), path: data_dir.join(name) };
     let shards = (0..plan.storage.shard_count).map(|index| of_dir(&layout::shard_file_name(index)));
     let others =
-        [of_dir(RESULTS_FILE), File { name: dead_letters::FILE.to_owned(), path: dlq }, of_dir(state::FILE)];
+        [of_dir(RESULTS_FILE), File { name: DEAD_LETTERS_FILE.to_owned(), path: dlq }, of_dir(SOURCES_FILE)];
     shards.chain(others).collect()
 }
 

@@ -14,6 +14,8 @@
 pub(crate) mod event;
 pub(crate) mod outbox;
 pub(crate) mod reader;
+pub(crate) mod release;
+pub(crate) mod settling;
 pub(crate) mod store;
 
 pub(crate) use event::{Applied, Position};

@@ -15,7 +15,6 @@ mod upkeep;
 mod writers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -24,7 +23,6 @@ use std::time::Duration;
 
 use litejoin_crds::plan::{self, Plan};
 use litejoin_crds::replication::ReplicationMode;
-pub(crate) use litejoin_crds::worker_status::LeftOut;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
@@ -40,24 +38,24 @@ use crate::audit::{Auditor, Files};
 use crate::blocking::blocking;
 use crate::control::Control;
 use crate::credentials::Secrets;
-use crate::delivery::release::Release;
-use crate::delivery::settling::Settling;
 use crate::epoch::{Evaluator, Repairs};
-use crate::join::CheckedJoin;
-use crate::listen::ListenError;
-use crate::manifest::Manifest;
+use crate::join::classes;
+use crate::pipeline::{Pipeline, Reload};
 use crate::replication::boot::Begin;
-use crate::replication::passes::Passes;
 use crate::replication::{Replica, ReplicationError, Site, Tools, boot};
 use crate::results::event::JoinId;
+use crate::results::release::Release;
+use crate::results::settling::Settling;
 use crate::results::{Applied, Results};
 use crate::serve::Front;
+use crate::serve::listen::ListenError;
 use crate::source::api::state::States;
 use crate::status::Status;
 use crate::storage::gate::EpochGate;
 use crate::storage::ingest::Ingest;
 use crate::storage::layout::{LayoutError, LockedDir};
 use crate::storage::offsets::stream_offsets;
+use crate::storage::replicated::Passes;
 use crate::storage::shard::Shard;
 use crate::storage::sqlite::SqliteError;
 use crate::{admin, clock};
@@ -108,32 +106,6 @@ impl From<SqliteError> for StartError {
             Self::File(error)
         }
     }
-}
-
-/// What to run.
-pub(crate) struct Pipeline {
-    pub(crate) plan: Plan,
-    /// Each after those that it reads.
-    pub(crate) joins: Vec<CheckedJoin>,
-    /// Files of file sources by the name of the source.
-    pub(crate) source_paths: BTreeMap<String, PathBuf>,
-    /// Whether to stop when every source has come to its end.
-    pub(crate) once: bool,
-    /// Where it was written.
-    pub(crate) manifest: Manifest,
-    /// Documents that are not part of it, as they are wrong.
-    pub(crate) left_out: Vec<LeftOut>,
-}
-
-/// A config that is to follow the one in force: a pipeline with warnings, or why there is none.
-pub(crate) type Reload = Result<(Pipeline, String), Unfit>;
-
-/// Documents that are no config.
-pub(crate) struct Unfit {
-    /// Their hash; `None` if they can't be read.
-    pub(crate) hash: Option<String>,
-    /// Each on a line of its own.
-    pub(crate) complaints: String,
 }
 
 /// A pipeline that runs.
@@ -256,7 +228,7 @@ impl Running {
             let (plan, joins) = (plan.clone(), pipeline.joins.clone());
             blocking(move || Store::open(locked, &plan, &joins)).await?
         };
-        let status = Arc::new(Status::new(plan, &pipeline.joins, clock::epoch_seconds()));
+        let status = Arc::new(Status::new(plan, classes(&pipeline.joins), clock::epoch_seconds()));
         let states = Arc::new(States::new(store.data_dir.path(), store::journal(plan)));
         if replica.is_some() {
             // A replica is whole when each of its files is there.

@@ -8,6 +8,7 @@
 //! | `clientTimeout` for taking a piece of an answer | the connection is closed |
 //! | a head of some 64 KiB, or 100 headers | 431, and the connection is closed |
 
+pub(crate) mod listen;
 mod stall;
 mod tls;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use self::routes::Routes;
 use crate::results::event::Op;
-use crate::status::SinkStatus;
+use crate::status::sink::SinkStatus;
 
 pub(crate) mod http;
 pub(crate) mod kafka;

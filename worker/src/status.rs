@@ -2,252 +2,30 @@
 //! and `/metrics` (Prometheus). Counters are since the start of the process.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use litejoin_crds::plan::Plan;
 use serde_json::{Value, json};
 
-use self::audit::AuditStatus;
 use self::config::ConfigStatus;
-use self::kafka::KafkaStatus;
+use self::counters::{ByName, Counter, Gauge, LastError};
+use self::join::{ClassInForce, JoinStatus};
 use self::replication::ReplicationStatus;
-use crate::join::CheckedJoin;
-use crate::storage::shard::Counts;
+use self::sink::SinkStatus;
+use self::source::SourceStatus;
+use self::topics::TopicStatus;
 
 pub(crate) mod audit;
 pub(crate) mod config;
+pub(crate) mod counters;
+pub(crate) mod join;
 pub(crate) mod kafka;
 pub(crate) mod prometheus;
 pub(crate) mod replication;
-
-/// A number that only grows.
-#[derive(Debug, Default)]
-pub(crate) struct Counter(AtomicU64);
-
-impl Counter {
-    pub(crate) fn add(&self, count: u64) {
-        self.0.fetch_add(count, Ordering::Relaxed);
-    }
-
-    pub(crate) fn value(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// A counter that also knows how fast it grows.
-#[derive(Debug, Default)]
-pub(crate) struct Meter {
-    count: Counter,
-    sampled: AtomicU64,
-    /// Bits of the rate, an `f64`.
-    per_second: AtomicU64,
-}
-
-impl Meter {
-    pub(crate) fn add(&self, count: u64) {
-        self.count.add(count);
-    }
-
-    pub(crate) fn value(&self) -> u64 {
-        self.count.value()
-    }
-
-    /// The rate over the last few seconds.
-    pub(crate) fn per_second(&self) -> f64 {
-        f64::from_bits(self.per_second.load(Ordering::Relaxed))
-    }
-
-    /// Takes note of what was counted in the last `seconds`; the rate follows a change within a few samples.
-    fn sample(&self, seconds: f64) {
-        let count = self.value();
-        let before = self.sampled.swap(count, Ordering::Relaxed);
-        let rate = (count - before) as f64 / seconds;
-        let smooth = self.per_second() + RATE_WEIGHT * (rate - self.per_second());
-        // An exponential never gets to nothing.
-        let smooth = if smooth < 0.01 { 0.0 } else { smooth };
-        self.per_second.store(smooth.to_bits(), Ordering::Relaxed);
-    }
-}
-
-/// Weight of the newest sample in a rate.
-const RATE_WEIGHT: f64 = 0.3;
-
-/// A number that goes up and down.
-#[derive(Debug, Default)]
-pub(crate) struct Gauge(AtomicI64);
-
-impl Gauge {
-    pub(crate) fn set(&self, value: u64) {
-        self.0.store(i64::try_from(value).unwrap_or(i64::MAX), Ordering::Relaxed);
-    }
-
-    pub(crate) fn add(&self, change: i64) -> i64 {
-        self.0.fetch_add(change, Ordering::Relaxed) + change
-    }
-
-    pub(crate) fn value(&self) -> i64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// The last thing that went wrong, until it goes right again.
-#[derive(Debug, Default)]
-pub(crate) struct LastError(Mutex<Option<String>>);
-
-impl LastError {
-    /// Returns whether this is news.
-    pub(crate) fn set(&self, error: &str) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = last.as_deref() != Some(error);
-        *last = Some(error.to_owned());
-        news
-    }
-
-    /// Returns whether there was an error.
-    pub(crate) fn clear(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take().is_some()
-    }
-
-    pub(crate) fn text(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct SourceStatus {
-    pub(crate) accepted: Meter,
-    pub(crate) refused: Counter,
-    pub(crate) error: LastError,
-    /// Where it listens or what it reads, once it does.
-    pub(crate) at: Mutex<Option<String>>,
-    pub(crate) finished: AtomicBool,
-    pub(crate) contact: Contact,
-    pub(crate) kafka: KafkaStatus,
-}
-
-impl SourceStatus {
-    /// Notes that what it reads from has answered.
-    pub(crate) fn reached(&self) {
-        self.contact.made();
-    }
-}
-
-/// Whether something that we connect to has ever answered since it was started.
-#[derive(Debug, Default)]
-pub(crate) struct Contact {
-    is_awaited: AtomicBool,
-}
-
-impl Contact {
-    /// Says that an answer is awaited.
-    pub(crate) fn awaited(&self) {
-        self.is_awaited.store(true, Ordering::Relaxed);
-    }
-
-    pub(crate) fn made(&self) {
-        self.is_awaited.store(false, Ordering::Relaxed);
-    }
-
-    fn is_awaited(&self) -> bool {
-        self.is_awaited.load(Ordering::Relaxed)
-    }
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct TopicStatus {
-    counts: Mutex<Counts>,
-}
-
-impl TopicStatus {
-    pub(crate) fn add(&self, counts: Counts) {
-        *self.counts.lock().unwrap_or_else(PoisonError::into_inner) += counts;
-    }
-
-    fn counts(&self) -> Counts {
-        *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct JoinStatus {
-    class: Mutex<Option<ClassStatus>>,
-    pub(crate) evaluations: Counter,
-    /// Those that ran over everything.
-    pub(crate) evaluations_full: Counter,
-    pub(crate) evaluation_microseconds: Counter,
-    pub(crate) results_changed: Counter,
-    /// Steps of SQLite's virtual machine, and look-ups in shards, of evaluations by key.
-    pub(crate) steps: Counter,
-    pub(crate) probes: Counter,
-    pub(crate) epoch: Gauge,
-    pub(crate) error: LastError,
-    pub(crate) audit: AuditStatus,
-}
-
-/// How a join is kept current.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct ClassStatus {
-    name: &'static str,
-    /// Why it is evaluated in full.
-    reason: Option<String>,
-}
-
-impl JoinStatus {
-    fn class(&self) -> Option<ClassStatus> {
-        self.class.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct SinkStatus {
-    pub(crate) delivered: Meter,
-    pub(crate) failed: Counter,
-    pub(crate) dropped: Counter,
-    pub(crate) dead_letters: Gauge,
-    /// Epochs between the last one applied and the sink's cursor.
-    pub(crate) lag_epochs: Gauge,
-    pub(crate) clients: Gauge,
-    pub(crate) circuit_open: AtomicBool,
-    pub(crate) error: LastError,
-    /// Where it listens, once it does.
-    pub(crate) at: Mutex<Option<String>>,
-    pub(crate) contact: Contact,
-}
-
-/// Counters by the name of what they count; those of a name stay the same for as long as the config has it.
-#[derive(Debug)]
-struct ByName<T>(RwLock<BTreeMap<String, Arc<T>>>);
-
-impl<T> Default for ByName<T> {
-    fn default() -> Self {
-        Self(RwLock::default())
-    }
-}
-
-impl<T: Default> ByName<T> {
-    /// Makes counters for the names that have none, and forgets those of all others.
-    fn keep<'n>(&self, names: impl Iterator<Item = &'n String>) {
-        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let mut before = std::mem::take(&mut *all);
-        all.extend(names.map(|name| (name.clone(), before.remove(name).unwrap_or_default())));
-    }
-
-    /// The counters of a name that the config has.
-    fn of(&self, name: &str) -> Arc<T> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)[name])
-    }
-
-    /// The counters of a name that the config may have.
-    fn find(&self, name: &str) -> Option<Arc<T>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
-    }
-
-    fn map<V>(&self, value: impl Fn(&T) -> V) -> Vec<(String, V)> {
-        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        all.iter().map(|(name, counters)| (name.clone(), value(counters))).collect()
-    }
-}
+pub(crate) mod sink;
+pub(crate) mod source;
+pub(crate) mod topics;
 
 /// Everything that is told. Sources, joins and sinks are those of the config in force, topics may be added.
 #[derive(Debug)]
@@ -277,7 +55,11 @@ pub(crate) struct Status {
 }
 
 impl Status {
-    pub(crate) fn new(plan: &Plan, joins: &[CheckedJoin], started_at: i64) -> Self {
+    pub(crate) fn new<'j>(
+        plan: &Plan,
+        classes: impl IntoIterator<Item = (&'j str, ClassInForce)>,
+        started_at: i64,
+    ) -> Self {
         let status = Self {
             pipeline: plan.name.clone(),
             identity: plan.identity.clone(),
@@ -299,19 +81,18 @@ impl Status {
             joins: ByName::default(),
             sinks: ByName::default(),
         };
-        status.follow(plan, joins);
+        status.follow(plan, classes);
         status
     }
 
-    /// Tells of what the plan has, and no more of what it has not.
-    pub(crate) fn follow(&self, plan: &Plan, joins: &[CheckedJoin]) {
+    /// Adds counters for the plan's sources, joins and sinks and removes those of parts that are gone. `classes` are the
+    /// joins by name.
+    pub(crate) fn follow<'j>(&self, plan: &Plan, classes: impl IntoIterator<Item = (&'j str, ClassInForce)>) {
         self.sources.keep(plan.sources.iter().map(|source| &source.name));
         self.joins.keep(plan.joins.iter().map(|join| &join.name));
         self.sinks.keep(plan.sinks.iter().map(|sink| &sink.name));
-        for join in joins {
-            let (name, reason) = (join.class.name(), join.class.reason().map(ToString::to_string));
-            *self.join(&join.name).class.lock().unwrap_or_else(PoisonError::into_inner) =
-                Some(ClassStatus { name, reason });
+        for (name, class) in classes {
+            self.join(name).set_class(class);
         }
     }
 
@@ -505,24 +286,5 @@ impl Status {
             "joins": map(joins),
             "sinks": map(sinks),
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rate_follows_what_is_counted() {
-        let meter = Meter::default();
-        for _ in 0..30 {
-            meter.add(200);
-            meter.sample(2.0);
-        }
-        assert!((meter.per_second() - 100.0).abs() < 1.0, "{}", meter.per_second());
-        for _ in 0..60 {
-            meter.sample(2.0);
-        }
-        assert_eq!((meter.per_second(), meter.value()), (0.0, 6_000));
     }
 }

@@ -182,7 +182,7 @@ impl Files {
 }
 
 /// What an audit that began at `started` has come to.
-pub(super) fn finding(name: &str, outcome: Result<Finding, AuditError>, started: Instant) -> Finding {
+pub(crate) fn finding(name: &str, outcome: Result<Finding, AuditError>, started: Instant) -> Finding {
     let seconds = started.elapsed().as_secs_f64();
     let (mut skipped, mut error) = (None, None);
     let found = match outcome {

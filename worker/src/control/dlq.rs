@@ -17,8 +17,8 @@ use serde_json::json;
 use super::END;
 use crate::blocking::blocking;
 use crate::clock;
-use crate::delivery::dead_letters::DeadLetters;
-use crate::delivery::dead_letters::inspect::{After, Filter};
+use crate::dead_letters::DeadLetters;
+use crate::dead_letters::inspect::{After, Filter};
 use crate::storage::sqlite::SqliteError;
 
 /// What is read.

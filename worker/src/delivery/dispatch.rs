@@ -14,17 +14,17 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::circuit::{Circuit, Passage};
-use super::dead_letters::{DeadLetters, Letter, Postmark};
-use super::release::Release;
 use super::schedule::retry_delay;
 use crate::blocking::blocking;
 use crate::clock::Moment;
+use crate::dead_letters::{DeadLetters, Letter, Postmark};
 use crate::results::event::{Envelope, Event, JoinId, ResultId};
 use crate::results::reader::PageLimit;
+use crate::results::release::Release;
 use crate::results::{Applied, Position, Reader, Results};
 use crate::sink::routes::{Routes, RoutesInForce};
 use crate::sink::{Delivery, Outcome, Sink};
-use crate::status::SinkStatus;
+use crate::status::sink::SinkStatus;
 use crate::storage::sqlite::SqliteError;
 
 /// Bytes that are handed to a sink at a time.

@@ -10,7 +10,8 @@ use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{Connection, ErrorCode};
 
 use super::plan::{self, Class, Keyed, Reason};
-use super::rows::{Columns, Shape};
+use super::rows::Columns;
+use crate::results::event::Shape;
 use crate::storage::sqlite::{open_memory, quoted};
 
 /// A join whose query has been understood.

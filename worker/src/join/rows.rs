@@ -7,28 +7,6 @@ use base64::engine::general_purpose::STANDARD;
 use rusqlite::Row;
 use rusqlite::types::ValueRef;
 
-/// Columns of a query as a table may have them: each a name, and the type that its values surely have, if they have
-/// one.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Shape {
-    pub(crate) columns: Vec<(String, Option<&'static str>)>,
-}
-
-impl Shape {
-    /// `types` are those that SQLite finds for a view of the query.
-    pub(crate) fn new(names: &[String], types: &[String]) -> Self {
-        let kind = |text: &str| match text.to_ascii_uppercase().as_str() {
-            "TEXT" => Some("TEXT"),
-            "INT" | "INTEGER" => Some("INTEGER"),
-            "REAL" => Some("REAL"),
-            "NUM" | "NUMERIC" => Some("NUMERIC"),
-            _ => None,
-        };
-        let kinds = types.iter().map(|text| kind(text)).chain(std::iter::repeat(None));
-        Self { columns: names.iter().cloned().zip(kinds).collect() }
-    }
-}
-
 /// Columns of a query, ready to be written in front of their values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Columns {

@@ -19,7 +19,8 @@ use super::litestream::Litestream;
 use super::{PointInTime, ReplicationError, Site};
 use crate::clock;
 use crate::fault;
-use crate::results::store::{self, RESULTS_FILE};
+use crate::results::store;
+use crate::storage::layout::RESULTS_FILE;
 use crate::storage::layout::{LockedDir, replace};
 use crate::storage::sqlite;
 

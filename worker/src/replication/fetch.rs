@@ -14,7 +14,7 @@ use super::cuts::Cut;
 use super::incarnation::Found;
 use super::litestream::{self, Litestream, LitestreamError, State};
 use super::{PointInTime, ReplicationError, Site};
-use crate::results::store::RESULTS_FILE;
+use crate::storage::layout::RESULTS_FILE;
 use crate::storage::layout::replace;
 
 const CONFIG: &str = "litestream-restore.yml";
@@ -167,7 +167,7 @@ impl Progress {
 }
 
 /// Makes a folder, or empties one that is there, and may be where a volume is mounted.
-pub(super) fn make_empty(folder: &Path) -> Result<(), ReplicationError> {
+pub(crate) fn make_empty(folder: &Path) -> Result<(), ReplicationError> {
     let make = || {
         match std::fs::create_dir(folder) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}

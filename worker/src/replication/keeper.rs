@@ -18,7 +18,6 @@ use tracing::{error, info, warn};
 use super::config::File;
 use super::cuts::{self, Cut, Cuts};
 use super::incarnation::Marker;
-use super::passes::Passes;
 use super::socket::{Socket, Synced};
 use super::{BIRTH, CUTS, READY, Replica, ReplicationError, Site};
 use super::{boot, directory};
@@ -28,6 +27,7 @@ use crate::fault;
 use crate::status::replication::{FileProgress, ReplicationStatus};
 use crate::storage::ingest::Ingest;
 use crate::storage::layout::replace;
+use crate::storage::replicated::Passes;
 use crate::storage::sqlite;
 
 /// Passes are not closer together than this.
@@ -98,7 +98,13 @@ impl Keeper {
     ) -> Self {
         // A clock that was ahead has noted a time that is yet to come.
         let now = clock::epoch_seconds();
-        status.begin(&replica, replica.marker.complete_until.map_or(now, |until| until.min(now)));
+        let marker = &replica.marker;
+        status.begin(
+            marker.incarnation.to_string(),
+            replica.site.base.to_string(),
+            marker.gone_back_to.clone(),
+            marker.complete_until.map_or(now, |until| until.min(now)),
+        );
         status.set_ready(replica.marker.is_ready);
         Self {
             site: replica.site.clone(),

@@ -4,8 +4,6 @@ use std::fmt;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use crate::join::rows::Shape;
-
 /// A place in the outbox: the epoch, and the number within it from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct Position {
@@ -121,6 +119,28 @@ impl Envelope {
         );
         json.push_str(if replay { ",\"_replay\":true}" } else { "}" });
         json
+    }
+}
+
+/// Columns of a query as a table may have them: each a name, and the type that its values surely have, if they have
+/// one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) columns: Vec<(String, Option<&'static str>)>,
+}
+
+impl Shape {
+    /// `types` are those that SQLite finds for a view of the query.
+    pub(crate) fn new(names: &[String], types: &[String]) -> Self {
+        let kind = |text: &str| match text.to_ascii_uppercase().as_str() {
+            "TEXT" => Some("TEXT"),
+            "INT" | "INTEGER" => Some("INTEGER"),
+            "REAL" => Some("REAL"),
+            "NUM" | "NUMERIC" => Some("NUMERIC"),
+            _ => None,
+        };
+        let kinds = types.iter().map(|text| kind(text)).chain(std::iter::repeat(None));
+        Self { columns: names.iter().cloned().zip(kinds).collect() }
     }
 }
 

@@ -13,9 +13,6 @@ use crate::fault;
 use crate::storage::checkpoint::{Turn, checkpoint};
 use crate::storage::sqlite::{self, Journal, SqliteError};
 
-/// Its name in a data directory.
-pub(crate) const RESULTS_FILE: &str = "results.db";
-
 /// Epoch numbers that are reserved at a time. A restart skips what is left of them.
 const EPOCHS_RESERVED: u64 = 10_000;
 

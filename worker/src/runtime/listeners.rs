@@ -9,7 +9,7 @@ use litejoin_crds::address::Address;
 use litejoin_crds::plan::{Plan, SinkKind, SourceKind};
 use tokio::net::TcpListener;
 
-use crate::listen::{ListenError, listen};
+use crate::serve::listen::{ListenError, listen};
 
 /// The open sockets by what listens on them: `source ingest`, `sink live`, `admin`.
 #[derive(Default)]

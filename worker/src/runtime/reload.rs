@@ -21,7 +21,7 @@ use super::store::declared_topics;
 use super::{Pipeline, Reload, Running, StartError, evaluation, sinks, sources};
 use crate::blocking::blocking;
 use crate::clock;
-use crate::join::needs;
+use crate::join::{classes, needs};
 use crate::storage::offsets::stream_offsets;
 use crate::storage::sqlite::SqliteError;
 
@@ -170,7 +170,7 @@ impl Running {
         declared_topics(&next.plan, &next.joins).for_each(|topic| {
             topics.declare(topic);
         });
-        self.status.follow(&next.plan, &next.joins);
+        self.status.follow(&next.plan, classes(&next.joins));
         self.upkeep.auditor.follow(&next.joins, next.plan.audit.clone());
         self.sinks.route(next, &self.ids, self.store.results.lineage());
         if let Some(successor) = successor {

@@ -8,9 +8,9 @@ use tokio::sync::mpsc;
 use super::unit::Unit;
 use crate::replication::Replica;
 use crate::replication::keeper::Keeper;
-use crate::replication::passes::Passes;
 use crate::status::replication::ReplicationStatus;
 use crate::storage::ingest::Ingest;
+use crate::storage::replicated::Passes;
 
 /// What replicates.
 pub(super) struct Replication {

@@ -13,9 +13,8 @@ use super::StartError;
 use super::listeners::Listeners;
 use super::unit::{Ready, Units, Work};
 use crate::credentials::Secrets;
-use crate::delivery::dead_letters::DeadLetters;
+use crate::dead_letters::DeadLetters;
 use crate::outbound::Outbound;
-use crate::replication::passes::Passes;
 use crate::serve::Front;
 use crate::source::api::state::States;
 use crate::source::api::{Poller, Run, Surroundings};
@@ -24,6 +23,7 @@ use crate::source::http::{self, HttpState};
 use crate::source::kafka::KafkaReader;
 use crate::status::Status;
 use crate::storage::ingest::Ingest;
+use crate::storage::replicated::Passes;
 
 /// A source as the config has it; one that differs is stopped and started anew.
 #[derive(Debug, Clone, PartialEq)]

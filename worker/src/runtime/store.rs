@@ -7,11 +7,10 @@ use litejoin_crds::plan::Plan;
 use tracing::warn;
 
 use super::StartError;
-use crate::delivery::dead_letters::{self, DeadLetters};
+use crate::dead_letters::DeadLetters;
 use crate::join::{self, CheckedJoin};
-use crate::results::store::RESULTS_FILE;
 use crate::results::{Reader, Results};
-use crate::storage::layout::{DataDir, LockedDir, State};
+use crate::storage::layout::{self, DataDir, LockedDir, RESULTS_FILE, State};
 use crate::storage::shard::Shard;
 use crate::storage::sqlite::{self, Journal, SqliteError};
 use crate::storage::topics::Topics;
@@ -104,7 +103,7 @@ pub(super) fn journal(plan: &Plan) -> Journal {
 
 /// The file of the dead-letter queue.
 pub(crate) fn dlq_path(plan: &Plan) -> PathBuf {
-    dead_letters::path(plan.delivery.dlq.path.as_deref(), &plan.storage.data_dir)
+    layout::dead_letters_path(plan.delivery.dlq.path.as_deref(), &plan.storage.data_dir)
 }
 
 fn make_empty_folder(path: &Path) -> Result<(), SqliteError> {

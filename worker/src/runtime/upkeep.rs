@@ -15,7 +15,7 @@ use super::unit::{Unit, Work};
 use crate::audit::Auditor;
 use crate::blocking::blocking;
 use crate::clock;
-use crate::delivery::dead_letters::DeadLetters;
+use crate::dead_letters::DeadLetters;
 use crate::results::Results;
 use crate::results::outbox::Keep;
 use crate::status::Status;

@@ -23,7 +23,7 @@ use crate::blocking::blocking;
 use crate::credentials::Secrets;
 use crate::kafka::{self, Events};
 use crate::results::event::Op;
-use crate::status::SinkStatus;
+use crate::status::sink::SinkStatus;
 
 /// Settings of the producer. A record that was not taken for so long has failed, before the call as a whole has.
 const SETTINGS: [(&str, &str); 8] = [

@@ -22,7 +22,7 @@ use serde_json::{Map, Value};
 use super::routes::Routes;
 use super::{Delivery, Outcome, Outcomes, Preparation, Sink};
 use crate::blocking::blocking;
-use crate::join::rows::Shape;
+use crate::results::event::Shape;
 use crate::storage::sqlite::{self, SqliteError, quoted};
 
 /// The column that holds result keys.

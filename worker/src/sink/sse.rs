@@ -26,11 +26,11 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use self::feed::{Feed, Start, Wanted};
 use self::queue::queue;
-use crate::delivery::release::Release;
 use crate::results::event::{JoinId, ResultId};
+use crate::results::release::Release;
 use crate::results::{Applied, Reader};
 use crate::sink::routes::{Routes, RoutesInForce};
-use crate::status::SinkStatus;
+use crate::status::sink::SinkStatus;
 use crate::storage::sqlite::SqliteError;
 
 /// How long `/snapshot` waits for the epoch that was asked for.

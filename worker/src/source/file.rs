@@ -21,9 +21,9 @@ use tracing::{error, info, warn};
 use self::place::{Head, Known};
 use self::read::{Block, FileRow, Reading, Rejected};
 use crate::clock;
-use crate::delivery::dead_letters::DeadLetters;
+use crate::dead_letters::DeadLetters;
 use crate::source::lanes::Lanes;
-use crate::status::SourceStatus;
+use crate::status::source::SourceStatus;
 use crate::storage::ingest::{Batch, Ingest};
 use crate::storage::shard::Stream;
 

@@ -30,10 +30,10 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use self::body::{Framing, Item, ItemError, Refusal};
-use crate::message::Message;
-use crate::replication::passes::Passes;
-use crate::status::SourceStatus;
+use crate::status::source::SourceStatus;
 use crate::storage::ingest::{Arrival, Ingest};
+use crate::storage::message::Message;
+use crate::storage::replicated::Passes;
 use crate::storage::topics::TopicId;
 use crate::storage::writer::WriteError;
 

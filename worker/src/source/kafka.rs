@@ -25,12 +25,12 @@ use tracing::info;
 
 use self::client::Client;
 use crate::credentials::Secrets;
-use crate::delivery::dead_letters::DeadLetters;
-use crate::message::Message;
-use crate::replication::passes::Passes;
+use crate::dead_letters::DeadLetters;
 use crate::source::lanes::Lanes;
-use crate::status::SourceStatus;
+use crate::status::source::SourceStatus;
 use crate::storage::ingest::Ingest;
+use crate::storage::message::Message;
+use crate::storage::replicated::Passes;
 use crate::storage::shard::Stream;
 
 /// Blocks that wait between reading and writing.

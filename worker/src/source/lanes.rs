@@ -10,9 +10,9 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::warn;
 
-use crate::message::Message;
-use crate::status::SourceStatus;
+use crate::status::source::SourceStatus;
 use crate::storage::ingest::{Batch, Ingest};
+use crate::storage::message::Message;
 use crate::storage::shard::{ShardBatch, Stream};
 
 /// Parts that wait for a shard, some 4,000 messages of a file: a checkpoint of one shard takes as long as several of its

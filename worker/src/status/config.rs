@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use litejoin_crds::worker_status::{ConfigReport, LastReload, LeftOut};
 use serde_json::Value;
 
-use super::Counter;
+use super::counters::Counter;
 
 /// What became of a reload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

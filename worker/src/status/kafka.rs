@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
-use super::{Counter, LastError};
+use super::counters::{Counter, LastError};
 
 /// How far a partition is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

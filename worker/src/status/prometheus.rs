@@ -158,7 +158,7 @@ impl Collector for Scrape {
         }
         metric("litejoin_topic_messages", "Messages by what they did to their topic", counter, changes)?;
 
-        let of_sources = |value: fn(&super::SourceStatus) -> f64| -> Series {
+        let of_sources = |value: fn(&super::source::SourceStatus) -> f64| -> Series {
             series("source", status.sources.map(value))
         };
         metric(
@@ -198,8 +198,9 @@ impl Collector for Scrape {
             of_sources(|source| source.kafka.lost.value() as f64),
         )?;
 
-        let of_joins =
-            |value: fn(&super::JoinStatus) -> f64| -> Series { series("join", status.joins.map(value)) };
+        let of_joins = |value: fn(&super::join::JoinStatus) -> f64| -> Series {
+            series("join", status.joins.map(value))
+        };
         metric(
             "litejoin_join_evaluations",
             "Evaluations of a join",
@@ -237,7 +238,7 @@ impl Collector for Scrape {
             of_joins(|join| join.probes.value() as f64),
         )?;
         let classes =
-            status.joins.map(super::JoinStatus::class).into_iter().filter_map(|(name, class)| {
+            status.joins.map(super::join::JoinStatus::class).into_iter().filter_map(|(name, class)| {
                 Some((vec![("join", name), ("class", class?.name.to_owned())], 1.0))
             });
         metric(
@@ -253,7 +254,7 @@ impl Collector for Scrape {
             of_joins(|join| f64::from(u8::from(join.error.text().is_some()))),
         )?;
 
-        let of_audits = |value: fn(&super::AuditStatus) -> Option<f64>| -> Series {
+        let of_audits = |value: fn(&super::audit::AuditStatus) -> Option<f64>| -> Series {
             let known = status.joins.map(|join| value(&join.audit));
             series("join", known.into_iter().filter_map(|(name, value)| Some((name, value?))).collect())
         };
@@ -276,8 +277,9 @@ impl Collector for Scrape {
             of_audits(|audit| Some(audit.clean_at()? as f64)),
         )?;
 
-        let of_sinks =
-            |value: fn(&super::SinkStatus) -> f64| -> Series { series("sink", status.sinks.map(value)) };
+        let of_sinks = |value: fn(&super::sink::SinkStatus) -> f64| -> Series {
+            series("sink", status.sinks.map(value))
+        };
         metric(
             "litejoin_sink_delivered",
             "Results that a sink has taken",

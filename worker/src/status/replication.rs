@@ -8,8 +8,7 @@ pub(crate) use litejoin_crds::worker_status::FileProgress;
 use litejoin_crds::worker_status::ReplicationReport;
 use serde_json::Value;
 
-use super::LastError;
-use crate::replication::Replica;
+use super::counters::LastError;
 
 #[derive(Debug, Default)]
 struct State {
@@ -36,14 +35,14 @@ pub(crate) struct ReplicationStatus {
 
 impl ReplicationStatus {
     /// Something is replicated from now on; what was committed before `complete_until` is in the replica already.
-    pub(crate) fn begin(&self, replica: &Replica, complete_until: i64) {
-        let state = State {
-            incarnation: replica.marker.incarnation.to_string(),
-            base: replica.site.base.to_string(),
-            restored_timestamp: replica.marker.gone_back_to.clone(),
-            complete_until,
-            ..State::default()
-        };
+    pub(crate) fn begin(
+        &self,
+        incarnation: String,
+        base: String,
+        restored_timestamp: Option<String>,
+        complete_until: i64,
+    ) {
+        let state = State { incarnation, base, restored_timestamp, complete_until, ..State::default() };
         *self.lock() = Some(state);
     }
 

@@ -12,7 +12,7 @@ use super::shard::{Needs, ShardBatch};
 use super::sqlite::SqliteError;
 use super::topics::Topics;
 use super::writer::{Command, WriteError};
-use crate::message::Message;
+use crate::storage::message::Message;
 
 /// Bytes of messages that may be on their way to the writers, over all sources.
 pub(crate) const INFLIGHT_BYTES_MAX: usize = 64 << 20;

@@ -19,6 +19,20 @@ use super::hash::HASH_VERSION;
 /// Version of the files in a data directory; raised when an older worker could no longer read them.
 pub(crate) const FORMAT_VERSION: u32 = 2;
 
+/// The file of results in a data directory.
+pub(crate) const RESULTS_FILE: &str = "results.db";
+
+/// The file of the dead-letter queue, in a data directory and in a replica wherever it lies.
+pub(crate) const DEAD_LETTERS_FILE: &str = "dlq.db";
+
+/// The file of what sources remember.
+pub(crate) const SOURCES_FILE: &str = "sources.db";
+
+/// Where the dead-letter queue is: in the data directory, if the manifests don't say otherwise.
+pub(crate) fn dead_letters_path(configured: Option<&Path>, data_dir: &Path) -> PathBuf {
+    configured.map_or_else(|| data_dir.join(DEAD_LETTERS_FILE), Path::to_owned)
+}
+
 /// What lies in a data directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -27,7 +27,8 @@ use super::sqlite::{self, Journal, SqliteError, quoted};
 use super::topics::{TopicId, Topics};
 use super::writer::Expiry;
 use crate::fault;
-use crate::message::Message;
+use crate::status::topics::Counts;
+use crate::storage::message::Message;
 
 /// What a `_chg` entry came from.
 pub(crate) const KIND_WRITE: i64 = 0;
@@ -120,43 +121,6 @@ pub(crate) struct ShardBatch {
 pub(crate) struct Stream {
     pub(crate) name: Arc<str>,
     pub(crate) next: u64,
-}
-
-/// What messages did to a topic.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
-    pub(crate) created: u64,
-    pub(crate) updated: u64,
-    pub(crate) deleted: u64,
-    /// The payload was there already, or the deleted key was not.
-    pub(crate) unchanged: u64,
-    /// A later message of the same batch had the same key.
-    pub(crate) superseded: u64,
-    /// The message's own time was older than what is stored.
-    pub(crate) stale: u64,
-    /// The message was below the offset that the shard has seen already.
-    pub(crate) replayed: u64,
-    pub(crate) expired: u64,
-}
-
-impl Counts {
-    /// Messages that left something else in the topic than there was.
-    pub(crate) fn changes(self) -> u64 {
-        self.created + self.updated + self.deleted + self.expired
-    }
-}
-
-impl std::ops::AddAssign for Counts {
-    fn add_assign(&mut self, other: Self) {
-        self.created += other.created;
-        self.updated += other.updated;
-        self.deleted += other.deleted;
-        self.unchanged += other.unchanged;
-        self.superseded += other.superseded;
-        self.stale += other.stale;
-        self.replayed += other.replayed;
-        self.expired += other.expired;
-    }
 }
 
 /// What a transaction that is still open has done; dropped when it is rolled back.

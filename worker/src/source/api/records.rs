@@ -4,7 +4,7 @@ use gjson::Kind;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
-use crate::message::{MessageError, check_key, check_payload};
+use crate::storage::message::{MessageError, check_key, check_payload};
 
 /// What is wrong with an answer as a whole.
 #[derive(Debug, thiserror::Error)]

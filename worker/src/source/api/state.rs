@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use crate::storage::layout::SOURCES_FILE;
 use crate::storage::sqlite::{self, Journal, SqliteError};
 
 const SCHEMA: &str = "
@@ -28,9 +29,6 @@ const SCHEMA: &str = "
         digest INTEGER NOT NULL,
         PRIMARY KEY (stream, key)
     ) WITHOUT ROWID;";
-
-/// Its name.
-pub(crate) const FILE: &str = "sources.db";
 
 /// Marks of one stream that are kept: shards lose a few polls at most.
 const MARKS_KEPT: u64 = 100;
@@ -61,7 +59,7 @@ impl Mark {
 
 impl States {
     pub(crate) fn new(data_dir: &Path, journal: impl Into<Journal>) -> Self {
-        Self { path: data_dir.join(FILE), journal: journal.into(), connection: Mutex::new(None) }
+        Self { path: data_dir.join(SOURCES_FILE), journal: journal.into(), connection: Mutex::new(None) }
     }
 
     /// Makes the file before any source needs it.

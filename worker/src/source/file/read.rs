@@ -12,8 +12,8 @@ use tokio::sync::{mpsc, watch};
 
 use super::lookback::Lookback;
 use super::rows::{RowError, csv_message, json_message};
-use crate::message::{Message, PAYLOAD_BYTES_MAX};
 use crate::source::http::body;
+use crate::storage::message::{Message, PAYLOAD_BYTES_MAX};
 use crate::storage::topics::Topics;
 
 /// Rows that are handed on together at most, and their bytes.

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use crate::message::{Message, MessageError, check_key, check_payload};
+use crate::storage::message::{Message, MessageError, check_key, check_payload};
 use crate::storage::topics::TopicId;
 
 /// What stands between the parts of a key that is made of several columns.

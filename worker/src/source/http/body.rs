@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
-use crate::message::{Message, MessageError, check_key, check_payload, check_timestamp};
+use crate::storage::message::{Message, MessageError, check_key, check_payload, check_timestamp};
 use crate::storage::topics::{TopicError, TopicId};
 
 /// One message as it is written on the wire. Also a line of an NDJSON file without a topic of its own.

@@ -22,12 +22,12 @@ use super::record::{self, Json, Record};
 use super::{Block, Run};
 use crate::clock;
 use crate::credentials::Secrets;
-use crate::delivery::dead_letters::DeadLetters;
+use crate::dead_letters::DeadLetters;
 use crate::kafka::{self, Events, Problem};
-use crate::replication::passes::Passes;
 use crate::source::lanes::Progress;
-use crate::status::SourceStatus;
 use crate::status::kafka::PartitionStatus;
+use crate::status::source::SourceStatus;
+use crate::storage::replicated::Passes;
 use crate::storage::shard::Stream;
 use crate::storage::topics::{TopicId, Topics};
 

@@ -10,7 +10,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaResult;
 
 use crate::kafka::Events;
-use crate::replication::passes::Passes;
+use crate::storage::replicated::Passes;
 
 /// How long the replica is waited for before the broker is told something newer.
 const REPLICA_PATIENCE: Duration = Duration::from_secs(10);

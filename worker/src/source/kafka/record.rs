@@ -7,7 +7,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use crate::message::{Message, MessageError, check_key, check_payload};
+use crate::storage::message::{Message, MessageError, check_key, check_payload};
 use crate::storage::topics::TopicId;
 
 /// Most bytes of names and values of headers that are kept with a row.

@@ -7,12 +7,12 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 use super::*;
-use crate::delivery::release::Release;
-use crate::replication::passes::Passes;
 use crate::results::event::{Envelope, Op};
+use crate::results::release::Release;
 use crate::results::store::Change;
 use crate::results::{Applied, Results};
 use crate::sink::sse::queue::queue;
+use crate::storage::replicated::Passes;
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,20 +1,12 @@
-//! The command line, and the way from files to a pipeline that can run.
+//! The command line as types: what can be written, and what `--help` says of it.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use litejoin_crds::hash::config_hash;
-use litejoin_crds::plan::{self, Plan, SourceKind};
-use litejoin_crds::{Complaint, Place, Severity, unsupported, validate};
+use litejoin_crds::plan::Plan;
 
-use crate::delivery::dead_letters::inspect::Filter;
-use crate::dlq::Queue;
-use crate::join::check::{self, Catalog, QueryError};
-use crate::manifest::{self, Manifest};
-use crate::replication::{PointInTime, Tools};
-use crate::runtime::{LeftOut, Pipeline, Reload, Unfit};
+use crate::replication::PointInTime;
 
 /// Joins live data with plain SQL, on one machine, durably.
 ///
@@ -189,11 +181,11 @@ pub(crate) struct Run {
 pub(crate) struct ReplicaOf {
     /// Manifest, or folder of manifests (*.yaml, *.yml, *.json); `-` is standard input. May be repeated
     #[arg(short = 'f', long = "file", value_name = "PATH", required = true)]
-    files: Vec<PathBuf>,
+    pub(crate) files: Vec<PathBuf>,
 
     /// The data is here instead of in storage.dataDir
     #[arg(long, value_name = "DIR", env = "LITEJOIN_DATA_DIR", hide_env_values = true)]
-    data_dir: Option<PathBuf>,
+    pub(crate) data_dir: Option<PathBuf>,
 
     /// Where Secrets are, each a folder with a file for each key
     #[arg(long, value_name = "DIR", env = "LITEJOIN_SECRETS_DIR", hide_env_values = true)]
@@ -201,18 +193,6 @@ pub(crate) struct ReplicaOf {
 
     #[command(flatten)]
     pub(crate) litestream: LitestreamProgram,
-}
-
-impl ReplicaOf {
-    /// The plan of the manifests, or what is wrong with them.
-    pub(crate) fn plan(&self) -> Result<Plan, String> {
-        // A wrong document that a worker can do without must not keep its data away.
-        let mut plan = load_valid(&self.files)?.0.plan;
-        if let Some(data_dir) = &self.data_dir {
-            plan.storage.data_dir.clone_from(data_dir);
-        }
-        Ok(plan)
-    }
 }
 
 #[derive(Debug, Parser)]
@@ -453,284 +433,4 @@ pub(crate) enum Output {
 
 fn age(text: &str) -> Result<Duration, String> {
     litejoin_crds::duration::parse(text)
-}
-
-impl DlqFilter {
-    /// The filter as of `now`, in seconds since the epoch.
-    pub(crate) fn filter(self, now: i64) -> Filter {
-        let seconds = |age: Duration| i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
-        Filter {
-            ids: self.ids,
-            sink: self.sink,
-            join: self.join,
-            key: self.key,
-            source: self.source,
-            reason: self.reason,
-            before: self.older_than.map(|age| now.saturating_sub(seconds(age))),
-            given_up: self.given_up,
-        }
-    }
-}
-
-impl DlqQueue {
-    /// The queue; or what is wrong with the manifests.
-    pub(crate) fn queue(&self) -> Result<Queue, String> {
-        let plan = match self.files.is_empty() {
-            true => None,
-            false => Some(load(&self.files)?.0.plan),
-        };
-        let path = plan.as_ref().and_then(|plan| plan.delivery.dlq.path.as_deref());
-        Ok(Queue::of(self.data.folder(plan.as_ref()), path))
-    }
-}
-
-impl Run {
-    /// Checks that the arguments go together.
-    pub(crate) fn check(&self) -> Result<(), String> {
-        match self.watch && self.reads_stdin() {
-            true => Err("error: --watch needs manifests that can be read again, and standard input can't; write them \
-                         to a file\n"
-                .to_owned()),
-            false => Ok(()),
-        }
-    }
-
-    /// What replication works with.
-    pub(crate) fn tools(&self) -> Tools {
-        Tools { litestream: self.litestream.program.clone(), expects_replica: self.expect_replica }
-    }
-
-    /// Reads the pipeline that is to run, as [`load`] does.
-    pub(crate) fn load(&self) -> Result<(Pipeline, String), String> {
-        let (mut pipeline, warnings) = match self.leave_out_invalid {
-            true => load_valid(&self.files)?,
-            false => load(&self.files)?,
-        };
-        if let Some(data_dir) = &self.data_dir {
-            pipeline.plan.storage.data_dir.clone_from(data_dir);
-        }
-        pipeline.once = self.once;
-        Ok((pipeline, warnings))
-    }
-
-    /// Reads the pipeline that is to follow the one that runs.
-    pub(crate) fn load_again(&self) -> Reload {
-        if self.reads_stdin() {
-            let complaints = "<stdin>: the manifests came by standard input, which can't be read again; restart to apply\n";
-            return Err(Unfit { hash: None, complaints: complaints.to_owned() });
-        }
-        self.load().map_err(|complaints| {
-            let manifest = manifest::load(&self.files).ok();
-            Unfit { hash: manifest.map(|manifest| config_hash(&manifest.documents)), complaints }
-        })
-    }
-
-    fn reads_stdin(&self) -> bool {
-        self.files.iter().any(|file| file == Path::new("-"))
-    }
-}
-
-/// Reads manifests and checks all there is to check without running anything. Gives the pipeline with warnings,
-/// or all complaints, each on a line of its own.
-pub(crate) fn load(files: &[PathBuf]) -> Result<(Pipeline, String), String> {
-    let manifest = read(files)?;
-    check(manifest).map_err(|wrong| wrong.text)
-}
-
-/// The same, but leaves out documents of their own that are wrong, as long as the rest can do without them.
-fn load_valid(files: &[PathBuf]) -> Result<(Pipeline, String), String> {
-    let mut manifest = read(files)?;
-    // It is recognised by all that was written.
-    let config_hash = config_hash(&manifest.documents);
-    let mut left_out = Vec::new();
-    loop {
-        let wrong = match check(manifest) {
-            Ok((mut pipeline, mut warnings)) => {
-                for LeftOut { kind, name, message } in &left_out {
-                    warnings += &format!("{kind} {name} is left out: {message}\n");
-                }
-                pipeline.plan.config_hash = config_hash;
-                pipeline.left_out = left_out;
-                return Ok((pipeline, warnings));
-            }
-            Err(wrong) => wrong,
-        };
-        manifest = wrong.manifest;
-        let kind = |document: usize| manifest.documents[document].value["kind"].as_str().unwrap_or_default();
-        let own: Vec<(usize, String)> =
-            wrong.complaints.into_iter().filter(|(document, _)| kind(*document) != "Pipeline").collect();
-        if own.is_empty() {
-            return Err(wrong.text);
-        }
-        let documents: BTreeSet<usize> = own.iter().map(|(document, _)| *document).collect();
-        // From the last, so that those before it stay where they are.
-        for document in documents.into_iter().rev() {
-            let value = &manifest.documents[document].value;
-            let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-            let messages = own.iter().filter(|(of, _)| *of == document).map(|(_, message)| message.as_str());
-            left_out.push(LeftOut {
-                kind: text(&value["kind"]),
-                name: text(&value["metadata"]["name"]),
-                message: messages.collect::<Vec<_>>().join("; "),
-            });
-            manifest.leave_out(document);
-        }
-    }
-}
-
-fn read(files: &[PathBuf]) -> Result<Manifest, String> {
-    manifest::load(files).map_err(|errors| errors.iter().map(|error| format!("{error}\n")).collect())
-}
-
-/// Documents that are wrong, and what is wrong with them.
-struct Wrong {
-    manifest: Manifest,
-    /// Each on a line of its own, with file and line.
-    text: String,
-    /// The document and what is wrong with it, with its field.
-    complaints: Vec<(usize, String)>,
-}
-
-impl Wrong {
-    fn new(manifest: Manifest, complaints: &[Complaint], queries: &[QueryError], text: String) -> Box<Self> {
-        let told =
-            complaints.iter().filter(|complaint| complaint.severity == Severity::Error).map(|complaint| {
-                (complaint.place.document, format!("{}: {}", complaint.place.path, complaint.message))
-            });
-        let of_queries = queries.iter().map(|query| {
-            (query.place.document, format!("{}.{}: {}", query.place.path, query.field, query.message))
-        });
-        let all = told.chain(of_queries).collect();
-        Box::new(Self { complaints: all, text, manifest })
-    }
-}
-
-/// Checks all there is to check.
-fn check(manifest: Manifest) -> Result<(Pipeline, String), Box<Wrong>> {
-    let refused = unsupported(&manifest.documents);
-    let (plan, warnings) = match validate(&manifest.documents) {
-        Ok(valid) => valid,
-        Err(mut complaints) => {
-            complaints.extend(refused);
-            // Which topics there are is not certain now, but what SQLite can't parse is wrong in any case.
-            let catalog = Catalog { topics: &[], open: true };
-            let queries = check::check(&written_joins(&manifest), catalog).err().unwrap_or_default();
-            let text = manifest.render(&complaints) + &render_queries(&manifest, &queries);
-            return Err(Wrong::new(manifest, &complaints, &queries, text));
-        }
-    };
-    let topics = declared_topics(&plan);
-    let catalog = Catalog { topics: &topics, open: takes_any_topic(&plan) };
-    let checked = check::check(&plan.joins, catalog);
-    let joins = match checked {
-        Ok(joins) if refused.is_empty() => joins,
-        checked => {
-            let queries = checked.err().unwrap_or_default();
-            let text = render_queries(&manifest, &queries) + &manifest.render(&refused);
-            return Err(Wrong::new(manifest, &refused, &queries, text));
-        }
-    };
-    let source_paths = source_paths(&plan, &manifest);
-    let warnings = manifest.render(&warnings);
-    let pipeline = Pipeline { plan, joins, source_paths, once: false, manifest, left_out: Vec::new() };
-    Ok((pipeline, warnings))
-}
-
-/// The joins as they are written, in documents that are otherwise wrong.
-fn written_joins(manifest: &Manifest) -> Vec<plan::Join> {
-    let mut joins: Vec<plan::Join> = Vec::new();
-    for (document, written) in manifest.documents.iter().enumerate() {
-        let spec = &written.value["spec"];
-        let inline = spec["joins"].as_array().into_iter().flatten().enumerate();
-        let inline = inline.map(|(index, join)| (&join["name"], join, format!("spec.joins[{index}]")));
-        let alone = (written.value["kind"] == "Join")
-            .then(|| (&written.value["metadata"]["name"], spec, "spec".to_owned()));
-        for (name, join, path) in inline.chain(alone) {
-            let (Some(name), Some(query)) = (name.as_str(), join["query"].as_str()) else { continue };
-            if joins.iter().any(|other| other.name.eq_ignore_ascii_case(name)) {
-                continue;
-            }
-            joins.push(plan::Join {
-                name: name.to_owned(),
-                place: Place { document, path },
-                query: query.to_owned(),
-                key_column: join["keyColumn"].as_str().map(str::to_owned),
-                result_key: None,
-                sinks: Vec::new(),
-            });
-        }
-    }
-    joins
-}
-
-/// One line about a pipeline that is fine.
-pub(crate) fn summary(plan: &Plan) -> String {
-    let count = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
-    let fine = format!(
-        "pipeline {} is fine: {}, {}, {}",
-        plan.name,
-        count(plan.sources.len(), "source"),
-        count(plan.joins.len(), "join"),
-        count(plan.sinks.len(), "sink")
-    );
-    match &plan.replication {
-        None => fine,
-        // Litestream's first copy of a file is a second one on the disk, until it has been compacted.
-        Some(replication) => format!(
-            "{fine}; replicated to {}: give the data directory 2.2 times the size of the data, 64 MiB for each of {} \
-             files, and what comes in while the store is away",
-            replication.replica_url,
-            plan.storage.shard_count + 3
-        ),
-    }
-}
-
-fn declared_topics(plan: &Plan) -> Vec<String> {
-    let mut topics: Vec<String> = Vec::new();
-    for source in &plan.sources {
-        for name in source.kind.topics() {
-            if !topics.iter().any(|topic| topic.eq_ignore_ascii_case(name)) {
-                topics.push(name.to_owned());
-            }
-        }
-    }
-    topics
-}
-
-fn takes_any_topic(plan: &Plan) -> bool {
-    plan.sources.iter().any(|source| match &source.kind {
-        SourceKind::Http(spec) => spec.topics.is_empty(),
-        SourceKind::File(spec) => spec.topic.is_none(),
-        SourceKind::Api(_) => false,
-        SourceKind::Kafka(spec) => spec.takes_any_topic(),
-    })
-}
-
-/// Files of file sources; a relative path is relative to the folder of its manifest.
-fn source_paths(plan: &Plan, manifest: &Manifest) -> BTreeMap<String, PathBuf> {
-    let paths = plan.sources.iter().filter_map(|source| match &source.kind {
-        SourceKind::File(spec) if spec.path == "-" => Some((source.name.clone(), PathBuf::from("-"))),
-        SourceKind::File(spec) => {
-            let folder = manifest.folder(source.place.document);
-            let folder = if folder == Path::new(".") { Path::new("") } else { folder };
-            Some((source.name.clone(), folder.join(&spec.path)))
-        }
-        _ => None,
-    });
-    paths.collect()
-}
-
-fn render_queries(manifest: &Manifest, errors: &[QueryError]) -> String {
-    let lines = errors.iter().map(|error| {
-        let path = format!("{}.{}", error.place.path, error.field);
-        let place = Place { document: error.place.document, path: path.clone() };
-        let location = if error.field == "query" {
-            manifest.locate_within(&place, error.line)
-        } else {
-            manifest.locate(&place)
-        };
-        let location = location.map(|location| format!("{location}: ")).unwrap_or_default();
-        format!("{location}{path}: {}\n", error.message)
-    });
-    lines.collect()
 }

@@ -18,14 +18,6 @@ use tracing::warn;
 use crate::results::event::{Event, JoinId, Op, Position};
 use crate::storage::sqlite::{self, Journal, SqliteError};
 
-/// Its name in a data directory, and in a replica wherever it lies.
-pub(crate) const FILE: &str = "dlq.db";
-
-/// Where the queue is: in the data directory, if the manifests don't say otherwise.
-pub(crate) fn path(configured: Option<&Path>, data_dir: &Path) -> PathBuf {
-    configured.map_or_else(|| data_dir.join(FILE), Path::to_owned)
-}
-
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS letters (
         sink TEXT NOT NULL,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::http::Uri;
 use serde_json::Value;
 
-use super::SOCKET;
+use crate::control::SOCKET;
 
 /// How long a worker may take to answer at all.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -1,17 +1,23 @@
 //! `litejoin dlq`: the dead-letter queue of the worker that runs on a data directory, or of the file where none does.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
 
+use litejoin_crds::error::chain;
 use litejoin_crds::plan::Synchronous;
 
-use crate::clock;
+use super::arguments::{DlqAction, DlqFilter, DlqQueue, Output};
+use super::client::{AskError, Peer};
+use super::{EXIT_INVALID, complain, say};
 use crate::control::END;
-use crate::control::client::{AskError, Peer};
 use crate::control::dlq::{Count, Reading};
-use crate::delivery::dead_letters::inspect::{After, Entry, Filter};
-use crate::delivery::dead_letters::{self, DeadLetters};
+use crate::dead_letters::DeadLetters;
+use crate::dead_letters::inspect::{After, Entry, Filter};
+use crate::storage::layout;
 use crate::storage::sqlite::SqliteError;
+use crate::{clock, pipeline};
 
 /// Why nothing was done.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +39,116 @@ pub(crate) enum DlqError {
     Output(#[from] io::Error),
 }
 
+/// Why `litejoin dlq` did not do what it was asked, and the exit code that says so.
+struct Refusal(String, u8);
+
+impl From<DlqError> for Refusal {
+    fn from(error: DlqError) -> Self {
+        Self(format!("error: {}\n", chain(&error)), 1)
+    }
+}
+
+/// Does what was asked of the queue.
+pub(crate) fn run(action: DlqAction) -> ExitCode {
+    match try_run(action) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Refusal(complaint, code)) => {
+            complain(&complaint);
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn try_run(action: DlqAction) -> Result<(), Refusal> {
+    let now = clock::epoch_seconds();
+    let find = |queue: &DlqQueue| queue.queue().map_err(|complaints| Refusal(complaints, EXIT_INVALID));
+    let all_of_it = |filter: DlqFilter, all: bool| {
+        let filter = filter.filter(now);
+        match filter.is_empty() && !all {
+            true => Err(Refusal("error: say which ones, or --all\n".to_owned(), EXIT_INVALID)),
+            false => Ok(filter),
+        }
+    };
+    let mut stdout = std::io::stdout().lock();
+    let mut print = |entry: &Entry| {
+        writeln!(stdout, "{}", serde_json::to_string(entry).expect("an entry is always JSON")).map(|()| true)
+    };
+    match action {
+        DlqAction::List { queue, filter, limit, output } => {
+            let (queue, mut table, mut left) = (find(&queue)?, Table::default(), limit);
+            queue.read(&filter.filter(now), false, &mut |entry| {
+                if left == 0 {
+                    return Ok(false);
+                }
+                left -= 1;
+                match output {
+                    Output::Json => print(entry),
+                    Output::Text => {
+                        say(&table.row(entry, now));
+                        Ok(true)
+                    }
+                }
+            })?;
+            if output == Output::Text {
+                say(&table.end());
+            }
+        }
+        DlqAction::Show { queue, ids } => {
+            let queue = find(&queue)?;
+            for id in ids {
+                let (filter, mut found) = (Filter { ids: vec![id.clone()], ..Filter::default() }, false);
+                queue.read(&filter, true, &mut |entry| {
+                    found = true;
+                    say(&(serde_json::to_string_pretty(entry).expect("an entry is always JSON") + "\n"));
+                    Ok(true)
+                })?;
+                if !found {
+                    return Err(DlqError::Unknown { id }.into());
+                }
+            }
+        }
+        DlqAction::Retry { queue, filter, all } => {
+            let count = find(&queue)?.retry(&all_of_it(filter, all)?)?;
+            say(&format!("{count} to be tried again\n"));
+        }
+        DlqAction::Purge { queue, filter, all } => {
+            let count = find(&queue)?.purge(&all_of_it(filter, all)?)?;
+            say(&format!("{count} thrown away\n"));
+        }
+        DlqAction::Export { queue, filter } => find(&queue)?.read(&filter.filter(now), true, &mut print)?,
+    }
+    Ok(())
+}
+
+impl DlqFilter {
+    /// The filter as of `now`, in seconds since the epoch.
+    pub(crate) fn filter(self, now: i64) -> Filter {
+        let seconds = |age: Duration| i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
+        Filter {
+            ids: self.ids,
+            sink: self.sink,
+            join: self.join,
+            key: self.key,
+            source: self.source,
+            reason: self.reason,
+            before: self.older_than.map(|age| now.saturating_sub(seconds(age))),
+            given_up: self.given_up,
+        }
+    }
+}
+
+impl DlqQueue {
+    /// The queue; or what is wrong with the manifests.
+    pub(crate) fn queue(&self) -> Result<Queue, String> {
+        let plan = match self.files.is_empty() {
+            true => None,
+            false => Some(pipeline::load(&self.files)?.0.plan),
+        };
+        let path = plan.as_ref().and_then(|plan| plan.delivery.dlq.path.as_deref());
+        Ok(Queue::of(self.data.folder(plan.as_ref()), path))
+    }
+}
+
 /// The queue of a pipeline, whoever has it.
 pub(crate) struct Queue {
     peer: Peer,
@@ -43,7 +159,7 @@ pub(crate) struct Queue {
 impl Queue {
     /// `path` is where the manifests have the file, if they say so.
     pub(crate) fn of(data_dir: &Path, path: Option<&Path>) -> Self {
-        let path = dead_letters::path(path, data_dir);
+        let path = layout::dead_letters_path(path, data_dir);
         Self { peer: Peer::of(data_dir), data_dir: data_dir.to_owned(), path }
     }
 
@@ -104,7 +220,7 @@ impl Queue {
         &self,
         path: &str,
         request: &impl serde::Serialize,
-    ) -> Result<Option<crate::control::client::Answer>, DlqError> {
+    ) -> Result<Option<crate::commands::client::Answer>, DlqError> {
         let request = serde_json::to_string(request)?;
         match self.peer.ask("POST", path, &request) {
             Ok(answer) => Ok(Some(answer)),

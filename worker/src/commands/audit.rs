@@ -4,22 +4,26 @@ use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
+use litejoin_crds::error::chain;
 use litejoin_crds::plan::Plan;
 use serde_json::json;
 
-use super::auditor::finding;
-use super::{Files, Finding, compare};
+use super::arguments::{Audit, Output};
+use super::client::{AskError, Peer};
+use super::{EXIT_INVALID, complain, say};
+use crate::audit::{Files, Finding, compare, finding};
 use crate::control::END;
-use crate::control::client::{AskError, Peer};
 use crate::join::{self, CheckedJoin};
+use crate::pipeline;
 use crate::storage::layout::{self, LayoutError};
 
 /// Why nothing was compared.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum CommandError {
+pub(crate) enum AuditRefusal {
     /// The names of joins are wrong.
     #[error("{0}")]
     Names(String),
@@ -40,29 +44,62 @@ pub(crate) enum CommandError {
     Scratch { path: String, source: io::Error },
 }
 
+/// Prints what is found of each join; the exit code says whether any is wrong.
+pub(crate) fn run(arguments: &Audit) -> ExitCode {
+    let pipeline = match arguments.files.is_empty() {
+        true => None,
+        false => match pipeline::load(&arguments.files) {
+            Ok((pipeline, _)) => Some(pipeline),
+            Err(complaints) => {
+                complain(&complaints);
+                return ExitCode::from(EXIT_INVALID);
+            }
+        },
+    };
+    let data_dir = arguments.data.folder(pipeline.as_ref().map(|pipeline| &pipeline.plan));
+    let written = pipeline.as_ref().map(|pipeline| (&pipeline.plan, pipeline.joins.as_slice()));
+    let (mut table, mut wrong) = (Table::default(), false);
+    let outcome = compare_joins(data_dir, written, &arguments.joins, &mut |finding| {
+        wrong |= finding.is_wrong();
+        say(&match arguments.output {
+            Output::Text => table.row(finding),
+            Output::Json => serde_json::to_string(finding).expect("plain fields are always JSON") + "\n",
+        });
+    });
+    if let Err(error) = outcome {
+        complain(&format!("error: {}\n", chain(&error)));
+        let invalid = matches!(error, AuditRefusal::Names(_));
+        return if invalid { ExitCode::from(EXIT_INVALID) } else { ExitCode::FAILURE };
+    }
+    if arguments.output == Output::Text {
+        say(table.end());
+    }
+    ExitCode::from(u8::from(wrong))
+}
+
 /// Compares the stored results of some joins (all if none is named), and calls `each` as one is done. `pipeline` is
 /// what the manifests say, if any were given.
-pub(crate) fn run(
+fn compare_joins(
     data_dir: &Path,
     pipeline: Option<(&Plan, &[CheckedJoin])>,
     names: &[String],
     each: &mut dyn FnMut(&Finding),
-) -> Result<(), CommandError> {
+) -> Result<(), AuditRefusal> {
     match by_worker(data_dir, names, each) {
-        Err(CommandError::Ask(AskError::Nobody { .. })) => {
+        Err(AuditRefusal::Ask(AskError::Nobody { .. })) => {
             let data_dir_shown = || data_dir.display().to_string();
             let (plan, joins) =
-                pipeline.ok_or_else(|| CommandError::NoWorker { data_dir: data_dir_shown() })?;
+                pipeline.ok_or_else(|| AuditRefusal::NoWorker { data_dir: data_dir_shown() })?;
             over_files(data_dir, plan, joins, names, each)
         }
-        Err(CommandError::Ask(AskError::Refused { status: 404, message, .. })) => {
-            Err(CommandError::Names(message))
+        Err(AuditRefusal::Ask(AskError::Refused { status: 404, message, .. })) => {
+            Err(AuditRefusal::Names(message))
         }
         outcome => outcome,
     }
 }
 
-fn by_worker(data_dir: &Path, names: &[String], each: &mut dyn FnMut(&Finding)) -> Result<(), CommandError> {
+fn by_worker(data_dir: &Path, names: &[String], each: &mut dyn FnMut(&Finding)) -> Result<(), AuditRefusal> {
     let request = json!({"joins": names}).to_string();
     let mut answer = Peer::of(data_dir).ask("POST", "/audit", &request)?;
     loop {
@@ -80,8 +117,8 @@ fn over_files(
     joins: &[CheckedJoin],
     names: &[String],
     each: &mut dyn FnMut(&Finding),
-) -> Result<(), CommandError> {
-    let chosen = join::named(joins, names).map_err(CommandError::Names)?;
+) -> Result<(), AuditRefusal> {
+    let chosen = join::named(joins, names).map_err(AuditRefusal::Names)?;
     let shards = layout::shard_paths(data_dir, plan.storage.shard_count, &plan.identity)?;
     let folder = ScratchFolder::make()?;
     let files = Files::new(shards, data_dir.join("results.db"), folder.path.clone());
@@ -98,11 +135,11 @@ struct ScratchFolder {
 }
 
 impl ScratchFolder {
-    fn make() -> Result<Self, CommandError> {
+    fn make() -> Result<Self, AuditRefusal> {
         let path = std::env::temp_dir().join(format!("litejoin-audit-{}", std::process::id()));
         match DirBuilder::new().mode(0o700).create(&path) {
             Ok(()) => Ok(Self { path }),
-            Err(source) => Err(CommandError::Scratch { path: path.display().to_string(), source }),
+            Err(source) => Err(AuditRefusal::Scratch { path: path.display().to_string(), source }),
         }
     }
 }

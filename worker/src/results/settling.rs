@@ -12,6 +12,9 @@ use crate::blocking::blocking;
 use crate::results::{Applied, Results};
 use crate::storage::sqlite::SqliteError;
 
+/// Wait after a failure of the file.
+const FILE_RETRY: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Whether results may be shown yet.
 #[derive(Clone)]
 pub(crate) struct Settling(Option<Arc<Doubt>>);
@@ -51,7 +54,7 @@ impl Settling {
         while let Err(error) = doubt.settled.get_or_try_init(|| doubt.settle()).await {
             warn!(error = chain(&error), "could not settle the results; sinks wait, trying again");
             tokio::select! {
-                () = tokio::time::sleep(super::FILE_RETRY) => {}
+                () = tokio::time::sleep(FILE_RETRY) => {}
                 _ = stopping.wait_for(|stopping| *stopping) => return false,
             }
         }

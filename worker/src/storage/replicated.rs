@@ -45,23 +45,23 @@ impl Passes {
     }
 
     /// Whether anybody waits.
-    pub(super) fn is_awaited(&self) -> bool {
+    pub(crate) fn is_awaited(&self) -> bool {
         self.0.waiting.load(Ordering::SeqCst) > 0
     }
 
     /// Returns when somebody has begun to wait, and others have had this time to do so too.
-    pub(super) async fn wanted_for(&self, gap: Duration) {
+    pub(crate) async fn wanted_for(&self, gap: Duration) {
         self.0.wanted.notified().await;
         tokio::time::sleep(gap).await;
     }
 
     /// Returns the number of the pass that begins.
-    pub(super) fn begin(&self) -> u64 {
+    pub(crate) fn begin(&self) -> u64 {
         self.0.begun.fetch_add(1, Ordering::SeqCst) + 1
     }
 
     /// This pass has shown that all is well.
-    pub(super) fn end(&self, pass: u64) {
+    pub(crate) fn end(&self, pass: u64) {
         self.0.good.send_replace(pass);
     }
 }

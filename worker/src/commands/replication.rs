@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use litejoin_crds::duration::timestamp_text;
 use litejoin_crds::error::chain;
@@ -11,16 +12,89 @@ use serde::Serialize;
 use serde_json::Value;
 use tracing::{info, warn};
 
-use super::boot::{self, Begin};
-use super::config::File;
-use super::fetch::{self, Restored, UnsoundResults};
-use super::incarnation::{Claim, Found, Incarnation};
-use super::litestream::Litestream;
-use super::{PointInTime, ReplicationError, Site, Tools, files};
-use crate::control::client::Peer;
+use super::arguments::{Output, ReplicaOf, ReplicationAction, Restore};
+use super::client::Peer;
+use super::{EXIT_INVALID, complain, environment, say};
 use crate::credentials::Secrets;
+use crate::replication::boot::{self, Begin};
+use crate::replication::config::File;
+use crate::replication::fetch::{self, Restored, UnsoundResults};
+use crate::replication::incarnation::{Claim, Found, Incarnation};
+use crate::replication::litestream::Litestream;
+use crate::replication::{PointInTime, ReplicationError, Site, Tools, files};
 use crate::storage::layout::LockedDir;
 use crate::storage::sqlite::{self, SqliteError};
+use crate::{clock, pipeline};
+
+/// Brings the data back, or shows that it could be.
+pub(crate) fn run_restore(arguments: &Restore) -> ExitCode {
+    with_replica(&arguments.replica, async |plan, secrets, tools| {
+        let aim = match (&arguments.to, arguments.verify) {
+            (Some(folder), _) => Aim::Folder(folder),
+            (None, true) => Aim::Nowhere,
+            (None, false) => Aim::DataDir,
+        };
+        restore(&plan, &secrets, &tools, aim, arguments.timestamp.as_ref(), &mut say).await
+    })
+}
+
+/// Looks at a replica, or gets a data directory ready for a worker beside which Litestream runs.
+pub(crate) fn run(action: ReplicationAction) -> ExitCode {
+    match action {
+        ReplicationAction::Status { replica, output } => with_replica(&replica, async |plan, secrets, _| {
+            let report = status(&plan, &secrets).await?;
+            say(&match output {
+                Output::Text => report.text(clock::epoch_seconds()),
+                Output::Json => {
+                    serde_json::to_string_pretty(&report).expect("plain fields are always JSON") + "\n"
+                }
+            });
+            Ok(())
+        }),
+        ReplicationAction::Prepare { replica, expect_replica } => {
+            with_replica(&replica, async |plan, secrets, tools| {
+                let tools = Tools { expects_replica: expect_replica, ..tools };
+                prepare(&plan, &secrets, &tools).await
+            })
+        }
+    }
+}
+
+/// Runs a command about a replica.
+fn with_replica(
+    arguments: &ReplicaOf,
+    work: impl AsyncFnOnce(Plan, Secrets, Tools) -> Result<(), ReplicationError>,
+) -> ExitCode {
+    let plan = match arguments.plan() {
+        Ok(plan) => plan,
+        Err(complaints) => {
+            complain(&complaints);
+            return ExitCode::from(EXIT_INVALID);
+        }
+    };
+    let secrets = Secrets::new(environment(), arguments.secrets_dir.clone());
+    let tools = Tools { litestream: arguments.litestream.program.clone(), expects_replica: false };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("tokio starts");
+    match runtime.block_on(work(plan, secrets, tools)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("error: {}\n", chain(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl ReplicaOf {
+    /// The plan of the manifests, or what is wrong with them.
+    pub(crate) fn plan(&self) -> Result<Plan, String> {
+        // A wrong document that a worker can do without must not keep its data away.
+        let mut plan = pipeline::load_valid(&self.files)?.0.plan;
+        if let Some(data_dir) = &self.data_dir {
+            plan.storage.data_dir.clone_from(data_dir);
+        }
+        Ok(plan)
+    }
+}
 
 /// Where restored files go.
 #[derive(Debug, Clone, Copy)]
@@ -36,17 +110,17 @@ pub(crate) enum Aim<'a> {
 /// What `litejoin replication status` tells.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Told {
+pub(crate) struct ReplicaReport {
     base: String,
     claim: Option<Claim>,
-    incarnations: Vec<ToldIncarnation>,
+    incarnations: Vec<IncarnationReport>,
     /// What the worker says that runs on the data directory; `None` where none does.
     worker: Option<Value>,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct ToldIncarnation {
+struct IncarnationReport {
     name: Incarnation,
     is_ready: bool,
     parent: Option<Incarnation>,
@@ -58,14 +132,14 @@ struct ToldIncarnation {
 }
 
 /// Looks at the replica and asks the worker.
-pub(crate) async fn status(plan: &Plan, secrets: &Secrets) -> Result<Told, ReplicationError> {
+pub(crate) async fn status(plan: &Plan, secrets: &Secrets) -> Result<ReplicaReport, ReplicationError> {
     let site = Site::of(plan, secrets)?.ok_or(ReplicationError::Disabled)?;
     let remote = site.look().await?;
     let next = remote.best().map(|best| best.incarnation.clone());
     let mut incarnations = Vec::new();
     for found in &remote.found {
         let Found { incarnation, birth, .. } = found;
-        incarnations.push(ToldIncarnation {
+        incarnations.push(IncarnationReport {
             name: incarnation.clone(),
             is_ready: found.is_ready(),
             parent: birth.parent.clone(),
@@ -75,7 +149,7 @@ pub(crate) async fn status(plan: &Plan, secrets: &Secrets) -> Result<Told, Repli
         });
     }
     let worker = Peer::of(&plan.storage.data_dir).status().ok();
-    Ok(Told {
+    Ok(ReplicaReport {
         base: site.base.to_string(),
         incarnations,
         claim: remote.claim,
@@ -83,7 +157,7 @@ pub(crate) async fn status(plan: &Plan, secrets: &Secrets) -> Result<Told, Repli
     })
 }
 
-impl Told {
+impl ReplicaReport {
     /// For people.
     pub(crate) fn text(&self, now: i64) -> String {
         let mut text = format!("{}\n", self.base);
@@ -92,7 +166,7 @@ impl Told {
             text.push_str("  nothing is there\n");
         }
         for incarnation in &self.incarnations {
-            let ToldIncarnation { name, is_ready, parent, born_at, is_next, cuts } = incarnation;
+            let IncarnationReport { name, is_ready, parent, born_at, is_next, cuts } = incarnation;
             let ready = if *is_ready { "READY" } else { "not READY" };
             let parent = parent.as_ref().map(|parent| format!(", from {parent}")).unwrap_or_default();
             let claimed = self.claim.as_ref().is_some_and(|claim| claim.incarnation == *name);

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::replication::passes::Passes;
 use crate::results::event::Position;
+use crate::storage::replicated::Passes;
 
 /// How long the replica is waited for before we see whether the worker stops.
 const PATIENCE: Duration = Duration::from_secs(5);

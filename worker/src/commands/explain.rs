@@ -7,18 +7,56 @@ mod probes;
 mod text;
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
 use std::path::Path;
+use std::process::ExitCode;
 
+use litejoin_crds::error::chain;
 use litejoin_crds::plan::Plan;
 use serde::Serialize;
 use serde_json::Value;
 
 use self::disk::{Disk, DiskError};
 use self::probes::Probes;
-use crate::control::client::{AskError, Peer};
+use super::arguments::{Explain, Output};
+use super::client::{AskError, Peer};
+use super::{EXIT_INVALID, complain, say};
 use crate::join::plan::{Class, Keyed, Link};
 use crate::join::{self, CheckedJoin};
+use crate::pipeline;
 use crate::storage::shard::Index;
+
+/// Prints what each join costs and why.
+pub(crate) fn run(arguments: &Explain) -> ExitCode {
+    let (pipeline, complaints) = match pipeline::load(&arguments.files) {
+        Ok(loaded) => loaded,
+        Err(complaints) => {
+            complain(&complaints);
+            return ExitCode::from(EXIT_INVALID);
+        }
+    };
+    complain(&complaints);
+    let chosen = match join::named(&pipeline.joins, &arguments.joins) {
+        Ok(chosen) => chosen,
+        Err(wrong) => {
+            complain(&format!("error: {wrong}\n"));
+            return ExitCode::from(EXIT_INVALID);
+        }
+    };
+    let known = match know(&pipeline.plan, arguments.data_dir.as_deref(), arguments.admin.as_deref()) {
+        Ok(known) => known,
+        Err(error) => {
+            complain(&format!("error: {}\n", chain(&error)));
+            return ExitCode::FAILURE;
+        }
+    };
+    let explanation = explain(&pipeline.plan, &chosen, &known, complaints.lines().count());
+    say(&match arguments.output {
+        Output::Text => explanation.text(std::io::stdout().is_terminal()),
+        Output::Json => explanation.json(),
+    });
+    ExitCode::from(u8::from(arguments.deny_warnings && explanation.warnings() > 0))
+}
 
 /// Look-ups a change above which a join is worth a second thought.
 const PROBES_MANY: u64 = 100;

@@ -1,0 +1,56 @@
+//! `litejoin run`: which pipeline its arguments ask for, at the start and at a reload.
+
+use std::path::Path;
+
+use litejoin_crds::hash::config_hash;
+
+use super::arguments::Run;
+use crate::manifest;
+use crate::pipeline::{self, InvalidConfig, Pipeline, Reload};
+use crate::replication::Tools;
+
+impl Run {
+    /// Checks that the arguments go together.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match self.watch && self.reads_stdin() {
+            true => Err("error: --watch needs manifests that can be read again, and standard input can't; write them \
+                         to a file\n"
+                .to_owned()),
+            false => Ok(()),
+        }
+    }
+
+    /// What replication works with.
+    pub(crate) fn tools(&self) -> Tools {
+        Tools { litestream: self.litestream.program.clone(), expects_replica: self.expect_replica }
+    }
+
+    /// Reads the pipeline that is to run, as [`pipeline::load`] does.
+    pub(crate) fn load(&self) -> Result<(Pipeline, String), String> {
+        let (mut pipeline, warnings) = match self.leave_out_invalid {
+            true => pipeline::load_valid(&self.files)?,
+            false => pipeline::load(&self.files)?,
+        };
+        if let Some(data_dir) = &self.data_dir {
+            pipeline.plan.storage.data_dir.clone_from(data_dir);
+        }
+        pipeline.once = self.once;
+        Ok((pipeline, warnings))
+    }
+
+    /// Reads the pipeline that is to follow the one that runs.
+    pub(crate) fn load_again(&self) -> Reload {
+        if self.reads_stdin() {
+            let complaints = "<stdin>: the manifests came by standard input, which can't be read again; restart to apply\n";
+            return Err(InvalidConfig { hash: None, complaints: complaints.to_owned() });
+        }
+        self.load().map_err(|complaints| {
+            let manifest = manifest::load(&self.files).ok();
+            InvalidConfig { hash: manifest.map(|manifest| config_hash(&manifest.documents)), complaints }
+        })
+    }
+
+    fn reads_stdin(&self) -> bool {
+        self.files.iter().any(|file| file == Path::new("-"))
+    }
+}

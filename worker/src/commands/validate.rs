@@ -1,0 +1,46 @@
+//! `litejoin validate`: everything that is wrong with manifests, or one line that says that nothing is.
+
+use std::process::ExitCode;
+
+use litejoin_crds::plan::Plan;
+
+use super::arguments::Validate;
+use super::{EXIT_INVALID, complain, say};
+use crate::pipeline;
+
+/// Prints what there is to say of the manifests.
+pub(crate) fn run(arguments: &Validate) -> ExitCode {
+    match pipeline::load(&arguments.files) {
+        Ok((pipeline, warnings)) => {
+            complain(&warnings);
+            say(&format!("{}\n", summary(&pipeline.plan)));
+            ExitCode::SUCCESS
+        }
+        Err(complaints) => {
+            complain(&complaints);
+            ExitCode::from(EXIT_INVALID)
+        }
+    }
+}
+
+/// One line about a pipeline that is fine.
+fn summary(plan: &Plan) -> String {
+    let count = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
+    let fine = format!(
+        "pipeline {} is fine: {}, {}, {}",
+        plan.name,
+        count(plan.sources.len(), "source"),
+        count(plan.joins.len(), "join"),
+        count(plan.sinks.len(), "sink")
+    );
+    match &plan.replication {
+        None => fine,
+        // Litestream's first copy of a file is a second one on the disk, until it has been compacted.
+        Some(replication) => format!(
+            "{fine}; replicated to {}: give the data directory 2.2 times the size of the data, 64 MiB for each of {} \
+             files, and what comes in while the store is away",
+            replication.replica_url,
+            plan.storage.shard_count + 3
+        ),
+    }
+}

@@ -1,0 +1,223 @@
+//! From manifests to a pipeline that can run: files are read, documents validated, queries checked by SQLite. Nothing
+//! is opened and nothing runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use litejoin_crds::hash::config_hash;
+use litejoin_crds::plan::{self, Plan, SourceKind};
+use litejoin_crds::worker_status::LeftOut;
+use litejoin_crds::{Complaint, Place, Severity, unsupported, validate};
+
+use crate::join::CheckedJoin;
+use crate::join::check::{self, Catalog, QueryError};
+use crate::manifest::{self, Manifest};
+
+/// What to run.
+pub(crate) struct Pipeline {
+    pub(crate) plan: Plan,
+    /// Each after those that it reads.
+    pub(crate) joins: Vec<CheckedJoin>,
+    /// Files of file sources by the name of the source.
+    pub(crate) source_paths: BTreeMap<String, PathBuf>,
+    /// Whether to stop when every source has come to its end.
+    pub(crate) once: bool,
+    /// Where it was written.
+    pub(crate) manifest: Manifest,
+    /// Documents that are not part of it, as they are wrong.
+    pub(crate) left_out: Vec<LeftOut>,
+}
+
+/// A config that is to follow the one in force: a pipeline with warnings, or why there is none.
+pub(crate) type Reload = Result<(Pipeline, String), InvalidConfig>;
+
+/// Documents that are no config.
+pub(crate) struct InvalidConfig {
+    /// Their hash; `None` if they can't be read.
+    pub(crate) hash: Option<String>,
+    /// Each on a line of its own.
+    pub(crate) complaints: String,
+}
+
+/// Reads manifests and checks all there is to check without running anything. Gives the pipeline with warnings,
+/// or all complaints, each on a line of its own.
+pub(crate) fn load(files: &[PathBuf]) -> Result<(Pipeline, String), String> {
+    let manifest = read(files)?;
+    check(manifest).map_err(|wrong| wrong.text)
+}
+
+/// The same, but leaves out documents of their own that are wrong, as long as the rest can do without them.
+pub(crate) fn load_valid(files: &[PathBuf]) -> Result<(Pipeline, String), String> {
+    let mut manifest = read(files)?;
+    // It is recognised by all that was written.
+    let config_hash = config_hash(&manifest.documents);
+    let mut left_out = Vec::new();
+    loop {
+        let wrong = match check(manifest) {
+            Ok((mut pipeline, mut warnings)) => {
+                for LeftOut { kind, name, message } in &left_out {
+                    warnings += &format!("{kind} {name} is left out: {message}\n");
+                }
+                pipeline.plan.config_hash = config_hash;
+                pipeline.left_out = left_out;
+                return Ok((pipeline, warnings));
+            }
+            Err(wrong) => wrong,
+        };
+        manifest = wrong.manifest;
+        let kind = |document: usize| manifest.documents[document].value["kind"].as_str().unwrap_or_default();
+        let own: Vec<(usize, String)> =
+            wrong.complaints.into_iter().filter(|(document, _)| kind(*document) != "Pipeline").collect();
+        if own.is_empty() {
+            return Err(wrong.text);
+        }
+        let documents: BTreeSet<usize> = own.iter().map(|(document, _)| *document).collect();
+        // From the last, so that those before it stay where they are.
+        for document in documents.into_iter().rev() {
+            let value = &manifest.documents[document].value;
+            let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+            let messages = own.iter().filter(|(of, _)| *of == document).map(|(_, message)| message.as_str());
+            left_out.push(LeftOut {
+                kind: text(&value["kind"]),
+                name: text(&value["metadata"]["name"]),
+                message: messages.collect::<Vec<_>>().join("; "),
+            });
+            manifest.leave_out(document);
+        }
+    }
+}
+
+fn read(files: &[PathBuf]) -> Result<Manifest, String> {
+    manifest::load(files).map_err(|errors| errors.iter().map(|error| format!("{error}\n")).collect())
+}
+
+/// Documents that are wrong, and what is wrong with them.
+struct Wrong {
+    manifest: Manifest,
+    /// Each on a line of its own, with file and line.
+    text: String,
+    /// The document and what is wrong with it, with its field.
+    complaints: Vec<(usize, String)>,
+}
+
+impl Wrong {
+    fn new(manifest: Manifest, complaints: &[Complaint], queries: &[QueryError], text: String) -> Box<Self> {
+        let told =
+            complaints.iter().filter(|complaint| complaint.severity == Severity::Error).map(|complaint| {
+                (complaint.place.document, format!("{}: {}", complaint.place.path, complaint.message))
+            });
+        let of_queries = queries.iter().map(|query| {
+            (query.place.document, format!("{}.{}: {}", query.place.path, query.field, query.message))
+        });
+        let all = told.chain(of_queries).collect();
+        Box::new(Self { complaints: all, text, manifest })
+    }
+}
+
+/// Checks all there is to check.
+fn check(manifest: Manifest) -> Result<(Pipeline, String), Box<Wrong>> {
+    let refused = unsupported(&manifest.documents);
+    let (plan, warnings) = match validate(&manifest.documents) {
+        Ok(valid) => valid,
+        Err(mut complaints) => {
+            complaints.extend(refused);
+            // Which topics there are is not certain now, but what SQLite can't parse is wrong in any case.
+            let catalog = Catalog { topics: &[], open: true };
+            let queries = check::check(&written_joins(&manifest), catalog).err().unwrap_or_default();
+            let text = manifest.render(&complaints) + &render_queries(&manifest, &queries);
+            return Err(Wrong::new(manifest, &complaints, &queries, text));
+        }
+    };
+    let topics = declared_topics(&plan);
+    let catalog = Catalog { topics: &topics, open: takes_any_topic(&plan) };
+    let checked = check::check(&plan.joins, catalog);
+    let joins = match checked {
+        Ok(joins) if refused.is_empty() => joins,
+        checked => {
+            let queries = checked.err().unwrap_or_default();
+            let text = render_queries(&manifest, &queries) + &manifest.render(&refused);
+            return Err(Wrong::new(manifest, &refused, &queries, text));
+        }
+    };
+    let source_paths = source_paths(&plan, &manifest);
+    let warnings = manifest.render(&warnings);
+    let pipeline = Pipeline { plan, joins, source_paths, once: false, manifest, left_out: Vec::new() };
+    Ok((pipeline, warnings))
+}
+
+/// The joins as they are written, in documents that are otherwise wrong.
+fn written_joins(manifest: &Manifest) -> Vec<plan::Join> {
+    let mut joins: Vec<plan::Join> = Vec::new();
+    for (document, written) in manifest.documents.iter().enumerate() {
+        let spec = &written.value["spec"];
+        let inline = spec["joins"].as_array().into_iter().flatten().enumerate();
+        let inline = inline.map(|(index, join)| (&join["name"], join, format!("spec.joins[{index}]")));
+        let alone = (written.value["kind"] == "Join")
+            .then(|| (&written.value["metadata"]["name"], spec, "spec".to_owned()));
+        for (name, join, path) in inline.chain(alone) {
+            let (Some(name), Some(query)) = (name.as_str(), join["query"].as_str()) else { continue };
+            if joins.iter().any(|other| other.name.eq_ignore_ascii_case(name)) {
+                continue;
+            }
+            joins.push(plan::Join {
+                name: name.to_owned(),
+                place: Place { document, path },
+                query: query.to_owned(),
+                key_column: join["keyColumn"].as_str().map(str::to_owned),
+                result_key: None,
+                sinks: Vec::new(),
+            });
+        }
+    }
+    joins
+}
+
+fn declared_topics(plan: &Plan) -> Vec<String> {
+    let mut topics: Vec<String> = Vec::new();
+    for source in &plan.sources {
+        for name in source.kind.topics() {
+            if !topics.iter().any(|topic| topic.eq_ignore_ascii_case(name)) {
+                topics.push(name.to_owned());
+            }
+        }
+    }
+    topics
+}
+
+fn takes_any_topic(plan: &Plan) -> bool {
+    plan.sources.iter().any(|source| match &source.kind {
+        SourceKind::Http(spec) => spec.topics.is_empty(),
+        SourceKind::File(spec) => spec.topic.is_none(),
+        SourceKind::Api(_) => false,
+        SourceKind::Kafka(spec) => spec.takes_any_topic(),
+    })
+}
+
+/// Files of file sources; a relative path is relative to the folder of its manifest.
+fn source_paths(plan: &Plan, manifest: &Manifest) -> BTreeMap<String, PathBuf> {
+    let paths = plan.sources.iter().filter_map(|source| match &source.kind {
+        SourceKind::File(spec) if spec.path == "-" => Some((source.name.clone(), PathBuf::from("-"))),
+        SourceKind::File(spec) => {
+            let folder = manifest.folder(source.place.document);
+            let folder = if folder == Path::new(".") { Path::new("") } else { folder };
+            Some((source.name.clone(), folder.join(&spec.path)))
+        }
+        _ => None,
+    });
+    paths.collect()
+}
+
+fn render_queries(manifest: &Manifest, errors: &[QueryError]) -> String {
+    let lines = errors.iter().map(|error| {
+        let path = format!("{}.{}", error.place.path, error.field);
+        let place = Place { document: error.place.document, path: path.clone() };
+        let location = if error.field == "query" {
+            manifest.locate_within(&place, error.line)
+        } else {
+            manifest.locate(&place)
+        };
+        let location = location.map(|location| format!("{location}: ")).unwrap_or_default();
+        format!("{location}{path}: {}\n", error.message)
+    });
+    lines.collect()
+}
