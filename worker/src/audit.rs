@@ -24,7 +24,7 @@ use crate::join::changes::{BYTES_MAX, Changes, Part, ReadError};
 use crate::join::diff::StoredResults;
 use crate::join::full::{Full, FullError};
 use crate::join::{CheckedJoin, TopicImage};
-use crate::results::event::Op;
+use crate::results::event::{Emit, Op};
 use crate::results::store::STALE_WHILE_STORING;
 use crate::storage::log::ShardReader;
 use crate::storage::sqlite::{self, SqliteError};
@@ -266,12 +266,12 @@ impl Stored {
         let mut stored = self.doing(|connection| {
             connection.prepare("SELECT rows FROM results WHERE join_id = ?1 AND key = ?2")
         })?;
-        full.differences::<AuditError>(0..found, &mut |change| {
+        full.differences::<AuditError>(0..found, Emit::Silent, &mut |change| {
             if change.op == Op::Updated {
                 let old: String = stored
                     .query_row(params![id, change.key], |row| row.get(0))
                     .map_err(|source| self.failed(source))?;
-                if rounding::nearly_same(&old, change.rows) {
+                if rounding::nearly_same(&old, &change.rows) {
                     return Ok(());
                 }
             }

@@ -9,17 +9,20 @@
 //! full (aside):       a copy of the topics ─► query ─► differences; the oracle, the backfill and the repair
 //! ```
 
-pub(crate) mod accumulate;
-pub(crate) mod accumulator;
+pub(crate) mod aggregate;
+pub(crate) mod aggregate_state;
 pub(crate) mod budget;
 pub(crate) mod changes;
 pub(crate) mod check;
+mod climb;
 pub(crate) mod diff;
 pub(crate) mod full;
 pub(crate) mod keyed;
+pub(crate) mod lookup;
 pub(crate) mod plan;
 pub(crate) mod rows;
 pub(crate) mod value;
+pub(crate) mod workspace;
 
 use std::collections::BTreeSet;
 

@@ -9,7 +9,7 @@ mod control;
 mod credentials;
 mod dead_letters;
 mod delivery;
-mod epoch;
+mod evaluator;
 mod fault;
 mod join;
 mod kafka;

@@ -38,7 +38,7 @@ use crate::audit::{Auditor, Files};
 use crate::blocking::blocking;
 use crate::control::Control;
 use crate::credentials::Secrets;
-use crate::epoch::{Evaluator, Repairs};
+use crate::evaluator::{Evaluator, Repairs};
 use crate::join::classes;
 use crate::pipeline::{Pipeline, Reload};
 use crate::replication::boot::Begin;

@@ -249,6 +249,7 @@ impl Status {
                 "resultsChanged": join.results_changed.value(),
                 "steps": join.steps.value(),
                 "probes": join.probes.value(),
+                "fallbacks": join.fallbacks.values(),
                 "lastError": join.error.text(),
                 "audit": join.audit.json(),
             })

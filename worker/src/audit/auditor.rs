@@ -14,7 +14,7 @@ use tracing::{debug, error, warn};
 use super::{AuditError, Files, Finding, compare};
 use crate::blocking::blocking;
 use crate::clock;
-use crate::epoch::Repairs;
+use crate::evaluator::Repairs;
 use crate::join::CheckedJoin;
 use crate::status::Status;
 use crate::status::audit::Compared;

@@ -11,7 +11,7 @@ use rusqlite::{Connection, ErrorCode};
 
 use super::plan::{self, Class, Keyed, Reason};
 use super::rows::Columns;
-use crate::results::event::Shape;
+use crate::results::event::{Emit, Shape};
 use crate::storage::sqlite::{open_memory, quoted};
 
 /// A join whose query has been understood.
@@ -37,6 +37,11 @@ pub(crate) struct CheckedJoin {
 }
 
 impl CheckedJoin {
+    /// What becomes of an event: where no sink takes the join's results, there is none.
+    pub(crate) fn emit(&self, emit: Emit) -> Emit {
+        if self.has_sinks { emit } else { Emit::Silent }
+    }
+
     /// What the stored results depend on beside the topics: if it changes, they are evaluated anew.
     pub(crate) fn definition(&self, joins: &[CheckedJoin]) -> String {
         // Another join that is read by name, be it through others, stands for its own query.

@@ -5,7 +5,6 @@ use std::cmp::Ordering;
 
 use super::rows::same_rows;
 use crate::results::event::Op;
-use crate::results::store::Change;
 
 /// The stored results of one join in the order of their keys.
 pub(crate) trait StoredResults {
@@ -13,11 +12,11 @@ pub(crate) trait StoredResults {
     fn next(&mut self) -> rusqlite::Result<Option<(String, String)>>;
 }
 
-/// Calls `emit` for every key whose rows differ between `fresh` and `stored`, in order.
+/// Calls `emit` (what happened, key, rows) for every key whose rows differ between `fresh` and `stored`, in order.
 pub(crate) fn diff<E: From<rusqlite::Error>>(
     mut fresh: impl FnMut() -> rusqlite::Result<Option<(String, String)>>,
     stored: &mut dyn StoredResults,
-    emit: &mut dyn FnMut(Change<'_>) -> Result<(), E>,
+    emit: &mut dyn FnMut(Op, &str, &str) -> Result<(), E>,
 ) -> Result<(), E> {
     let (mut new, mut old) = (fresh()?, stored.next()?);
     loop {
@@ -33,13 +32,13 @@ pub(crate) fn diff<E: From<rusqlite::Error>>(
             let op = if order.is_lt() { Op::Created } else { Op::Updated };
             let same = order.is_eq() && old.as_ref().is_some_and(|(_, old)| same_rows(old, rows));
             if !same {
-                emit(Change { op, key, rows })?;
+                emit(op, key, rows)?;
             }
         }
         if order.is_gt()
             && let Some((key, _)) = &old
         {
-            emit(Change { op: Op::Deleted, key, rows: "[]" })?;
+            emit(Op::Deleted, key, "[]")?;
         }
         if order.is_le() {
             new = fresh()?;
@@ -75,8 +74,8 @@ mod tests {
         let mut fresh = rows(&[("a", "[1]"), ("b", "[2]"), ("d", "[4,5]"), ("e", "[6]")]);
         let mut stored = Rows(rows(&[("b", "[3]"), ("c", "[1]"), ("d", "[5,4]")]));
         let mut seen = Vec::new();
-        diff::<rusqlite::Error>(|| Ok(fresh.next()), &mut stored, &mut |change| {
-            seen.push(format!("{} {} {}", change.op.as_str(), change.key, change.rows));
+        diff::<rusqlite::Error>(|| Ok(fresh.next()), &mut stored, &mut |op, key, rows| {
+            seen.push(format!("{} {key} {rows}", op.as_str()));
             Ok(())
         })
         .expect("nothing fails");

@@ -12,13 +12,12 @@ use std::sync::atomic::AtomicBool;
 use rusqlite::{Connection, ErrorCode, params};
 
 use super::TopicImage;
-use super::accumulate::Accumulation;
+use super::aggregate::Accumulation;
 use super::budget::{Budget, ROWS_MAX};
 use super::check::{self, CheckedJoin};
 use super::diff::{self, StoredResults};
 use super::plan::{Accumulated, Class, Keyed};
-use crate::results::event::Op;
-use crate::results::store::Change;
+use crate::results::event::{Emit, Op, ResultChange};
 use crate::storage::sqlite::{is_disk_full, quoted};
 
 /// Why an evaluation came to nothing.
@@ -32,7 +31,7 @@ pub(crate) enum FullError {
         "the query took more than {steps} steps of SQLite's virtual machine and was stopped; make it cheaper (a join \
          condition is missing, or a recursion has no end) and reload"
     )]
-    Endless { steps: u64 },
+    StepLimit { steps: u64 },
     #[error("the query yields more than {rows} rows; narrow it down and reload")]
     Rows { rows: u64 },
     /// The worker stops, or has another query now.
@@ -210,12 +209,13 @@ impl Full {
         Ok(())
     }
 
-    /// Calls `emit` for results that the last evaluation found to differ, in the order of result keys: those whose
+    /// Calls `each` for results that the last evaluation found to differ, in the order of result keys: those whose
     /// place among them is in `places`, from 0.
     pub(crate) fn differences<E: From<FullError>>(
         &self,
         places: Range<u64>,
-        emit: &mut dyn FnMut(Change<'_>) -> Result<(), E>,
+        emit: Emit,
+        each: &mut dyn FnMut(&ResultChange<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let failed = copy("read");
         let mut statement = self
@@ -226,7 +226,7 @@ impl Full {
         while let Some(row) = rows.next().map_err(&failed)? {
             let text = |index| row.get_ref(index).and_then(|value| Ok(value.as_str()?)).map_err(&failed);
             let op = Op::parse(text(0)?).expect("we wrote it ourselves");
-            emit(Change { op, key: text(1)?, rows: text(2)? })?;
+            each(&ResultChange { op, key: text(1)?.into(), rows: text(2)?.into(), emit })?;
         }
         Ok(())
     }
@@ -261,7 +261,7 @@ impl Full {
     fn failed(&self, source: rusqlite::Error) -> FullError {
         match source.sqlite_error_code() {
             Some(ErrorCode::OperationInterrupted) if self.budget.is_cancelled() => FullError::Cancelled,
-            Some(ErrorCode::OperationInterrupted) => FullError::Endless { steps: self.budget.steps_max() },
+            Some(ErrorCode::OperationInterrupted) => FullError::StepLimit { steps: self.budget.steps_max() },
             _ if is_disk_full(&source) => FullError::Copy { doing: "query", source },
             _ => FullError::Query { message: message_of(&source) },
         }
@@ -306,26 +306,26 @@ impl Full {
             Ok(current)
         };
         let mut differences = 0;
-        let outcome = diff::diff::<Step>(fresh, stored, &mut |change| {
+        let outcome = diff::diff::<CompareError>(fresh, stored, &mut |op, key, rows| {
             differences += 1;
-            insert.execute(params![change.op.as_str(), change.key, change.rows]).map_err(Step::Keep)?;
+            insert.execute(params![op.as_str(), key, rows]).map_err(CompareError::Keep)?;
             Ok(())
         });
         match outcome {
             Ok(()) => Ok(differences),
-            Err(Step::Read(source)) => Err(FullError::Stored(source)),
-            Err(Step::Keep(source)) => Err(copy("fill")(source)),
+            Err(CompareError::Read(source)) => Err(FullError::Stored(source)),
+            Err(CompareError::Keep(source)) => Err(copy("fill")(source)),
         }
     }
 }
 
 /// Which side of a comparison failed.
-enum Step {
+enum CompareError {
     Read(rusqlite::Error),
     Keep(rusqlite::Error),
 }
 
-impl From<rusqlite::Error> for Step {
+impl From<rusqlite::Error> for CompareError {
     fn from(error: rusqlite::Error) -> Self {
         Self::Read(error)
     }
@@ -380,7 +380,7 @@ mod tests {
         })?;
         let mut found = Vec::new();
         let differences = full.evaluate(&joins[0], &mut Nothing)?;
-        full.differences::<FullError>(0..differences, &mut |change| {
+        full.differences::<FullError>(0..differences, Emit::Silent, &mut |change| {
             found.push(format!("{} {}", change.key, change.rows));
             Ok(())
         })?;
@@ -399,7 +399,7 @@ mod tests {
         let query =
             "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT max(n) AS n FROM r";
         let error = results(query, 10_000_000).expect_err("it never ends");
-        assert!(matches!(error, FullError::Endless { steps: 10_000_000 }), "{error}");
+        assert!(matches!(error, FullError::StepLimit { steps: 10_000_000 }), "{error}");
     }
 
     #[test]

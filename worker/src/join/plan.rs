@@ -15,16 +15,19 @@
 //! gathered goes into tables of its own for each occurrence of a topic, on which the user's query runs as it is:
 //! SQLite alone decides what its result is.
 
-mod accumulate;
+mod aggregate;
+mod grouping;
+mod names;
 mod print;
 mod restrict;
 pub(crate) mod row;
+mod side;
 mod syntax;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-pub(crate) use accumulate::Accumulated;
+pub(crate) use aggregate::Accumulated;
 pub(crate) use row::RowExpr;
 
 use self::print::Reads;
@@ -217,7 +220,7 @@ pub(crate) fn plan(join: &CheckedJoin, queries: &BTreeMap<String, String>) -> Cl
         let part = |query: &syntax::Query, restricted: Restricted, part: &str| {
             keyed(join, query, restricted, &format!("{}/{part}", join.name))
         };
-        if let Some(plan) = accumulate::accumulate(&query, &join.name, by_key.clone(), part) {
+        if let Some(plan) = aggregate::accumulate(&query, &join.name, by_key.clone(), part) {
             return Class::Accumulated(Box::new(plan));
         }
     }

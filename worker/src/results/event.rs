@@ -1,5 +1,6 @@
 //! A changed result as it is stored and as it is sent. Pure.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -66,6 +67,33 @@ impl Op {
 
     pub(crate) fn parse(text: &str) -> Option<Self> {
         [Self::Created, Self::Updated, Self::Deleted].into_iter().find(|op| op.as_str() == text)
+    }
+}
+
+/// Whether sinks get an event of a changed result. A change that retention alone brings about is silent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Emit {
+    #[default]
+    Silent,
+    Event,
+}
+
+/// A changed result that is about to be stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ResultChange<'a> {
+    pub(crate) op: Op,
+    /// The result key as JSON.
+    pub(crate) key: Cow<'a, str>,
+    /// The rows as a JSON array; empty when the result was deleted.
+    pub(crate) rows: Cow<'a, str>,
+    pub(crate) emit: Emit,
+}
+
+impl<'a> ResultChange<'a> {
+    /// A change of which sinks get an event.
+    #[cfg(test)]
+    pub(crate) fn event(op: Op, key: &'a str, rows: &'a str) -> Self {
+        Self { op, key: key.into(), rows: rows.into(), emit: Emit::Event }
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use litejoin_crds::plan::Synchronous;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
-use super::event::{JoinId, Op, Position};
+use super::event::{Emit, JoinId, Op, Position, ResultChange};
 use super::outbox;
 use crate::fault;
 use crate::storage::checkpoint::{Turn, checkpoint};
@@ -94,16 +94,6 @@ pub(crate) struct Progress {
     pub(crate) stale: bool,
     /// The number of the newest cut that its results contain; 0 before the first.
     pub(crate) epoch: u64,
-}
-
-/// A changed result that is about to be stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Change<'a> {
-    pub(crate) op: Op,
-    /// The result key as JSON.
-    pub(crate) key: &'a str,
-    /// The rows as a JSON array; empty when the result was deleted.
-    pub(crate) rows: &'a str,
 }
 
 /// An epoch on its way into the file; dropped without [`Self::commit`] it leaves nothing.
@@ -386,7 +376,7 @@ impl EpochWriter<'_> {
     pub(crate) fn store<'c>(
         &mut self,
         join: JoinId,
-        changes: impl IntoIterator<Item = (Change<'c>, bool)>,
+        changes: impl IntoIterator<Item = &'c ResultChange<'c>>,
     ) -> Result<(), SqliteError> {
         let path = self.path;
         self.try_store(join, changes).map_err(|source| SqliteError::new(path, "store a result", source))
@@ -395,7 +385,7 @@ impl EpochWriter<'_> {
     fn try_store<'c>(
         &mut self,
         join: JoinId,
-        changes: impl IntoIterator<Item = (Change<'c>, bool)>,
+        changes: impl IntoIterator<Item = &'c ResultChange<'c>>,
     ) -> rusqlite::Result<()> {
         let (transaction, epoch, now) = (&self.transaction, self.epoch, self.now);
         let mut delete = transaction.prepare_cached("DELETE FROM results WHERE join_id = ?1 AND key = ?2")?;
@@ -407,14 +397,14 @@ impl EpochWriter<'_> {
             "INSERT INTO outbox (join_id, key, rows, op, epoch, n, timestamp)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         )?;
-        for (Change { op, key, rows }, is_told) in changes {
+        for ResultChange { op, key, rows, emit } in changes {
             self.writes += 1;
-            if op == Op::Deleted {
+            if *op == Op::Deleted {
                 delete.execute(params![join.0, key])?;
             } else {
                 replace.execute(params![join.0, key, rows, op.as_str(), epoch, self.next_n, now])?;
             }
-            if is_told {
+            if *emit == Emit::Event {
                 tell.execute(params![join.0, key, rows, op.as_str(), epoch, self.next_n, now])?;
                 self.outbox_bytes += outbox::event_bytes(key.len(), rows.len());
             }

@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::{join, thread};
 use crate::blocking::blocking;
-use crate::epoch::Evaluator;
+use crate::evaluator::Evaluator;
 use crate::fault;
 use crate::join::CheckedJoin;
 use crate::results::event::JoinId;

@@ -18,6 +18,20 @@ impl Counter {
     }
 }
 
+/// Counters by a label of few values.
+#[derive(Debug, Default)]
+pub(crate) struct CounterByLabel(Mutex<BTreeMap<&'static str, u64>>);
+
+impl CounterByLabel {
+    pub(crate) fn add(&self, label: &'static str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(label).or_default() += 1;
+    }
+
+    pub(crate) fn values(&self) -> BTreeMap<&'static str, u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// A counter that also knows how fast it grows.
 #[derive(Debug, Default)]
 pub(crate) struct Meter {

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::audit::AuditStatus;
-use super::counters::{Counter, Gauge, LastError};
+use super::counters::{Counter, CounterByLabel, Gauge, LastError};
 
 /// What is counted of a join.
 #[derive(Debug, Default)]
@@ -17,6 +17,8 @@ pub(crate) struct JoinStatus {
     /// Steps of SQLite's virtual machine, and look-ups in shards, of evaluations by key.
     pub(crate) steps: Counter,
     pub(crate) probes: Counter,
+    /// How often a slower class than planned had to do, by cause.
+    pub(crate) fallbacks: CounterByLabel,
     pub(crate) epoch: Gauge,
     pub(crate) error: LastError,
     pub(crate) audit: AuditStatus,

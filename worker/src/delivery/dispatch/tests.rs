@@ -10,8 +10,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::results::event::Op;
+use crate::results::event::ResultChange;
 use crate::results::outbox::Keep;
-use crate::results::store::Change;
 use crate::sink::Outcomes;
 
 /// What the sink does with a result, by its key.
@@ -134,7 +134,7 @@ impl Simulation {
             .with_epoch::<_, SqliteError>(self.epoch, self.now.seconds, |writer| {
                 for (key, value) in results {
                     let (key, rows) = (format!("\"{key}\""), format!("[{value}]"));
-                    writer.store(join, [(Change { op: Op::Updated, key: &key, rows: &rows }, true)])?;
+                    writer.store(join, [&ResultChange::event(Op::Updated, &key, &rows)])?;
                 }
                 Ok(())
             })
@@ -145,11 +145,11 @@ impl Simulation {
     fn delete(&mut self, key: &str) {
         self.epoch += 1;
         let (join, key) = (self.join, format!("\"{key}\""));
-        let deletion = Change { op: Op::Deleted, key: &key, rows: "[]" };
+        let deletion = ResultChange::event(Op::Deleted, &key, "[]");
         self.dispatcher
             .results
             .with_epoch::<_, SqliteError>(self.epoch, self.now.seconds, |writer| {
-                writer.store(join, [(deletion, true)])
+                writer.store(join, [&deletion])
             })
             .unwrap();
     }

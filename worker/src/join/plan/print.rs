@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use super::restrict::Hint;
+use super::row::Hint;
 use super::syntax::{Arm, Body, Core, Expr, Item, Kind, Output, Part, Query, Source, window_parts};
 use super::table_name;
 use crate::storage::sqlite::quoted;

@@ -185,3 +185,10 @@ impl Cast {
         }
     }
 }
+
+/// The casts around both sides of an equality.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Hint {
+    pub(super) left: Cast,
+    pub(super) right: Cast,
+}

@@ -725,3 +725,81 @@ fn number_part(part: &mut Part, next: &mut usize) {
         Part::Query(query) => number(query, next),
     }
 }
+
+/// All expressions of a core that may hold something to look at.
+pub(super) fn expressions<'q>(core: &'q Core, order_by: &'q [Expr]) -> impl Iterator<Item = &'q Expr> {
+    let outputs = core.outputs.iter().filter_map(|output| match output {
+        Output::Expr { expr, .. } => Some(expr),
+        Output::Star(_) => None,
+    });
+    let sources = core.sources.iter().flat_map(|source| {
+        let args = match &source.item {
+            Item::Function { args, .. } => args.as_slice(),
+            _ => &[],
+        };
+        source.on.iter().chain(args)
+    });
+    let windows = core.windows.iter().flat_map(|(_, window)| {
+        window.partition_by.iter().chain(window.rest.iter().filter_map(|part| match part {
+            Part::Expr(expr) => Some(expr),
+            _ => None,
+        }))
+    });
+    outputs
+        .chain(sources)
+        .chain(&core.filter)
+        .chain(&core.group_by)
+        .chain(&core.having)
+        .chain(windows)
+        .chain(order_by)
+}
+
+/// Calls `each` for the subqueries right below an expression.
+pub(super) fn nested<'q>(expr: &'q Expr, each: &mut dyn FnMut(&'q Query)) {
+    for part in &expr.parts {
+        match part {
+            Part::Text(_) => {}
+            Part::Expr(expr) => nested(expr, each),
+            Part::Query(query) => each(query),
+        }
+    }
+}
+
+/// Whether `is` holds for the expression or one within it, subqueries aside.
+pub(super) fn any<'q>(expr: &'q Expr, mut is: impl FnMut(&'q Expr) -> bool) -> bool {
+    fn walk<'q>(expr: &'q Expr, is: &mut dyn FnMut(&'q Expr) -> bool) -> bool {
+        is(expr) || expr.children().any(|child| walk(child, is))
+    }
+    walk(expr, &mut is)
+}
+
+/// The terms that are joined by AND.
+pub(super) fn conjuncts(expr: &Expr) -> Vec<&Expr> {
+    let expr = expr.bare();
+    match (&expr.kind, expr.parts.as_slice()) {
+        (Kind::And, [Part::Expr(left), _, Part::Expr(right)]) => {
+            let mut terms = conjuncts(left);
+            terms.extend(conjuncts(right));
+            terms
+        }
+        _ => vec![expr],
+    }
+}
+
+pub(super) fn reads_topics(query: &Query) -> bool {
+    query.arms.iter().any(|arm| match &arm.body {
+        Body::Values(..) => false,
+        Body::Core(core) => {
+            let in_from = core.sources.iter().any(|source| match &source.item {
+                Item::Topic { .. } => true,
+                Item::Query { query, .. } => reads_topics(query),
+                Item::Function { .. } => false,
+            });
+            let mut found = in_from;
+            for expr in expressions(core, &[]) {
+                nested(expr, &mut |query| found |= reads_topics(query));
+            }
+            found
+        }
+    })
+}

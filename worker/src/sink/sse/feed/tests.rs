@@ -7,9 +7,9 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 use super::*;
+use crate::results::event::ResultChange;
 use crate::results::event::{Envelope, Op};
 use crate::results::release::Release;
-use crate::results::store::Change;
 use crate::results::{Applied, Results};
 use crate::sink::sse::queue::queue;
 use crate::storage::replicated::Passes;
@@ -27,8 +27,8 @@ fn sink(results: usize, bytes: usize, release: Release) -> (TempDir, Arc<SseStat
     store
         .with_epoch::<_, SqliteError>(1, 0, |writer| {
             for number in 0..results {
-                let change = Change { op: Op::Created, key: &number.to_string(), rows: &rows };
-                writer.store(join, [(change, true)])?;
+                let key = number.to_string();
+                writer.store(join, [&ResultChange::event(Op::Created, &key, &rows)])?;
             }
             Ok(())
         })

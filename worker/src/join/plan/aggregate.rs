@@ -12,11 +12,14 @@
 
 use std::fmt;
 
-use super::restrict::{self, Found, Planner, Restricted, SourceColumn, Term, What};
+use super::grouping::is_aggregate_call;
+use super::names::{Meaning, Names, SourceColumn, Term, columns_of, is_optional};
+use super::restrict::{self, Restricted};
 use super::row::{Affinity, Column, RowExpr};
+use super::side::What;
 use super::syntax::{Arm, Body, Core, Expr, Item, Kind, Output, Part, Query, Source};
 use super::{Keyed, Reason, print, table_name_of};
-use crate::join::accumulator::{Aggregate, Function};
+use crate::join::aggregate_state::{Aggregate, Function};
 use crate::storage::sqlite::quoted;
 
 /// The plan of a join whose groups are accumulated.
@@ -63,6 +66,11 @@ impl Accumulated {
     pub(crate) fn fingerprint(&self) -> String {
         format!("1\n{}\n{}\n{:?}", self.all_sql, self.results_sql, self.aggregates)
     }
+
+    /// What is stored in the place of the fingerprint once a value can't be accumulated.
+    pub(crate) fn given_up_fingerprint(&self) -> String {
+        format!("unfit {}", self.fingerprint())
+    }
 }
 
 impl fmt::Display for Accumulated {
@@ -92,13 +100,13 @@ pub(super) fn accumulate(
     let ([Arm { body: Body::Core(core), .. }], None) = (query.arms.as_slice(), &query.limit) else {
         return None;
     };
-    let planner = Planner::of(core);
-    if core.distinct || core.sources.is_empty() || !planner.is_aggregate(0) {
+    let names = Names::of(core);
+    if core.distinct || core.sources.is_empty() || !names.is_aggregate(0) {
         return None;
     }
     let mut split = Split {
-        groups: core.group_by.iter().map(|expr| planner.group_term(0, expr)).collect(),
-        planner: &planner,
+        groups: core.group_by.iter().map(|expr| names.group_term(0, expr)).collect(),
+        names: &names,
         aggregates: Vec::new(),
         arguments: Vec::new(),
     };
@@ -188,7 +196,7 @@ pub(super) fn accumulate(
 
 /// The work on one query.
 struct Split<'p, 'q> {
-    planner: &'p Planner<'q>,
+    names: &'p Names<'q>,
     /// The terms of GROUP BY in canonical form.
     groups: Vec<String>,
     /// Each call by its canonical form.
@@ -202,17 +210,17 @@ impl<'q> Split<'_, 'q> {
     /// it is.
     fn rewritten(&mut self, expr: &'q Expr, is_whole: bool) -> Option<Expr> {
         let expr = expr.bare();
-        let canonical = self.planner.canonical(0, expr);
+        let canonical = self.names.canonical(0, expr);
         if let Some(term) = self.groups.iter().position(|group| *group == canonical) {
             let text = if is_whole { format!("g{term}") } else { self.group_within(expr, term)? };
             return Some(text_expr(text));
         }
         match &expr.kind {
-            Kind::Column { table: None, name } => match self.planner.find(0, None, name)? {
-                Found::Output { expr, .. } => self.rewritten(expr, is_whole),
+            Kind::Column { table: None, name } => match self.names.find(0, None, name)? {
+                Meaning::Output { expr, .. } => self.rewritten(expr, is_whole),
                 _ => None,
             },
-            Kind::Function { .. } if restrict::is_aggregate_call(expr) => self.aggregate(expr, canonical),
+            Kind::Function { .. } if is_aggregate_call(expr) => self.aggregate(expr, canonical),
             // What says that a text is JSON is lost in a table.
             Kind::Function { name, .. } if name.starts_with("json") => None,
             Kind::Column { .. } | Kind::Function { over: Some(_), .. } | Kind::Subquery | Kind::In { .. } => {
@@ -238,10 +246,10 @@ impl<'q> Split<'_, 'q> {
     fn group_within(&self, expr: &'q Expr, term: usize) -> Option<String> {
         match &expr.kind {
             Kind::Column { .. } => {
-                let side = self.planner.side_of(0, Term::Expr(expr)).ok()?;
+                let side = self.names.side_of(0, Term::Expr(expr)).ok()?;
                 let is_timestamp =
                     matches!(&side.what, What::Row(row) if *row == RowExpr::column(Column::Timestamp));
-                match self.planner.affinity(&side)? {
+                match self.names.affinity(&side)? {
                     Affinity::Text => Some(format!("CAST(g{term} AS TEXT)")),
                     Affinity::None => Some(format!("(+g{term})")),
                     Affinity::Numeric if is_timestamp => Some(format!("CAST(g{term} AS INTEGER)")),
@@ -304,7 +312,7 @@ impl<'q> Split<'_, 'q> {
         if let (Kind::Literal, [Part::Text(text)]) = (&expr.bare().kind, expr.bare().parts.as_slice())
             && let Ok(number) = text.trim().parse::<usize>()
         {
-            let terms = self.planner.terms(0);
+            let terms = self.names.terms(0);
             let Term::Expr(expr) = *terms.get(number.checked_sub(1)?)? else { return None };
             return Some(expr.clone());
         }
@@ -314,7 +322,7 @@ impl<'q> Split<'_, 'q> {
     /// The expression with columns of the select list written out.
     fn resolved(&self, expr: &'q Expr) -> Expr {
         if let Kind::Column { table: None, name } = &expr.kind
-            && let Some(Found::Output { expr, .. }) = self.planner.find(0, None, name)
+            && let Some(Meaning::Output { expr, .. }) = self.names.find(0, None, name)
         {
             let parts =
                 vec![Part::Text("(".to_owned()), Part::Expr(expr.clone()), Part::Text(")".to_owned())];
@@ -339,16 +347,16 @@ fn text_expr(text: String) -> Expr {
 fn driving_columns(core: &Core) -> Vec<(Expr, Vec<Source>)> {
     let mut columns = Vec::new();
     for (index, source) in core.sources.iter().enumerate() {
-        if restrict::is_optional(core, index) {
+        if is_optional(core, index) {
             continue;
         }
-        for (name, column) in restrict::columns_of(core, index) {
+        for (name, column) in columns_of(core, index) {
             if matches!(column, SourceColumn::Topic(Column::Key) | SourceColumn::Query(_)) {
                 columns.push((column_of(source, &name), core.sources.clone()));
             }
         }
-        let Item::Query { query, columns: names } = &source.item else { continue };
-        if !names.is_empty() {
+        let Item::Query { query, columns: column_names } = &source.item else { continue };
+        if !column_names.is_empty() {
             continue;
         }
         for key in hidden_keys(query) {
@@ -370,18 +378,18 @@ const HIDDEN: &str = "_driving";
 /// Keys of topics that could be columns of a query, which yields the same rows with them.
 fn hidden_keys(query: &Query) -> Vec<Expr> {
     let [Arm { body: Body::Core(core), .. }] = query.arms.as_slice() else { return Vec::new() };
-    let planner = Planner::of(core);
+    let names = Names::of(core);
     if core.distinct {
         return Vec::new();
     }
-    if !planner.is_aggregate(0) {
+    if !names.is_aggregate(0) {
         let topics = core.sources.iter().filter(|source| matches!(source.item, Item::Topic { .. }));
         return topics.map(|source| column_of(source, Column::Key.name())).collect();
     }
     let is_key = |expr: &&Expr| match &expr.bare().kind {
         Kind::Column { table, name } => matches!(
-            planner.find(0, table.as_deref(), name),
-            Some(Found::Column { scope: 0, column: SourceColumn::Topic(Column::Key), .. })
+            names.find(0, table.as_deref(), name),
+            Some(Meaning::Column { scope: 0, column: SourceColumn::Topic(Column::Key), .. })
         ),
         _ => false,
     };
@@ -399,7 +407,7 @@ fn column_of(source: &Source, name: &str) -> Expr {
 /// Whether a term of the select list is one value of a row, and has a name.
 fn is_named_value(output: &Output) -> bool {
     fn aggregates(expr: &Expr) -> bool {
-        restrict::is_aggregate_call(expr) || expr.children().any(aggregates)
+        is_aggregate_call(expr) || expr.children().any(aggregates)
     }
     matches!(output, Output::Expr { expr, name: Some(_) } if !aggregates(expr))
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! deltas:  changes ─► affected driving values ─► their rows now, less their rows before ─► by group
-//! settle:  by group: what is kept (results.db) and the deltas ─► what is kept from now on
+//! apply_deltas:  by group: what is kept (results.db) and the deltas ─► what is kept from now on
 //!          ─► the join's rows of the group before and after ─► results less the former, and the latter
 //! all:     the topics as a whole, rows ordered by group ─► what is kept of each
 //! ```
@@ -17,13 +17,15 @@ use rusqlite::{OptionalExtension as _, Row, params, params_from_iter};
 use serde_json::value::RawValue;
 
 use super::CheckedJoin;
-use super::accumulator::{Datum, State, Trouble, group_text};
+use super::aggregate_state::{Datum, State, Trouble, group_text};
 use super::changes::Changes;
-use super::keyed::{Bench, Difference, KeyedError, KeyedJoin, OldImages, View, steps_of};
+use super::keyed::{AffectedKey, KeyedError, KeyedJoin};
+use super::lookup::steps_of;
 use super::plan::{Accumulated, Keyed};
 use super::rows::same_rows;
 use super::value::Value;
-use crate::results::event::{JoinId, Op};
+use super::workspace::{OldImages, View, Workspace};
+use crate::results::event::{Emit, JoinId, Op, ResultChange};
 use crate::storage::topics::TopicId;
 
 /// A join whose groups are accumulated.
@@ -48,16 +50,15 @@ pub(crate) struct Deltas {
 
 #[derive(Debug, Default)]
 struct Delta {
-    /// Whether anybody is to be told.
-    told: bool,
+    emit: Emit,
     /// By the arguments of aggregates.
     rows: HashMap<Vec<Datum>, i64>,
 }
 
 /// What an epoch changes.
 #[derive(Debug, Default)]
-pub(crate) struct Settled {
-    pub(crate) differences: Vec<Difference>,
+pub(crate) struct AggregateChange {
+    pub(crate) changes: Vec<ResultChange<'static>>,
     /// What is kept of groups from now on, by the text of the group; nothing of those that are gone.
     pub(crate) states: Vec<(String, Option<String>)>,
 }
@@ -77,7 +78,7 @@ impl AccumulatedJoin {
     }
 
     /// The joins by which its rows are found.
-    pub(super) fn keyed(&self) -> impl Iterator<Item = &KeyedJoin> {
+    pub(crate) fn keyed(&self) -> impl Iterator<Item = &KeyedJoin> {
         std::iter::once(&self.rows).chain(self.group.as_ref().map(|(_, group)| group))
     }
 }
@@ -85,10 +86,10 @@ impl AccumulatedJoin {
 impl Accumulated {
     /// The group and the arguments of a row below the aggregates.
     fn read(&self, row: &Row<'_>) -> Result<(Group, Vec<Datum>), KeyedError> {
-        let datum = |column| Datum::new(row.get_ref(column)?).ok_or(KeyedError::Unfit);
+        let datum = |column| Datum::new(row.get_ref(column)?).ok_or(KeyedError::NotAccumulable);
         let group: Group = (1..=self.group_terms).map(datum).collect::<Result<_, _>>()?;
         if !group.iter().all(Datum::is_one_spelling) {
-            return Err(KeyedError::Unfit);
+            return Err(KeyedError::NotAccumulable);
         }
         let arguments = (1 + self.group_terms..).take(self.arguments).map(datum);
         Ok((group, arguments.collect::<Result<_, _>>()?))
@@ -102,9 +103,8 @@ impl Accumulated {
 impl From<Trouble> for KeyedError {
     fn from(trouble: Trouble) -> Self {
         match trouble {
-            Trouble::Unfit => Self::Unfit,
-            // In full, everything is made anew.
-            Trouble::Wrong => Self::TooLarge,
+            Trouble::NotAccumulable => Self::NotAccumulable,
+            Trouble::Wrong => Self::StateMismatch,
         }
     }
 }
@@ -113,7 +113,7 @@ impl Deltas {
     pub(crate) fn append(&mut self, other: Self) {
         for (group, delta) in other.groups {
             let own = self.groups.entry(group).or_default();
-            own.told |= delta.told;
+            own.emit = own.emit.max(delta.emit);
             for (arguments, times) in delta.rows {
                 *own.rows.entry(arguments).or_default() += times;
             }
@@ -121,27 +121,27 @@ impl Deltas {
     }
 }
 
-impl Bench {
+impl Workspace {
     /// Finds what came and went among the rows with some driving values. `changes` are all between what is kept and
     /// what the readers see, `old` is from [`Self::old_images`].
     pub(crate) fn deltas(
         &mut self,
         join: &AccumulatedJoin,
-        keys: &[(Value, bool)],
+        keys: &[AffectedKey],
         changes: &Changes,
         old: &[OldImages<'_>],
         deltas: &mut Deltas,
     ) -> Result<(), KeyedError> {
-        let told: HashMap<&Value, bool> = keys.iter().map(|(key, told)| (key, *told)).collect();
+        let emits: HashMap<&Value, Emit> = keys.iter().map(|key| (&key.value, key.emit)).collect();
         for (view, times) in [(View::Now(Some(changes)), 1), (View::Before(changes, old), -1)] {
             self.memory.execute_batch("BEGIN")?;
             let outcome = self.gather(&join.rows, keys, view).and_then(|()| {
                 self.query(&join.plan.rows.sql, |row| {
                     let driving = Value::new(row.get_ref(0)?);
-                    let Some(told) = driving.and_then(|driving| told.get(&driving)) else { return Ok(()) };
+                    let Some(emit) = driving.and_then(|driving| emits.get(&driving)) else { return Ok(()) };
                     let (group, arguments) = join.plan.read(row)?;
                     let delta = deltas.groups.entry(group).or_default();
-                    delta.told |= told;
+                    delta.emit = delta.emit.max(*emit);
                     *delta.rows.entry(arguments).or_default() += times;
                     Ok(())
                 })
@@ -153,12 +153,12 @@ impl Bench {
     }
 
     /// Brings groups up to date.
-    pub(crate) fn settle(
+    pub(crate) fn apply_deltas(
         &mut self,
         join: &AccumulatedJoin,
         deltas: Deltas,
         changes: &Changes,
-    ) -> Result<Settled, KeyedError> {
+    ) -> Result<AggregateChange, KeyedError> {
         let plan = &join.plan;
         let mut changed = Vec::new();
         let mut lost = HashSet::new();
@@ -178,21 +178,21 @@ impl Bench {
             if after.is_lost(&plan.aggregates) {
                 lost.insert(group.clone());
             }
-            changed.push(Changed { group, told: delta.told, before, after });
+            changed.push(Changed { group, emit: delta.emit, before, after });
         }
         if !lost.is_empty() {
             let found = self.groups_anew(join, &lost, changes)?;
             for changed in changed.iter_mut().filter(|changed| lost.contains(&changed.group)) {
                 // A group that is not what was kept of it says that something is amiss.
                 let state = found.get(&changed.group).filter(|state| state.rows() == changed.after.rows());
-                changed.after = state.cloned().ok_or(KeyedError::TooLarge)?;
+                changed.after = state.cloned().ok_or(KeyedError::StateMismatch)?;
             }
         }
         changed.retain(|changed| changed.before.as_ref() != Some(&changed.after));
-        let differences = self.differences(join, &changed)?;
+        let result_changes = self.result_changes(join, &changed)?;
         let kept = |state: &State| (plan.is_global || !state.is_empty()).then(|| state.text());
         let states = changed.iter().map(|changed| (group_text(&changed.group), kept(&changed.after)));
-        Ok(Settled { differences, states: states.collect() })
+        Ok(AggregateChange { changes: result_changes, states: states.collect() })
     }
 
     fn stored_state(&mut self, join: &AccumulatedJoin, group: &[Datum]) -> Result<Option<State>, KeyedError> {
@@ -204,9 +204,9 @@ impl Bench {
         match text {
             Some(text) => {
                 let state = State::parse(&text, join.plan.aggregates.len());
-                Ok(Some(state.ok_or(KeyedError::TooLarge)?))
+                Ok(Some(state.ok_or(KeyedError::StateMismatch)?))
             }
-            None if join.plan.is_global => Err(KeyedError::TooLarge),
+            None if join.plan.is_global => Err(KeyedError::StateMismatch),
             None => Ok(None),
         }
     }
@@ -218,11 +218,12 @@ impl Bench {
         groups: &HashSet<Group>,
         changes: &Changes,
     ) -> Result<HashMap<Group, State>, KeyedError> {
-        let (term, keyed) = join.group.as_ref().ok_or(KeyedError::TooLarge)?;
+        let (term, keyed) = join.group.as_ref().ok_or(KeyedError::LostExtreme)?;
         let values: Option<BTreeSet<Value>> =
             groups.iter().map(|group| Value::new(group[*term].as_value_ref())).collect();
-        let keys: Vec<(Value, bool)> =
-            values.ok_or(KeyedError::TooLarge)?.into_iter().map(|value| (value, false)).collect();
+        let values = values.ok_or(KeyedError::UnsupportedValue)?;
+        let keys: Vec<AffectedKey> =
+            values.into_iter().map(|value| AffectedKey { value, emit: Emit::Silent }).collect();
         let mut found: HashMap<Group, State> = HashMap::new();
         self.memory.execute_batch("BEGIN")?;
         let outcome = self.gather(keyed, &keys, View::Now(Some(changes))).and_then(|()| {
@@ -241,14 +242,14 @@ impl Bench {
     }
 
     /// The results that change with the groups.
-    fn differences(
+    fn result_changes(
         &mut self,
         join: &AccumulatedJoin,
         changed: &[Changed],
-    ) -> Result<Vec<Difference>, KeyedError> {
+    ) -> Result<Vec<ResultChange<'static>>, KeyedError> {
         #[derive(Default)]
         struct Replaced {
-            told: bool,
+            emit: Emit,
             old: Vec<String>,
             new: Vec<String>,
         }
@@ -261,7 +262,7 @@ impl Bench {
                 join.join.columns.write(row, &mut key, &mut object)?;
                 let number: usize = row.get(join.join.columns.count())?;
                 let replaced = keys.entry(key.clone()).or_default();
-                replaced.told |= changed[number / 2].told;
+                replaced.emit = replaced.emit.max(changed[number / 2].emit);
                 let rows = if number.is_multiple_of(2) { &mut replaced.old } else { &mut replaced.new };
                 rows.push(object.clone());
                 Ok(())
@@ -270,20 +271,20 @@ impl Bench {
         self.memory.execute_batch("ROLLBACK")?;
         outcome?;
 
-        let mut differences = Vec::new();
+        let mut changes = Vec::new();
         let mut statement =
             self.results.prepare_cached("SELECT rows FROM results WHERE join_id = ?1 AND key = ?2")?;
-        for (key, Replaced { told, old, new }) in keys {
+        for (key, Replaced { emit, old, new }) in keys {
             let stored: Option<String> =
                 statement.query_row(params![join.id.0, key], |row| row.get(0)).optional()?;
             let rows: Option<Vec<&RawValue>> =
                 stored.as_deref().map_or(Some(Vec::new()), |stored| serde_json::from_str(stored).ok());
             let mut rows: Vec<&str> =
-                rows.ok_or(KeyedError::TooLarge)?.into_iter().map(RawValue::get).collect();
+                rows.ok_or(KeyedError::StateMismatch)?.into_iter().map(RawValue::get).collect();
             for gone in &old {
                 let position = rows.iter().position(|row| row == gone);
                 // Results that don't follow from what is kept are made anew, and both agree again.
-                rows.swap_remove(position.ok_or(KeyedError::TooLarge)?);
+                rows.swap_remove(position.ok_or(KeyedError::StateMismatch)?);
             }
             rows.extend(new.iter().map(String::as_str));
             let rows = format!("[{}]", rows.join(","));
@@ -294,10 +295,11 @@ impl Bench {
                 None if rows == "[]" => continue,
                 None => Op::Created,
             };
-            differences.push(Difference { op, key, rows, told: told && join.join.has_sinks });
+            let emit = join.join.emit(emit);
+            changes.push(ResultChange { op, key: key.into(), rows: rows.into(), emit });
         }
         self.cost.steps += steps_of(&statement);
-        Ok(differences)
+        Ok(changes)
     }
 
     /// Writes what groups were (even numbers) and what they are into the table of accumulators.
@@ -322,7 +324,7 @@ impl Bench {
 /// A group that has changed.
 struct Changed {
     group: Group,
-    told: bool,
+    emit: Emit,
     before: Option<State>,
     after: State,
 }

@@ -1,4 +1,4 @@
-//! Evaluation in full, on a thread of its own and at a cut of its own: a new or changed query, one that has failed,
+//! Evaluation in full in the background: on a thread of its own and at a cut of its own: a new or changed query, one that has failed,
 //! one of class full, or a change that concerns more results than fit an epoch. Other joins go on meanwhile.
 
 use std::ops::Range;
@@ -21,7 +21,7 @@ use crate::join::full::{Full, FullError};
 use crate::join::plan::{Accumulated, Class};
 use crate::join::{CheckedJoin, TopicImage};
 use crate::results::Reader;
-use crate::results::event::JoinId;
+use crate::results::event::{Emit, JoinId};
 use crate::results::store::EpochWriter;
 use crate::storage::gate::{Cut, EpochGate};
 use crate::storage::log::ShardReader;
@@ -31,8 +31,8 @@ use crate::storage::topics::Topics;
 /// Results that are stored in one transaction at most; few where tests are to come to it.
 const STORED_AT_ONCE: u64 = if cfg!(debug_assertions) { 4 } else { 10_000 };
 
-/// What evaluations aside work on.
-pub(super) struct Aside {
+/// What evaluations in the background work on.
+pub(super) struct BackgroundEvaluator {
     pub(super) gate: Arc<EpochGate>,
     pub(super) topics: Arc<Topics>,
     pub(super) reader: Arc<Reader>,
@@ -41,7 +41,7 @@ pub(super) struct Aside {
     pub(super) shard_paths: Vec<PathBuf>,
     pub(super) scratch_folder: PathBuf,
     pub(super) cancelled: Arc<AtomicBool>,
-    pub(super) done: mpsc::Sender<Done>,
+    pub(super) done: mpsc::Sender<JobResult>,
 }
 
 /// A copy of a join's topics, as of some place in the logs.
@@ -51,17 +51,17 @@ pub(super) struct FullCopy {
 }
 
 /// How an evaluation has ended.
-pub(super) struct Done {
+pub(super) struct JobResult {
     pub(super) index: usize,
     pub(super) microseconds: u64,
-    pub(super) outcome: Outcome,
+    pub(super) outcome: JobOutcome,
     /// Whether the join has values that can't be accumulated.
-    pub(super) unfit: bool,
+    pub(super) is_not_accumulable: bool,
     /// For joins that will need it again.
     pub(super) copy: Option<FullCopy>,
 }
 
-pub(super) enum Outcome {
+pub(super) enum JobOutcome {
     /// The results contain this cut.
     Applied { cut: Cut },
     /// The query failed on this cut; the results stay as they were.
@@ -71,7 +71,7 @@ pub(super) enum Outcome {
 }
 
 /// What is to be evaluated.
-pub(super) struct Ask {
+pub(super) struct Job {
     /// The join.
     pub(super) index: usize,
     pub(super) id: JoinId,
@@ -86,88 +86,96 @@ pub(super) struct Ask {
 }
 
 /// One evaluation.
-struct Job {
-    aside: Arc<Aside>,
-    ask: Ask,
+struct RunningJob {
+    evaluator: Arc<BackgroundEvaluator>,
+    job: Job,
     copy: Option<FullCopy>,
-    unfit: bool,
+    is_not_accumulable: bool,
 }
 
-impl Aside {
+impl BackgroundEvaluator {
     /// Ends what runs as soon as it can be ended.
     pub(super) fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }
 
     /// Starts to evaluate a join.
-    pub(super) fn start(self: &Arc<Self>, ask: Ask, copy: Option<FullCopy>) {
-        let (index, id) = (ask.index, ask.id);
-        let job = Job { aside: Arc::clone(self), ask, copy, unfit: false };
+    pub(super) fn start(self: &Arc<Self>, job: Job, copy: Option<FullCopy>) {
+        let (index, id) = (job.index, job.id);
+        let running = RunningJob { evaluator: Arc::clone(self), job, copy, is_not_accumulable: false };
         let run = move || {
             let started = Instant::now();
-            let aside = Arc::clone(&job.aside);
-            let (outcome, copy, unfit) = job.run();
+            let evaluator = Arc::clone(&running.evaluator);
+            let (outcome, copy, is_not_accumulable) = running.run();
             // Whoever asked may have gone.
-            let _ =
-                aside.done.send(Done { index, microseconds: microseconds(started), outcome, unfit, copy });
-            aside.gate.ring();
+            let _ = evaluator.done.send(JobResult {
+                index,
+                microseconds: microseconds(started),
+                outcome,
+                is_not_accumulable,
+                copy,
+            });
+            evaluator.gate.ring();
         };
         let name = format!("join-{}", id.0);
         std::thread::Builder::new().name(name).spawn(run).expect("a thread can be started");
     }
 }
 
-impl Job {
+impl RunningJob {
     fn join(&self) -> &CheckedJoin {
-        &self.aside.joins[self.ask.index]
+        &self.evaluator.joins[self.job.index]
     }
 
-    fn run(mut self) -> (Outcome, Option<FullCopy>, bool) {
+    fn run(mut self) -> (JobOutcome, Option<FullCopy>, bool) {
         let mut cut = None;
         let outcome = self.evaluate(&mut cut);
         let outcome = match (outcome, cut) {
-            _ if self.aside.cancelled.load(Ordering::Relaxed) => Outcome::Again { error: None },
-            (Ok(()), Some(cut)) => Outcome::Applied { cut },
+            _ if self.evaluator.cancelled.load(Ordering::Relaxed) => JobOutcome::Again { error: None },
+            (Ok(()), Some(cut)) => JobOutcome::Applied { cut },
             (Err(EpochError::Full(error)), Some(cut)) if is_of_query(&error) => {
                 self.copy = self.copy.take().filter(|copy| copy.at == cut.seqs);
                 match self.fail(&cut) {
-                    Ok(()) => Outcome::Failed { cut, error },
-                    Err(error) => Outcome::Again { error: Some(error.into()) },
+                    Ok(()) => JobOutcome::Failed { cut, error },
+                    Err(error) => JobOutcome::Again { error: Some(error.into()) },
                 }
             }
             (Err(error), _) => {
                 // It may be half updated.
                 self.copy = None;
-                Outcome::Again { error: Some(error) }
+                JobOutcome::Again { error: Some(error) }
             }
             (Ok(()), None) => unreachable!("nothing is evaluated without a cut"),
         };
         // Who is kept current in another way needs it no more.
-        let keep = !self.ask.by_key && (!self.ask.accumulates || self.unfit);
+        let keep = !self.job.by_key && (!self.job.accumulates || self.is_not_accumulable);
         let copy = self.copy.take().filter(|_| keep);
         if copy.is_none() {
             // It is made anew when it is needed; nobody misses the file.
             let _ = sqlite::remove(&self.scratch_path());
         }
-        (outcome, copy, self.unfit)
+        (outcome, copy, self.is_not_accumulable)
     }
 
     fn scratch_path(&self) -> PathBuf {
-        self.aside.scratch_folder.join(format!("join-{}.db", self.ask.id.0))
+        self.evaluator.scratch_folder.join(format!("join-{}.db", self.job.id.0))
     }
 
     fn evaluate(&mut self, at: &mut Option<Cut>) -> Result<(), EpochError> {
-        let aside = Arc::clone(&self.aside);
+        let evaluator = Arc::clone(&self.evaluator);
         let started = Instant::now();
-        let mut readers =
-            aside.shard_paths.iter().map(|path| ShardReader::open(path)).collect::<Result<Vec<_>, _>>()?;
-        let cut = aside.gate.cut(|| readers.iter().try_for_each(ShardReader::hold))?;
+        let mut readers = evaluator
+            .shard_paths
+            .iter()
+            .map(|path| ShardReader::open(path))
+            .collect::<Result<Vec<_>, _>>()?;
+        let cut = evaluator.gate.cut(|| readers.iter().try_for_each(ShardReader::hold))?;
         *at = Some(cut.clone());
-        let changes = match &self.ask.applied {
+        let changes = match &self.job.applied {
             Some(applied) => self.changes(&mut readers, applied, &cut.seqs)?,
             None => Some(Changes::default()),
         };
-        let known = self.copy.take().filter(|copy| Some(&copy.at) == self.ask.applied.as_ref());
+        let known = self.copy.take().filter(|copy| Some(&copy.at) == self.job.applied.as_ref());
         let (mut full, is_copied) = match (known, &changes) {
             (Some(copy), Some(_)) => (copy.full, false),
             _ => (self.copy_all(&readers)?, true),
@@ -180,7 +188,7 @@ impl Job {
         let mut expired: Vec<(Arc<str>, String)> = Vec::new();
         full.in_batch::<FullError>(|full| {
             for topic in changes.topics() {
-                let name = aside.topics.name(topic);
+                let name = evaluator.topics.name(topic);
                 for ChangedRow { key, old, new, expired: is_expired } in changes.rows(topic) {
                     if is_expired && old.is_some() {
                         expired.push((Arc::clone(&name), key.to_owned()));
@@ -192,18 +200,19 @@ impl Job {
             }
             Ok(())
         })?;
-        let join = self.aside.joins[self.ask.index].clone();
+        let join = self.evaluator.joins[self.job.index].clone();
         let concerns =
             |(topic, _): &(Arc<str>, String)| join.topics.iter().any(|t| t.eq_ignore_ascii_case(topic));
         expired.retain(concerns);
-        let told = join.has_sinks;
+        let emit = join.emit(Emit::Event);
         if !expired.is_empty() {
-            self.compare_and_commit(&mut full, &cut, told, false)?;
+            self.compare_and_commit(&mut full, &cut, emit, false)?;
             full.in_batch::<FullError>(|full| {
                 expired.iter().try_for_each(|(topic, key)| full.absorb(topic, key, None))
             })?;
         }
-        let outcome = self.compare_and_commit(&mut full, &cut, told && expired.is_empty(), true);
+        let emit = if expired.is_empty() { emit } else { Emit::Silent };
+        let outcome = self.compare_and_commit(&mut full, &cut, emit, true);
         self.copy = Some(FullCopy { full, at: cut.seqs.clone() });
         debug!(join = join.name, milliseconds = started.elapsed().as_millis(), "evaluated in full");
         outcome
@@ -222,7 +231,7 @@ impl Job {
             if !reader.has_all(*after, *to)? || to - after > super::SLICE_ENTRIES {
                 return Ok(None);
             }
-            match Part::read(reader, *after, *to, &self.aside.topics, bytes_max, |_| true) {
+            match Part::read(reader, *after, *to, &self.evaluator.topics, bytes_max, |_| true) {
                 Ok(part) => parts.push(part),
                 Err(ReadError::TooMuch) => return Ok(None),
                 Err(ReadError::File(error)) => return Err(error.into()),
@@ -233,17 +242,17 @@ impl Job {
 
     /// Copies the topics that the join reads.
     fn copy_all(&self, readers: &[ShardReader]) -> Result<Full, EpochError> {
-        let aside = &self.aside;
+        let evaluator = &self.evaluator;
         let scratch = sqlite::open_scratch(&self.scratch_path())?;
-        let cancelled = Arc::clone(&aside.cancelled);
-        let mut full = Full::new(scratch, self.join(), &aside.joins, STEPS_MAX, cancelled)?;
+        let cancelled = Arc::clone(&evaluator.cancelled);
+        let mut full = Full::new(scratch, self.join(), &evaluator.joins, STEPS_MAX, cancelled)?;
         full.in_batch::<EpochError>(|full| {
             for reader in readers {
                 for topic in &self.join().topics {
                     reader.rows::<EpochError>(topic, |row| {
                         let image =
                             TopicImage { payload: row.payload, timestamp: row.timestamp, change: row.change };
-                        if aside.cancelled.load(Ordering::Relaxed) {
+                        if evaluator.cancelled.load(Ordering::Relaxed) {
                             return Err(FullError::Cancelled.into());
                         }
                         full.absorb(topic, row.key, Some(image))?;
@@ -262,7 +271,7 @@ impl Job {
         &mut self,
         full: &mut Full,
         cut: &Cut,
-        told: bool,
+        emit: Emit,
         is_last: bool,
     ) -> Result<(), EpochError> {
         let join = self.join();
@@ -272,77 +281,77 @@ impl Job {
             Some(plan) if is_last => full.accumulate(plan)?,
             _ => false,
         };
-        let is_stored = self.ask.applied.as_ref() == Some(&cut.seqs) && self.ask.epoch == cut.epoch;
+        let is_stored = self.job.applied.as_ref() == Some(&cut.seqs) && self.job.epoch == cut.epoch;
         if plan.is_none() && differences == 0 && (!is_last || is_stored) {
             return Ok(());
         }
         fault::point("evaluated-aside");
         let store = |writer: &mut EpochWriter<'_>, places: Range<u64>| {
-            full.differences::<EpochError>(places, &mut |change| {
-                Ok(writer.store(self.ask.id, [(change, told)])?)
+            full.differences::<EpochError>(places, emit, &mut |change| {
+                Ok(writer.store(self.job.id, [change])?)
             })
         };
         // A slice at a time, so that others get at the file in between.
         let mut stored = 0;
         while differences - stored > STORED_AT_ONCE {
-            self.aside.committer.commit::<EpochError>(cut.epoch, |writer| {
+            self.evaluator.committer.commit::<EpochError>(cut.epoch, |writer| {
                 self.begin(writer)?;
                 store(writer, stored..stored + STORED_AT_ONCE)
             })?;
             stored += STORED_AT_ONCE;
             fault::point("slice-stored");
-            self.aside.committer.give_way();
-            if self.aside.cancelled.load(Ordering::Relaxed) {
+            self.evaluator.committer.give_way();
+            if self.evaluator.cancelled.load(Ordering::Relaxed) {
                 return Err(FullError::Cancelled.into());
             }
         }
-        let outcome = self.aside.committer.commit::<EpochError>(cut.epoch, |writer| {
+        let outcome = self.evaluator.committer.commit::<EpochError>(cut.epoch, |writer| {
             store(writer, stored..differences)?;
             match &plan {
                 Some(plan) if is_last => {
-                    writer.forget_accumulators(self.ask.id)?;
+                    writer.forget_accumulators(self.job.id)?;
                     if is_fit {
                         full.accumulators::<EpochError>(&mut |group, state| {
-                            Ok(writer.accumulate(self.ask.id, group, Some(state))?)
+                            Ok(writer.accumulate(self.job.id, group, Some(state))?)
                         })?;
                     }
-                    let by = if is_fit { plan.fingerprint() } else { super::unfit(plan) };
-                    writer.accumulate_by(self.ask.id, Some(&by))?;
+                    let by = if is_fit { plan.fingerprint() } else { plan.given_up_fingerprint() };
+                    writer.accumulate_by(self.job.id, Some(&by))?;
                 }
                 _ if !is_last => self.begin(writer)?,
                 _ => {}
             }
             if is_last {
-                writer.applied(self.ask.id, &cut.seqs, false)?;
+                writer.applied(self.job.id, &cut.seqs, false)?;
             }
             Ok(())
         });
-        self.aside.committer.status().join(&join.name).results_changed.add(differences);
-        self.unfit = outcome.is_ok() && is_last && plan.is_some() && !is_fit;
+        self.evaluator.committer.status().join(&join.name).results_changed.add(differences);
+        self.is_not_accumulable = outcome.is_ok() && is_last && plan.is_some() && !is_fit;
         outcome
     }
 
     /// Notes that the results are none that follow from what is applied or kept, until all of them are stored.
     fn begin(&self, writer: &mut EpochWriter<'_>) -> Result<(), SqliteError> {
-        if self.ask.accumulates {
-            writer.accumulate_by(self.ask.id, None)?;
+        if self.job.accumulates {
+            writer.accumulate_by(self.job.id, None)?;
         }
-        writer.stale(self.ask.id)
+        writer.stale(self.job.id)
     }
 
     /// The plan by which its groups are accumulated, if they are.
     fn accumulated(&self) -> Option<Accumulated> {
         match &self.join().class {
-            Class::Accumulated(plan) if self.ask.accumulates => Some(plan.as_ref().clone()),
+            Class::Accumulated(plan) if self.job.accumulates => Some(plan.as_ref().clone()),
             _ => None,
         }
     }
 
     /// Stores that the results don't follow from the cut, and that there is no use in trying it again.
     fn fail(&self, cut: &Cut) -> Result<(), SqliteError> {
-        self.aside.committer.commit(cut.epoch, |writer| {
-            writer.accumulate_by(self.ask.id, None)?;
-            writer.applied(self.ask.id, &cut.seqs, true)
+        self.evaluator.committer.commit(cut.epoch, |writer| {
+            writer.accumulate_by(self.job.id, None)?;
+            writer.applied(self.job.id, &cut.seqs, true)
         })
     }
 
@@ -355,10 +364,10 @@ impl Job {
                 self.0.next()?.map(|row| Ok((row.get(0)?, row.get(1)?))).transpose()
             }
         }
-        self.aside.reader.doing("read stored results", |connection| {
+        self.evaluator.reader.doing("read stored results", |connection| {
             let mut statement =
                 connection.prepare_cached("SELECT key, rows FROM results WHERE join_id = ?1 ORDER BY key")?;
-            let rows = statement.query(params![self.ask.id.0])?;
+            let rows = statement.query(params![self.job.id.0])?;
             Ok(work(&mut Rows(rows)))
         })
     }
@@ -366,5 +375,5 @@ impl Job {
 
 /// Whether the query itself is to blame, so that trying again at once would fail again.
 fn is_of_query(error: &FullError) -> bool {
-    matches!(error, FullError::Query { .. } | FullError::Endless { .. } | FullError::Rows { .. })
+    matches!(error, FullError::Query { .. } | FullError::StepLimit { .. } | FullError::Rows { .. })
 }

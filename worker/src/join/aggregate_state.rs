@@ -32,7 +32,7 @@ pub(crate) struct Aggregate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Trouble {
     /// What SQLite makes of such a value depends on the order of rows, or on which of several equal ones it shows.
-    Unfit,
+    NotAccumulable,
     /// More was taken out than was in: the state is not that of the rows.
     Wrong,
 }
@@ -259,11 +259,12 @@ impl Cell {
         match function {
             Function::Count => Ok(()),
             Function::Sum | Function::Total | Function::Avg => {
-                let Datum::Integer(integer) = value else { return Err(Trouble::Unfit) };
+                let Datum::Integer(integer) = value else { return Err(Trouble::NotAccumulable) };
                 let (integer, times) = (i128::from(*integer), i128::from(times));
-                self.sum = self.sum.checked_add(integer * times).ok_or(Trouble::Unfit)?;
-                self.magnitude = self.magnitude.checked_add(integer.abs() * times).ok_or(Trouble::Unfit)?;
-                if self.magnitude > i128::from(i64::MAX) { Err(Trouble::Unfit) } else { Ok(()) }
+                self.sum = self.sum.checked_add(integer * times).ok_or(Trouble::NotAccumulable)?;
+                self.magnitude =
+                    self.magnitude.checked_add(integer.abs() * times).ok_or(Trouble::NotAccumulable)?;
+                if self.magnitude > i128::from(i64::MAX) { Err(Trouble::NotAccumulable) } else { Ok(()) }
             }
             Function::Min | Function::Max => self.add_extreme(function, value, times),
         }
@@ -281,7 +282,7 @@ impl Cell {
         let is_beyond = if function == Function::Min { order.is_lt() } else { order.is_gt() };
         if order.is_eq() {
             if value != extreme {
-                return Err(Trouble::Unfit);
+                return Err(Trouble::NotAccumulable);
             }
             *count += times;
             if *count <= 0 {
@@ -378,14 +379,14 @@ mod tests {
     fn what_depends_on_the_order_of_rows_does_not_fit() {
         let one = |function| [Aggregate { function, argument: Some(0) }];
         for datum in [real(0.5), Datum::Text("1".into())] {
-            assert_eq!(State::new(1).add(&one(Function::Sum), &[datum], 1), Err(Trouble::Unfit));
+            assert_eq!(State::new(1).add(&one(Function::Sum), &[datum], 1), Err(Trouble::NotAccumulable));
         }
         let mut state = State::new(1);
         state.add(&one(Function::Sum), &[Datum::Integer(i64::MAX)], 1).unwrap();
-        assert_eq!(state.add(&one(Function::Sum), &[Datum::Integer(-1)], 1), Err(Trouble::Unfit));
+        assert_eq!(state.add(&one(Function::Sum), &[Datum::Integer(-1)], 1), Err(Trouble::NotAccumulable));
         let mut state = State::new(1);
         state.add(&one(Function::Max), &[Datum::Integer(1)], 1).unwrap();
-        assert_eq!(state.add(&one(Function::Max), &[real(1.0)], 1), Err(Trouble::Unfit));
+        assert_eq!(state.add(&one(Function::Max), &[real(1.0)], 1), Err(Trouble::NotAccumulable));
         assert_eq!(state.add(&one(Function::Max), &[Datum::Integer(2)], -2), Err(Trouble::Wrong));
     }
 

@@ -1,0 +1,278 @@
+//! The evaluator: a thread that cuts epochs, brings the joins up to date, and commits what has changed. [`schedule`] says
+//! what is done in an epoch, [`pool`] shares it over the cores, and [`commit`] stores it.
+//!
+//! ```text
+//! cut ─► read _chg of each shard ─► affected keys, join by join ─► shares of keys over the cores
+//!        ─► differences, as they are found, into one transaction of results.db, with outbox and applied
+//!        ─► sinks are told, shards may trim
+//! ```
+//! Each join has its own progress. One that can't be kept current by key (a new query, one that failed, one of class
+//! full, or more results than fit an epoch) is evaluated in full in the [`background`], at a cut of its own, and holds up
+//! no other. Nothing is remembered between epochs but progress: an epoch that could not be stored is simply begun
+//! again.
+
+mod background;
+mod commit;
+mod join_state;
+mod pool;
+mod schedule;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicI64};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use litejoin_crds::error::chain;
+use tokio::sync::watch;
+use tracing::{debug, error, info, warn};
+
+use self::background::BackgroundEvaluator;
+use self::commit::Committer;
+use self::join_state::JoinState;
+use self::pool::EvaluatorPool;
+use self::schedule::EpochLoop;
+use crate::join::CheckedJoin;
+use crate::join::full::FullError;
+use crate::results::store::{Progress, Results};
+use crate::results::{Applied, Reader};
+use crate::status::Status;
+use crate::storage::gate::EpochGate;
+use crate::storage::ingest::Ingest;
+use crate::storage::sqlite::{self, SqliteError};
+use crate::storage::topics::Topics;
+
+/// How often a join that reads the clock is looked at when nothing is written; topics hold whole seconds.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Entries of the log that are taken in at a time, over all shards.
+const SLICE_ENTRIES: i64 = 65_536;
+
+/// Entries that are taken in at once where groups are accumulated, since what was before follows from all of them.
+const WHOLE_ENTRIES_MAX: i64 = 4 * SLICE_ENTRIES;
+
+/// Entries of the log by which a join may lag and still be kept current by key; beyond, everything is read anyway.
+const LAG_ENTRIES_MAX: i64 = 1_000_000;
+
+/// Evaluations in the background that run at a time.
+const BACKGROUND_MAX: usize = 2;
+
+/// Wait before an epoch that failed is tried again; doubled up to [`RETRY_MAX`].
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// What the evaluator works on.
+pub(crate) struct Evaluator {
+    pub(crate) gate: Arc<EpochGate>,
+    pub(crate) topics: Arc<Topics>,
+    pub(crate) results: Arc<Results>,
+    pub(crate) reader: Arc<Reader>,
+    pub(crate) status: Arc<Status>,
+    pub(crate) joins: Vec<CheckedJoin>,
+    /// By join, as `results.db` has it.
+    pub(crate) progress: Vec<Progress>,
+    pub(crate) shard_paths: Vec<PathBuf>,
+    /// The way to the writers.
+    pub(crate) ingest: Ingest,
+    /// A folder for what is worth nothing to the next start.
+    pub(crate) scratch_folder: PathBuf,
+    /// By shard: what its writer may trim.
+    pub(crate) trim_to: Vec<Arc<AtomicI64>>,
+    /// Last epoch number that is reserved.
+    pub(crate) reserved: u64,
+    /// Tells sinks and readers where the outbox ends.
+    pub(crate) applied: watch::Sender<Applied>,
+    /// Indexes of joins that took too long and are left alone until the next start.
+    pub(crate) stopped: BTreeSet<usize>,
+    /// What somebody else found to be wrong.
+    pub(crate) repairs: Arc<Repairs>,
+}
+
+/// Joins whose stored results are not to be trusted: they are evaluated in full, and what differs is stored and sent.
+#[derive(Debug, Default)]
+pub(crate) struct Repairs(Mutex<BTreeSet<String>>);
+
+impl Repairs {
+    /// Asks for a join. An evaluator that waits at the gate has to be woken.
+    pub(crate) fn ask(&self, join_name: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(join_name.to_owned());
+    }
+
+    fn take(&self, join_name: &str) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(join_name)
+    }
+}
+
+/// Why an epoch was not applied; it is tried again.
+#[derive(Debug, thiserror::Error)]
+enum EpochError {
+    #[error(transparent)]
+    File(#[from] SqliteError),
+    #[error(transparent)]
+    Full(#[from] FullError),
+    #[error("could not use the tables in memory")]
+    Memory(#[from] rusqlite::Error),
+    /// A join that had stored some of its results has to be evaluated in the background; the others start over.
+    #[error("a join could not be evaluated to its end")]
+    Begun,
+}
+
+impl EpochError {
+    fn is_disk_full(&self) -> bool {
+        match self {
+            Self::File(error) => error.is_disk_full(),
+            Self::Full(FullError::Copy { source, .. } | FullError::Stored(source)) => {
+                sqlite::is_disk_full(source)
+            }
+            Self::Full(_) | Self::Memory(_) | Self::Begun => false,
+        }
+    }
+}
+
+impl Evaluator {
+    /// Runs until the gate is stopped and everything committed has been evaluated, or until it is halted: then what
+    /// follows is for another evaluator with the same files.
+    pub(crate) fn run(mut self) -> Self {
+        let mut pause = RETRY_MIN;
+        let mut epochs = loop {
+            match self.begin() {
+                Ok(epochs) => break epochs,
+                Err(problem) => self.report(&problem),
+            }
+            self.gate.pause(pause);
+            pause = (pause * 2).min(RETRY_MAX);
+            if self.gate.is_stopped() || self.gate.is_halted() {
+                return self;
+            }
+        };
+        pause = RETRY_MIN;
+        loop {
+            let (stopped, halted) = (self.gate.is_stopped(), self.gate.is_halted());
+            let outcome = if halted { Ok(false) } else { epochs.step(&self.gate, stopped) };
+            let outcome = match epochs.failing.take() {
+                Some(problem) => Err(problem),
+                None => outcome,
+            };
+            match outcome {
+                _ if halted => break,
+                Ok(true) => {
+                    if !epochs.troubled {
+                        pause = RETRY_MIN;
+                        self.recovered();
+                    }
+                }
+                Ok(false) if stopped && !epochs.is_any_in_background() => break,
+                Ok(false) => {
+                    if !epochs.troubled {
+                        self.recovered();
+                    }
+                    let ticks = !stopped && epochs.joins.iter().any(|state| state.join.reads_clock);
+                    let limit = if ticks || stopped { TICK } else { Duration::from_secs(3_600) };
+                    self.gate.wait(limit);
+                }
+                Err(problem) => {
+                    self.report(&problem);
+                    if stopped {
+                        warn!("stopping with changes that are not evaluated yet; they are at the next start");
+                        break;
+                    }
+                    self.gate.pause(pause);
+                    pause = (pause * 2).min(RETRY_MAX);
+                }
+            }
+        }
+        epochs.background.cancel();
+        while epochs.is_any_in_background() {
+            match epochs.done.recv() {
+                Ok(result) => epochs.finish_background(result),
+                Err(_) => break,
+            }
+        }
+        self.reserved = epochs.committer.reserved();
+        for (index, (state, progress)) in epochs.joins.into_iter().zip(&mut self.progress).enumerate() {
+            progress.applied = state.applied;
+            progress.stale = state.stale;
+            progress.epoch = state.epoch;
+            if state.stopped {
+                self.stopped.insert(index);
+            }
+        }
+        self
+    }
+
+    fn recovered(&self) {
+        if self.status.results_recovered() {
+            info!("results can be stored again");
+        }
+    }
+
+    fn report(&self, problem: &EpochError) {
+        let disk_full = problem.is_disk_full();
+        if disk_full {
+            // The WAL can be written from its start again once the file has what it holds.
+            let _ = self.results.checkpoint();
+        }
+        let text = if disk_full { "the disk is full".to_owned() } else { chain(problem) };
+        if self.status.results_failed(&text, disk_full) {
+            error!(error = chain(problem), "could not store results; trying again");
+        }
+    }
+
+    /// Opens what the work needs.
+    fn begin(&self) -> Result<EpochLoop, EpochError> {
+        let (sender, done) = mpsc::channel();
+        let committer = Arc::new(Committer::new(
+            Arc::clone(&self.gate),
+            Arc::clone(&self.results),
+            Arc::clone(&self.status),
+            self.applied.clone(),
+            &self.shard_paths,
+            self.reserved,
+        ));
+        let began = Instant::now();
+        let mut joins = Vec::with_capacity(self.joins.len());
+        for (index, (join, progress)) in self.joins.iter().zip(&self.progress).enumerate() {
+            let kept_by = self.results.accumulated_by(progress.id)?;
+            let is_stopped = self.stopped.contains(&index);
+            let state = JoinState::new(join, progress, kept_by.as_deref(), is_stopped, &self.topics);
+            self.status.join(&join.name).set_class(state.class());
+            joins.push(state);
+        }
+        let background = BackgroundEvaluator {
+            gate: Arc::clone(&self.gate),
+            topics: Arc::clone(&self.topics),
+            reader: Arc::clone(&self.reader),
+            committer: Arc::clone(&committer),
+            joins: self.joins.clone(),
+            shard_paths: self.shard_paths.clone(),
+            scratch_folder: self.scratch_folder.clone(),
+            cancelled: Arc::new(AtomicBool::new(false)),
+            done: sender,
+        };
+        let pool = EvaluatorPool::new(
+            &self.shard_paths,
+            self.results.path(),
+            joins.iter().filter_map(|j| j.keyed.as_ref()),
+            joins.iter().filter_map(|j| j.accumulated.as_ref()),
+        )?;
+        debug!(milliseconds = began.elapsed().as_millis(), "the evaluator is ready");
+        Ok(EpochLoop {
+            joins,
+            ingest: self.ingest.clone(),
+            pool,
+            committer,
+            background: Arc::new(background),
+            done,
+            trim_to: self.trim_to.clone(),
+            repairs: Arc::clone(&self.repairs),
+            begun: false,
+            checkpoints: None,
+            failing: None,
+            troubled: false,
+        })
+    }
+}
+
+fn microseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}

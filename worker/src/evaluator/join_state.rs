@@ -1,0 +1,271 @@
+//! A join and how it is kept current: how far its results have come, by which class, and why by no quicker one.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::background::FullCopy;
+use super::pool::EvaluatorPool;
+use super::{LAG_ENTRIES_MAX, WHOLE_ENTRIES_MAX};
+use crate::join::CheckedJoin;
+use crate::join::aggregate::{AccumulatedJoin, AggregateChange};
+use crate::join::changes::Changes;
+use crate::join::keyed::{KeyedError, KeyedJoin};
+use crate::join::plan::{Class, Keyed};
+use crate::results::event::JoinId;
+use crate::results::store::{EpochWriter, Progress};
+use crate::status::join::ClassInForce;
+use crate::storage::topics::Topics;
+
+/// A join and how far it has come.
+pub(super) struct JoinState {
+    pub(super) join: Arc<CheckedJoin>,
+    pub(super) id: JoinId,
+    /// None if it can't be kept current by key.
+    pub(super) keyed: Option<KeyedJoin>,
+    /// None if its groups are not accumulated, or not at present.
+    pub(super) accumulated: Option<AccumulatedJoin>,
+    /// The same while it is too far behind; its groups are accumulated again once it has caught up.
+    suspended: Option<AccumulatedJoin>,
+    /// By shard, what its results follow from; `None` while that is not known.
+    pub(super) applied: Option<Vec<i64>>,
+    /// Whether its query failed, so that its results stay as they were.
+    pub(super) stale: bool,
+    /// Whether it took too long and is left alone until the next start.
+    pub(super) stopped: bool,
+    /// Whether it has to be evaluated in the background.
+    pub(super) due: bool,
+    /// While it is evaluated in the background: what the log must still hold for it.
+    pub(super) background: Option<Vec<i64>>,
+    /// The newest cut that its results contain, as it is stored.
+    pub(super) epoch: u64,
+    /// When it was last looked at for the passing of time.
+    pub(super) ticked: Instant,
+    /// A copy of its topics, if it has one.
+    pub(super) copy: Option<FullCopy>,
+    /// Why it is kept current by a slower class than planned; `None` while it isn't.
+    fallback: Option<Fallback>,
+}
+
+/// Why a slower class than planned is in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Fallback {
+    cause: Cause,
+    message: String,
+    /// Whether everything is evaluated until it is over.
+    is_full: bool,
+}
+
+/// What makes a join fall back to a slower class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    TooLarge,
+    UnsupportedValue,
+    StateMismatch,
+    LostExtreme,
+    NotAccumulable,
+    FarBehind,
+    Query,
+    StepLimit,
+}
+
+/// What has become of a join's aggregate state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Aggregation {
+    /// It is as it was, if there is any.
+    Kept,
+    /// It was dropped, and is made anew when the join has caught up.
+    Suspended,
+    /// A value can't be accumulated.
+    GivenUp,
+}
+
+impl Cause {
+    /// The cause's name in metrics and in `/status`.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::TooLarge => "too_large",
+            Self::UnsupportedValue => "unsupported_value",
+            Self::StateMismatch => "state_mismatch",
+            Self::LostExtreme => "lost_extreme",
+            Self::NotAccumulable => "not_accumulable",
+            Self::FarBehind => "far_behind",
+            Self::Query => "query",
+            Self::StepLimit => "step_limit",
+        }
+    }
+
+    /// The cause that an error is; `None` for an error of a file or of the tables in memory, which is tried again.
+    pub(super) fn of(error: &KeyedError) -> Option<Self> {
+        match error {
+            KeyedError::TooLarge => Some(Self::TooLarge),
+            KeyedError::UnsupportedValue => Some(Self::UnsupportedValue),
+            KeyedError::StateMismatch => Some(Self::StateMismatch),
+            KeyedError::LostExtreme => Some(Self::LostExtreme),
+            KeyedError::NotAccumulable => Some(Self::NotAccumulable),
+            KeyedError::Query { .. } => Some(Self::Query),
+            KeyedError::StepLimit { .. } => Some(Self::StepLimit),
+            KeyedError::File(_) | KeyedError::Memory(_) => None,
+        }
+    }
+}
+
+impl JoinState {
+    /// `kept_by` is what `results.db` has noted of the join's aggregate state.
+    pub(super) fn new(
+        join: &CheckedJoin,
+        progress: &Progress,
+        kept_by: Option<&str>,
+        stopped: bool,
+        topics: &Topics,
+    ) -> Self {
+        let mut applied = progress.applied.clone();
+        let topic_id = |name: &str| topics.declare(name);
+        let new_keyed = |plan: &Keyed| KeyedJoin::new(join.clone(), progress.id, plan.clone(), topic_id);
+        let (mut accumulated, mut fallback) = (None, None);
+        let keyed = match &join.class {
+            Class::Full(_) => None,
+            Class::Keyed(plan) => Some(new_keyed(plan)),
+            Class::Accumulated(plan) => {
+                if applied.is_some() && kept_by == Some(plan.given_up_fingerprint().as_str()) {
+                    let message = KeyedError::NotAccumulable.to_string();
+                    fallback = Some(Fallback { cause: Cause::NotAccumulable, message, is_full: false });
+                } else {
+                    // State of another plan, or of none, is made anew.
+                    applied = applied.filter(|_| kept_by == Some(plan.fingerprint().as_str()));
+                    let plan = plan.as_ref().clone();
+                    accumulated = Some(AccumulatedJoin::new(join.clone(), progress.id, plan, topic_id));
+                }
+                plan.otherwise.as_ref().ok().map(new_keyed)
+            }
+        };
+        Self {
+            join: Arc::new(join.clone()),
+            id: progress.id,
+            keyed,
+            accumulated,
+            suspended: None,
+            due: progress.stale || applied.is_none() || join.reads_clock,
+            applied,
+            stale: progress.stale,
+            stopped,
+            background: None,
+            epoch: progress.epoch,
+            ticked: Instant::now(),
+            copy: None,
+            fallback,
+        }
+    }
+
+    /// The class in force, and why it is not a quicker one.
+    pub(super) fn class(&self) -> ClassInForce {
+        let planned = || self.join.class.reason().map(ToString::to_string);
+        let Some(Fallback { message, is_full, .. }) = &self.fallback else {
+            return ClassInForce { name: self.join.class.name(), reason: planned() };
+        };
+        match &self.join.class {
+            Class::Accumulated(plan) if !is_full => match &plan.otherwise {
+                Ok(_) => ClassInForce { name: "keyed", reason: Some(message.clone()) },
+                Err(reason) => {
+                    ClassInForce { name: "full", reason: Some(format!("{message}; and by key: {reason}")) }
+                }
+            },
+            _ => ClassInForce { name: "full", reason: Some(message.clone()) },
+        }
+    }
+
+    /// Why a slower class than planned is in force.
+    pub(super) fn cause(&self) -> Option<Cause> {
+        self.fallback.as_ref().map(|fallback| fallback.cause)
+    }
+
+    /// Notes that a slower class is in force; `true` if that was not known yet.
+    pub(super) fn fall_back(&mut self, cause: Cause, message: String, is_full: bool) -> bool {
+        let fallback = Some(Fallback { cause, message, is_full });
+        let is_news = self.fallback.as_ref().map(|known| known.cause) != Some(cause);
+        self.fallback = fallback;
+        is_news
+    }
+
+    /// Notes that an evaluation in full has brought the results up to date: from now on the join is kept current as it
+    /// was planned, unless its groups are not accumulated any more.
+    pub(super) fn recover(&mut self) {
+        let is_given_up = matches!(self.join.class, Class::Accumulated(_)) && self.accumulated.is_none();
+        self.fallback = self.fallback.take().filter(|_| is_given_up);
+        if let Some(fallback) = &mut self.fallback {
+            fallback.is_full = false;
+        }
+    }
+
+    /// Drops the aggregate state for good: a value can't be accumulated.
+    pub(super) fn give_up_aggregation(&mut self) -> bool {
+        self.accumulated = None;
+        self.suspended = None;
+        self.fall_back(Cause::NotAccumulable, KeyedError::NotAccumulable.to_string(), false)
+    }
+
+    /// Drops the aggregate state until the join has caught up.
+    pub(super) fn suspend_aggregation(&mut self) -> bool {
+        self.suspended = self.accumulated.take().or(self.suspended.take());
+        let message = format!(
+            "it lagged by more than {WHOLE_ENTRIES_MAX} changes; its groups are accumulated again once it has caught up"
+        );
+        self.fall_back(Cause::FarBehind, message, false)
+    }
+
+    /// Has the aggregate state made anew, now that the join has caught up, if it was suspended.
+    pub(super) fn resume_aggregation(&mut self) {
+        if let Some(accumulated) = self.suspended.take() {
+            self.accumulated = Some(accumulated);
+            self.due = true;
+        }
+    }
+
+    /// Whether it can take in that many entries of the log without looking at everything.
+    pub(super) fn keeps_up(&self, lag: i64) -> bool {
+        let is_whole = self.accumulated.is_some() && lag <= WHOLE_ENTRIES_MAX;
+        is_whole || self.keyed.is_some() && lag <= LAG_ENTRIES_MAX
+    }
+
+    /// Stores what the changes make of it. Returns how many results differ, and what has become of the aggregate state;
+    /// `None` if the changes don't concern it.
+    pub(super) fn evaluate(
+        &self,
+        pool: &mut EvaluatorPool,
+        changes: &Changes,
+        known: Option<&Changes>,
+        writer: &mut EpochWriter<'_>,
+    ) -> Result<Option<(u64, Aggregation)>, KeyedError> {
+        let mut aggregation = Aggregation::Kept;
+        match (&self.accumulated, known) {
+            (None, _) => {}
+            // A join this far behind is evaluated by key, which is faster.
+            (Some(_), None) => {
+                writer.forget_accumulators(self.id)?;
+                aggregation = Aggregation::Suspended;
+            }
+            (Some(accumulated), Some(whole)) => match pool.accumulate(accumulated, whole) {
+                Ok(None) => return Ok(None),
+                Ok(Some(AggregateChange { changes, states })) => {
+                    writer.store(self.id, &changes)?;
+                    for (group, state) in &states {
+                        writer.accumulate(self.id, group, state.as_deref())?;
+                    }
+                    return Ok(Some((changes.len() as u64, aggregation)));
+                }
+                Err(KeyedError::NotAccumulable) => {
+                    writer.forget_accumulators(self.id)?;
+                    writer.accumulate_by(self.id, Some(&accumulated.plan.given_up_fingerprint()))?;
+                    aggregation = Aggregation::GivenUp;
+                }
+                Err(error) => return Err(error),
+            },
+        }
+        // Evaluation in full finds out again that values can't be accumulated.
+        let keyed = self.keyed.as_ref().ok_or(KeyedError::NotAccumulable)?;
+        let results = pool.evaluate(keyed, changes, known, |found| writer.store(self.id, found))?;
+        Ok(match aggregation {
+            Aggregation::Kept => results.map(|results| (results, aggregation)),
+            _ => Some((results.unwrap_or(0), aggregation)),
+        })
+    }
+}

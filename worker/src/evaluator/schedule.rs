@@ -1,0 +1,374 @@
+//! What the evaluator does in an epoch: which joins are brought up to the cut by the changes, which are evaluated in
+//! full in the background, and by which class each is kept current.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Instant;
+
+use tracing::warn;
+
+use super::background::{BackgroundEvaluator, Job, JobOutcome, JobResult};
+use super::commit::Committer;
+use super::join_state::{Aggregation, Cause, JoinState};
+use super::pool::EvaluatorPool;
+use super::{BACKGROUND_MAX, EpochError, Repairs, SLICE_ENTRIES, TICK, WHOLE_ENTRIES_MAX, microseconds};
+use crate::join::changes::{Changes, ReadError};
+use crate::join::full::FullError;
+use crate::join::keyed::KeyedError;
+use crate::results::store::EpochWriter;
+use crate::status::Status;
+use crate::storage::gate::{Cut, EpochGate};
+use crate::storage::ingest::{Checkpoints, Ingest};
+
+/// The evaluator at work: an epoch after the other.
+pub(super) struct EpochLoop {
+    pub(super) joins: Vec<JoinState>,
+    pub(super) ingest: Ingest,
+    pub(super) pool: EvaluatorPool,
+    pub(super) committer: Arc<Committer>,
+    pub(super) background: Arc<BackgroundEvaluator>,
+    pub(super) done: mpsc::Receiver<JobResult>,
+    pub(super) trim_to: Vec<Arc<AtomicI64>>,
+    pub(super) repairs: Arc<Repairs>,
+    /// Whether the joins that need nothing have been said to be current.
+    pub(super) begun: bool,
+    /// Checkpoints that the next cut waits for.
+    pub(super) checkpoints: Option<Checkpoints>,
+    /// What went wrong in the background and has not been reported.
+    pub(super) failing: Option<EpochError>,
+    /// Whether something could not be stored since something last could.
+    pub(super) troubled: bool,
+}
+
+/// What an epoch has changed of a join.
+struct EpochChange {
+    index: usize,
+    /// How many results.
+    results: u64,
+    /// What has become of its aggregate state.
+    aggregation: Aggregation,
+}
+
+impl EpochLoop {
+    pub(super) fn is_any_in_background(&self) -> bool {
+        self.joins.iter().any(|state| state.background.is_some())
+    }
+
+    /// Does what there is to do; `false` if that was nothing.
+    pub(super) fn step(&mut self, gate: &EpochGate, stopping: bool) -> Result<bool, EpochError> {
+        while let Ok(done) = self.done.try_recv() {
+            self.finish_background(done);
+        }
+        let committed = gate.committed();
+        let is_behind = |state: &JoinState| {
+            state.background.is_none() && !state.due && state.applied.as_ref() != Some(&committed)
+        };
+        let mut worked = false;
+        if !self.begun || self.joins.iter().any(is_behind) || self.joins.is_empty() {
+            worked = self.epoch(gate)?;
+        }
+        let mut running = self.joins.iter().filter(|state| state.background.is_some()).count();
+        for (index, state) in self.joins.iter_mut().enumerate() {
+            if state.background.is_some() || state.stopped {
+                continue;
+            }
+            if state.join.reads_clock && !stopping && state.ticked.elapsed() >= TICK {
+                state.due = true;
+            }
+            if self.repairs.take(&state.join.name) {
+                state.due = true;
+                state.copy = None;
+            }
+            if state.due && running < BACKGROUND_MAX {
+                state.due = false;
+                state.ticked = Instant::now();
+                state.background = Some(state.applied.clone().unwrap_or_else(|| committed.clone()));
+                let job = Job {
+                    index,
+                    id: state.id,
+                    applied: state.applied.clone(),
+                    epoch: state.epoch,
+                    accumulates: state.accumulated.is_some(),
+                    by_key: state.keyed.is_some(),
+                };
+                self.background.start(job, state.copy.take());
+                running += 1;
+                worked = true;
+            }
+        }
+        Ok(worked)
+    }
+
+    /// Brings the joins that lag up to a new cut, and commits that as one epoch.
+    fn epoch(&mut self, gate: &EpochGate) -> Result<bool, EpochError> {
+        self.committer.reserve()?;
+        self.committer.give_turn()?;
+        let cut = gate.cut(|| self.pool.hold())?;
+        crate::fault::point("cut");
+        let outcome = self.evaluate(&cut, gate);
+        self.pool.release();
+        if let Some(checkpoints) = self.checkpoints.take() {
+            checkpoints.wait();
+            gate.let_pass(false);
+        }
+        let evaluated = match outcome {
+            Err(EpochError::Begun) => return Ok(true),
+            outcome => outcome?,
+        };
+        let news = evaluated.iter().any(|index| self.joins[*index].applied.as_ref() != Some(&cut.seqs));
+        for index in evaluated {
+            let state = &mut self.joins[index];
+            state.applied = Some(cut.seqs.clone());
+            state.epoch = cut.epoch;
+            state.resume_aggregation();
+        }
+        if self.joins.is_empty() {
+            self.committer.passed(cut.epoch);
+        }
+        self.begun = true;
+        self.publish_progress(&cut);
+        Ok(news)
+    }
+
+    /// Lets go of the shards, and has those checkpoint whose WALs are long: they start over only when nobody reads.
+    fn request_checkpoints(&mut self, gate: &EpochGate) {
+        self.pool.release();
+        let due = self.committer.due_shards();
+        if due.is_empty() {
+            return;
+        }
+        // Under light load the WAL has moments without readers anyway, so no writer has to wait for the checkpoint.
+        let waits = gate.is_pressed() || due.iter().any(|shard| self.committer.is_pressing(*shard));
+        if waits {
+            // A writer that waits for the cut would keep us waiting.
+            gate.let_pass(true);
+        }
+        self.checkpoints = Some(self.ingest.checkpoint(&due)).filter(|_| waits);
+    }
+
+    /// Evaluates and commits; returns the joins that have come to the cut.
+    fn evaluate(&mut self, cut: &Cut, gate: &EpochGate) -> Result<Vec<usize>, EpochError> {
+        let mut groups: BTreeMap<Vec<i64>, Vec<usize>> = BTreeMap::new();
+        for (index, state) in self.joins.iter().enumerate() {
+            if let (None, false, Some(applied)) = (&state.background, state.due, &state.applied) {
+                groups.entry(applied.clone()).or_default().push(index);
+            }
+        }
+        let mut there = groups.remove(&cut.seqs).unwrap_or_default();
+        // Progress is stored before it is reported, so a restart cannot report less.
+        if groups.is_empty() && there.iter().all(|index| self.joins[*index].epoch == cut.epoch) {
+            return Ok(there);
+        }
+        let mut changed: Vec<EpochChange> = Vec::new();
+        let committer = Arc::clone(&self.committer);
+        committer.commit(cut.epoch, |writer| {
+            self.pool.hold_results()?;
+            for (applied, members) in groups {
+                there.extend(self.catch_up(&applied, members, cut, writer, &mut changed)?);
+            }
+            crate::fault::point("evaluated");
+            for index in &there {
+                let state = &self.joins[*index];
+                writer.applied(state.id, &cut.seqs, state.stale)?;
+            }
+            // The shards have this moment without readers while the results are synced.
+            self.request_checkpoints(gate);
+            Ok::<(), EpochError>(())
+        })?;
+        self.troubled = false;
+        for EpochChange { index, results, aggregation } in changed {
+            let state = &mut self.joins[index];
+            match aggregation {
+                Aggregation::Kept => {}
+                Aggregation::Suspended => {
+                    let is_news = state.suspend_aggregation();
+                    publish_fallback(committer.status(), state, is_news);
+                }
+                Aggregation::GivenUp => {
+                    let is_news = state.give_up_aggregation();
+                    publish_fallback(committer.status(), state, is_news);
+                }
+            }
+            committer.status().join(&state.join.name).results_changed.add(results);
+        }
+        Ok(there)
+    }
+
+    /// Evaluates joins that have all come equally far; returns those that come to the cut.
+    fn catch_up(
+        &mut self,
+        applied: &[i64],
+        mut members: Vec<usize>,
+        cut: &Cut,
+        writer: &mut EpochWriter<'_>,
+        changed: &mut Vec<EpochChange>,
+    ) -> Result<Vec<usize>, EpochError> {
+        let lag: i64 = applied.iter().zip(&cut.seqs).map(|(from, to)| to - from).sum();
+        let mut from = applied.to_vec();
+        let is_whole =
+            lag <= WHOLE_ENTRIES_MAX && members.iter().any(|index| self.joins[*index].accumulated.is_some());
+        let slices = if is_whole { 1 } else { (lag + SLICE_ENTRIES - 1) / SLICE_ENTRIES };
+        for slice in 1..=slices {
+            // The last slice ends at the cut; the others share the way evenly.
+            let to: Vec<i64> = applied
+                .iter()
+                .zip(&cut.seqs)
+                .map(|(start, end)| start + (end - start) * slice / slices)
+                .collect();
+            let changes = match self.pool.changes(&from, &to, &self.background.topics) {
+                Ok(changes) => changes,
+                Err(ReadError::TooMuch) => {
+                    members.iter().for_each(|index| self.joins[*index].due = true);
+                    return Ok(Vec::new());
+                }
+                Err(ReadError::File(error)) => return Err(error.into()),
+            };
+            crate::fault::point("log-read");
+            let touched: BTreeSet<String> = changes
+                .topics()
+                .into_iter()
+                .map(|topic| self.background.topics.name(topic).to_ascii_lowercase())
+                .collect();
+            members.retain(|index| {
+                let state = &mut self.joins[*index];
+                let is_touched =
+                    state.join.topics.iter().any(|topic| touched.contains(&topic.to_ascii_lowercase()));
+                if is_touched && !state.stopped && (state.stale || !state.keeps_up(lag)) {
+                    state.due = true;
+                }
+                !state.due
+            });
+            // Only what is read whole says what stands in the topics at the cut.
+            let known = (slices == 1).then_some(&changes);
+            for index in members.clone() {
+                if !self.joins[index].stopped && !self.joins[index].stale {
+                    self.evaluate_keyed(index, &changes, known, writer, changed)?;
+                }
+            }
+            members.retain(|index| !self.joins[*index].due);
+            from = to;
+        }
+        Ok(members)
+    }
+
+    /// Evaluates one join by key, or marks it as due for an evaluation in the background.
+    fn evaluate_keyed(
+        &mut self,
+        index: usize,
+        changes: &Changes,
+        known: Option<&Changes>,
+        writer: &mut EpochWriter<'_>,
+        changed: &mut Vec<EpochChange>,
+    ) -> Result<(), EpochError> {
+        let state = &mut self.joins[index];
+        let started = Instant::now();
+        let pool = &mut self.pool;
+        let writes = writer.writes();
+        let outcome = state.evaluate(pool, changes, known, writer);
+        let status = self.committer.status().join(&state.join.name);
+        let cost = self.pool.take_cost();
+        status.steps.add(cost.steps);
+        status.probes.add(cost.probes);
+        match outcome {
+            Ok(None) => {}
+            Ok(Some((results, aggregation))) => {
+                status.evaluations.add(1);
+                status.evaluation_microseconds.add(microseconds(started));
+                status.error.clear();
+                changed.push(EpochChange { index, results, aggregation });
+            }
+            Err(KeyedError::File(error)) => return Err(error.into()),
+            Err(KeyedError::Memory(error)) => return Err(error.into()),
+            Err(error) => {
+                // Fall back to full evaluation; if that fails too, it reports why.
+                let cause = Cause::of(&error).expect("the others are errors of files");
+                let is_news = state.fall_back(cause, error.to_string(), true);
+                publish_fallback(self.committer.status(), state, is_news);
+                state.due = true;
+                if writer.writes() > writes {
+                    return Err(EpochError::Begun);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes how an evaluation in the background has ended.
+    pub(super) fn finish_background(&mut self, result: JobResult) {
+        let state = &mut self.joins[result.index];
+        let before = state.background.take();
+        state.copy = result.copy;
+        if result.is_not_accumulable {
+            let is_news = state.give_up_aggregation();
+            publish_fallback(self.committer.status(), state, is_news);
+        }
+        let status = self.committer.status().join(&state.join.name);
+        status.evaluations.add(1);
+        status.evaluations_full.add(1);
+        status.evaluation_microseconds.add(result.microseconds);
+        match result.outcome {
+            JobOutcome::Applied { cut } => {
+                state.applied = Some(cut.seqs.clone());
+                state.epoch = state.epoch.max(cut.epoch);
+                state.stale = false;
+                state.recover();
+                self.troubled = false;
+                status.error.clear();
+                status.set_class(state.class());
+                self.publish_progress(&cut);
+            }
+            JobOutcome::Failed { cut, error } => {
+                state.stopped = matches!(error, FullError::StepLimit { .. } | FullError::Rows { .. });
+                state.stale = true;
+                state.applied = Some(cut.seqs.clone());
+                state.epoch = state.epoch.max(cut.epoch);
+                let error = error.to_string();
+                if status.error.set(&error) {
+                    warn!(join = state.join.name, error, "a join fails; its results stay as they were");
+                }
+                self.publish_progress(&cut);
+            }
+            JobOutcome::Again { error } => {
+                state.applied = state.applied.take().and(before);
+                // Part of the results may be stored.
+                state.stale = true;
+                state.due = true;
+                self.troubled |= error.is_some();
+                self.failing = error.or(self.failing.take());
+            }
+        }
+    }
+
+    /// Publishes what the shards may trim and what is applied.
+    fn publish_progress(&self, cut: &Cut) {
+        for (shard, trim_to) in self.trim_to.iter().enumerate() {
+            let needed = self.joins.iter().filter_map(|state| {
+                let seqs = state.background.as_ref().or(state.applied.as_ref());
+                seqs.filter(|_| !state.stopped).map(|seqs| seqs[shard])
+            });
+            trim_to.store(needed.min().unwrap_or(cut.seqs[shard]).min(cut.seqs[shard]), Ordering::Relaxed);
+        }
+        for state in &self.joins {
+            self.committer.status().join(&state.join.name).epoch.set(state.epoch);
+        }
+        if let Some(epoch) = self.joins.iter().map(|state| state.epoch).min()
+            && epoch > 0
+        {
+            self.committer.passed(epoch);
+        }
+    }
+}
+
+/// Tells in the status which class of a join is in force, counts why, and logs it where that is news.
+fn publish_fallback(status: &Status, state: &JoinState, is_news: bool) {
+    let (class, status) = (state.class(), status.join(&state.join.name));
+    if let Some(cause) = state.cause() {
+        status.fallbacks.add(cause.as_str());
+    }
+    if is_news {
+        let (join, reason) = (&state.join.name, class.reason.as_deref().unwrap_or_default());
+        warn!(join, class = class.name, reason, "a join is kept current by a slower class than planned");
+    }
+    status.set_class(class);
+}

@@ -1,0 +1,210 @@
+//! What the names in a query mean: columns of its sources, terms of its select list, and what stands around a subquery.
+
+use super::print::print_expr;
+use super::row::{Column, RowExpr};
+use super::side::{Side, What};
+use super::syntax::{Body, Core, Expr, Item, JoinKind, Kind, Output, Query};
+
+/// A SELECT core and the one around it whose columns it can see.
+#[derive(Clone, Copy)]
+pub(super) struct Scope<'q> {
+    pub(super) core: &'q Core,
+    /// ORDER BY of the query that it is the only arm of.
+    pub(super) order_by: &'q [Expr],
+    pub(super) parent: Option<usize>,
+}
+
+/// The scopes of a query as far as they were looked at, by number.
+#[derive(Clone)]
+pub(super) struct Names<'q> {
+    pub(super) scopes: Vec<Scope<'q>>,
+}
+
+/// A column of a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SourceColumn {
+    Topic(Column),
+    /// By number.
+    Query(usize),
+    Function,
+}
+
+/// What a name means.
+pub(super) enum Meaning<'q> {
+    Column {
+        scope: usize,
+        source: usize,
+        column: SourceColumn,
+    },
+    /// A column of USING in an outer join: the first of two sources that is not NULL.
+    Merged {
+        left: usize,
+        right: usize,
+    },
+    /// A term of the select list.
+    Output {
+        scope: usize,
+        expr: &'q Expr,
+    },
+}
+
+/// A term of the select list, `*` written out.
+#[derive(Clone, Copy)]
+pub(super) enum Term<'q> {
+    Expr(&'q Expr),
+    At { source: usize, column: SourceColumn },
+}
+
+/// Columns of json_each and json_tree.
+const JSON_COLUMNS: [&str; 10] =
+    ["key", "value", "type", "atom", "id", "parent", "fullkey", "path", "json", "root"];
+
+impl<'q> Names<'q> {
+    /// Looks at one SELECT as it is; it is scope 0.
+    pub(super) fn of(core: &'q Core) -> Self {
+        Self { scopes: vec![Scope { core, order_by: &[], parent: None }] }
+    }
+
+    /// What a name means in a scope.
+    pub(super) fn find(&self, scope: usize, table: Option<&str>, name: &str) -> Option<Meaning<'q>> {
+        let core = self.scopes[scope].core;
+        let mut found = (0..core.sources.len()).filter_map(|source| {
+            let alias = core.sources[source].alias.as_deref();
+            let fits = table.is_none_or(|table| alias.is_some_and(|alias| alias.eq_ignore_ascii_case(table)));
+            fits.then(|| column_of(core, source, name)).flatten().map(|column| (source, column))
+        });
+        if let Some((source, column)) = found.next() {
+            if table.is_none()
+                && let Some((right, _)) = found.next()
+            {
+                let uses =
+                    |source: usize| core.sources[source].using.iter().any(|u| u.eq_ignore_ascii_case(name));
+                match core.sources[right].kind {
+                    JoinKind::Right | JoinKind::Full if uses(right) => {
+                        return Some(Meaning::Merged { left: source, right });
+                    }
+                    _ if uses(right) => {}
+                    _ => return None,
+                }
+            }
+            return Some(Meaning::Column { scope, source, column });
+        }
+        if table.is_none() {
+            for output in &core.outputs {
+                if let Output::Expr { expr, name: Some(alias) } = output
+                    && alias.eq_ignore_ascii_case(name)
+                {
+                    return Some(Meaning::Output { scope, expr });
+                }
+            }
+        }
+        self.find(self.scopes[scope].parent?, table, name)
+    }
+
+    /// The select list of a scope with `*` written out.
+    pub(super) fn terms(&self, scope: usize) -> Vec<Term<'q>> {
+        let core = self.scopes[scope].core;
+        let mut terms = Vec::new();
+        for output in &core.outputs {
+            match output {
+                Output::Expr { expr, .. } => terms.push(Term::Expr(expr)),
+                Output::Star(of) => {
+                    for (source, item) in core.sources.iter().enumerate() {
+                        let alias = item.alias.as_deref();
+                        let wanted = match of {
+                            None => true,
+                            Some(of) => alias.is_some_and(|alias| alias.eq_ignore_ascii_case(of)),
+                        };
+                        for (name, column) in wanted.then(|| columns_of(core, source)).into_iter().flatten() {
+                            let merged =
+                                of.is_none() && item.using.iter().any(|u| u.eq_ignore_ascii_case(&name));
+                            if !merged {
+                                terms.push(Term::At { source, column });
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        terms
+    }
+}
+
+pub(super) fn at(scope: usize, source: usize, column: SourceColumn) -> Option<Side> {
+    let what = match column {
+        SourceColumn::Topic(Column::Change) | SourceColumn::Function => return None,
+        SourceColumn::Topic(column) => What::Row(RowExpr::column(column)),
+        SourceColumn::Query(column) => What::Query(column),
+    };
+    Some(Side { scope, source, what })
+}
+
+pub(super) fn source_name(core: &Core, source: usize) -> String {
+    core.sources[source].alias.clone().unwrap_or_else(|| format!("source {}", source + 1))
+}
+
+/// Whether rows of the result may lack this source.
+pub(super) fn is_optional(core: &Core, source: usize) -> bool {
+    matches!(core.sources[source].kind, JoinKind::Left | JoinKind::Full)
+        || core.sources[source + 1..]
+            .iter()
+            .any(|later| matches!(later.kind, JoinKind::Right | JoinKind::Full))
+}
+
+pub(super) fn column_of(core: &Core, source: usize, name: &str) -> Option<SourceColumn> {
+    columns_of(core, source)
+        .into_iter()
+        .find(|(column, _)| column.eq_ignore_ascii_case(name))
+        .map(|(_, at)| at)
+}
+
+/// The columns of a source by name.
+pub(super) fn columns_of(core: &Core, source: usize) -> Vec<(String, SourceColumn)> {
+    match &core.sources[source].item {
+        Item::Topic { .. } => Column::ALL
+            .into_iter()
+            .map(|column| (column.name().to_owned(), SourceColumn::Topic(column)))
+            .collect(),
+        Item::Function { .. } => {
+            JSON_COLUMNS.iter().map(|name| ((*name).to_owned(), SourceColumn::Function)).collect()
+        }
+        Item::Query { query, columns } => {
+            let names = if columns.is_empty() { output_names(query) } else { columns.clone() };
+            names.into_iter().enumerate().map(|(index, name)| (name, SourceColumn::Query(index))).collect()
+        }
+    }
+}
+
+/// The names of a query's columns, as SQLite gives them.
+pub(super) fn output_names(query: &Query) -> Vec<String> {
+    let core = match query.arms.first().map(|arm| &arm.body) {
+        Some(Body::Core(core)) => core,
+        Some(Body::Values(_, columns)) => return (1..=*columns).map(|n| format!("column{n}")).collect(),
+        None => return Vec::new(),
+    };
+    let mut names = Vec::new();
+    for output in &core.outputs {
+        match output {
+            Output::Expr { name: Some(name), .. } => names.push(name.clone()),
+            Output::Expr { expr, name: None } => names.push(match &expr.bare().kind {
+                Kind::Column { name, .. } => name.clone(),
+                // Whoever reads such a column by name is evaluated in full: it is not found here.
+                _ => print_expr(expr),
+            }),
+            Output::Star(of) => {
+                for (source, item) in core.sources.iter().enumerate() {
+                    let alias = item.alias.as_deref();
+                    let wanted = match of {
+                        None => true,
+                        Some(of) => alias.is_some_and(|alias| alias.eq_ignore_ascii_case(of)),
+                    };
+                    let columns = wanted.then(|| columns_of(core, source)).into_iter().flatten();
+                    names.extend(columns.map(|(name, _)| name).filter(|name| {
+                        !(of.is_none() && item.using.iter().any(|using| using.eq_ignore_ascii_case(name)))
+                    }));
+                }
+            }
+        }
+    }
+    names
+}

@@ -1,0 +1,282 @@
+//! Which expressions a single source gives, such that an index can hold them: the sides of equalities.
+
+use std::collections::BTreeSet;
+
+use super::names::{Meaning, Names, Scope, SourceColumn, Term, at, column_of};
+use super::row::{Affinity, Column, RowExpr};
+use super::syntax::{Body, Expr, Item, JoinKind, Kind, Part};
+
+/// One side of an equality: something that a single source gives.
+#[derive(Debug, Clone)]
+pub(super) struct Side {
+    pub(super) scope: usize,
+    pub(super) source: usize,
+    pub(super) what: What,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum What {
+    /// An expression over a topic's row.
+    Row(RowExpr),
+    /// A column of a subquery.
+    Query(usize),
+}
+
+/// Functions of one row that never fail, give equal values for equal ones, and are NULL if an argument is.
+const STRICT: [&str; 10] =
+    ["lower", "upper", "trim", "ltrim", "rtrim", "length", "substr", "substring", "instr", "round"];
+
+/// The same, but perhaps not NULL.
+const TOTAL: [&str; 4] = ["coalesce", "ifnull", "nullif", "typeof"];
+
+/// Functions of a time; only fit for an index when it is given in seconds.
+const TIME: [&str; 6] = ["date", "time", "datetime", "julianday", "unixepoch", "strftime"];
+
+impl<'q> Names<'q> {
+    /// Understands a term as something that a single source gives.
+    pub(super) fn side_of(&self, scope: usize, term: Term<'q>) -> Result<Side, Trouble> {
+        let expr = match term {
+            Term::At { source, column } => return at(scope, source, column).ok_or(Trouble::NotIndexable),
+            Term::Expr(expr) => expr.bare(),
+        };
+        let mut places = BTreeSet::new();
+        self.places(scope, expr, &mut places)?;
+        let mut places = places.into_iter();
+        let (Some((at_scope, source)), None) = (places.next(), places.next()) else {
+            return Err(Trouble::Several);
+        };
+        match &self.scopes[at_scope].core.sources[source].item {
+            Item::Topic { .. } => {
+                let expr = self.row(scope, expr).ok_or(Trouble::NotIndexable)?;
+                if expr.is_constant() {
+                    return Err(Trouble::NotIndexable);
+                }
+                Ok(Side { scope: at_scope, source, what: What::Row(expr) })
+            }
+            Item::Query { .. } => {
+                let Kind::Column { table, name } = &expr.kind else { return Err(Trouble::NotIndexable) };
+                match self.find(scope, table.as_deref(), name) {
+                    Some(Meaning::Column { scope, source, column }) => {
+                        at(scope, source, column).ok_or(Trouble::NotIndexable)
+                    }
+                    Some(Meaning::Output { scope, expr }) => self.side_of(scope, Term::Expr(expr)),
+                    Some(Meaning::Merged { right, .. }) => {
+                        let column = column_of(self.scopes[scope].core, right, name);
+                        column.and_then(|column| at(scope, right, column)).ok_or(Trouble::NotIndexable)
+                    }
+                    None => Err(Trouble::Several),
+                }
+            }
+            Item::Function { .. } => Err(Trouble::NotIndexable),
+        }
+    }
+
+    /// What SQLite does to the side's values before comparing; `None` where arms of a subquery differ.
+    pub(super) fn affinity(&self, side: &Side) -> Option<Affinity> {
+        match &side.what {
+            What::Row(expr) => Some(expr.affinity),
+            What::Query(column) => {
+                let core = self.scopes[side.scope].core;
+                let Item::Query { query, .. } = &core.sources[side.source].item else { return None };
+                let mut found = None;
+                for arm in &query.arms {
+                    let Body::Core(core) = &arm.body else { return None };
+                    // A scope of its own, since the subquery need not be restricted yet.
+                    let mut inner = self.clone();
+                    inner.scopes.push(Scope { core, order_by: &[], parent: None });
+                    let scope = inner.scopes.len() - 1;
+                    let side = inner.side_of(scope, *inner.terms(scope).get(*column)?).ok()?;
+                    let affinity = inner.affinity(&side)?;
+                    if found.replace(affinity).is_some_and(|other| other != affinity) {
+                        return None;
+                    }
+                }
+                found
+            }
+        }
+    }
+
+    pub(super) fn is_strict(&self, side: &Side) -> bool {
+        match &side.what {
+            What::Row(expr) => expr.strict,
+            What::Query(_) => true,
+        }
+    }
+
+    /// The sources whose columns an expression reads.
+    pub(super) fn places(
+        &self,
+        scope: usize,
+        expr: &'q Expr,
+        places: &mut BTreeSet<(usize, usize)>,
+    ) -> Result<(), Trouble> {
+        if let Kind::Column { table, name } = &expr.kind {
+            match self.find(scope, table.as_deref(), name).ok_or(Trouble::Several)? {
+                Meaning::Column { scope, source, .. } => {
+                    places.insert((scope, source));
+                }
+                Meaning::Merged { left, right } => {
+                    if self.scopes[scope].core.sources[right].kind == JoinKind::Full {
+                        places.insert((scope, left));
+                    }
+                    places.insert((scope, right));
+                }
+                Meaning::Output { scope, expr } => self.places(scope, expr, places)?,
+            }
+        }
+        for part in &expr.parts {
+            match part {
+                Part::Text(_) => {}
+                Part::Expr(expr) => self.places(scope, expr, places)?,
+                Part::Query(_) => return Err(Trouble::Several),
+            }
+        }
+        Ok(())
+    }
+
+    /// The expression over a topic's row, if an index can hold it.
+    pub(super) fn row(&self, scope: usize, expr: &'q Expr) -> Option<RowExpr> {
+        self.row_of_group(scope, expr, &[])
+    }
+
+    /// The same with each of the terms `groups` (in canonical form) in one spelling, so that it is equal for all rows
+    /// of a group.
+    pub(super) fn row_of_group(&self, scope: usize, expr: &'q Expr, groups: &[String]) -> Option<RowExpr> {
+        if !groups.is_empty() && groups.contains(&self.canonical(scope, expr)) {
+            return self.row(scope, expr).map(RowExpr::in_one_spelling);
+        }
+        let row = |expr: &'q Expr| self.row_of_group(scope, expr, groups);
+        let inner = || expr.children().map(row).collect::<Option<Vec<_>>>();
+        match &expr.kind {
+            Kind::Column { table, name } => match self.find(scope, table.as_deref(), name)? {
+                // The log does not tell what `_change` was before.
+                Meaning::Column { column: SourceColumn::Topic(column), .. } if column != Column::Change => {
+                    Some(RowExpr::column(column))
+                }
+                Meaning::Column { .. } => None,
+                Meaning::Merged { .. } => {
+                    Column::find(name).filter(|column| *column != Column::Change).map(RowExpr::column)
+                }
+                Meaning::Output { scope, expr } => self.row_of_group(scope, expr, groups),
+            },
+            Kind::Literal => match expr.parts.as_slice() {
+                [Part::Text(text)] if !text.starts_with(['x', 'X']) => Some(RowExpr::literal(text)),
+                _ => None,
+            },
+            Kind::Parenthesis => {
+                let mut inner = inner()?;
+                let affinity = inner.first()?.affinity;
+                (inner.len() == 1)
+                    .then(|| RowExpr::compose(&["(", ")"], std::mem::take(&mut inner), affinity, true))
+            }
+            Kind::Arrow => {
+                let mut children = expr.children();
+                let (document, path) = (children.next()?, children.next()?);
+                let [_, Part::Text(operator), _] = expr.parts.as_slice() else { return None };
+                let field = plain_path(path)?;
+                let (document, path) = (row(document)?, row(path)?);
+                let inner = vec![document.clone(), path];
+                let taken = RowExpr::compose(&["", operator, ""], inner, Affinity::None, true);
+                Some(taken.taking(&document, field))
+            }
+            Kind::Arithmetic => {
+                let [_, Part::Text(operator), _] = expr.parts.as_slice() else { return None };
+                Some(RowExpr::compose(&["", operator, ""], inner()?, Affinity::None, true))
+            }
+            Kind::Cast { to } => {
+                let affinity = cast_affinity(to)?;
+                let behind = format!(" AS {to})");
+                Some(RowExpr::compose(&["CAST(", &behind], inner()?, affinity, true))
+            }
+            Kind::Function { name, distinct: false, args, over: None } => {
+                let name = name.as_str();
+                let arguments: Vec<&Expr> = expr.children().take(*args).collect();
+                let fits = match name {
+                    "json_extract" => *args == 2 && plain_path(arguments[1]).is_some(),
+                    _ if STRICT.contains(&name) || TOTAL.contains(&name) => *args > 0,
+                    _ if TIME.contains(&name) => self.is_time(scope, name, &arguments),
+                    _ => false,
+                };
+                if !fits || expr.children().count() != *args {
+                    return None;
+                }
+                let opening = format!("{name}(");
+                let mut texts = vec![opening.as_str()];
+                texts.extend(std::iter::repeat_n(", ", args - 1));
+                texts.push(")");
+                let inner = inner()?;
+                let document = inner[0].clone();
+                let field = (name == "json_extract").then(|| plain_path(arguments[1])).flatten().flatten();
+                let composed = RowExpr::compose(&texts, inner, Affinity::None, !TOTAL.contains(&name));
+                Some(composed.taking(&document, field))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether a function of a time reads the column `timestamp` as seconds, and nothing but it.
+    pub(super) fn is_time(&self, scope: usize, name: &str, args: &[&'q Expr]) -> bool {
+        let skip = usize::from(name == "strftime");
+        let text = |expr: &Expr| match (&expr.kind, expr.parts.as_slice()) {
+            (Kind::Literal, [Part::Text(text)]) => Some(text.to_ascii_lowercase()),
+            _ => None,
+        };
+        let fits = |modifier: &String| {
+            modifier == "'unixepoch'"
+                || modifier.starts_with("'start of ")
+                || modifier.starts_with("'weekday ")
+        };
+        args.iter().take(skip).all(|format| text(format).is_some())
+            && args
+                .get(skip)
+                .is_some_and(|time| self.row(scope, time) == Some(RowExpr::column(Column::Timestamp)))
+            && args.get(skip + 1).and_then(|modifier| text(modifier)).as_deref() == Some("'unixepoch'")
+            && args[skip + 1..].iter().all(|modifier| text(modifier).as_ref().is_some_and(fits))
+    }
+}
+
+/// Why a term is nothing that a single source gives.
+pub(super) enum Trouble {
+    Several,
+    NotIndexable,
+}
+
+/// The top-level field that a path into JSON goes through, if it is a literal that can't be malformed; none for one that
+/// goes elsewhere.
+pub(super) fn plain_path(expr: &Expr) -> Option<Option<String>> {
+    let (Kind::Literal, [Part::Text(text)]) = (&expr.kind, expr.parts.as_slice()) else { return None };
+    if text.parse::<u32>().is_ok() {
+        return Some(None);
+    }
+    let path = text.strip_prefix('\'').and_then(|text| text.strip_suffix('\''))?;
+    let plain = |word: &str| !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || c == '_');
+    let Some(rest) = path.strip_prefix('$') else { return plain(path).then(|| Some(path.to_owned())) };
+    let mut field = None;
+    for (index, step) in rest.split('.').enumerate() {
+        let (word, indexes) = step.split_once('[').map_or((step, ""), |(word, rest)| (word, rest));
+        let indexes_fit = indexes.is_empty()
+            || indexes
+                .strip_suffix(']')
+                .is_some_and(|inner| inner.split("][").all(|n| n.parse::<u32>().is_ok()));
+        let word_fits = if index == 0 { word.is_empty() } else { plain(word) };
+        (indexes_fit && word_fits).then_some(())?;
+        if index == 1 && rest.starts_with('.') {
+            field = Some(word.to_owned());
+        }
+    }
+    Some(field)
+}
+
+/// The affinity that a type's name gives; `None` for BLOB.
+pub(super) fn cast_affinity(to: &str) -> Option<Affinity> {
+    let has = |word: &str| to.contains(word);
+    if has("INT") {
+        Some(Affinity::Numeric)
+    } else if has("CHAR") || has("CLOB") || has("TEXT") {
+        Some(Affinity::Text)
+    } else if has("BLOB") || to.is_empty() {
+        None
+    } else {
+        Some(Affinity::Numeric)
+    }
+}
