@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::auditor::{Auditor, finding};
 use crate::join::budget::STEPS_MAX;
-use crate::join::changes::{BYTES_MAX, Changes, Part, ReadError};
+use crate::join::changes::{BYTES_MAX, Changes, ReadError, ShardChanges};
 use crate::join::diff::StoredResults;
 use crate::join::full::{Full, FullError};
 use crate::join::{CheckedJoin, TopicImage};
@@ -198,11 +198,12 @@ fn at_one_moment(
         if !reader.has_all(*applied, last)? {
             return Err(Skip::Busy.into());
         }
-        let part =
-            Part::read(reader, *applied, last, topics, bytes_max, |_| true).map_err(|error| match error {
+        let part = ShardChanges::read(reader, *applied, last, topics, bytes_max, |_| true).map_err(|error| {
+            match error {
                 ReadError::TooMuch => Skip::Behind.into(),
                 ReadError::File(error) => AuditError::from(error),
-            });
+            }
+        });
         later.push(part?);
     }
     let later = Changes::new(later);

@@ -15,7 +15,7 @@ use super::commit::Committer;
 use super::{EpochError, microseconds};
 use crate::fault;
 use crate::join::budget::STEPS_MAX;
-use crate::join::changes::{BYTES_MAX, ChangedRow, Changes, Part, ReadError};
+use crate::join::changes::{BYTES_MAX, ChangedRow, Changes, ReadError, ShardChanges};
 use crate::join::diff::StoredResults;
 use crate::join::full::{Full, FullError};
 use crate::join::plan::{Accumulated, Class};
@@ -231,7 +231,7 @@ impl RunningJob {
             if !reader.has_all(*after, *to)? || to - after > super::SLICE_ENTRIES {
                 return Ok(None);
             }
-            match Part::read(reader, *after, *to, &self.evaluator.topics, bytes_max, |_| true) {
+            match ShardChanges::read(reader, *after, *to, &self.evaluator.topics, bytes_max, |_| true) {
                 Ok(part) => parts.push(part),
                 Err(ReadError::TooMuch) => return Ok(None),
                 Err(ReadError::File(error)) => return Err(error.into()),
@@ -358,8 +358,8 @@ impl RunningJob {
     /// Runs `work` with the stored results of the join in the order of their keys. Nobody else changes them
     /// meanwhile.
     fn with_stored<T>(&self, work: impl FnOnce(&mut dyn StoredResults) -> T) -> Result<T, SqliteError> {
-        struct Rows<'s>(rusqlite::Rows<'s>);
-        impl StoredResults for Rows<'_> {
+        struct StoredRows<'s>(rusqlite::Rows<'s>);
+        impl StoredResults for StoredRows<'_> {
             fn next(&mut self) -> rusqlite::Result<Option<(String, String)>> {
                 self.0.next()?.map(|row| Ok((row.get(0)?, row.get(1)?))).transpose()
             }
@@ -368,7 +368,7 @@ impl RunningJob {
             let mut statement =
                 connection.prepare_cached("SELECT key, rows FROM results WHERE join_id = ?1 ORDER BY key")?;
             let rows = statement.query(params![self.job.id.0])?;
-            Ok(work(&mut Rows(rows)))
+            Ok(work(&mut StoredRows(rows)))
         })
     }
 }

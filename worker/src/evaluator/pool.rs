@@ -9,7 +9,7 @@ use super::EpochError;
 use crate::fault;
 use crate::join::aggregate::{AccumulatedJoin, AggregateChange, Deltas};
 use crate::join::budget::STEPS_MAX;
-use crate::join::changes::{BYTES_MAX, Changes, Part, ReadError};
+use crate::join::changes::{BYTES_MAX, Changes, ReadError, ShardChanges};
 use crate::join::keyed::{AffectedKey, DRIVING_MAX, KEYS_MAX, KeyedError, KeyedJoin};
 use crate::join::lookup::Cost;
 use crate::join::workspace::Workspace;
@@ -94,9 +94,9 @@ impl EvaluatorPool {
         let read = |workspace: &mut Workspace, shard: usize| {
             let reader = &mut workspace.readers()[shard];
             let wants_old = |topic| looked_back.contains(&topic);
-            Part::read(reader, after[shard], to[shard], topics, bytes_max, wants_old)
+            ShardChanges::read(reader, after[shard], to[shard], topics, bytes_max, wants_old)
         };
-        let mut parts: Vec<(usize, Part)> = Vec::with_capacity(to.len());
+        let mut parts: Vec<(usize, ShardChanges)> = Vec::with_capacity(to.len());
         self.spread(to.len(), entries <= ALONE_ENTRIES as i64, read, |shard, part| {
             parts.push((shard, part));
             Ok::<(), ReadError>(())

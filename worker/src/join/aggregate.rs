@@ -17,7 +17,7 @@ use rusqlite::{OptionalExtension as _, Row, params, params_from_iter};
 use serde_json::value::RawValue;
 
 use super::CheckedJoin;
-use super::aggregate_state::{Datum, State, Trouble, group_text};
+use super::aggregate_state::{AggregateError, AggregateState, Datum, group_text};
 use super::changes::Changes;
 use super::keyed::{AffectedKey, KeyedError, KeyedJoin};
 use super::lookup::steps_of;
@@ -95,16 +95,16 @@ impl Accumulated {
         Ok((group, arguments.collect::<Result<_, _>>()?))
     }
 
-    fn new_state(&self) -> State {
-        State::new(self.aggregates.len())
+    fn new_state(&self) -> AggregateState {
+        AggregateState::new(self.aggregates.len())
     }
 }
 
-impl From<Trouble> for KeyedError {
-    fn from(trouble: Trouble) -> Self {
+impl From<AggregateError> for KeyedError {
+    fn from(trouble: AggregateError) -> Self {
         match trouble {
-            Trouble::NotAccumulable => Self::NotAccumulable,
-            Trouble::Wrong => Self::StateMismatch,
+            AggregateError::NotAccumulable => Self::NotAccumulable,
+            AggregateError::Wrong => Self::StateMismatch,
         }
     }
 }
@@ -190,12 +190,16 @@ impl Workspace {
         }
         changed.retain(|changed| changed.before.as_ref() != Some(&changed.after));
         let result_changes = self.result_changes(join, &changed)?;
-        let kept = |state: &State| (plan.is_global || !state.is_empty()).then(|| state.text());
+        let kept = |state: &AggregateState| (plan.is_global || !state.is_empty()).then(|| state.text());
         let states = changed.iter().map(|changed| (group_text(&changed.group), kept(&changed.after)));
         Ok(AggregateChange { changes: result_changes, states: states.collect() })
     }
 
-    fn stored_state(&mut self, join: &AccumulatedJoin, group: &[Datum]) -> Result<Option<State>, KeyedError> {
+    fn stored_state(
+        &mut self,
+        join: &AccumulatedJoin,
+        group: &[Datum],
+    ) -> Result<Option<AggregateState>, KeyedError> {
         let mut statement =
             self.results.prepare_cached("SELECT state FROM accumulators WHERE join_id = ?1 AND grp = ?2")?;
         let text: Option<String> =
@@ -203,7 +207,7 @@ impl Workspace {
         self.cost.steps += steps_of(&statement);
         match text {
             Some(text) => {
-                let state = State::parse(&text, join.plan.aggregates.len());
+                let state = AggregateState::parse(&text, join.plan.aggregates.len());
                 Ok(Some(state.ok_or(KeyedError::StateMismatch)?))
             }
             None if join.plan.is_global => Err(KeyedError::StateMismatch),
@@ -217,14 +221,14 @@ impl Workspace {
         join: &AccumulatedJoin,
         groups: &HashSet<Group>,
         changes: &Changes,
-    ) -> Result<HashMap<Group, State>, KeyedError> {
+    ) -> Result<HashMap<Group, AggregateState>, KeyedError> {
         let (term, keyed) = join.group.as_ref().ok_or(KeyedError::LostExtreme)?;
         let values: Option<BTreeSet<Value>> =
             groups.iter().map(|group| Value::new(group[*term].as_value_ref())).collect();
         let values = values.ok_or(KeyedError::UnsupportedValue)?;
         let keys: Vec<AffectedKey> =
             values.into_iter().map(|value| AffectedKey { value, emit: Emit::Silent }).collect();
-        let mut found: HashMap<Group, State> = HashMap::new();
+        let mut found: HashMap<Group, AggregateState> = HashMap::new();
         self.memory.execute_batch("BEGIN")?;
         let outcome = self.gather(keyed, &keys, View::Now(Some(changes))).and_then(|()| {
             self.query(&keyed.plan.sql, |row| {
@@ -325,14 +329,14 @@ impl Workspace {
 struct Changed {
     group: Group,
     emit: Emit,
-    before: Option<State>,
-    after: State,
+    before: Option<AggregateState>,
+    after: AggregateState,
 }
 
 /// Accumulates all groups from rows that come ordered by group.
 pub(super) struct Accumulation<'a> {
     plan: &'a Accumulated,
-    current: Option<(Group, State)>,
+    current: Option<(Group, AggregateState)>,
 }
 
 impl<'a> Accumulation<'a> {

@@ -1,7 +1,7 @@
 //! What is kept of a group instead of its rows: how many there are, and for each aggregate a number of values, their
 //! sum, or the extreme and how often it occurs. Rows come and go, and the cost follows them and not the group. Pure.
 //!
-//! Only what is exact in any order is kept: integers are summed, everything else is a [`Trouble`].
+//! Only what is exact in any order is kept: integers are summed, everything else is a [`AggregateError`].
 
 use std::cmp::Ordering;
 use std::fmt::Write as _;
@@ -30,7 +30,7 @@ pub(crate) struct Aggregate {
 
 /// Why a row can't be taken in or out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Trouble {
+pub(crate) enum AggregateError {
     /// What SQLite makes of such a value depends on the order of rows, or on which of several equal ones it shows.
     NotAccumulable,
     /// More was taken out than was in: the state is not that of the rows.
@@ -49,7 +49,7 @@ pub(crate) enum Datum {
 
 /// The state of a group.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct State {
+pub(crate) struct AggregateState {
     rows: i64,
     cells: Vec<Cell>,
 }
@@ -166,7 +166,7 @@ pub(crate) fn group_text(group: &[Datum]) -> String {
     text
 }
 
-impl State {
+impl AggregateState {
     /// A group without rows.
     pub(crate) fn new(aggregates: usize) -> Self {
         Self { rows: 0, cells: vec![Cell::default(); aggregates] }
@@ -186,8 +186,8 @@ impl State {
         aggregates: &[Aggregate],
         arguments: &[Datum],
         times: i64,
-    ) -> Result<(), Trouble> {
-        self.rows = self.rows.checked_add(times).filter(|rows| *rows >= 0).ok_or(Trouble::Wrong)?;
+    ) -> Result<(), AggregateError> {
+        self.rows = self.rows.checked_add(times).filter(|rows| *rows >= 0).ok_or(AggregateError::Wrong)?;
         for (aggregate, cell) in aggregates.iter().zip(&mut self.cells) {
             if let Some(argument) = aggregate.argument {
                 cell.add(aggregate.function, &arguments[argument], times)?;
@@ -251,26 +251,33 @@ impl State {
 }
 
 impl Cell {
-    fn add(&mut self, function: Function, value: &Datum, times: i64) -> Result<(), Trouble> {
+    fn add(&mut self, function: Function, value: &Datum, times: i64) -> Result<(), AggregateError> {
         if *value == Datum::Null {
             return Ok(());
         }
-        self.values = self.values.checked_add(times).filter(|values| *values >= 0).ok_or(Trouble::Wrong)?;
+        self.values =
+            self.values.checked_add(times).filter(|values| *values >= 0).ok_or(AggregateError::Wrong)?;
         match function {
             Function::Count => Ok(()),
             Function::Sum | Function::Total | Function::Avg => {
-                let Datum::Integer(integer) = value else { return Err(Trouble::NotAccumulable) };
+                let Datum::Integer(integer) = value else { return Err(AggregateError::NotAccumulable) };
                 let (integer, times) = (i128::from(*integer), i128::from(times));
-                self.sum = self.sum.checked_add(integer * times).ok_or(Trouble::NotAccumulable)?;
-                self.magnitude =
-                    self.magnitude.checked_add(integer.abs() * times).ok_or(Trouble::NotAccumulable)?;
-                if self.magnitude > i128::from(i64::MAX) { Err(Trouble::NotAccumulable) } else { Ok(()) }
+                self.sum = self.sum.checked_add(integer * times).ok_or(AggregateError::NotAccumulable)?;
+                self.magnitude = self
+                    .magnitude
+                    .checked_add(integer.abs() * times)
+                    .ok_or(AggregateError::NotAccumulable)?;
+                if self.magnitude > i128::from(i64::MAX) {
+                    Err(AggregateError::NotAccumulable)
+                } else {
+                    Ok(())
+                }
             }
             Function::Min | Function::Max => self.add_extreme(function, value, times),
         }
     }
 
-    fn add_extreme(&mut self, function: Function, value: &Datum, times: i64) -> Result<(), Trouble> {
+    fn add_extreme(&mut self, function: Function, value: &Datum, times: i64) -> Result<(), AggregateError> {
         let Some((extreme, count)) = &mut self.extreme else {
             // The first value; of what was lost before, none is known to be the extreme.
             if self.values == times {
@@ -282,7 +289,7 @@ impl Cell {
         let is_beyond = if function == Function::Min { order.is_lt() } else { order.is_gt() };
         if order.is_eq() {
             if value != extreme {
-                return Err(Trouble::NotAccumulable);
+                return Err(AggregateError::NotAccumulable);
             }
             *count += times;
             if *count <= 0 {
@@ -290,7 +297,7 @@ impl Cell {
             }
         } else if is_beyond {
             if times < 0 {
-                return Err(Trouble::Wrong);
+                return Err(AggregateError::Wrong);
             }
             self.extreme = Some((value.clone(), times));
         }
@@ -333,8 +340,8 @@ mod tests {
         ALL.into_iter().map(|function| Aggregate { function, argument: Some(0) }).collect()
     }
 
-    fn state_of(values: &[i64]) -> State {
-        let mut state = State::new(ALL.len());
+    fn state_of(values: &[i64]) -> AggregateState {
+        let mut state = AggregateState::new(ALL.len());
         for value in values {
             state.add(&aggregates(), &[Datum::Integer(*value)], 1).expect("integers fit");
         }
@@ -379,15 +386,21 @@ mod tests {
     fn what_depends_on_the_order_of_rows_does_not_fit() {
         let one = |function| [Aggregate { function, argument: Some(0) }];
         for datum in [real(0.5), Datum::Text("1".into())] {
-            assert_eq!(State::new(1).add(&one(Function::Sum), &[datum], 1), Err(Trouble::NotAccumulable));
+            assert_eq!(
+                AggregateState::new(1).add(&one(Function::Sum), &[datum], 1),
+                Err(AggregateError::NotAccumulable)
+            );
         }
-        let mut state = State::new(1);
+        let mut state = AggregateState::new(1);
         state.add(&one(Function::Sum), &[Datum::Integer(i64::MAX)], 1).unwrap();
-        assert_eq!(state.add(&one(Function::Sum), &[Datum::Integer(-1)], 1), Err(Trouble::NotAccumulable));
-        let mut state = State::new(1);
+        assert_eq!(
+            state.add(&one(Function::Sum), &[Datum::Integer(-1)], 1),
+            Err(AggregateError::NotAccumulable)
+        );
+        let mut state = AggregateState::new(1);
         state.add(&one(Function::Max), &[Datum::Integer(1)], 1).unwrap();
-        assert_eq!(state.add(&one(Function::Max), &[real(1.0)], 1), Err(Trouble::NotAccumulable));
-        assert_eq!(state.add(&one(Function::Max), &[Datum::Integer(2)], -2), Err(Trouble::Wrong));
+        assert_eq!(state.add(&one(Function::Max), &[real(1.0)], 1), Err(AggregateError::NotAccumulable));
+        assert_eq!(state.add(&one(Function::Max), &[Datum::Integer(2)], -2), Err(AggregateError::Wrong));
     }
 
     #[test]
@@ -424,8 +437,8 @@ mod tests {
             let mut state = state_of(&[]);
             state.rows = 3;
             state.cells[4].extreme = Some((datum, 2));
-            assert_eq!(State::parse(&state.text(), ALL.len()), Some(state));
+            assert_eq!(AggregateState::parse(&state.text(), ALL.len()), Some(state));
         }
-        assert_eq!(State::parse("1 ", 1), None);
+        assert_eq!(AggregateState::parse("1 ", 1), None);
     }
 }

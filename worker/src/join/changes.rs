@@ -16,34 +16,34 @@ use crate::storage::topics::{TopicId, Topics};
 /// What happened in all shards.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
-    parts: Vec<Part>,
+    parts: Vec<ShardChanges>,
 }
 
 /// What happened in one shard.
 #[derive(Debug, Default)]
-pub(crate) struct Part {
+pub(crate) struct ShardChanges {
     text: String,
-    topics: HashMap<TopicId, Rows>,
+    topics: HashMap<TopicId, TopicRows>,
 }
 
 /// The changed rows of a topic, and where to find which.
 #[derive(Debug, Default)]
-struct Rows {
-    rows: Vec<Row>,
+struct TopicRows {
+    rows: Vec<RowSpans>,
     by_key: HashTable<u32>,
     hasher: DefaultHashBuilder,
 }
 
 #[derive(Debug)]
-struct Row {
+struct RowSpans {
     key: Span,
-    old: Option<Image>,
-    new: Option<Image>,
+    old: Option<ImageSpans>,
+    new: Option<ImageSpans>,
     expired: bool,
 }
 
 #[derive(Debug)]
-struct Image {
+struct ImageSpans {
     payload: Span,
     change: Option<Span>,
     timestamp: i64,
@@ -82,11 +82,11 @@ pub(crate) struct ChangedRow<'a> {
 
 impl Changes {
     /// What happened, shard by shard.
-    pub(crate) fn new(parts: Vec<Part>) -> Self {
+    pub(crate) fn new(parts: Vec<ShardChanges>) -> Self {
         Self { parts }
     }
 
-    pub(crate) fn parts(&self) -> &[Part] {
+    pub(crate) fn parts(&self) -> &[ShardChanges] {
         &self.parts
     }
 
@@ -115,7 +115,7 @@ impl Changes {
     }
 }
 
-impl Part {
+impl ShardChanges {
     /// Reads what the log of one shard holds in `after < seq <= to`, old images of some topics only.
     pub(crate) fn read(
         reader: &mut ShardReader,
@@ -140,7 +140,7 @@ impl Part {
     /// Adds an entry of the log; those of one row come in their order.
     fn add(&mut self, change: &LoggedChange<'_>) {
         let Self { text, topics } = self;
-        let new = change.new.map(|payload| Image {
+        let new = change.new.map(|payload| ImageSpans {
             payload: append(text, payload),
             timestamp: change.timestamp,
             change: change.change.map(|change| append(text, change)),
@@ -152,15 +152,15 @@ impl Part {
             row.expired = change.expired;
             return;
         }
-        let old = change.old.map(|payload| Image {
+        let old = change.old.map(|payload| ImageSpans {
             payload: append(text, payload),
             timestamp: change.old_timestamp,
             change: None,
         });
         let key = append(text, change.key);
         let index = u32::try_from(rows.rows.len()).expect("the log is read in slices of fewer entries");
-        rows.rows.push(Row { key, old, new, expired: change.expired });
-        let Rows { rows, by_key, hasher } = rows;
+        rows.rows.push(RowSpans { key, old, new, expired: change.expired });
+        let TopicRows { rows, by_key, hasher } = rows;
         let rehash = |index: &u32| hasher.hash_one(rows[*index as usize].key.of(text));
         by_key.insert_unique(hasher.hash_one(change.key), index, rehash);
     }
@@ -175,8 +175,8 @@ impl Part {
         rows.find(&self.text, key).map(|index| self.view(&rows.rows[index]))
     }
 
-    fn view(&self, row: &Row) -> ChangedRow<'_> {
-        let image = |image: &Image| TopicImage {
+    fn view(&self, row: &RowSpans) -> ChangedRow<'_> {
+        let image = |image: &ImageSpans| TopicImage {
             payload: image.payload.of(&self.text),
             timestamp: image.timestamp,
             change: image.change.map(|change| change.of(&self.text)),
@@ -190,7 +190,7 @@ impl Part {
     }
 }
 
-impl Rows {
+impl TopicRows {
     fn find(&self, text: &str, key: &str) -> Option<usize> {
         let is_it = |index: &u32| self.rows[*index as usize].key.of(text) == key;
         self.by_key.find(self.hasher.hash_one(key), is_it).map(|index| *index as usize)
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_row_has_its_first_old_image_and_its_last_new_one() {
-        let mut part = Part::default();
+        let mut part = ShardChanges::default();
         for n in 0..100 {
             part.add(&entry(&format!("k{n}"), None, Some("other")));
         }

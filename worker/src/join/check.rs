@@ -98,7 +98,7 @@ pub(crate) fn check(
     joins: &[manifest::Join],
     catalog: Catalog<'_>,
 ) -> Result<Vec<CheckedJoin>, Vec<QueryError>> {
-    let mut workbench = Workbench::new(catalog);
+    let mut workbench = Checker::new(catalog);
     let mut checked = Vec::new();
     let mut errors = Vec::new();
     let mut waiting: Vec<&manifest::Join> = joins.iter().collect();
@@ -108,12 +108,12 @@ pub(crate) fn check(
         for join in waiting {
             match workbench.check(join, joins) {
                 Ok(found) => checked.push(found),
-                Err(Problem::NeedsJoin) => postponed.push(join),
-                Err(Problem::Wrong(error)) => {
+                Err(CheckProblem::NeedsJoin) => postponed.push(join),
+                Err(CheckProblem::Wrong(error)) => {
                     errors.push(error);
                     workbench.broken.insert(join.name.to_ascii_lowercase());
                 }
-                Err(Problem::NeedsBroken) => {
+                Err(CheckProblem::NeedsBroken) => {
                     workbench.broken.insert(join.name.to_ascii_lowercase());
                 }
             }
@@ -142,13 +142,13 @@ pub(crate) fn check(
     Ok(checked)
 }
 
-enum Problem {
+enum CheckProblem {
     NeedsJoin,
     NeedsBroken,
     Wrong(QueryError),
 }
 
-struct Workbench<'a> {
+struct Checker<'a> {
     connection: Connection,
     catalog: Catalog<'a>,
     seen: Arc<Mutex<Seen>>,
@@ -199,7 +199,7 @@ const CLOCK: [&str; 10] = [
 /// Table functions that a query may read.
 const TABLE_FUNCTIONS: [&str; 2] = ["json_each", "json_tree"];
 
-impl<'a> Workbench<'a> {
+impl<'a> Checker<'a> {
     fn new(catalog: Catalog<'a>) -> Self {
         let connection = open_memory().expect("SQLite opens a database in memory");
         connection
@@ -223,7 +223,11 @@ impl<'a> Workbench<'a> {
         self.connection.execute_batch(&sql).expect("names of topics are plain, and none is there twice");
     }
 
-    fn check(&mut self, join: &manifest::Join, joins: &[manifest::Join]) -> Result<CheckedJoin, Problem> {
+    fn check(
+        &mut self,
+        join: &manifest::Join,
+        joins: &[manifest::Join],
+    ) -> Result<CheckedJoin, CheckProblem> {
         let query = join.query.trim().trim_end_matches(|c: char| c == ';' || c.is_whitespace()).to_owned();
         let columns = loop {
             *self.seen() = Seen::default();
@@ -233,7 +237,7 @@ impl<'a> Workbench<'a> {
             }
         };
         let wrong = |field, message| {
-            Problem::Wrong(QueryError { place: join.place.clone(), field, line: 0, message })
+            CheckProblem::Wrong(QueryError { place: join.place.clone(), field, line: 0, message })
         };
         let (functions, tables, named) = {
             let seen = self.seen();
@@ -345,12 +349,12 @@ impl<'a> Workbench<'a> {
         joins: &[manifest::Join],
         query: &str,
         error: rusqlite::Error,
-    ) -> Result<(), Problem> {
+    ) -> Result<(), CheckProblem> {
         let (message, offset) = short(&error);
         let line =
             offset.map_or(0, |offset| query.bytes().take(offset).filter(|byte| *byte == b'\n').count());
         let wrong = |message| {
-            Problem::Wrong(QueryError {
+            CheckProblem::Wrong(QueryError {
                 place: join.place.clone(),
                 field: "query",
                 line: line + leading(&join.query),
@@ -370,13 +374,13 @@ impl<'a> Workbench<'a> {
             }
             let lower = name.to_ascii_lowercase();
             if self.broken.contains(&lower) {
-                return Err(Problem::NeedsBroken);
+                return Err(CheckProblem::NeedsBroken);
             }
             if joins.iter().any(|other| other.name.eq_ignore_ascii_case(name)) {
                 return if join.name.eq_ignore_ascii_case(name) {
                     Err(wrong(format!("join {name:?} reads itself; read the topics instead")))
                 } else {
-                    Err(Problem::NeedsJoin)
+                    Err(CheckProblem::NeedsJoin)
                 };
             }
             if self.catalog.open && names::topic_trouble(name).is_none() {

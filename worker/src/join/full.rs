@@ -18,7 +18,7 @@ use super::check::{self, CheckedJoin};
 use super::diff::{self, StoredResults};
 use super::plan::{Accumulated, Class, Keyed};
 use crate::results::event::{Emit, Op, ResultChange};
-use crate::storage::sqlite::{is_disk_full, quoted};
+use crate::storage::sqlite::{SqliteError, is_disk_full, quoted};
 
 /// Why an evaluation came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -263,7 +263,7 @@ impl Full {
             Some(ErrorCode::OperationInterrupted) if self.budget.is_cancelled() => FullError::Cancelled,
             Some(ErrorCode::OperationInterrupted) => FullError::StepLimit { steps: self.budget.steps_max() },
             _ if is_disk_full(&source) => FullError::Copy { doing: "query", source },
-            _ => FullError::Query { message: message_of(&source) },
+            _ => FullError::Query { message: SqliteError::message_of(&source) },
         }
     }
 
@@ -333,14 +333,6 @@ impl From<rusqlite::Error> for CompareError {
 
 fn copy(doing: &'static str) -> impl Fn(rusqlite::Error) -> FullError + Copy {
     move |source| FullError::Copy { doing, source }
-}
-
-pub(super) fn message_of(error: &rusqlite::Error) -> String {
-    match error {
-        rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
-        rusqlite::Error::SqliteFailure(_, Some(message)) => message.clone(),
-        other => other.to_string(),
-    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use rusqlite::{Connection, ErrorCode, Row, params};
 
 use super::TopicImage;
 use super::budget::Budget;
-use super::changes::{Changes, Part};
+use super::changes::{Changes, ShardChanges};
 use super::climb::Climb;
 use super::keyed::{AffectedKey, AffectedKeys, KeyedError, KeyedJoin, LinkStep};
 use super::lookup::{Cost, Raw, look_up, lookup_failed, steps_of, value_of};
@@ -142,7 +142,7 @@ impl Workspace {
     pub(crate) fn affected(
         &mut self,
         join: &KeyedJoin,
-        changes: &Part,
+        changes: &ShardChanges,
         keys_max: usize,
     ) -> Result<AffectedKeys, KeyedError> {
         let mut cost = Cost::default();
@@ -358,7 +358,7 @@ impl Workspace {
         let steps = self.budget.steps_max();
         let failed = |source: rusqlite::Error| match source.sqlite_error_code() {
             Some(ErrorCode::OperationInterrupted) => KeyedError::StepLimit { steps },
-            _ => KeyedError::Query { message: super::full::message_of(&source) },
+            _ => KeyedError::Query { message: SqliteError::message_of(&source) },
         };
         let mut statement = self.memory.prepare_cached(sql).map_err(failed)?;
         self.budget.open();

@@ -39,6 +39,15 @@ impl SqliteError {
         &self.path
     }
 
+    /// What SQLite itself says of an error of a query.
+    pub(crate) fn message_of(error: &rusqlite::Error) -> String {
+        match error {
+            rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
+            rusqlite::Error::SqliteFailure(_, Some(message)) => message.clone(),
+            other => other.to_string(),
+        }
+    }
+
     /// Whether the disk is full: the user can do something about it, and then we go on.
     pub(crate) fn is_disk_full(&self) -> bool {
         is_disk_full(&self.source)

@@ -17,7 +17,7 @@ use super::names::{Meaning, Names, SourceColumn, Term, columns_of, is_optional};
 use super::restrict::{self, Restricted};
 use super::row::{Affinity, Column, RowExpr};
 use super::side::What;
-use super::syntax::{Arm, Body, Core, Expr, Item, Kind, Output, Part, Query, Source};
+use super::syntax::{Arm, Body, Core, Expr, ExprPart, Kind, OutputTerm, Query, Source, SourceItem};
 use super::{Keyed, Reason, print, table_name_of};
 use crate::join::aggregate_state::{Aggregate, Function};
 use crate::storage::sqlite::quoted;
@@ -112,7 +112,7 @@ pub(super) fn accumulate(
     };
     let mut results = Vec::new();
     for output in &core.outputs {
-        let Output::Expr { expr, .. } = output else { return None };
+        let OutputTerm::Expr { expr, .. } = output else { return None };
         results.push(print::print_expr(&split.rewritten(expr, true)?));
     }
     let having = core.having.as_ref().map(|having| split.rewritten(having, false));
@@ -130,7 +130,8 @@ pub(super) fn accumulate(
 
     let rows_driven_by = |driving: Expr, sources: Vec<Source>| {
         let outputs = std::iter::once(driving).chain(columns.iter().cloned());
-        let mut outputs: Vec<Output> = outputs.map(|expr| Output::Expr { expr, name: None }).collect();
+        let mut outputs: Vec<OutputTerm> =
+            outputs.map(|expr| OutputTerm::Expr { expr, name: None }).collect();
         // WHERE may read them by name.
         outputs.extend(core.outputs.iter().filter(|output| is_named_value(output)).cloned());
         let core = Core {
@@ -228,15 +229,15 @@ impl<'q> Split<'_, 'q> {
             }
             _ => {
                 let mut parts = Vec::with_capacity(expr.parts.len() + 2);
-                parts.push(Part::Text("(".to_owned()));
+                parts.push(ExprPart::Text("(".to_owned()));
                 for part in &expr.parts {
                     parts.push(match part {
-                        Part::Text(text) => Part::Text(text.clone()),
-                        Part::Expr(expr) => Part::Expr(self.rewritten(expr, false)?),
-                        Part::Query(_) => return None,
+                        ExprPart::Text(text) => ExprPart::Text(text.clone()),
+                        ExprPart::Expr(expr) => ExprPart::Expr(self.rewritten(expr, false)?),
+                        ExprPart::Query(_) => return None,
                     });
                 }
-                parts.push(Part::Text(")".to_owned()));
+                parts.push(ExprPart::Text(")".to_owned()));
                 Some(Expr { kind: Kind::Other, parts })
             }
         }
@@ -273,7 +274,8 @@ impl<'q> Split<'_, 'q> {
             ("max", 1) => Function::Max,
             _ => return None,
         };
-        let is_filtered = expr.parts.iter().any(|part| matches!(part, Part::Text(text) if text == FILTER));
+        let is_filtered =
+            expr.parts.iter().any(|part| matches!(part, ExprPart::Text(text) if text == FILTER));
         let children: Vec<&'q Expr> = expr.children().collect();
         // An order among the arguments would be one more.
         if children.len() != args + usize::from(is_filtered) {
@@ -301,15 +303,15 @@ impl<'q> Split<'_, 'q> {
     }
 
     fn only_if(&self, filter: &'q Expr, value: Expr) -> Expr {
-        let text = |text: &str| Part::Text(text.to_owned());
-        let filter = Part::Expr(self.resolved(filter));
-        let parts = vec![text("CASE WHEN "), filter, text(" THEN "), Part::Expr(value), text(" END")];
+        let text = |text: &str| ExprPart::Text(text.to_owned());
+        let filter = ExprPart::Expr(self.resolved(filter));
+        let parts = vec![text("CASE WHEN "), filter, text(" THEN "), ExprPart::Expr(value), text(" END")];
         Expr { kind: Kind::Other, parts }
     }
 
     /// A term of GROUP BY written out.
     fn group_expr(&self, expr: &'q Expr) -> Option<Expr> {
-        if let (Kind::Literal, [Part::Text(text)]) = (&expr.bare().kind, expr.bare().parts.as_slice())
+        if let (Kind::Literal, [ExprPart::Text(text)]) = (&expr.bare().kind, expr.bare().parts.as_slice())
             && let Ok(number) = text.trim().parse::<usize>()
         {
             let terms = self.names.terms(0);
@@ -324,12 +326,15 @@ impl<'q> Split<'_, 'q> {
         if let Kind::Column { table: None, name } = &expr.kind
             && let Some(Meaning::Output { expr, .. }) = self.names.find(0, None, name)
         {
-            let parts =
-                vec![Part::Text("(".to_owned()), Part::Expr(expr.clone()), Part::Text(")".to_owned())];
+            let parts = vec![
+                ExprPart::Text("(".to_owned()),
+                ExprPart::Expr(expr.clone()),
+                ExprPart::Text(")".to_owned()),
+            ];
             return Expr { kind: Kind::Parenthesis, parts };
         }
         let parts = expr.parts.iter().map(|part| match part {
-            Part::Expr(expr) => Part::Expr(self.resolved(expr)),
+            ExprPart::Expr(expr) => ExprPart::Expr(self.resolved(expr)),
             other => other.clone(),
         });
         Expr { kind: expr.kind.clone(), parts: parts.collect() }
@@ -340,7 +345,7 @@ impl<'q> Split<'_, 'q> {
 const FILTER: &str = " FILTER (WHERE ";
 
 fn text_expr(text: String) -> Expr {
-    Expr { kind: Kind::Other, parts: vec![Part::Text(text)] }
+    Expr { kind: Kind::Other, parts: vec![ExprPart::Text(text)] }
 }
 
 /// Columns of which every row below the aggregates may have one value, with the FROM that has them.
@@ -355,16 +360,16 @@ fn driving_columns(core: &Core) -> Vec<(Expr, Vec<Source>)> {
                 columns.push((column_of(source, &name), core.sources.clone()));
             }
         }
-        let Item::Query { query, columns: column_names } = &source.item else { continue };
+        let SourceItem::Query { query, columns: column_names } = &source.item else { continue };
         if !column_names.is_empty() {
             continue;
         }
         for key in hidden_keys(query) {
             let mut sources = core.sources.clone();
-            if let Item::Query { query, .. } = &mut sources[index].item
+            if let SourceItem::Query { query, .. } = &mut sources[index].item
                 && let Some(Arm { body: Body::Core(inner), .. }) = query.arms.first_mut()
             {
-                inner.outputs.push(Output::Expr { expr: key, name: Some(HIDDEN.to_owned()) });
+                inner.outputs.push(OutputTerm::Expr { expr: key, name: Some(HIDDEN.to_owned()) });
                 columns.push((column_of(source, HIDDEN), sources));
             }
         }
@@ -383,7 +388,7 @@ fn hidden_keys(query: &Query) -> Vec<Expr> {
         return Vec::new();
     }
     if !names.is_aggregate(0) {
-        let topics = core.sources.iter().filter(|source| matches!(source.item, Item::Topic { .. }));
+        let topics = core.sources.iter().filter(|source| matches!(source.item, SourceItem::Topic { .. }));
         return topics.map(|source| column_of(source, Column::Key.name())).collect();
     }
     let is_key = |expr: &&Expr| match &expr.bare().kind {
@@ -400,27 +405,27 @@ fn column_of(source: &Source, name: &str) -> Expr {
     let qualifier = source.alias.as_deref().map(|alias| format!("{}.", quoted(alias))).unwrap_or_default();
     Expr {
         kind: Kind::Column { table: source.alias.clone(), name: name.to_owned() },
-        parts: vec![Part::Text(format!("{qualifier}{}", quoted(name)))],
+        parts: vec![ExprPart::Text(format!("{qualifier}{}", quoted(name)))],
     }
 }
 
 /// Whether a term of the select list is one value of a row, and has a name.
-fn is_named_value(output: &Output) -> bool {
+fn is_named_value(output: &OutputTerm) -> bool {
     fn aggregates(expr: &Expr) -> bool {
         is_aggregate_call(expr) || expr.children().any(aggregates)
     }
-    matches!(output, Output::Expr { expr, name: Some(_) } if !aggregates(expr))
+    matches!(output, OutputTerm::Expr { expr, name: Some(_) } if !aggregates(expr))
 }
 
 /// Whether `*` somewhere may stand for a column `_change` whose value matters.
 fn hides_change(query: &Query) -> bool {
     query.arms.iter().any(|arm| {
         let Body::Core(core) = &arm.body else { return false };
-        let has_star = core.outputs.iter().any(|output| matches!(output, Output::Star(_)));
+        let has_star = core.outputs.iter().any(|output| matches!(output, OutputTerm::Star(_)));
         let compares = core.distinct || query.arms.len() > 1;
         has_star && compares
             || core.sources.iter().any(|source| match &source.item {
-                Item::Query { query, columns } => !columns.is_empty() || hides_change(query),
+                SourceItem::Query { query, columns } => !columns.is_empty() || hides_change(query),
                 _ => false,
             })
     })

@@ -7,7 +7,7 @@ use super::Reason;
 use super::names::{Meaning, Names, Scope, SourceColumn, Term};
 use super::row::Affinity;
 use super::side::cast_affinity;
-use super::syntax::{Expr, Kind, Over, PARTITION, Part, Query, any, expressions};
+use super::syntax::{Expr, ExprPart, Kind, Over, PARTITION, Query, any, expressions};
 
 const AGGREGATES: [&str; 12] = [
     "count",
@@ -99,10 +99,10 @@ impl<'q> Names<'q> {
                     let start = call
                         .parts
                         .iter()
-                        .position(|part| matches!(part, Part::Text(text) if text == PARTITION))
+                        .position(|part| matches!(part, ExprPart::Text(text) if text == PARTITION))
                         .unwrap_or(call.parts.len());
                     let terms = call.parts[start..].iter().filter_map(|part| match part {
-                        Part::Expr(expr) => Some(self.canonical(scope, expr)),
+                        ExprPart::Expr(expr) => Some(self.canonical(scope, expr)),
                         _ => None,
                     });
                     let mut terms: Vec<String> = terms.take(*partition).collect();
@@ -190,7 +190,7 @@ impl<'q> Names<'q> {
                 let operators = ["->", "||"];
                 expr.parts
                     .iter()
-                    .any(|part| matches!(part, Part::Text(text) if operators.contains(&text.trim())))
+                    .any(|part| matches!(part, ExprPart::Text(text) if operators.contains(&text.trim())))
             }
             Kind::Function { name, .. } => ONE_SPELLING.contains(&name.as_str()),
             _ => false,
@@ -199,7 +199,7 @@ impl<'q> Names<'q> {
 
     /// A GROUP BY term in canonical form; a number stands for a column.
     pub(super) fn group_term(&self, scope: usize, expr: &'q Expr) -> String {
-        if let (Kind::Literal, [Part::Text(text)]) = (&expr.bare().kind, expr.bare().parts.as_slice())
+        if let (Kind::Literal, [ExprPart::Text(text)]) = (&expr.bare().kind, expr.bare().parts.as_slice())
             && let Some(index) = text.trim().parse::<usize>().ok().and_then(|number| number.checked_sub(1))
             && let Some(term) = self.terms(scope).get(index)
         {
@@ -226,11 +226,11 @@ impl<'q> Names<'q> {
         let mut text = String::new();
         for part in &expr.parts {
             match part {
-                Part::Text(piece) => text.push_str(piece),
+                ExprPart::Text(piece) => text.push_str(piece),
                 // Which belongs to which is told by parentheses alone.
-                Part::Expr(expr) => text.push_str(&format!("({})", self.canonical(scope, expr))),
+                ExprPart::Expr(expr) => text.push_str(&format!("({})", self.canonical(scope, expr))),
                 // Never equal to anything.
-                Part::Query(query) => text.push_str(&format!("{:p}", std::ptr::from_ref::<Query>(query))),
+                ExprPart::Query(query) => text.push_str(&format!("{:p}", std::ptr::from_ref::<Query>(query))),
             }
         }
         text

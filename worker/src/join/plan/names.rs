@@ -1,9 +1,8 @@
 //! What the names in a query mean: columns of its sources, terms of its select list, and what stands around a subquery.
 
 use super::print::print_expr;
-use super::row::{Column, RowExpr};
-use super::side::{Side, What};
-use super::syntax::{Body, Core, Expr, Item, JoinKind, Kind, Output, Query};
+use super::row::Column;
+use super::syntax::{Body, Core, Expr, JoinKind, Kind, OutputTerm, Query, SourceItem};
 
 /// A SELECT core and the one around it whose columns it can see.
 #[derive(Clone, Copy)]
@@ -91,7 +90,7 @@ impl<'q> Names<'q> {
         }
         if table.is_none() {
             for output in &core.outputs {
-                if let Output::Expr { expr, name: Some(alias) } = output
+                if let OutputTerm::Expr { expr, name: Some(alias) } = output
                     && alias.eq_ignore_ascii_case(name)
                 {
                     return Some(Meaning::Output { scope, expr });
@@ -107,8 +106,8 @@ impl<'q> Names<'q> {
         let mut terms = Vec::new();
         for output in &core.outputs {
             match output {
-                Output::Expr { expr, .. } => terms.push(Term::Expr(expr)),
-                Output::Star(of) => {
+                OutputTerm::Expr { expr, .. } => terms.push(Term::Expr(expr)),
+                OutputTerm::Star(of) => {
                     for (source, item) in core.sources.iter().enumerate() {
                         let alias = item.alias.as_deref();
                         let wanted = match of {
@@ -128,15 +127,6 @@ impl<'q> Names<'q> {
         }
         terms
     }
-}
-
-pub(super) fn at(scope: usize, source: usize, column: SourceColumn) -> Option<Side> {
-    let what = match column {
-        SourceColumn::Topic(Column::Change) | SourceColumn::Function => return None,
-        SourceColumn::Topic(column) => What::Row(RowExpr::column(column)),
-        SourceColumn::Query(column) => What::Query(column),
-    };
-    Some(Side { scope, source, what })
 }
 
 pub(super) fn source_name(core: &Core, source: usize) -> String {
@@ -161,14 +151,14 @@ pub(super) fn column_of(core: &Core, source: usize, name: &str) -> Option<Source
 /// The columns of a source by name.
 pub(super) fn columns_of(core: &Core, source: usize) -> Vec<(String, SourceColumn)> {
     match &core.sources[source].item {
-        Item::Topic { .. } => Column::ALL
+        SourceItem::Topic { .. } => Column::ALL
             .into_iter()
             .map(|column| (column.name().to_owned(), SourceColumn::Topic(column)))
             .collect(),
-        Item::Function { .. } => {
+        SourceItem::Function { .. } => {
             JSON_COLUMNS.iter().map(|name| ((*name).to_owned(), SourceColumn::Function)).collect()
         }
-        Item::Query { query, columns } => {
+        SourceItem::Query { query, columns } => {
             let names = if columns.is_empty() { output_names(query) } else { columns.clone() };
             names.into_iter().enumerate().map(|(index, name)| (name, SourceColumn::Query(index))).collect()
         }
@@ -185,13 +175,13 @@ pub(super) fn output_names(query: &Query) -> Vec<String> {
     let mut names = Vec::new();
     for output in &core.outputs {
         match output {
-            Output::Expr { name: Some(name), .. } => names.push(name.clone()),
-            Output::Expr { expr, name: None } => names.push(match &expr.bare().kind {
+            OutputTerm::Expr { name: Some(name), .. } => names.push(name.clone()),
+            OutputTerm::Expr { expr, name: None } => names.push(match &expr.bare().kind {
                 Kind::Column { name, .. } => name.clone(),
                 // Whoever reads such a column by name is evaluated in full: it is not found here.
                 _ => print_expr(expr),
             }),
-            Output::Star(of) => {
+            OutputTerm::Star(of) => {
                 for (source, item) in core.sources.iter().enumerate() {
                     let alias = item.alias.as_deref();
                     let wanted = match of {

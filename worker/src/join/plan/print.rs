@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use super::row::Hint;
-use super::syntax::{Arm, Body, Core, Expr, Item, Kind, Output, Part, Query, Source, window_parts};
+use super::syntax::{
+    Arm, Body, Core, Expr, ExprPart, Kind, OutputTerm, Query, Source, SourceItem, window_parts,
+};
 use super::table_name;
 use crate::storage::sqlite::quoted;
 
@@ -74,11 +76,11 @@ impl Printer<'_> {
                 self.text(", ");
             }
             match output {
-                Output::Star(None) => self.text("*"),
-                Output::Star(Some(alias)) => {
+                OutputTerm::Star(None) => self.text("*"),
+                OutputTerm::Star(Some(alias)) => {
                     let _ = write!(self.sql, "{}.*", quoted(alias));
                 }
-                Output::Expr { expr, name } => {
+                OutputTerm::Expr { expr, name } => {
                     self.expr(expr);
                     if let Some(name) = name {
                         let _ = write!(self.sql, " AS {}", quoted(name));
@@ -108,22 +110,22 @@ impl Printer<'_> {
 
     fn source(&mut self, source: &Source) {
         match &source.item {
-            Item::Topic { occurrence, name } => match self.reads {
+            SourceItem::Topic { occurrence, name } => match self.reads {
                 Reads::Topics => self.text(&quoted(name)),
                 Reads::Occurrences { join_name } => self.text(&table_name(join_name, *occurrence)),
             },
-            Item::Query { query, columns } if columns.is_empty() => {
+            SourceItem::Query { query, columns } if columns.is_empty() => {
                 self.text("(");
                 self.query(query);
                 self.text(")");
             }
-            Item::Query { query, columns } => {
+            SourceItem::Query { query, columns } => {
                 let columns: Vec<String> = columns.iter().map(|column| quoted(column)).collect();
                 let _ = write!(self.sql, "(WITH _named({}) AS (", columns.join(", "));
                 self.query(query);
                 self.text(") SELECT * FROM _named)");
             }
-            Item::Function { name, args } => {
+            SourceItem::Function { name, args } => {
                 self.text(name);
                 self.text("(");
                 self.list("", args);
@@ -157,7 +159,7 @@ impl Printer<'_> {
     fn expr(&mut self, expr: &Expr) {
         let hint = self.hints.get(&std::ptr::from_ref(expr).addr());
         let sides = [expr.parts.first(), expr.parts.last()];
-        if let (Some(hint), Kind::Equals, [Some(Part::Expr(left)), Some(Part::Expr(right))]) =
+        if let (Some(hint), Kind::Equals, [Some(ExprPart::Expr(left)), Some(ExprPart::Expr(right))]) =
             (hint, &expr.kind, sides)
         {
             self.text("(");
@@ -174,12 +176,12 @@ impl Printer<'_> {
         }
     }
 
-    fn parts(&mut self, parts: &[Part]) {
+    fn parts(&mut self, parts: &[ExprPart]) {
         for part in parts {
             match part {
-                Part::Text(text) => self.text(text),
-                Part::Expr(expr) => self.expr(expr),
-                Part::Query(query) => self.query(query),
+                ExprPart::Text(text) => self.text(text),
+                ExprPart::Expr(expr) => self.expr(expr),
+                ExprPart::Query(query) => self.query(query),
             }
         }
     }

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::names::{Meaning, Names, Scope, SourceColumn, Term, at, column_of, is_optional, source_name};
+use super::names::{Meaning, Names, Scope, SourceColumn, Term, column_of, is_optional, source_name};
 use super::print::print_expr;
 use super::row::{Cast, Hint, RowExpr};
-use super::side::{Side, Trouble, What};
+use super::side::{NotASide, Side, What, at};
 use super::syntax::{
-    Body, Expr, Item, JoinKind, Kind, Part, Query, UNION_ALL, conjuncts, expressions, nested, reads_topics,
+    Body, Expr, ExprPart, JoinKind, Kind, Query, SourceItem, UNION_ALL, conjuncts, expressions, nested,
+    reads_topics,
 };
 use super::{Link, Matching, Reason};
 use crate::fault::{self, Sabotage};
@@ -152,8 +153,8 @@ impl<'q> Planner<'q> {
             return self.subqueries(scope);
         }
         let side = self.names.side_of(scope, term).map_err(|trouble| match trouble {
-            Trouble::Several => Reason::KeyOfSeveral { key: key() },
-            Trouble::NotIndexable => Reason::NotIndexable { key: key() },
+            NotASide::Several => Reason::KeyOfSeveral { key: key() },
+            NotASide::NotIndexable => Reason::NotIndexable { key: key() },
         })?;
         if side.scope != scope {
             return Err(Reason::KeyOfSeveral { key: key() });
@@ -196,7 +197,8 @@ impl<'q> Planner<'q> {
         if others.iter().any(|other| other != groups) {
             return None;
         }
-        let Item::Topic { name, .. } = &self.names.scopes[side.scope].core.sources[side.source].item else {
+        let SourceItem::Topic { name, .. } = &self.names.scopes[side.scope].core.sources[side.source].item
+        else {
             return None;
         };
         let of_group = self.names.row_of_group(side.scope, expr, groups)?;
@@ -216,7 +218,7 @@ impl<'q> Planner<'q> {
         let core = self.names.scopes[side.scope].core;
         self.state.reached.insert((side.scope, side.source));
         match (&core.sources[side.source].item, &side.what) {
-            (Item::Topic { name, occurrence }, What::Row(by)) => {
+            (SourceItem::Topic { name, occurrence }, What::Row(by)) => {
                 self.state.rules.push(Rule {
                     topic: name.clone(),
                     number: *occurrence,
@@ -225,7 +227,7 @@ impl<'q> Planner<'q> {
                 });
                 Ok(())
             }
-            (Item::Query { query, .. }, What::Query(column)) => {
+            (SourceItem::Query { query, .. }, What::Query(column)) => {
                 self.query(query, *column, cast, from.to_vec(), self.names.scopes[side.scope].parent)
             }
             _ => Err(Reason::Syntax),
@@ -238,9 +240,9 @@ impl<'q> Planner<'q> {
         let core = self.names.scopes[scope].core;
         for (index, source) in core.sources.iter().enumerate() {
             let needs_none = match &source.item {
-                Item::Function { .. } => true,
-                Item::Query { query, .. } => !reads_topics(query),
-                Item::Topic { .. } => false,
+                SourceItem::Function { .. } => true,
+                SourceItem::Query { query, .. } => !reads_topics(query),
+                SourceItem::Topic { .. } => false,
             };
             if needs_none {
                 self.state.reached.insert((scope, index));
@@ -336,7 +338,7 @@ impl<'q> Planner<'q> {
             core.sources.iter().filter(|source| source.kind == JoinKind::Inner).filter_map(|s| s.on.as_ref()),
         );
         for conjunct in required.flat_map(conjuncts) {
-            if let (Kind::In { negated: false }, [Part::Expr(left), _, Part::Query(query), _]) =
+            if let (Kind::In { negated: false }, [ExprPart::Expr(left), _, ExprPart::Query(query), _]) =
                 (&conjunct.kind, conjunct.parts.as_slice())
             {
                 let query: &Query = query;
@@ -398,12 +400,12 @@ impl<'q> Planner<'q> {
     fn values(&self, side: &Side, cast: Cast) -> Option<Vec<Link>> {
         let core = self.names.scopes[side.scope].core;
         match (&core.sources[side.source].item, &side.what) {
-            (Item::Topic { occurrence, .. }, What::Row(of)) => {
+            (SourceItem::Topic { occurrence, .. }, What::Row(of)) => {
                 let index = self.state.rules.iter().position(|rule| rule.number == *occurrence)?;
                 let of = of.clone().cast(cast);
                 Some(vec![Link::Parent { index, of, matching: Matching::Equal }])
             }
-            (Item::Query { query, .. }, What::Query(column)) => {
+            (SourceItem::Query { query, .. }, What::Query(column)) => {
                 let mut links = Vec::new();
                 for scope in self.state.arms.get(&std::ptr::from_ref::<Query>(query).addr())? {
                     let scope = (*scope)?;
@@ -481,7 +483,7 @@ impl<'q> Planner<'q> {
         let mut edges = Vec::new();
         let mut add = |on: Option<usize>, expr: &'q Expr| {
             for conjunct in conjuncts(expr) {
-                if let (Kind::Equals, [Part::Expr(left), _, Part::Expr(right)]) =
+                if let (Kind::Equals, [ExprPart::Expr(left), _, ExprPart::Expr(right)]) =
                     (&conjunct.kind, conjunct.parts.as_slice())
                     && let Ok(left) = self.names.side_of(scope, Term::Expr(left))
                     && let Ok(right) = self.names.side_of(scope, Term::Expr(right))

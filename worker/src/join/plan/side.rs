@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::names::{Meaning, Names, Scope, SourceColumn, Term, at, column_of};
+use super::names::{Meaning, Names, Scope, SourceColumn, Term, column_of};
 use super::row::{Affinity, Column, RowExpr};
-use super::syntax::{Body, Expr, Item, JoinKind, Kind, Part};
+use super::syntax::{Body, Expr, ExprPart, JoinKind, Kind, SourceItem};
 
 /// One side of an equality: something that a single source gives.
 #[derive(Debug, Clone)]
@@ -34,40 +34,40 @@ const TIME: [&str; 6] = ["date", "time", "datetime", "julianday", "unixepoch", "
 
 impl<'q> Names<'q> {
     /// Understands a term as something that a single source gives.
-    pub(super) fn side_of(&self, scope: usize, term: Term<'q>) -> Result<Side, Trouble> {
+    pub(super) fn side_of(&self, scope: usize, term: Term<'q>) -> Result<Side, NotASide> {
         let expr = match term {
-            Term::At { source, column } => return at(scope, source, column).ok_or(Trouble::NotIndexable),
+            Term::At { source, column } => return at(scope, source, column).ok_or(NotASide::NotIndexable),
             Term::Expr(expr) => expr.bare(),
         };
         let mut places = BTreeSet::new();
         self.places(scope, expr, &mut places)?;
         let mut places = places.into_iter();
         let (Some((at_scope, source)), None) = (places.next(), places.next()) else {
-            return Err(Trouble::Several);
+            return Err(NotASide::Several);
         };
         match &self.scopes[at_scope].core.sources[source].item {
-            Item::Topic { .. } => {
-                let expr = self.row(scope, expr).ok_or(Trouble::NotIndexable)?;
+            SourceItem::Topic { .. } => {
+                let expr = self.row(scope, expr).ok_or(NotASide::NotIndexable)?;
                 if expr.is_constant() {
-                    return Err(Trouble::NotIndexable);
+                    return Err(NotASide::NotIndexable);
                 }
                 Ok(Side { scope: at_scope, source, what: What::Row(expr) })
             }
-            Item::Query { .. } => {
-                let Kind::Column { table, name } = &expr.kind else { return Err(Trouble::NotIndexable) };
+            SourceItem::Query { .. } => {
+                let Kind::Column { table, name } = &expr.kind else { return Err(NotASide::NotIndexable) };
                 match self.find(scope, table.as_deref(), name) {
                     Some(Meaning::Column { scope, source, column }) => {
-                        at(scope, source, column).ok_or(Trouble::NotIndexable)
+                        at(scope, source, column).ok_or(NotASide::NotIndexable)
                     }
                     Some(Meaning::Output { scope, expr }) => self.side_of(scope, Term::Expr(expr)),
                     Some(Meaning::Merged { right, .. }) => {
                         let column = column_of(self.scopes[scope].core, right, name);
-                        column.and_then(|column| at(scope, right, column)).ok_or(Trouble::NotIndexable)
+                        column.and_then(|column| at(scope, right, column)).ok_or(NotASide::NotIndexable)
                     }
-                    None => Err(Trouble::Several),
+                    None => Err(NotASide::Several),
                 }
             }
-            Item::Function { .. } => Err(Trouble::NotIndexable),
+            SourceItem::Function { .. } => Err(NotASide::NotIndexable),
         }
     }
 
@@ -77,7 +77,7 @@ impl<'q> Names<'q> {
             What::Row(expr) => Some(expr.affinity),
             What::Query(column) => {
                 let core = self.scopes[side.scope].core;
-                let Item::Query { query, .. } = &core.sources[side.source].item else { return None };
+                let SourceItem::Query { query, .. } = &core.sources[side.source].item else { return None };
                 let mut found = None;
                 for arm in &query.arms {
                     let Body::Core(core) = &arm.body else { return None };
@@ -109,9 +109,9 @@ impl<'q> Names<'q> {
         scope: usize,
         expr: &'q Expr,
         places: &mut BTreeSet<(usize, usize)>,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), NotASide> {
         if let Kind::Column { table, name } = &expr.kind {
-            match self.find(scope, table.as_deref(), name).ok_or(Trouble::Several)? {
+            match self.find(scope, table.as_deref(), name).ok_or(NotASide::Several)? {
                 Meaning::Column { scope, source, .. } => {
                     places.insert((scope, source));
                 }
@@ -126,9 +126,9 @@ impl<'q> Names<'q> {
         }
         for part in &expr.parts {
             match part {
-                Part::Text(_) => {}
-                Part::Expr(expr) => self.places(scope, expr, places)?,
-                Part::Query(_) => return Err(Trouble::Several),
+                ExprPart::Text(_) => {}
+                ExprPart::Expr(expr) => self.places(scope, expr, places)?,
+                ExprPart::Query(_) => return Err(NotASide::Several),
             }
         }
         Ok(())
@@ -160,7 +160,7 @@ impl<'q> Names<'q> {
                 Meaning::Output { scope, expr } => self.row_of_group(scope, expr, groups),
             },
             Kind::Literal => match expr.parts.as_slice() {
-                [Part::Text(text)] if !text.starts_with(['x', 'X']) => Some(RowExpr::literal(text)),
+                [ExprPart::Text(text)] if !text.starts_with(['x', 'X']) => Some(RowExpr::literal(text)),
                 _ => None,
             },
             Kind::Parenthesis => {
@@ -172,7 +172,7 @@ impl<'q> Names<'q> {
             Kind::Arrow => {
                 let mut children = expr.children();
                 let (document, path) = (children.next()?, children.next()?);
-                let [_, Part::Text(operator), _] = expr.parts.as_slice() else { return None };
+                let [_, ExprPart::Text(operator), _] = expr.parts.as_slice() else { return None };
                 let field = plain_path(path)?;
                 let (document, path) = (row(document)?, row(path)?);
                 let inner = vec![document.clone(), path];
@@ -180,7 +180,7 @@ impl<'q> Names<'q> {
                 Some(taken.taking(&document, field))
             }
             Kind::Arithmetic => {
-                let [_, Part::Text(operator), _] = expr.parts.as_slice() else { return None };
+                let [_, ExprPart::Text(operator), _] = expr.parts.as_slice() else { return None };
                 Some(RowExpr::compose(&["", operator, ""], inner()?, Affinity::None, true))
             }
             Kind::Cast { to } => {
@@ -218,7 +218,7 @@ impl<'q> Names<'q> {
     pub(super) fn is_time(&self, scope: usize, name: &str, args: &[&'q Expr]) -> bool {
         let skip = usize::from(name == "strftime");
         let text = |expr: &Expr| match (&expr.kind, expr.parts.as_slice()) {
-            (Kind::Literal, [Part::Text(text)]) => Some(text.to_ascii_lowercase()),
+            (Kind::Literal, [ExprPart::Text(text)]) => Some(text.to_ascii_lowercase()),
             _ => None,
         };
         let fits = |modifier: &String| {
@@ -235,8 +235,18 @@ impl<'q> Names<'q> {
     }
 }
 
+/// A column of a source as a side; `None` for one that no index can hold.
+pub(super) fn at(scope: usize, source: usize, column: SourceColumn) -> Option<Side> {
+    let what = match column {
+        SourceColumn::Topic(Column::Change) | SourceColumn::Function => return None,
+        SourceColumn::Topic(column) => What::Row(RowExpr::column(column)),
+        SourceColumn::Query(column) => What::Query(column),
+    };
+    Some(Side { scope, source, what })
+}
+
 /// Why a term is nothing that a single source gives.
-pub(super) enum Trouble {
+pub(super) enum NotASide {
     Several,
     NotIndexable,
 }
@@ -244,7 +254,7 @@ pub(super) enum Trouble {
 /// The top-level field that a path into JSON goes through, if it is a literal that can't be malformed; none for one that
 /// goes elsewhere.
 pub(super) fn plain_path(expr: &Expr) -> Option<Option<String>> {
-    let (Kind::Literal, [Part::Text(text)]) = (&expr.kind, expr.parts.as_slice()) else { return None };
+    let (Kind::Literal, [ExprPart::Text(text)]) = (&expr.kind, expr.parts.as_slice()) else { return None };
     if text.parse::<u32>().is_ok() {
         return Some(None);
     }

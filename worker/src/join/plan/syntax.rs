@@ -48,7 +48,7 @@ pub(super) enum Body {
 #[derive(Debug, Clone)]
 pub(super) struct Core {
     pub(super) distinct: bool,
-    pub(super) outputs: Vec<Output>,
+    pub(super) outputs: Vec<OutputTerm>,
     pub(super) sources: Vec<Source>,
     pub(super) filter: Option<Expr>,
     pub(super) group_by: Vec<Expr>,
@@ -59,7 +59,7 @@ pub(super) struct Core {
 
 /// A term of the select list.
 #[derive(Debug, Clone)]
-pub(super) enum Output {
+pub(super) enum OutputTerm {
     Expr {
         expr: Expr,
         name: Option<String>,
@@ -84,7 +84,7 @@ pub(super) struct Source {
     pub(super) kind: JoinKind,
     /// The operator as written; nothing before the first.
     pub(super) operator: String,
-    pub(super) item: Item,
+    pub(super) item: SourceItem,
     /// The name by which columns are qualified.
     pub(super) alias: Option<String>,
     pub(super) on: Option<Expr>,
@@ -92,7 +92,7 @@ pub(super) struct Source {
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum Item {
+pub(super) enum SourceItem {
     /// A topic; occurrences are counted in the order of the text.
     Topic { name: String, occurrence: usize },
     /// A subquery, with the names that its columns are given from outside.
@@ -105,11 +105,11 @@ pub(super) enum Item {
 #[derive(Debug, Clone)]
 pub(super) struct Expr {
     pub(super) kind: Kind,
-    pub(super) parts: Vec<Part>,
+    pub(super) parts: Vec<ExprPart>,
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum Part {
+pub(super) enum ExprPart {
     Text(String),
     Expr(Expr),
     Query(Box<Query>),
@@ -166,13 +166,13 @@ pub(super) struct Window {
     pub(super) base: Option<String>,
     pub(super) partition_by: Vec<Expr>,
     /// ORDER BY and the frame.
-    pub(super) rest: Vec<Part>,
+    pub(super) rest: Vec<ExprPart>,
 }
 
 impl Expr {
     pub(super) fn children(&self) -> impl Iterator<Item = &Expr> {
         self.parts.iter().filter_map(|part| match part {
-            Part::Expr(expr) => Some(expr),
+            ExprPart::Expr(expr) => Some(expr),
             _ => None,
         })
     }
@@ -180,7 +180,7 @@ impl Expr {
     /// The expression without the parentheses around it.
     pub(super) fn bare(&self) -> &Expr {
         match (&self.kind, self.parts.as_slice()) {
-            (Kind::Parenthesis, [_, Part::Expr(inner), _]) => inner.bare(),
+            (Kind::Parenthesis, [_, ExprPart::Expr(inner), _]) => inner.bare(),
             _ => self,
         }
     }
@@ -207,20 +207,20 @@ fn parse(sql: &str, queries: &BTreeMap<String, String>, depth: usize) -> Result<
     let mut parser = Parser::new(&bump, sql.as_bytes());
     match parser.next() {
         Ok(Some(Cmd::Stmt(Stmt::Select(select)))) => {
-            Reader { queries, depth, ctes: Vec::new() }.select(select)
+            QueryReader { queries, depth, ctes: Vec::new() }.select(select)
         }
         _ => Err(Reason::Syntax),
     }
 }
 
-struct Reader<'a> {
+struct QueryReader<'a> {
     queries: &'a BTreeMap<String, String>,
     depth: usize,
     /// Common table expressions in sight, the innermost last: lower-case name, query, names of columns.
     ctes: Vec<(String, Query, Vec<String>)>,
 }
 
-impl Reader<'_> {
+impl QueryReader<'_> {
     fn select(&mut self, select: &ast::Select<'_>) -> Result<Query, Reason> {
         let in_sight = self.ctes.len();
         if let Some(with) = &select.with {
@@ -274,7 +274,7 @@ impl Reader<'_> {
             behind.push_str(&Shown(nulls).to_string());
         }
         let expr = self.expr(&term.expr)?;
-        Ok(Expr { kind: Kind::Other, parts: vec![Part::Expr(expr), Part::Text(behind)] })
+        Ok(Expr { kind: Kind::Other, parts: vec![ExprPart::Expr(expr), ExprPart::Text(behind)] })
     }
 
     fn body(&mut self, select: &OneSelect<'_>) -> Result<Body, Reason> {
@@ -295,10 +295,10 @@ impl Reader<'_> {
         let mut outputs = Vec::new();
         for column in *columns {
             outputs.push(match column {
-                ResultColumn::Star => Output::Star(None),
-                ResultColumn::TableStar(name) => Output::Star(Some(unquoted(name.0))),
+                ResultColumn::Star => OutputTerm::Star(None),
+                ResultColumn::TableStar(name) => OutputTerm::Star(Some(unquoted(name.0))),
                 ResultColumn::Expr(expr, name) => {
-                    Output::Expr { expr: self.expr(expr)?, name: name.as_ref().map(alias) }
+                    OutputTerm::Expr { expr: self.expr(expr)?, name: name.as_ref().map(alias) }
                 }
             });
         }
@@ -367,14 +367,14 @@ impl Reader<'_> {
                 let alias = Some(given.as_ref().map_or_else(|| plain.clone(), alias));
                 let cte = self.ctes.iter().rev().find(|(name, ..)| *name == lower);
                 let item = if let Some((_, query, columns)) = cte {
-                    Item::Query { query: Box::new(query.clone()), columns: columns.clone() }
+                    SourceItem::Query { query: Box::new(query.clone()), columns: columns.clone() }
                 } else if let Some(sql) = self.queries.get(&lower) {
                     let query = Box::new(parse(sql, self.queries, self.depth + 1)?);
-                    Item::Query { query, columns: Vec::new() }
+                    SourceItem::Query { query, columns: Vec::new() }
                 } else if ["json_each", "json_tree"].contains(&lower.as_str()) {
                     return Err(Reason::Syntax);
                 } else {
-                    Item::Topic { name: plain, occurrence: 0 }
+                    SourceItem::Topic { name: plain, occurrence: 0 }
                 };
                 (item, alias)
             }
@@ -382,11 +382,11 @@ impl Reader<'_> {
                 let plain = unquoted(name.name.0);
                 let args = args.unwrap_or_default().iter().map(|e| self.expr(e)).collect::<Result<_, _>>()?;
                 let alias = Some(given.as_ref().map_or_else(|| plain.clone(), alias));
-                (Item::Function { name: plain, args }, alias)
+                (SourceItem::Function { name: plain, args }, alias)
             }
             SelectTable::Select(select, given) => {
                 let query = Box::new(self.select(select)?);
-                (Item::Query { query, columns: Vec::new() }, given.as_ref().map(alias))
+                (SourceItem::Query { query, columns: Vec::new() }, given.as_ref().map(alias))
             }
             SelectTable::Sub(..) => return Err(Reason::NestedFrom),
         };
@@ -404,10 +404,10 @@ impl Reader<'_> {
         let mut rest = Vec::new();
         for (index, term) in window.order_by.unwrap_or_default().iter().enumerate() {
             rest.push(text(if index == 0 { " ORDER BY " } else { ", " }));
-            rest.push(Part::Expr(self.sorted_term(term)?));
+            rest.push(ExprPart::Expr(self.sorted_term(term)?));
         }
         if let Some(frame) = &window.frame_clause {
-            rest.push(Part::Text(format!(" {}", Shown(frame))));
+            rest.push(ExprPart::Text(format!(" {}", Shown(frame))));
         }
         Ok(Window { base: window.base.as_ref().map(|name| unquoted(name.0)), partition_by, rest })
     }
@@ -428,7 +428,7 @@ impl Reader<'_> {
             E::Binary(lhs, operator, rhs) => {
                 use ast::Operator as O;
                 parts.push(self.part(lhs)?);
-                parts.push(Part::Text(format!(" {} ", Shown(operator))));
+                parts.push(ExprPart::Text(format!(" {} ", Shown(operator))));
                 parts.push(self.part(rhs)?);
                 match operator {
                     O::Equals => Kind::Equals,
@@ -463,21 +463,21 @@ impl Reader<'_> {
                 let to = type_name.as_ref().map(|name| Shown(name).to_string()).unwrap_or_default();
                 parts.push(text("CAST("));
                 parts.push(self.part(expr)?);
-                parts.push(Part::Text(format!(" AS {to})")));
+                parts.push(ExprPart::Text(format!(" AS {to})")));
                 Kind::Cast { to: to.trim().to_ascii_uppercase() }
             }
             E::Collate(..) => return Err(Reason::Collation),
             E::DoublyQualified(..) | E::Raise(..) | E::Variable(_) => return Err(Reason::Syntax),
             E::Exists(query) => {
                 parts.push(text("EXISTS ("));
-                parts.push(Part::Query(Box::new(self.select(query)?)));
+                parts.push(ExprPart::Query(Box::new(self.select(query)?)));
                 parts.push(text(")"));
                 Kind::Subquery
             }
             E::FunctionCall { name, distinctness, args, order_by, filter_over } => {
                 let distinct = matches!(distinctness, Some(ast::Distinctness::Distinct));
                 let args = args.unwrap_or_default();
-                parts.push(Part::Text(format!("{}({}", name.0, if distinct { "DISTINCT " } else { "" })));
+                parts.push(ExprPart::Text(format!("{}({}", name.0, if distinct { "DISTINCT " } else { "" })));
                 let name = unquoted(name.0);
                 for (index, arg) in args.iter().enumerate() {
                     if index > 0 {
@@ -488,7 +488,7 @@ impl Reader<'_> {
                 if let Some(ast::FunctionCallOrder::SortList(terms)) = order_by {
                     for (index, term) in terms.iter().enumerate() {
                         parts.push(text(if index == 0 { " ORDER BY " } else { ", " }));
-                        parts.push(Part::Expr(self.sorted_term(term)?));
+                        parts.push(ExprPart::Expr(self.sorted_term(term)?));
                     }
                 }
                 parts.push(text(")"));
@@ -496,7 +496,7 @@ impl Reader<'_> {
                 Kind::Function { name: name.to_ascii_lowercase(), distinct, args: args.len(), over }
             }
             E::FunctionCallStar { name, filter_over } => {
-                parts.push(Part::Text(format!("{}(*)", name.0)));
+                parts.push(ExprPart::Text(format!("{}(*)", name.0)));
                 let name = unquoted(name.0);
                 let over = self.tail(filter_over.as_ref(), &mut parts)?;
                 Kind::Function { name: name.to_ascii_lowercase(), distinct: false, args: 0, over }
@@ -519,7 +519,7 @@ impl Reader<'_> {
             E::InSelect { lhs, not, rhs } => {
                 parts.push(self.part(lhs)?);
                 parts.push(text(if *not { " NOT IN (" } else { " IN (" }));
-                parts.push(Part::Query(Box::new(self.select(rhs)?)));
+                parts.push(ExprPart::Query(Box::new(self.select(rhs)?)));
                 parts.push(text(")"));
                 Kind::In { negated: *not }
             }
@@ -536,7 +536,7 @@ impl Reader<'_> {
             }
             E::Like { lhs, not, op, rhs, escape } => {
                 parts.push(self.part(lhs)?);
-                parts.push(Part::Text(format!("{} {} ", if *not { " NOT" } else { "" }, Shown(op))));
+                parts.push(ExprPart::Text(format!("{} {} ", if *not { " NOT" } else { "" }, Shown(op))));
                 parts.push(self.part(rhs)?);
                 if let Some(escape) = escape {
                     parts.push(text(" ESCAPE "));
@@ -545,7 +545,7 @@ impl Reader<'_> {
                 Kind::Other
             }
             E::Literal(literal) => {
-                parts.push(Part::Text(Shown(literal).to_string()));
+                parts.push(ExprPart::Text(Shown(literal).to_string()));
                 match literal {
                     ast::Literal::CurrentDate
                     | ast::Literal::CurrentTime
@@ -566,12 +566,12 @@ impl Reader<'_> {
             }
             E::Subquery(query) => {
                 parts.push(text("("));
-                parts.push(Part::Query(Box::new(self.select(query)?)));
+                parts.push(ExprPart::Query(Box::new(self.select(query)?)));
                 parts.push(text(")"));
                 Kind::Subquery
             }
             E::Unary(operator, inner) => {
-                parts.push(Part::Text(format!("{} ", Shown(operator))));
+                parts.push(ExprPart::Text(format!("{} ", Shown(operator))));
                 parts.push(self.part(inner)?);
                 Kind::Other
             }
@@ -579,15 +579,15 @@ impl Reader<'_> {
         Ok(Expr { kind, parts })
     }
 
-    fn part(&mut self, expr: &ast::Expr<'_>) -> Result<Part, Reason> {
-        Ok(Part::Expr(self.expr(expr)?))
+    fn part(&mut self, expr: &ast::Expr<'_>) -> Result<ExprPart, Reason> {
+        Ok(ExprPart::Expr(self.expr(expr)?))
     }
 
     /// FILTER and OVER.
     fn tail(
         &mut self,
         tail: Option<&ast::FunctionTail<'_>>,
-        parts: &mut Vec<Part>,
+        parts: &mut Vec<ExprPart>,
     ) -> Result<Option<Box<Over>>, Reason> {
         let Some(tail) = tail else { return Ok(None) };
         if let Some(filter) = tail.filter_clause {
@@ -599,7 +599,7 @@ impl Reader<'_> {
             None => Ok(None),
             Some(ast::Over::Name(name)) => {
                 let name = unquoted(name.0);
-                parts.push(Part::Text(format!(" OVER {}", quoted(&name))));
+                parts.push(ExprPart::Text(format!(" OVER {}", quoted(&name))));
                 Ok(Some(Box::new(Over::Name(name))))
             }
             Some(ast::Over::Window(window)) => {
@@ -616,14 +616,14 @@ impl Reader<'_> {
 }
 
 /// What stands between the parentheses of a window.
-pub(super) fn window_parts(window: Window) -> Vec<Part> {
+pub(super) fn window_parts(window: Window) -> Vec<ExprPart> {
     let mut parts = Vec::new();
     if let Some(base) = window.base {
-        parts.push(Part::Text(format!("{} ", quoted(&base))));
+        parts.push(ExprPart::Text(format!("{} ", quoted(&base))));
     }
     for (index, term) in window.partition_by.into_iter().enumerate() {
         parts.push(text(if index == 0 { PARTITION } else { ", " }));
-        parts.push(Part::Expr(term));
+        parts.push(ExprPart::Expr(term));
     }
     parts.extend(window.rest);
     parts
@@ -632,18 +632,18 @@ pub(super) fn window_parts(window: Window) -> Vec<Part> {
 /// What stands before the first partition term of a window.
 pub(super) const PARTITION: &str = "PARTITION BY ";
 
-fn text(text: &str) -> Part {
-    Part::Text(text.to_owned())
+fn text(text: &str) -> ExprPart {
+    ExprPart::Text(text.to_owned())
 }
 
-fn column(table: Option<&str>, name: &str, parts: &mut Vec<Part>) -> Kind {
+fn column(table: Option<&str>, name: &str, parts: &mut Vec<ExprPart>) -> Kind {
     let (table, plain) = (table.map(unquoted), unquoted(name));
     if table.is_none() && name == plain && ["true", "false"].contains(&plain.to_ascii_lowercase().as_str()) {
-        parts.push(Part::Text(plain));
+        parts.push(ExprPart::Text(plain));
         return Kind::Literal;
     }
     let qualifier = table.as_deref().map(|table| format!("{}.", quoted(table))).unwrap_or_default();
-    parts.push(Part::Text(format!("{qualifier}{}", quoted(&plain))));
+    parts.push(ExprPart::Text(format!("{qualifier}{}", quoted(&plain))));
     Kind::Column { table, name: plain }
 }
 
@@ -687,19 +687,21 @@ fn number(query: &mut Query, next: &mut usize) {
         if let Body::Core(core) = &mut arm.body {
             for source in &mut core.sources {
                 match &mut source.item {
-                    Item::Topic { occurrence, .. } => {
+                    SourceItem::Topic { occurrence, .. } => {
                         *occurrence = *next;
                         *next += 1;
                     }
-                    Item::Query { query, .. } => number(query, next),
-                    Item::Function { args, .. } => args.iter_mut().for_each(|arg| number_expr(arg, next)),
+                    SourceItem::Query { query, .. } => number(query, next),
+                    SourceItem::Function { args, .. } => {
+                        args.iter_mut().for_each(|arg| number_expr(arg, next))
+                    }
                 }
                 if let Some(on) = &mut source.on {
                     number_expr(on, next);
                 }
             }
             for output in &mut core.outputs {
-                if let Output::Expr { expr, .. } = output {
+                if let OutputTerm::Expr { expr, .. } = output {
                     number_expr(expr, next);
                 }
             }
@@ -718,30 +720,30 @@ fn number_expr(expr: &mut Expr, next: &mut usize) {
     expr.parts.iter_mut().for_each(|part| number_part(part, next));
 }
 
-fn number_part(part: &mut Part, next: &mut usize) {
+fn number_part(part: &mut ExprPart, next: &mut usize) {
     match part {
-        Part::Text(_) => {}
-        Part::Expr(expr) => number_expr(expr, next),
-        Part::Query(query) => number(query, next),
+        ExprPart::Text(_) => {}
+        ExprPart::Expr(expr) => number_expr(expr, next),
+        ExprPart::Query(query) => number(query, next),
     }
 }
 
 /// All expressions of a core that may hold something to look at.
 pub(super) fn expressions<'q>(core: &'q Core, order_by: &'q [Expr]) -> impl Iterator<Item = &'q Expr> {
     let outputs = core.outputs.iter().filter_map(|output| match output {
-        Output::Expr { expr, .. } => Some(expr),
-        Output::Star(_) => None,
+        OutputTerm::Expr { expr, .. } => Some(expr),
+        OutputTerm::Star(_) => None,
     });
     let sources = core.sources.iter().flat_map(|source| {
         let args = match &source.item {
-            Item::Function { args, .. } => args.as_slice(),
+            SourceItem::Function { args, .. } => args.as_slice(),
             _ => &[],
         };
         source.on.iter().chain(args)
     });
     let windows = core.windows.iter().flat_map(|(_, window)| {
         window.partition_by.iter().chain(window.rest.iter().filter_map(|part| match part {
-            Part::Expr(expr) => Some(expr),
+            ExprPart::Expr(expr) => Some(expr),
             _ => None,
         }))
     });
@@ -758,9 +760,9 @@ pub(super) fn expressions<'q>(core: &'q Core, order_by: &'q [Expr]) -> impl Iter
 pub(super) fn nested<'q>(expr: &'q Expr, each: &mut dyn FnMut(&'q Query)) {
     for part in &expr.parts {
         match part {
-            Part::Text(_) => {}
-            Part::Expr(expr) => nested(expr, each),
-            Part::Query(query) => each(query),
+            ExprPart::Text(_) => {}
+            ExprPart::Expr(expr) => nested(expr, each),
+            ExprPart::Query(query) => each(query),
         }
     }
 }
@@ -777,7 +779,7 @@ pub(super) fn any<'q>(expr: &'q Expr, mut is: impl FnMut(&'q Expr) -> bool) -> b
 pub(super) fn conjuncts(expr: &Expr) -> Vec<&Expr> {
     let expr = expr.bare();
     match (&expr.kind, expr.parts.as_slice()) {
-        (Kind::And, [Part::Expr(left), _, Part::Expr(right)]) => {
+        (Kind::And, [ExprPart::Expr(left), _, ExprPart::Expr(right)]) => {
             let mut terms = conjuncts(left);
             terms.extend(conjuncts(right));
             terms
@@ -791,9 +793,9 @@ pub(super) fn reads_topics(query: &Query) -> bool {
         Body::Values(..) => false,
         Body::Core(core) => {
             let in_from = core.sources.iter().any(|source| match &source.item {
-                Item::Topic { .. } => true,
-                Item::Query { query, .. } => reads_topics(query),
-                Item::Function { .. } => false,
+                SourceItem::Topic { .. } => true,
+                SourceItem::Query { query, .. } => reads_topics(query),
+                SourceItem::Function { .. } => false,
             });
             let mut found = in_from;
             for expr in expressions(core, &[]) {
