@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use litejoin_crds::complaint::nearest;
-use litejoin_crds::{names, plan as manifest};
+use litejoin_crds::names;
+use litejoin_crds::plan::{Join, Place};
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{Connection, ErrorCode};
 
@@ -65,7 +66,7 @@ impl CheckedJoin {
 /// What is wrong with a query, and where in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct QueryError {
-    pub(crate) place: manifest::Place,
+    pub(crate) place: Place,
     /// The field below `place` that is to blame.
     pub(crate) field: &'static str,
     /// Line within the query, from 0.
@@ -94,14 +95,11 @@ pub(crate) fn gathered_table_sql(quoted_name: &str) -> String {
 }
 
 /// Checks all joins, and returns them so that each comes after those that it reads. All complaints at once.
-pub(crate) fn check(
-    joins: &[manifest::Join],
-    catalog: Catalog<'_>,
-) -> Result<Vec<CheckedJoin>, Vec<QueryError>> {
+pub(crate) fn check(joins: &[Join], catalog: Catalog<'_>) -> Result<Vec<CheckedJoin>, Vec<QueryError>> {
     let mut workbench = Checker::new(catalog);
     let mut checked = Vec::new();
     let mut errors = Vec::new();
-    let mut waiting: Vec<&manifest::Join> = joins.iter().collect();
+    let mut waiting: Vec<&Join> = joins.iter().collect();
     loop {
         let mut postponed = Vec::new();
         let before = waiting.len();
@@ -223,11 +221,7 @@ impl<'a> Checker<'a> {
         self.connection.execute_batch(&sql).expect("names of topics are plain, and none is there twice");
     }
 
-    fn check(
-        &mut self,
-        join: &manifest::Join,
-        joins: &[manifest::Join],
-    ) -> Result<CheckedJoin, CheckProblem> {
+    fn check(&mut self, join: &Join, joins: &[Join]) -> Result<CheckedJoin, CheckProblem> {
         let query = join.query.trim().trim_end_matches(|c: char| c == ';' || c.is_whitespace()).to_owned();
         let columns = loop {
             *self.seen() = Seen::default();
@@ -258,21 +252,7 @@ impl<'a> Checker<'a> {
                 ),
             ));
         }
-        let key_column = match &join.key_column {
-            None => 0,
-            Some(name) => {
-                columns.iter().position(|column| column.eq_ignore_ascii_case(name)).ok_or_else(|| {
-                    let hint = near(name, columns.iter().map(String::as_str));
-                    wrong(
-                        "keyColumn",
-                        format!(
-                            "the query yields no column {name:?}{hint}; its columns are {}",
-                            columns.join(", ")
-                        ),
-                    )
-                })?
-            }
-        };
+        let key_column = key_column_of(join, &columns).map_err(|message| wrong("keyColumn", message))?;
 
         let mut topics = BTreeSet::new();
         let reads = joins.iter().map(|other| &other.name);
@@ -345,8 +325,8 @@ impl<'a> Checker<'a> {
     /// Says in the user's terms why SQLite refused a query. `Ok` means that a topic was added: try again.
     fn explain(
         &self,
-        join: &manifest::Join,
-        joins: &[manifest::Join],
+        join: &Join,
+        joins: &[Join],
         query: &str,
         error: rusqlite::Error,
     ) -> Result<(), CheckProblem> {
@@ -502,6 +482,15 @@ fn short(error: &rusqlite::Error) -> (String, Option<usize>) {
 /// Lines that `trim` takes away in front of the query.
 fn leading(query: &str) -> usize {
     query.len().checked_sub(query.trim_start().len()).map_or(0, |end| query[..end].matches('\n').count())
+}
+
+/// The number of the column that is the result key, or what is wrong with its name.
+fn key_column_of(join: &Join, columns: &[String]) -> Result<usize, String> {
+    let Some(name) = &join.key_column else { return Ok(0) };
+    columns.iter().position(|column| column.eq_ignore_ascii_case(name)).ok_or_else(|| {
+        let hint = near(name, columns.iter().map(String::as_str));
+        format!("the query yields no column {name:?}{hint}; its columns are {}", columns.join(", "))
+    })
 }
 
 /// Two columns of one name, counted from 1.

@@ -18,6 +18,7 @@
 mod aggregate;
 mod grouping;
 mod names;
+mod parse;
 mod print;
 mod restrict;
 pub(crate) mod row;
@@ -208,7 +209,7 @@ pub(crate) fn plan(join: &CheckedJoin, queries: &BTreeMap<String, String>) -> Cl
     if join.reads_clock {
         return Class::Full(Reason::Clock);
     }
-    let query = match syntax::read(&join.query, queries) {
+    let query = match parse::read(&join.query, queries) {
         Ok(query) => query,
         Err(reason) => return Class::Full(reason),
     };

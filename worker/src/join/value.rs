@@ -28,8 +28,9 @@ impl Value {
     }
 
     fn real(real: f64) -> Self {
-        // Two to the 63rd is the first real above all integers.
-        if real.fract() == 0.0 && real.abs() < 9_223_372_036_854_775_808.0 {
+        // Minus two to the 63rd is the least integer, and two to the 63rd the first real above all integers.
+        let in_range = (-9_223_372_036_854_775_808.0..9_223_372_036_854_775_808.0).contains(&real);
+        if real.fract() == 0.0 && in_range {
             #[expect(clippy::cast_possible_truncation, reason = "it is whole and in range")]
             Self::Integer(real as i64)
         } else {
@@ -85,6 +86,7 @@ mod tests {
         assert_eq!(value(ValueRef::Real(-0.0)), value(ValueRef::Integer(0)));
         assert_ne!(value(ValueRef::Real(1.5)), value(ValueRef::Integer(1)));
         assert_ne!(value(ValueRef::Text(b"1")), value(ValueRef::Integer(1)));
+        assert_eq!(value(ValueRef::Real(-9_223_372_036_854_775_808.0)), Value::Integer(i64::MIN));
         assert_eq!(value(ValueRef::Real(9_223_372_036_854_775_808.0)), Value::Real(0x43e0_0000_0000_0000));
         assert_eq!(Value::new(ValueRef::Blob(b"1")), None);
     }

@@ -12,7 +12,7 @@ use super::TopicImage;
 use super::budget::Budget;
 use super::changes::{Changes, ShardChanges};
 use super::climb::Climb;
-use super::keyed::{AffectedKey, AffectedKeys, KeyedError, KeyedJoin, LinkStep};
+use super::keyed::{AffectedKey, AffectedKeys, KeyedError, KeyedJoin, LinkStep, Step};
 use super::lookup::{Cost, Raw, look_up, lookup_failed, steps_of, value_of};
 use super::plan::{Link, Matching};
 use super::rows::{same_rows, write_value};
@@ -252,31 +252,8 @@ impl Workspace {
                 ])?;
                 Ok(())
             };
-            // In their order, since neighbours in the files are found for less.
-            let mut linked: Vec<Value> = Vec::new();
-            let mut from_keys = false;
-            for link in &step.links {
-                match link {
-                    LinkStep::Keys => from_keys = true,
-                    LinkStep::Parent { gathered, matching, .. } => {
-                        let mut statement = memory.prepare_cached(gathered)?;
-                        let mut values = statement.query([])?;
-                        while let Some(row) = values.next()? {
-                            let value = Value::new(row.get_ref(0)?).ok_or(KeyedError::UnsupportedValue)?;
-                            if let (Matching::AsText, Value::Text(text)) = (matching, &value) {
-                                linked.extend(Value::as_number(text));
-                            }
-                            if value != Value::Null {
-                                linked.push(value);
-                            }
-                        }
-                        drop(values);
-                        cost.steps += steps_of(&statement);
-                    }
-                }
-            }
-            linked.sort_unstable();
-            linked.dedup();
+            let linked = linked_values(memory, step, cost)?;
+            let from_keys = step.links.iter().any(|link| matches!(link, LinkStep::Keys));
             let mut statements = readers
                 .iter()
                 .map(|reader| reader.prepare(&step.rows).map_err(|source| lookup_failed(reader, source)))
@@ -407,4 +384,29 @@ impl Workspace {
         self.cost.steps += steps_of(&statement);
         Ok(())
     }
+}
+
+/// The values by which the rows of an occurrence are looked up for those of its parents that are gathered. They come in
+/// their order, since neighbours in the files are found for less.
+fn linked_values(memory: &Connection, step: &Step, cost: &mut Cost) -> Result<Vec<Value>, KeyedError> {
+    let mut linked: Vec<Value> = Vec::new();
+    for link in &step.links {
+        let LinkStep::Parent { gathered, matching, .. } = link else { continue };
+        let mut statement = memory.prepare_cached(gathered)?;
+        let mut values = statement.query([])?;
+        while let Some(row) = values.next()? {
+            let value = Value::new(row.get_ref(0)?).ok_or(KeyedError::UnsupportedValue)?;
+            if let (Matching::AsText, Value::Text(text)) = (matching, &value) {
+                linked.extend(Value::as_number(text));
+            }
+            if value != Value::Null {
+                linked.push(value);
+            }
+        }
+        drop(values);
+        cost.steps += steps_of(&statement);
+    }
+    linked.sort_unstable();
+    linked.dedup();
+    Ok(linked)
 }

@@ -75,16 +75,16 @@ impl Plan<'_> {
 
 #[cfg(test)]
 mod tests {
-    use litejoin_crds::plan as manifest;
+    use litejoin_crds::plan::{Join, Place};
 
     use super::*;
     use crate::join::check::{self, Catalog};
     use crate::join::plan::Class;
 
     fn estimated(query: &str) -> Vec<(String, u64, u64)> {
-        let join = manifest::Join {
+        let join = Join {
             name: "j".to_owned(),
-            place: manifest::Place { document: 0, path: String::new() },
+            place: Place { document: 0, path: String::new() },
             query: query.to_owned(),
             key_column: None,
             result_key: None,

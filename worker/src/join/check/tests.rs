@@ -2,10 +2,10 @@
 
 use super::*;
 
-fn join(name: &str, query: &str) -> manifest::Join {
-    manifest::Join {
+fn join(name: &str, query: &str) -> Join {
+    Join {
         name: name.to_owned(),
-        place: manifest::Place { document: 0, path: "spec.joins[0]".to_owned() },
+        place: Place { document: 0, path: "spec.joins[0]".to_owned() },
         query: query.to_owned(),
         key_column: None,
         result_key: None,

@@ -128,43 +128,7 @@ pub(super) fn accumulate(
     columns.extend(split.arguments.iter().map(|(_, expr)| expr.clone()));
     let (aggregates, arguments) = (split.aggregates.iter().map(|(_, a)| *a).collect(), split.arguments.len());
 
-    let rows_driven_by = |driving: Expr, sources: Vec<Source>| {
-        let outputs = std::iter::once(driving).chain(columns.iter().cloned());
-        let mut outputs: Vec<OutputTerm> =
-            outputs.map(|expr| OutputTerm::Expr { expr, name: None }).collect();
-        // WHERE may read them by name.
-        outputs.extend(core.outputs.iter().filter(|output| is_named_value(output)).cloned());
-        let core = Core {
-            distinct: false,
-            outputs,
-            sources,
-            filter: core.filter.clone(),
-            group_by: Vec::new(),
-            having: None,
-            windows: Vec::new(),
-        };
-        Query {
-            arms: vec![Arm { operator: None, body: Body::Core(Box::new(core)) }],
-            order_by: Vec::new(),
-            limit: None,
-        }
-    };
-    // The way that finds most neighbours by their keys touches the fewest rows.
-    let mut best: Option<(usize, Query, Keyed)> = None;
-    for (driving, sources) in driving_columns(core) {
-        let rows = rows_driven_by(driving, sources);
-        let Ok(restricted) = restrict::restrict(&rows, 0) else { continue };
-        let Ok(keyed) = plan(&rows, restricted, "rows") else { continue };
-        let by_result_key = |occurrence: &&super::Occurrence| occurrence.from.contains(&super::Link::Keys);
-        if !keyed.occurrences.iter().filter(by_result_key).all(|occurrence| occurrence.by.is_key()) {
-            continue;
-        }
-        let by_others = keyed.occurrences.iter().filter(|occurrence| !occurrence.by.is_key()).count();
-        if best.as_ref().is_none_or(|(least, ..)| by_others < *least) {
-            best = Some((by_others, rows, keyed));
-        }
-    }
-    let (_, rows_query, rows) = best?;
+    let (rows_query, rows) = rows_by_driving_value(core, &columns, &plan)?;
     let is_extreme =
         |(_, aggregate): &(String, Aggregate)| matches!(aggregate.function, Function::Min | Function::Max);
     let loses_extremes = split.aggregates.iter().any(is_extreme);
@@ -193,6 +157,49 @@ pub(super) fn accumulate(
         results_sql,
         otherwise,
     })
+}
+
+/// The rows below the aggregates by a driving value, and their plan. Of several driving values the one is taken that finds
+/// most neighbours by their keys, since its plan touches the fewest rows.
+fn rows_by_driving_value(
+    core: &Core,
+    columns: &[Expr],
+    plan: impl Fn(&Query, Restricted, &str) -> Result<Keyed, Reason>,
+) -> Option<(Query, Keyed)> {
+    let mut best: Option<(usize, Query, Keyed)> = None;
+    for (driving, sources) in driving_columns(core) {
+        let rows = rows_driven_by(core, driving, sources, columns);
+        let Ok(restricted) = restrict::restrict(&rows, 0) else { continue };
+        let Ok(keyed) = plan(&rows, restricted, "rows") else { continue };
+        let by_result_key = |occurrence: &&super::Occurrence| occurrence.from.contains(&super::Link::Keys);
+        if !keyed.occurrences.iter().filter(by_result_key).all(|occurrence| occurrence.by.is_key()) {
+            continue;
+        }
+        let by_others = keyed.occurrences.iter().filter(|occurrence| !occurrence.by.is_key()).count();
+        if best.as_ref().is_none_or(|(least, ..)| by_others < *least) {
+            best = Some((by_others, rows, keyed));
+        }
+    }
+    best.map(|(_, rows, keyed)| (rows, keyed))
+}
+
+/// The query for the rows below the aggregates: the driving value, then `columns`.
+fn rows_driven_by(core: &Core, driving: Expr, sources: Vec<Source>, columns: &[Expr]) -> Query {
+    let outputs = std::iter::once(driving).chain(columns.iter().cloned());
+    let mut outputs: Vec<OutputTerm> = outputs.map(|expr| OutputTerm::Expr { expr, name: None }).collect();
+    // WHERE may read them by name.
+    outputs.extend(core.outputs.iter().filter(|output| is_named_value(output)).cloned());
+    let core = Core {
+        distinct: false,
+        outputs,
+        sources,
+        filter: core.filter.clone(),
+        group_by: Vec::new(),
+        having: None,
+        windows: Vec::new(),
+    };
+    let arms = vec![Arm { operator: None, body: Body::Core(Box::new(core)) }];
+    Query { arms, order_by: Vec::new(), limit: None }
 }
 
 /// The work on one query.

@@ -4,17 +4,17 @@
 use std::fmt::Write as _;
 
 use expect_test::expect_file;
-use litejoin_crds::plan as manifest;
+use litejoin_crds::plan::{Join, Place};
 
 use super::*;
 use crate::join::check::{self, Catalog};
 
 fn planned(queries: &[(&str, &str)]) -> Class {
-    let joins: Vec<manifest::Join> = queries
+    let joins: Vec<Join> = queries
         .iter()
-        .map(|(name, query)| manifest::Join {
+        .map(|(name, query)| Join {
             name: (*name).to_owned(),
-            place: manifest::Place { document: 0, path: String::new() },
+            place: Place { document: 0, path: String::new() },
             query: (*query).to_owned(),
             key_column: None,
             result_key: None,
