@@ -9,8 +9,7 @@ use kube::CustomResourceExt;
 use serde_json::{Map, Value, json};
 
 use crate::kind::Kind;
-
-pub(crate) mod rules;
+use crate::rules;
 
 #[cfg(test)]
 mod tests;

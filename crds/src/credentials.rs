@@ -6,20 +6,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::SECRET_PATTERN;
 
-/// What is said of a text that refers to no environment variable. It may be a credential in the wrong place, so it is
-/// not repeated: neither here nor by an API server, which would repeat what misses a pattern.
-pub const ENV_MESSAGE: &str =
-    "names no environment variable; write for example ${API_TOKEN}, never the credential itself";
-
-/// Whether a text refers to an environment variable.
-pub fn is_env(text: &str) -> bool {
-    text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}')).is_some_and(|name| {
-        !name.is_empty()
-            && !name.starts_with(|c: char| c.is_ascii_digit())
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-    })
-}
-
 /// A key of a Secret in the pipeline's namespace.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -44,21 +30,21 @@ pub struct SecretRef {
 /// A credential: exactly one of `secretKeyRef` and `env`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = crate::crd::rules::credential()))]
+#[schemars(extend("x-kubernetes-validations" = crate::rules::credential()))]
 pub struct Credential {
     /// Key of a Secret that holds it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret_key_ref: Option<SecretKeyRef>,
     /// Environment variable that holds it, such as `${API_TOKEN}`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("x-kubernetes-validations" = crate::crd::rules::variable()), length(max = 130))]
+    #[schemars(extend("x-kubernetes-validations" = crate::rules::variable()), length(max = 130))]
     pub env: Option<String>,
 }
 
 /// How to say who we are to a server: exactly one of `bearer`, `basic` and `header`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = crate::crd::rules::auth()))]
+#[schemars(extend("x-kubernetes-validations" = crate::rules::auth()))]
 pub struct Auth {
     /// Token sent as `Authorization: Bearer`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -116,7 +102,7 @@ pub struct ClientTls {
 /// A PEM text: exactly one of `secretKeyRef` and `path`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = crate::crd::rules::pem_source()))]
+#[schemars(extend("x-kubernetes-validations" = crate::rules::pem_source()))]
 pub struct PemSource {
     /// Key of a Secret that holds it.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::validate::Document;
+use crate::document::Document;
 
 /// Returns the SHA-256, in hex, of what the documents say: apiVersion, kind, name, namespace and spec, with
 /// sorted keys. Their order, their status and the rest of their metadata do not count.

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::names::NAME_PATTERN;
-use crate::pipeline::PipelineRef;
+use crate::reference::PipelineRef;
 use crate::status::ChildStatus;
 
 /// A join that stands alone.

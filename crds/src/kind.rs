@@ -1,4 +1,16 @@
-//! The five kinds of documents.
+//! The five kinds of documents, their API group, and the kinds that a source and a sink can be of.
+
+/// The API group.
+pub const GROUP: &str = "litejoin.io";
+/// The version of the API group.
+pub const VERSION: &str = "v1alpha1";
+/// `apiVersion` of every document of ours.
+pub const API_VERSION: &str = "litejoin.io/v1alpha1";
+
+/// The kinds of a source: exactly one of these fields is written.
+pub const SOURCE_KINDS: [&str; 4] = ["http", "file", "api", "kafka"];
+/// The kinds of a sink: exactly one of these fields is written.
+pub const SINK_KINDS: [&str; 5] = ["sse", "stdout", "http", "kafka", "sqlite"];
 
 /// A kind of document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -12,6 +12,8 @@ pub mod complaint;
 pub mod crd;
 pub mod credentials;
 pub mod defaults;
+pub mod document;
+pub mod durability;
 pub mod duration;
 pub mod error;
 pub mod hash;
@@ -25,7 +27,10 @@ pub mod plan;
 pub mod pod;
 pub mod pod_monitor;
 pub mod quantity;
+pub mod reference;
 pub mod replication;
+mod rules;
+pub mod schedule;
 pub mod serving;
 pub mod sink;
 pub mod source;
@@ -37,18 +42,13 @@ pub mod window;
 pub mod worker_status;
 
 pub use complaint::{Complaint, Reason, Severity};
+pub use document::Document;
 pub use join::{Join, JoinSpec};
+pub use kind::{API_VERSION, GROUP, VERSION};
 pub use pipeline::{Pipeline, PipelineSpec};
 pub use plan::{Place, Plan};
 pub use sink::{Sink, SinkSpec};
 pub use source::{Source, SourceSpec};
 pub use unsupported::unsupported;
-pub use validate::{Document, validate};
+pub use validate::validate;
 pub use window::{Window, WindowSpec};
-
-/// The API group.
-pub const GROUP: &str = "litejoin.io";
-/// The version of the API group.
-pub const VERSION: &str = "v1alpha1";
-/// `apiVersion` of every document of ours.
-pub const API_VERSION: &str = "litejoin.io/v1alpha1";

@@ -1,4 +1,4 @@
-//! What may be a name. Topics, joins and windows are tables in queries, so they share one namespace, read
+//! What may be a name, or refer to an environment variable. Topics, joins and windows are tables in queries, so they share one namespace, read
 //! as SQLite reads it: without regard to case.
 
 /// Pattern of a topic's name: a plain SQL identifier that needs no quotes.
@@ -42,6 +42,20 @@ pub fn is_secret(text: &str) -> bool {
     text.starts_with(is_end)
         && text.ends_with(is_end)
         && text.chars().all(|c| is_end(c) || c == '.' || c == '-')
+}
+
+/// What is said of a text that refers to no environment variable. It may be a credential in the wrong place, so it is
+/// not repeated: neither here nor by an API server, which would repeat what misses a pattern.
+pub const VARIABLE_MESSAGE: &str =
+    "names no environment variable; write for example ${API_TOKEN}, never the credential itself";
+
+/// Whether a text refers to an environment variable, such as `${API_TOKEN}`.
+pub fn is_variable_reference(text: &str) -> bool {
+    text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}')).is_some_and(|name| {
+        !name.is_empty()
+            && !name.starts_with(|c: char| c.is_ascii_digit())
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+    })
 }
 
 /// Returns why a text cannot name a Pipeline and what to write instead, or `None` if it can.

@@ -6,9 +6,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::defaults;
+use crate::durability::Durability;
 use crate::duration::DurationText;
 use crate::join::InlineJoin;
-use crate::names::PIPELINE_PATTERN;
 use crate::network_policy::NetworkPolicySpec;
 use crate::pod::PodTemplate;
 use crate::pod_monitor::PodMonitorSpec;
@@ -53,7 +53,7 @@ use crate::window::InlineWindow;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", default)]
-#[schemars(extend("x-kubernetes-validations" = crate::crd::rules::pipeline_spec()))]
+#[schemars(extend("x-kubernetes-validations" = crate::rules::pipeline_spec()))]
 pub struct PipelineSpec {
     /// Image of the worker; the operator's own version where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -284,17 +284,6 @@ pub enum DeliveryGuarantee {
     AtLeastOnce,
 }
 
-/// How safe something is before it counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Durability {
-    /// In the files of the pipeline.
-    #[default]
-    Committed,
-    /// In the replica too.
-    Replicated,
-}
-
 /// The dead-letter queue: results that could not be delivered, and messages that could not be read.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -379,13 +368,4 @@ impl Default for AdminSpec {
     fn default() -> Self {
         AdminSpec { addr: defaults::ADMIN_ADDR.to_owned(), serving: ServingSpec::default() }
     }
-}
-
-/// The Pipeline that a document belongs to, in the same namespace. It cannot be changed afterwards.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PipelineRef {
-    /// Name of the Pipeline.
-    #[schemars(regex(pattern = PIPELINE_PATTERN), length(max = 52))]
-    pub name: String,
 }

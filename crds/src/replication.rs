@@ -16,7 +16,7 @@ pub const FILES_BESIDE_SHARDS: u32 = 3;
 /// Copies of the data at another place, kept by Litestream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-#[schemars(extend("x-kubernetes-validations" = crate::crd::rules::replication()))]
+#[schemars(extend("x-kubernetes-validations" = crate::rules::replication()))]
 pub struct ReplicationSpec {
     /// Whether the data is replicated.
     pub enabled: bool,
@@ -117,7 +117,7 @@ pub struct ServerSideEncryption {
 /// Restores that only show that the replica is good: a CronJob of the pipeline's name, whose jobs fail where it is not.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = crate::crd::rules::drill()))]
+#[schemars(extend("x-kubernetes-validations" = crate::rules::drill()))]
 pub struct DrillSpec {
     /// When, as a CronJob has it, such as `0 4 * * *` for every day at four.
     #[schemars(length(min = 1, max = 128))]
@@ -127,10 +127,6 @@ pub struct DrillSpec {
     #[schemars(length(min = 1, max = 64))]
     pub time_zone: Option<String>,
 }
-
-/// Short forms of a schedule.
-pub const SCHEDULES: [&str; 7] =
-    ["@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly"];
 
 /// What is restored, and when.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]

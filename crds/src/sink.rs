@@ -10,12 +10,9 @@ use crate::credentials::{Auth, ClientTls, Credential, KafkaSasl};
 use crate::defaults;
 use crate::duration::DurationText;
 use crate::names::NAME_PATTERN;
-use crate::pipeline::PipelineRef;
+use crate::reference::PipelineRef;
 use crate::serving::ServingSpec;
 use crate::status::ChildStatus;
-
-/// The kinds of a sink: exactly one of these fields is written.
-pub const KINDS: [&str; 5] = ["sse", "stdout", "http", "kafka", "sqlite"];
 
 /// A sink that stands alone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, CustomResource, JsonSchema)]
@@ -75,7 +72,7 @@ pub struct InlineSink {
 /// Where results go: exactly one of `sse`, `stdout`, `http`, `kafka` and `sqlite`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = crate::crd::rules::sink_body()))]
+#[schemars(extend("x-kubernetes-validations" = crate::rules::sink_body()))]
 pub struct SinkBody {
     /// Joins and windows whose results it takes; a join or window may name the sink instead.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -5,9 +5,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::defaults;
+use crate::durability::Durability;
 use crate::names::{NAME_PATTERN, TOPIC_PATTERN};
-use crate::pipeline::{Durability, PipelineRef};
 use crate::quantity::Bytes;
+use crate::reference::PipelineRef;
 use crate::serving::ServingSpec;
 use crate::status::ChildStatus;
 
@@ -16,9 +17,6 @@ pub mod kafka;
 
 use api::ApiSourceSpec;
 use kafka::KafkaSourceSpec;
-
-/// The kinds of a source: exactly one of these fields is written.
-pub const KINDS: [&str; 4] = ["http", "file", "api", "kafka"];
 
 /// A source that stands alone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, CustomResource, JsonSchema)]
@@ -78,7 +76,7 @@ pub struct InlineSource {
 /// What a source reads: exactly one of `http`, `file`, `api` and `kafka`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = crate::crd::rules::source_body()))]
+#[schemars(extend("x-kubernetes-validations" = crate::rules::source_body()))]
 pub struct SourceBody {
     /// Takes messages over HTTP: POST /ingest with `{topic, key, payload}`, an array of them, or one a line.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -133,7 +131,7 @@ fn default_body_bytes_max() -> Bytes {
 /// Lines of a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = crate::crd::rules::file_source()))]
+#[schemars(extend("x-kubernetes-validations" = crate::rules::file_source()))]
 pub struct FileSourceSpec {
     /// The file, relative to the folder of the manifest; `-` is standard input.
     #[schemars(length(min = 1, max = 4096))]

@@ -6,8 +6,8 @@
 use serde_json::{Map, Value};
 
 use crate::complaint::{Reason, list, near_or_allowed};
-use crate::credentials::{ENV_MESSAGE, is_env};
 use crate::kind::Kind;
+use crate::names::{VARIABLE_MESSAGE, is_variable_reference};
 use crate::{crd, duration, names, path, quantity};
 
 /// A mistake of form: a field's path, and what is wrong with it.
@@ -216,9 +216,9 @@ fn text_form(text: &str, schema: &Value, at: &str, findings: &mut Vec<Finding>) 
         findings.push(finding(at, reason, message));
         return;
     }
-    let variable = schema["x-kubernetes-validations"][0]["message"] == ENV_MESSAGE;
-    if variable && !is_env(text) {
-        findings.push(finding(at, Reason::InvalidValue, ENV_MESSAGE));
+    let variable = schema["x-kubernetes-validations"][0]["message"] == VARIABLE_MESSAGE;
+    if variable && !is_variable_reference(text) {
+        findings.push(finding(at, Reason::InvalidValue, VARIABLE_MESSAGE));
         return;
     }
     let length = text.chars().count() as u64;

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use crate::complaint::{Complaint, Reason};
-use crate::validate::Document;
+use crate::document::Document;
 
 /// Returns a complaint for each part of the documents that today's worker cannot run. They need not be valid.
 pub fn unsupported(documents: &[Document]) -> Vec<Complaint> {

@@ -5,31 +5,26 @@
 //! the first step refused is taken out, so that one mistake makes one complaint. SQL is not looked at here:
 //! the worker asks SQLite.
 
-use serde_json::Value;
-
-use crate::complaint::{Complaint, Reason, Severity};
+use crate::complaint::{Complaint, Severity};
+use crate::document::Document;
 use crate::hash::config_hash;
-use crate::plan::{Place, Plan};
+use crate::plan::Plan;
 
+mod complaints;
 mod connections;
 mod joins;
 mod kafka;
 mod listeners;
 mod names;
 mod read;
+mod scope;
 mod settings;
 mod sinks;
 mod sources;
 mod windows;
 
+use complaints::Complaints;
 use read::Contents;
-
-/// One document of a manifest, as JSON.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Document {
-    /// The whole of it: apiVersion, kind, metadata, spec.
-    pub value: Value,
-}
 
 /// Returns the plan of the pipeline that the documents make, with warnings; or every complaint, in the order of
 /// the documents. A place in a complaint or in the plan is an index into `documents` and a path in that one.
@@ -80,33 +75,6 @@ fn plan(contents: &Contents, config_hash: String, complaints: &mut Complaints) -
         joins,
         sinks,
     })
-}
-
-/// What has been found so far.
-#[derive(Default)]
-pub(crate) struct Complaints {
-    found: Vec<Complaint>,
-}
-
-impl Complaints {
-    /// Adds an error about `field`, a path below `place`; an empty one is the place itself.
-    fn error(&mut self, place: &Place, field: &str, reason: Reason, message: impl Into<String>) {
-        self.found.push(Complaint::error(place.document, below(place, field), reason, message));
-    }
-
-    /// Adds a warning about `field`, a path below `place`; an empty one is the place itself.
-    fn warning(&mut self, place: &Place, field: &str, reason: Reason, message: impl Into<String>) {
-        self.found.push(Complaint::warning(place.document, below(place, field), reason, message));
-    }
-}
-
-/// The path of a field below a place.
-fn below(place: &Place, field: &str) -> String {
-    match (place.path.is_empty(), field.is_empty()) {
-        (_, true) => place.path.clone(),
-        (true, false) => field.to_owned(),
-        (false, false) => format!("{}.{field}", place.path),
-    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::defaults;
 use crate::duration::DurationText;
 use crate::names::{NAME_PATTERN, TOPIC_PATTERN};
-use crate::pipeline::PipelineRef;
+use crate::reference::PipelineRef;
 use crate::status::ChildStatus;
 
 /// A window that stands alone.
@@ -68,7 +68,7 @@ pub struct InlineWindow {
 /// What is aggregated, and over which time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = crate::crd::rules::window_body()))]
+#[schemars(extend("x-kubernetes-validations" = crate::rules::window_body()))]
 pub struct WindowBody {
     /// How time is cut: `tumbling` (one after another, needs `size`), `sliding` (overlapping, needs `size` and
     /// `slide`), `session` (until nothing comes for a while, needs `gap`).

@@ -5,10 +5,10 @@ use std::fs;
 
 use expect_test::expect_file;
 use kube::api::{DeleteParams, Patch, PatchParams};
+use litejoin_crds::Document;
 use litejoin_crds::Plan;
 use litejoin_crds::crd::schema;
 use litejoin_crds::kind::Kind;
-use litejoin_crds::validate::Document;
 use litejoin_tests::kubernetes::programs::repository;
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -8,7 +8,7 @@ use crate::sink::HttpSinkSpec;
 use crate::source::api::{
     ApiMethod, ApiPagination, ApiSourceSpec, ApiWatermark, PaginationKind, WatermarkStrategy,
 };
-use crate::validate::settings::Scope;
+use crate::validate::scope::Scope;
 
 /// Checks the `api` of a source and parses it; `topic` is the one it fills.
 pub(crate) fn api_source(api: &ApiSourceSpec, topic: &str, scope: &mut Scope<'_>) -> ApiSource {

@@ -5,7 +5,7 @@ use crate::kind::Kind;
 use crate::names::RESULT_FIELDS;
 use crate::path;
 use crate::plan::{Join, Plan};
-use crate::validate::Complaints;
+use crate::validate::complaints::Complaints;
 use crate::validate::read::{Contents, Named};
 
 /// Checks the joins and resolves which sinks take each.

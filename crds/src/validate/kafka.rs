@@ -4,14 +4,14 @@ use regex::Regex;
 
 use crate::complaint::Reason;
 use crate::credentials::{ClientTls, KafkaSasl, KafkaSaslMechanism};
+use crate::durability::Durability;
 use crate::names::topic_trouble;
 use crate::path;
-use crate::pipeline::Durability;
 use crate::plan::{KafkaConnection, KafkaSink, KafkaSource};
 use crate::sink::KafkaSinkSpec;
 use crate::source::kafka::KafkaSourceSpec;
 use crate::validate::connections;
-use crate::validate::settings::Scope;
+use crate::validate::scope::Scope;
 
 /// Checks the `kafka` of a source and parses it. `topic` is where all records go, if it is written beside it.
 pub(crate) fn source(

@@ -3,7 +3,7 @@
 use crate::address::Address;
 use crate::complaint::Reason;
 use crate::plan::Place;
-use crate::validate::Complaints;
+use crate::validate::complaints::Complaints;
 use crate::validate::read::Contents;
 
 /// A listener: what it is, and its address.

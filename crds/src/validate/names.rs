@@ -8,7 +8,7 @@ use crate::names;
 use crate::path;
 use crate::plan::Place;
 use crate::source::SourceBody;
-use crate::validate::Complaints;
+use crate::validate::complaints::Complaints;
 use crate::validate::read::{Contents, Named};
 
 /// Checks all names. Those of inline things have been held against their pattern already.

@@ -6,16 +6,17 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::complaint::{Complaint, Reason, list, nearest};
+use crate::document::Document;
 use crate::join::JoinBody;
-use crate::kind::Kind;
+use crate::kind::{API_VERSION, GROUP, Kind};
+use crate::path;
 use crate::pipeline::PipelineSpec;
 use crate::plan::Place;
 use crate::sink::SinkBody;
 use crate::source::SourceBody;
 use crate::structure::{self, Finding};
-use crate::validate::{Complaints, Document};
+use crate::validate::complaints::Complaints;
 use crate::window::WindowBody;
-use crate::{API_VERSION, GROUP, path};
 
 /// What the documents hold, as far as it could be read.
 #[derive(Default)]

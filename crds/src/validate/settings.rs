@@ -4,16 +4,19 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::complaint::Reason;
-use crate::crd::rules::{DRILL_MESSAGE, SCHEDULE_MESSAGE};
-use crate::duration::{DURATION_MAX, DurationText, parse_timestamp};
-use crate::pipeline::{DeliveryGuarantee, Durability, OnNodeLoss, PipelineSpec, SynchronousMode};
+use crate::durability::Durability;
+use crate::duration::{DURATION_MAX, parse_timestamp};
+use crate::pipeline::{DeliveryGuarantee, OnNodeLoss, PipelineSpec, SynchronousMode};
 use crate::plan::{
     Admin, Audit, Delivery, Dlq, Encryption, Guarantee, Place, Replication, Retention, Storage, Synchronous,
 };
-use crate::quantity::Bytes;
-use crate::replication::{ReplicationSpec, SCHEDULES, SCHEMES, ServerSideEncryption};
+use crate::replication::{ReplicationSpec, SCHEMES, ServerSideEncryption};
+use crate::rules::DRILL_MESSAGE;
+use crate::schedule::{SCHEDULE_MESSAGE, is_schedule};
+use crate::validate::complaints::Complaints;
+use crate::validate::connections;
 use crate::validate::read::PipelineDocument;
-use crate::validate::{Complaints, connections};
+use crate::validate::scope::{DURATION_MIN, Scope};
 
 /// The parts of a plan that come from the Pipeline alone.
 pub(crate) struct Settings {
@@ -83,7 +86,12 @@ fn storage(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Storage {
         data_dir: PathBuf::from(&storage.data_dir),
         reader_pool_size: storage.reader_pool_size as usize,
         batch_messages_max: storage.batch_size as usize,
-        flush_interval: scope.duration("storage.flushInterval", &storage.flush_interval, TINY, MINUTE),
+        flush_interval: scope.duration(
+            "storage.flushInterval",
+            &storage.flush_interval,
+            DURATION_MIN,
+            MINUTE,
+        ),
         synchronous: match storage.synchronous {
             SynchronousMode::Normal => Synchronous::Normal,
             SynchronousMode::Full => Synchronous::Full,
@@ -120,8 +128,8 @@ fn delivery(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Delivery {
     let delivery = &spec.delivery;
     let dlq = &delivery.dlq;
     let retry_interval =
-        scope.duration("delivery.dlq.retryInterval", &dlq.retry_interval, TINY, DURATION_MAX);
-    let backoff_max = scope.duration("delivery.dlq.maxBackoff", &dlq.max_backoff, TINY, DURATION_MAX);
+        scope.duration("delivery.dlq.retryInterval", &dlq.retry_interval, DURATION_MIN, DURATION_MAX);
+    let backoff_max = scope.duration("delivery.dlq.maxBackoff", &dlq.max_backoff, DURATION_MIN, DURATION_MAX);
     if backoff_max < retry_interval && !backoff_max.is_zero() {
         let message = format!(
             "got {:?}, shorter than retryInterval {:?}; write at least as long a time",
@@ -236,12 +244,7 @@ fn drill(replication: &ReplicationSpec, scope: &mut Scope<'_>) {
     if !replication.enabled || !is_reached {
         scope.error("replication.drill", Reason::Conflict, DRILL_MESSAGE);
     }
-    let is_field = |field: &str| {
-        !field.is_empty() && field.chars().all(|c| c.is_ascii_alphanumeric() || "*,/-".contains(c))
-    };
-    let fields: Vec<&str> = drill.schedule.split(' ').collect();
-    let is_known = SCHEDULES.contains(&&*drill.schedule);
-    if !is_known && (fields.len() != 5 || !fields.into_iter().all(is_field)) {
+    if !is_schedule(&drill.schedule) {
         let message = format!("got {:?}, {SCHEDULE_MESSAGE}", drill.schedule);
         scope.error("replication.drill.schedule", Reason::InvalidValue, message);
     }
@@ -266,68 +269,8 @@ fn encryption(replication: &ReplicationSpec, scope: &mut Scope<'_>) -> Option<En
     }
 }
 
-/// The shortest duration there is.
-const TINY: Duration = Duration::from_nanos(1);
 const TENTH: Duration = Duration::from_millis(100);
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Below it the outbox would be compacted with every batch.
 const OUTBOX_BYTES_LEAST: u64 = 1 << 20;
-
-/// Where values are looked at, and what is said about them.
-pub(crate) struct Scope<'a> {
-    pub(crate) place: &'a Place,
-    pub(crate) complaints: &'a mut Complaints,
-}
-
-impl Scope<'_> {
-    pub(crate) fn error(&mut self, field: &str, reason: Reason, message: impl Into<String>) {
-        self.complaints.error(self.place, field, reason, message);
-    }
-
-    /// Parses a duration from `min` to `max`; zero, with a complaint, if it is not within them.
-    pub(crate) fn duration(
-        &mut self,
-        field: &str,
-        text: &DurationText,
-        min: Duration,
-        max: Duration,
-    ) -> Duration {
-        let message = match text.parse() {
-            Ok(duration) if duration >= min && duration <= max => return duration,
-            Ok(duration) if duration.is_zero() => format!("got {:?}, allowed only more than zero", text.0),
-            Ok(duration) if duration < min => format!("got {:?}, allowed at least {:?}", text.0, shown(min)),
-            Ok(_) => format!("got {:?}, allowed at most {:?}", text.0, shown(max)),
-            Err(message) => message,
-        };
-        self.error(field, Reason::InvalidDuration, message);
-        Duration::ZERO
-    }
-
-    /// Parses a positive duration.
-    pub(crate) fn positive(&mut self, field: &str, text: &DurationText) -> Duration {
-        self.duration(field, text, TINY, DURATION_MAX)
-    }
-
-    /// Parses an amount of bytes of at least `min`; zero, with a complaint, if it is less.
-    pub(crate) fn bytes(&mut self, field: &str, bytes: &Bytes, min: u64) -> u64 {
-        match bytes.parse() {
-            Ok(bytes) if bytes >= min => return bytes,
-            Ok(bytes) => {
-                self.error(field, Reason::OutOfRange, format!("got {bytes} bytes, allowed at least {min}"))
-            }
-            Err(message) => self.error(field, Reason::InvalidValue, message),
-        }
-        0
-    }
-}
-
-/// A bound as a user would write it.
-fn shown(duration: Duration) -> String {
-    match duration.as_secs() {
-        0 => format!("{}ms", duration.as_millis()),
-        seconds if seconds % 3600 == 0 => format!("{}h", seconds / 3600),
-        seconds if seconds % 60 == 0 => format!("{}m", seconds / 60),
-        seconds => format!("{seconds}s"),
-    }
-}

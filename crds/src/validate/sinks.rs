@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use crate::complaint::{Reason, near_or_allowed};
-use crate::kind::Kind;
+use crate::kind::{Kind, SINK_KINDS};
 use crate::path;
 use crate::plan::{Join, Plan, Sink, SinkKind, SqliteSink, SseSink};
-use crate::sink::{KINDS, SinkBody, SseSinkSpec};
+use crate::sink::{SinkBody, SseSinkSpec};
+use crate::validate::complaints::Complaints;
 use crate::validate::read::{Contents, Named};
-use crate::validate::settings::Scope;
-use crate::validate::{Complaints, connections, kafka};
+use crate::validate::scope::Scope;
+use crate::validate::{connections, kafka};
 
 /// Checks the sinks and resolves which joins each takes.
 pub(crate) fn plan(contents: &Contents, joins: &[Join], complaints: &mut Complaints) -> Vec<Sink> {
@@ -51,7 +52,7 @@ fn kind(named: &Named<SinkBody>, scope: &mut Scope<'_>) -> Option<SinkKind> {
     let SinkBody { sse, stdout, http, kafka, sqlite, .. } = &named.body;
     let written = [sse.is_some(), stdout.is_some(), http.is_some(), kafka.is_some(), sqlite.is_some()];
     let written: Vec<&str> =
-        KINDS.into_iter().zip(written).filter(|(_, there)| *there).map(|(kind, _)| kind).collect();
+        SINK_KINDS.into_iter().zip(written).filter(|(_, there)| *there).map(|(kind, _)| kind).collect();
     match written.len() {
         0 => {
             let message =

@@ -1,13 +1,15 @@
 //! Sources: one kind each, and what each kind needs.
 
 use crate::complaint::Reason;
+use crate::durability::Durability;
+use crate::kind::SOURCE_KINDS;
 use crate::path;
-use crate::pipeline::Durability;
 use crate::plan::{FileFormat, FileSource, HttpSource, Source, SourceKind};
-use crate::source::{FileSourceFormat, FileSourceSpec, HttpSourceSpec, KINDS, SourceBody};
+use crate::source::{FileSourceFormat, FileSourceSpec, HttpSourceSpec, SourceBody};
+use crate::validate::complaints::Complaints;
 use crate::validate::read::{Contents, Named};
-use crate::validate::settings::Scope;
-use crate::validate::{Complaints, connections, kafka};
+use crate::validate::scope::Scope;
+use crate::validate::{connections, kafka};
 
 /// The smallest limit of a body: below it no message fits.
 const BODY_BYTES_LEAST: u64 = 64;
@@ -61,7 +63,7 @@ fn kind(named: &Named<SourceBody>, group_id: &str, scope: &mut Scope<'_>) -> Opt
     let SourceBody { http, file, api, kafka, topic, .. } = &named.body;
     let written = [http.is_some(), file.is_some(), api.is_some(), kafka.is_some()];
     let written: Vec<&str> =
-        KINDS.into_iter().zip(written).filter(|(_, there)| *there).map(|(kind, _)| kind).collect();
+        SOURCE_KINDS.into_iter().zip(written).filter(|(_, there)| *there).map(|(kind, _)| kind).collect();
     match written.len() {
         0 => {
             let message = "says nothing to read; add exactly one of http, file, api and kafka";

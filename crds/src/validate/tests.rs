@@ -3,6 +3,7 @@
 use super::*;
 
 use expect_test::{Expect, expect};
+use serde_json::Value;
 
 /// The documents of a YAML text.
 fn documents(yaml: &str) -> Vec<Document> {

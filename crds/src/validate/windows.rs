@@ -7,10 +7,11 @@ use crate::duration::{DURATION_MAX, DurationText};
 use crate::kind::Kind;
 use crate::plan::Place;
 use crate::source::SourceBody;
+use crate::validate::complaints::Complaints;
+use crate::validate::joins;
 use crate::validate::names::topics_of;
 use crate::validate::read::{Contents, Named};
-use crate::validate::settings::Scope;
-use crate::validate::{Complaints, joins};
+use crate::validate::scope::Scope;
 use crate::window::{WindowBody, WindowKind};
 
 /// Checks the windows.

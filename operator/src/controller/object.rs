@@ -2,10 +2,9 @@
 
 use kube::ResourceExt;
 use kube::api::DynamicObject;
-use litejoin_crds::PipelineSpec;
 use litejoin_crds::kind::Kind;
 use litejoin_crds::status::ChildStatus;
-use litejoin_crds::validate::Document;
+use litejoin_crds::{Document, PipelineSpec};
 use serde_json::{Value, json};
 
 use super::names;

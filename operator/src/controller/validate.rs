@@ -4,8 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use litejoin_crds::hash::config_hash;
-use litejoin_crds::validate::Document;
-use litejoin_crds::{Complaint, Plan, Reason, Severity, unsupported, validate as judge};
+use litejoin_crds::{Complaint, Document, Plan, Reason, Severity, unsupported, validate as judge};
 use serde_json::Value;
 
 use super::object::Object;

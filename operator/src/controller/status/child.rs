@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use litejoin_crds::Reason;
-use litejoin_crds::kind::Kind;
+use litejoin_crds::kind::{Kind, SINK_KINDS, SOURCE_KINDS};
 use litejoin_crds::status::ChildStatus;
 use litejoin_crds::worker_status::LeftOut;
 
@@ -95,8 +95,8 @@ fn variant(child: &Object) -> Option<String> {
         kind.map(|kind| (*kind).to_owned())
     };
     match child.kind {
-        Kind::Source => written(&litejoin_crds::source::KINDS),
-        Kind::Sink => written(&litejoin_crds::sink::KINDS),
+        Kind::Source => written(&SOURCE_KINDS),
+        Kind::Sink => written(&SINK_KINDS),
         Kind::Window => child.spec["type"].as_str().map(str::to_owned),
         Kind::Join | Kind::Pipeline => None,
     }

@@ -7,16 +7,15 @@
 
 use serde_json::{Value, json};
 
-use crate::credentials::ENV_MESSAGE;
 use crate::defaults::{ACCESS_MODE, SHARD_COUNT};
+use crate::kind::{SINK_KINDS, SOURCE_KINDS};
+use crate::names::VARIABLE_MESSAGE;
+use crate::schedule::{SCHEDULE_MESSAGE, SHORT_FORMS};
 use crate::status::RESHARD_PHASES_ACTIVE;
 
 /// What a drill needs.
 pub(crate) const DRILL_MESSAGE: &str = "drill needs replication.enabled: true and a replicaUrl that another pod reaches, \
                                         which file:// is not; there, run litejoin restore --verify in the pod";
-
-/// What a schedule is.
-pub(crate) const SCHEDULE_MESSAGE: &str = "schedule has five fields, such as '0 4 * * *' for every day at four, or is one of @hourly, @daily, @weekly, @monthly";
 
 /// What `x-kubernetes-validations` holds.
 fn rules(rules: &[(&str, &str)]) -> Value {
@@ -31,7 +30,7 @@ fn exactly_one(fields: &[&str]) -> String {
 
 pub(crate) fn source_body() -> Value {
     rules(&[
-        (&exactly_one(&crate::source::KINDS), "a source has exactly one of http, file, api and kafka"),
+        (&exactly_one(&SOURCE_KINDS), "a source has exactly one of http, file, api and kafka"),
         ("!has(self.api) || has(self.topic)", "an api source needs a topic to fill: add topic beside api"),
         (
             "!has(self.topic) || !(has(self.http) || has(self.file))",
@@ -62,10 +61,7 @@ pub(crate) fn file_source() -> Value {
 }
 
 pub(crate) fn sink_body() -> Value {
-    rules(&[(
-        &exactly_one(&crate::sink::KINDS),
-        "a sink has exactly one of sse, stdout, http, kafka and sqlite",
-    )])
+    rules(&[(&exactly_one(&SINK_KINDS), "a sink has exactly one of sse, stdout, http, kafka and sqlite")])
 }
 
 pub(crate) fn window_body() -> Value {
@@ -89,7 +85,7 @@ pub(crate) fn credential() -> Value {
 
 /// A reference to an environment variable.
 pub(crate) fn variable() -> Value {
-    rules(&[(r"self.matches(r'^\$\{[A-Za-z_][A-Za-z0-9_]*\}$')", ENV_MESSAGE)])
+    rules(&[(r"self.matches(r'^\$\{[A-Za-z_][A-Za-z0-9_]*\}$')", VARIABLE_MESSAGE)])
 }
 
 pub(crate) fn pem_source() -> Value {
@@ -121,7 +117,7 @@ pub(crate) fn replication() -> Value {
 }
 
 pub(crate) fn drill() -> Value {
-    let short = crate::replication::SCHEDULES.map(|schedule| format!("'{schedule}'")).join(", ");
+    let short = SHORT_FORMS.map(|schedule| format!("'{schedule}'")).join(", ");
     let rule = format!(
         "self.schedule in [{short}] || self.schedule.matches('^[0-9A-Za-z*,/-]+( [0-9A-Za-z*,/-]+){{4}}$')"
     );
