@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_told_from_what_others_reach() {
+    fn loopback_is_not_reached_from_elsewhere() {
         let table = [
             (":80", false),
             ("0.0.0.0:80", false),

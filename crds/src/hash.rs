@@ -59,10 +59,10 @@ mod tests {
     fn order_and_status_do_not_count() {
         let a = document(json!({"kind": "Join", "metadata": {"name": "a"}, "spec": {"x": 1, "y": 2}}));
         let b = document(json!({"kind": "Sink", "metadata": {"name": "b"}, "spec": {}}));
-        let told = document(
+        let observed = document(
             json!({"status": {}, "spec": {"y": 2, "x": 1}, "metadata": {"name": "a", "uid": "u"}, "kind": "Join"}),
         );
-        assert_eq!(config_hash(&[a.clone(), b.clone()]), config_hash(&[b.clone(), told]));
+        assert_eq!(config_hash(&[a.clone(), b.clone()]), config_hash(&[b.clone(), observed]));
         assert_ne!(config_hash(&[a]), config_hash(&[b]));
     }
 }

@@ -42,31 +42,31 @@ pub(crate) use watch::Scope;
 #[cfg(test)]
 mod tests;
 
-/// How often a pipeline is looked at that nothing happens to.
+/// How often a pipeline is reconciled while nothing happens to it.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(300);
 
-/// How soon a pod is looked for again that is to be there and isn't: a read may be older than the event that led to it.
+/// How soon a missing pod is looked for again: a read may be older than the event that led to it.
 const NO_POD_AGAIN: Duration = Duration::from_secs(10);
 
-/// How soon a Pipeline is read again that was read as it was before the event that led to it.
+/// How soon a Pipeline is read again if the read was older than the event that led to it.
 const STALE_AGAIN: Duration = Duration::from_secs(1);
 
 /// The longest wait before a failed reconcile is tried again.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
-/// Failures in a row from which on the status tells why: what passes by itself soon is no news.
-const FAILURES_TOLD: u32 = 3;
+/// Failures in a row from which on the status says why: a failure that passes by itself soon is no news.
+const FAILURES_REPORTED_MIN: u32 = 3;
 
-/// Changes that come together are looked at once.
+/// Changes within this time of each other lead to one reconcile.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 
-/// What the operator was told at its start.
+/// What the operator is started with.
 pub(crate) struct Settings {
     pub(crate) scope: Scope,
     pub(crate) operator: Operator,
-    /// Pipelines that are worked on at once.
+    /// Pipelines that are reconciled at once.
     pub(crate) concurrency: u16,
-    /// How long after its time a pod may still be there before its node counts as lost, if it does not answer.
+    /// How long after its time a pod may still be there before its node, if that does not answer, counts as lost.
     pub(crate) node_loss_after: Duration,
 }
 
@@ -82,13 +82,13 @@ struct Context {
     metrics: Arc<Metrics>,
     /// Failures in a row, by pipeline.
     failures: Mutex<HashMap<String, u32>>,
-    /// Workers that are waited for: since when, and to run what.
+    /// Workers that are waited for, by pipeline: since when, and which config of which pod.
     awaited: Mutex<HashMap<String, (Instant, Awaited)>>,
-    /// Pipelines that are named and not there, and whose children are being told; whether there are more by now.
+    /// Missing Pipelines whose children are getting a "not found" status; `true` if another child appeared meanwhile.
     missing: Mutex<HashMap<String, bool>>,
 }
 
-/// Looks after pipelines until the end is asked for.
+/// Reconciles pipelines until the program is asked to end.
 pub(crate) async fn run(
     client: Client,
     settings: Settings,
@@ -114,7 +114,7 @@ pub(crate) async fn run(
         missing: Mutex::default(),
     });
     let stop = async move {
-        // If nobody can ask any more, the process is at its end.
+        // An error means that the sender is gone, so the process is ending anyway.
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };
     let config = Config::default().concurrency(settings.concurrency).debounce(DEBOUNCE);
@@ -129,16 +129,16 @@ pub(crate) async fn run(
         .await;
 }
 
-/// Tells what refers to a missing Pipeline that it is missing. The controller only repeats what it knows an object of,
-/// so this is repeated here.
-async fn tell_orphans(context: Arc<Context>, namespace: String, name: String) {
+/// Gives the children of a missing Pipeline a status that says so. kube's controller repeats a reconcile only for an object
+/// that exists, so failures are repeated here.
+async fn report_missing(context: Arc<Context>, namespace: String, name: String) {
     let pipeline = format!("{namespace}/{name}");
     let mut attempt = 0;
     loop {
         context.missing().insert(pipeline.clone(), false);
         let Err(error) = steps(&context, None, &namespace, &name).await else {
             let mut missing = context.missing();
-            // Another child may have come while the others were told.
+            // Another child may have appeared while the others got their status.
             if missing.remove(&pipeline) == Some(true) {
                 continue;
             }
@@ -150,21 +150,21 @@ async fn tell_orphans(context: Arc<Context>, namespace: String, name: String) {
     }
 }
 
-/// What follows a reconcile, or an attempt at one.
+/// Reacts to the outcome of a reconcile, or of an attempt at one.
 fn after(outcome: Outcome, context: &Arc<Context>) {
     match outcome {
         Ok(_) => {}
-        // Something named a Pipeline that is not there.
+        // A child names a Pipeline that does not exist.
         Err(controller::Error::ObjectNotFound(pipeline)) => {
             let namespace = pipeline.namespace.unwrap_or_default();
             let key = format!("{namespace}/{}", pipeline.name);
             if context.missing().insert(key, true).is_none() {
-                tokio::spawn(tell_orphans(Arc::clone(context), namespace, pipeline.name));
+                tokio::spawn(report_missing(Arc::clone(context), namespace, pipeline.name));
             }
         }
-        // They go on by themselves.
+        // Watches recover by themselves.
         Err(controller::Error::QueueError(error)) => warn!(error = chain(&error), "could not watch"),
-        // What reconcile said is logged already.
+        // `reconcile` has logged its own errors already.
         Err(error) => debug!(error = chain(&error), "the controller"),
     }
 }
@@ -196,20 +196,20 @@ async fn steps(
     let Some(observed) =
         observe::observe(client, &context.children, &context.secret_watch, namespace, name).await?
     else {
-        // What was built is taken down by the cluster: everything of ours has an owner. Its children stay.
+        // The cluster deletes the objects that were built, since the Pipeline owns them. Its children stay.
         let children = context.children.of(namespace, name);
         context.awaited().remove(&format!("{namespace}/{name}"));
         context.publisher.publish_orphans(&children, name).await?;
         return Ok(Action::await_change());
     };
     if trigger.is_some_and(|trigger| observed.pipeline.is_before(trigger)) {
-        // Its status may look as if it said already what is so now.
+        // An outdated status may equal the one to be written, which would then not be written.
         return Ok(Action::requeue(STALE_AGAIN));
     }
     let lost_node = node_loss::look(client, &observed, context.node_loss_after, now).await?;
     let verdict = validate::validate(&observed);
     let desired = build::build(&observed, &verdict, &context.operator);
-    // What brings the data back waits for nothing that may be refused.
+    // A lost node is dealt with first: the writes that bring the data back must not wait for one that may be refused.
     let mut changes = node_loss::changes(&observed, lost_node.as_ref());
     changes.extend(desired.iter().flat_map(|desired| apply::changes(&observed, desired)));
     if observed.is_paused() {
@@ -226,7 +226,7 @@ async fn steps(
         unwritten: None,
     };
     if let Err(error) = &applied
-        && context.failures_of(namespace, name) + 1 >= FAILURES_TOLD
+        && context.failures_of(namespace, name) + 1 >= FAILURES_REPORTED_MIN
         && let Some(answer) = error.answer()
     {
         let statuses = status::statuses(&Findings { unwritten: Some(&answer), ..findings }, now);
@@ -252,7 +252,7 @@ async fn steps(
     Ok(Action::requeue(waits.into_iter().flatten().min().unwrap_or(RESYNC_INTERVAL)))
 }
 
-/// Tries again, later with each failure in a row.
+/// Decides when a failed reconcile is tried again: later with each failure in a row.
 fn after_error(pipeline: Arc<DynamicObject>, error: &Error, context: Arc<Context>) -> Action {
     let key = format!("{}/{}", pipeline.namespace().unwrap_or_default(), pipeline.name_any());
     let attempt = {
@@ -264,7 +264,7 @@ fn after_error(pipeline: Arc<DynamicObject>, error: &Error, context: Arc<Context
     Action::requeue(context.failed(&key, error, attempt))
 }
 
-/// The wait after this many failures in a row: a fifth of a second, doubled each time, to a minute.
+/// Returns the wait after this many failures in a row: a fifth of a second, doubled each time, at most a minute.
 fn retry_delay(attempt: u32) -> Duration {
     let doublings = attempt.saturating_sub(1).min(16);
     (Duration::from_millis(200) * 2u32.pow(doublings)).min(BACKOFF_MAX)
@@ -275,7 +275,7 @@ impl Context {
         self.failures().get(&format!("{namespace}/{name}")).copied().unwrap_or_default()
     }
 
-    /// How long this worker has been waited for; with none, nobody is.
+    /// Returns how long this worker has been waited for; with `None`, forgets the one of before.
     fn awaits(&self, namespace: &str, name: &str, worker: Option<Awaited>) -> Duration {
         let (key, mut awaited) = (format!("{namespace}/{name}"), self.awaited());
         let Some(worker) = worker else {

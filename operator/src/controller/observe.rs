@@ -35,8 +35,8 @@ pub(crate) struct Observed {
     pub(crate) secrets: BTreeMap<String, Option<BTreeSet<String>>>,
     /// Whether the cluster knows PodMonitors; not asked if none is wanted.
     pub(crate) pod_monitors_served: bool,
-    /// What of them the operator asks the worker with.
-    pub(crate) keys: AdminKeys,
+    /// What the operator needs to be let in at the admin address.
+    pub(crate) admin_keys: AdminKeys,
 }
 
 impl Observed {
@@ -112,7 +112,7 @@ pub(crate) async fn observe(
     }
     secret_watch.note(namespace, name, &named);
     let read = secrets::read(client, namespace, named).await?;
-    let keys = AdminKeys::of(&pipeline.pipeline_spec(), |reference| {
+    let admin_keys = AdminKeys::of(&pipeline.pipeline_spec(), |reference| {
         let value = read.get(&reference.name)?.as_ref()?.get(&reference.key)?;
         Some(value.0.as_slice())
     });
@@ -121,7 +121,16 @@ pub(crate) async fn observe(
         (secret, data.map(|data| data.into_keys().collect()))
     };
     let secrets = read.into_iter().map(names).collect();
-    Ok(Some(Observed { pipeline, children, built, volume_claim, pod, secrets, pod_monitors_served, keys }))
+    Ok(Some(Observed {
+        pipeline,
+        children,
+        built,
+        volume_claim,
+        pod,
+        secrets,
+        pod_monitors_served,
+        admin_keys,
+    }))
 }
 
 async fn built(

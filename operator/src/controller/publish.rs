@@ -80,12 +80,12 @@ impl Publisher {
             Err(kube::Error::Api(status)) if status.code == 404 => return Ok(0),
             written => written.doing(|| format!("write the status of {kind} {namespace}/{name}"))?,
         };
-        self.tell(object, conditions).await;
+        self.record_turns(object, conditions).await;
         Ok(1)
     }
 
     /// Tells as Events which of the conditions that people wait for have turned, or are what they are for another reason.
-    async fn tell(&self, object: &Object, conditions: &[Condition]) {
+    async fn record_turns(&self, object: &Object, conditions: &[Condition]) {
         let stalled =
             conditions.iter().any(|condition| condition.type_ == "Stalled" && condition.status == "True");
         for condition in conditions.iter().filter(|condition| is_news(object, condition)) {

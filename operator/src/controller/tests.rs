@@ -62,7 +62,7 @@ fn observed(documents: &str) -> Observed {
         pod: None,
         secrets: BTreeMap::from([("credentials".to_owned(), Some(BTreeSet::from(["token".to_owned()])))]),
         pod_monitors_served: true,
-        keys: AdminKeys::default(),
+        admin_keys: AdminKeys::default(),
     }
 }
 

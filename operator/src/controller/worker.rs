@@ -53,7 +53,7 @@ impl Workers {
         };
         let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
         let authority = format!("{host}:{}", admin_port(&config.plan));
-        let admin = match AdminClient::new(&self.plain, &config.plan, &observed.keys) {
+        let admin = match AdminClient::new(&self.plain, &config.plan, &observed.admin_keys) {
             Ok(admin) => admin,
             Err(why) => return WorkerReport::Silent { why: Some(why) },
         };

@@ -99,8 +99,8 @@ fn claim_template(live: &Value) -> Option<Value> {
 /// Hash of all that a running worker can't change, or can't see change.
 fn settings_hash(config: &Config, spec: &PipelineSpec) -> String {
     // Replication that is off is left out, as it was before there was any: no pod is made anew for it.
-    let is_told = |(path, value): &(&str, String)| *path != plan::REPLICATION || value != "none";
-    let fixed: Vec<_> = config.plan.fixed().into_iter().filter(is_told).collect();
+    let counts = |(path, value): &(&str, String)| *path != plan::REPLICATION || value != "none";
+    let fixed: Vec<_> = config.plan.fixed().into_iter().filter(counts).collect();
     let settings = json!({ "fixed": fixed, "nonce": spec.restart_nonce, "secrets": config.secrets });
     hash(&settings)
 }

@@ -6,8 +6,8 @@ use litejoin_crds::{Complaint, Reason};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// Complaints that a message tells at most.
-const COMPLAINTS_TOLD_MAX: usize = 10;
+/// Complaints that a message shows at most.
+const COMPLAINTS_SHOWN_MAX: usize = 10;
 /// The longest message, in characters.
 const MESSAGE_LENGTH_MAX: usize = 4_000;
 
@@ -112,11 +112,11 @@ pub(super) fn is_reference(complaint: &Complaint) -> bool {
 /// The complaints as one message, with their fields.
 pub(super) fn message(complaints: &[Complaint]) -> String {
     let lines =
-        complaints.iter().take(COMPLAINTS_TOLD_MAX).map(|complaint| match complaint.place.path.as_str() {
+        complaints.iter().take(COMPLAINTS_SHOWN_MAX).map(|complaint| match complaint.place.path.as_str() {
             "" => complaint.message.clone(),
             path => format!("{path}: {}", complaint.message),
         });
-    let more = complaints.len().saturating_sub(COMPLAINTS_TOLD_MAX);
+    let more = complaints.len().saturating_sub(COMPLAINTS_SHOWN_MAX);
     let more = (more > 0).then(|| format!("and {more} more"));
     lines.chain(more).collect::<Vec<_>>().join("; ")
 }

@@ -131,12 +131,13 @@ pub(super) fn status(
 fn last_sync(replica: &Replica, before: Option<Time>) -> Option<Time> {
     /// Closer than this it is the same.
     const GRAIN_SECONDS: i64 = 300;
-    let told = replica.complete_until - replica.complete_until % 60;
-    if !replica.is_ready || before.as_ref().is_some_and(|before| told - before.0.as_second() < GRAIN_SECONDS)
+    let minute = replica.complete_until - replica.complete_until % 60;
+    if !replica.is_ready
+        || before.as_ref().is_some_and(|before| minute - before.0.as_second() < GRAIN_SECONDS)
     {
         return before;
     }
-    Timestamp::from_second(told).ok().map(Time)
+    Timestamp::from_second(minute).ok().map(Time)
 }
 
 #[cfg(test)]
@@ -192,7 +193,7 @@ mod tests {
     #[test]
     fn a_replica_is_not_healthy_once_a_drill_has_failed() {
         let (due, good) = ("2026-03-02T04:00:00Z", "2026-03-01T04:01:07Z");
-        let told = |status: Value| judged(&replica(1, true, None), LAG_MIN, &drills(&status));
+        let verdict = |status: Value| judged(&replica(1, true, None), LAG_MIN, &drills(&status));
         for (status, expected) in [
             (json!(null), "Replicating"),
             (json!({ "lastScheduleTime": due, "active": [{ "name": "p-1" }] }), "Replicating"),
@@ -202,9 +203,9 @@ mod tests {
             (json!({ "lastScheduleTime": due, "lastSuccessfulTime": good }), "DrillFailed"),
             (json!({ "lastScheduleTime": due }), "DrillFailed"),
         ] {
-            assert_eq!(told(status.clone()).reason, expected, "{status}");
+            assert_eq!(verdict(status.clone()).reason, expected, "{status}");
         }
-        let message = told(json!({ "lastScheduleTime": due, "lastSuccessfulTime": good })).message;
+        let message = verdict(json!({ "lastScheduleTime": due, "lastSuccessfulTime": good })).message;
         assert!(message.starts_with("the drill of 2026-03-02T04:00:00Z could not restore"), "{message}");
         assert!(message.contains("the last good one ended at 2026-03-01T04:01:07Z"), "{message}");
     }
@@ -229,11 +230,11 @@ mod tests {
         let elsewhere = || Some("file:///moved/n/p".to_owned());
         let moved = super::status(&behind, elsewhere(), &Drills::default(), Some(ready.clone())).unwrap();
         assert_eq!(moved.place, place());
-        let told = runs(Some(replica(1, false, None)));
-        let copying = super::status(&told, elsewhere(), &Drills::default(), Some(moved)).unwrap();
+        let report = runs(Some(replica(1, false, None)));
+        let copying = super::status(&report, elsewhere(), &Drills::default(), Some(moved)).unwrap();
         assert_eq!(copying.place, place());
-        let told = runs(Some(replica(1, true, None)));
-        let whole = super::status(&told, elsewhere(), &Drills::default(), Some(copying)).unwrap();
+        let report = runs(Some(replica(1, true, None)));
+        let whole = super::status(&report, elsewhere(), &Drills::default(), Some(copying)).unwrap();
         assert_eq!(whole.place, elsewhere());
         assert_eq!(ready.last_sync_time.as_ref().unwrap().0.as_second(), 1_699_999_980);
         let soon = Replica { complete_until: 1_700_000_060, ..replica(1, true, None) };
@@ -244,10 +245,10 @@ mod tests {
 
         let good = "2026-03-01T04:01:07Z";
         let drilled = drills(&json!({ "lastSuccessfulTime": good }));
-        let told =
+        let after_drill =
             super::status(&runs(Some(replica(1, true, None))), place(), &drilled, Some(ready)).unwrap();
-        assert_eq!(told.last_drill_time.as_ref().unwrap().0.to_string(), good);
+        assert_eq!(after_drill.last_drill_time.as_ref().unwrap().0.to_string(), good);
         // The CronJob is gone.
-        assert_eq!(status(&runs(Some(replica(1, true, None))), Some(told.clone())), Some(told));
+        assert_eq!(status(&runs(Some(replica(1, true, None))), Some(after_drill.clone())), Some(after_drill));
     }
 }
