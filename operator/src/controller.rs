@@ -60,7 +60,7 @@ const FAILURES_REPORTED_MIN: u32 = 3;
 /// Changes within this time of each other lead to one reconcile.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 
-/// What the operator is started with.
+/// The settings that the operator is started with.
 pub(crate) struct Settings {
     pub(crate) scope: Scope,
     pub(crate) operator: Operator,
@@ -70,7 +70,7 @@ pub(crate) struct Settings {
     pub(crate) node_loss_after: Duration,
 }
 
-/// What every reconcile needs.
+/// The clients, memory and settings that every reconcile uses.
 struct Context {
     client: Client,
     operator: Operator,
@@ -129,8 +129,8 @@ pub(crate) async fn run(
         .await;
 }
 
-/// Gives the children of a missing Pipeline a status that says so. kube's controller repeats a reconcile only for an object
-/// that exists, so failures are repeated here.
+/// Gives the children of a missing Pipeline a status that says so. kube's controller repeats a reconcile only for an
+/// object that exists, so failures are repeated here.
 async fn report_missing(context: Arc<Context>, namespace: String, name: String) {
     let pipeline = format!("{namespace}/{name}");
     let mut attempt = 0;

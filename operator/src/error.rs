@@ -1,13 +1,13 @@
-//! Why a reconcile could not be finished. Time puts these right, so each is tried again; what only the author of a
-//! document can put right is a complaint in its status instead.
+//! Why a reconcile could not be finished. Time puts such errors right, so a reconcile is tried again. A mistake that
+//! only the author of a document can put right is a complaint in its status instead.
 
-/// What could not be done, and to what.
+/// Why a reconcile could not be finished.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// A call of the API that failed.
     #[error("could not {what}")]
     Api {
-        /// What the call was for, such as `apply StatefulSet shop/orders`.
+        /// The purpose of the call, such as `apply StatefulSet shop/orders`.
         what: String,
         #[source]
         source: Box<kube::Error>,
@@ -32,7 +32,7 @@ impl Error {
         }
     }
 
-    /// What the API server answered, where it refused or failed; `None` where it just wants to be asked anew.
+    /// The API server's answer if it refused or failed; `None` if trying again is all that it asks for.
     pub(crate) fn answer(&self) -> Option<String> {
         let Error::Api { what, source } = self;
         match source.as_ref() {

@@ -21,7 +21,7 @@ use tracing_subscriber::EnvFilter;
 use crate::controller::{Operator, Scope, Settings};
 use crate::metrics::Metrics;
 
-/// How long reconciles may take that are under way when the end is asked for.
+/// How long reconciles that are under way may take once the program is asked to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Turns LiteJoin's custom resources into StatefulSets that run the worker.
@@ -132,10 +132,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     outcome
 }
 
-/// Waits for the end to be asked for, and then for reconciles to come to theirs. The controller waits for that too, but
-/// for ever if it has not seen all pipelines yet. A reconcile that is cut short is one that another operator repeats.
+/// Waits until the program is asked to end, and then until no reconcile is under way. The controller waits for that
+/// too, but without end if it has not seen all pipelines yet. Another operator repeats a reconcile that is cut short.
 async fn idle_after_stop(mut stopped: watch::Receiver<bool>, metrics: &Metrics) {
-    // If nobody can ask any more, the process is at its end.
+    // An error means that the sender is gone, so the process is ending anyway.
     let _ = stopped.wait_for(|stopped| *stopped).await;
     let idle = async {
         let mut looks = tokio::time::interval(Duration::from_millis(50));

@@ -1,4 +1,4 @@
-//! What is counted.
+//! The operator's metrics for Prometheus.
 
 use std::fmt;
 
@@ -21,15 +21,15 @@ pub(crate) struct Metrics {
     registry: Registry,
     /// 1 while this operator holds the Lease.
     pub(crate) leader: Gauge,
-    /// Reconciles that came to their end.
+    /// Reconciles that were finished.
     pub(crate) reconciles: Counter,
-    /// Reconciles that did not, by reason.
+    /// Reconciles that failed, by reason.
     pub(crate) errors: Family<Reason, Counter>,
-    /// Pipelines that are being worked on.
+    /// Pipelines that are being reconciled.
     pub(crate) active: Gauge,
     /// How long reconciles take.
     pub(crate) seconds: Histogram,
-    /// Writes that were needed, status included.
+    /// Writes to the API server, those of statuses included.
     pub(crate) writes: Counter,
 }
 

@@ -1,5 +1,5 @@
-//! What the operator shows of itself: `/healthz`, `/readyz`, `/metrics`. An operator that waits for the Lease is
-//! ready: it stands by.
+//! The operator's own HTTP server: `/healthz`, `/readyz`, `/metrics`. An operator that waits for the Lease is ready,
+//! too.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

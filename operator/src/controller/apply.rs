@@ -1,5 +1,5 @@
-//! Writes what differs, and nothing else. Which writes those are is decided purely; each is one call that can be
-//! repeated: server-side apply under our field manager, or a deletion of the very object that was seen.
+//! Writes the objects that differ, and nothing else. A pure function decides on the writes; each is one call that can
+//! be repeated: server-side apply under our field manager, or a deletion of the very object that was seen.
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
@@ -18,17 +18,17 @@ use crate::error::{Doing, Error};
 /// One write.
 #[derive(Debug)]
 pub(crate) enum Change {
-    /// These fields are ours and have these values; what was ours before and is not among them goes.
+    /// Server-side apply: fields of `object` get its values, and fields that were ours before and are not in it go.
     Apply { resource: ApiResource, name: String, object: Value },
-    /// Merged into what is there.
+    /// A merge patch: fields of `patch` get its values, and all others stay.
     Patch { resource: ApiResource, name: String, patch: Value },
-    /// This very object goes.
+    /// A deletion of the object with this `uid`.
     Delete { resource: ApiResource, name: String, uid: String },
-    /// The same without waiting for whoever runs it, as nobody does any more.
+    /// A deletion that does not wait for the kubelet that runs the object, for use when its node is lost.
     Abandon { resource: ApiResource, name: String, uid: String },
 }
 
-/// Returns the writes that lead from what there is to what is to be there.
+/// Returns the writes that lead from the observed objects to the desired ones.
 pub(crate) fn changes(observed: &Observed, desired: &Desired) -> Vec<Change> {
     let mut changes = Vec::new();
     for slot in Slot::ALL {
@@ -52,13 +52,13 @@ pub(crate) fn changes(observed: &Observed, desired: &Desired) -> Vec<Change> {
     changes
 }
 
-/// Whether what is there has all that is wanted there.
+/// Whether the observed object has every field of the desired one.
 pub(crate) fn is_written(observed: &Observed, desired: &Desired, slot: Slot) -> bool {
     let (live, wanted) = (observed.built.get(&slot), desired.objects.get(&slot));
     wanted.is_none_or(|wanted| live.is_some_and(|live| says(live, &signed(wanted))))
 }
 
-/// The object with a hash of itself, by which a field is seen that was ours and is not wanted any more.
+/// The object with a hash of itself: the hash differs if a field that was ours is not wanted any more.
 fn signed(object: &Value) -> Value {
     let mut signed = object.clone();
     signed["metadata"]["annotations"][names::WRITTEN_ANNOTATION] = json!(hash(object));
@@ -71,7 +71,8 @@ fn says(live: &DynamicObject, object: &Value) -> bool {
     contains(&live, object)
 }
 
-/// Whether `live` says all that `wanted` says. Servers leave out what is empty and write quantities their own way.
+/// Whether `live` has all that `wanted` has. Servers leave out empty fields and write quantities in a form of their
+/// own.
 fn contains(live: &Value, wanted: &Value) -> bool {
     match (live, wanted) {
         (Value::Object(live), Value::Object(wanted)) => {
@@ -115,7 +116,8 @@ fn same_quantity(one: &str, other: &str) -> bool {
     amount(one).is_some_and(|one| amount(other) == Some(one))
 }
 
-/// Lets a volume grow whose claim asks for less. A StatefulSet's template can't say so, the claim itself can.
+/// The patch of a claim that asks for less than `size`. The template of a StatefulSet can't be changed, but its claim
+/// can.
 fn grow(claim: &PersistentVolumeClaim, size: &str) -> Option<Change> {
     let requested = claim.spec.as_ref()?.resources.as_ref()?.requests.as_ref()?.get("storage")?;
     let (requested, wanted) = (quantity::parse(&requested.0).ok()?, quantity::parse(size).ok()?);
@@ -124,13 +126,13 @@ fn grow(claim: &PersistentVolumeClaim, size: &str) -> Option<Change> {
     (wanted > requested).then(|| Change::Patch { resource, name: claim.name_any(), patch })
 }
 
-/// Annotates a pod, so that kubelet looks at its volumes at once.
+/// The patch that annotates a pod, which makes kubelet look at the pod's volumes at once.
 pub(crate) fn annotate(pod: &Pod, annotation: &str, value: &str) -> Change {
     let patch = json!({ "metadata": { "uid": pod.uid(), "annotations": { annotation: value } } });
     Change::Patch { resource: ApiResource::erase::<Pod>(&()), name: pod.name_any(), patch }
 }
 
-/// Makes the changes in turn; returns how many there were.
+/// Makes the changes in turn; returns their number.
 pub(crate) async fn apply(client: &Client, namespace: &str, changes: Vec<Change>) -> Result<usize, Error> {
     let count = changes.len();
     for change in changes {
@@ -163,7 +165,7 @@ pub(crate) async fn apply(client: &Client, namespace: &str, changes: Vec<Change>
     Ok(count)
 }
 
-/// Deletes the very object that was seen.
+/// Deletes the object with this `uid`, and no later one of its name.
 async fn delete(
     api: &Api<DynamicObject>,
     resource: &ApiResource,

@@ -1,5 +1,5 @@
-//! What is to be there for a pipeline: objects as values. Pure, and byte for byte the same for the same documents,
-//! since any difference in the pod template would be a restart.
+//! Makes the objects of a pipeline, as values. The function is pure, and the same documents make the same bytes, since
+//! any difference in the pod template would be a restart.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,27 +26,27 @@ pub(crate) use config_map::CONFIG_BYTES_MAX;
 pub(crate) use services::admin_port;
 pub(crate) use stateful_set::{hash, is_at_rest};
 
-/// What is the same for all pipelines of an operator.
+/// The settings of an operator that go into objects.
 pub(crate) struct Operator {
     /// Image of workers whose Pipeline names none.
     pub(crate) worker_image: String,
-    /// Where the operator's own pods are.
+    /// The namespace of the operator's own pods.
     pub(crate) namespace: String,
 }
 
-/// What is to be there.
+/// The objects that a pipeline is to have.
 pub(crate) struct Desired {
-    /// By where it belongs; what is not here is not to be there.
+    /// The objects by slot; a slot that is missing here is to be empty.
     pub(crate) objects: BTreeMap<Slot, Value>,
-    /// Slots that keep what they have, whatever that is.
+    /// Slots whose objects stay as they are.
     pub(crate) kept: BTreeSet<Slot>,
     /// Size of the config, if it is too large to be stored.
     pub(crate) config_bytes_excess: Option<usize>,
-    /// Size that the volume is to have.
+    /// The size that the volume is to have; `None` without one.
     pub(crate) volume_size: Option<String>,
 }
 
-/// Returns what is to be there; `None` where the Pipeline is wrong: what runs then runs on.
+/// Returns the desired objects; `None` where the Pipeline is wrong, and the objects of before stay.
 pub(crate) fn build(observed: &Observed, verdict: &Verdict, operator: &Operator) -> Option<Desired> {
     let config = verdict.config.as_ref().ok()?;
     let spec = observed.spec();
@@ -88,7 +88,7 @@ pub(crate) fn build(observed: &Observed, verdict: &Verdict, operator: &Operator)
         let monitor = pod_monitor::spec(&config.plan, &spec.pod_monitor);
         let mut monitor = owner.object(Slot::PodMonitor, json!({ "spec": monitor }));
         for (label, value) in &spec.pod_monitor.labels {
-            // Ours stay: they say what is whose.
+            // Our own labels win, because objects are found by them.
             let labels = monitor["metadata"]["labels"].as_object_mut().expect("it has labels");
             labels.entry(label).or_insert_with(|| json!(value));
         }
@@ -108,7 +108,7 @@ pub(crate) fn build(observed: &Observed, verdict: &Verdict, operator: &Operator)
     Some(Desired { objects, kept, config_bytes_excess, volume_size })
 }
 
-/// Whether the pod's account is ours to make: it names none, or the very one that we have made.
+/// Whether the pod's account is ours to make: the spec names none, or names the one that we made.
 fn needs_service_account(observed: &Observed, spec: &PipelineSpec) -> bool {
     let pipeline = &observed.pipeline;
     spec.pod_template.service_account_name.as_ref().is_none_or(|name| {
@@ -118,14 +118,14 @@ fn needs_service_account(observed: &Observed, spec: &PipelineSpec) -> bool {
     })
 }
 
-/// Whose objects these are.
+/// The Pipeline that owns the objects.
 struct Owner<'a> {
     observed: &'a Observed,
     config: &'a Config,
 }
 
 impl Owner<'_> {
-    /// An object with these fields, named for its slot and owned by the Pipeline.
+    /// Makes an object with these fields, named for its slot and owned by the Pipeline.
     fn object(&self, slot: Slot, fields: Value) -> Value {
         let pipeline = &self.observed.pipeline;
         let resource = slot.resource();

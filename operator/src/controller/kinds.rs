@@ -1,15 +1,15 @@
-//! Our kinds, and the PodMonitor, as the API names them. Documents are read as they are, without types: what a schema of another version
-//! lets pass is then a complaint in a status, and never a list that can't be read.
+//! Our kinds, and the PodMonitor, as the API addresses them. Documents are read without types: a document that only a
+//! schema of another version lets pass is then a complaint in a status, and not a list that can't be read.
 
 use kube::api::{ApiResource, DynamicObject};
 use kube::runtime::reflector::ObjectRef;
 use litejoin_crds::kind::Kind;
 use litejoin_crds::{API_VERSION, GROUP, VERSION};
 
-/// What refers to a Pipeline.
+/// The kinds of documents that name a Pipeline.
 pub(crate) const CHILDREN: [Kind; 4] = [Kind::Source, Kind::Join, Kind::Window, Kind::Sink];
 
-/// The address of a kind.
+/// A kind of ours as the API addresses it.
 pub(crate) fn resource(kind: Kind) -> ApiResource {
     ApiResource {
         group: GROUP.to_owned(),
@@ -20,7 +20,7 @@ pub(crate) fn resource(kind: Kind) -> ApiResource {
     }
 }
 
-/// A Pipeline as kube's controller names it.
+/// A Pipeline as kube's controller refers to it.
 pub(crate) fn pipeline_ref(name: &str, namespace: &str) -> ObjectRef<DynamicObject> {
     ObjectRef::new_with(name, resource(Kind::Pipeline)).within(namespace)
 }
@@ -28,7 +28,7 @@ pub(crate) fn pipeline_ref(name: &str, namespace: &str) -> ObjectRef<DynamicObje
 /// Group and version of the Prometheus operator's kinds.
 pub(crate) const POD_MONITOR_API_VERSION: &str = "monitoring.coreos.com/v1";
 
-/// The address of the kind PodMonitor.
+/// The kind PodMonitor as the API addresses it.
 pub(crate) fn pod_monitor() -> ApiResource {
     ApiResource {
         group: "monitoring.coreos.com".to_owned(),

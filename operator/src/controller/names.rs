@@ -1,26 +1,26 @@
-//! What objects are called and labelled. Labels of the user's own documents are never copied: tools that watch by
-//! labels would take what we build for theirs, and remove it.
+//! Names, labels and annotations of objects. Labels of the user's documents are never copied: tools that watch by
+//! labels would take our objects for theirs, and remove them.
 
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-/// The field manager under whose name the API server keeps which fields are ours.
+/// The field manager, under whose name the API server remembers which fields are ours.
 pub(crate) const FIELD_MANAGER: &str = "litejoin-operator";
-/// The label that names the program which made an object.
+/// Label that names the program which made an object.
 const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
-/// What the operator's own pods are called by `app.kubernetes.io/name`, as the chart writes it.
+/// `app.kubernetes.io/name` of the operator's own pods, as the chart writes it.
 pub(crate) const OPERATOR: &str = "litejoin-operator";
 /// Label that names the pipeline; StatefulSets select their pods by it.
 pub(crate) const PIPELINE_LABEL: &str = "litejoin.io/pipeline";
-/// Selects what this operator has made.
+/// Selects the objects that this operator has made.
 pub(crate) const MANAGED_BY_SELECTOR: &str = "app.kubernetes.io/managed-by=litejoin-operator";
 /// Annotation of a pod template: hash of the settings that hold from a worker's start to its end.
 pub(crate) const SETTINGS_ANNOTATION: &str = "litejoin.io/settings";
-/// Annotation of an object: hash of what was written, by which a field that is not wanted any more is seen.
+/// Annotation of an object: hash of its fields as they were written, which differs if one is not wanted any more.
 pub(crate) const WRITTEN_ANNOTATION: &str = "litejoin.io/written";
 /// Annotation of a StatefulSet: the image that its worker has while its Pipeline names none.
 pub(crate) const IMAGE_ANNOTATION: &str = "litejoin.io/default-image";
-/// Annotation of a pod: the config that kubelet is to look for at once.
+/// Annotation of a pod: hash of the config that kubelet is to look for at once.
 pub(crate) const CONFIG_ANNOTATION: &str = "litejoin.io/config";
 
 /// The volume of the data.
@@ -45,7 +45,7 @@ pub(crate) fn selector(pipeline: &str) -> Value {
     json!({ "app.kubernetes.io/name": "litejoin", PIPELINE_LABEL: pipeline })
 }
 
-/// Labels of a pod that restores for a drill. Nothing that looks for the worker's pod finds it.
+/// Labels of a pod that restores for a drill. No selector of the worker's pod finds a drill's.
 pub(crate) fn drill_labels(pipeline: &str) -> Value {
     json!({ "app.kubernetes.io/name": "litejoin-drill", PIPELINE_LABEL: pipeline })
 }

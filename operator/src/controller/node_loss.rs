@@ -1,6 +1,7 @@
-//! A pod whose node is gone. Kubernetes marks it for deletion after some minutes and then waits for a kubelet that does
-//! not answer, since it can't know whether the worker still writes; so a StatefulSet never replaces it. With a replica we
-//! can: whoever is restored writes to a prefix of its own, and whoever comes back finds its claim taken.
+//! A pod whose node is lost. Kubernetes marks the pod for deletion after some minutes and then waits for a kubelet that
+//! does not answer, since the worker may still write; so a StatefulSet never replaces such a pod. With a replica the
+//! operator can: the restored worker writes to a prefix of its own, and an old one that comes back finds its claim
+//! taken.
 //!
 //! ```text
 //! node silent ──5m──► pod marked for deletion ──its grace, then ours──► lost ──► Wait: say the command
@@ -22,7 +23,7 @@ use super::apply::Change;
 use super::observe::Observed;
 use crate::error::{Doing, Error};
 
-/// How often a pod is looked at that should have ended, on a node that answers.
+/// How often the operator looks at a pod that should have ended, on a node that answers.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// A node that is lost, with a pod of ours on it.
@@ -33,7 +34,7 @@ pub(crate) struct LostNode {
     sign: String,
 }
 
-/// What follows from a lost node, with the message that says so.
+/// The reaction to a lost node, with a message for the status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum NodeLossAction {
     /// The message tells the commands, and a person who knows that the node is off decides.
@@ -55,7 +56,8 @@ pub(crate) async fn look(
     let nodes: Api<Node> = Api::all(client.clone());
     let sign = match nodes.get_opt(&name).await {
         Ok(node) => silence(node.as_ref()),
-        // An operator of one namespace sees no nodes; the pod carries what Kubernetes thinks of its node.
+        // An operator of one namespace may not read nodes, but a condition of the pod tells what Kubernetes thinks of
+        // its node.
         Err(kube::Error::Api(status)) if status.code == 403 => {
             debug!(reason = status.message, "the pod's word is taken for its node's state");
             given_up(pod)
@@ -65,7 +67,7 @@ pub(crate) async fn look(
     Ok(sign.map(|sign| LostNode { name, sign }))
 }
 
-/// When to look again at a pod that is being deleted, if it is.
+/// The wait before the next look at a pod that is being deleted; `None` if the pod is not.
 pub(crate) fn look_again_after(observed: &Observed, timeout: Duration, now: Timestamp) -> Option<Duration> {
     let wait = overdue_in(observed.pod.as_ref()?, timeout, now)?;
     Some(if wait.is_zero() { LOOK_AGAIN } else { wait + Duration::from_secs(1) })
@@ -73,12 +75,12 @@ pub(crate) fn look_again_after(observed: &Observed, timeout: Duration, now: Time
 
 /// How long until a pod that is being deleted should be gone; zero if it should be gone by now.
 fn overdue_in(pod: &Pod, timeout: Duration, now: Timestamp) -> Option<Duration> {
-    // The time of deletion includes the grace.
+    // `deletionTimestamp` is the time at which the grace period ends.
     let due = pod.metadata.deletion_timestamp.as_ref()?.0.as_second() + timeout.as_secs() as i64;
     Some(Duration::from_secs(u64::try_from(due - now.as_second()).unwrap_or(0)))
 }
 
-/// By what a node is seen to be gone; `None` if it answers.
+/// Why a node counts as lost; `None` if it answers.
 fn silence(node: Option<&Node>) -> Option<String> {
     let Some(node) = node else { return Some("there is no such node any more".to_owned()) };
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
@@ -88,7 +90,7 @@ fn silence(node: Option<&Node>) -> Option<String> {
     (ready.status != "True").then(|| format!("it has not been ready{since}"))
 }
 
-/// Whether Kubernetes deletes the pod because its node does not answer.
+/// Why the node of this pod counts as lost, if Kubernetes deletes the pod because its node does not answer.
 fn given_up(pod: &Pod) -> Option<String> {
     let conditions = pod.status.as_ref()?.conditions.as_deref()?;
     let given_up = |reason: &str| matches!(reason, "DeletionByTaintManager" | "DeletionByPodGC");
@@ -100,7 +102,7 @@ fn given_up(pod: &Pod) -> Option<String> {
         .then(|| "Kubernetes has given its pods up".to_owned())
 }
 
-/// What is done about a lost node, as the Pipeline wants it; `None` while there is none.
+/// Decides what to do about a lost node, as the Pipeline wants it; `None` without a lost node.
 pub(crate) fn action(observed: &Observed, lost: Option<&LostNode>) -> Option<NodeLossAction> {
     let (lost, pod) = (lost?, observed.pod.as_ref()?);
     let spec = observed.spec();
@@ -142,7 +144,8 @@ fn unrestorable(observed: &Observed) -> Option<&'static str> {
     (!restores).then_some("restoreOnBoot or restore.policy says that nothing is restored")
 }
 
-/// The writes that replace what was on a lost node: the claim first, since a new pod would wait for the volume of the old.
+/// Returns the writes that replace pod and volume of a lost node. The claim goes first, or the new pod would wait for
+/// the old volume.
 pub(crate) fn changes(observed: &Observed, lost: Option<&LostNode>) -> Vec<Change> {
     if !matches!(action(observed, lost), Some(NodeLossAction::Replace(_))) {
         return Vec::new();
@@ -196,7 +199,7 @@ mod tests {
         assert_eq!(silence(Some(&node("Unknown"))), silent);
         assert_eq!(silence(Some(&node("False"))), silent);
         assert_eq!(silence(None), Some("there is no such node any more".to_owned()));
-        // One that has said nothing yet has just come.
+        // A node without conditions has just been added.
         assert_eq!(silence(Some(&Node::default())), None);
     }
 

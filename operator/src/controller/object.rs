@@ -1,4 +1,4 @@
-//! A document of ours as the API server has it, read without a type; and which of the cluster's objects are ours.
+//! A document of ours as the API server has it, read without a type; and whether an object of the cluster is ours.
 
 use kube::ResourceExt;
 use kube::api::DynamicObject;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::names;
 
-/// The condition by which a child is told to run.
+/// The condition of a child that says whether the worker runs it.
 pub(crate) const PROGRAMMED: &str = "Programmed";
 
 /// A document of ours as the API server has it.
@@ -19,7 +19,7 @@ pub(crate) struct Object {
     pub(crate) namespace: String,
     pub(crate) uid: String,
     pub(crate) generation: i64,
-    /// Which write of it this is; later ones have larger numbers. `None` where the API server has no numbers.
+    /// `resourceVersion` as a number, which grows with each write; `None` where the API server has other texts.
     pub(crate) version: Option<u64>,
     pub(crate) spec: Value,
     pub(crate) status: Value,
@@ -39,12 +39,12 @@ impl Object {
         }
     }
 
-    /// Whether this was read as it was before `other`, the same document.
+    /// Whether this is an older state of the document than `other`.
     pub(crate) fn is_before(&self, other: &DynamicObject) -> bool {
         self.version.zip(version(other)).is_some_and(|(here, other)| here < other)
     }
 
-    /// Whether it was told of a child that the worker runs it as it is written now.
+    /// Whether the status of a child says that the worker runs it as it is written now.
     pub(crate) fn is_programmed(&self) -> bool {
         let status: ChildStatus = serde_json::from_value(self.status.clone()).unwrap_or_default();
         status.conditions.iter().any(|condition| {
@@ -59,7 +59,7 @@ impl Object {
         serde_json::from_value(self.spec.clone()).unwrap_or_default()
     }
 
-    /// What its author wrote.
+    /// The document without its status and other fields that its author did not write.
     pub(crate) fn document(&self) -> Document {
         let metadata = json!({ "name": self.name, "namespace": self.namespace });
         let (api_version, kind) = (litejoin_crds::API_VERSION, self.kind.as_str());
@@ -73,7 +73,8 @@ fn version(object: &DynamicObject) -> Option<u64> {
     object.metadata.resource_version.as_ref()?.parse().ok()
 }
 
-/// Whether an object is ours to write: its owner is this Pipeline, or it has no owner and our label says that we made it.
+/// Whether an object is ours to write: its owner is this Pipeline, or it has no owner and our label says that we made
+/// it.
 pub(crate) fn is_ours(live: &DynamicObject, pipeline_uid: &str) -> bool {
     match live.owner_references().iter().find(|owner| owner.controller == Some(true)) {
         Some(owner) => owner.uid == pipeline_uid,

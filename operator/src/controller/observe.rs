@@ -1,4 +1,5 @@
-//! Reads what there is: the Pipeline, what refers to it, what was built of it, and the Secrets that it names.
+//! Reads the state of one pipeline: the Pipeline, its children, the objects that were built, and the Secrets that are
+//! named.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,32 +21,32 @@ mod secrets;
 
 pub(crate) use secrets::{AdminKeys, secret_keys};
 
-/// What there is of one pipeline.
+/// The state of one pipeline as it was read; later steps change nothing in it.
 pub(crate) struct Observed {
     pub(crate) pipeline: Object,
-    /// In the order in which they came to be: where two claim one name, the older has it.
+    /// The children in the order of their creation: where two claim one name, the older has it.
     pub(crate) children: Vec<Object>,
-    /// What was built before, by where it belongs.
+    /// The objects that were built before, and any others of their names.
     pub(crate) built: BTreeMap<Slot, DynamicObject>,
     /// The claim of the pod's volume.
     pub(crate) volume_claim: Option<PersistentVolumeClaim>,
-    /// The one that our StatefulSet has made.
+    /// The pod that our StatefulSet has made.
     pub(crate) pod: Option<Pod>,
     /// Names of the keys of each Secret that a document names; `None` where there is no such Secret.
     pub(crate) secrets: BTreeMap<String, Option<BTreeSet<String>>>,
-    /// Whether the cluster knows PodMonitors; not asked if none is wanted.
+    /// Whether the cluster knows PodMonitors; `false` without a look if none is wanted.
     pub(crate) pod_monitors_served: bool,
-    /// What the operator needs to be let in at the admin address.
+    /// The token and certificate for the worker's admin address.
     pub(crate) admin_keys: AdminKeys,
 }
 
 impl Observed {
-    /// Whether the operator is to leave everything as it is.
+    /// Whether the operator is to change nothing.
     pub(crate) fn is_paused(&self) -> bool {
         self.pipeline.spec["reconciliationPaused"] == true
     }
 
-    /// The spec as a type, if it can be read as one; what can't be is a complaint.
+    /// See [`Object::pipeline_spec`].
     pub(crate) fn spec(&self) -> PipelineSpec {
         self.pipeline.pipeline_spec()
     }
@@ -61,8 +62,8 @@ impl Observed {
     }
 }
 
-/// Reads all there is; `None` if the Pipeline is gone or going, or can't be there. A name becomes a part of an address, so
-/// what is no name is not asked for.
+/// Reads the state of a pipeline; `None` if the Pipeline does not exist or is being deleted. A name becomes a part of
+/// an address, so a text that is no name is not asked for.
 pub(crate) async fn observe(
     client: &Client,
     children: &Children,
@@ -97,7 +98,7 @@ pub(crate) async fn observe(
             pods.get_opt(&pod).await.doing(|| format!("read Pod {namespace}/{pod}"))
         },
     )?;
-    // What another StatefulSet of this name has is none of ours.
+    // The claim and the pod of somebody else's StatefulSet are not ours, even under our names.
     let set = built.get(&Slot::StatefulSet);
     let volume_claim = claim.filter(|_| set.is_none_or(|set| is_ours(set, &pipeline.uid)));
     let is_of_set = |pod: &Pod| {
@@ -116,7 +117,7 @@ pub(crate) async fn observe(
         let value = read.get(&reference.name)?.as_ref()?.get(&reference.key)?;
         Some(value.0.as_slice())
     });
-    // Of all others only the names of keys are kept.
+    // The values of all other Secrets are dropped here; only the names of their keys are kept.
     let names = |(secret, data): (String, Option<secrets::SecretData>)| {
         (secret, data.map(|data| data.into_keys().collect()))
     };
@@ -142,7 +143,7 @@ async fn built(
         let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &slot.resource());
         let name = slot.name(pipeline);
         let found = match api.get_opt(&name).await {
-            // The kind itself may not be known, which is told in other words than that there is no object.
+            // `get_opt` covers a missing object; a missing kind (PodMonitor) answers 404 in another form.
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
             found => found,
         };
@@ -152,7 +153,7 @@ async fn built(
     Ok(try_join_all(reads).await?.into_iter().flatten().collect())
 }
 
-/// Whether the Prometheus operator's kinds are known here.
+/// Whether the cluster knows the Prometheus operator's kind PodMonitor.
 async fn pod_monitors_served(client: &Client) -> Result<bool, Error> {
     match client.list_api_group_resources(kinds::POD_MONITOR_API_VERSION).await {
         Ok(list) => Ok(list.resources.iter().any(|resource| resource.kind == kinds::pod_monitor().kind)),

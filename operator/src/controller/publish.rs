@@ -1,4 +1,4 @@
-//! Writes statuses where they differ, and tells as Events what has turned.
+//! Writes statuses where they differ, and an Event for each condition that has turned.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -40,12 +40,12 @@ impl Publisher {
         for (child, status) in observed.children.iter().zip(&statuses.children) {
             written += self.write(child, status, &status.conditions).await?;
         }
-        // Last, so that whoever waits for the Pipeline finds its children told.
+        // The Pipeline comes last: a program that waits for its status then finds those of the children written.
         let (pipeline, status) = (&observed.pipeline, &statuses.pipeline);
         Ok(written + self.write(pipeline, status, &status.conditions).await?)
     }
 
-    /// Tells children that their Pipeline is not there.
+    /// Writes into the statuses of children that their Pipeline does not exist.
     pub(crate) async fn publish_orphans(&self, children: &[Object], pipeline: &str) -> Result<(), Error> {
         for child in children {
             let status = orphan(child, pipeline, Timestamp::now());
@@ -67,7 +67,7 @@ impl Publisher {
         let (kind, namespace, name) = (object.kind.as_str(), &object.namespace, &object.name);
         let api: Api<DynamicObject> =
             Api::namespaced_with(self.client.clone(), namespace, &kinds::resource(object.kind));
-        // Without its uid it could make a new object of the name, had this one gone.
+        // Without the uid, the write could make a new object if this one was deleted meanwhile.
         let document = json!({
             "apiVersion": API_VERSION,
             "kind": kind,
@@ -76,7 +76,7 @@ impl Publisher {
         });
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         match api.patch_status(name, &parameters, &Patch::Apply(&document)).await {
-            // It has gone meanwhile. Another of its name is a conflict, and looked at anew.
+            // The object was deleted meanwhile. A new one of its name answers with a conflict, and is reconciled anew.
             Err(kube::Error::Api(status)) if status.code == 404 => return Ok(0),
             written => written.doing(|| format!("write the status of {kind} {namespace}/{name}"))?,
         };
@@ -84,7 +84,7 @@ impl Publisher {
         Ok(1)
     }
 
-    /// Tells as Events which of the conditions that people wait for have turned, or are what they are for another reason.
+    /// Records an Event for each of the conditions that people wait for whose status or reason has changed.
     async fn record_turns(&self, object: &Object, conditions: &[Condition]) {
         let stalled =
             conditions.iter().any(|condition| condition.type_ == "Stalled" && condition.status == "True");
@@ -125,14 +125,14 @@ impl Publisher {
             uid: Some(object.uid.clone()),
             ..ObjectReference::default()
         };
-        // The status says it already; an Event is for those who look at `kubectl describe`.
+        // A lost Event does no harm: the status says the same, and the Event only shows it in `kubectl describe`.
         if let Err(error) = self.recorder.publish(event, &reference).await {
             warn!(error = chain(&error), "could not tell it as an Event");
         }
     }
 }
 
-/// Whether a condition says something that it did not say before. That nothing is known is no news.
+/// Whether a condition has another status or reason than before. The status Unknown is no news.
 fn is_news(object: &Object, condition: &Condition) -> bool {
     let mut before = object.status["conditions"].as_array().into_iter().flatten();
     let before = before.find(|before| before["type"] == condition.type_.as_str());
@@ -142,7 +142,7 @@ fn is_news(object: &Object, condition: &Condition) -> bool {
     condition.status != "Unknown" && !before.is_some_and(same)
 }
 
-/// The text, cut to what an Event takes.
+/// The text, cut to the length that an Event takes.
 fn shortened(note: &str) -> String {
     let mut end = note.len().min(NOTE_BYTES_MAX);
     while !note.is_char_boundary(end) {

@@ -1,10 +1,10 @@
-//! The objects that a pipeline can have, one of each: their kinds and names.
+//! The objects that a pipeline can have, one for each slot: their kinds and names.
 
 use kube::api::ApiResource;
 
 use super::{kinds, names};
 
-/// Where an object belongs. The order is that in which they are written.
+/// The place of one object of a pipeline. Objects are written in the order of the slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Slot {
     ServiceAccount,
@@ -29,7 +29,7 @@ impl Slot {
         Self::CronJob,
     ];
 
-    /// The address of its kind.
+    /// The kind of the object, as the API addresses it.
     pub(crate) fn resource(self) -> ApiResource {
         match self {
             Self::ServiceAccount => ApiResource::erase::<k8s_openapi::api::core::v1::ServiceAccount>(&()),
@@ -44,7 +44,7 @@ impl Slot {
         }
     }
 
-    /// What it is called for a pipeline of this name.
+    /// The name of the object for a pipeline of this name.
     pub(crate) fn name(self, pipeline: &str) -> String {
         match self {
             Self::HeadlessService => names::headless_service(pipeline),

@@ -1,5 +1,6 @@
-//! What is reported, as a value: conditions as kstatus and Gateway API have them. Pure: what was reported before and
-//! the time are arguments, and where nothing turned nothing is new.
+//! The statuses of a pipeline and its children, as values: conditions as kstatus and Gateway API have them. The
+//! functions are pure: the statuses of before and the time are arguments, and a status is the same as before if nothing
+//! turned.
 
 use jiff::Timestamp;
 use litejoin_crds::status::{ChildStatus, PipelineStatus};
@@ -14,14 +15,14 @@ mod replication;
 pub(crate) use child::orphan;
 pub(crate) use findings::Findings;
 
-/// What is reported of a pipeline and its children.
+/// The statuses of a pipeline and its children.
 pub(crate) struct Statuses {
     pub(crate) pipeline: PipelineStatus,
     /// In the order of the observed children.
     pub(crate) children: Vec<ChildStatus>,
 }
 
-/// Says what is to be reported.
+/// Returns the statuses that follow from the findings.
 pub(crate) fn statuses(findings: &Findings<'_>, now: Timestamp) -> Statuses {
     let children = findings.observed.children.iter().enumerate();
     Statuses {

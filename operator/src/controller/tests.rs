@@ -1,4 +1,4 @@
-//! What is built of pipelines, and what is said of them, as files.
+//! The objects that are built for pipelines, and their conditions, held to files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -37,7 +37,7 @@ fn the_same_documents_make_the_same_bytes() {
     assert_eq!(outcome(&observed(documents)), outcome(&observed(documents)));
 }
 
-/// What there is when these documents were just made.
+/// The state of a cluster in which these documents were just made.
 fn observed(documents: &str) -> Observed {
     let mut objects = serde_yaml::Deserializer::from_str(documents).map(|document| {
         let value = Value::deserialize(document).unwrap();

@@ -1,5 +1,5 @@
-//! What of the documents can run. Pure: `litejoin_crds::validate` judges, and a child that is wrong is left out
-//! until the rest can run without it.
+//! Decides which of the documents can run. The function is pure: `litejoin_crds::validate` judges, and children that
+//! are wrong are left out until the rest can run without them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,25 +32,25 @@ const OPERATORS_STORAGE_FIELDS: [&str; 7] =
 /// Fields of its `replication` that only the operator reads.
 const OPERATORS_REPLICATION_FIELDS: [&str; 2] = ["image", "drill"];
 
-/// What the documents of a pipeline come to.
+/// The judgement on all documents of a pipeline.
 pub(crate) struct Verdict {
-    /// What is to run; or what is wrong with the Pipeline itself.
+    /// The config that is to run, or what is wrong with the Pipeline itself.
     pub(crate) config: Result<Config, Vec<Complaint>>,
-    /// What is wrong with children that are left out, by their index.
+    /// Complaints about children that are left out, by the index of the child.
     pub(crate) refused: BTreeMap<usize, Vec<Complaint>>,
-    /// What children that run lack by now, by their index. A Secret that goes comes back as a rule, as when it is
-    /// replaced; leaving the child out meanwhile would forget what it has not delivered.
+    /// Complaints about children that run and whose Secret is gone, by the index of the child. Such a Secret is usually
+    /// being replaced, and a sink that was left out meanwhile would forget what it has not delivered.
     pub(crate) lacking: BTreeMap<usize, Vec<Complaint>>,
-    /// A change of `shardCount` that is consented to and that nobody can make yet: from, to.
+    /// A change of `shardCount` that `reshard` consents to and no worker can make yet: from, to.
     pub(crate) reshard: Option<(u64, u64)>,
 }
 
-/// What a worker is to run.
+/// The config that a worker is to run.
 pub(crate) struct Config {
-    /// The Pipeline first, without what only the operator reads.
+    /// The documents, the Pipeline first and without the fields that only the operator reads.
     pub(crate) documents: Vec<Document>,
     pub(crate) plan: Plan,
-    /// By which the worker says that it runs this.
+    /// The hash by which the worker names this config.
     pub(crate) hash: String,
     /// Secrets that the worker needs.
     pub(crate) secrets: BTreeSet<String>,
@@ -118,7 +118,8 @@ fn remove(value: &mut Value, fields: &[&str]) {
     }
 }
 
-/// Puts the number of shards that the data has in the place of another that is consented to. Returns both.
+/// Replaces a `shardCount` that differs from the layout of the data by that of the layout; returns both, the layout's
+/// first.
 fn hold_layout(pipeline: &mut Document, status: &Value) -> Option<(u64, u64)> {
     let has = status["layout"]["shardCount"].as_u64()?;
     let storage = pipeline.value["spec"].get_mut("storage")?;
@@ -131,7 +132,7 @@ fn hold_layout(pipeline: &mut Document, status: &Value) -> Option<(u64, u64)> {
     Some((has, wanted))
 }
 
-/// Complains about each Secret, or key of one, that is not there.
+/// Complains about each Secret that does not exist, or lacks a key.
 fn missing_secrets(documents: &[Document], observed: &Observed) -> Vec<Complaint> {
     let mut complaints = Vec::new();
     for (index, document) in documents.iter().enumerate() {

@@ -1,4 +1,5 @@
-//! Which changes in the cluster let a pipeline be looked at: watches of our documents, of what was built and of Secrets.
+//! Watches of our documents, of the objects that were built and of Secrets: a change in one lets its pipeline be
+//! reconciled.
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::batch::v1::CronJob;
@@ -21,13 +22,13 @@ pub(crate) use children::Children;
 pub(crate) use pending::PendingReconciles;
 pub(crate) use secrets::SecretWatch;
 
-/// Where pipelines are looked after.
+/// The namespaces whose pipelines are reconciled.
 pub(crate) enum Scope {
     Cluster,
     Namespace(String),
 }
 
-/// Everything whose change may concern a pipeline, beside what refers to it.
+/// The controller with its watches of all objects that may concern a pipeline, but for its children and Secrets.
 pub(crate) fn controller(client: &Client, scope: &Scope) -> Controller<DynamicObject> {
     let ours = || watcher::Config::default().labels(names::MANAGED_BY_SELECTOR);
     let of_pipelines = || watcher::Config::default().labels(names::PIPELINE_LABEL);
@@ -44,7 +45,7 @@ pub(crate) fn controller(client: &Client, scope: &Scope) -> Controller<DynamicOb
         .watches(typed::<PersistentVolumeClaim>(client, scope), of_pipelines(), |claim| by_label(&claim))
 }
 
-/// The pipeline whose label an object has.
+/// The pipeline that the label of an object names.
 fn by_label<K: Resource>(object: &K) -> Option<ObjectRef<DynamicObject>> {
     let name = object.labels().get(names::PIPELINE_LABEL)?;
     object.namespace().map(|namespace| kinds::pipeline_ref(name, &namespace))

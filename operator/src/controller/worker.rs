@@ -1,4 +1,4 @@
-//! What the worker in the pod says of the config it runs, read from `/status` of its admin address.
+//! Asks the worker in the pod which config it runs, at `/status` of its admin address.
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -21,7 +21,7 @@ pub(crate) use report::WorkerReport;
 
 /// The largest answer that is read.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
-/// Asks workers.
+/// Clients of all workers.
 pub(crate) struct Workers {
     plain: reqwest::Client,
 }

@@ -1,14 +1,14 @@
-//! The documents as the worker reads them: the very same, so that `litejoin run -f` on this file does on a laptop
-//! what the pod does.
+//! The ConfigMap with the documents of a pipeline as their authors wrote them, so that `litejoin run -f` on its file
+//! does on a laptop what the pod does.
 
 use serde_json::{Value, json};
 
 use crate::controller::validate::Config;
 
-/// The largest config. A ConfigMap holds 1 MiB, all of it told.
+/// The largest config, in bytes. A ConfigMap holds 1 MiB, its metadata included.
 pub(crate) const CONFIG_BYTES_MAX: usize = 900 * 1024;
 
-/// The file in the ConfigMap.
+/// The name of the file in the ConfigMap.
 pub(crate) const FILE: &str = "pipeline.yaml";
 
 /// Returns the ConfigMap's data, or its size if that is too large.

@@ -1,5 +1,5 @@
-//! A restore drill: now and then a job restores the replica to a volume of its own, checks every file, and ends. It writes
-//! nowhere else, and no label of it is one by which the worker's pod is found.
+//! A restore drill: now and then a job restores the replica to a volume of its own, checks every file, and ends. The
+//! job writes nowhere else, and no selector of the worker's pod finds the job's.
 
 use litejoin_crds::PipelineSpec;
 use litejoin_crds::replication::DrillSpec;
@@ -12,7 +12,7 @@ use crate::controller::validate::Config;
 
 /// How often a job is tried before it has failed: a store may be away for a moment.
 const RETRIES: u32 = 2;
-/// How long a job may take, in seconds. A replica that takes longer to restore is one that nobody waits for.
+/// How long a job may take, in seconds. A restore that takes longer would be of no use in an emergency.
 const SECONDS_MAX: u32 = 6 * 3_600;
 
 /// The CronJob's spec.
@@ -36,7 +36,7 @@ pub(super) fn spec(config: &Config, spec: &PipelineSpec, drill: &DrillSpec, defa
     cron
 }
 
-/// The worker's pod before what users lay over it, with another command and another volume.
+/// The worker's pod with another command and another volume, and without `podTemplate.overrides`.
 fn template(config: &Config, spec: &PipelineSpec, image: &str) -> Value {
     let mut pod = pod::bare(config, spec);
     let mut container = pod::container(config, spec, image);

@@ -1,5 +1,5 @@
-//! Who may reach the pod: clients at sources and sinks, the operator and whom the user names at admin. kubelet is let in
-//! by every network, from the pod's own node.
+//! The NetworkPolicy: clients may reach sources and sinks, the operator and the peers that the user names may reach the
+//! admin address. Every network lets kubelet in, from the pod's own node.
 
 use litejoin_crds::Plan;
 use litejoin_crds::network_policy::NetworkPolicySpec;

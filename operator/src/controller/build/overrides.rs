@@ -1,5 +1,6 @@
-//! `podTemplate.overrides`: parts of a PodTemplateSpec laid over what we build, as `kubectl` merges them. Objects are
-//! merged, null removes, items of a list are told apart by their `name`; other lists are replaced.
+//! `podTemplate.overrides`: parts of a PodTemplateSpec that are laid over the one that we build, as `kubectl` merges
+//! them. Objects are merged, null removes a field, items of a list with the same `name` are merged; other lists are
+//! replaced.
 
 use serde_json::Value;
 

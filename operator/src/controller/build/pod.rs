@@ -14,14 +14,14 @@ use crate::controller::validate::Config;
 const USER: u32 = 65532;
 /// The worker's working directory, from which a relative `dataDir` is reached.
 const HOME: &str = "/var/lib/litejoin";
-/// Where the config is mounted.
+/// The folder where the config is mounted.
 pub(super) const CONFIG_FOLDER: &str = "/etc/litejoin/config";
-/// Where Secrets are mounted: a folder for each, a file in it for each key.
+/// The folder where Secrets are mounted: a folder for each, and in it a file for each key.
 pub(super) const SECRETS_FOLDER: &str = "/etc/litejoin/secrets";
-/// How long a planned stop may take: what is on its way is delivered and the files are closed.
+/// How long a planned stop may take, in which the worker delivers results that are on their way and closes its files.
 pub(super) const STOP_SECONDS: u32 = 60;
 
-/// The pod's template, before replication and what the user lays over it.
+/// The pod's template, before replication and `podTemplate.overrides` are laid over it.
 pub(crate) fn template(config: &Config, spec: &PipelineSpec, image: &str, settings_hash: &str) -> Value {
     let own = &spec.pod_template;
     let mut labels = serde_json::to_value(&own.labels).expect("labels are plain data");
@@ -34,7 +34,7 @@ pub(crate) fn template(config: &Config, spec: &PipelineSpec, image: &str, settin
     json!({ "metadata": { "labels": labels, "annotations": annotations }, "spec": pod })
 }
 
-/// What every pod of a pipeline has beside its containers: who it is, what is mounted, and where it may run.
+/// The part of a pod spec that the worker's pod and a drill's share: account, security, volumes and scheduling.
 pub(super) fn bare(config: &Config, spec: &PipelineSpec) -> Value {
     let own = &spec.pod_template;
     let account = own.service_account_name.as_deref().unwrap_or(&config.plan.name);
@@ -108,7 +108,7 @@ pub(super) fn container(config: &Config, spec: &PipelineSpec, image: &str) -> Va
         "startupProbe": probe("/healthz", 1, 300),
         "livenessProbe": probe("/healthz", 10, 6),
         "readinessProbe": probe("/readyz", 2, 3),
-        // What a worker says at its end is then in the pod's status, and from there in the Pipeline's.
+        // The last words of a worker that fails get into the pod's status, and from there into the Pipeline's.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": false,
@@ -130,7 +130,7 @@ fn volumes(config: &Config, spec: &PipelineSpec) -> Vec<Value> {
     if spec.storage.ephemeral {
         volumes.push(json!({ "name": names::DATA_VOLUME, "emptyDir": {} }));
     }
-    // A Secret that is deleted later must not keep a pod from starting: who needs it says so.
+    // A Secret that is deleted later must not keep a pod from starting; the child that needs it says so in its status.
     volumes.extend(config.secrets.iter().map(|secret| {
         json!({
             "name": secret_volume(config, secret),
@@ -140,13 +140,13 @@ fn volumes(config: &Config, spec: &PipelineSpec) -> Vec<Value> {
     volumes
 }
 
-/// A volume's name is a label, a Secret's may be longer: they are numbered.
+/// The name of a Secret's volume. It is numbered, since the name of a Secret may be longer than that of a volume.
 pub(super) fn secret_volume(config: &Config, secret: &str) -> String {
     let index = config.secrets.iter().position(|name| name == secret).unwrap_or_default();
     format!("secret-{index}")
 }
 
-/// Where the volume of the data is mounted.
+/// The folder where the volume of the data is mounted.
 pub(super) fn data_folder(data_dir: &Path) -> String {
     let parts = data_dir.components().filter(|part| *part != std::path::Component::CurDir);
     Path::new(HOME).join(parts.collect::<std::path::PathBuf>()).display().to_string()

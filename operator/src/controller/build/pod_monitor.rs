@@ -1,5 +1,5 @@
-//! How Prometheus finds the metrics of the pod, and comes in where a token is wanted or all is encrypted: by the Secrets
-//! that the Pipeline names.
+//! The PodMonitor, by which Prometheus finds the pod's metrics. Token and certificate come from the Secrets that the
+//! Pipeline names.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ pub(crate) fn spec(plan: &Plan, monitor: &PodMonitorSpec) -> Value {
     }
     if let Some(tls) = &serving.tls {
         endpoint["scheme"] = json!("https");
-        // The certificate itself is trusted, as by the operator, whoever signed it.
+        // Prometheus trusts the certificate itself, as the operator does, whatever authority has signed it.
         endpoint["tlsConfig"] = json!({
             "ca": { "secret": tls.cert.secret_key_ref.as_ref().map(key) },
             "serverName": monitor.server_name,

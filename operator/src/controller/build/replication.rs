@@ -1,5 +1,5 @@
-//! What a replicated pipeline's pod has besides its worker: a container that claims the replica and restores what is
-//! missing before anything else runs, and Litestream as a sidecar, which the kubelet ends after the worker.
+//! The containers that a replicated pipeline's pod has besides the worker: one that claims the replica and restores
+//! missing files before anything else runs, and Litestream as a sidecar, which kubelet ends after the worker.
 //!
 //! ```text
 //! restore (runs to its end) ─► litestream (sidecar, until the worker has ended) ─► worker
@@ -19,12 +19,12 @@ use crate::controller::validate::Config;
 
 /// Litestream's configuration in the data directory, written by the worker before Litestream runs.
 const LITESTREAM_CONFIG: &str = "litestream.yml";
-/// The variable by which the worker is told that there is a replica, so that it never starts empty where none is found;
-/// and the key of the ConfigMap that it comes from.
+/// The variable that says that there is a replica, with which the worker never starts empty if it finds none.
 const EXPECT_REPLICA: &str = "LITEJOIN_EXPECT_REPLICA";
-/// See [`EXPECT_REPLICA`]. What is in a ConfigMap comes with the next pod, and makes none by itself.
+/// The key of the ConfigMap that [`EXPECT_REPLICA`] comes from. A changed ConfigMap, unlike a changed template, makes
+/// no new pod.
 const EXPECT_REPLICA_KEY: &str = "expect-replica";
-/// What the end of a pod may take beyond the worker's and Litestream's.
+/// How long the end of a pod may take beyond the worker's and Litestream's.
 const MARGIN_SECONDS: u32 = 5;
 
 /// Lays replication over a pod of one container, the worker.
@@ -34,7 +34,7 @@ pub(super) fn add(pod: &mut Value, config: &Config, spec: &PipelineSpec) {
         "valueFrom": { "configMapKeyRef": { "name": config.plan.name, "key": EXPECT_REPLICA_KEY, "optional": true } },
     });
     let worker = &mut pod["containers"][0];
-    // Before the user's own, which may set it otherwise.
+    // The user's own variables come later and so may override this one.
     worker["env"].as_array_mut().expect("a worker has variables").insert(0, expected);
     let mut before = vec![restore(worker)];
     if spec.replication.mode == ReplicationMode::Sidecar {
@@ -44,7 +44,7 @@ pub(super) fn add(pod: &mut Value, config: &Config, spec: &PipelineSpec) {
     pod["terminationGracePeriodSeconds"] = json!(stop_seconds(config));
 }
 
-/// The ConfigMap's data with the word that there is a replica, once the worker has said so.
+/// Adds to the ConfigMap's data that there is a replica, once the worker has said so.
 pub(super) fn expect(data: &mut Value, observed: &Observed) {
     let status = &observed.pipeline.status["replication"];
     if observed.spec().replication.enabled && status["incarnation"].is_i64() {
@@ -52,14 +52,16 @@ pub(super) fn expect(data: &mut Value, observed: &Observed) {
     }
 }
 
-/// How long a pod may take to end: the worker's time, then Litestream's, file by file where the store is away.
+/// How long a pod may take to end: the worker's time, then Litestream's, which tries one file after another if the
+/// store is away.
 fn stop_seconds(config: &Config) -> u32 {
     let shards = u32::try_from(config.plan.storage.shard_count).expect("a few shards");
     let files = shards + FILES_BESIDE_SHARDS;
     pod::STOP_SECONDS + files * REPLICATION_LAST_SYNC_SECONDS + MARGIN_SECONDS
 }
 
-/// The worker's image, which restores and ends. It may take its time: no probe looks at it.
+/// The container that restores and ends, with the worker's image. A restore may take long, so the container has no
+/// probe.
 fn restore(worker: &Value) -> Value {
     let mut container = json!({
         "name": "restore",
@@ -78,7 +80,7 @@ fn litestream(worker: &Value, config: &Config, spec: &PipelineSpec) -> Value {
         "command": ["litestream"],
         "args": ["replicate", "-no-expand-env", "-config", format!("{data}/{LITESTREAM_CONFIG}")],
         "env": spec.pod_template.env,
-        // It ends after the worker.
+        // With `Always`, an init container is a sidecar: it runs beside the worker and ends after it.
         "restartPolicy": "Always",
     });
     copy(worker, &mut container, &[]);
@@ -88,7 +90,7 @@ fn litestream(worker: &Value, config: &Config, spec: &PipelineSpec) -> Value {
     let mut mounted = vec![names::DATA_VOLUME.to_owned(), "tmp".to_owned()];
     if let Some(secret) = &spec.replication.credentials_secret_ref {
         container["envFrom"] = json!([{ "secretRef": { "name": secret.name, "optional": true } }]);
-        // A key that is a file, as SSH has it.
+        // Some keys are read as files, such as those of SSH.
         mounted.push(pod::secret_volume(config, &secret.name));
     }
     let mounts = worker["volumeMounts"].as_array().expect("a worker has volumes").iter();
@@ -97,7 +99,7 @@ fn litestream(worker: &Value, config: &Config, spec: &PipelineSpec) -> Value {
     container
 }
 
-/// What every container here has as the worker has it, and `more`.
+/// Copies the fields that all containers here share with the worker, and `more`.
 fn copy(worker: &Value, container: &mut Value, more: &[&str]) {
     const ALWAYS: [&str; 4] = ["image", "imagePullPolicy", "securityContext", "terminationMessagePolicy"];
     for field in ALWAYS.iter().chain(more) {

@@ -16,7 +16,7 @@ pub(crate) struct Port {
     pub(crate) number: u16,
 }
 
-/// The ports that a plan's sources and sinks listen on, as far as they are reached from outside of the pod.
+/// The ports of a plan's sources and sinks that are reached from outside of the pod.
 pub(crate) fn ports(plan: &Plan) -> Vec<Port> {
     let sources = plan.sources.iter().filter_map(|source| match &source.kind {
         SourceKind::Http(http) => Some(("source", &source.name, &http.addr)),
@@ -75,7 +75,7 @@ pub(crate) fn client(plan: &Plan) -> Option<Value> {
         .then(|| json!({ "type": "ClusterIP", "selector": names::selector(&plan.name), "ports": ports }))
 }
 
-/// The name as a DNS label, as names of ports are.
+/// The name as a DNS label, which the name of a port has to be.
 fn label(name: &str) -> String {
     let plain: String =
         name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();

@@ -1,5 +1,5 @@
-//! The StatefulSet of one pod. What can't change after creation is taken from the live one, and a default image that
-//! the operator brings along takes effect with the next restart that there is another reason for.
+//! The StatefulSet of one pod. Fields that can't change after creation are taken from the live one. The default image
+//! of a newer operator takes effect with the next restart that has another reason.
 
 use std::fmt::Write;
 
@@ -14,8 +14,8 @@ use super::{overrides, pod, replication};
 use crate::controller::names;
 use crate::controller::validate::Config;
 
-/// The image of a worker whose Pipeline names none: the one that it was made with, until a restart that there is
-/// another reason for, then the operator's own.
+/// The image of a worker whose Pipeline names none: the one that its pod was made with, or the operator's own if the
+/// pod is restarted for another reason anyway.
 pub(crate) fn default_image<'a>(
     config: &Config,
     spec: &PipelineSpec,
@@ -49,7 +49,7 @@ pub(crate) fn spec(
     let mut set = json!({
         "replicas": if is_at_rest(spec) { 0 } else { 1 },
         "serviceName": names::headless_service(&config.plan.name),
-        // A pod that can't come up is then replaced by one that may.
+        // With `OrderedReady`, a pod that can't start would not be replaced by a corrected one.
         "podManagementPolicy": "Parallel",
         "updateStrategy": { "type": "RollingUpdate" },
         "revisionHistoryLimit": 2,
@@ -86,7 +86,7 @@ pub(super) fn claim(spec: &PipelineSpec) -> Value {
     json!({ "metadata": { "name": names::DATA_VOLUME }, "spec": claim })
 }
 
-/// What was written as the template of the claim, as far as it is ours.
+/// The template of the claim in the live StatefulSet, as far as its fields are ours.
 fn claim_template(live: &Value) -> Option<Value> {
     let spec = &live["spec"]["volumeClaimTemplates"][0]["spec"];
     let mut claim = json!({ "accessModes": spec["accessModes"], "resources": spec["resources"] });
@@ -96,9 +96,9 @@ fn claim_template(live: &Value) -> Option<Value> {
     spec.is_object().then(|| json!({ "metadata": { "name": names::DATA_VOLUME }, "spec": claim }))
 }
 
-/// Hash of all that a running worker can't change, or can't see change.
+/// Hash of all settings that a running worker can't change, or can't see change.
 fn settings_hash(config: &Config, spec: &PipelineSpec) -> String {
-    // Replication that is off is left out, as it was before there was any: no pod is made anew for it.
+    // Replication that is off does not count, as in versions that did not have it: their pods stay as they are.
     let counts = |(path, value): &(&str, String)| *path != plan::REPLICATION || value != "none";
     let fixed: Vec<_> = config.plan.fixed().into_iter().filter(counts).collect();
     let settings = json!({ "fixed": fixed, "nonce": spec.restart_nonce, "secrets": config.secrets });

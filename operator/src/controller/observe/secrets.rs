@@ -1,5 +1,5 @@
-//! The Secrets that documents name. Their values are held for one reconcile and show themselves nowhere; of most of them
-//! only the names of keys are kept.
+//! The Secrets that documents name. Their values are held for one reconcile and appear in no log and no error; of most
+//! Secrets only the names of keys are kept.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,21 +15,22 @@ use serde_json::Value;
 
 use crate::error::{Doing, Error};
 
-/// What the operator needs of Secrets to come in.
+/// The token and the certificate by which the operator and a worker know each other. There is no `Debug`, so they can't
+/// get into a log.
 #[derive(Default)]
 pub(crate) struct AdminKeys {
     pub(crate) token: Option<String>,
-    /// PEM.
+    /// The worker's own certificate, as PEM.
     pub(crate) certificate: Option<Vec<u8>>,
 }
 
 impl AdminKeys {
-    /// Takes what a spec names out of Secrets that were read.
+    /// Takes the keys that a spec names out of Secrets that were read.
     pub(crate) fn of<'a>(spec: &PipelineSpec, value: impl Fn(&SecretKeyRef) -> Option<&'a [u8]>) -> Self {
         let serving = &spec.admin.serving;
         let token = serving.auth.as_ref().and_then(|auth| auth.bearer.secret_key_ref.as_ref());
         let certificate = serving.tls.as_ref().and_then(|tls| tls.cert.secret_key_ref.as_ref());
-        // As the worker reads it: without the line end that editors leave behind it.
+        // The worker reads a token without the line end that editors add, so it is dropped here too.
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches(['\r', '\n']).to_owned();
         Self {
             token: token.and_then(&value).map(text),
@@ -38,7 +39,7 @@ impl AdminKeys {
     }
 }
 
-/// What a Secret holds, by key.
+/// The values of a Secret by key.
 pub(super) type SecretData = BTreeMap<String, ByteString>;
 
 /// Reads the Secrets of these names; `None` where there is no such Secret.
@@ -61,7 +62,7 @@ pub(super) async fn read(
     Ok(try_join_all(reads).await?.into_iter().collect())
 }
 
-/// The Secrets that a spec names, each with its key; without one where the whole Secret is meant.
+/// The Secrets that a spec names, each with its key; `None` where the whole Secret is meant.
 pub(crate) fn secret_keys(spec: &Value) -> Vec<(String, Option<String>)> {
     let mut found = Vec::new();
     let reference = |value: &Value| {
@@ -73,7 +74,7 @@ pub(crate) fn secret_keys(spec: &Value) -> Vec<(String, Option<String>)> {
             for (field, value) in map {
                 match field.as_str() {
                     "secretKeyRef" | "credentialsSecretRef" => found.extend(reference(value)),
-                    // What a user adds to the pod is kubelet's to resolve.
+                    // kubelet resolves the Secrets that a user adds to the pod.
                     "podTemplate" => {}
                     _ => found.extend(secret_keys(value)),
                 }

@@ -66,7 +66,7 @@ pub(super) fn status(index: usize, child: &Object, findings: &Findings<'_>, now:
     }
 }
 
-/// The status of a child whose Pipeline is not there.
+/// The status of a child whose Pipeline does not exist.
 pub(crate) fn orphan(child: &Object, pipeline: &str, now: Timestamp) -> ChildStatus {
     let before: ChildStatus = read(&child.status);
     let missing =
@@ -88,7 +88,7 @@ fn is_about(left_out: &LeftOut, child: &Object) -> bool {
     left_out.kind == child.kind.as_str() && left_out.name == child.name
 }
 
-/// Which of its kinds is written, such as `http` or `tumbling`.
+/// The kind of a source, a sink or a window, such as `http` or `tumbling`.
 fn variant(child: &Object) -> Option<String> {
     let written = |kinds: &[&str]| {
         let kind = kinds.iter().find(|kind| child.spec[**kind].is_object());

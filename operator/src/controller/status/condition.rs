@@ -1,4 +1,4 @@
-//! Conditions as kstatus and Gateway API have them: what holds, why, and since when.
+//! Conditions as kstatus and Gateway API have them: whether something holds, why, and since when.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -11,7 +11,7 @@ const COMPLAINTS_SHOWN_MAX: usize = 10;
 /// The longest message, in characters.
 const MESSAGE_LENGTH_MAX: usize = 4_000;
 
-/// What holds or not, without when.
+/// A condition without its time and generation.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Fact {
     pub(super) kind: &'static str,
@@ -23,11 +23,11 @@ pub(super) struct Fact {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Holds {
     Yes,
-    /// Not yet: time or another document will put it right.
+    /// It does not hold yet: time or another document will put it right.
     NotYet,
-    /// Not before somebody does something.
+    /// It does not hold before a person does something.
     Never,
-    /// Nobody has told.
+    /// The worker has not said so yet.
     Unknown,
 }
 
@@ -51,7 +51,7 @@ impl Fact {
     }
 }
 
-/// The first of the gates that is not open, as the summary.
+/// `Ready` from its gates: the first that does not hold.
 pub(super) fn ready(gates: &[Fact]) -> Fact {
     match gates.iter().find(|gate| gate.holds != Holds::Yes) {
         Some(gate) => Fact { kind: "Ready", ..gate.clone() },
@@ -59,7 +59,7 @@ pub(super) fn ready(gates: &[Fact]) -> Fact {
     }
 }
 
-/// `Ready`, and what kstatus wants beside it while it isn't.
+/// `Ready`, and beside it the condition that kstatus wants while `Ready` does not hold.
 pub(super) fn summary(ready: Fact) -> Vec<Fact> {
     let beside = match ready.holds {
         Holds::Yes => None,
@@ -70,7 +70,7 @@ pub(super) fn summary(ready: Fact) -> Vec<Fact> {
     std::iter::once(ready).chain(beside).collect()
 }
 
-/// The facts as conditions; what has not turned keeps its time.
+/// The facts as conditions. A condition whose status is the same as before keeps its time.
 pub(super) fn conditions(
     facts: &[Fact],
     before: &[Condition],
@@ -99,12 +99,12 @@ pub(super) fn conditions(
         .collect()
 }
 
-/// Statuses carry whole seconds.
+/// The time in whole seconds, as statuses carry it.
 pub(super) fn seconds(now: Timestamp) -> Timestamp {
     Timestamp::from_second(now.as_second()).expect("it was a timestamp before")
 }
 
-/// Whether another document, or a Secret, will put it right.
+/// Whether another document, or a Secret, will put this complaint right.
 pub(super) fn is_reference(complaint: &Complaint) -> bool {
     complaint.reason == Reason::UnknownReference
 }
@@ -121,7 +121,7 @@ pub(super) fn message(complaints: &[Complaint]) -> String {
     lines.chain(more).collect::<Vec<_>>().join("; ")
 }
 
-/// What was reported before; a status that can't be read is none.
+/// The status that was reported before; empty if it can't be read.
 pub(super) fn read<T: DeserializeOwned + Default>(status: &Value) -> T {
     serde_json::from_value(status.clone()).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! What a reconcile has found out by the time it reports.
+//! The findings of a reconcile by the time it reports.
 
 use crate::controller::build::Desired;
 use crate::controller::node_loss::LostNode;
@@ -6,7 +6,7 @@ use crate::controller::observe::Observed;
 use crate::controller::validate::Verdict;
 use crate::controller::worker::WorkerReport;
 
-/// All that the statuses of a pipeline and its children follow from, but for the time.
+/// The values that the statuses of a pipeline and its children follow from, but for the time.
 pub(crate) struct Findings<'a> {
     pub(crate) observed: &'a Observed,
     pub(crate) verdict: &'a Verdict,
@@ -15,6 +15,6 @@ pub(crate) struct Findings<'a> {
     pub(crate) report: &'a WorkerReport,
     /// The node of the pod, if it is lost.
     pub(crate) lost_node: Option<&'a LostNode>,
-    /// What the API server answered to a write that it refused, once that has gone on for a while.
+    /// The API server's answer to a write that it refused, once it has done so several times.
     pub(crate) unwritten: Option<&'a str>,
 }

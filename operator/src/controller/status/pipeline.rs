@@ -1,4 +1,4 @@
-//! The status of a Pipeline: what keeps it from being ready, its volume, its layout and its replica.
+//! The status of a Pipeline: whether it is ready or why not, its volume, its layout and its replica.
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::StatefulSetStatus;
@@ -22,7 +22,7 @@ use crate::controller::slot::Slot;
 use crate::controller::validate::Verdict;
 use crate::controller::worker::WorkerReport;
 
-/// By which template a StatefulSet has made a pod.
+/// The label of a pod that names the revision of the template which its StatefulSet made it from.
 const CONTROLLER_REVISION_LABEL: &str = "controller-revision-hash";
 
 /// The status of the Pipeline itself.
@@ -110,7 +110,7 @@ fn reshard(verdict: &Verdict, before: Option<ReshardStatus>, now: Timestamp) -> 
 
 fn config_valid(verdict: &Verdict, desired: Option<&Desired>, report: &WorkerReport) -> Fact {
     if let Err(complaints) = &verdict.config {
-        // What time won't put right counts first.
+        // A complaint that time won't put right counts first.
         let gravest = complaints.iter().find(|complaint| !is_reference(complaint));
         let reason = gravest.or(complaints.first()).map_or("Invalid", |complaint| complaint.reason.as_str());
         let holds = if gravest.is_some() { Holds::Never } else { Holds::NotYet };
@@ -169,7 +169,7 @@ fn bytes(quantity: &str) -> u64 {
     litejoin_crds::quantity::parse(quantity).unwrap_or_default()
 }
 
-/// Whether the worker is on a node that is gone, and what is done about it.
+/// The fact that the worker's node is lost, and what is done about it.
 fn node_lost(observed: &Observed, lost: Option<&LostNode>) -> Option<Fact> {
     Some(match node_loss::action(observed, lost)? {
         NodeLossAction::AskUser(message) => Fact::new("WorkerReady", Holds::Never, "NodeLost", message),
@@ -177,7 +177,7 @@ fn node_lost(observed: &Observed, lost: Option<&LostNode>) -> Option<Fact> {
     })
 }
 
-/// Whether the worker runs what it is to run.
+/// Whether the worker runs the config that it is to run.
 fn acknowledged(report: &WorkerReport) -> Fact {
     match report {
         WorkerReport::Runs { .. } => Fact::yes("Acknowledged", "Running"),
@@ -191,7 +191,7 @@ fn acknowledged(report: &WorkerReport) -> Fact {
     }
 }
 
-/// What keeps the pod from being just the one that the Pipeline asks for now, whatever the one of before says.
+/// Why the pod is not the one that the Pipeline asks for now; `None` if it is. The pod of before may well be ready.
 fn unsettled(observed: &Observed, desired: &Desired, at_rest: bool) -> Option<Fact> {
     let set = observed.built.get(&Slot::StatefulSet);
     if !is_written(observed, desired, Slot::StatefulSet) {
@@ -222,7 +222,7 @@ fn unsettled(observed: &Observed, desired: &Desired, at_rest: bool) -> Option<Fa
     })
 }
 
-/// Objects in our way that are not ours. One of a name that we have no use for is in nobody's way.
+/// An object that is not ours and has the name of one that is wanted.
 fn names_taken(observed: &Observed, desired: Option<&Desired>) -> Option<Fact> {
     let desired = desired?;
     let in_the_way = |(slot, live): &(&Slot, &DynamicObject)| {
@@ -248,7 +248,7 @@ fn names_taken(observed: &Observed, desired: Option<&Desired>) -> Option<Fact> {
     })
 }
 
-/// What the cluster does not let us write.
+/// The fact that the API server refuses a write, with its answer.
 fn not_written(answer: &str) -> Fact {
     Fact::not_yet("Written", "ApplyFailed", format!("{answer}; it is tried again within a minute"))
 }

@@ -1,4 +1,4 @@
-//! What a pod's status says of the worker in it, in words that tell what to do.
+//! Whether the worker is ready, as the status of its pod has it, with a message that says what to do.
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 
@@ -6,7 +6,7 @@ use super::condition::{Fact, Holds};
 
 const KIND: &str = "WorkerReady";
 
-/// Whether the worker is ready; if not, why.
+/// Whether the worker is ready, and if not, why.
 pub(super) fn worker_ready(pod: Option<&Pod>, at_rest: bool) -> Fact {
     let Some(pod) = pod else {
         return match at_rest {
@@ -39,7 +39,7 @@ pub(super) fn worker_ready(pod: Option<&Pod>, at_rest: bool) -> Fact {
     }
 }
 
-/// Whether the container runs that restores.
+/// Whether the restoring container is running.
 fn restores(status: &PodStatus) -> bool {
     let running = |container: &ContainerStatus| {
         container.name == "restore" && container.state.as_ref().is_some_and(|state| state.running.is_some())
@@ -47,7 +47,7 @@ fn restores(status: &PodStatus) -> bool {
     status.init_container_statuses.iter().flatten().any(running)
 }
 
-/// What keeps a container from running: a reason and a message.
+/// Why a container does not run: a reason and a message.
 fn trouble(container: &ContainerStatus) -> Option<(String, String)> {
     let state = container.state.as_ref()?;
     let ended = |state: &k8s_openapi::api::core::v1::ContainerState| {

@@ -1,4 +1,4 @@
-//! How far the replica is, in steps so coarse that a status is not written for every second.
+//! How far the replica is. The steps are coarse, or a status would be written every second.
 
 use std::time::Duration;
 
@@ -15,12 +15,12 @@ use crate::controller::worker::{Replica, WorkerReport};
 
 const KIND: &str = "ReplicationHealthy";
 
-/// Behind by this many intervals of syncing, and at least by [`LAG_MIN`], a replica is not healthy.
+/// A replica that lags by more than this many sync intervals, and by more than [`LAG_MIN`], is not healthy.
 const LAG_INTERVALS: u32 = 10;
 /// See [`LAG_INTERVALS`].
 const LAG_MIN: Duration = Duration::from_secs(30);
 
-/// Lags that are told apart, in words.
+/// The lags that a message distinguishes: at least so many seconds, in words.
 const STEPS: [(u64, &str); 6] = [
     (86_400, "a day"),
     (21_600, "6 hours"),
@@ -30,11 +30,11 @@ const STEPS: [(u64, &str); 6] = [
     (60, "a minute"),
 ];
 
-/// What the CronJob says of its drills.
+/// The results of drills, as the CronJob's status has them.
 #[derive(Debug, Default)]
 pub(super) struct Drills {
     last_good: Option<Time>,
-    /// When the last one was due, if it has ended and was not good.
+    /// When the last drill was due, if it has failed.
     failed: Option<Time>,
 }
 
@@ -49,8 +49,8 @@ impl Drills {
     }
 }
 
-/// Whether the replica is about as new as the data, and can be restored as far as that was tried; `None` for a pipeline
-/// without one.
+/// Whether the replica keeps up with the data, and the last drill could restore it; `None` for a pipeline without a
+/// replica.
 pub(super) fn healthy(spec: &PipelineSpec, report: &WorkerReport, drills: &Drills) -> Option<Fact> {
     if !spec.replication.enabled {
         return None;
@@ -101,7 +101,7 @@ fn lag_max(sync_interval: &DurationText) -> Duration {
     (sync_interval.parse().unwrap_or_default() * LAG_INTERVALS).max(LAG_MIN)
 }
 
-/// What is kept of it in the status: what was said last stays while nothing is said.
+/// The part of the status about the replica. It stays as it was while the worker says nothing.
 pub(super) fn status(
     report: &WorkerReport,
     place: Option<String>,
@@ -114,7 +114,7 @@ pub(super) fn status(
         return before;
     };
     let before = before.unwrap_or_default();
-    // A replica that is not complete is none to be restored from; and one that is behind may write to the place before.
+    // An incomplete replica can't be restored from, and a worker with an older config may write to an older place.
     let is_whole = replica.is_ready && matches!(report, WorkerReport::Runs { .. });
     let (incarnation, place) =
         if is_whole { (replica.incarnation, place) } else { (before.incarnation, before.place) };
@@ -127,9 +127,9 @@ pub(super) fn status(
     })
 }
 
-/// When the replica last had everything. It is told anew only after a while, or a status would be written each time.
+/// When the replica last had everything. The time moves only in large steps, or a status would be written each time.
 fn last_sync(replica: &Replica, before: Option<Time>) -> Option<Time> {
-    /// Closer than this it is the same.
+    /// The smallest step.
     const GRAIN_SECONDS: i64 = 300;
     let minute = replica.complete_until - replica.complete_until % 60;
     if !replica.is_ready
@@ -198,7 +198,7 @@ mod tests {
             (json!(null), "Replicating"),
             (json!({ "lastScheduleTime": due, "active": [{ "name": "p-1" }] }), "Replicating"),
             (json!({ "lastScheduleTime": due, "lastSuccessfulTime": "2026-03-02T04:01:07Z" }), "Replicating"),
-            // One that somebody has begun by hand.
+            // This drill was started by hand.
             (json!({ "lastSuccessfulTime": good }), "Replicating"),
             (json!({ "lastScheduleTime": due, "lastSuccessfulTime": good }), "DrillFailed"),
             (json!({ "lastScheduleTime": due }), "DrillFailed"),
@@ -225,7 +225,7 @@ mod tests {
         assert_eq!((first.incarnation, &first.place, first.last_sync_time.clone()), (None, &None, None));
         let ready = status(&runs(Some(replica(1, true, None))), Some(first)).unwrap();
         assert_eq!((ready.incarnation, &ready.place), (Some(2), &place()));
-        // What runs by another config writes to another place, for all that is known.
+        // A worker with another config may write to another place.
         let behind = WorkerReport::Behind { refusal: None, replica: Some(replica(1, true, None)) };
         let elsewhere = || Some("file:///moved/n/p".to_owned());
         let moved = super::status(&behind, elsewhere(), &Drills::default(), Some(ready.clone())).unwrap();
@@ -248,7 +248,7 @@ mod tests {
         let after_drill =
             super::status(&runs(Some(replica(1, true, None))), place(), &drilled, Some(ready)).unwrap();
         assert_eq!(after_drill.last_drill_time.as_ref().unwrap().0.to_string(), good);
-        // The CronJob is gone.
+        // The time of the last good drill stays when the CronJob is gone.
         assert_eq!(status(&runs(Some(replica(1, true, None))), Some(after_drill.clone())), Some(after_drill));
     }
 }

@@ -1,9 +1,10 @@
-//! Settings of the admin address that only a cluster can't do with.
+//! Settings of the admin address that work on a laptop and not in a cluster.
 
 use litejoin_crds::address::Address;
 use litejoin_crds::{Complaint, Plan, Reason};
 
-/// What keeps kubelet, which asks for health, or the operator, which asks for the config in force, from coming in.
+/// Complains about settings that keep out kubelet, which asks for health, or the operator, which asks for the config in
+/// force.
 pub(super) fn complaints(plan: &Plan) -> Vec<Complaint> {
     let serving = &plan.admin.serving;
     let reached =

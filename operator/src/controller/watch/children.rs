@@ -1,6 +1,6 @@
-//! What refers to pipelines, kept in memory as the API server tells of it: asking for the children of each pipeline anew
-//! makes it read all children of all. The watches run on their own, and reconciles begin when they have told all there is; what is
-//! woken by a child finds it in here.
+//! The children of all pipelines, kept in memory by watches: a list of one pipeline's children makes the API server
+//! read those of all. Reconciles begin once the watches have listed everything, and a reconcile that a child causes
+//! finds the child in here.
 
 use std::sync::Arc;
 
@@ -23,13 +23,13 @@ pub(crate) struct Children {
 }
 
 impl Children {
-    /// Watches the children of all kinds, until the process ends, and wakes their pipelines.
+    /// Watches the children of all kinds until the process ends, and lets their pipelines be reconciled.
     pub(crate) fn start(api: impl Fn(Kind) -> Api<DynamicObject>, pending: &Arc<PendingReconciles>) -> Self {
         let stores = kinds::CHILDREN.map(|kind| {
             let writer = Writer::new(kinds::resource(kind));
             let store = writer.as_reader();
             let changed = watcher(api(kind), watcher::Config::default())
-                // Nobody here asks who wrote what, and it is half of the size.
+                // Managed fields are half of an object's size, and not used here.
                 .modify(|object| object.managed_fields_mut().clear())
                 .default_backoff()
                 .reflect(writer)
@@ -52,16 +52,16 @@ impl Children {
         Self { stores: stores.to_vec() }
     }
 
-    /// Waits until all children that there are now are known. To be waited for in one place: of several who wait for a
-    /// store, kube wakes the last.
+    /// Waits until all children that exist now are known. Only one task may wait, since kube wakes just the last of
+    /// several that wait for a store.
     pub(crate) async fn known(&self) {
         for (_, store) in &self.stores {
-            // It fails when the watch has ended, and the process with it.
+            // An error means that the watch has ended, and the process with it.
             let _ = store.wait_until_ready().await;
         }
     }
 
-    /// The children of a pipeline in the order in which they came to be.
+    /// The children of a pipeline in the order of their creation.
     pub(crate) fn of(&self, namespace: &str, pipeline: &str) -> Vec<Object> {
         let mut found: Vec<(Kind, Arc<DynamicObject>)> = Vec::new();
         for (kind, store) in &self.stores {

@@ -1,4 +1,4 @@
-//! Pipelines that something has happened to and that nobody has looked at since: at most each of them once.
+//! Pipelines that a child or a Secret lets be reconciled and that no reconcile has taken up yet, each at most once.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use crate::controller::kinds;
 
-/// Pipelines to look at.
+/// The queue of pipelines to reconcile.
 #[derive(Default)]
 pub(crate) struct PendingReconciles {
     /// Namespace and name.
@@ -19,13 +19,14 @@ pub(crate) struct PendingReconciles {
 }
 
 impl PendingReconciles {
-    /// Lets a pipeline be looked at.
+    /// Lets a pipeline be reconciled.
     pub(crate) fn add(&self, namespace: &str, pipeline: &str) {
         self.lock().insert((namespace.to_owned(), pipeline.to_owned()));
         self.more.notify_one();
     }
 
-    /// The pipelines in turn, as they are woken. For one who asks: each is told once.
+    /// The pipelines in turn, each as it is added. Only one stream may be used, since a pipeline goes to one of
+    /// several.
     pub(crate) fn pipelines(self: &Arc<Self>) -> impl Stream<Item = ObjectRef<DynamicObject>> + Send + use<> {
         stream::unfold(Arc::clone(self), |pending| async {
             loop {

@@ -1,5 +1,5 @@
-//! Secrets that pipelines name: one that comes, changes or goes lets its pipelines be looked at. Only what Secrets are
-//! called is watched, and nothing of them is kept; a reconcile reads those that it needs.
+//! Secrets that pipelines name: one that comes, changes or goes lets its pipelines be reconciled. The watch gets only
+//! the metadata of Secrets and keeps none of it; a reconcile reads the Secrets that it needs.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,14 +17,14 @@ use super::pending::PendingReconciles;
 /// Namespace and name of a pipeline.
 type Pipeline = (String, String);
 
-/// Which pipelines name which Secrets.
+/// The Secrets that each pipeline names.
 #[derive(Default)]
 pub(crate) struct SecretWatch {
     named: Mutex<HashMap<Pipeline, BTreeSet<String>>>,
 }
 
 impl SecretWatch {
-    /// Watches all Secrets until the process ends, and wakes pipelines that name them.
+    /// Watches all Secrets until the process ends, and lets the pipelines that name them be reconciled.
     pub(crate) fn start(api: Api<PartialObjectMeta<Secret>>, pending: &Arc<PendingReconciles>) -> Arc<Self> {
         let secrets = Arc::new(Self::default());
         let (known, pending) = (Arc::clone(&secrets), Arc::clone(pending));
@@ -44,7 +44,8 @@ impl SecretWatch {
         secrets
     }
 
-    /// Takes note of what a pipeline names. To be told before they are read, so that no change is missed in between.
+    /// Takes note of the Secrets that a pipeline names. A caller does so before it reads them, or a change in between
+    /// would be missed.
     pub(crate) fn note(&self, namespace: &str, pipeline: &str, secrets: &BTreeSet<String>) {
         let key = (namespace.to_owned(), pipeline.to_owned());
         match secrets.is_empty() {

@@ -1,6 +1,6 @@
-//! The admin address of a worker, as kubelet and the operator come in. The operator asks by the pod's address, so no name
-//! in a certificate would tell anything: it must be the very certificate of its Secret. What is read of Secrets is held
-//! for one reconcile, shows itself nowhere, and is sent to nobody but who has shown that certificate.
+//! A client of a worker's admin address. The operator asks by the pod's address, which is in no certificate, so it
+//! accepts only the very certificate that the Secret holds. The token is sent to no server that has not shown that
+//! certificate.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,16 +27,16 @@ pub(crate) struct AdminClient {
     stranger: Arc<AtomicBool>,
 }
 
-/// Why a worker did not let us in.
+/// Why a worker gave no answer.
 pub(crate) enum AdminError {
-    /// It does not answer, as when it is starting.
+    /// The worker does not answer, as while it starts.
     Silent(reqwest::Error),
-    /// What has to be told to people.
+    /// The worker and the operator don't accept each other; the message is for the status.
     Refused(String),
 }
 
 impl AdminClient {
-    /// A client with these keys; an error names the field that can't be used.
+    /// Makes a client with these keys; an error names the field that can't be used.
     pub(crate) fn new(plain: &reqwest::Client, plan: &Plan, keys: &AdminKeys) -> Result<Self, String> {
         let stranger = Arc::default();
         let (client, scheme) = match &plan.admin.serving.tls {
@@ -76,21 +76,22 @@ impl AdminClient {
     }
 }
 
-/// What is so for a while after a Secret was changed.
+/// The reason why a changed Secret may need no remedy.
 const COMES_LATE: &str = "a changed Secret comes to the pod within two minutes";
 
-/// A client without certificate authorities, of which the image holds none; for workers that are asked without TLS.
+/// Makes a client for workers without TLS. It looks for no certificate authorities, because the image holds none.
 pub(crate) fn plain() -> reqwest::Client {
     let client = builder().tls_certs_only([]).build();
     client.expect("a client without TLS needs nothing of the system")
 }
 
-/// Whoever chooses the image of a pod does not choose where the operator goes from there.
+/// The settings of all clients. Redirects are not followed: the image of a pod is its user's choice, and must not
+/// choose where the operator goes from there.
 fn builder() -> reqwest::ClientBuilder {
     reqwest::Client::builder().timeout(TIMEOUT).no_proxy().redirect(Policy::none())
 }
 
-/// A client that talks to who shows the certificate, and to nobody else.
+/// Makes a client that talks only to servers which show the certificate of the Secret.
 fn encrypted(keys: &AdminKeys, stranger: &Arc<AtomicBool>) -> Result<reqwest::Client, String> {
     let certificate = keys.certificate.as_deref().and_then(|pem| CertificateDer::from_pem_slice(pem).ok());
     let certificate = certificate.ok_or("spec.admin.tls.cert: holds no certificate in PEM form")?;
@@ -110,7 +111,7 @@ fn encrypted(keys: &AdminKeys, stranger: &Arc<AtomicBool>) -> Result<reqwest::Cl
 #[derive(Debug)]
 struct Known {
     certificate: CertificateDer<'static>,
-    /// Whether another was shown.
+    /// Whether a server has shown another certificate.
     stranger: Arc<AtomicBool>,
     provider: Arc<CryptoProvider>,
 }

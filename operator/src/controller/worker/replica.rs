@@ -7,17 +7,17 @@ use litejoin_crds::worker_status::ReplicationReport;
 /// How far a replica is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Replica {
-    /// The number of the incarnation that is written.
+    /// The number of the incarnation that is being written.
     pub(crate) incarnation: Option<i64>,
     /// Whether a restore would take this one: everything was copied once.
     pub(crate) is_ready: bool,
     /// The replica has what was committed before this time, in seconds since the epoch.
     pub(crate) complete_until: i64,
-    /// How long it has not had everything.
+    /// For how long the replica has not had everything.
     pub(crate) lag: Duration,
-    /// `restore.timestamp` that the data was gone back to last.
+    /// `restore.timestamp` that the data was last taken back to.
     pub(crate) restored_timestamp: Option<String>,
-    /// What went wrong last, while it still does.
+    /// The last error, until a sync succeeds again.
     pub(crate) error: Option<String>,
 }
 

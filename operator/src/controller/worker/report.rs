@@ -6,53 +6,55 @@ use litejoin_crds::worker_status::{LeftOut, WorkerStatus};
 
 use super::replica::Replica;
 
-/// How soon a worker is asked again that does not run what it is to run: at first, and at last.
+/// The shortest and the longest wait before a worker that does not run the config yet is asked again.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// In between, after this part of the time for which it has been so.
+/// Between these bounds, the wait is this part of the time for which the worker has been waited for.
 const ASK_AGAIN_PART: u32 = 10;
-/// How soon one is asked again that refuses it.
+/// How soon a worker that refuses the config is asked again.
 const ASK_AGAIN_REFUSED: Duration = Duration::from_secs(10);
 
 /// How soon a worker is asked again how far its replica is.
 const ASK_AGAIN_REPLICATING: Duration = Duration::from_secs(30);
 
-/// What a worker says.
+/// A worker's answer to the question whether it runs a config.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum WorkerReport {
-    /// There is nobody to ask.
+    /// There is no running pod, or no config.
     Absent,
-    /// It does not answer yet, or doesn't let us in, and why.
+    /// The worker gives no answer; `why` is set where that has to be put right.
     Silent { why: Option<String> },
-    /// It runs what it is to run.
+    /// The worker runs the config.
     Runs {
         /// Documents that the worker leaves out, because they are wrong.
         left_out: Vec<LeftOut>,
         /// `None` where nothing is replicated.
         replica: Option<Replica>,
     },
-    /// It runs something else, and perhaps says why.
+    /// The worker runs another config, and may have refused this one.
     Behind { refusal: Option<String>, replica: Option<Replica> },
 }
 
 impl WorkerReport {
-    /// What `/status` says of the config with this hash.
+    /// Reads from `/status` whether the worker runs the config with this hash.
     pub(crate) fn of(status: WorkerStatus, hash: &str) -> Self {
         let WorkerStatus { config, replication } = status;
         let replica = replication.map(Replica::from);
         if config.hash == hash {
             return Self::Runs { left_out: config.left_out, replica };
         }
-        // A config that the worker has not seen yet can't have been refused; of one that can't be read it tells no hash.
+        // A reload of other documents says nothing of these. A reload without a hash was of documents that could not be
+        // read, which may be these.
         let about_it = config.last_reload.filter(|last| last.hash.as_deref().is_none_or(|last| last == hash));
         Self::Behind { refusal: about_it.and_then(|last| last.error), replica }
     }
 
-    /// Whether a worker is waited for that is there.
+    /// Whether the worker is expected to take up the config by itself.
     pub(crate) fn is_awaited(&self) -> bool {
         matches!(self, Self::Silent { .. } | Self::Behind { refusal: None, .. })
     }
 
-    /// When to ask again one that is waited for since a while ago; `None` if there is nothing to wait for.
+    /// The wait before the worker is asked again, if it has been waited for so long; `None` if there is nothing to wait
+    /// for.
     pub(crate) fn look_again_after(&self, awaited: Duration) -> Option<Duration> {
         let (first, last) = ASK_AGAIN;
         match self {
