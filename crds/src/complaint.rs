@@ -1,7 +1,7 @@
-//! What is wrong with a document, where, and what to do about it.
+//! Complaints about documents: what is wrong, where, and what to do about it.
 //!
-//! A message says what is wrong, got against allowed, then the remedy; in lower case, without a full stop and
-//! without its place, which whoever prints it puts before it.
+//! A message says what is wrong, got against allowed, then the remedy; in lower case and without a full stop. The place
+//! is not in the message: a program that prints the complaint puts it before.
 
 use serde::Serialize;
 
@@ -14,7 +14,7 @@ pub struct Complaint {
     pub place: Place,
     /// The kind of mistake, for conditions, events and metric labels.
     pub reason: Reason,
-    /// What is wrong, got against allowed, then the remedy.
+    /// The message: what is wrong, got against allowed, then the remedy.
     pub message: String,
     /// Whether the pipeline can run all the same.
     pub severity: Severity,
@@ -46,9 +46,9 @@ impl Complaint {
 /// Whether a pipeline with this mistake can run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub enum Severity {
-    /// It cannot.
+    /// The pipeline cannot run.
     Error,
-    /// It can, but its author probably wanted something else.
+    /// The pipeline can run, but its author probably wanted something else.
     Warning,
 }
 
@@ -98,13 +98,13 @@ reasons! {
     DuplicateAddress,
     /// A name that nothing has.
     UnknownReference,
-    /// Nothing takes it, or it takes nothing.
+    /// A part that nothing takes, or that takes nothing.
     Unused,
     /// No Pipeline among the documents.
     NoPipeline,
     /// More than one Pipeline among the documents.
     SeveralPipelines,
-    /// The API has it, this worker cannot run it yet.
+    /// A part of the API that this worker cannot run yet.
     Unsupported,
     /// A query that SQLite refuses.
     InvalidQuery,

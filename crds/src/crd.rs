@@ -1,4 +1,4 @@
-//! The CustomResourceDefinitions: what kube derives from the types, and what it cannot say patched in.
+//! The CustomResourceDefinitions: kube derives them from the types, and parts that it cannot derive are patched in.
 //!
 //! The same schemas check documents on a laptop (`structure`). `crds/*.yaml`, `crds/schemas.ndjson` and the chart
 //! `litejoin-crds` are written by the test below, never by hand.
@@ -43,8 +43,8 @@ pub fn definition(kind: Kind) -> Value {
     definition
 }
 
-/// Returns the schema of a kind's documents. It is read from what was written: deriving it takes longer than all else
-/// that a start does.
+/// Returns the schema of a kind's documents. The schema is read from the generated file: deriving it takes longer than
+/// the rest of a start.
 pub fn schema(kind: Kind) -> &'static Value {
     /// A line for each kind, in their order.
     const WRITTEN: &str = include_str!("../schemas.ndjson");
@@ -61,7 +61,7 @@ fn keyed_by_name(list: &mut Value) {
     list["x-kubernetes-list-map-keys"] = json!(["name"]);
 }
 
-/// What tools read before the operator has seen an object, so that none takes it for ready.
+/// The status before the operator has seen an object, so that no tool takes the object for ready.
 fn pending_status(kind: Kind) -> Value {
     let types: &[&str] = match kind {
         Kind::Pipeline => &["Ready"],
@@ -82,7 +82,7 @@ fn pending_status(kind: Kind) -> Value {
     json!({ "observedGeneration": -1, "conditions": conditions })
 }
 
-/// Takes out what an API server warns about or would act on against our will: `nullable` (a null counts as
+/// Takes out parts that an API server warns about or would act on against our will: `nullable` (a null counts as
 /// absent), formats it does not know, defaults of objects and lists, and every default inside a list.
 fn tidy(schema: &mut Value, in_list: bool) {
     let Some(map) = schema.as_object_mut() else { return };

@@ -32,16 +32,16 @@ pub struct SecretRef {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = crate::rules::credential()))]
 pub struct Credential {
-    /// Key of a Secret that holds it.
+    /// Key of a Secret that holds the credential.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret_key_ref: Option<SecretKeyRef>,
-    /// Environment variable that holds it, such as `${API_TOKEN}`.
+    /// Environment variable that holds the credential, such as `${API_TOKEN}`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-kubernetes-validations" = crate::rules::variable()), length(max = 130))]
     pub env: Option<String>,
 }
 
-/// How to say who we are to a server: exactly one of `bearer`, `basic` and `header`.
+/// How the worker authenticates to a server: exactly one of `bearer`, `basic` and `header`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = crate::rules::auth()))]
@@ -74,18 +74,18 @@ pub struct HeaderAuth {
     /// Name of the header, such as `X-Api-Key`.
     #[schemars(length(min = 1, max = 128))]
     pub name: String,
-    /// Its value.
+    /// Value of the header.
     pub value: Credential,
 }
 
-/// How a TLS connection that we open is checked, and how we show who we are.
+/// How the worker checks the server of a TLS connection, and authenticates with a certificate of its own.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ClientTls {
     /// Certificates (PEM) that sign the server's; the system's own where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<PemSource>,
-    /// Our certificate (PEM), for mutual TLS; needs `key`.
+    /// The worker's certificate (PEM), for mutual TLS; needs `key`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cert: Option<PemSource>,
     /// Private key (PEM) of `cert`.
@@ -104,16 +104,16 @@ pub struct ClientTls {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = crate::rules::pem_source()))]
 pub struct PemSource {
-    /// Key of a Secret that holds it.
+    /// Key of a Secret that holds the text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret_key_ref: Option<SecretKeyRef>,
-    /// File that holds it.
+    /// File that holds the text.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 4096))]
     pub path: Option<String>,
 }
 
-/// How to say who we are to Kafka.
+/// How the worker authenticates to Kafka.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct KafkaSasl {

@@ -7,7 +7,7 @@
 pub const REPLICAS: u32 = 1;
 
 /// Shards that topics are spread over; each has a file and a writer of its own. The original's default.
-/// It cannot be edited afterwards, so the rule that guards it must use the same number for "absent".
+/// A user cannot simply edit the number, so the rule that guards it must use the same number for "absent".
 pub const SHARD_COUNT: u32 = 8;
 /// The most shards a pipeline may have. Each costs file handles, a thread and a share of the page cache.
 pub const SHARD_COUNT_MAX: u32 = 64;
@@ -23,7 +23,7 @@ pub const BATCH_SIZE: u32 = 1_000;
 pub const BATCH_SIZE_MAX: u32 = 100_000;
 /// How long a message waits for others before its batch is committed. The original's default.
 pub const FLUSH_INTERVAL: &str = "10ms";
-/// Size of a volume that is not told: room for some millions of rows. Our choice.
+/// Size of a volume where the spec names none: room for some millions of rows. Our choice.
 pub const VOLUME_SIZE: &str = "10Gi";
 /// Whether deleting a Pipeline leaves its volume: data is lost only by a decision of its own.
 pub const RETAIN_ON_DELETE: bool = true;
@@ -37,9 +37,10 @@ pub const RETENTION_CLEAN_INTERVAL: &str = "1m";
 /// How long a deleted key is remembered, so that an older write cannot revive it: as long as rows live.
 pub const RETENTION_TOMBSTONE_DURATION: &str = "24h";
 
-/// How long the outbox keeps what every sink has had, for SSE clients that come back: a laptop's lid, a roll-out.
+/// How long the outbox keeps results that every sink has had, for SSE clients that come back: a laptop's lid, a
+/// roll-out.
 pub const REPLAY_WINDOW: &str = "10m";
-/// Size in bytes above which what a lagging sink still has to get is compacted to the newest of each key.
+/// Size in bytes above which the results that a lagging sink has yet to get are compacted to the newest of each key.
 pub const OUTBOX_BYTES_MAX: u64 = 1 << 30;
 /// Failures in a row that open a sink's circuit.
 pub const CIRCUIT_FAILURES: u32 = 5;
@@ -48,7 +49,7 @@ pub const CIRCUIT_FAILURES: u32 = 5;
 pub const DLQ_RETRY_INTERVAL: &str = "30s";
 /// Retries before a letter is given up; 0 is no limit. The original's default.
 pub const DLQ_MAX_RETRIES: u32 = 0;
-/// What the wait grows by from retry to retry. The original's default.
+/// Factor by which the wait grows from retry to retry. The original's default.
 pub const DLQ_BACKOFF_MULTIPLIER: f64 = 2.0;
 /// The longest wait between retries. The original's default.
 pub const DLQ_MAX_BACKOFF: &str = "5m";
@@ -59,20 +60,21 @@ pub const DLQ_MAX_SIZE_MB: u32 = 500;
 /// How often age and size of the dead letters are checked. The original's default.
 pub const DLQ_CLEANUP_INTERVAL: &str = "1h";
 
-/// How often Litestream ships what is new. The original's default.
+/// How often Litestream ships new data. The original's default.
 pub const REPLICATION_SYNC_INTERVAL: &str = "1s";
 /// Whether missing files are restored at the start. The original's default.
 pub const REPLICATION_RESTORE_ON_BOOT: bool = true;
 /// How often Litestream writes a whole snapshot. The original's default.
 pub const REPLICATION_SNAPSHOT_INTERVAL: &str = "1h";
-/// How long snapshots and what leads from one to the next are kept. The original's default.
+/// How long snapshots, and the changes from one to the next, are kept. The original's default.
 pub const REPLICATION_RETENTION: &str = "72h";
 
-/// How long Litestream tries to ship the last of one file when it ends, in seconds; it takes one file after another. Its
-/// own default of 30 s would keep a pod whose store is away for minutes.
+/// How long Litestream tries to ship the last of one file when it ends, in seconds; it takes one file after another.
+/// Its own default of 30 s would keep a pod whose store is away for minutes.
 pub const REPLICATION_LAST_SYNC_SECONDS: u32 = 3;
 
-/// Quiet after which stored results are compared with full evaluations: long enough that nobody waits for the disk.
+/// Quiet after which stored results are compared with full evaluations: long enough that no other work waits for the
+/// disk.
 pub const AUDIT_IDLE_AFTER: &str = "1m";
 /// Least time between two such comparisons, each of one join: one reads all rows of the join's topics.
 pub const AUDIT_INTERVAL: &str = "10m";
@@ -82,7 +84,7 @@ pub const ADMIN_ADDR: &str = ":9090";
 
 /// Connections at once to one address of ours: twice the clients of an SSE sink.
 pub const SERVED_CONNECTIONS_MAX: u32 = 2_000;
-/// How long a client of ours may take to send a request, or leave untaken what it is sent: some retransmissions of TCP.
+/// How long a client of ours may take to send a request, or not take data that it is sent: some retransmissions of TCP.
 pub const SERVED_CLIENT_TIMEOUT: &str = "1m";
 
 /// Largest body of one ingest request, in bytes: some tens of thousands of messages.

@@ -5,6 +5,6 @@ use serde_json::Value;
 /// One document of a manifest, as JSON.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Document {
-    /// The whole of it: apiVersion, kind, metadata, spec.
+    /// The whole document: apiVersion, kind, metadata, spec.
     pub value: Value,
 }

@@ -1,4 +1,5 @@
-//! How safe a message or a result has to be: a source waits for it before it acknowledges, a sink before it gets a result.
+//! How safe a message or a result has to be: a source waits for it before it acknowledges, a sink before it gets a
+//! result.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

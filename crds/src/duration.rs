@@ -1,6 +1,6 @@
 //! Durations as people write them: `10ms`, `1h30m`, `168h`.
 //!
-//! The syntax is what the cluster's validation rules read too (Go's), so that `duration(self.slide)` in a rule
+//! The syntax is the one that the cluster's validation rules read (Go's), so that `duration(self.slide)` in a rule
 //! and `parse` here agree: one or more of a decimal number and a unit, in any order, added up.
 
 use std::borrow::Cow;
@@ -87,7 +87,7 @@ fn is_decimal(text: &str) -> bool {
     }
 }
 
-/// What is wrong with a text that is no duration, by its likeliest cause.
+/// Says what is wrong with a text that is no duration, by its likeliest cause.
 fn wrong(text: &str) -> String {
     if is_decimal(text) {
         return format!("got {text:?}, write a unit: \"{text}s\", \"{text}ms\", \"{text}m\" or \"{text}h\"");

@@ -1,7 +1,7 @@
 //! Errors as people read them: on one line, printed once, at the edge, by worker and operator alike.
 
-/// An error with its causes. Some crates put a cause into their own message as well, which is said once, or write several
-/// lines, which become one.
+/// An error with its causes. Some crates put a cause into their own message as well, which is said once, or write
+/// several lines, which become one.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,4 +1,4 @@
-//! The hash by which a set of documents is recognised, whoever wrote it and in whatever order.
+//! The hash by which a set of documents is recognised, independent of their order and of the tool that wrote them.
 
 use std::fmt::Write;
 
@@ -20,7 +20,7 @@ pub fn config_hash(documents: &[Document]) -> String {
     })
 }
 
-/// The part of a document that its author decides on.
+/// The part of a document that is its author's choice.
 fn essence(document: &Value) -> Value {
     json!({
         "apiVersion": document["apiVersion"],

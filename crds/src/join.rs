@@ -43,7 +43,7 @@ use crate::status::ChildStatus;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct JoinSpec {
-    /// The Pipeline it belongs to.
+    /// The Pipeline that the join belongs to.
     pub pipeline_ref: PipelineRef,
     /// The query and what becomes of its results.
     #[serde(flatten)]
@@ -54,7 +54,7 @@ pub struct JoinSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InlineJoin {
-    /// Its name, unique among topics, joins and windows of the pipeline; other queries read it by this name.
+    /// Name of the join, unique among topics, joins and windows of the pipeline; other queries read it by this name.
     #[schemars(regex(pattern = NAME_PATTERN), length(max = 63))]
     pub name: String,
     /// The query and what becomes of its results.
@@ -78,7 +78,7 @@ pub struct JoinBody {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
     pub result_key: Option<String>,
-    /// Sinks that take its results; a sink may name the join instead.
+    /// Sinks that take the join's results; a sink may name the join instead.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 63)), extend("x-kubernetes-list-type" = "set"))]
     pub sinks: Vec<String>,

@@ -15,7 +15,7 @@ pub const SINK_KINDS: [&str; 5] = ["sse", "stdout", "http", "kafka", "sqlite"];
 /// A kind of document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// What is stored and how, and, inline, what flows in and out.
+    /// A pipeline: how data is stored and, inline, where it comes from and goes to.
     Pipeline,
     /// Where messages come from.
     Source,
@@ -28,28 +28,28 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them, the Pipeline first.
+    /// All kinds, the Pipeline first.
     pub const ALL: [Kind; 5] = [Kind::Pipeline, Kind::Source, Kind::Join, Kind::Window, Kind::Sink];
 
-    /// The names of all of them.
+    /// The names of all kinds, in the same order.
     pub const NAMES: [&str; 5] = ["Pipeline", "Source", "Join", "Window", "Sink"];
 
-    /// As in the field `kind`.
+    /// The name, as in the field `kind`.
     pub fn as_str(self) -> &'static str {
         Kind::NAMES[self as usize]
     }
 
-    /// As in the address of the API and in the lists of a Pipeline's spec.
+    /// The plural, as in the address of the API and in the lists of a Pipeline's spec.
     pub fn plural(self) -> &'static str {
         ["pipelines", "sources", "joins", "windows", "sinks"][self as usize]
     }
 
-    /// As in a sentence.
+    /// The noun, as in a sentence.
     pub fn noun(self) -> &'static str {
         ["pipeline", "source", "join", "window", "sink"][self as usize]
     }
 
-    /// The kind of that name.
+    /// The kind of this name.
     pub fn from_name(name: &str) -> Option<Kind> {
         Kind::ALL.into_iter().find(|kind| kind.as_str() == name)
     }

@@ -1,5 +1,5 @@
-//! What may be a name, or refer to an environment variable. Topics, joins and windows are tables in queries, so they share one namespace, read
-//! as SQLite reads it: without regard to case.
+//! Which texts may be names, or refer to an environment variable. Topics, joins and windows are tables in queries, so
+//! they share one namespace, and like SQLite's its names differ by more than case.
 
 /// Pattern of a topic's name: a plain SQL identifier that needs no quotes.
 pub const TOPIC_PATTERN: &str = r"^[A-Za-z][A-Za-z0-9_]*$";
@@ -44,8 +44,8 @@ pub fn is_secret(text: &str) -> bool {
         && text.chars().all(|c| is_end(c) || c == '.' || c == '-')
 }
 
-/// What is said of a text that refers to no environment variable. It may be a credential in the wrong place, so it is
-/// not repeated: neither here nor by an API server, which would repeat what misses a pattern.
+/// The complaint about a text that refers to no environment variable. The text may be a credential in the wrong place,
+/// so the message does not repeat it; an API server would repeat a text that misses a pattern.
 pub const VARIABLE_MESSAGE: &str =
     "names no environment variable; write for example ${API_TOKEN}, never the credential itself";
 
@@ -101,7 +101,7 @@ pub fn name_trouble(text: &str) -> Option<String> {
     })
 }
 
-/// What no name may be, whatever it names.
+/// Why a text can be no name at all, or `None` if it can.
 fn common_trouble(text: &str) -> Option<String> {
     if text.is_empty() {
         return Some("got \"\", a name must not be empty".to_owned());
@@ -127,7 +127,7 @@ fn common_trouble(text: &str) -> Option<String> {
     None
 }
 
-/// The text with what is not allowed in a topic's name replaced by `_`, if a name comes out of it.
+/// The text with characters that no topic's name has replaced by `_`; `None` if even that is no name.
 fn plain(text: &str) -> Option<String> {
     let plain: String = text.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
     is_topic(&plain).then_some(plain)

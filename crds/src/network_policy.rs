@@ -10,7 +10,7 @@ use crate::pod::any_objects;
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NetworkPolicySpec {
-    /// Whether there is a NetworkPolicy: then nobody reaches the pod but those named here, the operator and kubelet.
+    /// Whether there is a NetworkPolicy: then only the peers named here, the operator and kubelet reach the pod.
     pub enabled: bool,
     /// Who may reach sources and sinks, as peers of a NetworkPolicy; the pods of the namespace where absent.
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -1,5 +1,5 @@
-//! How a field of a document is called: `spec.joins[0].query`. Complaints and the map from fields to lines of
-//! a file are both written with these two functions, so that they always meet.
+//! The path of a field in a document, such as `spec.joins[0].query`. Complaints, and the map from fields to lines of a
+//! file, are both made with these functions, so that their paths are always the same.
 
 /// Returns the path of a field of the object at `parent`; a name that is not plain is put in brackets.
 pub fn field(parent: &str, name: &str) -> String {

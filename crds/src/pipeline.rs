@@ -1,4 +1,4 @@
-//! `Pipeline`: what is stored, how long, how results are delivered; and, written inline, what flows in and out.
+//! `Pipeline`: how data is stored, how long, how results are delivered; and, inline, where data comes from and goes to.
 
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use kube::CustomResource;
@@ -20,8 +20,8 @@ use crate::source::InlineSource;
 use crate::status::PipelineStatus;
 use crate::window::InlineWindow;
 
-/// A pipeline: sources that fill topics, joins and windows over them, sinks that take the results. What refers
-/// to it may be written inside it, or stand alone and name it in `spec.pipelineRef`.
+/// A pipeline: sources that fill topics, joins and windows over them, sinks that take the results. Each of
+/// them may be written inside the Pipeline, or stand alone and name it in `spec.pipelineRef`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, CustomResource, JsonSchema)]
 #[kube(
     group = "litejoin.io",
@@ -105,7 +105,7 @@ pub struct PipelineSpec {
     /// CPU and memory of the worker's container.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
-    /// What else the pod is to have.
+    /// Other settings of the pod.
     pub pod_template: PodTemplate,
 }
 
@@ -132,7 +132,7 @@ pub struct StorageSpec {
     pub batch_size: u32,
     /// How long a message waits for others before its batch is committed.
     pub flush_interval: DurationText,
-    /// What an acknowledged message survives: `normal` a crash of the process, `full` a crash of the machine.
+    /// Crash that an acknowledged message survives: `normal` that of the process, `full` that of the machine too.
     pub synchronous: SynchronousMode,
     /// Size of the volume, such as `10Gi`; it can only grow.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -147,7 +147,7 @@ pub struct StorageSpec {
     pub retain_on_delete: bool,
     /// Whether the data lives in the pod only and comes back from the replica; needs `replication`.
     pub ephemeral: bool,
-    /// What happens to a pod on a node that does not answer: `Wait` for the node, or `Replace` pod and volume
+    /// Reaction to a node that does not answer: `Wait` for the node, or `Replace` pod and volume
     /// and restore from the replica; `Replace` needs `replication`.
     pub on_node_loss: OnNodeLoss,
     /// Consent to another `shardCount`: the data is moved to a new layout while the pipeline is stopped.
@@ -194,7 +194,7 @@ pub enum AccessMode {
     ReadWriteOnce,
 }
 
-/// What happens to a pod on a node that does not answer.
+/// Reaction to a node that does not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum OnNodeLoss {
     /// It waits for the node.
@@ -244,20 +244,20 @@ impl Default for RetentionSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DeliverySpec {
-    /// What a sink is promised: `best_effort` tries once, `at_least_once` until the sink has it or the
-    /// dead-letter queue lets go of it.
+    /// How often a result is tried: `best_effort` once, `at_least_once` until the sink has it or the
+    /// dead-letter queue drops it.
     pub guarantee: DeliveryGuarantee,
     /// When a result may leave: once it is `committed` here, or once it is `replicated` too.
     pub after: Durability,
     /// How long results are kept that every sink has had, for SSE clients that come back.
     pub replay_window: DurationText,
-    /// Size, such as `1Gi`, above which what a lagging sink still has to get is compacted to the newest of each
-    /// key.
+    /// Size, such as `1Gi`, above which the results that a lagging sink has yet to get are compacted to the newest
+    /// of each key.
     pub outbox_max_bytes: Bytes,
     /// Failures in a row after which a sink is left alone for a while, at least 1.
     #[schemars(range(min = 1, max = 1000000))]
     pub circuit_failures: u32,
-    /// What happens to a result that could not be delivered.
+    /// The dead-letter queue, for results that could not be delivered.
     pub dlq: DlqSpec,
 }
 
@@ -274,13 +274,13 @@ impl Default for DeliverySpec {
     }
 }
 
-/// What a sink is promised.
+/// How often a result is tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeliveryGuarantee {
     /// Tried once.
     BestEffort,
-    /// Tried until the sink has it, or the dead-letter queue lets go of it.
+    /// Tried until the sink has it, or the dead-letter queue drops it.
     AtLeastOnce,
 }
 
@@ -288,7 +288,7 @@ pub enum DeliveryGuarantee {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DlqSpec {
-    /// Its file; `dlq.db` in the data folder where absent.
+    /// File of the queue; `dlq.db` in the data folder where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub path: Option<String>,
@@ -297,7 +297,7 @@ pub struct DlqSpec {
     /// Retries before a letter is given up; 0 is no limit.
     #[schemars(range(min = 0, max = 1000000))]
     pub max_retries: u32,
-    /// What the wait grows by from retry to retry, 1 to 100.
+    /// Factor by which the wait grows from retry to retry, 1 to 100.
     #[schemars(range(min = 1, max = 100))]
     pub backoff_multiplier: f64,
     /// The longest wait between retries.
@@ -331,9 +331,9 @@ impl Default for DlqSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct AuditSpec {
-    /// Whether that is done without being asked, while nothing is written.
+    /// Whether audits run by themselves, while nothing is written.
     pub enabled: bool,
-    /// How long nothing was written before it begins.
+    /// How long nothing must have been written before an audit begins.
     pub idle_after: DurationText,
     /// Least time from one join to the next.
     pub interval: DurationText,
@@ -359,7 +359,7 @@ pub struct AdminSpec {
     /// Address to listen on, `host:port` or `:port`.
     #[schemars(length(min = 1, max = 262))]
     pub addr: String,
-    /// Who may come in.
+    /// Credentials and TLS of the address.
     #[serde(flatten)]
     pub serving: ServingSpec,
 }

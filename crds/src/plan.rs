@@ -1,5 +1,5 @@
-//! What a worker is to run: every value parsed and resolved, every default filled in.
-//! `validate` makes it out of the documents; nothing here repeats a default.
+//! The plan that a worker runs: every value parsed and resolved, every default filled in. `validate` makes the plan out
+//! of the documents; nothing here repeats a default.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ pub struct Plan {
     pub name: String,
     /// `metadata.namespace` of the Pipeline, `default` where absent.
     pub namespace: String,
-    /// Whose data this is: `spec.replication.identity`, else `<namespace>/<name>`.
+    /// The identity of the data: `spec.replication.identity`, else `<namespace>/<name>`.
     pub identity: String,
     /// SHA-256, in hex, of the documents that this plan was made of; the same for the same documents in any order.
     pub config_hash: String,
@@ -36,11 +36,11 @@ pub struct Plan {
     pub audit: Audit,
     /// Health, metrics and status.
     pub admin: Admin,
-    /// In the order of the documents.
+    /// The sources in the order of the documents.
     pub sources: Vec<Source>,
-    /// In the order of the documents.
+    /// The joins in the order of the documents.
     pub joins: Vec<Join>,
-    /// In the order of the documents.
+    /// The sinks in the order of the documents.
     pub sinks: Vec<Sink>,
 }
 
@@ -48,7 +48,7 @@ impl Plan {
     /// Fields of a Pipeline that hold from start to end of a worker, with their values: a change takes a restart.
     pub fn fixed(&self) -> [(&'static str, String); 13] {
         let storage = &self.storage;
-        // Without one of its own it follows from the name, which is told already.
+        // The identity that follows from the name changes only with the name, which is in the list already.
         let own_identity = self.identity != format!("{}/{}", self.namespace, self.name);
         let identity = if own_identity { format!("{:?}", self.identity) } else { "none".to_owned() };
         [
@@ -98,7 +98,7 @@ pub struct Place {
 pub struct Storage {
     /// 1–64.
     pub shard_count: usize,
-    /// Relative to the working directory.
+    /// The path, relative to the working directory.
     pub data_dir: PathBuf,
     /// Connections that read at once.
     pub reader_pool_size: usize,
@@ -106,7 +106,7 @@ pub struct Storage {
     pub batch_messages_max: usize,
     /// How long a message waits for others before its batch is committed.
     pub flush_interval: Duration,
-    /// What an acknowledged message survives.
+    /// The crash that an acknowledged message survives.
     pub synchronous: Synchronous,
 }
 
@@ -135,9 +135,9 @@ pub struct Retention {
 /// `spec.delivery`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Delivery {
-    /// What a sink is promised.
+    /// How often a result is tried.
     pub guarantee: Guarantee,
-    /// How long the outbox keeps what every sink has had, for SSE clients that come back.
+    /// How long the outbox keeps results that every sink has had, for SSE clients that come back.
     pub replay_window: Duration,
     /// Size above which the outbox is compacted.
     pub outbox_bytes_max: u64,
@@ -165,7 +165,7 @@ pub struct Dlq {
     pub retry_interval: Duration,
     /// Retries before a letter is given up; `None` never gives up before `ttl`.
     pub retries_max: Option<u32>,
-    /// What the wait grows by from retry to retry.
+    /// The factor by which the wait grows from retry to retry.
     pub backoff_multiplier: f64,
     /// The longest wait.
     pub backoff_max: Duration,
@@ -184,7 +184,7 @@ pub struct Replication {
     pub mode: ReplicationMode,
     /// Where the copies go: one of [`crate::replication::SCHEMES`], and what follows it.
     pub replica_url: String,
-    /// How often what is new is shipped.
+    /// How often new data is shipped.
     pub sync_interval: Duration,
     /// How often a whole snapshot is written.
     pub snapshot_interval: Duration,
@@ -200,11 +200,11 @@ pub struct Replication {
     pub region: Option<String>,
     /// How S3 encrypts, if not as the bucket says.
     pub encryption: Option<Encryption>,
-    /// What is done where files are missing.
+    /// The reaction to missing files.
     pub restore: RestorePolicy,
     /// The time to go back to, once (RFC 3339).
     pub restore_timestamp: Option<String>,
-    /// Whose replica a pipeline begins with that has none of its own: a `replica_url` and an identity.
+    /// The replica that a pipeline without one of its own begins with: a `replica_url` and an identity.
     pub restore_from_url: Option<String>,
     /// `delivery.after: replicated`: whether results leave only once they are in the replica.
     pub results_wait: bool,
@@ -213,18 +213,18 @@ pub struct Replication {
 /// A key by which S3 encrypts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub enum Encryption {
-    /// S3 keeps it.
+    /// A key that S3 keeps.
     Kms {
-        /// Its identifier there.
+        /// The identifier of the key in S3.
         key_id: String,
     },
-    /// Its owner keeps it, and sends it with each request.
+    /// A key that its owner keeps, and sends with each request.
     CustomerKey,
 }
 
 impl Replication {
-    /// What holds from start to end of a worker: all of it. What is absent is not told, so that a setting which is new
-    /// to an operator restarts no pod that does without it.
+    /// The settings of replication as one text, for [`Plan::fixed`]. Absent settings are left out, so that a setting
+    /// which is new to an operator restarts no pod that does without it.
     fn fixed(&self) -> String {
         let mut settings = serde_json::to_value(self).expect("plain values are always JSON");
         settings.as_object_mut().expect("a struct is an object").retain(|_, value| !value.is_null());
@@ -235,9 +235,9 @@ impl Replication {
 /// `spec.audit`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Audit {
-    /// Whether it is done without being asked.
+    /// Whether audits run by themselves.
     pub enabled: bool,
-    /// How long nothing was written before it begins.
+    /// How long nothing must have been written before an audit begins.
     pub idle_after: Duration,
     /// Least time from one join to the next.
     pub interval: Duration,
@@ -250,7 +250,7 @@ pub struct Audit {
 pub struct Admin {
     /// Address to listen on, `host:port` or `:port`.
     pub addr: String,
-    /// Who may come in.
+    /// Credentials and TLS of the address.
     pub serving: Serving,
 }
 
@@ -263,22 +263,22 @@ pub struct Serving {
     pub tls: Option<ServerTls>,
     /// Connections at once.
     pub connections_max: usize,
-    /// How long a client may take to send a request, or leave untaken what it is sent.
+    /// How long a client may take to send a request, or not take data that it is sent.
     pub client_timeout: Duration,
 }
 
 /// A source and where it was written.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Source {
-    /// Unique among the sources.
+    /// The name, unique among the sources.
     pub name: String,
-    /// Where it was written.
+    /// The place where it was written.
     pub place: Place,
-    /// What it reads.
+    /// The kind of the source, with its settings.
     pub kind: SourceKind,
 }
 
-/// What a source reads.
+/// The kind of a source, with its settings.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub enum SourceKind {
     /// Requests to an address of ours.
@@ -292,7 +292,7 @@ pub enum SourceKind {
 }
 
 impl SourceKind {
-    /// The topics that it is known to fill; it may fill others.
+    /// The topics that the source is known to fill; it may fill others.
     pub fn topics(&self) -> Vec<&str> {
         match self {
             Self::Http(http) => http.topics.iter().map(String::as_str).collect(),
@@ -308,20 +308,20 @@ impl SourceKind {
 pub struct HttpSource {
     /// Address to listen on, `host:port` or `:port`.
     pub addr: String,
-    /// Topics it takes; empty takes any.
+    /// Topics that are taken; any if empty.
     pub topics: Vec<String>,
     /// Largest body of one request, in bytes.
     pub body_bytes_max: u64,
     /// Whether a message is acknowledged only once it is in the replica.
     pub waits_for_replica: bool,
-    /// Who may come in.
+    /// Credentials and TLS of the address.
     pub serving: Box<Serving>,
 }
 
 /// `file` of a source.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct FileSource {
-    /// As written: `-` is standard input, a relative path is relative to the manifest's folder.
+    /// The path as written: `-` is standard input, a relative path is relative to the manifest's folder.
     pub path: String,
     /// How lines are read.
     pub format: FileFormat,
@@ -340,7 +340,7 @@ pub struct FileSource {
 /// `api` of a source.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ApiSource {
-    /// What is asked, and how.
+    /// The server that is polled, and how requests are sent.
     pub connection: HttpConnection,
     /// Topic of every record.
     pub topic: String,
@@ -348,7 +348,7 @@ pub struct ApiSource {
     pub method: ApiMethod,
     /// Body of a POST or PUT.
     pub body: Option<String>,
-    /// From the begin of a poll to that of the next.
+    /// The time from the start of one poll to that of the next.
     pub interval: Duration,
     /// Where the key is in a record.
     pub key_path: String,
@@ -364,7 +364,7 @@ pub struct ApiSource {
     pub failures_max: u32,
     /// The longest wait between polls that fail.
     pub backoff_max: Duration,
-    /// How a poll asks only for what is new.
+    /// How a poll asks only for new records.
     pub watermark: Option<ApiWatermark>,
     /// How the pages of an answer are asked for.
     pub pagination: Option<ApiPagination>,
@@ -384,9 +384,9 @@ pub enum FileFormat {
 /// A join and where it was written.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Join {
-    /// Unique among topics, joins and windows.
+    /// The name, unique among topics, joins and windows.
     pub name: String,
-    /// Where it was written.
+    /// The place where it was written.
     pub place: Place,
     /// The SELECT as written.
     pub query: String,
@@ -394,24 +394,25 @@ pub struct Join {
     pub key_column: Option<String>,
     /// Second name of the field `key` in results.
     pub result_key: Option<String>,
-    /// Names of the sinks that take it: those that it names and those that name it, in the order of the sinks.
+    /// Names of the sinks that take the join, whether it names the sink or the sink names it, in the order of the
+    /// sinks.
     pub sinks: Vec<String>,
 }
 
 /// A sink and where it was written.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Sink {
-    /// Unique among the sinks.
+    /// The name, unique among the sinks.
     pub name: String,
-    /// Where it was written.
+    /// The place where it was written.
     pub place: Place,
-    /// Where it delivers to.
+    /// The kind of the sink, with its settings.
     pub kind: SinkKind,
-    /// Names of the joins it takes, in the order of the joins.
+    /// Names of the joins that the sink takes, in the order of the joins.
     pub joins: Vec<String>,
 }
 
-/// Where a sink delivers to.
+/// The kind of a sink, with its settings.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub enum SinkKind {
     /// Server-Sent Events from an address of ours.
@@ -437,7 +438,7 @@ pub struct SseSink {
     pub heartbeat_interval: Duration,
     /// Clients at once.
     pub clients_max: u32,
-    /// Who may come in.
+    /// Credentials and TLS of the address.
     pub serving: Box<Serving>,
 }
 
@@ -454,16 +455,16 @@ pub struct HttpSink {
     pub signing_key: Option<Credential>,
 }
 
-/// How requests are sent to a server. Credentials are still references: whoever connects looks them up.
+/// How requests are sent to a server. Credentials are still references, to be looked up when a connection is made.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct HttpConnection {
-    /// With `${NAME}` for environment variables.
+    /// The URL, with `${NAME}` for environment variables.
     pub url: String,
-    /// For one request, its answer included.
+    /// The time for one request, its answer included.
     pub timeout: Duration,
-    /// Sent with each request, with `${NAME}` for environment variables.
+    /// Headers of each request, with `${NAME}` for environment variables.
     pub headers: BTreeMap<String, String>,
-    /// How to say who we are.
+    /// How the worker authenticates.
     pub auth: Option<Auth>,
     /// How the server is checked.
     pub tls: Option<ClientTls>,
@@ -474,7 +475,7 @@ pub struct HttpConnection {
 /// `sqlite` of a sink.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SqliteSink {
-    /// Relative to the working directory.
+    /// The path, relative to the working directory.
     pub path: PathBuf,
 }
 
@@ -489,13 +490,13 @@ pub struct KafkaSource {
     pub topic: Option<String>,
     /// Topics by Kafka topics.
     pub topic_names: BTreeMap<String, String>,
-    /// Under which the broker is told how far we are.
+    /// The consumer group under which offsets are committed.
     pub group_id: String,
     /// Where to start when nothing is stored.
     pub start_offset: StartOffset,
     /// Path of the key in the payload; `None` is the record's own key.
     pub key_path: Option<String>,
-    /// Whether the broker is told of a record only once it is in the replica.
+    /// Whether the offset of a record is committed only once the record is in the replica.
     pub waits_for_replica: bool,
 }
 
@@ -526,18 +527,18 @@ impl KafkaSource {
 pub struct KafkaSink {
     /// The cluster.
     pub connection: KafkaConnection,
-    /// Where records go.
+    /// The Kafka topic that records go to.
     pub kafka_topic: String,
-    /// Whether they are written in transactions.
+    /// Whether records are written in transactions.
     pub transactional: bool,
 }
 
-/// How to reach a Kafka cluster. Credentials are still references: whoever connects looks them up.
+/// How to reach a Kafka cluster. Credentials are still references, to be looked up when a connection is made.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct KafkaConnection {
-    /// Each `host:port`.
+    /// The addresses of brokers, each `host:port`.
     pub brokers: Vec<String>,
-    /// How to say who we are.
+    /// How the worker authenticates.
     pub sasl: Option<KafkaSasl>,
     /// How the brokers are checked; `None` is a connection without TLS.
     pub tls: Option<ClientTls>,

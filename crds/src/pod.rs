@@ -1,4 +1,4 @@
-//! `spec.podTemplate`: the few things of a pod that users set, typed; the rest by `overrides`.
+//! `spec.podTemplate`: types for the settings of a pod that users often need, and `overrides` for all others.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-/// What else the pod is to have.
+/// Other settings of the pod.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodTemplate {
@@ -20,15 +20,15 @@ pub struct PodTemplate {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub annotations: BTreeMap<String, String>,
-    /// Labels of the nodes that it may run on.
+    /// Labels of the nodes that the pod may run on.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub node_selector: BTreeMap<String, String>,
-    /// Taints of nodes that it tolerates.
+    /// Taints of nodes that the pod tolerates.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), schema_with = "tolerations")]
     pub tolerations: Vec<Toleration>,
-    /// Which nodes and pods it wants to be near to, or far from, as in a pod's `affinity`.
+    /// Nodes and other pods that the pod is to be near to, or far from, as in a pod's `affinity`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_object")]
     pub affinity: Option<Affinity>,
@@ -36,11 +36,11 @@ pub struct PodTemplate {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "any_objects")]
     pub topology_spread_constraints: Vec<TopologySpreadConstraint>,
-    /// Its priority class.
+    /// Priority class of the pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub priority_class_name: Option<String>,
-    /// Its service account; one of the pipeline's own where absent.
+    /// Service account of the pod; one of the pipeline's own where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub service_account_name: Option<String>,
@@ -58,7 +58,8 @@ pub struct PodTemplate {
     pub overrides: Option<serde_json::Value>,
 }
 
-/// Kubernetes checks these when the pod is made; their schemas would be longer than all of ours.
+/// Objects without a schema: Kubernetes checks them when the pod is made, and their schemas would be longer than all of
+/// ours.
 fn any_object(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true })
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::PIPELINE_PATTERN;
 
-/// The Pipeline that a document belongs to, in the same namespace. It cannot be changed afterwards.
+/// The Pipeline that a document belongs to, in the same namespace. The reference cannot be changed afterwards.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PipelineRef {

@@ -27,7 +27,7 @@ pub struct ReplicationSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub replica_url: Option<String>,
-    /// How often what is new is shipped.
+    /// How often new data is shipped.
     pub sync_interval: DurationText,
     /// Whether files that are missing at the start are restored.
     pub restore_on_boot: bool,
@@ -35,7 +35,7 @@ pub struct ReplicationSpec {
     pub snapshot_interval: DurationText,
     /// How long snapshots, and what leads from one to the next, are kept.
     pub retention: DurationText,
-    /// Whose data this is; `<namespace>/<name>` where absent. A pipeline of the same identity takes the replica
+    /// Identity of the data; `<namespace>/<name>` where absent. A pipeline of the same identity takes the replica
     /// over.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
@@ -43,7 +43,7 @@ pub struct ReplicationSpec {
     /// Secret with the credentials of the backend, as environment variables; without it the pod's own identity
     /// or environment counts. S3: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`; Google:
     /// `GOOGLE_APPLICATION_CREDENTIALS`; Azure: `LITESTREAM_AZURE_ACCOUNT_KEY`; SFTP: `LITEJOIN_SFTP_KEY_PATH` and
-    /// `LITEJOIN_SFTP_HOST_KEY`. What is a path may be that of another key of this Secret, which is mounted too.
+    /// `LITEJOIN_SFTP_HOST_KEY`. A path may be that of another key of this Secret, which is mounted too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials_secret_ref: Option<SecretRef>,
     /// Image of Litestream; the one this version was tested with where absent.
@@ -61,7 +61,7 @@ pub struct ReplicationSpec {
     /// Encryption by an S3 store, with a key of yours; without it the bucket's own counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_side_encryption: Option<ServerSideEncryption>,
-    /// What is restored, and when.
+    /// Which state is restored, and when.
     pub restore: RestoreSpec,
     /// Restores now and then to a volume that is thrown away, and checks every file; none where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -105,7 +105,7 @@ pub enum ReplicationMode {
 #[serde(rename_all = "camelCase")]
 pub struct ServerSideEncryption {
     /// `aws:kms`, with a key that S3 keeps, or `sse-c`, with one that only you keep: 32 bytes in base64, in a file that
-    /// `LITEJOIN_SSE_CUSTOMER_KEY_PATH` names among the credentials. Whoever loses it has lost the replica.
+    /// `LITEJOIN_SSE_CUSTOMER_KEY_PATH` names among the credentials. Without that key the replica is lost.
     #[schemars(length(min = 1, max = 64))]
     pub algorithm: String,
     /// Identifier of the key, for `aws:kms`.
@@ -114,7 +114,8 @@ pub struct ServerSideEncryption {
     pub key_id: Option<String>,
 }
 
-/// Restores that only show that the replica is good: a CronJob of the pipeline's name, whose jobs fail where it is not.
+/// Restores that only show that the replica is sound: a CronJob of the pipeline's name, whose jobs fail where it is
+/// not.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = crate::rules::drill()))]
@@ -128,7 +129,7 @@ pub struct DrillSpec {
     pub time_zone: Option<String>,
 }
 
-/// What is restored, and when.
+/// Which state is restored, and when.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RestoreSpec {
@@ -136,24 +137,24 @@ pub struct RestoreSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 40))]
     pub timestamp: Option<String>,
-    /// Start from another pipeline's replica, which is only read: its `replicaUrl` and identity, such as
-    /// `s3://bucket/prefix/shop/orders`. It counts until this pipeline has a replica of its own.
+    /// Start from another pipeline's replica, which is only read: the `replicaUrl` and identity of that, such as
+    /// `s3://bucket/prefix/shop/orders`. The field counts until this pipeline has a replica of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub from_url: Option<String>,
-    /// What happens when files are missing: `Auto` restores them if something was ever replicated, `Required`
+    /// Reaction to missing files: `Auto` restores them if something was ever replicated, `Required`
     /// stops when there is no replica, `Never` starts empty.
     pub policy: RestorePolicy,
 }
 
-/// What happens when files are missing at the start.
+/// Reaction to files that are missing at the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum RestorePolicy {
-    /// They are restored if anything was ever replicated.
+    /// The files are restored if anything was ever replicated.
     #[default]
     Auto,
     /// The pipeline starts empty.
     Never,
-    /// They are restored, and without a replica nothing starts.
+    /// The files are restored, and without a replica nothing starts.
     Required,
 }

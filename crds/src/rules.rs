@@ -13,16 +13,16 @@ use crate::names::VARIABLE_MESSAGE;
 use crate::schedule::{SCHEDULE_MESSAGE, SHORT_FORMS};
 use crate::status::RESHARD_PHASES_ACTIVE;
 
-/// What a drill needs.
+/// The message about a drill without a replica that another pod reaches.
 pub(crate) const DRILL_MESSAGE: &str = "drill needs replication.enabled: true and a replicaUrl that another pod reaches, \
                                         which file:// is not; there, run litejoin restore --verify in the pod";
 
-/// What `x-kubernetes-validations` holds.
+/// The value of `x-kubernetes-validations`.
 fn rules(rules: &[(&str, &str)]) -> Value {
     rules.iter().map(|(rule, message)| json!({ "rule": rule, "message": message })).collect()
 }
 
-/// That exactly one of some fields is there.
+/// The rule that exactly one of some fields is there.
 fn exactly_one(fields: &[&str]) -> String {
     let each: Vec<String> = fields.iter().map(|field| format!("has(self.{field})")).collect();
     format!("[{}].exists_one(x, x)", each.join(", "))

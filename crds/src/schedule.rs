@@ -1,10 +1,10 @@
 //! When a CronJob runs: five fields, or a short form of them.
 
-/// What stands for all five fields.
+/// Words that stand for all five fields.
 pub const SHORT_FORMS: [&str; 7] =
     ["@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly"];
 
-/// What is said of a text that is no schedule.
+/// The complaint about a text that is no schedule.
 pub(crate) const SCHEDULE_MESSAGE: &str = "schedule has five fields, such as '0 4 * * *' for every day at four, or is one of @hourly, @daily, @weekly, @monthly";
 
 /// Whether a text has the form of a schedule. Whether its fields are within their bounds, only Kubernetes judges.

@@ -1,5 +1,5 @@
-//! Addresses that a worker serves: who may come in, how many, and how slow they may be. The same fields for ingest, SSE
-//! and admin.
+//! Addresses that a worker serves: which clients may connect, how many, and how slow they may be. Ingest, SSE and admin
+//! have the same fields.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use crate::duration::DurationText;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServingSpec {
-    /// What clients must send to come in; health checks may come without. Anybody may where absent.
+    /// Credential that clients must send; health checks need none. Where absent, any client may connect.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auth: Option<ServerAuth>,
     /// Certificate to serve with; without it connections are not encrypted.
@@ -22,7 +22,7 @@ pub struct ServingSpec {
     #[serde(default = "default_max_connections")]
     #[schemars(range(min = 1, max = 1000000))]
     pub max_connections: u32,
-    /// How long a client may take to send a request, or leave untaken what it is sent.
+    /// How long a client may take to send a request, or not take data that it is sent.
     #[serde(default = "default_client_timeout")]
     pub client_timeout: DurationText,
 }
@@ -46,7 +46,7 @@ impl Default for ServingSpec {
     }
 }
 
-/// What clients must send.
+/// The credential that clients must send.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServerAuth {
@@ -54,15 +54,15 @@ pub struct ServerAuth {
     pub bearer: Credential,
 }
 
-/// TLS of an address that we serve. Files and Secrets that change are taken up by themselves.
+/// TLS of an address that the worker serves. Files and Secrets that change are taken up without a restart.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServerTls {
     /// The certificate (PEM), and those between it and the authority.
     pub cert: PemSource,
-    /// Its private key (PEM).
+    /// Private key (PEM) of `cert`.
     pub key: PemSource,
-    /// Certificates (PEM) of the authorities whose clients may come in; others may not. Health checks need one too.
+    /// Certificates (PEM) of the authorities whose clients may connect; others may not. Health checks need one too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_ca: Option<PemSource>,
 }

@@ -1,4 +1,4 @@
-//! `Sink`: where results go. Exactly one of its kinds is written.
+//! `Sink`: where results go. A sink is of exactly one kind.
 
 use std::collections::BTreeMap;
 
@@ -50,7 +50,7 @@ use crate::status::ChildStatus;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct SinkSpec {
-    /// The Pipeline it belongs to.
+    /// The Pipeline that the sink belongs to.
     pub pipeline_ref: PipelineRef,
     /// Where results go.
     #[serde(flatten)]
@@ -61,7 +61,7 @@ pub struct SinkSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InlineSink {
-    /// Its name, unique among the sinks of the pipeline.
+    /// Name of the sink, unique among the sinks of the pipeline.
     #[schemars(regex(pattern = NAME_PATTERN), length(max = 63))]
     pub name: String,
     /// Where results go.
@@ -74,7 +74,7 @@ pub struct InlineSink {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = crate::rules::sink_body()))]
 pub struct SinkBody {
-    /// Joins and windows whose results it takes; a join or window may name the sink instead.
+    /// Joins and windows whose results the sink takes; a join or window may name the sink instead.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 200), inner(length(min = 1, max = 63)), extend("x-kubernetes-list-type" = "set"))]
     pub joins: Vec<String>,
@@ -113,7 +113,7 @@ pub struct SseSinkSpec {
     #[serde(default = "default_max_clients")]
     #[schemars(range(min = 1, max = 1000000))]
     pub max_clients: u32,
-    /// Who may come in.
+    /// Credentials and TLS of the address.
     #[serde(flatten)]
     pub serving: ServingSpec,
 }
@@ -130,7 +130,7 @@ fn default_max_clients() -> u32 {
     defaults::SSE_CLIENTS_MAX
 }
 
-/// Standard output. It has no settings: write `stdout: {}`.
+/// Standard output, which has no settings: write `stdout: {}`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StdoutSinkSpec {}
 
@@ -156,7 +156,7 @@ pub struct HttpSinkSpec {
     #[serde(default = "default_http_concurrency")]
     #[schemars(range(min = 1, max = 256))]
     pub concurrency: u32,
-    /// How to say who we are.
+    /// How the worker authenticates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auth: Option<Auth>,
     /// Key of an HMAC-SHA256 signature of the body, sent as `LiteJoin-Signature: sha256=<hex>`.
@@ -196,7 +196,7 @@ pub struct KafkaSinkSpec {
     /// Whether results are written in transactions, so that consumers that read committed records see each once.
     #[serde(default)]
     pub transactional: bool,
-    /// How to say who we are.
+    /// How the worker authenticates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sasl: Option<KafkaSasl>,
     /// How the brokers are checked; without it the connection is not encrypted.

@@ -1,4 +1,4 @@
-//! `Source`: where messages come from. Exactly one of its kinds is written.
+//! `Source`: where messages come from. A source is of exactly one kind.
 
 use kube::CustomResource;
 use schemars::JsonSchema;
@@ -54,9 +54,9 @@ use kafka::KafkaSourceSpec;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct SourceSpec {
-    /// The Pipeline it belongs to.
+    /// The Pipeline that the source belongs to.
     pub pipeline_ref: PipelineRef,
-    /// What it reads.
+    /// The kind of the source, with its settings.
     #[serde(flatten)]
     pub source: SourceBody,
 }
@@ -65,15 +65,15 @@ pub struct SourceSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InlineSource {
-    /// Its name, unique among the sources of the pipeline.
+    /// Name of the source, unique among the sources of the pipeline.
     #[schemars(regex(pattern = NAME_PATTERN), length(max = 63))]
     pub name: String,
-    /// What it reads.
+    /// The kind of the source, with its settings.
     #[serde(flatten)]
     pub source: SourceBody,
 }
 
-/// What a source reads: exactly one of `http`, `file`, `api` and `kafka`.
+/// The kind of a source: exactly one of `http`, `file`, `api` and `kafka`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = crate::rules::source_body()))]
@@ -108,7 +108,7 @@ pub struct HttpSourceSpec {
     /// Address to listen on, `host:port` or `:port`.
     #[schemars(length(min = 1, max = 262))]
     pub addr: String,
-    /// Topics it takes; absent takes any, up to 100.
+    /// Topics that are taken; any where absent, up to 100.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 100),
@@ -119,7 +119,7 @@ pub struct HttpSourceSpec {
     /// Largest body of one request, such as `16Mi`.
     #[serde(default = "default_body_bytes_max")]
     pub max_body_bytes: Bytes,
-    /// Who may come in.
+    /// Credentials and TLS of the address.
     #[serde(flatten)]
     pub serving: ServingSpec,
 }

@@ -1,9 +1,9 @@
-//! What the operator reports: conditions as kstatus and Gateway API have them, and a few facts beside.
+//! The statuses that the operator writes: conditions as kstatus and Gateway API have them, and a few facts beside.
 //!
-//! `Ready` is the summary of every kind; `Reconciling` and `Stalled` are there only while they are true. Children
-//! have `Accepted` (valid and attached), `ResolvedRefs` (what they name exists) and `Programmed` (the worker runs
-//! this generation). The Pipeline has ConfigValid, StorageReady, WorkerReady, ReplicationHealthy, Resharding,
-//! Paused and Degraded.
+//! `Ready` is the summary of every kind; `Reconciling` and `Stalled` are there only while they are true. Children have
+//! `Accepted` (valid and attached), `ResolvedRefs` (the documents and Secrets that they name exist) and `Programmed`
+//! (the worker runs this generation). The Pipeline has ConfigValid, StorageReady, WorkerReady, ReplicationHealthy,
+//! Resharding, Paused and Degraded.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::JsonSchema;
@@ -16,7 +16,7 @@ pub struct PipelineStatus {
     /// Generation of the spec that this status is about; -1 before the operator has seen any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// What holds and what does not.
+    /// Conditions: whether each holds, why, and since when.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -33,7 +33,7 @@ pub struct PipelineStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 5), extend("x-kubernetes-list-type" = "atomic"))]
     pub history: Vec<HistoryEntry>,
-    /// Config that the worker runs.
+    /// Hash of the config that the worker runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub config_hash: Option<String>,
     /// Version of the operator whose output the objects have.
@@ -65,11 +65,11 @@ pub struct ReplicationStatus {
     /// Incarnation that is being written, of which a restore is possible.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub incarnation: Option<i64>,
-    /// Where that is: `replicaUrl` and identity, and the endpoint where one is given.
+    /// Place of that incarnation: `replicaUrl` and identity, and the endpoint where one is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
     pub place: Option<String>,
-    /// `restore.timestamp` that was gone back to last; the same value is not gone back to again.
+    /// `restore.timestamp` that the data was last taken back to; the same value does so only once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restored_timestamp: Option<String>,
     /// When a drill last found that the replica can be restored and is sound.
@@ -91,16 +91,16 @@ pub struct ReshardStatus {
     pub from_shard_count: u32,
     /// Shards that it gets.
     pub to_shard_count: u32,
-    /// Job that does it.
+    /// Job that makes the change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
-    /// Share that is done, in percent.
+    /// Share of the work that is done, in percent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<u32>,
-    /// When it began.
+    /// When the change began.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Time>,
-    /// What happened, and what to do.
+    /// Details, and what to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
@@ -109,9 +109,9 @@ pub struct ReshardStatus {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HistoryEntry {
-    /// When.
+    /// Time of the event.
     pub time: Time,
-    /// What, in one CamelCase word.
+    /// Kind of event, in one CamelCase word.
     pub reason: String,
     /// The details.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -125,14 +125,14 @@ pub struct ChildStatus {
     /// Generation of the spec that this status is about; -1 before the operator has seen any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// What holds and what does not.
+    /// Conditions: whether each holds, why, and since when.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
-    /// Which of its kinds is written, such as `http` or `sse`.
+    /// The kind of the source, window or sink, such as `http` or `sse`.
     #[serde(skip_serializing_if = "Option::is_none", rename = "type")]
     pub kind: Option<String>,
-    /// Config with which the worker acknowledged it.
+    /// Hash of the config with which the worker acknowledged the document.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub config_hash: Option<String>,
 }

@@ -1,6 +1,6 @@
 //! Holds a document against the schema of its kind: every mistake of form at once, before any type reads it.
 //!
-//! The schema is the one that the cluster has. What an API server would drop in silence (an unknown field, a
+//! The schema is the one that the cluster has. A part that an API server would drop in silence (an unknown field, a
 //! null) is a mistake here: nothing is accepted and ignored.
 
 use serde_json::{Map, Value};
@@ -13,11 +13,11 @@ use crate::{crd, duration, names, path, quantity};
 /// A mistake of form: a field's path, and what is wrong with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// Such as `spec.joins[0].query`.
+    /// The path of the field, such as `spec.joins[0].query`.
     pub path: String,
     /// The kind of mistake.
     pub reason: Reason,
-    /// What is wrong, got against allowed, then the remedy.
+    /// The message: what is wrong, got against allowed, then the remedy.
     pub message: String,
 }
 
@@ -233,8 +233,8 @@ fn text_form(text: &str, schema: &Value, at: &str, findings: &mut Vec<Finding>) 
     }
 }
 
-/// What is wrong with a text that a schema wants to match a pattern. Each pattern of our schemas has a reader
-/// that says more than the pattern could.
+/// Says what is wrong with a text that does not match the pattern of its schema. Each pattern of our schemas has a
+/// reader that says more than the pattern could.
 fn pattern_trouble(pattern: &str, text: &str) -> Option<(Reason, String)> {
     match pattern {
         duration::PATTERN => duration::parse(text).err().map(|message| (Reason::InvalidDuration, message)),

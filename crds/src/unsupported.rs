@@ -1,12 +1,12 @@
-//! What the API has and today's worker cannot run. It refuses these by name, so that nothing is accepted and
-//! then ignored; each later version of the worker makes this room smaller.
+//! Parts of the API that today's worker cannot run. They are refused by name, so that nothing is accepted and then
+//! ignored; each later version of the worker makes this room smaller.
 
 use serde_json::Value;
 
 use crate::complaint::{Complaint, Reason};
 use crate::document::Document;
 
-/// Returns a complaint for each part of the documents that today's worker cannot run. They need not be valid.
+/// Returns a complaint for each part of the documents that today's worker cannot run. The documents need not be valid.
 pub fn unsupported(documents: &[Document]) -> Vec<Complaint> {
     let mut found = Refusals::default();
     for (index, document) in documents.iter().enumerate() {

@@ -49,7 +49,7 @@ pub fn validate(documents: &[Document]) -> Result<(Plan, Vec<Complaint>), Vec<Co
     }
 }
 
-/// Puts the plan together. Its values are what was written only if there are no complaints.
+/// Puts the plan together. Its values are to be trusted only if there are no complaints.
 fn plan(contents: &Contents, config_hash: String, complaints: &mut Complaints) -> Option<Plan> {
     names::check(contents, complaints);
     listeners::check(contents, complaints);

@@ -46,9 +46,9 @@ use crate::status::ChildStatus;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct WindowSpec {
-    /// The Pipeline it belongs to.
+    /// The Pipeline that the window belongs to.
     pub pipeline_ref: PipelineRef,
-    /// What is aggregated, and over which time.
+    /// The query, and the windows of time that it runs over.
     #[serde(flatten)]
     pub window: WindowBody,
 }
@@ -57,15 +57,15 @@ pub struct WindowSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InlineWindow {
-    /// Its name, unique among topics, joins and windows of the pipeline; queries read it by this name.
+    /// Name of the window, unique among topics, joins and windows of the pipeline; queries read it by this name.
     #[schemars(regex(pattern = NAME_PATTERN), length(max = 63))]
     pub name: String,
-    /// What is aggregated, and over which time.
+    /// The query, and the windows of time that it runs over.
     #[serde(flatten)]
     pub window: WindowBody,
 }
 
-/// What is aggregated, and over which time.
+/// The query, and the windows of time that it runs over.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = crate::rules::window_body()))]
@@ -99,7 +99,7 @@ pub struct WindowBody {
     /// Time that the payload carries; without it the time of arrival counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_time: Option<EventTime>,
-    /// Sinks that take its results; a sink may name the window instead.
+    /// Sinks that take the window's results; a sink may name the window instead.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 63)), extend("x-kubernetes-list-type" = "set"))]
     pub sinks: Vec<String>,

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// What `/status` holds for the operator, beside much that only people and tests read.
+/// The part of `/status` for the operator; the rest is read only by people and tests.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct WorkerStatus {
@@ -42,7 +42,7 @@ pub struct LeftOut {
     pub kind: String,
     /// The name of the document.
     pub name: String,
-    /// What is wrong, and the remedy.
+    /// The message: what is wrong, and the remedy.
     pub message: String,
 }
 
@@ -56,7 +56,7 @@ pub struct LastReload {
     pub at: i64,
     /// Whether the documents are in force.
     pub ok: bool,
-    /// What became of the reload, in one word.
+    /// The outcome of the reload, in one word.
     pub outcome: String,
     /// Why the documents were refused.
     pub error: Option<String>,
@@ -74,7 +74,7 @@ pub struct ReplicationReport {
     pub restored_timestamp: Option<String>,
     /// Whether a restore would take this incarnation: everything was copied once.
     pub ready: bool,
-    /// What was committed before this time, in seconds since the epoch, is in the replica.
+    /// The time, in seconds since the epoch, before which all commits are in the replica.
     pub complete_until: i64,
     /// For how many seconds the replica has not had everything.
     pub lag_seconds: u64,
@@ -82,7 +82,7 @@ pub struct ReplicationReport {
     pub last_cut: Option<i64>,
     /// How long writers rested for that instant.
     pub last_cut_held_seconds: f64,
-    /// What went wrong last, while it still does.
+    /// The last error, until a sync succeeds again.
     pub last_error: Option<String>,
     /// How far each file is.
     pub files: BTreeMap<String, FileProgress>,

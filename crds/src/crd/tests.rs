@@ -5,7 +5,7 @@ use super::*;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Where the generated files lie, and what is in each.
+/// The generated files: the path of each, and its text.
 fn generated() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut files = Vec::new();

@@ -13,13 +13,13 @@ use crate::duration::DurationText;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ApiSourceSpec {
-    /// What is asked for; `${NAME}` is replaced by the environment variable.
+    /// Address that is polled; `${NAME}` is replaced by the environment variable.
     #[schemars(length(min = 1, max = 4096))]
     pub url: String,
     /// Method of the request.
     #[serde(default)]
     pub method: ApiMethod,
-    /// How often it is asked for, from the begin of one poll to that of the next.
+    /// How often the address is polled, from the start of one poll to that of the next.
     pub interval: DurationText,
     /// Path of the key in a record, in gjson syntax, such as `id` or `user.id`.
     #[schemars(length(min = 1, max = 512))]
@@ -65,7 +65,7 @@ pub struct ApiSourceSpec {
     /// How many requests are sent at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<ApiRateLimit>,
-    /// How to say who we are.
+    /// How the worker authenticates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auth: Option<Auth>,
     /// How the server is checked.
@@ -121,7 +121,7 @@ pub enum ChangeDetection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ApiWatermark {
-    /// What is remembered from poll to poll: nothing (`none`), the newest `timestamp`, the last `cursor`, or the
+    /// Mark that is remembered from poll to poll: nothing (`none`), the newest `timestamp`, the last `cursor`, or the
     /// response's `etag`.
     #[serde(default)]
     pub strategy: WatermarkStrategy,
@@ -129,17 +129,17 @@ pub struct ApiWatermark {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub path: Option<String>,
-    /// Query parameter that sends it back.
+    /// Query parameter that sends the mark back.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
     pub param: Option<String>,
-    /// What the first poll sends; no parameter where absent.
+    /// Value that the first poll sends; no parameter where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub initial: Option<String>,
 }
 
-/// What is remembered from poll to poll.
+/// The mark that is remembered from poll to poll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum WatermarkStrategy {
@@ -158,7 +158,7 @@ pub enum WatermarkStrategy {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ApiPagination {
-    /// What leads to the next page: a `page` number, an `offset`, a `cursor` in the response, or the `Link` header
+    /// Way to the next page: a `page` number, an `offset`, a `cursor` in the response, or the `Link` header
     /// (`link`).
     #[serde(rename = "type")]
     pub kind: PaginationKind,
@@ -191,13 +191,13 @@ fn default_max_pages() -> u32 {
     defaults::API_SOURCE_MAX_PAGES
 }
 
-/// What leads to the next page.
+/// The way to the next page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PaginationKind {
     /// The number of the page.
     Page,
-    /// The number of records before it.
+    /// The number of records before the page.
     Offset,
     /// A cursor in the response.
     Cursor,

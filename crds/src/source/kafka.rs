@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::credentials::{ClientTls, KafkaSasl};
 
-/// Consumes Kafka topics. Where it reads on is stored with the data, never taken from the broker.
+/// Consumes Kafka topics. The place where reading goes on is stored with the data, never taken from the broker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct KafkaSourceSpec {
@@ -25,8 +25,8 @@ pub struct KafkaSourceSpec {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 100))]
     pub topic_names: BTreeMap<String, String>,
-    /// Consumer group under which the brokers are told how far this source is, for monitoring;
-    /// `litejoin-<namespace>-<pipeline>` where absent. It needs no other members and shares no partitions.
+    /// Consumer group under which the source commits its offsets, for monitoring only;
+    /// `litejoin-<namespace>-<pipeline>` where absent. The group needs no other members and shares no partitions.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 249))]
     pub group_id: Option<String>,
@@ -39,7 +39,7 @@ pub struct KafkaSourceSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub key_path: Option<String>,
-    /// How to say who we are.
+    /// How the worker authenticates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sasl: Option<KafkaSasl>,
     /// How the brokers are checked; without it the connection is not encrypted.

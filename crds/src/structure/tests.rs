@@ -63,7 +63,7 @@ fn every_mistake_is_found_at_once() {
             spec.sources[1].name: InvalidName: got "_in", names that begin with _ are LiteJoin's own; write for example "in"
             spec.sources[2].http.port: UnknownField: unknown field "port"; allowed: addr, auth, clientTimeout, maxBodyBytes, maxConnections, tls, topics
             spec.sources[2].http.addr: MissingField: required field is missing: address to listen on, `host:port` or `:port`
-            spec.sources[2].name: MissingField: required field is missing: its name, unique among the sources of the pipeline
+            spec.sources[2].name: MissingField: required field is missing: name of the source, unique among the sources of the pipeline
             spec.storage.dataDir: InvalidType: got nothing, want a text; write one or remove the line
             spec.storage.flushInterval: InvalidDuration: got "10", write a unit: "10s", "10ms", "10m" or "10h"
             spec.storage.shardCount: OutOfRange: got 65, allowed 1 to 64

@@ -1,4 +1,4 @@
-//! Connections that we open (URLs, credentials, what an `api` source needs), and how ours are served.
+//! Connections that the worker opens (URLs, credentials, settings of an `api` source), and addresses that it serves.
 
 use crate::complaint::Reason;
 use crate::credentials::{Auth, ClientTls, Credential, PemSource};
@@ -139,7 +139,7 @@ pub(crate) fn http_sink(http: &HttpSinkSpec, scope: &mut Scope<'_>) -> HttpSink 
     }
 }
 
-/// Checks how an address is served; `field` is what it is of.
+/// Checks how an address is served; `field` is the part of the spec that the address is in.
 pub(crate) fn serving(field: &str, serving: &ServingSpec, scope: &mut Scope<'_>) -> Serving {
     if let Some(auth) = &serving.auth {
         credential(&format!("{field}.auth.bearer"), &auth.bearer, scope);
@@ -160,7 +160,7 @@ pub(crate) fn serving(field: &str, serving: &ServingSpec, scope: &mut Scope<'_>)
     }
 }
 
-/// A URL may hold credentials, so messages do not repeat it.
+/// Checks a URL. It may hold credentials, so messages do not repeat it.
 fn url(field: &str, text: &str, scope: &mut Scope<'_>) {
     let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
     if rest.is_none_or(str::is_empty) && !text.starts_with("${") {
@@ -230,7 +230,7 @@ pub(super) fn credential(field: &str, credential: &Credential, scope: &mut Scope
     one_of(field, &written, scope);
 }
 
-/// That exactly one of some fields is written.
+/// Complains unless exactly one of some fields is written.
 fn one_of(field: &str, fields: &[(&str, bool)], scope: &mut Scope<'_>) {
     let written: Vec<&str> = fields.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect();
     let names: Vec<&str> = fields.iter().map(|(name, _)| *name).collect();

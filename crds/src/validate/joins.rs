@@ -1,4 +1,4 @@
-//! Joins: their sinks, and the names in their results. The query itself is SQLite's to judge.
+//! Checks joins: their sinks, and the names in their results. SQLite judges the query itself, later.
 
 use crate::complaint::{Reason, near_or_allowed};
 use crate::kind::Kind;
@@ -51,7 +51,7 @@ pub(crate) fn plan(contents: &Contents, complaints: &mut Complaints) -> Vec<Join
         .collect()
 }
 
-/// That the sinks of a join or window exist.
+/// Complains about sinks of a join or window that do not exist.
 pub(crate) fn check_sinks<T>(
     contents: &Contents,
     named: &Named<T>,
@@ -67,7 +67,7 @@ pub(crate) fn check_sinks<T>(
     }
 }
 
-/// Warns of joins that nobody takes and no other query could read.
+/// Warns of joins that no sink takes and no other query could read.
 pub(crate) fn unused(contents: &Contents, plan: &Plan, complaints: &mut Complaints) {
     for join in plan.joins.iter().filter(|join| join.sinks.is_empty()) {
         let others =

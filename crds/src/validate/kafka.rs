@@ -1,4 +1,4 @@
-//! What Kafka sources and sinks need: brokers, credentials, and Kafka topics that lead to topics.
+//! Checks Kafka sources and sinks: brokers, credentials, and which topics Kafka topics fill.
 
 use regex::Regex;
 
@@ -80,7 +80,7 @@ fn connection(
     KafkaConnection { brokers, sasl: sasl.cloned(), tls: tls.cloned() }
 }
 
-/// That every Kafka topic is one, and leads to a topic that can be a table.
+/// Complains about names that no Kafka topic can have, and Kafka topics whose topic could be no table.
 fn topics(kafka: &KafkaSourceSpec, one_topic: bool, scope: &mut Scope<'_>) {
     if one_topic && !kafka.topic_names.is_empty() {
         let message = "topic sends all records to one topic; remove topic or topicNames";
@@ -95,7 +95,7 @@ fn topics(kafka: &KafkaSourceSpec, one_topic: bool, scope: &mut Scope<'_>) {
         let at = path::item("kafka.topics", index);
         if kafka_topic.starts_with('^') {
             if let Err(error) = Regex::new(kafka_topic) {
-                // The last line says what is wrong, those before it where.
+                // The last line says what is wrong, and the lines before it say where.
                 let text = error.to_string();
                 let what = text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
                 let message =

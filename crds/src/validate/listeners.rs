@@ -1,4 +1,4 @@
-//! Addresses that the worker listens on: that each is one, and that no two meet.
+//! Checks addresses that the worker listens on: each must be an address, and no two may meet.
 
 use crate::address::Address;
 use crate::complaint::Reason;
@@ -6,7 +6,7 @@ use crate::plan::Place;
 use crate::validate::complaints::Complaints;
 use crate::validate::read::Contents;
 
-/// A listener: what it is, and its address.
+/// A listener: the part of the spec that it is of, and its address.
 struct Listener {
     what: String,
     address: Address,

@@ -1,4 +1,4 @@
-//! Names: what may be one, and that no two things share one.
+//! Checks names: each must have the form of a name, and no two things may share one.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::source::SourceBody;
 use crate::validate::complaints::Complaints;
 use crate::validate::read::{Contents, Named};
 
-/// Checks all names. Those of inline things have been held against their pattern already.
+/// Checks all names. The names of inline things have been held against their pattern already.
 pub(crate) fn check(contents: &Contents, complaints: &mut Complaints) {
     if let Some(pipeline) = &contents.pipeline {
         let place = Place { document: pipeline.document, path: "metadata.name".to_owned() };
@@ -55,7 +55,7 @@ fn stand_alone<T>(all: &[Named<T>], complaints: &mut Complaints) {
     }
 }
 
-/// What is wrong with a name that is none for a Kubernetes object.
+/// Says what is wrong with a name that no Kubernetes object can have.
 fn not_a_label(name: &str) -> String {
     let allowed = "the name of an object has lower-case letters, digits and -, a letter first and no - last";
     let plain: String = name
@@ -70,7 +70,7 @@ fn not_a_label(name: &str) -> String {
     }
 }
 
-/// Topics, joins and windows: one namespace, without regard to case.
+/// Checks the names of topics, joins and windows, which share one namespace without regard to case.
 fn tables(contents: &Contents, complaints: &mut Complaints) {
     let mut taken = Taken::default();
     let mut topics = 0;
@@ -122,14 +122,14 @@ pub(crate) fn topics_of(source: &SourceBody) -> Vec<(String, String)> {
     topics
 }
 
-/// Names that are taken, by their folded form: as written, by what, and where.
+/// Names that are taken, by their form without case: the name as written, the kind of thing, and the place.
 #[derive(Default)]
 struct Taken<'a> {
     names: BTreeMap<String, (String, &'a str, Place)>,
 }
 
 impl<'a> Taken<'a> {
-    /// Takes the names of things that only share names with their like.
+    /// Takes the names of things of one kind, which may have the same names as things of other kinds.
     fn all<'n>(&mut self, all: impl Iterator<Item = (&'n str, &'a str, Place)>, complaints: &mut Complaints) {
         for (name, noun, place) in all.filter(|(name, ..)| !name.is_empty()) {
             if self.names.contains_key(name) {

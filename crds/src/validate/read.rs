@@ -1,4 +1,4 @@
-//! Reads documents into types: which kind each is, what of it has the form of its schema, and what it is called.
+//! Reads documents into types: the kind and the name of each, and all fields that have the form of their schema.
 
 use std::collections::HashSet;
 
@@ -18,7 +18,7 @@ use crate::structure::{self, Finding};
 use crate::validate::complaints::Complaints;
 use crate::window::WindowBody;
 
-/// What the documents hold, as far as it could be read.
+/// The contents of the documents, as far as they could be read.
 #[derive(Default)]
 pub(crate) struct Contents {
     pub(crate) pipeline: Option<PipelineDocument>,
@@ -26,7 +26,7 @@ pub(crate) struct Contents {
     pub(crate) joins: Vec<Named<JoinBody>>,
     pub(crate) windows: Vec<Named<WindowBody>>,
     pub(crate) sinks: Vec<Named<SinkBody>>,
-    /// Names of things that could not be read, so that nobody is told they do not exist.
+    /// Names of things that could not be read, so that no complaint says that they do not exist.
     pub(crate) unread: Vec<(Kind, String)>,
     /// Places whose form was complained about.
     marred: Vec<Place>,
@@ -37,7 +37,7 @@ pub(crate) struct PipelineDocument {
     pub(crate) name: String,
     pub(crate) namespace: String,
     pub(crate) document: usize,
-    /// Its settings; the lists are read one by one into `Contents`.
+    /// The settings of the Pipeline; its lists are read item by item into `Contents`.
     pub(crate) spec: PipelineSpec,
 }
 
@@ -185,7 +185,7 @@ fn name(value: &Value, kind: Kind, index: usize, complaints: &mut Complaints) ->
     name.as_str().unwrap_or_default().to_owned()
 }
 
-/// What something is called and where it was written.
+/// The name of a thing, and the place where it was written.
 struct Written {
     name: String,
     name_path: String,
@@ -238,7 +238,7 @@ fn read_pipeline(value: &Value, index: usize, name: String, findings: &[Finding]
     let in_lists = |path: &str| LISTS.iter().any(|(_, list)| path.starts_with(&format!("spec.{list}")));
     let section = |finding: &Finding| finding.path.split('.').take(2).collect::<Vec<_>>().join(".");
     let whole = || {
-        // Something in a section cannot do without what was taken out: the section goes too.
+        // A section that can't be read without the parts that were taken out is taken out as a whole.
         let sections = findings.iter().map(|finding| Finding { path: section(finding), ..finding.clone() });
         let sections: Vec<Finding> = sections.collect();
         salvage(&settings, "spec", &sections)
@@ -247,7 +247,7 @@ fn read_pipeline(value: &Value, index: usize, name: String, findings: &[Finding]
     for finding in findings.iter().filter(|finding| !in_lists(&finding.path)) {
         let mut sections = vec![section(finding)];
         if sections[0] == "spec.replication" {
-            // Others are asked whether they have it.
+            // Checks of these sections ask whether there is a replica.
             sections.extend([
                 "spec.storage".to_owned(),
                 "spec.delivery".to_owned(),
@@ -289,7 +289,7 @@ fn without(value: &Value, at: &str, refused: &HashSet<&str>) -> Value {
     }
 }
 
-/// That there is one Pipeline, and that everything belongs to it.
+/// Complains unless there is one Pipeline that everything belongs to.
 fn check_pipelines(
     pipelines: &[(usize, String)],
     references: &[(usize, String)],
@@ -297,7 +297,7 @@ fn check_pipelines(
     complaints: &mut Complaints,
 ) {
     let Some((_, pipeline)) = pipelines.first() else {
-        // A document whose kind is misspelt may be the one that is missing.
+        // A document whose kind is misspelt may be the missing Pipeline.
         if !unknown {
             let name = references.first().map_or("orders", |(_, name)| name.as_str());
             let message = format!(
@@ -331,7 +331,7 @@ fn check_pipelines(
     }
 }
 
-/// That no document is in another namespace than its Pipeline.
+/// Complains about documents in another namespace than their Pipeline.
 fn check_namespaces(documents: &[Document], contents: &Contents, complaints: &mut Complaints) {
     let Some(pipeline) = &contents.pipeline else { return };
     let written = documents[pipeline.document].value["metadata"]["namespace"].as_str();

@@ -57,7 +57,7 @@ pub(crate) fn plan(pipeline: &PipelineDocument, complaints: &mut Complaints) -> 
     }
 }
 
-/// What Prometheus needs to know.
+/// Checks the settings of the PodMonitor.
 fn pod_monitor(spec: &PipelineSpec, scope: &mut Scope<'_>) {
     let monitor = &spec.pod_monitor;
     if let Some(interval) = &monitor.interval {
@@ -250,7 +250,7 @@ fn drill(replication: &ReplicationSpec, scope: &mut Scope<'_>) {
     }
 }
 
-/// The key that is named to S3; no other encryption is asked for, so that the bucket's own counts there.
+/// The key by which S3 encrypts; `None` leaves the encryption to the settings of the bucket.
 fn encryption(replication: &ReplicationSpec, scope: &mut Scope<'_>) -> Option<Encryption> {
     let ServerSideEncryption { algorithm, key_id } = replication.server_side_encryption.as_ref()?;
     let is_s3 = replication.replica_url.as_ref().is_some_and(|url| url.starts_with("s3://"));
@@ -272,5 +272,5 @@ fn encryption(replication: &ReplicationSpec, scope: &mut Scope<'_>) -> Option<En
 const TENTH: Duration = Duration::from_millis(100);
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// Below it the outbox would be compacted with every batch.
+/// The smallest limit of the outbox, in bytes: below it the outbox would be compacted with every batch.
 const OUTBOX_BYTES_LEAST: u64 = 1 << 20;

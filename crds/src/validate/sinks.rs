@@ -1,4 +1,4 @@
-//! Sinks: one kind each, and the joins they take.
+//! Checks sinks: each is of one kind, and takes joins that exist.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! Sources: one kind each, and what each kind needs.
+//! Checks sources: each is of one kind, and has the fields that its kind needs.
 
 use crate::complaint::Reason;
 use crate::durability::Durability;

@@ -1,4 +1,4 @@
-//! Manifest snippets and all that is said about each, whole.
+//! Manifest snippets, each with all complaints about it, whole.
 
 use super::*;
 
@@ -25,7 +25,7 @@ fn lines(complaints: &[Complaint]) -> String {
         .collect()
 }
 
-/// Asserts what is said about a manifest, errors or warnings.
+/// Asserts the complaints about a manifest, errors or warnings.
 fn check(yaml: &str, expected: Expect) {
     let complaints = match validate(&documents(yaml)) {
         Ok((_, warnings)) => warnings,
@@ -40,7 +40,7 @@ fn pipeline(spec: &str) -> String {
     format!("apiVersion: litejoin.io/v1alpha1\nkind: Pipeline\nmetadata: {{name: p}}\nspec:\n{spec}")
 }
 
-/// The cases that a real API server is held to as well: what is said of what each makes.
+/// The cases that a real API server is held to as well, with the complaints about each.
 #[test]
 fn the_cases_of_the_server_are_judged_alike() {
     let cases = include_str!("../../../tests/cases/documents/cases.yaml");
@@ -753,7 +753,7 @@ fn defaults_of(kind: crate::kind::Kind) -> Value {
         Some(schema["default"].clone()).filter(|value| !value.is_null())
     }
     let mut spec = defaults(&crate::crd::schema(kind)["properties"]["spec"]).unwrap();
-    // What has no default is not the point here.
+    // Fields without a default do not matter here.
     let required = match kind {
         crate::kind::Kind::Join => serde_json::json!({"query": "SELECT 1"}),
         crate::kind::Kind::Window => {

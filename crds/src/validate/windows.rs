@@ -1,4 +1,4 @@
-//! Windows: which durations each type needs, and how they relate.
+//! Checks windows: the durations that each type needs, and how they relate.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub(crate) fn sinks_taking(contents: &Contents) -> Vec<String> {
     named.chain(naming.map(|sink| sink.name.clone())).collect()
 }
 
-/// That some source may fill the topic.
+/// Complains about a topic that no source may fill.
 fn check_topic(contents: &Contents, named: &Named<WindowBody>, complaints: &mut Complaints) {
     let any_topic = contents.sources.iter().any(|source| {
         let SourceBody { http, file, kafka, topic, .. } = &source.body;
