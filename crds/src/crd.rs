@@ -8,8 +8,13 @@ use std::sync::OnceLock;
 use kube::CustomResourceExt;
 use serde_json::{Map, Value, json};
 
+use crate::join::Join;
 use crate::kind::Kind;
+use crate::pipeline::Pipeline;
 use crate::rules;
+use crate::sink::Sink;
+use crate::source::Source;
+use crate::window::Window;
 
 #[cfg(test)]
 mod tests;
@@ -17,11 +22,11 @@ mod tests;
 /// Returns the definition of a kind, as applied to a cluster.
 pub fn definition(kind: Kind) -> Value {
     let derived = match kind {
-        Kind::Pipeline => serde_json::to_value(crate::Pipeline::crd()),
-        Kind::Source => serde_json::to_value(crate::Source::crd()),
-        Kind::Join => serde_json::to_value(crate::Join::crd()),
-        Kind::Window => serde_json::to_value(crate::Window::crd()),
-        Kind::Sink => serde_json::to_value(crate::Sink::crd()),
+        Kind::Pipeline => serde_json::to_value(Pipeline::crd()),
+        Kind::Source => serde_json::to_value(Source::crd()),
+        Kind::Join => serde_json::to_value(Join::crd()),
+        Kind::Window => serde_json::to_value(Window::crd()),
+        Kind::Sink => serde_json::to_value(Sink::crd()),
     };
     let mut definition = derived.expect("a definition is plain data");
     let schema = &mut definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];

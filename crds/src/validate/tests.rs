@@ -55,7 +55,7 @@ fn the_cases_of_the_server_are_judged_alike() {
         let (kind, about) = (case["kind"].as_str().unwrap(), case["about"].as_str().unwrap());
         let name = case["name"].as_str().unwrap_or("subject");
         let document = |kind: &str, name: &str, spec: &Value| {
-            let value = serde_json::json!({ "apiVersion": crate::API_VERSION, "kind": kind, "metadata": { "name": name }, "spec": spec });
+            let value = serde_json::json!({ "apiVersion": crate::kind::API_VERSION, "kind": kind, "metadata": { "name": name }, "spec": spec });
             Document { value }
         };
         let mut documents = vec![document(kind, name, &case["spec"])];
