@@ -6,6 +6,7 @@ mod audit;
 mod cost;
 mod dead_letters;
 mod disk_full;
+mod earlier;
 mod edits;
 mod explain;
 mod faults;
