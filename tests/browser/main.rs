@@ -4,7 +4,7 @@
 mod driver;
 
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::Site;
+use litejoin_tests::worker::WorkerSite;
 use serde_json::{Value, json};
 
 use crate::driver::Browser;
@@ -58,7 +58,7 @@ async fn seen(browser: &Browser, expected: &[&str]) {
 
 #[tokio::test]
 async fn a_page_sees_every_result_once_across_a_crash_and_everything_anew_after_a_loss() {
-    let site = Site::with(&manifest(0));
+    let site = WorkerSite::with(&manifest(0));
     let worker = site.start().await;
     // After a crash the page comes back to the same address.
     let address = worker.address("sink live");

@@ -18,7 +18,7 @@ use litejoin_tests::ingest::{Ingest, message};
 use litejoin_tests::kafka;
 use litejoin_tests::kubernetes::node::{self, NODE_ADDRESS};
 use litejoin_tests::repetition::{chance, seeds};
-use litejoin_tests::stores::{ACCESS_KEY, Kind, Proxy, SECRET_KEY, Store};
+use litejoin_tests::stores::{ACCESS_KEY, SECRET_KEY, Store, StoreKind, StoreProxy};
 use litejoin_tests::wait::{PATIENCE, pass, until};
 use litejoin_tests::worker::try_get;
 use rand::RngExt;
@@ -44,12 +44,12 @@ async fn what_was_replicated_comes_back_after_the_volume_is_lost() {
         return;
     }
     let cluster = Cluster::start().await;
-    let store = Store::start(Kind::S3, NODE_ADDRESS).await;
-    let proxy = Proxy::before(&store).await;
+    let store = Store::start(StoreKind::S3, NODE_ADDRESS).await;
+    let proxy = StoreProxy::before(&store).await;
     let credentials = [("AWS_ACCESS_KEY_ID", ACCESS_KEY), ("AWS_SECRET_ACCESS_KEY", SECRET_KEY)];
     let literals = credentials.map(|(name, value)| format!("--from-literal={name}={value}"));
     cluster.kubectl(&["create", "secret", "generic", "store", &literals[0], &literals[1]]);
-    let kafka = kafka::Cluster::start_at(NODE_ADDRESS, 1).await;
+    let kafka = kafka::KafkaCluster::start_at(NODE_ADDRESS, 1).await;
     kafka.create_topic(KAFKA_TOPIC, 2).await;
     cluster.apply(&manifest(&store, &proxy, &kafka));
     cluster.wait_ready("pipeline/orders").await;
@@ -179,13 +179,13 @@ async fn back_in_time(cluster: &Cluster, site: &Site<'_>, before: &BTreeMap<Stri
 }
 
 /// Bytes that Litestream has uploaded as it read them, without what it puts together of them later.
-fn first_copies(proxy: &Proxy) -> u64 {
+fn first_copies(proxy: &StoreProxy) -> u64 {
     let uploads = proxy.uploads();
     let first = uploads.iter().filter(|call| call.path.contains("/0000/"));
     first.map(|call| call.bytes as u64).sum()
 }
 
-fn manifest(store: &Store, proxy: &Proxy, kafka: &kafka::Cluster) -> String {
+fn manifest(store: &Store, proxy: &StoreProxy, kafka: &kafka::KafkaCluster) -> String {
     let mut replication = store.settings("replicas");
     replication["endpoint"] = store.endpoint_at(&proxy.address()).into();
     replication["credentialsSecretRef"] = json!({ "name": "store" });
@@ -333,7 +333,7 @@ struct Consumers {
 }
 
 impl Consumers {
-    fn start(site: &Site<'_>, kafka: &kafka::Cluster) -> Self {
+    fn start(site: &Site<'_>, kafka: &kafka::KafkaCluster) -> Self {
         let (subscriber, address) = (Arc::<Subscriber>::default(), site.address(9100));
         let following = tokio::spawn({
             let subscriber = Arc::clone(&subscriber);

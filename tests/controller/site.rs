@@ -38,7 +38,7 @@ pub(crate) struct Ports {
 
 impl Ports {
     pub(crate) fn free() -> Self {
-        let block = ports::Ports::free();
+        let block = ports::PortBlock::free();
         let [admin, ingest, live] = [0, 1, 2].map(|number| block.number(number));
         // They are ours for as long as the tests run.
         std::mem::forget(block);

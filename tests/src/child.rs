@@ -1,4 +1,4 @@
-//! Processes of servers, which end when the tests do.
+//! Processes that end when the tests do.
 
 use std::process::{Child, Command};
 use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
@@ -21,4 +21,13 @@ pub(crate) fn spawn(command: Command) -> Child {
     let order = nursery.lock().unwrap_or_else(PoisonError::into_inner).send((command, born));
     order.expect("the thread takes orders");
     child.recv().expect("the process starts")
+}
+
+/// A group of processes by the id of its first one; dropping it kills the group.
+pub struct ProcessGroup(pub u32);
+
+impl Drop for ProcessGroup {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").args(["-KILL", "--", &format!("-{}", self.0)]).status();
+    }
 }

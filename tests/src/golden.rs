@@ -19,14 +19,14 @@ const ONLY_JOIN: &str = "result";
 pub struct Case {
     /// The name of its file.
     pub name: String,
-    pub joins: Vec<Join>,
-    pub steps: Vec<Step>,
+    pub joins: Vec<CaseJoin>,
+    pub steps: Vec<CaseStep>,
 }
 
 /// A join of a case.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Join {
+pub struct CaseJoin {
     pub name: String,
     pub query: String,
     pub key_column: Option<String>,
@@ -34,7 +34,7 @@ pub struct Join {
 
 /// All that comes at one time, and what it changes.
 #[derive(Debug, Default)]
-pub struct Step {
+pub struct CaseStep {
     pub at: String,
     pub messages: Vec<Value>,
     /// Rows of the results that differ from the step before.
@@ -47,7 +47,7 @@ struct File {
     query: Option<String>,
     key_column: Option<String>,
     #[serde(default)]
-    joins: Vec<Join>,
+    joins: Vec<CaseJoin>,
     input: Vec<Input>,
     expect: Vec<Expected>,
 }
@@ -93,12 +93,12 @@ impl Case {
         let file: File = serde_yaml::from_str(text).unwrap_or_else(|error| panic!("{name}: {error}"));
         let mut joins = file.joins;
         if let Some(query) = file.query {
-            joins.push(Join { name: ONLY_JOIN.to_owned(), query, key_column: file.key_column });
+            joins.push(CaseJoin { name: ONLY_JOIN.to_owned(), query, key_column: file.key_column });
         }
-        let mut steps: Vec<Step> = Vec::new();
+        let mut steps: Vec<CaseStep> = Vec::new();
         for input in file.input {
             if steps.last().is_none_or(|step| step.at != input.at) {
-                steps.push(Step { at: input.at, ..Step::default() });
+                steps.push(CaseStep { at: input.at, ..CaseStep::default() });
             }
             // Bare text would be taken for JSON in a string.
             let payload = match input.payload {

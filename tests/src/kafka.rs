@@ -14,24 +14,24 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
-use self::broker::Node;
+use self::broker::Broker;
 pub use self::broker::{Listener, PASSWORD, USER};
-pub use self::client::{Member, Producer, Reader, Record};
-use crate::ports::Ports;
+pub use self::client::{Member, Producer, Record, TopicReader};
+use crate::ports::PortBlock;
 use crate::wait::until;
 
 /// Brokers that are one cluster.
-pub struct Cluster {
-    nodes: Vec<Node>,
+pub struct KafkaCluster {
+    nodes: Vec<Broker>,
     folder: TempDir,
     admin: client::Admin,
 }
 
 /// The broker that tests share; each uses Kafka topics of its own.
-pub async fn shared() -> &'static Cluster {
-    static SHARED: OnceCell<(Cluster, Janitor)> = OnceCell::const_new();
+pub async fn shared() -> &'static KafkaCluster {
+    static SHARED: OnceCell<(KafkaCluster, Janitor)> = OnceCell::const_new();
     let shared = SHARED.get_or_init(async || {
-        let cluster = Cluster::start(1).await;
+        let cluster = KafkaCluster::start(1).await;
         let janitor = Janitor::of(cluster.folder.path());
         (cluster, janitor)
     });
@@ -52,7 +52,7 @@ impl Janitor {
     }
 }
 
-impl Cluster {
+impl KafkaCluster {
     /// Starts brokers, and waits until all of them serve.
     pub async fn start(brokers: usize) -> Self {
         Self::start_at("127.0.0.1", brokers).await
@@ -61,10 +61,10 @@ impl Cluster {
     /// The same on another address of this machine.
     pub async fn start_at(host: &str, brokers: usize) -> Self {
         let folder = tempfile::tempdir().expect("a folder can be made");
-        let ports: Vec<Ports> = (0..brokers).map(|_| Ports::free()).collect();
+        let ports: Vec<PortBlock> = (0..brokers).map(|_| PortBlock::free()).collect();
         broker::write_certificates(folder.path(), host);
-        let nodes: Vec<Node> =
-            (0..brokers).map(|index| Node::start(folder.path(), host, index, &ports)).collect();
+        let nodes: Vec<Broker> =
+            (0..brokers).map(|index| Broker::start(folder.path(), host, index, &ports)).collect();
         let plain: Vec<String> = nodes.iter().map(|node| node.address(Listener::Plain)).collect();
         let cluster = Self { admin: client::Admin::new(&plain.join(",")), nodes, folder };
         cluster.wait_until_it_serves().await;
@@ -179,8 +179,8 @@ impl Cluster {
     }
 
     /// Follows a Kafka topic from its start.
-    pub fn follow(&self, topic: &str) -> Reader {
-        Reader::open(&self.brokers(), topic)
+    pub fn follow(&self, topic: &str) -> TopicReader {
+        TopicReader::open(&self.brokers(), topic)
     }
 }
 

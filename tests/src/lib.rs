@@ -3,7 +3,7 @@
 //! panics with what was being done; a worker that is dropped by a panic prints its log.
 
 pub mod certificates;
-mod child;
+pub mod child;
 pub mod client;
 pub mod consumers;
 pub mod fields;

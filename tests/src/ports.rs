@@ -11,7 +11,7 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// Ports in a row that are ours for as long as this lives. The first is held open, for nothing but to keep other tests from
 /// the rest, also while a broker is down.
 #[derive(Debug, Clone)]
-pub struct Ports {
+pub struct PortBlock {
     first: u16,
     _held: Arc<TcpListener>,
 }
@@ -19,7 +19,7 @@ pub struct Ports {
 /// Ports in a row.
 const BLOCK: u16 = 8;
 
-impl Ports {
+impl PortBlock {
     /// Ports that nobody listens on.
     pub fn free() -> Self {
         loop {

@@ -48,7 +48,7 @@ pub enum Reply {
 type Behaviour = Box<dyn Fn(&Received) -> Reply + Send + Sync>;
 
 #[derive(Default)]
-struct Shared {
+struct ServerState {
     received: Mutex<Vec<Received>>,
     behaviour: Mutex<Option<Arc<Behaviour>>>,
     /// Requests under way now, and the most there were at once.
@@ -62,7 +62,7 @@ struct Shared {
 pub struct Server {
     address: SocketAddr,
     scheme: &'static str,
-    shared: Arc<Shared>,
+    shared: Arc<ServerState>,
     accepting: JoinHandle<()>,
 }
 
@@ -140,7 +140,7 @@ impl Server {
         let listener = TcpListener::bind(address).await.expect("the address is free");
         let address = listener.local_addr().expect("a socket has an address");
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(ServerState::default());
         let accepting = tokio::spawn(accept(listener, tls, Arc::clone(&shared)));
         Self { address, scheme, shared, accepting }
     }
@@ -215,7 +215,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Accepts until it is aborted, and takes its connections along then.
-async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<ServerState>) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
@@ -234,17 +234,17 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Sha
     }
 }
 
-async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, shared: Arc<Shared>) {
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, shared: Arc<ServerState>) {
     let service = service_fn(move |request| answer(request, Arc::clone(&shared)));
     // An error is the client's going, or a reply that breaks off.
     let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
 /// Counts a request for as long as it is under way.
-struct Busy(Arc<Shared>);
+struct Busy(Arc<ServerState>);
 
 impl Busy {
-    fn begin(shared: &Arc<Shared>) -> Self {
+    fn begin(shared: &Arc<ServerState>) -> Self {
         let mut busy = lock(&shared.busy);
         busy.0 += 1;
         busy.1 = busy.1.max(busy.0);
@@ -260,7 +260,7 @@ impl Drop for Busy {
 
 async fn answer(
     request: Request<hyper::body::Incoming>,
-    shared: Arc<Shared>,
+    shared: Arc<ServerState>,
 ) -> Result<Response<Body>, std::io::Error> {
     let _busy = Busy::begin(&shared);
     let (head, body) = request.into_parts();

@@ -17,9 +17,9 @@ use tempfile::TempDir;
 use tokio::net::TcpStream;
 
 pub use self::programs::litestream;
-pub use self::proxy::{Call, Proxy};
+pub use self::proxy::{Call, StoreProxy};
 use crate::child::spawn;
-use crate::ports::Ports;
+use crate::ports::PortBlock;
 use crate::wait::until;
 
 /// The bucket or container that every store has.
@@ -33,9 +33,9 @@ pub const ACCOUNT: &str = "lj";
 
 /// What kind of store it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum StoreKind {
     S3,
-    /// Its emulator lacks what a [`Proxy`] before it adds.
+    /// Its emulator lacks what a [`StoreProxy`] before it adds.
     Google,
     Sftp,
     Azure,
@@ -44,10 +44,10 @@ pub enum Kind {
 
 /// A running store, or a folder that is one.
 pub struct Store {
-    kind: Kind,
+    kind: StoreKind,
     /// The address that it listens on.
     host: String,
-    ports: Ports,
+    ports: PortBlock,
     folder: TempDir,
     server: Option<Child>,
 }
@@ -55,40 +55,40 @@ pub struct Store {
 impl Store {
     /// Starts an S3 store with a bucket in it.
     pub async fn s3() -> Self {
-        Self::start(Kind::S3, "127.0.0.1").await
+        Self::start(StoreKind::S3, "127.0.0.1").await
     }
 
     /// Starts an SFTP server.
     pub async fn sftp() -> Self {
-        Self::start(Kind::Sftp, "127.0.0.1").await
+        Self::start(StoreKind::Sftp, "127.0.0.1").await
     }
 
     /// Starts an Azure Blob Storage with a container in it.
     pub async fn azure() -> Self {
-        Self::start(Kind::Azure, "127.0.0.1").await
+        Self::start(StoreKind::Azure, "127.0.0.1").await
     }
 
     /// A folder.
     pub async fn file() -> Self {
-        Self::start(Kind::File, "127.0.0.1").await
+        Self::start(StoreKind::File, "127.0.0.1").await
     }
 
     /// Starts a store of a kind on an address of this machine, and waits until it serves.
-    pub async fn start(kind: Kind, host: &str) -> Self {
+    pub async fn start(kind: StoreKind, host: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder can be made");
         fs::create_dir_all(folder.path().join("data").join(BUCKET)).expect("the folder is ours");
-        if kind == Kind::Sftp {
+        if kind == StoreKind::Sftp {
             write_keys(folder.path());
         }
-        let mut store = Self { kind, host: host.to_owned(), ports: Ports::free(), folder, server: None };
+        let mut store = Self { kind, host: host.to_owned(), ports: PortBlock::free(), folder, server: None };
         store.restart().await;
-        if kind == Kind::Azure {
+        if kind == StoreKind::Azure {
             store.make_container();
         }
         store
     }
 
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> StoreKind {
         self.kind
     }
 
@@ -114,20 +114,22 @@ impl Store {
     /// The same through a proxy at another address.
     pub fn endpoint_at(&self, address: &str) -> Option<String> {
         match self.kind {
-            Kind::S3 => Some(format!("http://{address}")),
-            Kind::Azure => Some(format!("http://{address}/{ACCOUNT}")),
-            Kind::Google | Kind::Sftp | Kind::File => None,
+            StoreKind::S3 => Some(format!("http://{address}")),
+            StoreKind::Azure => Some(format!("http://{address}/{ACCOUNT}")),
+            StoreKind::Google | StoreKind::Sftp | StoreKind::File => None,
         }
     }
 
     /// The `replicaUrl` of a folder in it.
     pub fn url(&self, path: &str) -> String {
         match self.kind {
-            Kind::S3 => format!("s3://{BUCKET}/{path}"),
-            Kind::Google => format!("gcs://{BUCKET}/{path}"),
-            Kind::Azure => format!("abs://{ACCOUNT}@{BUCKET}/{path}"),
-            Kind::Sftp => format!("sftp://{}@{}{}/{path}", user(), self.address(), self.files().display()),
-            Kind::File => format!("file://{}/{path}", self.files().display()),
+            StoreKind::S3 => format!("s3://{BUCKET}/{path}"),
+            StoreKind::Google => format!("gcs://{BUCKET}/{path}"),
+            StoreKind::Azure => format!("abs://{ACCOUNT}@{BUCKET}/{path}"),
+            StoreKind::Sftp => {
+                format!("sftp://{}@{}{}/{path}", user(), self.address(), self.files().display())
+            }
+            StoreKind::File => format!("file://{}/{path}", self.files().display()),
         }
     }
 
@@ -137,7 +139,7 @@ impl Store {
         if let Some(endpoint) = self.endpoint() {
             settings["endpoint"] = endpoint.into();
         }
-        if self.kind == Kind::S3 {
+        if self.kind == StoreKind::S3 {
             settings["region"] = "us-east-1".into();
         }
         settings
@@ -151,7 +153,7 @@ impl Store {
     /// The same through a proxy at another address, for stores that the environment tells the place of.
     pub fn environment_at(&self, address: &str) -> Vec<(&'static str, String)> {
         match self.kind {
-            Kind::Google => {
+            StoreKind::Google => {
                 let account = json!({
                     "gcs_base_url": format!("http://{address}"), "disable_oauth": true,
                     "client_email": "", "private_key": "", "private_key_id": "",
@@ -161,40 +163,40 @@ impl Store {
                     ("GOOGLE_SERVICE_ACCOUNT_KEY", account.to_string()),
                 ]
             }
-            Kind::S3 => {
+            StoreKind::S3 => {
                 vec![
                     ("AWS_ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
                     ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.to_owned()),
                 ]
             }
-            Kind::Azure => vec![("LITESTREAM_AZURE_ACCOUNT_KEY", account_key())],
-            Kind::Sftp => {
+            StoreKind::Azure => vec![("LITESTREAM_AZURE_ACCOUNT_KEY", account_key())],
+            StoreKind::Sftp => {
                 vec![
                     ("LITEJOIN_SFTP_KEY_PATH", self.key_path().display().to_string()),
                     ("LITEJOIN_SFTP_HOST_KEY", self.host_key()),
                 ]
             }
-            Kind::File => Vec::new(),
+            StoreKind::File => Vec::new(),
         }
     }
 
     /// The replica of a folder in it as `litestream.yml` has it, with credentials.
     pub fn replica(&self, path: &str) -> Value {
         match self.kind {
-            Kind::S3 => json!({
+            StoreKind::S3 => json!({
                 "type": "s3", "bucket": BUCKET, "path": path, "endpoint": self.endpoint(), "region": "us-east-1",
                 "force-path-style": true, "access-key-id": ACCESS_KEY, "secret-access-key": SECRET_KEY,
             }),
-            Kind::Google => json!({ "type": "gs", "bucket": BUCKET, "path": path }),
-            Kind::Azure => json!({
+            StoreKind::Google => json!({ "type": "gs", "bucket": BUCKET, "path": path }),
+            StoreKind::Azure => json!({
                 "type": "abs", "bucket": BUCKET, "path": path, "endpoint": self.endpoint(),
                 "account-name": ACCOUNT, "account-key": account_key(),
             }),
-            Kind::Sftp => json!({
+            StoreKind::Sftp => json!({
                 "type": "sftp", "host": self.address(), "user": user(), "path": self.files().join(path),
                 "key-path": self.key_path(), "host-key": self.host_key(),
             }),
-            Kind::File => json!({ "type": "file", "path": self.files().join(path) }),
+            StoreKind::File => json!({ "type": "file", "path": self.files().join(path) }),
         }
     }
 
@@ -203,7 +205,7 @@ impl Store {
     /// # Panics
     /// For Azure, whose emulator keeps it otherwise.
     pub fn files(&self) -> PathBuf {
-        assert!(self.kind != Kind::Azure, "Azurite keeps no plain files");
+        assert!(self.kind != StoreKind::Azure, "Azurite keeps no plain files");
         self.folder.path().join("data").join(BUCKET)
     }
 
@@ -221,7 +223,7 @@ impl Store {
     /// Ends the server, as a crash would where it keeps what it has acknowledged: Azurite saves its index only now and
     /// then, so it is told to end. A folder can't be away.
     pub fn kill(&mut self) {
-        let signal = if self.kind == Kind::Azure { "TERM" } else { "KILL" };
+        let signal = if self.kind == StoreKind::Azure { "TERM" } else { "KILL" };
         self.end(signal);
     }
 
@@ -273,7 +275,7 @@ impl Store {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]);
         match self.kind {
-            Kind::S3 => {
+            StoreKind::S3 => {
                 command.arg(programs::rclone()).args([
                     "serve",
                     "s3",
@@ -290,22 +292,22 @@ impl Store {
                 ]);
                 command.arg(folder.join("data"));
             }
-            Kind::Google => {
+            StoreKind::Google => {
                 command.arg(programs::google()).args(["-scheme", "http", "-host", &self.host]);
                 command.args(["-port", &self.port().to_string(), "-public-host", &self.address()]);
                 command.arg("-filesystem-root").arg(folder.join("data"));
             }
-            Kind::Azure => {
+            StoreKind::Azure => {
                 command.arg("node").arg(programs::azurite()).args(["--blobHost", &self.host]);
                 command.args(["--blobPort", &self.port().to_string(), "--silent", "--skipApiVersionCheck"]);
                 command.args(["--disableTelemetry", "--location"]).arg(folder.join("data"));
                 command.env("AZURITE_ACCOUNTS", format!("{ACCOUNT}:{}", account_key()));
             }
-            Kind::Sftp => {
+            StoreKind::Sftp => {
                 command.arg("/usr/sbin/sshd").args(["-D", "-e", "-f"]).arg(folder.join("sshd_config"));
                 command.args(["-o", &format!("ListenAddress={}", self.host), "-p", &self.port().to_string()]);
             }
-            Kind::File => return None,
+            StoreKind::File => return None,
         }
         let log =
             File::options().create(true).append(true).open(folder.join("log")).expect("the folder is ours");

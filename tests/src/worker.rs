@@ -22,7 +22,7 @@ use crate::wait::{PATIENCE, until};
 const RUNS: &str = "the pipeline runs; stop it with ctrl-C";
 
 /// A folder with manifests, input and data, which outlives the workers that run in it.
-pub struct Site {
+pub struct WorkerSite {
     folder: TempDir,
 }
 
@@ -66,7 +66,7 @@ pub fn program() -> PathBuf {
     program
 }
 
-impl Site {
+impl WorkerSite {
     /// An empty folder.
     pub fn new() -> Self {
         Self { folder: tempfile::tempdir().expect("a folder can be made") }
@@ -130,7 +130,7 @@ impl Site {
     }
 }
 
-impl Default for Site {
+impl Default for WorkerSite {
     fn default() -> Self {
         Self::new()
     }

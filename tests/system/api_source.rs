@@ -10,7 +10,7 @@ use expect_test::expect;
 use litejoin_tests::certificates::Authority;
 use litejoin_tests::server::{Received, Reply, Server};
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Site, Worker};
+use litejoin_tests::worker::{Worker, WorkerSite};
 use serde_json::{Value, json};
 
 /// A pipeline with one api source of these fields that fills `items`.
@@ -101,7 +101,7 @@ async fn records_are_asked_for_as_the_manifest_says() {
     let url = server.url("/${WHERE}?x=1");
     let api = r#"method: POST, body: '{"query": "{ rows }"}', keyPath: meta.key, responsePath: data.rows,
         headers: {X-Team: "${TEAM}", Accept: application/json}"#;
-    let site = Site::with(&manifest(&url, &api.replace('\n', " ")));
+    let site = WorkerSite::with(&manifest(&url, &api.replace('\n', " ")));
     let worker = site.run([]).with_variable("WHERE", "graph").with_variable("TEAM", "blue").start().await;
     wait_for_keys(&worker, &["7", "a"]).await;
     let request = server.wait_for(1).await.remove(0);
@@ -114,7 +114,7 @@ async fn records_are_asked_for_as_the_manifest_says() {
     );
     worker.stop().await;
 
-    let site = Site::with(&manifest(
+    let site = WorkerSite::with(&manifest(
         &server.url("/put"),
         "method: PUT, body: text, headers: {Content-Type: text/plain}, responsePath: data.rows.0, keyPath: meta.key",
     ));
@@ -136,7 +136,7 @@ async fn a_change_is_one_of_fields_or_of_the_text() {
                 [r#"[{"id":1,"a":1,"b":2}]"#, r#"[ {"b":2, "a":1, "id":1} ]"#, r#"[{"id":1,"a":1,"b":3}]"#];
             Reply::status(200).with_body(body[swapped.load(Ordering::Relaxed)])
         });
-        let site = Site::with(&manifest(&server.url("/"), &format!("changeDetection: {detection}")));
+        let site = WorkerSite::with(&manifest(&server.url("/"), &format!("changeDetection: {detection}")));
         let worker = site.start().await;
         wait_for_keys(&worker, &["1"]).await;
         polls(&server, 2).await;
@@ -178,7 +178,7 @@ async fn records_that_are_gone_are_deleted_where_that_is_wanted() {
         let api = format!(
             "responsePath: rows, detectDeletes: {detects}, pagination: {{type: page, param: page, size: 2}}"
         );
-        let site = Site::with(&manifest(&server.url("/"), &api));
+        let site = WorkerSite::with(&manifest(&server.url("/"), &api));
         let worker = site.start().await;
         wait_for_keys(&worker, &["1", "2", "3", "4", "5"]).await;
         // A poll that does not get to its end says nothing about what is gone.
@@ -214,7 +214,7 @@ async fn the_first_poll_may_be_only_noted() {
     let (server, records) = (Server::start().await, Records::of(3));
     let served = records.clone();
     server.behave(move |_| Reply::json(&Value::from(served.all())));
-    let site = Site::with(&manifest(&server.url("/"), "initialSnapshot: false, detectDeletes: true"));
+    let site = WorkerSite::with(&manifest(&server.url("/"), "initialSnapshot: false, detectDeletes: true"));
     let worker = site.start().await;
     polls(&server, 3).await;
     assert_eq!(items(&worker).await.len(), 0);
@@ -279,7 +279,7 @@ async fn every_kind_of_pages_is_read_to_its_end() {
                 false => reply,
             }
         });
-        let site = Site::with(&manifest(&server.url("/"), &format!("interval: 1h, {api}")));
+        let site = WorkerSite::with(&manifest(&server.url("/"), &format!("interval: 1h, {api}")));
         let worker = site.start().await;
         let keys: &[&str] = match kind {
             "cut" => &["1", "2", "3", "4", "5", "6"],
@@ -319,7 +319,7 @@ async fn a_page_without_records_ends_no_poll_that_leads_on() {
         let api = format!(
             "responsePath: rows, detectDeletes: true, pagination: {{type: {kind}, size: 2, sizeParam: per{way}}}"
         );
-        let site = Site::with(&manifest(&server.url("/"), &api));
+        let site = WorkerSite::with(&manifest(&server.url("/"), &api));
         let worker = site.start().await;
         wait_for_keys(&worker, &["1", "2", "3", "4", "5", "6"]).await;
         for gone in [2, 3, 4] {
@@ -350,7 +350,7 @@ async fn pages_on_another_server_and_pages_that_go_round_are_not_followed() {
             "pagination.path: the answer has the same cursor as the one before (\"same\"), so there is no way on",
         ),
     ] {
-        let site = Site::with(&manifest(
+        let site = WorkerSite::with(&manifest(
             &server.url(path),
             &format!("responsePath: rows, pagination: {pagination}"),
         ));
@@ -378,7 +378,7 @@ async fn a_poll_asks_only_for_what_is_new_also_after_a_crash() {
         let api = format!(
             "responsePath: rows, watermark: {{strategy: {strategy}, path: {path}, param: since, initial: \"10\"}}"
         );
-        let site = Site::with(&manifest(&server.url("/"), &api));
+        let site = WorkerSite::with(&manifest(&server.url("/"), &api));
         let worker = site.start().await;
         wait_for_keys(&worker, &["2", "3"]).await;
         let asked = |received: &[Received]| -> Vec<String> {
@@ -425,7 +425,7 @@ async fn a_lost_shard_takes_the_mark_back() {
         ),
         Some(_) => Reply::json(&json!({"rows": []})),
     });
-    let site = Site::with(&manifest(
+    let site = WorkerSite::with(&manifest(
         &server.url("/"),
         "responsePath: rows, watermark: {strategy: cursor, path: next, param: after}",
     ));
@@ -460,7 +460,8 @@ async fn an_etag_spares_what_has_not_changed() {
             _ => Reply::json(&Value::from(all)).with_header("etag", &tag),
         }
     });
-    let site = Site::with(&manifest(&server.url("/"), "watermark: {strategy: etag}, detectDeletes: true"));
+    let site =
+        WorkerSite::with(&manifest(&server.url("/"), "watermark: {strategy: etag}, detectDeletes: true"));
     let worker = site.start().await;
     wait_for_keys(&worker, &["1", "2"]).await;
     let known = |request: &Received| request.header("if-none-match").map(str::to_owned);
@@ -483,7 +484,8 @@ async fn an_etag_spares_what_has_not_changed() {
 async fn no_more_requests_are_sent_than_are_allowed() {
     let server = Server::start().await;
     server.behave(|_| Reply::json(&json!([{"id": 1}])));
-    let site = Site::with(&manifest(&server.url("/"), "interval: 1ms, rateLimit: {requests: 3, per: 2s}"));
+    let site =
+        WorkerSite::with(&manifest(&server.url("/"), "interval: 1ms, rateLimit: {requests: 3, per: 2s}"));
     let worker = site.start().await;
     let received = server.wait_for(5).await;
     // They set out two seconds apart, and may come in a little less.
@@ -497,7 +499,7 @@ async fn no_more_requests_are_sent_than_are_allowed() {
 async fn polls_come_as_often_as_they_are_wanted() {
     let server = Server::start().await;
     server.behave(|_| Reply::json(&json!([{"id": 1}])));
-    let site = Site::with(&manifest(&server.url("/"), "interval: 1500ms"));
+    let site = WorkerSite::with(&manifest(&server.url("/"), "interval: 1500ms"));
     let worker = site.start().await;
     let received = server.wait_for(2).await;
     assert!(received[1].at - received[0].at > Duration::from_millis(750));
@@ -520,7 +522,7 @@ async fn a_server_in_a_bad_mood_is_given_time() {
         _ => Reply::status(500),
     });
     let api = "timeout: 1s, interval: 20ms, maxConsecutiveFailures: 1000000, detectDeletes: true";
-    let site = Site::with(&manifest(&server.url("/"), api));
+    let site = WorkerSite::with(&manifest(&server.url("/"), api));
     let worker = site.start().await;
     wait_for_keys(&worker, &["1"]).await;
     mood.store(1, Ordering::Relaxed);
@@ -561,7 +563,7 @@ async fn a_server_that_keeps_failing_is_asked_less_and_less() {
         let server = Server::start().await;
         server.behave(|_| Reply::status(500));
         let api = format!("interval: 400ms, maxConsecutiveFailures: {failures}, maxBackoff: 10s");
-        let site = Site::with(&manifest(&server.url("/"), &api));
+        let site = WorkerSite::with(&manifest(&server.url("/"), &api));
         let worker = site.start().await;
         let received = server.wait_for(5).await;
         for (pair, wait) in received.windows(2).zip(waits) {
@@ -577,7 +579,7 @@ async fn a_server_that_keeps_failing_is_asked_less_and_less() {
     let server = Server::start().await;
     server.behave(|_| Reply::status(500));
     let api = "interval: 50ms, maxConsecutiveFailures: 1, maxBackoff: 100ms";
-    let site = Site::with(&manifest(&server.url("/"), api));
+    let site = WorkerSite::with(&manifest(&server.url("/"), api));
     let worker = site.start().await;
     server.wait_for(24).await;
     worker.stop().await;
@@ -587,7 +589,7 @@ async fn a_server_that_keeps_failing_is_asked_less_and_less() {
 async fn records_that_cannot_be_read_are_kept_once() {
     let server = Server::start().await;
     server.behave(|_| Reply::status(200).with_body(r#"[{"id":1},{"id":null},7,{"id":{"x":1}}]"#));
-    let site = Site::with(&manifest(&server.url("/"), ""));
+    let site = WorkerSite::with(&manifest(&server.url("/"), ""));
     let worker = site.start().await;
     wait_for_keys(&worker, &["1"]).await;
     polls(&server, 3).await;
@@ -616,7 +618,7 @@ async fn records_that_cannot_be_read_are_kept_once() {
 
 #[tokio::test]
 async fn the_server_is_checked_and_told_who_asks() {
-    let (authority, site) = (Authority::new(), Site::new());
+    let (authority, site) = (Authority::new(), WorkerSite::new());
     site.write("ca.pem", authority.pem());
     authority.sign(&["worker"]).write(site.path(), "worker");
     let secure = authority.server(&authority.sign(&["api.example"]), Some(&authority));
@@ -669,7 +671,7 @@ async fn the_server_is_checked_and_told_who_asks() {
 async fn requests_go_through_the_proxy() {
     let proxy = Server::start().await;
     proxy.behave(|_| Reply::json(&json!([{"id": 1}])));
-    let site = Site::with(&manifest("http://api.example/items", r#"proxy: "http://${PROXY}""#));
+    let site = WorkerSite::with(&manifest("http://api.example/items", r#"proxy: "http://${PROXY}""#));
     let worker = site.run([]).with_variable("PROXY", &proxy.address().to_string()).start().await;
     wait_for_keys(&worker, &["1"]).await;
     assert_eq!(proxy.received()[0].target, "http://api.example/items");
@@ -686,7 +688,7 @@ async fn what_cannot_go_together_is_refused() {
     ] {
         let manifest =
             manifest("http://api.example/", api).replace("  joins:\n", &format!("{also}  joins:\n"));
-        let ended = Site::with(&manifest).command(["validate", "-f", "pipeline.yaml"]).end().await;
+        let ended = WorkerSite::with(&manifest).command(["validate", "-f", "pipeline.yaml"]).end().await;
         assert_eq!(ended.code, Some(2), "{}", ended.stderr);
         said += &ended.stderr;
     }

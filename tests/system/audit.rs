@@ -11,7 +11,7 @@ use litejoin_tests::repetition::chance;
 use litejoin_tests::results::Event;
 use litejoin_tests::sse::Subscription;
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Ended, Site, Worker, get};
+use litejoin_tests::worker::{Ended, Worker, WorkerSite, get};
 use rand::RngExt;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
@@ -76,8 +76,8 @@ fn load(seed: u64, count: usize) -> Vec<Value> {
 }
 
 /// A site with data and nobody running.
-async fn loaded(spec: &str) -> Site {
-    let site = Site::with(&manifest(spec));
+async fn loaded(spec: &str) -> WorkerSite {
+    let site = WorkerSite::with(&manifest(spec));
     let worker = site.start().await;
     worker.ingest().send(&load(7, 2_000)).await;
     let order = json!({"n": 1, "price": 2.5, "customer": "c3"});
@@ -88,13 +88,13 @@ async fn loaded(spec: &str) -> Site {
     site
 }
 
-async fn audit(site: &Site, arguments: &[&str]) -> Ended {
+async fn audit(site: &WorkerSite, arguments: &[&str]) -> Ended {
     let fixed = ["audit", "--data-dir", "data"].into_iter();
     site.command(fixed.chain(arguments.iter().copied())).end().await
 }
 
 /// The lines of an audit, without numbers that differ from run to run.
-async fn findings(site: &Site, arguments: &[&str]) -> Vec<Value> {
+async fn findings(site: &WorkerSite, arguments: &[&str]) -> Vec<Value> {
     let ended = audit(site, &[&["--output", "json"], arguments].concat()).await;
     let lines = ended.stdout.lines().map(|line| serde_json::from_str(line).expect("a line is JSON"));
     let findings: Vec<Value> = lines.collect();
@@ -115,7 +115,7 @@ fn told(findings: &[Value]) -> String {
 
 /// Changes `results.db` behind the worker's back.
 #[expect(clippy::disallowed_methods, reason = "what the worker finds must not depend on how it opens files")]
-fn tamper(site: &Site, sql: &str) {
+fn tamper(site: &WorkerSite, sql: &str) {
     let path = site.data_dir().join("results.db");
     let connection =
         Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE).expect("it is there");
@@ -124,7 +124,7 @@ fn tamper(site: &Site, sql: &str) {
 }
 
 /// One row that is wrong, one too many, and one too few.
-fn tamper_with_three(site: &Site) {
+fn tamper_with_three(site: &WorkerSite) {
     let of = |join: &str| format!("join_id = (SELECT id FROM joins WHERE name = '{join}')");
     tamper(
         site,
@@ -153,7 +153,7 @@ async fn metrics(worker: &Worker) -> String {
 
 #[tokio::test]
 async fn a_load_leaves_no_difference() {
-    let site = Site::with(&manifest(ON_REQUEST));
+    let site = WorkerSite::with(&manifest(ON_REQUEST));
     let worker = site.start().await;
     let socket = fs::metadata(site.data_dir().join("control.sock")).expect("it is there");
     assert!(socket.file_type().is_socket());
@@ -266,7 +266,7 @@ async fn repairs_can_be_left_to_people() {
 
 #[tokio::test]
 async fn who_asks_wrongly_is_told_how() {
-    let site = Site::with(&manifest(ON_REQUEST));
+    let site = WorkerSite::with(&manifest(ON_REQUEST));
     let told = async |arguments: &[&str], code, expected: Expect| {
         let ended = audit(&site, arguments).await;
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(code), ""), "{}", ended.stderr);
@@ -309,7 +309,7 @@ async fn who_asks_wrongly_is_told_how() {
 
 #[tokio::test]
 async fn a_fault_of_the_engine_is_found_put_right_and_sent() {
-    let site = Site::with(&manifest(ON_REQUEST));
+    let site = WorkerSite::with(&manifest(ON_REQUEST));
     let worker = site.run([]).with_variable("LITEJOIN_SABOTAGE", "no-old-images").start().await;
     let mut client = Subscription::open(worker.address("sink live"), "join=totals", None).await;
     for customer in ["c1", "c2"] {

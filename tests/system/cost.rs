@@ -8,7 +8,7 @@ use litejoin_tests::ingest::message;
 use litejoin_tests::oracle::Oracle;
 use litejoin_tests::repetition::is_long;
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Site, Worker};
+use litejoin_tests::worker::{Worker, WorkerSite};
 use serde_json::{Value, json};
 
 /// Each is a class of query, and all are joins of one pipeline. Result keys are the first columns.
@@ -200,7 +200,7 @@ fn compared(before: &Costs, after: &Costs) -> String {
 /// Stores so many orders and what belongs to them, and changes some rows one by one.
 async fn measure(order_count: u64, shard_count: u64) -> Costs {
     let is_small = order_count <= 1_000;
-    let site = Site::with(&manifest(shard_count, &JOINS, is_small));
+    let site = WorkerSite::with(&manifest(shard_count, &JOINS, is_small));
     let worker = site.start().await;
     let mut rows = TOPICS.into_iter().flat_map(|topic| rows(topic, order_count));
     let mut before = BTreeMap::new();
@@ -251,7 +251,7 @@ async fn applied(worker: &Worker, epoch: u64) -> BTreeMap<String, Cost> {
 }
 
 /// Holds all results to SQLite.
-async fn assert_right(site: &Site, worker: &Worker) {
+async fn assert_right(site: &WorkerSite, worker: &Worker) {
     let oracle = Oracle::read(&site.data_dir(), TOPICS);
     for (name, query) in JOINS {
         oracle.define(name, query);

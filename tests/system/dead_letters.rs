@@ -6,7 +6,7 @@ use litejoin_tests::ingest::message;
 use litejoin_tests::results::{Event, Results};
 use litejoin_tests::server::{Reply, Server};
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Ended, Site, Worker};
+use litejoin_tests::worker::{Ended, Worker, WorkerSite};
 use serde_json::{Value, json};
 
 /// A pipeline with the sink `hook`, and these settings of `delivery`.
@@ -35,26 +35,26 @@ spec:
     )
 }
 
-fn site(server: &Server, delivery: &str) -> Site {
-    let site = Site::with(&manifest(server, delivery));
+fn site(server: &Server, delivery: &str) -> WorkerSite {
+    let site = WorkerSite::with(&manifest(server, delivery));
     site.write("rows.ndjson", "{\"id\":1}\nnonsense\n{\"no\":\"id\"}\n");
     site
 }
 
-async fn dlq(site: &Site, arguments: &str) -> Ended {
+async fn dlq(site: &WorkerSite, arguments: &str) -> Ended {
     let arguments = arguments.split(' ').chain(["--data-dir", "data"]);
     site.command(["dlq"].into_iter().chain(arguments)).end().await
 }
 
 /// What `dlq` prints, which must go well, line by line as JSON.
-async fn entries(site: &Site, arguments: &str) -> Vec<Value> {
+async fn entries(site: &WorkerSite, arguments: &str) -> Vec<Value> {
     let ended = dlq(site, arguments).await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let lines = ended.stdout.lines();
     lines.map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
 }
 
-async fn list(site: &Site, filter: &str) -> Vec<Value> {
+async fn list(site: &WorkerSite, filter: &str) -> Vec<Value> {
     entries(site, format!("list --output json {filter}").trim_end()).await
 }
 
@@ -86,7 +86,7 @@ async fn letters_are_shown_retried_exported_and_purged_with_a_worker_and_without
     for running in [true, false] {
         if !running {
             worker.stop().await;
-            worker = Site::new().command(["--version"]).spawn();
+            worker = WorkerSite::new().command(["--version"]).spawn();
         }
         let all = list(&site, "").await;
         assert_eq!((all.len(), all[0]["kind"].as_str()), (6, Some("result")), "{all:?}");
@@ -157,7 +157,7 @@ async fn letters_are_shown_retried_exported_and_purged_with_a_worker_and_without
 
 #[tokio::test]
 async fn what_cannot_be_done_is_explained() {
-    let site = Site::new();
+    let site = WorkerSite::new();
     let mut said = String::new();
     for arguments in ["list", "purge", "retry", "show nothing"] {
         let ended = dlq(&site, arguments).await;
@@ -218,7 +218,8 @@ async fn a_sink_is_left_alone_after_so_many_failures() {
         let server = Server::start().await;
         server.behave(|_| Reply::status(500));
         let delivery = format!("circuitFailures: {failures}, dlq: {{retryInterval: 1h, maxBackoff: 2h}}");
-        let site = Site::with(&manifest(&server, &delivery).replace("/hook\"", "/hook\", concurrency: 1"));
+        let site =
+            WorkerSite::with(&manifest(&server, &delivery).replace("/hook\"", "/hook\", concurrency: 1"));
         site.write("rows.ndjson", "{\"id\":1}\n");
         let worker = site.start().await;
         let messages: Vec<Value> =
@@ -283,7 +284,7 @@ async fn a_sink_that_is_away_costs_disk_within_its_limit_and_its_neighbours_noth
     server.behave(|_| Reply::Hang);
     let manifest = manifest(&server, "outboxMaxBytes: 2Mi, replayWindow: 1s, circuitFailures: 2, dlq: {retryInterval: 100ms, maxBackoff: 200ms}")
         .replace("/hook\"", "/hook\", timeout: 1s");
-    let site = Site::with(&manifest);
+    let site = WorkerSite::with(&manifest);
     site.write("rows.ndjson", "{\"id\":1}\n");
     let worker = site.start().await;
     let text = "x".repeat(4_000);

@@ -12,7 +12,7 @@ use litejoin_tests::repetition::seeds;
 use litejoin_tests::results::Results;
 use litejoin_tests::sse::Subscription;
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Site, Worker, get, program};
+use litejoin_tests::worker::{Worker, WorkerSite, get, program};
 use serde_json::{Value, json};
 
 const MANIFEST: &str = r#"
@@ -40,7 +40,7 @@ const QUERY: &str = "SELECT key, length(payload) AS size, payload->>'n' AS n FRO
 const DISK: &str = "24m";
 
 /// Starts the worker with a tmpfs as its data directory, and returns where the test finds that.
-async fn start_on_small_disk(site: &Site) -> (Worker, PathBuf) {
+async fn start_on_small_disk(site: &WorkerSite) -> (Worker, PathBuf) {
     std::fs::create_dir(site.data_dir()).expect("a folder can be made");
     let run = format!(
         "mount -t tmpfs -o size={DISK} tmpfs data && \
@@ -123,7 +123,7 @@ async fn a_full_disk_loses_nothing_and_work_goes_on_when_there_is_space_again() 
 }
 
 async fn fill_and_free(rounds: usize) {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let (worker, data_dir) = start_on_small_disk(&site).await;
     let mut client = Subscription::open(worker.address("sink live"), "join=*&replay=true", None).await;
     client.replayed().await;
@@ -163,7 +163,7 @@ async fn fill_and_free(rounds: usize) {
 
 #[tokio::test]
 async fn a_disk_that_is_full_from_the_start_is_named() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     std::fs::create_dir(site.data_dir()).expect("a folder can be made");
     let run = "mount -t tmpfs -o size=64k tmpfs data && \
                exec \"$0\" run -f pipeline.yaml --data-dir data --log-format json";

@@ -12,7 +12,7 @@ use litejoin_tests::server::{Received, Reply, Server};
 use litejoin_tests::sse::Subscription;
 use litejoin_tests::stores::{Store, litestream};
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Launch, Site, Worker, get};
+use litejoin_tests::worker::{Launch, Worker, WorkerSite, get};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 
@@ -24,7 +24,7 @@ type Snapshots = BTreeMap<String, Vec<Value>>;
 
 /// A folder in which the pipeline of the case runs, with the server that it asks and sends to.
 struct Earlier {
-    site: Site,
+    site: WorkerSite,
     server: Server,
     manifest: Value,
 }
@@ -58,7 +58,7 @@ impl Earlier {
         let manifest = Value::deserialize(serde_yaml::Deserializer::from_str(&text)).expect("it is YAML");
         let server = Server::start().await;
         server.behave(customers);
-        let site = Site::with(&text);
+        let site = WorkerSite::with(&text);
         Self { site, server, manifest }
     }
 

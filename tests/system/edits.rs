@@ -16,7 +16,7 @@ use litejoin_tests::repetition::{chance, is_long, seeds};
 use litejoin_tests::results::{Event, EventId, ResultKey, Results};
 use litejoin_tests::sse::Subscription;
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Site, Worker};
+use litejoin_tests::worker::{Worker, WorkerSite};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
@@ -41,7 +41,7 @@ const STEADY: [(&str, &str); 2] = [
 /// A config, as far as edits change it.
 #[derive(Debug, Clone, PartialEq)]
 struct Config {
-    joins: BTreeMap<&'static str, Join>,
+    joins: BTreeMap<&'static str, EditedJoin>,
     /// Heartbeat of a sink that comes and goes, in seconds.
     extra: Option<u32>,
     /// Largest body of a source that comes and goes.
@@ -53,7 +53,7 @@ struct Config {
 }
 
 #[derive(Debug, Clone, PartialEq)]
-struct Join {
+struct EditedJoin {
     variant: u32,
     sinks: Vec<&'static str>,
 }
@@ -166,7 +166,9 @@ spec:
                     match chance.random_range(0..3) {
                         0 => drop(edited.joins.remove(name)),
                         _ => drop(
-                            edited.joins.insert(name, Join { variant: chance.random_range(0..6), sinks }),
+                            edited
+                                .joins
+                                .insert(name, EditedJoin { variant: chance.random_range(0..6), sinks }),
                         ),
                     }
                 }
@@ -305,7 +307,7 @@ fn random_message(chance: &mut StdRng) -> Value {
 
 /// A worker under load and all who watch it.
 struct Bench {
-    site: Site,
+    site: WorkerSite,
     worker: Worker,
     ingest: Ingest,
     rest: Rest,
@@ -421,7 +423,7 @@ async fn run(seed: u64, edits: u64) {
     let addresses = Addresses { side: address(&side), taken: address(&taken) };
     drop(side);
     let mut config = Config::base();
-    let site = Site::with(&config.yaml(&addresses));
+    let site = WorkerSite::with(&config.yaml(&addresses));
     site.write("rows.ndjson", "");
     let worker = site.start().await;
     let ingest = worker.ingest();

@@ -2,7 +2,7 @@
 //! from a worker that runs.
 
 use expect_test::{Expect, expect};
-use litejoin_tests::worker::{Ended, Site, get};
+use litejoin_tests::worker::{Ended, WorkerSite, get};
 use serde_json::{Value, json};
 
 const MANIFEST: &str = r#"
@@ -26,19 +26,19 @@ spec:
     - {name: live, sse: {addr: "127.0.0.1:0"}}
 "#;
 
-async fn explain(site: &Site, arguments: &[&str]) -> Ended {
+async fn explain(site: &WorkerSite, arguments: &[&str]) -> Ended {
     let fixed = ["explain", "-f", "pipeline.yaml"].into_iter();
     site.command(fixed.chain(arguments.iter().copied())).end().await
 }
 
 /// Asserts what is said without complaints.
-async fn explained(site: &Site, arguments: &[&str], expected: Expect) {
+async fn explained(site: &WorkerSite, arguments: &[&str], expected: Expect) {
     let ended = explain(site, arguments).await;
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
     expected.assert_eq(&ended.stdout);
 }
 
-async fn json_of(site: &Site, arguments: &[&str]) -> Value {
+async fn json_of(site: &WorkerSite, arguments: &[&str]) -> Value {
     let ended = explain(site, &[&["--output", "json"], arguments].concat()).await;
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
     serde_json::from_str(&ended.stdout).expect("it is JSON")
@@ -46,7 +46,7 @@ async fn json_of(site: &Site, arguments: &[&str]) -> Value {
 
 #[tokio::test]
 async fn the_manifests_alone_tell_the_plan() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     explained(&site, &[], expect![[r#"
         pipeline p: 2 joins, 4 shards
 
@@ -87,7 +87,7 @@ async fn the_manifests_alone_tell_the_plan() {
 
 #[tokio::test]
 async fn warnings_can_be_denied() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     assert_eq!(explain(&site, &["--deny-warnings"]).await.code, Some(1));
     assert_eq!(explain(&site, &["--deny-warnings", "enriched"]).await.code, Some(0));
     let ended = explain(&site, &["enrichd"]).await;
@@ -102,7 +102,7 @@ async fn warnings_can_be_denied() {
 
 #[tokio::test]
 async fn files_and_a_worker_tell_what_it_costs() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let ended = explain(&site, &["--data-dir", "data"]).await;
     assert_eq!(ended.code, Some(1));
     expect![[r#"

@@ -9,7 +9,7 @@ use litejoin_tests::oracle::Oracle;
 use litejoin_tests::repetition::{chance, seeds};
 use litejoin_tests::results::Event;
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Site, Worker};
+use litejoin_tests::worker::{Worker, WorkerSite};
 use rand::RngExt;
 use serde_json::{Value, json};
 
@@ -44,7 +44,7 @@ fn rows(stdout: &str) -> String {
 }
 
 /// Runs to the end of the input, and returns the results and what the log complains of.
-async fn once(site: &Site) -> (String, String) {
+async fn once(site: &WorkerSite) -> (String, String) {
     let ended = site.run(["--once"]).end().await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     (rows(&ended.stdout), complaints(&ended.stderr))
@@ -69,7 +69,7 @@ async fn accepted(worker: &Worker) -> u64 {
 
 #[tokio::test]
 async fn csv_with_quotes_numbers_nulls_and_a_key_of_two_columns() {
-    let site = Site::with(&manifest(
+    let site = WorkerSite::with(&manifest(
         r#"path: in.csv, topic: orders, keyColumns: [day, id], nullValues: ["NA", ""]"#,
     ));
     site.write("in.csv", "id,day,text,amount\n1,5,\"a, \"\"b\"\"\nc\",1.50\n2,5,NA,007\r\n3,6,,-1e3\n");
@@ -86,7 +86,7 @@ async fn csv_with_quotes_numbers_nulls_and_a_key_of_two_columns() {
 
 #[tokio::test]
 async fn bad_rows_of_csv_are_refused_and_the_others_go_on() {
-    let site = Site::with(&manifest("path: in.csv, topic: orders, keyColumns: [id]"));
+    let site = WorkerSite::with(&manifest("path: in.csv, topic: orders, keyColumns: [id]"));
     site.write(
         "in.csv",
         b"id,name\n1,Ada\n2\n3,Grace,more\n,nobody\n4,\xff\xfe\n5,\"Barbara\"\n6,last".as_slice(),
@@ -114,7 +114,7 @@ async fn a_stray_quote_costs_its_row_and_no_other() {
     });
     // Far from the end of the file, and near it.
     let file = format!("id,name\n1,\"stray\n{many}2,Ada\n3,\"stray\n4,Grace\n");
-    let site = Site::with(&manifest("path: in.csv, topic: orders, keyColumns: [id]"));
+    let site = WorkerSite::with(&manifest("path: in.csv, topic: orders, keyColumns: [id]"));
     site.write("in.csv", &file);
     let worker = site.start().await;
     until("the first refusal", async || {
@@ -133,7 +133,7 @@ async fn a_stray_quote_costs_its_row_and_no_other() {
 #[tokio::test]
 async fn ndjson_with_a_topic_and_a_key_of_its_fields() {
     // The format counts, not how the name ends.
-    let site = Site::with(&manifest("path: in.csv, format: ndjson, topic: orders, keyColumns: [id]"));
+    let site = WorkerSite::with(&manifest("path: in.csv, format: ndjson, topic: orders, keyColumns: [id]"));
     site.write(
         "in.csv",
         b"{\"id\":1,\"n\":1}\n\n{\"id\":\"a\",\"n\":2}\n{\"n\":3}\n[1]\nnonsense\n{\"id\":\"\xff\"}\n{\"id\":\"b\"}".as_slice(),
@@ -152,7 +152,7 @@ async fn ndjson_with_a_topic_and_a_key_of_its_fields() {
 
 #[tokio::test]
 async fn ndjson_whose_lines_name_their_topic() {
-    let site = Site::with(&manifest("path: in.ndjson, format: ndjson"));
+    let site = WorkerSite::with(&manifest("path: in.ndjson, format: ndjson"));
     site.write(
         "in.ndjson",
         r#"{"topic":"orders","key":"a","payload":{"n":1}}
@@ -181,7 +181,7 @@ async fn a_source_that_can_not_be_read_keeps_the_worker_from_starting() {
         ("path: in.csv, topic: orders, keyColumns: [id]", ""),
         ("path: in.csv, topic: orders, keyColumns: [id]", "\u{feff}id,name\n1,Ada\n"),
     ] {
-        let site = Site::with(&manifest(file));
+        let site = WorkerSite::with(&manifest(file));
         site.write("in.csv", content);
         let ended = site.run(["--once"]).end().await;
         let _ = writeln!(
@@ -204,7 +204,7 @@ async fn a_source_that_can_not_be_read_keeps_the_worker_from_starting() {
 
 #[tokio::test]
 async fn standard_input_is_read_as_it_comes() {
-    let site = Site::with(&manifest(r#"path: "-", format: ndjson"#));
+    let site = WorkerSite::with(&manifest(r#"path: "-", format: ndjson"#));
     let mut worker = site.run(["--once"]).with_stdin().start().await;
     let mut stdin = worker.stdin();
     for n in 1..=3 {
@@ -218,7 +218,7 @@ async fn standard_input_is_read_as_it_comes() {
 
 #[tokio::test]
 async fn a_file_that_is_followed_goes_on_where_it_grows() {
-    let site = Site::with(&manifest("path: in.csv, topic: orders, keyColumns: [id], follow: true"));
+    let site = WorkerSite::with(&manifest("path: in.csv, topic: orders, keyColumns: [id], follow: true"));
     site.write("in.csv", "id,name\n1,Ada\n");
     let append = |text: &str| {
         let mut file =
@@ -257,7 +257,7 @@ async fn a_file_that_was_nearly_empty_is_known_again_after_it_has_grown() {
     for begin in ["", "{\"key\":\"k\",\"n\":1}\n", "{\"key\":\"k\",\"n\":1}\n{\"key\":\"other\","] {
         let with_http = "  sources:\n    - {name: ingest, http: {addr: \"127.0.0.1:0\", topics: [orders]}}";
         let file = "path: in.ndjson, topic: orders, keyColumns: [key], follow: true";
-        let site = Site::with(&manifest(file).replace("  sources:", with_http));
+        let site = WorkerSite::with(&manifest(file).replace("  sources:", with_http));
         site.write("in.ndjson", begin);
         let append = |text: &str| {
             let mut file = OpenOptions::new()
@@ -286,7 +286,7 @@ async fn a_file_that_was_nearly_empty_is_known_again_after_it_has_grown() {
 #[tokio::test]
 async fn a_rate_spreads_rows_over_time() {
     const ROWS: u64 = 10_000;
-    let site = Site::with(&manifest("path: in.csv, topic: orders, keyColumns: [id], rate: 2"));
+    let site = WorkerSite::with(&manifest("path: in.csv, topic: orders, keyColumns: [id], rate: 2"));
     site.write("in.csv", history(ROWS));
     let worker = site.start().await;
     // The first rows are told while the others have more than an hour to wait.
@@ -309,7 +309,7 @@ async fn a_killed_worker_goes_on_in_the_file_where_its_data_stops() {
     const ROWS: u64 = 100_000;
     for seed in seeds(2, 20) {
         let mut chance = chance(seed);
-        let site = Site::with(&manifest("path: in.csv, topic: orders, keyColumns: [id]"));
+        let site = WorkerSite::with(&manifest("path: in.csv, topic: orders, keyColumns: [id]"));
         site.write("in.csv", history(ROWS));
         let mut killed_amid = false;
         for _ in 0..chance.random_range(1..=3) {
@@ -346,7 +346,7 @@ fn is_finished(status: &Value) -> bool {
 
 #[tokio::test]
 async fn another_file_of_the_same_name_is_read_from_its_start() {
-    let site = Site::with(&manifest("path: in.csv, topic: orders, keyColumns: [id]"));
+    let site = WorkerSite::with(&manifest("path: in.csv, topic: orders, keyColumns: [id]"));
     site.write("in.csv", "id,n\n1,1\n2,2\n3,3\n");
     assert_eq!(once(&site).await.0.lines().count(), 3);
     site.write("in.csv", "id,n\n4,4\n");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use litejoin_tests::oracle::Oracle;
 use litejoin_tests::results::{Event, Results};
-use litejoin_tests::worker::{Ended, Site};
+use litejoin_tests::worker::{Ended, WorkerSite};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -17,7 +17,7 @@ fn repository() -> PathBuf {
 }
 
 /// Runs a copy of the example to its end; the copy lets the system choose the ports, as another worker may run.
-async fn run(site: &Site, change: impl Fn(String) -> String) -> Ended {
+async fn run(site: &WorkerSite, change: impl Fn(String) -> String) -> Ended {
     let folder = repository().join("examples/flights");
     for entry in fs::read_dir(&folder).expect("the example is there") {
         let path = entry.expect("a folder can be listed").path();
@@ -47,7 +47,7 @@ fn query(join: &str) -> String {
 
 #[tokio::test]
 async fn the_flights_are_joined_with_all_that_they_refer_to() {
-    let site = Site::new();
+    let site = WorkerSite::new();
     // Whether rows come slowly makes no difference to what they end in.
     let ended = run(&site, |manifest| {
         let faster = manifest.replace("        rate: 500\n", "");
@@ -99,7 +99,7 @@ async fn the_readme_shows_what_its_first_command_prints() {
         .collect();
     assert!(!shown.is_empty(), "the block after {TRANSCRIPT} shows results");
 
-    let ended = run(&Site::new(), |manifest| manifest).await;
+    let ended = run(&WorkerSite::new(), |manifest| manifest).await;
     let printed: Vec<Value> = ended
         .stdout
         .lines()

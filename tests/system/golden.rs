@@ -8,14 +8,14 @@ use futures::{FutureExt, StreamExt, stream};
 use litejoin_tests::golden::{Case, cases};
 use litejoin_tests::results::{Event, Results};
 use litejoin_tests::sse::Subscription;
-use litejoin_tests::worker::{Site, Worker};
+use litejoin_tests::worker::{Worker, WorkerSite};
 use serde_json::json;
 
 /// Cases that run at once. They mostly wait for commits.
 const AT_ONCE: usize = 16;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum RunMode {
     Whole,
     /// SIGTERM and a new start after the first half of the steps.
     Stopped,
@@ -29,7 +29,7 @@ async fn results_are_those_of_the_case_whatever_way_it_runs() {
     let mut runs = Vec::new();
     for case in &cases {
         for shard_count in [1, 8] {
-            for way in [Way::Whole, Way::Stopped, Way::Killed] {
+            for way in [RunMode::Whole, RunMode::Stopped, RunMode::Killed] {
                 runs.push((case, shard_count, way));
             }
         }
@@ -54,8 +54,8 @@ struct Running {
     events: Vec<Event>,
 }
 
-async fn run(case: &Case, shard_count: usize, way: Way) {
-    let site = Site::with(&manifest(case, shard_count));
+async fn run(case: &Case, shard_count: usize, way: RunMode) {
+    let site = WorkerSite::with(&manifest(case, shard_count));
     let worker = site.start().await;
     let mut client = Subscription::open(worker.address("sink live"), "join=*&replay=true", None).await;
     // A query may have results over nothing: SELECT count(*).
@@ -66,7 +66,7 @@ async fn run(case: &Case, shard_count: usize, way: Way) {
     let mut ends = Vec::new();
     for (index, step) in case.steps.iter().enumerate() {
         let mut epoch = running.worker.ingest().send(&step.messages).await;
-        if index + 1 == half && way == Way::Killed {
+        if index + 1 == half && way == RunMode::Killed {
             running = running.restart(&site, way).await;
         }
         let mut now = Results::default();
@@ -78,11 +78,11 @@ async fn run(case: &Case, shard_count: usize, way: Way) {
         assert_eq!(results.changes(&now), step.changes, "at {}", step.at);
         results = now;
         ends.push(epoch);
-        if index + 1 == half && way == Way::Stopped {
+        if index + 1 == half && way == RunMode::Stopped {
             running = running.restart(&site, way).await;
         }
     }
-    let events = running.end(Way::Stopped).await.0;
+    let events = running.end(RunMode::Stopped).await.0;
     Results::folded(&events).assert_same(&results, "the events folded");
     if shard_count == 1 {
         // A step is one batch of one shard, so it is one epoch.
@@ -101,10 +101,10 @@ async fn run(case: &Case, shard_count: usize, way: Way) {
 
 impl Running {
     /// Ends the worker, and returns what its client was told by then and the last id it saw.
-    async fn end(mut self, way: Way) -> (Vec<Event>, Option<String>) {
+    async fn end(mut self, way: RunMode) -> (Vec<Event>, Option<String>) {
         match way {
-            Way::Killed => self.worker.kill().await,
-            Way::Whole | Way::Stopped => self.worker.stop().await,
+            RunMode::Killed => self.worker.kill().await,
+            RunMode::Whole | RunMode::Stopped => self.worker.stop().await,
         };
         let rest = self.client.rest().await;
         self.events.extend(rest.iter().map(litejoin_tests::sse::SseEvent::result));
@@ -112,7 +112,7 @@ impl Running {
     }
 
     /// Ends the worker and starts it anew; the client comes back with the last id it saw.
-    async fn restart(self, site: &Site, way: Way) -> Self {
+    async fn restart(self, site: &WorkerSite, way: RunMode) -> Self {
         let (events, last_event_id) = self.end(way).await;
         let worker = site.start().await;
         let client =

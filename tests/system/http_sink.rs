@@ -13,7 +13,7 @@ use litejoin_tests::repetition::{chance, seeds};
 use litejoin_tests::results::{Event, EventId, Results};
 use litejoin_tests::server::{Received, Reply, Server};
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Site, Worker};
+use litejoin_tests::worker::{Worker, WorkerSite};
 use rand::RngExt as _;
 use serde_json::{Value, json};
 use sha2::Sha256;
@@ -66,7 +66,7 @@ async fn each_result_is_posted_with_its_id_and_the_headers_that_are_asked_for() 
         r#"url: "{}", headers: {{X-Team: blue, X-From: "${{WHO}}"}}"#,
         server.url("/hook?v=1").replace("/hook", "/${WHERE}")
     );
-    let site = Site::with(&manifest(&[("s", http)]));
+    let site = WorkerSite::with(&manifest(&[("s", http)]));
     let worker = site.run([]).with_variable("WHERE", "hook").with_variable("WHO", "tests").start().await;
     worker.ingest().put("orders", "o1", json!({"n": 1})).await;
     worker.ingest().put("orders", "o1", Value::Null).await;
@@ -89,7 +89,7 @@ async fn each_result_is_posted_with_its_id_and_the_headers_that_are_asked_for() 
 async fn credentials_come_from_secrets_and_variables_and_stay_there() {
     let server = Server::start().await;
     let url = |path: &str| format!(r#"url: "{}""#, server.url(path));
-    let site = Site::with(&manifest(&[
+    let site = WorkerSite::with(&manifest(&[
         ("s", format!("{}, auth: {{bearer: {{env: '${{TOKEN}}'}}}}", url("/bearer"))),
         (
             "basic",
@@ -182,7 +182,7 @@ async fn credentials_come_from_secrets_and_variables_and_stay_there() {
 #[tokio::test]
 async fn what_is_missing_is_told_at_the_start() {
     let sink = |http: &str| {
-        Site::with(&manifest(&[("s", format!(r#"url: "http://127.0.0.1:1/${{PART}}", {http}"#))]))
+        WorkerSite::with(&manifest(&[("s", format!(r#"url: "http://127.0.0.1:1/${{PART}}", {http}"#))]))
     };
     let mut said = String::new();
     for (http, variable) in [
@@ -210,7 +210,8 @@ async fn what_is_missing_is_told_at_the_start() {
 async fn several_results_go_in_one_request_and_some_requests_at_once() {
     let server = Server::start().await;
     let url = server.url("/hook");
-    let site = Site::with(&manifest(&[("s", format!(r#"url: "{url}", batchSize: 10, concurrency: 3"#))]));
+    let site =
+        WorkerSite::with(&manifest(&[("s", format!(r#"url: "{url}", batchSize: 10, concurrency: 3"#))]));
     let worker = site.start().await;
     let held = server.hold().await;
     worker.ingest().send(&orders(200)).await;
@@ -241,7 +242,7 @@ async fn connections_are_used_again() {
     let server = Server::start().await;
     server.behave(|_| Reply::json(&json!({"taken": true})));
     let url = server.url("/hook");
-    let site = Site::with(&manifest(&[("s", format!(r#"url: "{url}", concurrency: 2"#))]));
+    let site = WorkerSite::with(&manifest(&[("s", format!(r#"url: "{url}", concurrency: 2"#))]));
     let worker = site.start().await;
     worker.ingest().send(&orders(100)).await;
     sink_status(&worker, "delivered", &json!(100)).await;
@@ -266,7 +267,7 @@ async fn order_is_kept_for_each_key_whatever_fails() {
     });
     let taken = |number: usize| !matches!(number % 5, 1 | 3) && number % 7 != 6;
     let url = server.url("/hook");
-    let site = Site::with(&manifest(&[("s", format!(r#"url: "{url}", concurrency: 8"#))]));
+    let site = WorkerSite::with(&manifest(&[("s", format!(r#"url: "{url}", concurrency: 8"#))]));
     let worker = site.start().await;
     for round in 0..20 {
         let messages: Vec<Value> =
@@ -312,7 +313,7 @@ async fn a_killed_worker_delivers_what_it_had_not() {
         });
         let url = server.url("/hook");
         let http = format!(r#"url: "{url}", concurrency: {}"#, chance.random_range(1..=8));
-        let site = Site::with(&manifest(&[("s", http)]).replace(
+        let site = WorkerSite::with(&manifest(&[("s", http)]).replace(
             "  sinks:\n",
             "  sinks:\n    - {name: live, joins: [all_orders], sse: {addr: \"127.0.0.1:0\"}}\n",
         ));
@@ -370,7 +371,7 @@ async fn what_may_pass_is_tried_again_and_what_never_will_is_a_dead_letter() {
         }
     });
     let url = server.url("/hook");
-    let site = Site::with(&manifest(&[("s", format!(r#"url: "{url}""#))]));
+    let site = WorkerSite::with(&manifest(&[("s", format!(r#"url: "{url}""#))]));
     let worker = site.start().await;
     let (passing, lasting) =
         ([408, 425, 429, 500, 502, 503, 504, 1], [400, 401, 403, 404, 409, 410, 413, 422]);
@@ -400,7 +401,7 @@ async fn a_server_that_asks_for_time_gets_it() {
         _ => Reply::status(200),
     });
     let url = server.url("/hook");
-    let site = Site::with(&manifest(&[("s", format!(r#"url: "{url}", concurrency: 1"#))]));
+    let site = WorkerSite::with(&manifest(&[("s", format!(r#"url: "{url}", concurrency: 1"#))]));
     let worker = site.start().await;
     worker.ingest().send(&orders(5)).await;
     until("the wait to be shown", async || {
@@ -420,7 +421,7 @@ async fn a_server_that_asks_for_time_gets_it() {
 async fn a_server_that_asks_for_no_time_at_all_is_tried_on_our_schedule() {
     let server = Server::start().await;
     server.behave(|_| Reply::status(503).with_header("retry-after", "0"));
-    let site = Site::with(
+    let site = WorkerSite::with(
         &manifest(&[("s", format!(r#"url: "{}""#, server.url("/hook")))])
             .replace("10ms", "1h")
             .replace("20ms", "2h"),
@@ -440,8 +441,9 @@ async fn best_effort_tries_once_and_goes_on() {
     server.behave(|request| Reply::status(if key(request) < "o005".to_owned() { 500 } else { 200 }));
     let url = server.url("/hook");
     let manifest = manifest(&[("s", format!(r#"url: "{url}", concurrency: 1"#))]);
-    let site =
-        Site::with(&manifest.replace("circuitFailures: 3", "guarantee: best_effort, circuitFailures: 100"));
+    let site = WorkerSite::with(
+        &manifest.replace("circuitFailures: 3", "guarantee: best_effort, circuitFailures: 100"),
+    );
     let worker = site.start().await;
     worker.ingest().send(&orders(10)).await;
     sink_status(&worker, "delivered", &json!(5)).await;
@@ -465,7 +467,7 @@ async fn results_go_to_no_other_server() {
         _ => Reply::status(200),
     });
     let url = |path: &str| format!(r#"url: "{}""#, server.url(path));
-    let site = Site::with(&manifest(&[
+    let site = WorkerSite::with(&manifest(&[
         ("s", url("/moved")),
         ("seen", url("/seen")),
         ("elsewhere", url("/elsewhere")),
@@ -495,7 +497,7 @@ async fn a_server_that_hangs_or_is_gone_is_tried_until_it_takes() {
     let server = Server::start().await;
     server.behave(|_| Reply::Hang);
     let url = server.url("/hook");
-    let site = Site::with(&manifest(&[("s", format!(r#"url: "{url}", timeout: 1s"#))]));
+    let site = WorkerSite::with(&manifest(&[("s", format!(r#"url: "{url}", timeout: 1s"#))]));
     let worker = site.start().await;
     worker.ingest().send(&orders(20)).await;
     sink_status(&worker, "lastError", &json!("no answer within 1s (timeout)")).await;
@@ -517,7 +519,7 @@ async fn a_server_that_hangs_or_is_gone_is_tried_until_it_takes() {
 #[tokio::test]
 async fn servers_are_checked_and_told_who_we_are() {
     let (authority, stranger) = (Authority::new(), Authority::new());
-    let site = Site::new();
+    let site = WorkerSite::new();
     site.write("ca.pem", authority.pem());
     site.write("stranger.pem", stranger.pem());
     stranger.sign(&["worker"]).write(site.path(), "worker");
@@ -578,7 +580,7 @@ async fn servers_are_checked_and_told_who_we_are() {
 async fn requests_go_through_the_proxy_of_the_sink_or_of_the_environment() {
     let (written, inherited) = (Server::start().await, Server::start().await);
     let url = r#"url: "http://hooks.example/in""#;
-    let site = Site::with(&manifest(&[
+    let site = WorkerSite::with(&manifest(&[
         ("s", format!(r#"{url}, proxy: "http://${{PROXY}}""#)),
         ("inherits", url.to_owned()),
     ]));

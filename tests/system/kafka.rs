@@ -9,7 +9,7 @@ mod source;
 
 use std::collections::BTreeMap;
 
-use litejoin_tests::kafka::{Cluster, Record};
+use litejoin_tests::kafka::{KafkaCluster, Record};
 use litejoin_tests::wait::until;
 use litejoin_tests::worker::Worker;
 use serde_json::Value;
@@ -41,7 +41,7 @@ pub(crate) fn unique(name: &str) -> String {
 }
 
 /// A source that reads Kafka topics into `orders`.
-fn orders_from(cluster: &Cluster, kafka_topic: &str, more: &str) -> String {
+fn orders_from(cluster: &KafkaCluster, kafka_topic: &str, more: &str) -> String {
     let brokers = cluster.brokers();
     format!(
         r#"    - {{name: events, topic: orders, kafka: {{brokers: "{brokers}", topics: ["{kafka_topic}"]{more}}}}}"#

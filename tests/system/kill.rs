@@ -11,7 +11,7 @@ use litejoin_tests::repetition::{chance, seeds};
 use litejoin_tests::results::{Event, EventId, Results};
 use litejoin_tests::sse::Subscription;
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::Site;
+use litejoin_tests::worker::WorkerSite;
 use rand::RngExt;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -69,7 +69,7 @@ struct Possible {
     unanswered: Vec<Option<Value>>,
 }
 
-type Written = Arc<Mutex<BTreeMap<(String, String), Possible>>>;
+type WrittenRows = Arc<Mutex<BTreeMap<(String, String), Possible>>>;
 
 /// Where the worker of the moment is; none while it is down.
 type Whereabouts = watch::Receiver<Option<Ingest>>;
@@ -84,15 +84,15 @@ async fn a_killed_worker_loses_nothing_that_it_has_acknowledged() {
 
 async fn run(seed: u64) {
     let mut chance = chance(seed);
-    let site = Site::with(MANIFEST);
-    let written = Written::default();
+    let site = WorkerSite::with(MANIFEST);
+    let written = WrittenRows::default();
     let acknowledged = Arc::new(AtomicU64::new(0));
     let stopping = Arc::new(AtomicBool::new(false));
     let (tell_writers, whereabouts) = watch::channel(None);
     let (tell_subscriber, subscriber_whereabouts) = watch::channel(None);
     let writers: Vec<_> = (0..WRITERS)
         .map(|number| {
-            let load = Load {
+            let load = RowWriter {
                 number,
                 seed,
                 whereabouts: whereabouts.clone(),
@@ -168,7 +168,7 @@ async fn a_restart_promises_no_epoch_that_some_join_does_not_hold() {
     let last = "SELECT key AS id FROM orders ORDER BY payload->>'n' DESC LIMIT 1";
     let join = format!("    - {{name: last, query: \"{last}\", sinks: [live]}}\n  sinks:\n");
     let site =
-        Site::with(&MANIFEST.replace("  sinks:\n    - name: live", &format!("{join}    - name: live")));
+        WorkerSite::with(&MANIFEST.replace("  sinks:\n    - name: live", &format!("{join}    - name: live")));
     let worker = site.start().await;
     let first = worker.ingest().put("orders", "o1", json!({"n": 1})).await;
     worker.snapshot("live", "last", first).await;
@@ -203,16 +203,16 @@ fn not_below(epoch: u64, status: &Value, seed: u64) -> u64 {
 }
 
 /// One writer with keys of its own.
-struct Load {
+struct RowWriter {
     number: u64,
     seed: u64,
     whereabouts: Whereabouts,
-    written: Written,
+    written: WrittenRows,
     acknowledged: Arc<AtomicU64>,
     stopping: Arc<AtomicBool>,
 }
 
-impl Load {
+impl RowWriter {
     /// Sends batches, one after the other, until it is told to stop; while the worker is down it waits.
     async fn run(mut self) {
         let mut chance = chance(self.seed * 1_000 + self.number);
@@ -290,7 +290,7 @@ async fn subscribe(mut whereabouts: watch::Receiver<Option<std::net::SocketAddr>
 }
 
 /// Every key holds what was acknowledged last, or something that was sent after it.
-fn assert_acknowledged(oracle: &Oracle, written: &Written, seed: u64) {
+fn assert_acknowledged(oracle: &Oracle, written: &WrittenRows, seed: u64) {
     let written = written.lock().unwrap_or_else(PoisonError::into_inner);
     assert!(!written.is_empty(), "seed {seed}: something was written");
     let mut wrong = Vec::new();

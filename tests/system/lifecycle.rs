@@ -6,7 +6,7 @@ use expect_test::expect;
 use litejoin_tests::ingest::message;
 use litejoin_tests::results::{Event, Results};
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Site, Worker, get};
+use litejoin_tests::worker::{Worker, WorkerSite, get};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -34,7 +34,7 @@ fn orders(count: u64) -> Vec<Value> {
 
 #[tokio::test]
 async fn a_planned_stop_hands_over_all_that_was_acknowledged() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     worker.ingest().send(&orders(5_000)).await;
     let ended = worker.stop().await;
@@ -67,7 +67,7 @@ async fn announce_bodies(worker: &Worker, count: usize) -> Vec<TcpStream> {
 #[tokio::test]
 async fn bodies_that_do_not_come_are_in_nobodys_way() {
     let with_file = "  sources:\n    - {name: input, file: {path: in.csv, topic: orders, keyColumns: [id], follow: true}}";
-    let site = Site::with(&MANIFEST.replace("  sources:", with_file));
+    let site = WorkerSite::with(&MANIFEST.replace("  sources:", with_file));
     site.write("in.csv", "id,n\nf0,0\n");
     let worker = site.start().await;
     worker.wait_for_stdout(1).await;
@@ -97,7 +97,7 @@ async fn bodies_that_do_not_come_are_in_nobodys_way() {
 
 #[tokio::test]
 async fn results_of_a_killed_worker_reach_standard_output_after_its_restart() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     worker.ingest().send(&orders(1_000)).await;
     let before = worker.kill().await.stdout;
@@ -113,7 +113,7 @@ async fn results_of_a_killed_worker_reach_standard_output_after_its_restart() {
 
 #[tokio::test]
 async fn a_second_signal_ends_a_stop_that_takes_too_long() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     // Nobody reads the other end, so the sink can't hand over what it has.
     let (unread, stdout) = std::io::pipe().expect("a pipe can be made");
     let mut worker = site.run([]).with_stdout(stdout).start().await;
@@ -131,7 +131,7 @@ async fn a_second_signal_ends_a_stop_that_takes_too_long() {
 
 #[tokio::test]
 async fn a_reader_that_has_seen_enough_ends_the_worker() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let (read, stdout) = std::io::pipe().expect("a pipe can be made");
     let worker = site.run([]).with_stdout(stdout).start().await;
     let ingest = worker.ingest();
@@ -148,7 +148,7 @@ async fn a_reader_that_has_seen_enough_ends_the_worker() {
 
 #[tokio::test]
 async fn what_is_told_on_the_admin_address() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     worker.ingest().send(&orders(3)).await;
     worker
@@ -198,7 +198,7 @@ async fn what_is_told_on_the_admin_address() {
 
 #[tokio::test]
 async fn help_teaches_and_completions_complete() {
-    let site = Site::new();
+    let site = WorkerSite::new();
     let help = site.command(["--help"]).end().await;
     assert_eq!(help.code, Some(0));
     for taught in ["litejoin run -f examples/flights", "litejoin validate -f", "sources fill topics (tables)"]
@@ -217,7 +217,7 @@ async fn help_teaches_and_completions_complete() {
     }
     let nothing = site.command([]).end().await;
     assert_eq!(nothing.code, Some(2));
-    let endless = Site::with(MANIFEST).run(["--once"]).end().await;
+    let endless = WorkerSite::with(MANIFEST).run(["--once"]).end().await;
     assert_eq!(endless.code, Some(1));
     expect![[r#"
         error: --once needs sources that come to an end, and ingest does not; leave --once out

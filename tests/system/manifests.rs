@@ -1,11 +1,11 @@
 //! Manifests that are wrong: everything is said at once, with file and line, and nothing is run.
 
 use expect_test::{Expect, expect};
-use litejoin_tests::worker::Site;
+use litejoin_tests::worker::WorkerSite;
 
 /// Asserts all that `validate` says about a manifest, and that `run` says the same and stops.
 async fn refused(manifest: &str, expected: Expect) {
-    let site = Site::with(manifest);
+    let site = WorkerSite::with(manifest);
     let validated = site.command(["validate", "-f", "pipeline.yaml"]).end().await;
     assert_eq!((validated.code, validated.stdout.as_str()), (Some(2), ""), "{}", validated.stderr);
     expected.assert_eq(&validated.stderr);
@@ -225,7 +225,7 @@ async fn what_is_no_yaml_or_not_there() {
     "#]],
     )
     .await;
-    let missing = Site::new().command(["validate", "-f", "nowhere.yaml"]).end().await;
+    let missing = WorkerSite::new().command(["validate", "-f", "nowhere.yaml"]).end().await;
     assert_eq!(missing.code, Some(2));
     expect![[r#"
         nowhere.yaml: no such file or folder; check the path given to -f
@@ -260,7 +260,7 @@ spec:
 
 #[tokio::test]
 async fn a_good_manifest_and_one_that_only_deserves_a_warning() {
-    let site = Site::with(&joining("SELECT key FROM orders"));
+    let site = WorkerSite::with(&joining("SELECT key FROM orders"));
     let fine = site.command(["validate", "-f", "pipeline.yaml"]).end().await;
     assert_eq!((fine.code, fine.stderr.as_str()), (Some(0), ""));
     expect![[r#"
@@ -280,7 +280,7 @@ async fn a_good_manifest_and_one_that_only_deserves_a_warning() {
 
 #[tokio::test]
 async fn a_folder_and_several_files_make_one_pipeline() {
-    let site = Site::new();
+    let site = WorkerSite::new();
     std::fs::create_dir(site.path().join("parts")).expect("a folder can be made");
     site.write("parts/a.yaml", joining("SELECT key FROM orders"));
     site.write("parts/notes.txt", "not a manifest");

@@ -3,7 +3,7 @@
 use expect_test::expect;
 use litejoin_tests::client::client;
 use litejoin_tests::ingest::{Answer, Ingest, message};
-use litejoin_tests::worker::{Site, Worker};
+use litejoin_tests::worker::{Worker, WorkerSite};
 use serde_json::{Value, json};
 
 const MANIFEST: &str = r#"
@@ -45,7 +45,7 @@ async fn keys(worker: &Worker) -> Vec<String> {
 
 #[tokio::test]
 async fn bad_messages_are_refused_one_by_one() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     let ingest = worker.ingest();
     let deep = format!("{}1{}", "[".repeat(200), "]".repeat(200));
@@ -111,7 +111,7 @@ async fn bad_messages_are_refused_one_by_one() {
 
 #[tokio::test]
 async fn a_body_that_is_too_large() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     let hundred_megabytes = vec![b' '; 100 << 20];
     let answer = worker.ingest().post(JSON, hundred_megabytes).await;
@@ -132,7 +132,7 @@ async fn a_body_that_is_too_large() {
 
 #[tokio::test]
 async fn a_body_that_breaks_off_stores_nothing() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     let begin =
         b"{\"topic\":\"orders\",\"key\":\"a\",\"payload\":1}\n{\"topic\":\"orders\",\"key\":\"b\",".to_vec();
@@ -144,7 +144,7 @@ async fn a_body_that_breaks_off_stores_nothing() {
 
 #[tokio::test]
 async fn a_source_that_takes_any_topic_takes_a_hundred() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     let open = Ingest::new(worker.address("source open"));
     let messages: Vec<Value> = (0..105).map(|n| message(&format!("t{n}"), "k", json!(n))).collect();
@@ -171,7 +171,7 @@ async fn a_source_that_takes_any_topic_takes_a_hundred() {
 
 #[tokio::test]
 async fn a_page_on_another_site_can_not_make_a_browser_send() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     let url = worker.url("source ingest", "/ingest");
     let body = message("orders", "x", json!(1)).to_string();

@@ -11,7 +11,7 @@ use litejoin_tests::ingest::message;
 use litejoin_tests::results::{Event, Results};
 use litejoin_tests::sse::Subscription;
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Site, Worker, get};
+use litejoin_tests::worker::{Worker, WorkerSite, get};
 use serde_json::{Value, json};
 
 /// A pipeline whose lists of sources, joins and sinks are these.
@@ -75,7 +75,7 @@ fn assert_applied(config: &Value) {
 
 /// Asserts that a manifest is refused with this error, in `/status`, in the log and in metrics, and that what runs
 /// goes on as it was.
-async fn assert_refused(site: &Site, worker: &Worker, manifest: &str, expected: Expect) {
+async fn assert_refused(site: &WorkerSite, worker: &Worker, manifest: &str, expected: Expect) {
     let before = worker.status().await["config"].clone();
     site.write("pipeline.yaml", manifest);
     let after = worker.reload().await;
@@ -94,7 +94,7 @@ async fn assert_refused(site: &Site, worker: &Worker, manifest: &str, expected: 
 
 #[tokio::test]
 async fn a_changed_query_sends_just_its_differences() {
-    let site = Site::with(&manifest(INGEST, &all(), LIVE));
+    let site = WorkerSite::with(&manifest(INGEST, &all(), LIVE));
     let worker = site.start().await;
     let hash = worker.status().await["config"]["hash"].clone();
     store(&worker, &orders(0..5)).await;
@@ -135,7 +135,7 @@ async fn next(client: &mut Subscription, count: usize) -> Vec<Event> {
 async fn joins_come_and_go_and_the_others_are_not_disturbed() {
     let small = join("small", "SELECT key, 1 AS one FROM orders WHERE payload->>'n' < 3");
     let big = join("big", "SELECT key, 1 AS one FROM orders WHERE payload->>'n' >= 3");
-    let site = Site::with(&manifest(INGEST, &format!("{}\n{small}", all()), LIVE));
+    let site = WorkerSite::with(&manifest(INGEST, &format!("{}\n{small}", all()), LIVE));
     let worker = site.start().await;
     store(&worker, &orders(0..5)).await;
     let live = worker.address("sink live");
@@ -184,7 +184,7 @@ async fn a_join_follows_when_one_that_it_reads_through_another_changes() {
         let middle = join("middle_one", "SELECT key, n FROM inner_one");
         format!("{inner}\n{middle}\n{}", join("outer_one", "SELECT key, n FROM middle_one"))
     };
-    let site = Site::with(&manifest(INGEST, &chain(3), LIVE));
+    let site = WorkerSite::with(&manifest(INGEST, &chain(3), LIVE));
     let worker = site.start().await;
     worker.ingest().send(&orders(0..5)).await;
     site.write("pipeline.yaml", manifest(INGEST, &chain(4), LIVE));
@@ -201,7 +201,7 @@ async fn a_sink_that_takes_another_join_is_handed_what_is_there() {
     let taken = untaken.replace("name: untaken,", "name: untaken, sinks: [live, console],");
     let only = all().replace("[live]", "[live, console]");
     let console = format!("{LIVE}\n    - {{name: console, stdout: {{}}}}");
-    let site = Site::with(&manifest(INGEST, &format!("{only}\n{untaken}"), &console));
+    let site = WorkerSite::with(&manifest(INGEST, &format!("{only}\n{untaken}"), &console));
     let worker = site.start().await;
     store(&worker, &orders(0..3)).await;
     let mut client = Subscription::open(worker.address("sink live"), "replay=true", None).await;
@@ -241,7 +241,7 @@ async fn sinks_come_and_go_and_a_new_one_gets_the_whole() {
     let both = all().replace("[live]", "[live, console]");
     let console = "    - {name: console, stdout: {}}";
     let second = LIVE.replace("name: live", "name: second");
-    let site = Site::with(&manifest(INGEST, &all(), LIVE));
+    let site = WorkerSite::with(&manifest(INGEST, &all(), LIVE));
     let worker = site.start().await;
     store(&worker, &orders(0..3)).await;
     let mut client = Subscription::open(worker.address("sink live"), "replay=true", None).await;
@@ -296,7 +296,7 @@ async fn an_address_goes_from_one_part_to_another() {
         format!("    - {{name: ingest, http: {{addr: \"{addr}\", topics: [{topics}]}}}}")
     };
     let sink = |addr: &str| format!("    - {{name: live, sse: {{addr: \"{addr}\"}}}}");
-    let site = Site::with(&manifest(&source(&one, "orders"), &all(), &sink(&two)));
+    let site = WorkerSite::with(&manifest(&source(&one, "orders"), &all(), &sink(&two)));
     let worker = site.start().await;
     worker.ingest().send(&orders(0..1)).await;
     // Same address, other topics: the socket stays open.
@@ -328,7 +328,7 @@ async fn sources_come_and_go_and_a_file_goes_on_where_it_was() {
     };
     let file = "    - {name: rows, file: {path: rows.ndjson, format: ndjson, topic: orders, keyColumns: [id], follow: true}}";
     let other = INGEST.replace("name: ingest", "name: other").replace("[orders, customers]", "[customers]");
-    let site = Site::with(&manifest(INGEST, &all(), LIVE));
+    let site = WorkerSite::with(&manifest(INGEST, &all(), LIVE));
     let worker = site.start().await;
     let mut client = Subscription::open(worker.address("sink live"), "", None).await;
     site.write("rows.ndjson", rows(0..3));
@@ -362,7 +362,7 @@ async fn sources_come_and_go_and_a_file_goes_on_where_it_was() {
 #[tokio::test]
 async fn what_is_wrong_changes_nothing_and_says_why() {
     let good = manifest(INGEST, &all(), LIVE);
-    let site = Site::with(&good);
+    let site = WorkerSite::with(&good);
     let worker = site.start().await;
     store(&worker, &orders(0..1)).await;
     let mut client = Subscription::open(worker.address("sink live"), "replay=true", None).await;
@@ -472,7 +472,7 @@ async fn settings_change_while_data_flows() {
         let retention = format!("  retention: {{{retention}}}\n  sources:");
         manifest(INGEST, &all(), LIVE).replace("  sources:", &retention)
     };
-    let site = Site::with(&with("duration: 24h"));
+    let site = WorkerSite::with(&with("duration: 24h"));
     let worker = site.start().await;
     let now = worker.status().await["config"]["appliedAt"].as_i64().expect("a time is a number");
     let old = json!({"topic": "orders", "key": "old", "payload": {"n": 1}, "timestamp": now - 7_200});
@@ -493,7 +493,7 @@ async fn readers_that_stand_still_do_not_hold_up_a_reload() {
     let console = "    - {name: console, stdout: {}}";
     let second = LIVE.replace("name: live", "name: second");
     let before = manifest(INGEST, &joins, &format!("{LIVE}\n{second}\n{console}"));
-    let site = Site::with(&before);
+    let site = WorkerSite::with(&before);
     let (read, stdout) = std::io::pipe().expect("a pipe can be made");
     let worker = site.run([]).with_stdout(stdout).start().await;
     // Neither this client nor the reader of standard output reads, and what is sent is more than fits on the way.
@@ -532,7 +532,7 @@ async fn readers_that_stand_still_do_not_hold_up_a_reload() {
 async fn a_stop_amid_a_reload_hands_over_all_that_was_acknowledged() {
     let both = all().replace("[live]", "[console]");
     let sinks = "    - {name: console, stdout: {}}";
-    let site = Site::with(&manifest(INGEST, &both, sinks));
+    let site = WorkerSite::with(&manifest(INGEST, &both, sinks));
     let worker = site.start().await;
     worker.ingest().send(&orders(0..2_000)).await;
     site.write("pipeline.yaml", manifest(INGEST, &both.replace("AS n", "AS m"), sinks));
@@ -547,7 +547,7 @@ async fn a_stop_amid_a_reload_hands_over_all_that_was_acknowledged() {
 
 #[tokio::test]
 async fn a_watched_file_that_is_replaced_is_applied() {
-    let site = Site::with(&manifest(INGEST, &all(), LIVE));
+    let site = WorkerSite::with(&manifest(INGEST, &all(), LIVE));
     let worker = site.run(["--watch"]).start().await;
     site.write("next.yaml", manifest(INGEST, &join("other", "SELECT key FROM orders"), LIVE));
     fs::rename(site.path().join("next.yaml"), site.path().join("pipeline.yaml"))
@@ -566,7 +566,7 @@ async fn a_watched_file_that_is_replaced_is_applied() {
 #[tokio::test]
 async fn a_watched_folder_whose_link_is_swapped_is_applied() {
     // As a ConfigMap is mounted: the file is a link to ..data/pipeline.yaml, and ..data a link that is replaced.
-    let site = Site::new();
+    let site = WorkerSite::new();
     let config = site.path().join("config");
     let write = |version: &str, joins: &str| {
         let folder = config.join(format!("..{version}"));
@@ -589,7 +589,7 @@ async fn a_watched_folder_whose_link_is_swapped_is_applied() {
 
 #[tokio::test]
 async fn manifests_that_can_not_be_read_again() {
-    let site = Site::with(&manifest(INGEST, &all(), LIVE));
+    let site = WorkerSite::with(&manifest(INGEST, &all(), LIVE));
     let watched = site.command(["run", "-f", "-", "--watch"]).end().await;
     assert_eq!(watched.code, Some(2));
     expect![[r#"

@@ -2,32 +2,33 @@
 //! that nothing starts empty in silence.
 
 mod by_hand;
+mod consumers;
 mod cuts;
+mod load;
 mod loss;
 pub(crate) mod points;
 mod refused;
 mod streams;
 mod table;
-mod told;
 mod two;
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use litejoin_tests::stores::{Call, Kind, Proxy, Store, litestream};
+use litejoin_tests::stores::{Call, Store, StoreKind, StoreProxy, litestream};
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Launch, Site, Worker};
+use litejoin_tests::worker::{Launch, Worker, WorkerSite};
 use serde_json::{Value, json};
 
-use self::told::Consumers;
+use self::consumers::SinkConsumers;
 
 /// The key of the worker's program that makes copies.
 const PROGRAM: &str = "LITEJOIN_LITESTREAM";
 
 /// A pipeline that is replicated, with a folder for its data.
 struct Replicated {
-    site: Site,
+    site: WorkerSite,
     environment: Vec<(&'static str, String)>,
 }
 
@@ -38,7 +39,7 @@ impl Replicated {
     }
 
     /// The same with results that leave after `after`, to these consumers.
-    fn delivering(self, after: &str, consumers: &Consumers) -> Self {
+    fn delivering(self, after: &str, consumers: &SinkConsumers) -> Self {
         self.change(|manifest| {
             let spec = &mut manifest["spec"];
             spec["delivery"] = json!({"after": after, "dlq": {"retryInterval": "100ms", "maxBackoff": "1s"}});
@@ -80,7 +81,7 @@ impl Replicated {
                 "sinks": [{"name": "live", "sse": {"addr": "127.0.0.1:0"}}],
             },
         });
-        Self { site: Site::with(&manifest.to_string()), environment: store.environment() }
+        Self { site: WorkerSite::with(&manifest.to_string()), environment: store.environment() }
     }
 
     fn with_environment(&self, mut launch: Launch) -> Launch {
@@ -208,28 +209,28 @@ fn file_names(folder: &Path) -> BTreeSet<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_disk_comes_back_from_a_folder() {
-    comes_back(Kind::File).await;
+    comes_back(StoreKind::File).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_disk_comes_back_from_s3() {
-    comes_back(Kind::S3).await;
+    comes_back(StoreKind::S3).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_disk_comes_back_from_sftp() {
-    comes_back(Kind::Sftp).await;
+    comes_back(StoreKind::Sftp).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_disk_comes_back_from_azure() {
-    comes_back(Kind::Azure).await;
+    comes_back(StoreKind::Azure).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_disk_comes_back_from_google() {
-    let store = Store::start(Kind::Google, "127.0.0.1").await;
-    let proxy = Proxy::before(&store).await;
+    let store = Store::start(StoreKind::Google, "127.0.0.1").await;
+    let proxy = StoreProxy::before(&store).await;
     let environment = store.environment_at(&proxy.address());
     let pipeline = Replicated { environment, ..Replicated::to(&store, &json!({})) };
     comes_back_to(&pipeline).await;
@@ -238,7 +239,7 @@ async fn a_lost_disk_comes_back_from_google() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_disk_comes_back_from_s3_that_encrypts_with_our_key() {
     let store = Store::s3().await;
-    let proxy = Proxy::before(&store).await;
+    let proxy = StoreProxy::before(&store).await;
     let mut pipeline = Replicated::to(
         &store,
         &json!({
@@ -269,7 +270,7 @@ async fn a_lost_disk_comes_back_from_s3_that_encrypts_with_our_key() {
     }
 }
 
-async fn comes_back(kind: Kind) {
+async fn comes_back(kind: StoreKind) {
     let store = Store::start(kind, "127.0.0.1").await;
     comes_back_to(&Replicated::to(&store, &json!({}))).await;
 }

@@ -10,7 +10,7 @@ use litejoin_tests::client::{client, client_with};
 use litejoin_tests::ingest::message;
 use litejoin_tests::sse::Subscription;
 use litejoin_tests::wait::{PATIENCE, until};
-use litejoin_tests::worker::{Site, Worker};
+use litejoin_tests::worker::{Worker, WorkerSite};
 use reqwest::StatusCode;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -46,7 +46,7 @@ const SERVED: [(&str, &str, &str); 3] = [
 
 #[tokio::test]
 async fn who_has_no_token_does_not_come_in() {
-    let site = Site::with(&manifest("auth: {bearer: {secretKeyRef: {name: worker, key: token}}}"));
+    let site = WorkerSite::with(&manifest("auth: {bearer: {secretKeyRef: {name: worker, key: token}}}"));
     std::fs::create_dir_all(site.path().join("secrets/worker")).expect("a folder can be made");
     site.write("secrets/worker/token", "s3cret\n");
     let worker = site.run(["--secrets-dir", "secrets"]).start().await;
@@ -120,7 +120,7 @@ fn https(worker: &Worker, what: &str, path: &str) -> String {
 #[tokio::test]
 async fn certificates_are_served_with_and_reloaded() {
     let (old, new) = (Authority::new(), Authority::new());
-    let site = Site::with(&manifest("tls: {cert: {path: server.crt}, key: {path: server.key}}"));
+    let site = WorkerSite::with(&manifest("tls: {cert: {path: server.crt}, key: {path: server.key}}"));
     old.sign(&["127.0.0.1"]).write(site.path(), "server");
     let worker = site.start().await;
     for (what, _, health) in SERVED {
@@ -161,7 +161,7 @@ async fn certificates_are_served_with_and_reloaded() {
 #[tokio::test]
 async fn clients_without_a_certificate_of_the_authority_do_not_come_in() {
     let (servers, clients, strangers) = (Authority::new(), Authority::new(), Authority::new());
-    let site = Site::with(&manifest(
+    let site = WorkerSite::with(&manifest(
         "tls: {cert: {path: server.crt}, key: {secretKeyRef: {name: tls, key: key}}, clientCa: {path: clients.pem}}",
     ));
     let identity = servers.sign(&["127.0.0.1"]);
@@ -192,7 +192,7 @@ async fn what_is_missing_is_told_at_the_start() {
         "tls: {cert: {path: server.crt}, key: {path: other.key}}",
     ] {
         for place in ["admin: {addr: \"127.0.0.1:0\"", "topics: [orders]", "heartbeatInterval: 50ms"] {
-            let site = Site::with(&manifest("").replacen(place, &format!("{place}, {serving}"), 1));
+            let site = WorkerSite::with(&manifest("").replacen(place, &format!("{place}, {serving}"), 1));
             authority.sign(&["127.0.0.1"]).write(site.path(), "server");
             authority.sign(&["127.0.0.1"]).write(site.path(), "other");
             let ended = site.run([]).end().await;
@@ -220,7 +220,7 @@ async fn what_is_missing_is_told_at_the_start() {
 
 #[tokio::test]
 async fn there_are_no_more_connections_than_are_allowed() {
-    let site = Site::with(&manifest("maxConnections: 2"));
+    let site = WorkerSite::with(&manifest("maxConnections: 2"));
     let worker = site.start().await;
     for (what, _, health) in SERVED {
         let address = worker.address(what);
@@ -258,9 +258,9 @@ async fn until_closed(address: SocketAddr, sent: &str) -> String {
 
 #[tokio::test]
 async fn clients_that_take_their_time_are_given_up() {
-    let site = Site::with(&manifest("clientTimeout: 2s"));
+    let site = WorkerSite::with(&manifest("clientTimeout: 2s"));
     let worker = site.start().await;
-    let patient = Site::with(&manifest("")).start().await;
+    let patient = WorkerSite::with(&manifest("")).start().await;
     let slow = SERVED.iter().flat_map(|(what, ..)| {
         ["", "GET /health HTTP/1.1\r\nhost: x\r\n"].map(|sent| until_closed(worker.address(what), sent))
     });
@@ -304,7 +304,7 @@ async fn clients_that_take_their_time_are_given_up() {
 
 #[tokio::test]
 async fn heads_have_an_end() {
-    let site = Site::with(&manifest(""));
+    let site = WorkerSite::with(&manifest(""));
     let worker = site.start().await;
     for (what, ..) in SERVED {
         let long = format!("GET /health HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n", "x".repeat(1 << 20));

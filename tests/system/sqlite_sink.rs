@@ -6,7 +6,7 @@ use std::path::Path;
 use expect_test::expect;
 use litejoin_tests::ingest::message;
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::Site;
+use litejoin_tests::worker::WorkerSite;
 use rusqlite::Connection;
 use rusqlite::types::Value as SqlValue;
 use serde_json::{Value, json};
@@ -80,7 +80,7 @@ fn columns(connection: &Connection, table: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn tables_have_the_rows_of_each_result_with_their_columns_and_types() {
-    let site = Site::with(&manifest(&[("items", ITEMS, ""), ("totals", TOTALS, "")]));
+    let site = WorkerSite::with(&manifest(&[("items", ITEMS, ""), ("totals", TOTALS, "")]));
     let worker = site.start().await;
     let file = until("the tables", async || {
         let file = site.path().join("out.db");
@@ -135,7 +135,7 @@ async fn tables_have_the_rows_of_each_result_with_their_columns_and_types() {
 
 #[tokio::test]
 async fn tables_agree_with_the_joins_after_every_crash() {
-    let site = Site::with(&manifest(&[("items", ITEMS, ""), ("totals", TOTALS, "")]));
+    let site = WorkerSite::with(&manifest(&[("items", ITEMS, ""), ("totals", TOTALS, "")]));
     let mut epoch = 0;
     for round in 0..6_u32 {
         let worker = site.start().await;
@@ -204,7 +204,7 @@ async fn a_changed_query_takes_its_table_along() {
     let first = "SELECT key AS id, payload->>'amount' AS amount FROM orders";
     // Others have names that a table might be given on the way.
     let others = [("items_next", all, ""), ("items_key", all, "")];
-    let site = Site::with(&manifest(&[&[("items", first, "")], &others[..]].concat()));
+    let site = WorkerSite::with(&manifest(&[&[("items", first, "")], &others[..]].concat()));
     let worker = site.start().await;
     worker.ingest().send(&[order("o1", "ada", 1.5), order("o2", "ada", 2.5)]).await;
     let file = open(&site.path().join("out.db"));
@@ -257,7 +257,7 @@ async fn a_changed_query_takes_its_table_along() {
 
 #[tokio::test]
 async fn tables_of_somebody_else_are_left_alone() {
-    let site = Site::with(&manifest(&[("items", ITEMS, "")]));
+    let site = WorkerSite::with(&manifest(&[("items", ITEMS, "")]));
     let file = open(&site.path().join("out.db"));
     file.execute_batch("CREATE TABLE items (precious); INSERT INTO items VALUES (1)")
         .expect("a table can be made");
@@ -288,14 +288,14 @@ async fn a_file_that_cannot_be_is_refused() {
         said += &format!("{} {last}\n", ended.code.expect("a code"));
     };
     for path in ["absent/out.db", "data/results.db"] {
-        let site = Site::with(&manifest(&[("items", ITEMS, "")]).replace("out.db", path));
+        let site = WorkerSite::with(&manifest(&[("items", ITEMS, "")]).replace("out.db", path));
         say(site.run([]).end().await);
     }
     let twice = manifest(&[("items", ITEMS, "")]).replace(
         "    - {name: live",
         "    - {name: more, joins: [items], sqlite: {path: out.db}}\n    - {name: live",
     );
-    say(Site::with(&twice).command(["validate", "-f", "pipeline.yaml"]).end().await);
+    say(WorkerSite::with(&twice).command(["validate", "-f", "pipeline.yaml"]).end().await);
     expect![[r#"
         1 error: sink tables: sqlite.path: absent/out.db: its folder can't be opened (No such file or directory (os error 2)); make it first
         1 error: sink tables: sqlite.path: data/results.db: is in the data directory, whose files are the worker's own; write another folder

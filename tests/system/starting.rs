@@ -5,7 +5,7 @@ use std::net::TcpListener;
 
 use expect_test::{Expect, expect};
 use litejoin_tests::ingest::message;
-use litejoin_tests::worker::{Ended, Site, Worker};
+use litejoin_tests::worker::{Ended, Worker, WorkerSite};
 use serde_json::json;
 
 const MANIFEST: &str = r#"
@@ -26,14 +26,14 @@ spec:
 "#;
 
 /// What an ended worker said beside its log, without the folder of the site.
-fn complaint(site: &Site, ended: &Ended) -> String {
+fn complaint(site: &WorkerSite, ended: &Ended) -> String {
     let lines = ended.stderr.lines().filter(|line| !line.starts_with('{'));
     let text: String = lines.map(|line| format!("{line}\n")).collect();
     text.replace(&site.path().display().to_string(), "<site>")
 }
 
 /// Asserts that the worker ends with 1 and says this.
-async fn refused(site: &Site, data_dir: &str, expected: Expect) {
+async fn refused(site: &WorkerSite, data_dir: &str, expected: Expect) {
     let arguments = ["run", "-f", "pipeline.yaml", "--data-dir", data_dir];
     let ended = site.command(arguments).end().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
@@ -41,8 +41,8 @@ async fn refused(site: &Site, data_dir: &str, expected: Expect) {
 }
 
 /// A site whose data holds an order, with nobody running.
-async fn stored() -> Site {
-    let site = Site::with(MANIFEST);
+async fn stored() -> WorkerSite {
+    let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     worker.ingest().put("orders", "o1", json!({"n": 1})).await;
     worker.stop().await;
@@ -85,7 +85,7 @@ async fn a_port_in_use() {
             true => line.replace("127.0.0.1:0", &addr),
             false => line.to_owned(),
         });
-        let site = Site::with(&lines.collect::<Vec<_>>().join("\n"));
+        let site = WorkerSite::with(&lines.collect::<Vec<_>>().join("\n"));
         let ended = site.run([]).end().await;
         assert_eq!(ended.code, Some(1), "{}", ended.stderr);
         expected.assert_eq(&complaint(&site, &ended).replace(&addr, "127.0.0.1:<taken>"));
@@ -95,7 +95,7 @@ async fn a_port_in_use() {
 
 #[tokio::test]
 async fn a_data_directory_that_can_not_be_made() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     site.write("data", "a file");
     refused(&site, "data", expect![[r#"
         error: data: could not create the data directory; storage.dataDir (or --data-dir) must be a folder that this user may write to: File exists (os error 17)
@@ -134,7 +134,7 @@ async fn a_data_directory_in_use() {
 
 #[tokio::test]
 async fn two_copies_started_at_once_are_one_too_many() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let (mut first, mut second) = (site.run([]).spawn(), site.run([]).spawn());
     let both = async {
         tokio::select! {

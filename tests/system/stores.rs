@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use litejoin_tests::stores::{Kind, Proxy, Store, litestream};
+use litejoin_tests::stores::{Store, StoreKind, StoreProxy, litestream};
 use litejoin_tests::wait::PATIENCE;
 use rusqlite::Connection;
 use serde_json::{Value, json};
@@ -36,7 +36,7 @@ async fn a_folder_gives_back_what_was_replicated() {
 #[tokio::test]
 async fn uploads_are_counted() {
     let store = Store::s3().await;
-    let proxy = Proxy::before(&store).await;
+    let proxy = StoreProxy::before(&store).await;
     let folder = tempfile::tempdir().unwrap();
     let mut replica = store.replica("counted");
     replica["endpoint"] = store.endpoint_at(&proxy.address()).into();
@@ -62,7 +62,7 @@ async fn gives_back(mut store: Store) {
     let litestream = replicate(folder.path());
     sync(folder.path()).await;
     // A store that says nothing for a while, or is gone and comes back, loses nothing.
-    if store.kind() != Kind::File {
+    if store.kind() != StoreKind::File {
         store.pause();
         insert(&connection, ROWS);
         store.resume();
@@ -88,7 +88,7 @@ async fn gives_back(mut store: Store) {
     assert!(output.status.success(), "{output:?}");
     let restored = open(&folder.path().join("restored.db"));
     assert_eq!(rows(&restored), written);
-    if store.kind() != Kind::Azure {
+    if store.kind() != StoreKind::Azure {
         assert!(store.files().join("w0/shard_0").is_dir());
     }
 }

@@ -9,7 +9,7 @@ use litejoin_tests::results::{EventId, Results};
 use litejoin_tests::server::Server;
 use litejoin_tests::sse::Subscription;
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Site, Worker, get};
+use litejoin_tests::worker::{Worker, WorkerSite, get};
 use serde_json::{Value, json};
 
 const MANIFEST: &str = r#"
@@ -59,7 +59,7 @@ fn told(event: &Value) -> String {
 
 #[tokio::test]
 async fn a_result_is_created_updated_and_deleted() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     let mut client = subscribe(&worker, "join=enriched&replay=true", None).await;
     assert_eq!(client.replayed().await, []);
@@ -90,7 +90,7 @@ async fn a_result_is_created_updated_and_deleted() {
 
 #[tokio::test]
 async fn a_null_key_is_a_key_of_its_own() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     let mut client = subscribe(&worker, "join=by_customer&replay=true", None).await;
     client.replayed().await;
@@ -111,7 +111,7 @@ async fn a_null_key_is_a_key_of_its_own() {
 
 #[tokio::test]
 async fn a_replay_is_the_present_state_and_is_marked() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     let ingest = worker.ingest();
     ingest.send(&[order("o1", "c1"), order("o2", "c1"), order("o3", "c2")]).await;
@@ -141,7 +141,7 @@ async fn a_replay_is_the_present_state_and_is_marked() {
 
 #[tokio::test]
 async fn a_client_that_comes_back_goes_on_where_it_was() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     let ingest = worker.ingest();
     let mut client = subscribe(&worker, "join=enriched&replay=true", None).await;
@@ -169,7 +169,7 @@ async fn a_client_that_comes_back_goes_on_where_it_was() {
 
 #[tokio::test]
 async fn an_id_of_another_lineage_is_answered_with_reset_and_the_whole() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     let epoch = worker.ingest().send(&[order("o1", "c1"), order("o2", "c1")]).await;
     let expected = worker.snapshot("live", "enriched", epoch).await.1;
@@ -189,7 +189,8 @@ async fn an_id_of_another_lineage_is_answered_with_reset_and_the_whole() {
 
 #[tokio::test]
 async fn an_id_from_before_the_replay_window_is_answered_with_reset_and_the_whole() {
-    let site = Site::with(&MANIFEST.replace("  sources:", "  delivery: {replayWindow: 1s}\n  sources:"));
+    let site =
+        WorkerSite::with(&MANIFEST.replace("  sources:", "  delivery: {replayWindow: 1s}\n  sources:"));
     let worker = site.start().await;
     let mut client = subscribe(&worker, "join=enriched", None).await;
     worker.ingest().send(&[order("o1", "c1")]).await;
@@ -209,7 +210,7 @@ async fn an_id_from_before_the_replay_window_is_answered_with_reset_and_the_whol
 
 #[tokio::test]
 async fn results_that_are_lost_are_made_anew_under_a_new_lineage() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     let mut client = subscribe(&worker, "join=enriched&replay=true", None).await;
     client.replayed().await;
@@ -246,7 +247,7 @@ async fn heartbeats(client: &mut Subscription, count: usize) {
 
 #[tokio::test]
 async fn an_idle_stream_has_a_heartbeat() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     let mut client = subscribe(&worker, "join=enriched", None).await;
     let mut rare = Subscription::open(worker.address("sink more"), "join=enriched", None).await;
@@ -261,7 +262,7 @@ async fn an_idle_stream_has_a_heartbeat() {
 
 #[tokio::test]
 async fn each_client_gets_the_join_it_asked_for_and_each_sink_its_own() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     let mut one = subscribe(&worker, "join=by_customer", None).await;
     let mut other = Subscription::open(worker.address("sink more"), "join=*", None).await;
@@ -279,7 +280,7 @@ async fn each_client_gets_the_join_it_asked_for_and_each_sink_its_own() {
 
 #[tokio::test]
 async fn what_can_not_be_answered_says_why() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     let mut said = String::new();
     for path in [
@@ -308,7 +309,7 @@ async fn what_can_not_be_answered_says_why() {
 
 #[tokio::test]
 async fn there_are_no_more_clients_than_are_allowed() {
-    let site = Site::with(&MANIFEST.replace("corsOrigins:", "maxClients: 1, corsOrigins:"));
+    let site = WorkerSite::with(&MANIFEST.replace("corsOrigins:", "maxClients: 1, corsOrigins:"));
     let worker = site.start().await;
     let address = worker.address("sink more");
     let mut client = Subscription::open(address, "join=enriched", None).await;
@@ -327,7 +328,7 @@ async fn there_are_no_more_clients_than_are_allowed() {
 
 #[tokio::test]
 async fn browsers_of_allowed_origins_may_read() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     let mut said = String::new();
     for (sink, origin) in [
@@ -356,7 +357,7 @@ async fn browsers_of_allowed_origins_may_read() {
 
 #[tokio::test]
 async fn a_sender_reads_its_own_writes_by_the_epoch_it_was_told() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     let ingest = worker.ingest();
     for n in 0..50 {
@@ -378,7 +379,7 @@ async fn a_sender_reads_its_own_writes_by_the_epoch_it_was_told() {
 
 #[tokio::test]
 async fn what_changes_nothing_can_be_read_back_at_once() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     worker.ingest().send(&[order("o1", "c1")]).await;
     worker.stop().await;
@@ -390,7 +391,7 @@ async fn what_changes_nothing_can_be_read_back_at_once() {
 
 #[tokio::test]
 async fn every_snapshot_is_of_one_epoch() {
-    let site = Site::with(MANIFEST);
+    let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     let ingest = worker.ingest();
     let keys: Vec<String> = (0..40).map(|n| format!("o{n}")).collect();
@@ -444,7 +445,7 @@ spec:
 #[tokio::test]
 async fn who_gets_all_that_is_there_costs_no_more_memory_for_large_results() {
     const RESULTS: usize = 300;
-    let site = Site::with(&large_results(""));
+    let site = WorkerSite::with(&large_results(""));
     let worker = site.start().await;
     let text = "x".repeat(256 << 10);
     let texts: Vec<Value> =

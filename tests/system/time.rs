@@ -5,7 +5,7 @@ use expect_test::expect;
 use litejoin_tests::ingest::{Ingest, message};
 use litejoin_tests::sse::Subscription;
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Site, Worker};
+use litejoin_tests::worker::{Worker, WorkerSite};
 use serde_json::{Value, json};
 
 /// A pipeline with a topic `orders`, one join, and more fields of the spec.
@@ -58,7 +58,7 @@ const EACH: &str = "SELECT key, payload->>'n' AS n FROM orders";
 
 #[tokio::test]
 async fn rows_that_are_too_old_leave_without_an_event() {
-    let site = Site::with(&manifest(EACH, "retention: {duration: 1s, cleanInterval: 100ms}"));
+    let site = WorkerSite::with(&manifest(EACH, "retention: {duration: 1s, cleanInterval: 100ms}"));
     let worker = site.start().await;
     let mut client = subscribe(&worker).await;
     worker.ingest().put("orders", "o1", json!({"n": 1})).await;
@@ -76,7 +76,7 @@ async fn rows_that_are_too_old_leave_without_an_event() {
 #[tokio::test]
 async fn expiry_is_told_where_that_is_asked_for() {
     let retention = "retention: {duration: 1s, cleanInterval: 100ms, emitExpiry: true}";
-    let site = Site::with(&manifest(EACH, retention));
+    let site = WorkerSite::with(&manifest(EACH, retention));
     let worker = site.start().await;
     let mut client = subscribe(&worker).await;
     worker.ingest().put("orders", "o1", json!({"n": 1})).await;
@@ -86,7 +86,8 @@ async fn expiry_is_told_where_that_is_asked_for() {
 
 #[tokio::test]
 async fn a_row_that_leaves_by_a_time_bound_of_the_query_is_told() {
-    let site = Site::with(&manifest("SELECT key FROM orders WHERE timestamp > unixepoch('now') - 2", ""));
+    let site =
+        WorkerSite::with(&manifest("SELECT key FROM orders WHERE timestamp > unixepoch('now') - 2", ""));
     let worker = site.start().await;
     let mut client = subscribe(&worker).await;
     worker.ingest().put("orders", "o1", json!({})).await;
@@ -98,7 +99,8 @@ async fn a_row_that_leaves_by_a_time_bound_of_the_query_is_told() {
 
 #[tokio::test]
 async fn a_time_bound_that_was_passed_while_the_worker_was_down_is_told_at_its_start() {
-    let site = Site::with(&manifest("SELECT key FROM orders WHERE timestamp > unixepoch('now') - 3", ""));
+    let site =
+        WorkerSite::with(&manifest("SELECT key FROM orders WHERE timestamp > unixepoch('now') - 3", ""));
     let worker = site.start().await;
     let mut client = subscribe(&worker).await;
     worker.ingest().put("orders", "o1", json!({})).await;
@@ -113,7 +115,7 @@ async fn a_time_bound_that_was_passed_while_the_worker_was_down_is_told_at_its_s
 
 #[tokio::test]
 async fn messages_that_come_too_late_are_ignored() {
-    let site = Site::with(&manifest("SELECT key, payload->>'n' AS n, timestamp FROM orders", ""));
+    let site = WorkerSite::with(&manifest("SELECT key, payload->>'n' AS n, timestamp FROM orders", ""));
     let worker = site.start().await;
     let ingest = worker.ingest();
     let now = worker_time(&ingest, &worker).await;
@@ -158,7 +160,7 @@ async fn messages_that_come_too_late_are_ignored() {
 #[tokio::test]
 async fn a_delete_is_remembered_for_as_long_as_is_asked_for() {
     let retention = "retention: {duration: 720h, cleanInterval: 100ms, tombstoneDuration: 1s}";
-    let site = Site::with(&manifest("SELECT key, timestamp FROM orders", retention));
+    let site = WorkerSite::with(&manifest("SELECT key, timestamp FROM orders", retention));
     let worker = site.start().await;
     let ingest = worker.ingest();
     let now = worker_time(&ingest, &worker).await;
@@ -183,7 +185,7 @@ async fn worker_time(ingest: &Ingest, worker: &Worker) -> i64 {
 
 #[tokio::test]
 async fn queries_may_read_what_a_write_has_changed() {
-    let site = Site::with(&manifest("SELECT key, _change AS what FROM orders", ""));
+    let site = WorkerSite::with(&manifest("SELECT key, _change AS what FROM orders", ""));
     let worker = site.start().await;
     let mut client = subscribe(&worker).await;
     let mut said = String::new();
@@ -202,7 +204,7 @@ async fn queries_may_read_what_a_write_has_changed() {
 
 #[tokio::test]
 async fn a_query_that_fails_leaves_the_other_joins_alone() {
-    let site = Site::with(&manifest("SELECT 1 AS k, sum(payload->>'n') AS s FROM orders", ""));
+    let site = WorkerSite::with(&manifest("SELECT 1 AS k, sum(payload->>'n') AS s FROM orders", ""));
     let worker = site.start().await;
     let ingest = worker.ingest();
     // The sum of nothing is a result too.

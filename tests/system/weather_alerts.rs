@@ -6,22 +6,14 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
+use litejoin_tests::child::ProcessGroup;
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Site, program};
-
-/// The processes of a script, which end with the test.
-struct Group(u32);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let _ = Command::new("kill").args(["-KILL", "--", &format!("-{}", self.0)]).status();
-    }
-}
+use litejoin_tests::worker::{WorkerSite, program};
 
 #[tokio::test]
 async fn the_webhook_hears_of_the_wind_and_of_its_end() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
-    let site = Site::new();
+    let site = WorkerSite::new();
     for file in
         ["weather-alerts/run", "weather-alerts/serve.py", "weather-alerts/limits.csv", "flights/weather.csv"]
     {
@@ -39,7 +31,7 @@ async fn the_webhook_hears_of_the_wind_and_of_its_end() {
     command.args(["--data-dir", "data"]).process_group(0);
     command.env("PORT", free.port().to_string()).env("LITEJOIN", program());
     let script = site.launch(command).spawn();
-    let _group = Group(script.pid());
+    let _group = ProcessGroup(script.pid());
     // The first strong wind of the year; another one follows when the limit is lowered while all runs.
     let told = |line: &'static str| {
         let script = &script;

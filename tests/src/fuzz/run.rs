@@ -11,7 +11,7 @@ use super::tables::Tables;
 use crate::ingest::Ingest;
 use crate::results::{Event, Results};
 use crate::sse::Subscription;
-use crate::worker::{Site, Worker};
+use crate::worker::{Worker, WorkerSite};
 
 /// A topic and a join of our own. A message to them that comes back says that everything before it has come, too.
 const MARKS: &str = "lj_marks";
@@ -109,7 +109,7 @@ pub async fn run(script: &Script, sabotage: Option<Sabotage>) -> Result<(), Mism
 struct Run<'s> {
     script: &'s Script,
     sabotage: Option<Sabotage>,
-    site: Site,
+    site: WorkerSite,
     live: Live,
     /// Joins as they are configured now.
     joins: Vec<Join>,
@@ -129,7 +129,7 @@ struct Live {
 
 impl Live {
     /// Starts the worker; the subscriber comes back with the last id it saw, if it saw any.
-    async fn start(site: &Site, sabotage: Option<Sabotage>, last_event_id: Option<&str>) -> Self {
+    async fn start(site: &WorkerSite, sabotage: Option<Sabotage>, last_event_id: Option<&str>) -> Self {
         let mut launch = site.run([]);
         if let Some(sabotage) = sabotage {
             launch = launch.with_variable("LITEJOIN_SABOTAGE", sabotage.name());
@@ -146,7 +146,7 @@ async fn subscribe(worker: &Worker, last_event_id: Option<&str>) -> Subscription
 
 impl<'s> Run<'s> {
     async fn start(script: &'s Script, sabotage: Option<Sabotage>) -> Self {
-        let site = Site::with(&manifest(script, &script.joins));
+        let site = WorkerSite::with(&manifest(script, &script.joins));
         let mut live = Live::start(&site, sabotage, None).await;
         let mut told = BTreeMap::<String, Results>::new();
         // A query may have results over nothing: SELECT count(*).

@@ -9,7 +9,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 use crate::child::spawn;
-use crate::ports::Ports;
+use crate::ports::PortBlock;
 
 /// Whom the listeners with credentials let in.
 pub const USER: &str = "reader";
@@ -30,16 +30,16 @@ pub enum Listener {
 }
 
 /// A broker, which is a controller too.
-pub(super) struct Node {
+pub(super) struct Broker {
     folder: PathBuf,
     host: String,
-    ports: Ports,
+    ports: PortBlock,
     child: Mutex<Option<Child>>,
 }
 
-impl Node {
+impl Broker {
     /// Formats the folder of a broker and starts it.
-    pub(super) fn start(cluster: &Path, host: &str, index: usize, ports: &[Ports]) -> Self {
+    pub(super) fn start(cluster: &Path, host: &str, index: usize, ports: &[PortBlock]) -> Self {
         let folder = cluster.join(format!("broker-{index}"));
         fs::create_dir(&folder).expect("a folder can be made");
         fs::write(folder.join("server.properties"), properties(cluster, &folder, host, index, ports))
@@ -90,14 +90,14 @@ impl Node {
     }
 }
 
-impl Drop for Node {
+impl Drop for Broker {
     fn drop(&mut self) {
         self.kill();
     }
 }
 
 /// The port behind those of the listeners.
-fn controller(ports: &Ports) -> u16 {
+fn controller(ports: &PortBlock) -> u16 {
     ports.number(Listener::Tls as u16 + 1)
 }
 
@@ -121,7 +121,7 @@ fn jars() -> &'static str {
 }
 
 /// Settings of a broker: small, quick to elect, and with every listener.
-fn properties(cluster: &Path, folder: &Path, host: &str, index: usize, ports: &[Ports]) -> String {
+fn properties(cluster: &Path, folder: &Path, host: &str, index: usize, ports: &[PortBlock]) -> String {
     let node = |index: usize| index + 1;
     let voters: Vec<String> = ports
         .iter()

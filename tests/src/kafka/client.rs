@@ -169,13 +169,13 @@ async fn delivered(delivery: rdkafka::producer::DeliveryFuture) {
 }
 
 /// Follows a topic from its start in a thread of its own.
-pub struct Reader {
+pub struct TopicReader {
     topic: String,
     records: Arc<Mutex<Vec<Record>>>,
     stopping: Arc<AtomicBool>,
 }
 
-impl Reader {
+impl TopicReader {
     pub(super) fn open(brokers: &str, topic: &str) -> Self {
         let consumer = consumer(brokers, topic);
         let (records, stopping) = <(Arc<Mutex<Vec<Record>>>, Arc<AtomicBool>)>::default();
@@ -202,7 +202,7 @@ impl Reader {
     }
 }
 
-impl Drop for Reader {
+impl Drop for TopicReader {
     fn drop(&mut self) {
         self.stopping.store(true, Ordering::Relaxed);
     }

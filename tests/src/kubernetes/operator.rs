@@ -3,19 +3,19 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::worker::{Site, Worker};
+use crate::worker::{Worker, WorkerSite};
 
 /// Starts the operator for a namespace, with this kubeconfig and more `arguments`. Its log is the process's.
-pub fn start(site: &Site, kubeconfig: &Path, namespace: &str, arguments: &[&str]) -> Worker {
+pub fn start(site: &WorkerSite, kubeconfig: &Path, namespace: &str, arguments: &[&str]) -> Worker {
     spawn(site, kubeconfig, &[&["--namespace", namespace], arguments].concat())
 }
 
 /// Starts the operator for all namespaces, with its Lease in this one.
-pub fn start_everywhere(site: &Site, kubeconfig: &Path, namespace: &str, arguments: &[&str]) -> Worker {
+pub fn start_everywhere(site: &WorkerSite, kubeconfig: &Path, namespace: &str, arguments: &[&str]) -> Worker {
     spawn(site, kubeconfig, &[&["--lease-namespace", namespace], arguments].concat())
 }
 
-fn spawn(site: &Site, kubeconfig: &Path, arguments: &[&str]) -> Worker {
+fn spawn(site: &WorkerSite, kubeconfig: &Path, arguments: &[&str]) -> Worker {
     let mut command = Command::new(program());
     command.env("KUBECONFIG", kubeconfig).args(["--log-format", "json", "--address", "127.0.0.1:0"]);
     command.args(arguments);

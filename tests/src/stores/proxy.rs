@@ -10,7 +10,7 @@ use axum::http::{Method, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use tokio::sync::watch;
 
-use super::{BUCKET, Kind, Store};
+use super::{BUCKET, Store, StoreKind};
 use crate::client::client_with;
 
 /// A request that has passed.
@@ -33,14 +33,14 @@ impl Call {
 }
 
 /// A running proxy; it ends when this is dropped.
-pub struct Proxy {
+pub struct StoreProxy {
     address: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<StoreProxyState>,
     task: tokio::task::JoinHandle<()>,
 }
 
-struct Shared {
-    kind: Kind,
+struct StoreProxyState {
+    kind: StoreKind,
     /// Host and port of the store.
     upstream: String,
     client: reqwest::Client,
@@ -48,16 +48,16 @@ struct Shared {
     is_cut: watch::Sender<bool>,
 }
 
-impl Proxy {
+impl StoreProxy {
     /// Starts one before a store, on the same address of this machine.
     ///
     /// # Panics
     /// If the store doesn't speak HTTP.
     pub async fn before(store: &Store) -> Self {
-        let speaks_http = matches!(store.kind(), Kind::S3 | Kind::Google | Kind::Azure);
+        let speaks_http = matches!(store.kind(), StoreKind::S3 | StoreKind::Google | StoreKind::Azure);
         assert!(speaks_http, "a {:?} store doesn't speak HTTP", store.kind());
         let client = client_with(|builder| builder.redirect(reqwest::redirect::Policy::none()).no_gzip());
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(StoreProxyState {
             kind: store.kind(),
             upstream: store.address(),
             client,
@@ -105,13 +105,13 @@ impl Proxy {
     }
 }
 
-impl Drop for Proxy {
+impl Drop for StoreProxy {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl Shared {
+impl StoreProxyState {
     fn lock(&self) -> MutexGuard<'_, Vec<Call>> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -137,7 +137,7 @@ impl Shared {
         headers.remove(header::EXPECT);
         // Of Google's XML API its emulator knows uploads by signed links alone, under its own name, and answers without
         // an ETag.
-        let is_google = self.kind == Kind::Google;
+        let is_google = self.kind == StoreKind::Google;
         let is_xml_upload =
             is_google && head.method == Method::PUT && target.starts_with(&format!("/{BUCKET}/"));
         if is_google {
@@ -168,7 +168,7 @@ impl Shared {
     }
 }
 
-async fn pass(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
+async fn pass(State(shared): State<Arc<StoreProxyState>>, request: Request) -> Response<Body> {
     match shared.forward(request).await {
         Ok(response) => response,
         Err(error) => (StatusCode::BAD_GATEWAY, error.to_string()).into_response(),

@@ -7,7 +7,7 @@ use std::path::Path;
 use litejoin_tests::repetition::seeds;
 
 use super::power;
-use super::run::Run;
+use super::run::FaultRun;
 
 /// What brings a worker to the point at which it is to die.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +89,7 @@ async fn amid_expiry() {
 /// A worker that dies at any step loses nothing and repeats nothing.
 async fn die_at_all(by: Trigger) {
     for (point, trigger) in POINTS.into_iter().filter(|(_, trigger)| *trigger == by) {
-        let mut run = Run::new(if trigger == Trigger::Trim { "1s" } else { "10m" });
+        let mut run = FaultRun::new(if trigger == Trigger::Trim { "1s" } else { "10m" });
         run.resets_allowed = trigger == Trigger::Trim;
         run.is_wide = trigger == Trigger::WideLoad;
         let times: Vec<u64> = match trigger {
@@ -131,7 +131,7 @@ fn gather(folder: &Path, named: &mut BTreeSet<String>) {
 }
 
 /// Lets a worker run until it dies at the point, which is passed `n - 1` times before.
-async fn die(run: &mut Run, trigger: Trigger, point: &str, n: u64) {
+async fn die(run: &mut FaultRun, trigger: Trigger, point: &str, n: u64) {
     run.what = format!("LITEJOIN_FAULT={point}:{n} ({trigger:?})");
     eprintln!("{}", run.what);
     match trigger {

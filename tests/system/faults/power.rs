@@ -5,10 +5,10 @@ use litejoin_tests::results::Event;
 use litejoin_tests::server::Server;
 use litejoin_tests::sse::Subscription;
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Site, Worker};
+use litejoin_tests::worker::{Worker, WorkerSite};
 use serde_json::json;
 
-use super::run::{Live, Run};
+use super::run::{FaultRun, LiveWorker};
 
 /// All databases that an evaluation reads or writes.
 const ALL: [&str; 4] = ["shard_0.db", "shard_1.db", "shard_2.db", "results.db"];
@@ -31,8 +31,8 @@ pub(super) fn points() -> impl Iterator<Item = &'static str> {
 }
 
 /// A run that is called `what`, with a worker that has stored and delivered something and is at rest.
-async fn begin(what: &str) -> (Run, Live) {
-    let mut run = Run::new("10m");
+async fn begin(what: &str) -> (FaultRun, LiveWorker) {
+    let mut run = FaultRun::new("10m");
     run.what = what.to_owned();
     let live = run.start_well().await;
     run.load(&live, 20).await;
@@ -41,7 +41,7 @@ async fn begin(what: &str) -> (Run, Live) {
 }
 
 /// Starts a worker, and asserts that it tells what is so.
-async fn end(mut run: Run) {
+async fn end(mut run: FaultRun) {
     let live = run.start_well().await;
     run.settle(live).await;
     // And nothing is left that a later start would stumble over.
@@ -113,7 +113,7 @@ async fn what_is_about_to_be_taken_back_is_told_to_nobody() {
             ],
         },
     });
-    let site = Site::with(&manifest.to_string());
+    let site = WorkerSite::with(&manifest.to_string());
     let shard = site.data_dir().join("shard_0.db");
     let put = async |worker: &Worker, key: &str, n: u64| {
         let epoch = worker.ingest().put("orders", key, json!({"n": n})).await;

@@ -10,7 +10,7 @@ use litejoin_tests::repetition::chance;
 use litejoin_tests::results::{Event, EventId, ResultKey, Results};
 use litejoin_tests::sse::Subscription;
 use litejoin_tests::wait::PATIENCE;
-use litejoin_tests::worker::{Site, Worker};
+use litejoin_tests::worker::{Worker, WorkerSite};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use rusqlite::{Connection, OpenFlags};
@@ -51,8 +51,8 @@ const NEVER: &str = "24h";
 const TURNING: &str = "turning";
 
 /// A data directory with all that was ever told of it.
-pub(super) struct Run {
-    pub(super) site: Site,
+pub(super) struct FaultRun {
+    pub(super) site: WorkerSite,
     /// What goes on, for messages.
     pub(super) what: String,
     /// Whether every batch concerns more results than one share of an epoch holds.
@@ -68,8 +68,8 @@ pub(super) struct Run {
     /// Which of its two queries [`TURNING`] has.
     turn: bool,
     /// What the one SSE client holds, and what came on standard output.
-    client: Told,
-    printed: Told,
+    client: ConsumerLog,
+    printed: ConsumerLog,
     last_event_id: Option<String>,
     chance: StdRng,
     /// The newest value that was sent.
@@ -79,7 +79,7 @@ pub(super) struct Run {
 }
 
 /// A worker, and the client that is connected to it.
-pub(super) struct Live {
+pub(super) struct LiveWorker {
     pub(super) worker: Worker,
     client: Subscription,
 }
@@ -92,7 +92,7 @@ pub(super) struct Saved {
 
 /// What a consumer has been told.
 #[derive(Default)]
-struct Told {
+struct ConsumerLog {
     lineage: String,
     results: Results,
     events: BTreeMap<String, (Value, Vec<Value>)>,
@@ -100,10 +100,10 @@ struct Told {
     values: BTreeMap<ResultKey, i64>,
 }
 
-impl Run {
+impl FaultRun {
     pub(super) fn new(replay_window: &'static str) -> Self {
         let run = Self {
-            site: Site::new(),
+            site: WorkerSite::new(),
             what: String::new(),
             is_wide: false,
             values_may_shrink: false,
@@ -112,8 +112,8 @@ impl Run {
             replay_window,
             clean_interval: NEVER,
             turn: false,
-            client: Told::default(),
-            printed: Told::default(),
+            client: ConsumerLog::default(),
+            printed: ConsumerLog::default(),
             last_event_id: None,
             chance: chance(1),
             n: 0,
@@ -136,7 +136,7 @@ impl Run {
     }
 
     /// Starts a worker, which may die of the variable before it runs.
-    pub(super) async fn start(&mut self, variable: Option<(&str, &str)>) -> Option<Live> {
+    pub(super) async fn start(&mut self, variable: Option<(&str, &str)>) -> Option<LiveWorker> {
         let mut launch = self.site.run([]);
         if let Some((name, value)) = variable {
             launch = launch.with_variable(name, value);
@@ -152,7 +152,7 @@ impl Run {
             None => None,
         };
         if let Some(client) = client {
-            return Some(Live { worker, client });
+            return Some(LiveWorker { worker, client });
         }
         // It dies, or else it would have answered.
         self.print(&worker.ended().await.stdout);
@@ -161,7 +161,7 @@ impl Run {
 
     /// Copies the files of databases as they are now, which is what a loss of power leaves of them. A running worker
     /// has nothing to do and is held meanwhile.
-    pub(super) fn save(&self, live: &Live, names: &[&str]) -> Saved {
+    pub(super) fn save(&self, live: &LiveWorker, names: &[&str]) -> Saved {
         live.worker.signal("STOP");
         let of_them =
             |name: &str| names.iter().any(|wanted| name == *wanted || name == format!("{wanted}-wal"));
@@ -204,19 +204,19 @@ impl Run {
     }
 
     /// Ends a worker as a crash would.
-    pub(super) async fn kill(&mut self, live: Live) {
+    pub(super) async fn kill(&mut self, live: LiveWorker) {
         live.worker.signal("KILL");
         self.bury(live).await;
     }
 
     /// Starts a worker that lives.
-    pub(super) async fn start_well(&mut self) -> Live {
+    pub(super) async fn start_well(&mut self) -> LiveWorker {
         let what = self.what.clone();
         self.start(None).await.unwrap_or_else(|| panic!("{what}: the worker does not start"))
     }
 
     /// Sends batches, none of which may kill the worker.
-    pub(super) async fn load(&mut self, live: &Live, batches: u32) {
+    pub(super) async fn load(&mut self, live: &LiveWorker, batches: u32) {
         for _ in 0..batches {
             assert!(self.send(live).await, "{}: the worker dies", self.what);
         }
@@ -232,7 +232,7 @@ impl Run {
 
     /// Sends a batch, and mostly waits for its results; `false` if the worker dies of it. What was not acknowledged
     /// comes first.
-    pub(super) async fn send(&mut self, live: &Live) -> bool {
+    pub(super) async fn send(&mut self, live: &LiveWorker) -> bool {
         if self.unanswered.is_empty() {
             self.unanswered = self.batch();
         }
@@ -255,7 +255,7 @@ impl Run {
     }
 
     /// Takes in what a worker has told that is dead or about to be.
-    pub(super) async fn bury(&mut self, mut live: Live) {
+    pub(super) async fn bury(&mut self, mut live: LiveWorker) {
         let code = live.worker.wait().await;
         assert_eq!(code, None, "{}: no signal has ended it", self.what);
         while let Some(event) = live.client.next().await {
@@ -266,7 +266,7 @@ impl Run {
     }
 
     /// Lets a worker come to rest, holds what it has told to SQLite, and stops it.
-    pub(super) async fn settle(&mut self, live: Live) {
+    pub(super) async fn settle(&mut self, live: LiveWorker) {
         let live = self.check(live).await;
         self.stop(live).await;
         let expected = self.expected();
@@ -276,7 +276,7 @@ impl Run {
     }
 
     /// Lets a worker come to rest, and holds what it has told its clients to SQLite.
-    pub(super) async fn check(&mut self, mut live: Live) -> Live {
+    pub(super) async fn check(&mut self, mut live: LiveWorker) -> LiveWorker {
         while !self.unanswered.is_empty() {
             assert!(self.send(&live).await, "{}: the worker dies once more", self.what);
         }
@@ -308,7 +308,7 @@ impl Run {
     }
 
     /// Asks a worker to stop.
-    pub(super) async fn stop(&mut self, mut live: Live) {
+    pub(super) async fn stop(&mut self, mut live: LiveWorker) {
         live.worker.signal("TERM");
         while let Some(event) = live.client.next().await {
             self.hear(&event);
@@ -351,7 +351,7 @@ impl Run {
             "replayed" => {}
             "reset" => {
                 assert!(self.resets_allowed, "{}: the subscriber is told {}", self.what, event.data);
-                self.client = Told::default();
+                self.client = ConsumerLog::default();
             }
             other => panic!("{}: the subscriber is told {other}: {}", self.what, event.data),
         }
@@ -422,7 +422,7 @@ impl Run {
     }
 }
 
-impl Told {
+impl ConsumerLog {
     /// Takes in an event; `false` if it was told before.
     fn hear(&mut self, event: &Event, values_may_shrink: bool, what: &str) -> bool {
         let id = EventId::parse(&event.id);

@@ -5,26 +5,18 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use litejoin_tests::ports::Ports;
+use litejoin_tests::child::ProcessGroup;
+use litejoin_tests::ports::PortBlock;
 use litejoin_tests::results::Event;
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Site, program};
-
-/// The processes of a script, which end with the test.
-struct Group(u32);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let _ = Command::new("kill").args(["-KILL", "--", &format!("-{}", self.0)]).status();
-    }
-}
+use litejoin_tests::worker::{WorkerSite, program};
 
 #[tokio::test]
 async fn delayed_flights_go_from_kafka_to_kafka() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let ports = Ports::free();
+    let ports = PortBlock::free();
     let port = ports.number(0);
-    let site = Site::new();
+    let site = WorkerSite::new();
     for file in
         ["kafka/run", "kafka/feed.yaml", "kafka/pipeline.yaml", "flights/flights.csv", "flights/airlines.csv"]
     {
@@ -44,7 +36,7 @@ async fn delayed_flights_go_from_kafka_to_kafka() {
     command.process_group(0).env("LITEJOIN", program());
     command.env("BROKER", repository.join("tests/kafka/serve"));
     let script = site.launch(command).spawn();
-    let _group = Group(script.pid());
+    let _group = ProcessGroup(script.pid());
     until("a delayed flight with its airline", async || {
         let told = script.stdout();
         let mut events = told.iter().map(|line| Event::read(line));

@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use litejoin_tests::ingest::message;
-use litejoin_tests::kafka::{Cluster, Producer, Record};
+use litejoin_tests::kafka::{KafkaCluster, Producer, Record};
 use litejoin_tests::oracle::Oracle;
 use litejoin_tests::repetition::{chance, seeds};
 use litejoin_tests::results::{Event, Results};
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Site, Worker};
+use litejoin_tests::worker::{Worker, WorkerSite};
 use rand::RngExt;
 use serde_json::{Value, json};
 
@@ -39,23 +39,23 @@ fn pipeline(brokers: &str, transactional: bool) -> String {
 
 /// What was written, by topic and key: the last value that Kafka has, and where each partition ends.
 #[derive(Default)]
-struct Written {
+struct WrittenRecords {
     values: BTreeMap<(&'static str, String), Value>,
     ends: BTreeMap<String, u64>,
 }
 
 /// Writes records one after the other until it is told to stop. Keys that HTTP owns by now it leaves alone.
-struct Load {
+struct RecordWriter {
     seed: u64,
     producer: Producer,
-    written: Arc<Mutex<Written>>,
+    written: Arc<Mutex<WrittenRecords>>,
     sent: Arc<AtomicU64>,
     stopping: Arc<AtomicBool>,
     /// Keys below this number belong to HTTP.
     taken: Arc<AtomicU64>,
 }
 
-impl Load {
+impl RecordWriter {
     async fn run(self) {
         let mut chance = chance(self.seed);
         let mut n = 0_u64;
@@ -85,7 +85,7 @@ impl Load {
 }
 
 /// Lets HTTP write a key as soon as the last record of the key is stored, while shards may not know yet how far others are.
-async fn take_over(run: &Run, cluster: &Cluster, worker: &Worker, number: u64) {
+async fn take_over(run: &KafkaFaultRun, cluster: &KafkaCluster, worker: &Worker, number: u64) {
     let key = format!("k{number}");
     let (partition, offset) = cluster.producer().send("orders", &key, Some(r#"{"n":"last"}"#)).await;
     let sql = format!("SELECT (SELECT payload->>'n' FROM orders WHERE key = '{key}') AS n");
@@ -103,10 +103,10 @@ async fn take_over(run: &Run, cluster: &Cluster, worker: &Worker, number: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_worker_neither_loses_a_record_nor_goes_back_to_an_older_one() {
-    let cluster = Cluster::start(1).await;
+    let cluster = KafkaCluster::start(1).await;
     for seed in seeds(3, 20) {
         eprintln!("seed {seed}");
-        let run = Run::begin(&cluster, seed).await;
+        let run = KafkaFaultRun::begin(&cluster, seed).await;
         let mut chance = chance(seed);
         for kill in 0..3 {
             let worker = run.site.start().await;
@@ -129,10 +129,10 @@ async fn a_killed_worker_neither_loses_a_record_nor_goes_back_to_an_older_one() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_broker_of_three_is_not_noticed_in_the_results() {
-    let mut cluster = Cluster::start(3).await;
+    let mut cluster = KafkaCluster::start(3).await;
     for seed in seeds(1, 7) {
         eprintln!("seed {seed}");
-        let run = Run::begin(&cluster, seed).await;
+        let run = KafkaFaultRun::begin(&cluster, seed).await;
         let worker = run.site.start().await;
         // Each broker in turn: leaders of partitions, coordinators of groups and transactions, the controller.
         for broker in 0..3 {
@@ -153,26 +153,26 @@ async fn a_killed_broker_of_three_is_not_noticed_in_the_results() {
 }
 
 /// A pipeline with its load.
-struct Run {
-    site: Site,
+struct KafkaFaultRun {
+    site: WorkerSite,
     transactional: bool,
-    written: Arc<Mutex<Written>>,
+    written: Arc<Mutex<WrittenRecords>>,
     sent: Arc<AtomicU64>,
     stopping: Arc<AtomicBool>,
     taken: Arc<AtomicU64>,
     load: tokio::task::JoinHandle<()>,
 }
 
-impl Run {
-    async fn begin(cluster: &Cluster, seed: u64) -> Self {
+impl KafkaFaultRun {
+    async fn begin(cluster: &KafkaCluster, seed: u64) -> Self {
         for topic in ["orders", "customers", "enriched"] {
             cluster.create_topic(topic, PARTITIONS).await;
         }
         let transactional = seed % 2 == 1;
-        let site = Site::with(&pipeline(&cluster.brokers(), transactional));
-        let (written, sent) = <(Arc<Mutex<Written>>, Arc<AtomicU64>)>::default();
+        let site = WorkerSite::with(&pipeline(&cluster.brokers(), transactional));
+        let (written, sent) = <(Arc<Mutex<WrittenRecords>>, Arc<AtomicU64>)>::default();
         let (stopping, taken) = <(Arc<AtomicBool>, Arc<AtomicU64>)>::default();
-        let load = Load {
+        let load = RecordWriter {
             seed,
             producer: cluster.producer(),
             written: Arc::clone(&written),
@@ -185,7 +185,7 @@ impl Run {
     }
 
     /// Stops the load, lets a worker come to the end of it, and looks at everything.
-    async fn end(self, cluster: &Cluster, what: &str) {
+    async fn end(self, cluster: &KafkaCluster, what: &str) {
         self.stopping.store(true, Ordering::Relaxed);
         self.load.await.unwrap_or_else(|error| panic!("{what}: {error}"));
         let worker = self.site.start().await;

@@ -2,7 +2,7 @@
 
 use litejoin_tests::kafka;
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::Site;
+use litejoin_tests::worker::WorkerSite;
 use serde_json::json;
 
 use super::{ALL_ORDERS, LIVE, caught_up, ends, manifest, orders_from, unique};
@@ -32,7 +32,7 @@ async fn shards_that_stand_still_hold_up_reading_and_not_memory() {
     producer.send_all(&topic, (0..RECORDS).map(record)).await;
     let end = producer.send(&topic, "end", Some("1")).await;
 
-    let site = Site::with(&manifest(&orders_from(cluster, &topic, ""), ALL_ORDERS, LIVE));
+    let site = WorkerSite::with(&manifest(&orders_from(cluster, &topic, ""), ALL_ORDERS, LIVE));
     let worker = site.run([]).with_variable("LITEJOIN_STALL", "batch-written:20").start().await;
     let (mut last, mut same, mut peak) = (0, 0, 0);
     until("the worker to take no more", async || {

@@ -1,10 +1,10 @@
 //! How a worker says who it is, whom it trusts, and what it says when that does not work.
 
 use litejoin_tests::certificates::Authority;
-use litejoin_tests::kafka::{self, Cluster, Listener, PASSWORD, USER};
+use litejoin_tests::kafka::{self, KafkaCluster, Listener, PASSWORD, USER};
 use litejoin_tests::server::Server;
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Launch, Site, Worker, get};
+use litejoin_tests::worker::{Launch, Worker, WorkerSite, get};
 use serde_json::json;
 
 use super::{ALL_ORDERS, LIVE, manifest, unique};
@@ -26,7 +26,7 @@ fn sasl(mechanism: &str) -> String {
     )
 }
 
-fn with_credentials(site: &Site, password: &str) -> Launch {
+fn with_credentials(site: &WorkerSite, password: &str) -> Launch {
     site.run([]).with_variable("KAFKA_USER", USER).with_variable("KAFKA_PASSWORD", password)
 }
 
@@ -36,7 +36,7 @@ async fn readyz(worker: &Worker) -> (u16, String) {
 }
 
 /// Sees one record go all the way.
-async fn assert_it_flows(cluster: &Cluster, site: &Site, (from, to): (&str, &str), what: &str) {
+async fn assert_it_flows(cluster: &KafkaCluster, site: &WorkerSite, (from, to): (&str, &str), what: &str) {
     let worker = with_credentials(site, PASSWORD).start().await;
     let out = cluster.follow(to);
     cluster.producer().send(from, "a", Some("1")).await;
@@ -66,7 +66,7 @@ async fn credentials_and_certificates_open_the_way() {
         let (from, to) = (unique("orders"), unique("out"));
         cluster.create_topic(&from, 1).await;
         cluster.create_topic(&to, 1).await;
-        let site = Site::with(&pipeline(&cluster.addresses(listener), &from, &to, &security));
+        let site = WorkerSite::with(&pipeline(&cluster.addresses(listener), &from, &to, &security));
         assert_it_flows(cluster, &site, (&from, &to), &security).await;
     }
 }
@@ -105,7 +105,7 @@ async fn trouble_at_the_start_is_told_and_tried_again() {
             "kafka.sasl.password: the environment variable NOT_SET is not set",
         ),
     ] {
-        let site = Site::with(&pipeline(&brokers, &from, &to, &security));
+        let site = WorkerSite::with(&pipeline(&brokers, &from, &to, &security));
         let worker = with_credentials(&site, password).start().await;
         let mut last = String::new();
         let said = until(&format!("readyz to tell of {expected}"), async || {
@@ -127,14 +127,14 @@ async fn trouble_at_the_start_is_told_and_tried_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_comes_later_is_found_and_one_that_goes_does_not_unready_the_rest() {
-    let mut cluster = Cluster::start(1).await;
+    let mut cluster = KafkaCluster::start(1).await;
     cluster.create_topic("orders", 1).await;
     cluster.kill(0);
     let brokers = cluster.brokers();
     let sources = format!(
         "    - {{name: events, kafka: {{brokers: \"{brokers}\", topics: [orders]}}}}\n    - {{name: ingest, http: {{addr: \"127.0.0.1:0\", topics: [orders]}}}}"
     );
-    let site = Site::with(&manifest(&sources, ALL_ORDERS, LIVE));
+    let site = WorkerSite::with(&manifest(&sources, ALL_ORDERS, LIVE));
     let worker = site.start().await;
     until("the wait to be told", async || (readyz(&worker).await.0 == 503).then_some(())).await;
     let epoch = worker.ingest().put("orders", "by_http", json!(1)).await;

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use litejoin_tests::ingest::message;
-use litejoin_tests::kafka::{self, Cluster, Record};
+use litejoin_tests::kafka::{self, KafkaCluster, Record};
 use litejoin_tests::repetition::seeds;
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Site, Worker};
+use litejoin_tests::worker::{Worker, WorkerSite};
 use serde_json::{Value, json};
 
 use super::{last_values, manifest, unique};
@@ -24,7 +24,7 @@ const TOTALS: &str = r#"    - name: totals
       sinks: [out]"#;
 
 /// A pipeline from HTTP to Kafka.
-fn pipeline(cluster: &Cluster, topic: &str, more: &str) -> String {
+fn pipeline(cluster: &KafkaCluster, topic: &str, more: &str) -> String {
     let brokers = cluster.brokers();
     manifest(
         r#"    - {name: ingest, http: {addr: "127.0.0.1:0", topics: [orders]}}"#,
@@ -42,7 +42,7 @@ async fn results_are_records_by_their_keys() {
     let cluster = kafka::shared().await;
     let topic = unique("totals");
     cluster.create_topic(&topic, 3).await;
-    let site = Site::with(&pipeline(cluster, &topic, ""));
+    let site = WorkerSite::with(&pipeline(cluster, &topic, ""));
     let worker = site.start().await;
     let ingest = worker.ingest();
     ingest.put("orders", "o1", json!({"customer": "ada"})).await;
@@ -90,7 +90,7 @@ async fn what_a_topic_does_not_take_goes_aside_and_the_rest_gets_through() {
     let cluster = kafka::shared().await;
     for more in ["", ", transactional: true"] {
         let topic = unique("totals");
-        let site = Site::with(&pipeline(cluster, &topic, more));
+        let site = WorkerSite::with(&pipeline(cluster, &topic, more));
         let worker = site.start().await;
         let ingest = worker.ingest();
         let missing = format!("there is no Kafka topic {topic:?}; make it");
@@ -125,7 +125,7 @@ async fn results_that_are_too_large_only_together_get_through() {
     for more in ["", ", transactional: true"] {
         let topic = unique("totals");
         cluster.create_topic_with(&topic, 1, &[("max.message.bytes", "2000")]).await;
-        let site = Site::with(&pipeline(cluster, &topic, more));
+        let site = WorkerSite::with(&pipeline(cluster, &topic, more));
         let worker = site.start().await;
         let customers: BTreeSet<String> = (0..200).map(|_| rand_text(100)).collect();
         let orders: Vec<Value> = customers
@@ -151,7 +151,7 @@ fn rand_text(length: usize) -> String {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the file is read as a user would read it")]
-fn letters(site: &Site) -> Vec<String> {
+fn letters(site: &WorkerSite) -> Vec<String> {
     let dlq = rusqlite::Connection::open(site.data_dir().join("dlq.db")).expect("the queue is a database");
     let mut statement = dlq.prepare("SELECT reason FROM letters").expect("the queue has letters");
     let rows = statement.query_map([], |row| row.get(0)).expect("the queue can be read");
@@ -184,7 +184,7 @@ async fn committed_results_are_there_once_whenever_the_worker_dies() {
     let cluster = kafka::shared().await;
     let topic = unique("totals");
     cluster.create_topic(&topic, 2).await;
-    let site = Site::with(&pipeline(cluster, &topic, ", transactional: true"));
+    let site = WorkerSite::with(&pipeline(cluster, &topic, ", transactional: true"));
     let (mut orders, mut expected) = (0_u64, BTreeMap::<String, u64>::new());
     let mut deaths = Vec::new();
     for point in POINTS.into_iter().chain(["delivered", "cursor-moved"]) {

@@ -1,21 +1,21 @@
 //! What a Kafka source reads, what it makes of it, and where it goes on.
 
 use litejoin_tests::ingest::message;
-use litejoin_tests::kafka::{self, Cluster};
+use litejoin_tests::kafka::{self, KafkaCluster};
 use litejoin_tests::oracle::Oracle;
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Site, Worker, get};
+use litejoin_tests::worker::{Worker, WorkerSite, get};
 use serde_json::{Value, json};
 
 use super::{ALL_ORDERS, LIVE, caught_up, ends, last_values, manifest, orders_from, unique};
 
 /// A new Kafka topic of this many partitions, and a site that reads it into `orders` by a source with these further
 /// fields.
-async fn orders_site(partitions: i32, more: &str) -> (&'static Cluster, String, Site) {
+async fn orders_site(partitions: i32, more: &str) -> (&'static KafkaCluster, String, WorkerSite) {
     let cluster = kafka::shared().await;
     let topic = unique("orders");
     cluster.create_topic(&topic, partitions).await;
-    let site = Site::with(&manifest(&orders_from(cluster, &topic, more), ALL_ORDERS, LIVE));
+    let site = WorkerSite::with(&manifest(&orders_from(cluster, &topic, more), ALL_ORDERS, LIVE));
     (cluster, topic, site)
 }
 
@@ -25,7 +25,7 @@ async fn source(worker: &Worker) -> Value {
 }
 
 /// One value that a query over `orders` yields, as soon as it is what it has to be.
-async fn wait_for(site: &Site, query: &str, expected: Value) {
+async fn wait_for(site: &WorkerSite, query: &str, expected: Value) {
     until(&format!("{expected} from {query}"), async || {
         let found = Oracle::read(&site.data_dir(), ["orders"]).value(query);
         (found == expected).then_some(())
@@ -34,7 +34,7 @@ async fn wait_for(site: &Site, query: &str, expected: Value) {
 }
 
 /// Sends numbered orders, with 7 keys, and returns where they are.
-async fn send_orders(cluster: &Cluster, topic: &str, numbers: std::ops::Range<u32>) -> Vec<(i32, i64)> {
+async fn send_orders(cluster: &KafkaCluster, topic: &str, numbers: std::ops::Range<u32>) -> Vec<(i32, i64)> {
     let producer = cluster.producer();
     let mut sent = Vec::new();
     for n in numbers {
@@ -51,7 +51,7 @@ async fn from_kafka_through_a_join_to_kafka() {
         cluster.create_topic(topic, 3).await;
     }
     let brokers = cluster.brokers();
-    let site = Site::with(&manifest(
+    let site = WorkerSite::with(&manifest(
         &format!(
             r#"    - name: events
       kafka:
@@ -107,7 +107,7 @@ async fn patterns_find_topics_that_are_there_and_that_come() {
         (format!("{prefix}.eu"), format!("{prefix}_us"), format!("{prefix}.no-table"));
     cluster.create_topic(&first, 1).await;
     let brokers = cluster.brokers();
-    let site = Site::with(&manifest(
+    let site = WorkerSite::with(&manifest(
         &format!(
             r#"    - {{name: events, kafka: {{brokers: "{brokers}", topics: ["^{prefix}[._]"], topicNames: {{"{first}": orders}}}}}}"#
         ),
@@ -182,7 +182,7 @@ async fn keys_come_by_a_path_headers_are_kept_tombstones_delete_and_poison_goes_
 
 /// The texts that a query finds in the shards.
 #[expect(clippy::disallowed_methods, reason = "the files are read as a user would read them")]
-fn stored(site: &Site, query: &str) -> Vec<String> {
+fn stored(site: &WorkerSite, query: &str) -> Vec<String> {
     let shards = (0..4).map(|index| site.data_dir().join(format!("shard_{index}.db")));
     let found = shards.flat_map(|path| {
         let shard = rusqlite::Connection::open(path).expect("a shard is a database");
@@ -195,7 +195,7 @@ fn stored(site: &Site, query: &str) -> Vec<String> {
 
 /// Messages in the dead-letter queue.
 #[expect(clippy::disallowed_methods, reason = "the file is read as a user would read it")]
-fn rejected(site: &Site) -> Vec<String> {
+fn rejected(site: &WorkerSite) -> Vec<String> {
     let dlq = rusqlite::Connection::open(site.data_dir().join("dlq.db")).expect("the queue is a database");
     let mut statement = dlq
         .prepare("SELECT source || ' ' || position || ': ' || reason || ': ' || cast(body AS TEXT) FROM rejected ORDER BY id")
@@ -212,7 +212,7 @@ async fn the_start_is_as_asked_and_partitions_that_come_are_read_whole() {
     let producer = cluster.producer();
     producer.send(&topic, "old", Some("0")).await;
     let site =
-        Site::with(&manifest(&orders_from(cluster, &topic, ", startOffset: latest"), ALL_ORDERS, LIVE));
+        WorkerSite::with(&manifest(&orders_from(cluster, &topic, ", startOffset: latest"), ALL_ORDERS, LIVE));
     let worker = site.start().await;
     until("the source to begin", async || {
         source(&worker).await["kafka"]["partitions"][format!("{topic}/0")]["next"].as_u64()
@@ -239,7 +239,7 @@ async fn the_start_is_as_asked_and_partitions_that_come_are_read_whole() {
     wait_for(&site, query, json!("in1,in2,in3,new")).await;
     worker.stop().await;
 
-    let site = Site::with(&manifest(&orders_from(cluster, &topic, ""), ALL_ORDERS, LIVE));
+    let site = WorkerSite::with(&manifest(&orders_from(cluster, &topic, ""), ALL_ORDERS, LIVE));
     let worker = site.start().await;
     wait_for(&site, query, json!("in1,in2,in3,new,old")).await;
     worker.stop().await;
@@ -308,7 +308,7 @@ async fn the_broker_is_told_where_we_are_and_a_foreign_member_costs_nothing() {
     let topic = unique("orders");
     cluster.create_topic(&topic, 2).await;
     let group = unique("group");
-    let site = Site::with(&manifest(
+    let site = WorkerSite::with(&manifest(
         &orders_from(cluster, &topic, &format!(", groupId: \"{group}\"")),
         ALL_ORDERS,
         LIVE,
@@ -343,7 +343,7 @@ async fn the_broker_is_told_where_we_are_and_a_foreign_member_costs_nothing() {
     worker.stop().await;
 
     // Without a groupId there is one of the pipeline; the last word comes with the stop.
-    let site = Site::with(&manifest(&orders_from(cluster, &topic, ""), ALL_ORDERS, LIVE));
+    let site = WorkerSite::with(&manifest(&orders_from(cluster, &topic, ""), ALL_ORDERS, LIVE));
     let worker = site.start().await;
     wait_for(&site, "SELECT count(*) FROM orders", json!(7)).await;
     worker.stop().await;
@@ -361,7 +361,7 @@ async fn what_http_wrote_later_is_not_overwritten_by_a_record_that_is_read_again
         "{}\n    - {{name: ingest, http: {{addr: \"127.0.0.1:0\", topics: [orders]}}}}",
         orders_from(cluster, &topic, "")
     );
-    let site = Site::with(&manifest(&sources, ALL_ORDERS, LIVE));
+    let site = WorkerSite::with(&manifest(&sources, ALL_ORDERS, LIVE));
     let producer = cluster.producer();
     let mut replayed = 0;
     for round in 0..8 {
@@ -402,7 +402,7 @@ async fn a_reload_brings_sources_and_sinks_and_changes_them() {
         cluster.create_topic(topic, 1).await;
     }
     let http = r#"    - {name: ingest, http: {addr: "127.0.0.1:0", topics: [orders]}}"#;
-    let site = Site::with(&manifest(http, ALL_ORDERS, LIVE));
+    let site = WorkerSite::with(&manifest(http, ALL_ORDERS, LIVE));
     let worker = site.start().await;
     let producer = cluster.producer();
     let brokers = cluster.brokers();

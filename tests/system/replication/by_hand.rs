@@ -5,7 +5,7 @@ use std::process::Command;
 
 use litejoin_crds::duration::timestamp_text;
 use litejoin_tests::ingest::{Ingest, message};
-use litejoin_tests::stores::{Call, Kind, Proxy, Store, litestream};
+use litejoin_tests::stores::{Call, Store, StoreKind, StoreProxy, litestream};
 use litejoin_tests::wait::until;
 use litejoin_tests::worker::{Ended, program};
 use serde_json::{Value, json};
@@ -191,7 +191,7 @@ async fn a_litestream_that_has_the_worker_as_its_child() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn old_incarnations_go_once_they_are_outlived() {
-    for kind in [Kind::File, Kind::S3, Kind::Sftp] {
+    for kind in [StoreKind::File, StoreKind::S3, StoreKind::Sftp] {
         let mut store = Store::start(kind, "127.0.0.1").await;
         let pipeline = Replicated::to(&store, &json!({}));
         let (first, second) = outlived(&store, &pipeline).await;
@@ -231,7 +231,7 @@ async fn outlived(store: &Store, pipeline: &Replicated) -> (String, String) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removal_that_hangs_holds_up_nothing_and_is_taken_up_again() {
-    for kind in [Kind::File, Kind::S3, Kind::Sftp] {
+    for kind in [StoreKind::File, StoreKind::S3, StoreKind::Sftp] {
         let mut store = Store::start(kind, "127.0.0.1").await;
         let pipeline = Replicated::to(&store, &json!({}));
         let (first, _) = outlived(&store, &pipeline).await;
@@ -287,7 +287,7 @@ async fn a_clock_that_is_an_hour_off_loses_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_survives_is_not_copied_again() {
     let store = Store::s3().await;
-    let proxy = Proxy::before(&store).await;
+    let proxy = StoreProxy::before(&store).await;
     let pipeline = Replicated::to(&store, &json!({"endpoint": store.endpoint_at(&proxy.address())}));
     let worker = pipeline.start().await;
     let note = "x".repeat(2_000);

@@ -7,20 +7,20 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use litejoin_tests::ingest::{Ingest, message};
 use litejoin_tests::repetition::{chance, seeds};
-use litejoin_tests::stores::{Kind, Store};
+use litejoin_tests::stores::{Store, StoreKind};
 use litejoin_tests::wait::{pass, until};
 use litejoin_tests::worker::{Worker, program};
 use rand::RngExt;
 use serde_json::json;
 
-use super::told::Load;
+use super::load::ClientLoad;
 use super::{Replicated, assert_there, keys, kill_both, names, put_all, ready, replication, stored};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_told_to_be_replicated_survives_the_disk() {
     for seed in seeds(3, 20) {
         eprintln!("seed {seed}");
-        let kinds = [Kind::File, Kind::Sftp, Kind::Azure, Kind::S3];
+        let kinds = [StoreKind::File, StoreKind::Sftp, StoreKind::Azure, StoreKind::S3];
         let kind = kinds[usize::try_from(seed).expect("it is small") % kinds.len()];
         run(seed, &Store::start(kind, "127.0.0.1").await).await;
     }
@@ -36,7 +36,7 @@ async fn run(seed: u64, store: &Store) {
         assert_there(&expected, &found, &format!("seed {seed}, round {round}"));
         // What was sent and never told may be there too; from now on it is there for good, once it is replicated.
         expected = found;
-        let mut load = Load::on(&worker, &round.to_string());
+        let mut load = ClientLoad::on(&worker, &round.to_string());
         ready(&worker).await;
         load.safe.exceeds(4).await;
         // Of all that was acknowledged before a second that the replica is said to have, nothing may be missing.

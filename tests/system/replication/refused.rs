@@ -5,7 +5,7 @@ use std::path::Path;
 
 use expect_test::{Expect, expect};
 use litejoin_crds::duration::timestamp_text;
-use litejoin_tests::stores::{Proxy, Store, litestream};
+use litejoin_tests::stores::{Store, StoreProxy, litestream};
 use litejoin_tests::wait::{PATIENCE, pass, until};
 use litejoin_tests::worker::Launch;
 use serde_json::json;
@@ -260,7 +260,7 @@ async fn a_clock_that_is_an_hour_off() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_hangs_in_the_middle_of_a_restore() {
     let store = Store::s3().await;
-    let proxy = Proxy::before(&store).await;
+    let proxy = StoreProxy::before(&store).await;
     let pipeline = Replicated::to(&store, &json!({"endpoint": store.endpoint_at(&proxy.address())}));
     let worker = pipeline.start().await;
     put_all(&worker, &names("k", 3)).await;

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use litejoin_tests::kafka::{self, Cluster};
+use litejoin_tests::kafka::{self, KafkaCluster};
 use litejoin_tests::oracle::Oracle;
 use litejoin_tests::results::{Event, Results};
 use litejoin_tests::server::Server;
@@ -23,7 +23,7 @@ const TOTALS: &str = "SELECT payload->>'customer' AS customer, count(*) AS order
                       FROM orders GROUP BY payload->>'customer'";
 
 /// A pipeline that reads a Kafka topic into `orders`, and tells the broker what is in the replica.
-fn pipeline(store: &Store, cluster: &Cluster, kafka_topic: &str) -> Replicated {
+fn pipeline(store: &Store, cluster: &KafkaCluster, kafka_topic: &str) -> Replicated {
     let pipeline = Replicated::to(store, &json!({}));
     pipeline.change(|manifest| {
         let spec = &mut manifest["spec"];
@@ -40,7 +40,7 @@ fn order(customer: usize, n: usize) -> Option<String> {
 }
 
 /// Waits until the pipeline has stored all of a Kafka topic.
-async fn read_all(worker: &Worker, cluster: &Cluster, kafka_topic: &str) {
+async fn read_all(worker: &Worker, cluster: &KafkaCluster, kafka_topic: &str) {
     let records = cluster.read(kafka_topic).await;
     let places: Vec<_> = records.iter().map(|record| (record.partition, record.offset)).collect();
     caught_up(worker, &ends(kafka_topic, &places)).await;
@@ -53,7 +53,7 @@ async fn results(worker: &Worker) -> Results {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shards_of_different_moments_end_exact() {
-    let (store, mut cluster) = (Store::file().await, Cluster::start(1).await);
+    let (store, mut cluster) = (Store::file().await, KafkaCluster::start(1).await);
     let kafka_topic = unique("orders");
     cluster.create_topic(&kafka_topic, 2).await;
     let pipeline = pipeline(&store, &cluster, &kafka_topic);

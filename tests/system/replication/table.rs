@@ -12,7 +12,8 @@ use litejoin_tests::worker::Worker;
 use rand::RngExt;
 use serde_json::json;
 
-use super::told::{Consumers, Load, assert_known};
+use super::consumers::{SinkConsumers, assert_known};
+use super::load::ClientLoad;
 use super::{Replicated, assert_there, keys, kill_both, ready, replicated, replication};
 
 /// The key of a message that is stored, and not acknowledged.
@@ -23,21 +24,21 @@ const AFTER: [&str; 2] = ["committed", "replicated"];
 /// A pipeline under load, with consumers that hold something of it.
 struct Scene {
     store: Store,
-    consumers: Consumers,
+    consumers: SinkConsumers,
     pipeline: Replicated,
     worker: Worker,
-    load: Load,
+    load: ClientLoad,
 }
 
 impl Scene {
     async fn start(after: &str) -> Self {
         let store = Store::s3().await;
-        let consumers = Consumers::start().await;
+        let consumers = SinkConsumers::start().await;
         let pipeline = Replicated::to(&store, &json!({})).delivering(after, &consumers);
         let worker = pipeline.start().await;
         ready(&worker).await;
         consumers.subscribe(&worker);
-        let load = Load::on(&worker, "k");
+        let load = ClientLoad::on(&worker, "k");
         load.safe.exceeds(4).await;
         until("all consumers to hold something", async || {
             consumers.held().iter().all(|(_, held)| held.len() > 4).then_some(())
@@ -48,7 +49,7 @@ impl Scene {
 }
 
 /// Starts the pipeline again: what was told is there, and all consumers come to hold just what is.
-async fn comes_back(pipeline: &Replicated, consumers: &Consumers, told: &BTreeSet<String>, when: &str) {
+async fn comes_back(pipeline: &Replicated, consumers: &SinkConsumers, told: &BTreeSet<String>, when: &str) {
     let worker = pipeline.start().await;
     consumers.subscribe(&worker);
     let found = keys(&worker).await;
@@ -131,7 +132,7 @@ async fn the_store_is_away_from_the_start() {
         store.kill();
         let worker = pipeline.start().await;
         consumers.subscribe(&worker);
-        let load = Load::on(&worker, "again");
+        let load = ClientLoad::on(&worker, "again");
         load.plain.add(before);
         let away = Away::notices(&worker, load).await;
         away.passes(after, &worker, &consumers).await;
@@ -141,7 +142,7 @@ async fn the_store_is_away_from_the_start() {
 
 /// A time in which nothing can be replicated.
 struct Away {
-    load: Load,
+    load: ClientLoad,
     /// What was acknowledged before it was noticed.
     plain: BTreeSet<String>,
     safe: usize,
@@ -150,7 +151,7 @@ struct Away {
 
 impl Away {
     /// Waits until the worker sees that the store is gone.
-    async fn notices(worker: &Worker, load: Load) -> Self {
+    async fn notices(worker: &Worker, load: ClientLoad) -> Self {
         until("the worker to notice", async || {
             replication(worker).await["lastError"].is_string().then_some(())
         })
@@ -159,7 +160,7 @@ impl Away {
     }
 
     /// Messages are taken meanwhile, and results leave if they may.
-    async fn passes(&self, after: &str, worker: &Worker, consumers: &Consumers) {
+    async fn passes(&self, after: &str, worker: &Worker, consumers: &SinkConsumers) {
         let time = Duration::from_secs(if is_long() { 600 } else { 30 });
         // The safe source says that it can't, and takes the message all the same.
         let safe = Ingest::new(worker.address("source safe"));
@@ -192,8 +193,8 @@ async fn comes_again(
     mut store: Store,
     pipeline: Replicated,
     worker: Worker,
-    consumers: Consumers,
-    mut load: Load,
+    consumers: SinkConsumers,
+    mut load: ClientLoad,
     after: &str,
 ) {
     store.restart().await;

@@ -4,12 +4,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use litejoin_tests::repetition::is_long;
-use litejoin_tests::stores::{Proxy, Store, litestream};
+use litejoin_tests::stores::{Store, StoreProxy, litestream};
 use litejoin_tests::wait::{pass, until};
-use litejoin_tests::worker::Site;
+use litejoin_tests::worker::WorkerSite;
 use serde_json::json;
 
-use super::told::{Consumers, Load};
+use super::consumers::SinkConsumers;
+use super::load::ClientLoad;
 use super::{Replicated, assert_there, incarnations, is_alive, keys, names, put_all, ready, replicated};
 
 /// What a zombie sees of the store.
@@ -35,7 +36,7 @@ async fn a_zombie_that_is_cut_off_from_the_store() {
 async fn overtaken(sight: Sight, after: &str) {
     let when = format!("{sight:?}, {after}");
     let store = Store::s3().await;
-    let (proxy, consumers) = (Proxy::before(&store).await, Consumers::start().await);
+    let (proxy, consumers) = (StoreProxy::before(&store).await, SinkConsumers::start().await);
     let endpoint = store.endpoint_at(&proxy.address());
     let zombie = Replicated::to(&store, &json!({"endpoint": endpoint})).delivering(after, &consumers);
     let mut worker = zombie.start().await;
@@ -46,14 +47,14 @@ async fn overtaken(sight: Sight, after: &str) {
     consumers.subscribe(&worker);
 
     // Another node, on which a worker of the same pipeline starts, while the first one goes on under load.
-    let mut of_zombie = Load::on(&worker, "zombie");
+    let mut of_zombie = ClientLoad::on(&worker, "zombie");
     of_zombie.safe.exceeds(5).await;
     if sight == Sight::NothingForAWhile {
         proxy.cut();
     }
     let successor = Replicated::to(&store, &json!({})).delivering(after, &consumers);
     let next = successor.start().await;
-    let mut of_next = Load::on(&next, "next");
+    let mut of_next = ClientLoad::on(&next, "next");
     let second = ready(&next).await;
     assert_ne!(first, second);
     of_next.safe.exceeds(5).await;
@@ -141,7 +142,7 @@ async fn a_copied_directory_writes_elsewhere() {
     put_all(&worker, &all).await;
     let first = ready(&worker).await;
     worker.stop().await;
-    let copy = Replicated { site: Site::new(), environment: original.environment.clone() };
+    let copy = Replicated { site: WorkerSite::new(), environment: original.environment.clone() };
     let done =
         Command::new("cp").arg("-a").arg(original.site.path().join(".")).arg(copy.site.path()).status();
     assert!(done.unwrap().success());

@@ -11,37 +11,37 @@ use clap::{Args, ValueEnum};
 use crate::measured::{HEADING, Measured, Start, summary};
 use crate::row::Row;
 use crate::shop::{self, CUSTOMERS, ORDERS};
-use crate::site::{self, Site};
+use crate::site::{self, BenchSite};
 use crate::table::layout;
-use crate::worker::{self, HTTP_SOURCE, Pipeline, Worker};
+use crate::worker::{self, BenchWorker, HTTP_SOURCE, Pipeline};
 use crate::{client, raw};
 
 /// Options of `bench ingest`.
 #[derive(Debug, Args)]
-pub(crate) struct Options {
+pub(crate) struct IngestOptions {
     /// Events after the customers
     #[arg(long, default_value_t = 500_000)]
     events: u64,
 
     /// What to measure beside raw; all of it where absent
     #[arg(long, value_enum, value_delimiter = ',')]
-    only: Vec<Way>,
+    only: Vec<IngestPath>,
 
     #[command(flatten)]
-    site: site::Options,
+    site: site::SiteOptions,
 }
 
 /// A way for messages to come in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Way {
+enum IngestPath {
     Http,
     Ndjson,
     Csv,
 }
 
-const WAYS: [Way; 3] = [Way::Http, Way::Ndjson, Way::Csv];
+const WAYS: [IngestPath; 3] = [IngestPath::Http, IngestPath::Ndjson, IngestPath::Csv];
 
-impl Way {
+impl IngestPath {
     fn name(self) -> &'static str {
         match self {
             Self::Http => "http",
@@ -52,27 +52,27 @@ impl Way {
 }
 
 /// What all measurements share.
-struct Setup<'o> {
-    options: &'o Options,
-    site: Site,
+struct IngestSetup<'o> {
+    options: &'o IngestOptions,
+    site: BenchSite,
     rows: Vec<Row>,
     /// Distinct orders among the rows.
     orders: u64,
 }
 
-/// Runs the turns and prints the table.
-pub(crate) fn run(options: &Options) -> Result<()> {
+/// Runs the rounds and prints the table.
+pub(crate) fn run(options: &IngestOptions) -> Result<()> {
     let site = options.site.site()?;
     let rows = shop::rows(options.events, options.site.seed);
     let orders: HashSet<&str> = rows.iter().filter(|row| row.topic == ORDERS).map(|row| &*row.key).collect();
     let orders = orders.len() as u64;
-    let setup = Setup { options, site, rows, orders };
-    let ways: Vec<Way> =
+    let setup = IngestSetup { options, site, rows, orders };
+    let ways: Vec<IngestPath> =
         WAYS.into_iter().filter(|way| options.only.is_empty() || options.only.contains(way)).collect();
-    if ways.contains(&Way::Ndjson) {
+    if ways.contains(&IngestPath::Ndjson) {
         std::fs::write(setup.site.path().join("rows.ndjson"), client::lines(&setup.rows))?;
     }
-    if ways.contains(&Way::Csv) {
+    if ways.contains(&IngestPath::Csv) {
         setup.write_csv()?;
     }
     let mut raws = Vec::new();
@@ -92,29 +92,29 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         table.push(summary(way.name(), runs, Some(&raws)));
     }
     let mut out = std::io::stdout().lock();
-    let (messages, site::Options { shards, rounds, connections, batch, .. }) =
+    let (messages, site::SiteOptions { shards, rounds, connections, batch, .. }) =
         (setup.rows.len(), &options.site);
     writeln!(
         out,
-        "\n{messages} upserts, {shards} shards, {rounds} turns; http: {connections} connections, {batch} messages \
+        "\n{messages} upserts, {shards} shards, {rounds} rounds; http: {connections} connections, {batch} messages \
          a body.\nCPU and peak memory are the worker's, in the middle; the client runs beside it on the same cores.\n"
     )?;
     out.write_all(layout(&table).as_bytes())?;
     Ok(())
 }
 
-impl Setup<'_> {
+impl IngestSetup<'_> {
     /// Measures one way, or raw.
-    fn measure(&self, way: Option<Way>) -> Result<Measured> {
+    fn measure(&self, way: Option<IngestPath>) -> Result<Measured> {
         self.site.in_run(|run| {
             let measured = Measured::beside_others(|| match way {
                 None => raw::measure(run, self.site.shard_count, &[CUSTOMERS, ORDERS], &self.rows),
-                Some(Way::Http) => self.post(run),
-                Some(Way::Ndjson) => {
+                Some(IngestPath::Http) => self.post(run),
+                Some(IngestPath::Ndjson) => {
                     let source = "    - name: rows\n      file: {path: ../rows.ndjson}\n";
                     self.read(run, source, 1)
                 }
-                Some(Way::Csv) => {
+                Some(IngestPath::Csv) => {
                     let source = |topic: &str| {
                         format!(
                             "    - name: {topic}\n      file: {{path: ../{topic}.csv, topic: {topic}, keyColumns: [id]}}\n"
@@ -130,9 +130,9 @@ impl Setup<'_> {
         })
     }
 
-    fn start(&self, run: &Path, sources: &str) -> Result<Worker> {
+    fn start(&self, run: &Path, sources: &str) -> Result<BenchWorker> {
         let pipeline = Pipeline { sources, ..Pipeline::new(self.site.shard_count) };
-        Worker::start(&self.site.binary, run, &pipeline)
+        BenchWorker::start(&self.site.binary, run, &pipeline)
     }
 
     /// Posts all rows, from the first byte to the last answer.

@@ -8,33 +8,33 @@ use clap::{Args, ValueEnum};
 use litejoin_tests::results::Results;
 
 use crate::measured::{HEADING, Measured, Start, summary};
-use crate::queries::Query;
+use crate::queries::BenchQuery;
 use crate::row::Row;
-use crate::site::{self, Site};
+use crate::site::{self, BenchSite};
 use crate::table::{Spread, layout};
-use crate::worker::{Pipeline, Worker};
+use crate::worker::{BenchWorker, Pipeline};
 use crate::{client, raw, results};
 
 /// Options of `bench joins`.
 #[derive(Debug, Args)]
-pub(crate) struct Options {
+pub(crate) struct JoinsOptions {
     /// Changes of the topics that a query reads, after the customers where it reads customers
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     events: u64,
 
     /// Queries to measure; all of them where absent
     #[arg(long, value_enum, value_delimiter = ',')]
-    only: Vec<Query>,
+    only: Vec<BenchQuery>,
 
     #[command(flatten)]
-    site: site::Options,
+    site: site::SiteOptions,
 }
 
 /// One query with its rows and what it must yield in the end.
-struct Setup<'o> {
-    options: &'o Options,
-    site: &'o Site,
-    query: Query,
+struct JoinsSetup<'o> {
+    options: &'o JoinsOptions,
+    site: &'o BenchSite,
+    query: BenchQuery,
     rows: Vec<Row>,
     expected: Results,
 }
@@ -47,22 +47,23 @@ struct Counts {
     evaluations: u64,
 }
 
-/// Runs the turns of each query and prints the table.
-pub(crate) fn run(options: &Options) -> Result<()> {
+/// Runs the rounds of each query and prints the table.
+pub(crate) fn run(options: &JoinsOptions) -> Result<()> {
     let site = options.site.site()?;
     let mut heading = HEADING.map(str::to_owned).to_vec();
     heading.extend(["result events", "evaluations"].map(str::to_owned));
     let mut table = vec![heading];
-    for query in Query::value_variants() {
+    for query in BenchQuery::value_variants() {
         if options.only.is_empty() || options.only.contains(query) {
             table.extend(measure_query(options, &site, *query)?);
         }
     }
     let mut out = std::io::stdout().lock();
-    let Options { events, site: site::Options { shards, rounds, connections, batch, .. }, .. } = options;
+    let JoinsOptions { events, site: site::SiteOptions { shards, rounds, connections, batch, .. }, .. } =
+        options;
     writeln!(
         out,
-        "\n{events} changes, {shards} shards, {rounds} turns; over HTTP (the quickest way of `bench ingest`), \
+        "\n{events} changes, {shards} shards, {rounds} rounds; over HTTP (the quickest way of `bench ingest`), \
          {connections} connections, {batch} messages a body.\nUntil the last change is applied and stored in \
          results.db; results are checked against SQLite after each run.\nCPU, memory and events are the worker's, in \
          the middle; the client runs beside it on the same cores.\n"
@@ -72,12 +73,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// Measures one query, and returns two rows of the table: raw's and its own.
-fn measure_query(options: &Options, site: &Site, query: Query) -> Result<[Vec<String>; 2]> {
+fn measure_query(options: &JoinsOptions, site: &BenchSite, query: BenchQuery) -> Result<[Vec<String>; 2]> {
     let name = query.name();
     let rows = query.rows(options.events, options.site.seed);
     writeln!(std::io::stderr(), "{name}: {} changes; SQLite finds what must come of them", rows.len())?;
     let expected = results::expected(query, &rows);
-    let setup = Setup { options, site, query, rows, expected };
+    let setup = JoinsSetup { options, site, query, rows, expected };
     let (mut raws, mut runs, mut counts) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=options.site.rounds {
         let base = setup.measure_raw()?;
@@ -96,7 +97,7 @@ fn measure_query(options: &Options, site: &Site, query: Query) -> Result<[Vec<St
     Ok([summary(&format!("raw of {name}"), &raws, None), of_query])
 }
 
-impl Setup<'_> {
+impl JoinsSetup<'_> {
     fn measure_raw(&self) -> Result<Measured> {
         let measure = |run: &Path| raw::measure(run, self.site.shard_count, self.query.topics(), &self.rows);
         self.site.in_run(|run| Measured::beside_others(|| measure(run)))
@@ -106,7 +107,7 @@ impl Setup<'_> {
     fn measure(&self) -> Result<(Measured, Counts)> {
         self.site.in_run(|run| {
             let pipeline = Pipeline { joins: &[self.query.join()], ..Pipeline::new(self.site.shard_count) };
-            let worker = Worker::start(&self.site.binary, run, &pipeline)?;
+            let worker = BenchWorker::start(&self.site.binary, run, &pipeline)?;
             let lanes = client::requests(&self.rows, self.options.site.sending(), worker.ingest()?);
             let measured = Measured::beside_others(|| {
                 let start = Start::now(&worker)?;

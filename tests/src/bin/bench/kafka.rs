@@ -8,29 +8,29 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use litejoin_tests::kafka::Cluster;
+use litejoin_tests::kafka::KafkaCluster;
 use litejoin_tests::results::{Event, Results};
 use litejoin_tests::wait::until_moment;
 use serde_json::Value;
 
 use crate::client;
 use crate::measured::{HEADING, Measured, Start, summary};
-use crate::queries::Query;
+use crate::queries::BenchQuery;
 use crate::row::Row;
-use crate::site::{self, Site};
+use crate::site::{self, BenchSite};
 use crate::table::{Spread, layout};
-use crate::worker::{HTTP_SOURCE, Pipeline, Worker};
+use crate::worker::{BenchWorker, HTTP_SOURCE, Pipeline};
 use crate::{raw, results};
 
 /// The join that is measured.
-const QUERY: Query = Query::W1;
+const QUERY: BenchQuery = BenchQuery::W1;
 
 /// Pause between two looks at how far the worker is.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Options of `bench kafka`.
 #[derive(Debug, Args)]
-pub(crate) struct Options {
+pub(crate) struct KafkaOptions {
     /// Updates of orders and customers, after the customers
     #[arg(long, default_value_t = 300_000, value_parser = clap::value_parser!(u64).range(1..))]
     events: u64,
@@ -44,12 +44,12 @@ pub(crate) struct Options {
     transactional: bool,
 
     #[command(flatten)]
-    site: site::Options,
+    site: site::SiteOptions,
 }
 
 /// How far records go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Stage {
     /// Into topics.
     In,
     /// Through the join.
@@ -58,7 +58,7 @@ enum Way {
     Through,
 }
 
-impl Way {
+impl Stage {
     const ALL: [Self; 3] = [Self::In, Self::Join, Self::Through];
 
     fn name(self) -> &'static str {
@@ -70,24 +70,24 @@ impl Way {
     }
 }
 
-struct Setup<'o> {
-    options: &'o Options,
-    site: &'o Site,
+struct KafkaSetup<'o> {
+    options: &'o KafkaOptions,
+    site: &'o BenchSite,
     runtime: &'o tokio::runtime::Runtime,
-    cluster: &'o Cluster,
+    cluster: &'o KafkaCluster,
     rows: Vec<Row>,
     expected: Results,
 }
 
-/// Runs the turns and prints the table.
-pub(crate) fn run(options: &Options) -> Result<()> {
+/// Runs the rounds and prints the table.
+pub(crate) fn run(options: &KafkaOptions) -> Result<()> {
     let site = options.site.site()?;
     let runtime = tokio::runtime::Runtime::new()?;
-    let cluster = runtime.block_on(Cluster::start(1));
+    let cluster = runtime.block_on(KafkaCluster::start(1));
     let rows = QUERY.rows(options.events, options.site.seed);
     writeln!(std::io::stderr(), "{} records; SQLite finds what must come of them", rows.len())?;
     let expected = results::expected(QUERY, &rows);
-    let setup = Setup { options, site: &site, runtime: &runtime, cluster: &cluster, rows, expected };
+    let setup = KafkaSetup { options, site: &site, runtime: &runtime, cluster: &cluster, rows, expected };
     let partitions = i32::from(options.partitions);
     runtime.block_on(async {
         for topic in QUERY.topics() {
@@ -104,19 +104,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let base = setup.measure_raw()?;
         base.report(round, "raw", None)?;
         raws.push(base);
-        for (way, runs) in Way::ALL.into_iter().zip(&mut runs) {
+        for (way, runs) in Stage::ALL.into_iter().zip(&mut runs) {
             let run = setup.measure(way, round)?;
             run.report(round, way.name(), Some(&base))?;
             runs.push(run);
         }
     }
     let mut table = vec![HEADING.map(str::to_owned).to_vec(), summary("raw", &raws, None)];
-    table.extend(Way::ALL.iter().zip(&runs).map(|(way, runs)| summary(way.name(), runs, Some(&raws))));
+    table.extend(Stage::ALL.iter().zip(&runs).map(|(way, runs)| summary(way.name(), runs, Some(&raws))));
     let mut out = std::io::stdout().lock();
-    let Options { events, partitions, transactional, site: site::Options { shards, rounds, .. } } = options;
+    let KafkaOptions { events, partitions, transactional, site: site::SiteOptions { shards, rounds, .. } } =
+        options;
     writeln!(
         out,
-        "\n{events} updates that wait in {partitions} partitions a topic, {shards} shards, {rounds} turns, \
+        "\n{events} updates that wait in {partitions} partitions a topic, {shards} shards, {rounds} rounds, \
          transactions: {transactional}.\nUntil the last result is stored or, with a Kafka sink, acknowledged by the \
          broker; results are checked against SQLite after each run.\nThe broker runs on the same cores; its CPU time is \
          among the others'.\n"
@@ -135,13 +136,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-impl Setup<'_> {
+impl KafkaSetup<'_> {
     fn measure_raw(&self) -> Result<Measured> {
         let measure = |run: &Path| raw::measure(run, self.site.shard_count, QUERY.topics(), &self.rows);
         self.site.in_run(|run| Measured::beside_others(|| measure(run)))
     }
 
-    fn measure(&self, way: Way, round: u32) -> Result<Measured> {
+    fn measure(&self, way: Stage, round: u32) -> Result<Measured> {
         let brokers = self.cluster.brokers();
         let output = format!("enriched-{round}");
         let sources = format!(
@@ -152,7 +153,7 @@ impl Setup<'_> {
             "    - {{name: out, kafka: {{brokers: \"{brokers}\", topic: {output}, transactional: {}}}}}\n",
             self.options.transactional
         );
-        if way == Way::Through {
+        if way == Stage::Through {
             let partitions = i32::from(self.options.partitions);
             self.runtime.block_on(self.cluster.create_topic(&output, partitions));
         }
@@ -160,20 +161,20 @@ impl Setup<'_> {
         self.site.in_run(|run| {
             let pipeline = Pipeline {
                 sources: &sources,
-                joins: if way == Way::In { &[] } else { &joins },
-                sink: (way == Way::Through).then_some(("out", &sink)),
+                joins: if way == Stage::In { &[] } else { &joins },
+                sink: (way == Stage::Through).then_some(("out", &sink)),
                 ..Pipeline::new(self.site.shard_count)
             };
-            let worker = Worker::start(&self.site.binary, run, &pipeline)?;
+            let worker = BenchWorker::start(&self.site.binary, run, &pipeline)?;
             let measured = Measured::beside_others(|| {
                 let start = Start::now(&worker)?;
                 self.wait(&worker, way)?;
                 start.end(&worker, self.rows.len(), Duration::ZERO)
             })?;
-            if way != Way::In {
+            if way != Stage::In {
                 results::check(&worker, QUERY, &self.expected)?;
             }
-            if way == Way::Through {
+            if way == Stage::Through {
                 self.check_output(&output)?;
             }
             Ok(measured)
@@ -181,10 +182,10 @@ impl Setup<'_> {
     }
 
     /// Waits until all records have gone as far as they are to go.
-    fn wait(&self, worker: &Worker, way: Way) -> Result<()> {
+    fn wait(&self, worker: &BenchWorker, way: Stage) -> Result<()> {
         let all = self.rows.len() as u64;
         until(worker, |status| status["sources"]["events"]["accepted"].as_u64() >= Some(all))?;
-        if way == Way::In {
+        if way == Stage::In {
             return Ok(());
         }
         // A message that comes last is seen in the epoch in which everything is.
@@ -192,7 +193,7 @@ impl Setup<'_> {
         let ingest = worker.ingest()?;
         let epoch = client::Connection::open(ingest)?.send(&client::request(&[&last], ingest))?;
         results::wait_until_applied(worker, QUERY, epoch)?;
-        if way == Way::Through {
+        if way == Stage::Through {
             until(worker, |status| {
                 let sink = &status["sinks"]["out"];
                 let changed = status["joins"][QUERY.name()]["resultsChanged"].as_u64();
@@ -220,7 +221,7 @@ impl Setup<'_> {
 }
 
 /// Waits until `/status` is as wanted.
-fn until(worker: &Worker, is_there: impl Fn(&Value) -> bool) -> Result<()> {
+fn until(worker: &BenchWorker, is_there: impl Fn(&Value) -> bool) -> Result<()> {
     loop {
         let status = worker.status()?;
         if is_there(&status) {

@@ -1,6 +1,6 @@
 //! Latency: orders posted by a timetable, and when their results come out of the SSE sink.
 
-mod told;
+mod marker_times;
 
 use std::io::{BufRead, Write as _};
 use std::net::SocketAddr;
@@ -12,24 +12,24 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use litejoin_tests::wait::until_moment;
 
-use self::told::{Told, marker_of};
+use self::marker_times::{MarkerTimes, marker_of};
 use crate::client::{self, Connection};
 use crate::percentile::Durations;
-use crate::queries::Query;
+use crate::queries::BenchQuery;
 use crate::row::Row;
 use crate::shop::Shop;
 use crate::table::{Spread, layout};
-use crate::worker::{Pipeline, Worker};
+use crate::worker::{BenchWorker, Pipeline};
 use crate::{results, site};
 
-const QUERY: Query = Query::W1;
+const QUERY: BenchQuery = BenchQuery::W1;
 
 /// Amounts from here on, in cents, are markers: no order of the shop is as dear by itself.
 const FIRST_MARKER: u64 = 100_000_000;
 
 /// Options of `bench latency`.
 #[derive(Debug, Args)]
-pub(crate) struct Options {
+pub(crate) struct LatencyOptions {
     /// Orders that are stored before the load begins
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     orders: u64,
@@ -46,7 +46,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     divisor: u64,
 
-    /// Seconds of load in each turn
+    /// Seconds of load in each round
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
 
@@ -59,7 +59,7 @@ pub(crate) struct Options {
     flush_interval: u64,
 
     #[command(flatten)]
-    site: site::Options,
+    site: site::SiteOptions,
 }
 
 /// When which body is posted.
@@ -70,13 +70,13 @@ struct Timetable {
 }
 
 /// Orders with markers in a row, and the bodies that carry them.
-struct Load {
+struct LatencyLoad {
     markers: Range<u64>,
     bodies: Vec<Vec<u8>>,
 }
 
-/// One turn.
-struct Turn {
+/// One round.
+struct LatencyRound {
     latencies: Durations,
     /// Cores that the worker used.
     cores: f64,
@@ -84,8 +84,8 @@ struct Turn {
     late: Duration,
 }
 
-/// Measures the turns and prints the table.
-pub(crate) fn run(options: &Options) -> Result<()> {
+/// Measures the rounds and prints the table.
+pub(crate) fn run(options: &LatencyOptions) -> Result<()> {
     let site = options.site.site()?;
     site.in_run(|run| {
         let pipeline = Pipeline {
@@ -93,7 +93,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             joins: &[QUERY.join()],
             ..Pipeline::new(site.shard_count)
         };
-        let worker = Worker::start(&site.binary, run, &pipeline)?;
+        let worker = BenchWorker::start(&site.binary, run, &pipeline)?;
         let mut shop = Shop::new(options.orders, options.site.seed);
         let mut rows = shop.customers();
         rows.extend(shop.orders());
@@ -105,7 +105,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         };
         let rate = peak / options.divisor as f64;
         let timetable = Timetable::of(rate, Duration::from_millis(options.tick));
-        let mut turns = Vec::new();
+        let mut rounds = Vec::new();
         let mut first = FIRST_MARKER;
         for round in 1..=options.site.rounds {
             let count = (rate * options.seconds as f64).ceil().max(1.0) as u64;
@@ -113,11 +113,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             // The one after the last tells that all were told.
             let end = shop.order_of(options.index(first + count), first + count);
             first += count + 1;
-            let turn = options.measure(&worker, timetable, &load, &end)?;
-            turn.report(round)?;
-            turns.push(turn);
+            let measured = options.measure(&worker, timetable, &load, &end)?;
+            measured.report(round)?;
+            rounds.push(measured);
         }
-        options.print(peak, rate, &turns)
+        options.print(peak, rate, &rounds)
     })
 }
 
@@ -134,13 +134,13 @@ impl Timetable {
     }
 }
 
-impl Options {
+impl LatencyOptions {
     /// The order that carries a marker: one after the other, so that the same comes again as late as can be.
     fn index(&self, marker: u64) -> usize {
         usize::try_from(marker % self.orders).expect("as many as fit into memory")
     }
 
-    fn deliver(&self, worker: &Worker, rows: &[Row]) -> Result<Duration> {
+    fn deliver(&self, worker: &BenchWorker, rows: &[Row]) -> Result<Duration> {
         let lanes = client::requests(rows, self.site.sending(), worker.ingest()?);
         let started = Instant::now();
         results::deliver(worker, QUERY, &lanes)?;
@@ -148,7 +148,7 @@ impl Options {
     }
 
     /// Changes a second, as `bench joins` counts them.
-    fn measure_peak(&self, worker: &Worker, shop: &mut Shop) -> Result<f64> {
+    fn measure_peak(&self, worker: &BenchWorker, shop: &mut Shop) -> Result<f64> {
         let rows: Vec<Row> = (0..self.peak_events).map(|_| shop.event()).collect();
         let took = self.deliver(worker, &rows)?;
         let peak = rows.len() as f64 / took.as_secs_f64();
@@ -156,8 +156,14 @@ impl Options {
         Ok(peak)
     }
 
-    /// Makes the bodies of one turn, with a customer among the orders now and then.
-    fn load(&self, shop: &mut Shop, timetable: Timetable, markers: Range<u64>, address: SocketAddr) -> Load {
+    /// Makes the bodies of one round, with a customer among the orders now and then.
+    fn load(
+        &self,
+        shop: &mut Shop,
+        timetable: Timetable,
+        markers: Range<u64>,
+        address: SocketAddr,
+    ) -> LatencyLoad {
         let mut bodies = Vec::new();
         let mut begin = markers.start;
         while begin < markers.end {
@@ -170,15 +176,21 @@ impl Options {
             bodies.push(client::request(&rows.iter().collect::<Vec<_>>(), address));
             begin = end;
         }
-        Load { markers, bodies }
+        LatencyLoad { markers, bodies }
     }
 
     /// Posts the load and then `end`, and reads all events up to that of `end`.
-    fn measure(&self, worker: &Worker, timetable: Timetable, load: &Load, end: &Row) -> Result<Turn> {
+    fn measure(
+        &self,
+        worker: &BenchWorker,
+        timetable: Timetable,
+        load: &LatencyLoad,
+        end: &Row,
+    ) -> Result<LatencyRound> {
         let (status, mut stream) = client::get(worker.live()?, &format!("/subscribe?join={}", QUERY.name()))?;
         ensure!(status == 200, "the worker lets nobody subscribe: {status}");
         let applied = AtomicBool::new(false);
-        let mut told = Told::new(load.markers.clone(), self.orders);
+        let mut told = MarkerTimes::new(load.markers.clone(), self.orders);
         let (start, cpu) = (Instant::now(), worker.cpu_time()?);
         let (late, cores) = std::thread::scope(|scope| {
             let reader = scope.spawn(|| read_events(&mut stream, &mut told, &applied));
@@ -194,12 +206,18 @@ impl Options {
         })?;
         let due = |n: u64| start + timetable.due(n / timetable.orders_a_body);
         let latencies = told.times()?.enumerate().map(|(n, at)| at.saturating_duration_since(due(n as u64)));
-        Ok(Turn { latencies: Durations::of(latencies.collect()), cores, late })
+        Ok(LatencyRound { latencies: Durations::of(latencies.collect()), cores, late })
     }
 
     /// Posts each body at its time, waits for the answers, and for all to be applied. Returns how late the
     /// latest was posted.
-    fn post(&self, worker: &Worker, timetable: Timetable, load: &Load, start: Instant) -> Result<Duration> {
+    fn post(
+        &self,
+        worker: &BenchWorker,
+        timetable: Timetable,
+        load: &LatencyLoad,
+        start: Instant,
+    ) -> Result<Duration> {
         let address = worker.ingest()?;
         let next = AtomicUsize::new(0);
         let post = || -> Result<(Duration, u64)> {
@@ -227,12 +245,14 @@ impl Options {
         Ok(late)
     }
 
-    fn print(&self, peak: f64, rate: f64, turns: &[Turn]) -> Result<()> {
+    fn print(&self, peak: f64, rate: f64, rounds: &[LatencyRound]) -> Result<()> {
         let interval = Duration::from_millis(self.flush_interval);
         let row = |name: &str, less: Duration| {
             let figure = |percent: f64| {
-                let of = |turn: &Turn| milliseconds(turn.latencies.percentile(percent)) - milliseconds(less);
-                Spread::of(turns.iter().map(of)).show(1)
+                let of = |measured: &LatencyRound| {
+                    milliseconds(measured.latencies.percentile(percent)) - milliseconds(less)
+                };
+                Spread::of(rounds.iter().map(of)).show(1)
             };
             vec![name.to_owned(), figure(50.0), figure(99.0), figure(100.0)]
         };
@@ -244,16 +264,16 @@ impl Options {
         ];
         let mut out = std::io::stdout().lock();
         let (cores, late) = (
-            Spread::of(turns.iter().map(|turn| turn.cores)).median,
-            Spread::of(turns.iter().map(|turn| milliseconds(turn.late))).max,
+            Spread::of(rounds.iter().map(|measured| measured.cores)).median,
+            Spread::of(rounds.iter().map(|measured| milliseconds(measured.late))).max,
         );
         let Self { orders, seconds, divisor, .. } = self;
         writeln!(
             out,
-            "\n{rate:.0} orders/s for {seconds} s (the peak of {peak:.0} divided by {divisor}), {} turns, {orders} \
+            "\n{rate:.0} orders/s for {seconds} s (the peak of {peak:.0} divided by {divisor}), {} rounds, {orders} \
              orders stored, {} shards.\nThe worker used {cores:.2} cores; the client was late by {late:.1} ms at \
              most, which counts as latency.\n",
-            turns.len(),
+            rounds.len(),
             self.site.shards,
         )?;
         out.write_all(layout(&table).as_bytes())?;
@@ -261,14 +281,14 @@ impl Options {
     }
 }
 
-impl Turn {
+impl LatencyRound {
     /// Says how it went, while the others are still to come.
     fn report(&self, round: u32) -> Result<()> {
         let [p50, p99, max] =
             [50.0, 99.0, 100.0].map(|percent| milliseconds(self.latencies.percentile(percent)));
         writeln!(
             std::io::stderr(),
-            "turn {round}: p50 {p50:.1} ms, p99 {p99:.1} ms, max {max:.1} ms; {:.2} cores, late by {:.1} ms at most",
+            "round {round}: p50 {p50:.1} ms, p99 {p99:.1} ms, max {max:.1} ms; {:.2} cores, late by {:.1} ms at most",
             self.cores,
             milliseconds(self.late),
         )?;
@@ -282,7 +302,7 @@ fn milliseconds(duration: Duration) -> f64 {
 
 /// Reads events until the one after the last marker. A heartbeat after everything was `applied` means that it does
 /// not come: the worker sends one when there has been nothing to send for a while.
-fn read_events(stream: &mut impl BufRead, told: &mut Told, applied: &AtomicBool) -> Result<()> {
+fn read_events(stream: &mut impl BufRead, told: &mut MarkerTimes, applied: &AtomicBool) -> Result<()> {
     let mut line = String::new();
     loop {
         line.clear();

@@ -2,7 +2,7 @@
 //! or of two days, can't be compared.
 //!
 //! Each subcommand repeats its measurements in turns (raw, this, that, raw, …), so that a neighbour who takes the
-//! machine for a while slows all of them, and sets each beside the raw run of its own turn.
+//! machine for a while slows all of them, and sets each beside the raw run of its own round.
 
 mod auction_house;
 mod client;
@@ -34,7 +34,7 @@ use clap::{Parser, Subcommand};
 /// Measures LiteJoin beside plain SQLite, on this machine, in turns.
 #[derive(Debug, Parser)]
 #[command(name = "bench")]
-struct Arguments {
+struct BenchArguments {
     #[command(subcommand)]
     command: Command,
 }
@@ -52,7 +52,7 @@ enum Command {
     /// The HTTP client shares the machine with the worker. It is made cheap (bodies are made beforehand and
     /// written to plain sockets), and its CPU time is shown, but on a machine with few cores the worker would be
     /// faster without it.
-    Ingest(ingest::Options),
+    Ingest(ingest::IngestOptions),
 
     /// Changes a second through a join, until its results are stored
     ///
@@ -69,18 +69,18 @@ enum Command {
     /// too, and the evaluations they came from: a worker that looks less often has less to tell.
     ///
     /// For a quick look: `bench joins --events 20000 --rounds 1 --only w1`
-    Joins(joins::Options),
+    Joins(joins::JoinsOptions),
 
     /// Kafka in, a join, Kafka out: records a second until the last result is in Kafka
     ///
     /// The rows of W1 in `joins` wait in Kafka, in a broker that this starts (tests/kafka/fetch gets it). A worker reads
     /// them from the start, once into topics alone, once through the join as well, and once with a Kafka sink, in the
-    /// same turn: the differences are the stages' shares of the time. Each ends when the last record is stored, the last
+    /// same round: the differences are the stages' shares of the time. Each ends when the last record is stored, the last
     /// result is stored, and the broker has acknowledged the last result. What Kafka has last of each key is compared
     /// with what SQLite yields. The broker shares the machine with the worker.
     ///
     /// For a quick look: `bench kafka --events 20000 --rounds 1`
-    Kafka(kafka::Options),
+    Kafka(kafka::KafkaOptions),
 
     /// What replication costs: changes a second with it, beside the same without
     ///
@@ -90,7 +90,7 @@ enum Command {
     /// exact cuts. Litestream and the S3 server share the machine with the worker, and are among the others.
     ///
     /// For a quick look: `bench replication --events 50000 --rounds 1`
-    Replication(replication::Options),
+    Replication(replication::ReplicationOptions),
 
     /// Time from a POST to the event of its result, under a steady load
     ///
@@ -102,36 +102,36 @@ enum Command {
     /// of the same order in its place.
     ///
     /// The peak is measured first, with updates posted as in `joins`, unless `--peak` says it.
-    Latency(latency::Options),
+    Latency(latency::LatencyOptions),
 
     /// Time from kill -9 until a worker serves again, and until all results are current
     ///
     /// Stores a million rows (10,000 customers, the others orders) under the join W1 and waits for the results. Each
-    /// turn then posts some updates, kills the worker as soon as they are acknowledged, whether they are applied or
+    /// round then posts some updates, kills the worker as soon as they are acknowledged, whether they are applied or
     /// not, and starts it again in the same directory. It serves when /readyz answers 200; it is current when the
     /// epoch is applied in which a row is seen that was posted again. The files are in the page cache, so this is a
     /// crash of the process, not of the machine. In the end the results are compared with what SQLite yields.
-    Restart(restart::Options),
+    Restart(restart::RestartOptions),
 
     /// One change that touches a million results: memory, and how long other joins stand still
     ///
     /// Stores a million orders of one customer under the join W1, and starts the worker anew so that its memory is
     /// counted from then on. While a row of another topic is updated every few milliseconds and a client reads the
-    /// results of a join of its own, the customer is renamed once a turn. Shown are the time until all results have the
+    /// results of a join of its own, the customer is renamed once a round. Shown are the time until all results have the
     /// new name, the most memory up to then, and the longest time for which nothing was told of the other join,
     /// beside the longest such time before.
-    Wide(wide::Options),
+    Wide(wide::WideOptions),
 
     /// Many Pipelines made at once on a real API server: time until all are told, calls, memory of the operator
     ///
     /// 500 Pipelines with four documents each are made by 16 requests at a time. It has settled when each status is
     /// about its document and knows of the pod that was made. Then the operator is started anew, which must write
     /// nothing. Build it before: `cargo build --release --workspace`.
-    Pipelines(pipelines::Options),
+    Pipelines(pipelines::PipelinesOptions),
 }
 
 fn main() -> ExitCode {
-    let outcome = match Arguments::parse().command {
+    let outcome = match BenchArguments::parse().command {
         Command::Ingest(options) => ingest::run(&options),
         Command::Joins(options) => joins::run(&options),
         Command::Kafka(options) => kafka::run(&options),

@@ -8,7 +8,7 @@ use anyhow::Result;
 use crate::memory::Memory;
 use crate::process;
 use crate::table::Spread;
-use crate::worker::Worker;
+use crate::worker::BenchWorker;
 
 /// One run.
 #[derive(Debug, Clone, Copy)]
@@ -43,7 +43,7 @@ pub(crate) const HEADING: [&str; 8] = [
 
 impl Start {
     /// Now, with what the worker has used up to now.
-    pub(crate) fn now(worker: &Worker) -> Result<Self> {
+    pub(crate) fn now(worker: &BenchWorker) -> Result<Self> {
         Ok(Self { cpu: worker.cpu_time()?, at: Instant::now() })
     }
 
@@ -53,7 +53,7 @@ impl Start {
     }
 
     /// Of a worker that has just done everything.
-    pub(crate) fn end(&self, worker: &Worker, changes: usize, client_cpu: Duration) -> Result<Measured> {
+    pub(crate) fn end(&self, worker: &BenchWorker, changes: usize, client_cpu: Duration) -> Result<Measured> {
         Ok(Measured {
             changes,
             took: self.at.elapsed(),
@@ -93,7 +93,7 @@ impl Measured {
     pub(crate) fn report(&self, round: u32, name: &str, raw: Option<&Self>) -> Result<()> {
         writeln!(
             std::io::stderr(),
-            "turn {round}: {name:<12} {:>9.0} changes/s  {:>5.2} of raw  {:>5.2} CPU s per million  {:.1} cores to others",
+            "round {round}: {name:<12} {:>9.0} changes/s  {:>5.2} of raw  {:>5.2} CPU s per million  {:.1} cores to others",
             self.per_second(),
             raw.map_or(1.0, |raw| self.share(raw)),
             self.per_million(self.cpu),
@@ -103,7 +103,7 @@ impl Measured {
     }
 }
 
-/// A row of the table: several runs, each beside the raw run of its turn.
+/// A row of the table: several runs, each beside the raw run of its round.
 pub(crate) fn summary(name: &str, runs: &[Measured], raws: Option<&[Measured]>) -> Vec<String> {
     let median = |figure: &dyn Fn(&Measured) -> f64, digits| {
         format!("{:.digits$}", Spread::of(runs.iter().map(figure)).median)

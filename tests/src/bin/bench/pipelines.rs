@@ -14,7 +14,7 @@ use litejoin_tests::kubernetes::api_server::ApiServer;
 use litejoin_tests::kubernetes::operator;
 use litejoin_tests::kubernetes::proxy::Proxy;
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Site, Worker};
+use litejoin_tests::worker::{Worker, WorkerSite};
 use serde_json::{Value, json};
 
 use crate::memory::MemoryWatch;
@@ -26,23 +26,23 @@ const CLIENTS: usize = 16;
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Parser)]
-pub(crate) struct Options {
+pub(crate) struct PipelinesOptions {
     /// Pipelines, each with a source, two joins and a sink of their own
     #[arg(long, default_value_t = 500)]
     pipelines: usize,
 }
 
-pub(crate) fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &PipelinesOptions) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(measure(options))
 }
 
-async fn measure(options: &Options) -> Result<()> {
+async fn measure(options: &PipelinesOptions) -> Result<()> {
     let server = ApiServer::start().await;
     let client = server.client().await;
     let namespace = server.namespace(&client).await;
     let proxy = Proxy::start(server.client().await).await;
-    let site = Site::new();
+    let site = WorkerSite::new();
     let operator = operator::start(&site, &server.kubeconfig("operator", &proxy.url()), &namespace, &[]);
     until("the operator to lead", async || operator.log().contains("\"leads\"").then_some(())).await;
     let memory = MemoryWatch::start(operator.pid());

@@ -8,7 +8,7 @@ use crate::shop::{self, CUSTOMERS, ORDERS};
 
 /// A join.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Query {
+pub(crate) enum BenchQuery {
     /// Orders with the name of their customer, joined on a field that is no key
     W1,
     /// Count and sum of each customer's orders, with the customer's name
@@ -23,7 +23,7 @@ pub(crate) enum Query {
     Q20,
 }
 
-impl Query {
+impl BenchQuery {
     /// Its name.
     pub(crate) fn name(self) -> &'static str {
         match self {

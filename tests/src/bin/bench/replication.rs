@@ -11,14 +11,14 @@ use litejoin_tests::stores::Store;
 use serde_json::Value;
 
 use crate::measured::{HEADING, Measured, Start, summary};
-use crate::queries::Query;
+use crate::queries::BenchQuery;
 use crate::row::Row;
-use crate::site::{self, Site};
+use crate::site::{self, BenchSite};
 use crate::table::{Spread, layout};
-use crate::worker::{Pipeline, Worker};
+use crate::worker::{BenchWorker, Pipeline};
 use crate::{client, results};
 
-const QUERY: Query = Query::W1;
+const QUERY: BenchQuery = BenchQuery::W1;
 
 /// For the replica to have everything.
 const CATCH_UP_MAX: Duration = Duration::from_secs(120);
@@ -28,28 +28,28 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Options of `bench replication`.
 #[derive(Debug, Args)]
-pub(crate) struct Options {
+pub(crate) struct ReplicationOptions {
     /// Changes after the customers
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     events: u64,
 
     #[command(flatten)]
-    site: site::Options,
+    site: site::SiteOptions,
 }
 
 /// What is done with the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Workload {
     Ingest,
     Join,
 }
 
-const WAYS: [(Way, &str, &str); 2] =
-    [(Way::Ingest, "ingest", "… replicated"), (Way::Join, "w1", "… replicated")];
+const WAYS: [(Workload, &str, &str); 2] =
+    [(Workload::Ingest, "ingest", "… replicated"), (Workload::Join, "w1", "… replicated")];
 
-struct Setup<'o> {
-    options: &'o Options,
-    site: Site,
+struct ReplicationSetup<'o> {
+    options: &'o ReplicationOptions,
+    site: BenchSite,
     runtime: tokio::runtime::Runtime,
     rows: Vec<Row>,
     expected: Results,
@@ -66,13 +66,13 @@ struct After {
     wal: f64,
 }
 
-/// Runs the turns and prints the table; ratios are to the same without replication.
-pub(crate) fn run(options: &Options) -> Result<()> {
+/// Runs the rounds and prints the table; ratios are to the same without replication.
+pub(crate) fn run(options: &ReplicationOptions) -> Result<()> {
     let rows = QUERY.rows(options.events, options.site.seed);
     writeln!(std::io::stderr(), "{} changes; SQLite finds what must come of them", rows.len())?;
     let expected = results::expected(QUERY, &rows);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let setup = Setup { options, site: options.site.site()?, runtime, rows, expected };
+    let setup = ReplicationSetup { options, site: options.site.site()?, runtime, rows, expected };
     let mut heading = HEADING.map(str::to_owned).to_vec();
     heading[2] = "of the same without".to_owned();
     heading.extend(["replica complete after s", "writers rested s", "longest WAL MB"].map(str::to_owned));
@@ -97,26 +97,32 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         table.push(row);
     }
     let mut out = std::io::stdout().lock();
-    let Options { events, site: site::Options { shards, rounds, connections, batch, .. } } = options;
+    let ReplicationOptions { events, site: site::SiteOptions { shards, rounds, connections, batch, .. } } =
+        options;
     writeln!(
         out,
-        "\n{events} changes, {shards} shards, {rounds} turns; over HTTP, {connections} connections, {batch} messages a \
+        "\n{events} changes, {shards} shards, {rounds} rounds; over HTTP, {connections} connections, {batch} messages a \
          body.\nLitestream and an S3 server run beside the worker on the same cores, and are among the others.\n"
     )?;
     out.write_all(layout(&table).as_bytes())?;
     Ok(())
 }
 
-impl Setup<'_> {
-    fn measure(&self, way: Way, store: Option<&Store>) -> Result<(Measured, Option<After>)> {
+impl ReplicationSetup<'_> {
+    fn measure(&self, way: Workload, store: Option<&Store>) -> Result<(Measured, Option<After>)> {
         self.site.in_run(|run| self.measure_in(run, way, store))
     }
 
-    fn measure_in(&self, run: &Path, way: Way, store: Option<&Store>) -> Result<(Measured, Option<After>)> {
+    fn measure_in(
+        &self,
+        run: &Path,
+        way: Workload,
+        store: Option<&Store>,
+    ) -> Result<(Measured, Option<After>)> {
         let joins = [QUERY.join()];
-        let joins: &[_] = if way == Way::Join { &joins } else { &[] };
+        let joins: &[_] = if way == Workload::Join { &joins } else { &[] };
         let pipeline = Pipeline { joins, store, ..Pipeline::new(self.site.shard_count) };
-        let worker = Worker::start(&self.site.binary, run, &pipeline)?;
+        let worker = BenchWorker::start(&self.site.binary, run, &pipeline)?;
         if store.is_some() {
             // The first copy is made before.
             wait(&worker, |told| told["ready"] == true)?;
@@ -125,13 +131,13 @@ impl Setup<'_> {
         let measured = Measured::beside_others(|| {
             let start = Start::now(&worker)?;
             let sent = match way {
-                Way::Ingest => client::send_all(worker.ingest()?, &lanes)?,
-                Way::Join => results::deliver(&worker, QUERY, &lanes)?,
+                Workload::Ingest => client::send_all(worker.ingest()?, &lanes)?,
+                Workload::Join => results::deliver(&worker, QUERY, &lanes)?,
             };
             start.end(&worker, self.rows.len(), sent.cpu)
         })?;
         let after = store.map(|_| after(&worker)).transpose()?;
-        if way == Way::Join {
+        if way == Workload::Join {
             results::check(&worker, QUERY, &self.expected)?;
         }
         worker.stop()?;
@@ -140,7 +146,7 @@ impl Setup<'_> {
 }
 
 /// Waits until the replica has all that is there now.
-fn after(worker: &Worker) -> Result<After> {
+fn after(worker: &BenchWorker) -> Result<After> {
     let ended = Instant::now();
     let now = replication(worker)?["completeUntil"].as_i64().context("no time is told")?;
     let wanted = now + i64::try_from(replication(worker)?["lagSeconds"].as_u64().unwrap_or_default())? + 1;
@@ -151,11 +157,11 @@ fn after(worker: &Worker) -> Result<After> {
     Ok(After { caught_up: ended.elapsed().as_secs_f64(), held, wal: longest / 1e6 })
 }
 
-fn replication(worker: &Worker) -> Result<Value> {
+fn replication(worker: &BenchWorker) -> Result<Value> {
     Ok(worker.status()?["replication"].clone())
 }
 
-fn wait(worker: &Worker, is_there: impl Fn(&Value) -> bool) -> Result<Value> {
+fn wait(worker: &BenchWorker, is_there: impl Fn(&Value) -> bool) -> Result<Value> {
     let deadline = Instant::now() + CATCH_UP_MAX;
     loop {
         let told = replication(worker)?;

@@ -8,18 +8,18 @@ use clap::Args;
 
 use crate::client::{self, Connection};
 use crate::memory::Memory;
-use crate::queries::Query;
+use crate::queries::BenchQuery;
 use crate::row::Row;
 use crate::shop::{CUSTOMER_COUNT, Shop};
 use crate::table::{Figure, spreads};
-use crate::worker::{Pipeline, Worker};
+use crate::worker::{BenchWorker, Pipeline};
 use crate::{results, site};
 
-const QUERY: Query = Query::W1;
+const QUERY: BenchQuery = BenchQuery::W1;
 
 /// Options of `bench restart`.
 #[derive(Debug, Args)]
-pub(crate) struct Options {
+pub(crate) struct RestartOptions {
     /// Rows that are stored: 10,000 customers, the others orders
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(CUSTOMER_COUNT + 1..))]
     rows: u64,
@@ -29,23 +29,23 @@ pub(crate) struct Options {
     updates: u64,
 
     #[command(flatten)]
-    site: site::Options,
+    site: site::SiteOptions,
 }
 
-/// One turn.
-struct Turn {
+/// One round.
+struct RestartRound {
     serves: Duration,
     current: Duration,
     cpu: Duration,
     memory: Memory,
 }
 
-/// Measures the turns and prints the table.
-pub(crate) fn run(options: &Options) -> Result<()> {
+/// Measures the rounds and prints the table.
+pub(crate) fn run(options: &RestartOptions) -> Result<()> {
     let site = options.site.site()?;
     site.in_run(|run| {
         let pipeline = Pipeline { joins: &[QUERY.join()], ..Pipeline::new(site.shard_count) };
-        let start = || Worker::start(&site.binary, run, &pipeline);
+        let start = || BenchWorker::start(&site.binary, run, &pipeline);
         let mut shop = Shop::new(options.rows - CUSTOMER_COUNT, options.site.seed);
         let mut rows = shop.customers();
         rows.extend(shop.orders());
@@ -53,26 +53,26 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let mut worker = start()?;
         let lanes = client::requests(&rows, options.site.sending(), worker.ingest()?);
         results::deliver(&worker, QUERY, &lanes)?;
-        let mut turns = Vec::new();
+        let mut rounds = Vec::new();
         for round in 1..=options.site.rounds {
             let updates: Vec<Row> = (0..options.updates).map(|_| shop.event()).collect();
             let lanes = client::requests(&updates, options.site.sending(), worker.ingest()?);
             client::send_all(worker.ingest()?, &lanes)?;
             drop(worker);
             rows.extend(updates);
-            let turn;
-            (worker, turn) = measure(start, &rows[rows.len() - 1])?;
-            turn.report(round)?;
-            turns.push(turn);
+            let measured;
+            (worker, measured) = measure(start, &rows[rows.len() - 1])?;
+            measured.report(round)?;
+            rounds.push(measured);
         }
         writeln!(std::io::stderr(), "SQLite finds what the results must be")?;
         results::check(&worker, QUERY, &results::expected(QUERY, &rows))?;
-        options.print(&turns)
+        options.print(&rounds)
     })
 }
 
 /// Starts the worker, and waits until it serves and until it is current. `last` is a row that it has.
-fn measure(start: impl FnOnce() -> Result<Worker>, last: &Row) -> Result<(Worker, Turn)> {
+fn measure(start: impl FnOnce() -> Result<BenchWorker>, last: &Row) -> Result<(BenchWorker, RestartRound)> {
     let started = Instant::now();
     let worker = start()?;
     let (status, _) = client::get_all(worker.admin()?, "/readyz")?;
@@ -83,15 +83,15 @@ fn measure(start: impl FnOnce() -> Result<Worker>, last: &Row) -> Result<(Worker
     results::wait_until_applied(&worker, QUERY, epoch)?;
     let current = started.elapsed();
     let (cpu, memory) = (worker.cpu_time()?, worker.memory()?);
-    Ok((worker, Turn { serves, current, cpu, memory }))
+    Ok((worker, RestartRound { serves, current, cpu, memory }))
 }
 
-impl Turn {
+impl RestartRound {
     /// Says how it went, while the others are still to come.
     fn report(&self, round: u32) -> Result<()> {
         writeln!(
             std::io::stderr(),
-            "turn {round}: serves after {:.2?}, current after {:.2?}, {:.0} MB at peak",
+            "round {round}: serves after {:.2?}, current after {:.2?}, {:.0} MB at peak",
             self.serves,
             self.current,
             self.memory.peak_bytes as f64 / 1e6,
@@ -100,25 +100,25 @@ impl Turn {
     }
 }
 
-impl Options {
-    fn print(&self, turns: &[Turn]) -> Result<()> {
-        let figures: [Figure<'_, Turn>; 5] = [
-            ("serves, s", 3, &|turn| turn.serves.as_secs_f64()),
-            ("current, s", 3, &|turn| turn.current.as_secs_f64()),
-            ("CPU s until current", 2, &|turn| turn.cpu.as_secs_f64()),
-            ("peak MB", 0, &|turn| turn.memory.peak_bytes as f64 / 1e6),
-            ("anonymous MB", 0, &|turn| turn.memory.anonymous_bytes as f64 / 1e6),
+impl RestartOptions {
+    fn print(&self, rounds: &[RestartRound]) -> Result<()> {
+        let figures: [Figure<'_, RestartRound>; 5] = [
+            ("serves, s", 3, &|measured| measured.serves.as_secs_f64()),
+            ("current, s", 3, &|measured| measured.current.as_secs_f64()),
+            ("CPU s until current", 2, &|measured| measured.cpu.as_secs_f64()),
+            ("peak MB", 0, &|measured| measured.memory.peak_bytes as f64 / 1e6),
+            ("anonymous MB", 0, &|measured| measured.memory.anonymous_bytes as f64 / 1e6),
         ];
         let mut out = std::io::stdout().lock();
         let Self { rows, updates, .. } = self;
         writeln!(
             out,
-            "\n{rows} rows, {updates} updates acknowledged before each kill, {} shards, {} turns; from the start of \
+            "\n{rows} rows, {updates} updates acknowledged before each kill, {} shards, {} rounds; from the start of \
              the process.\n",
             self.site.shards,
-            turns.len(),
+            rounds.len(),
         )?;
-        out.write_all(spreads(turns, &figures).as_bytes())?;
+        out.write_all(spreads(rounds, &figures).as_bytes())?;
         Ok(())
     }
 }

@@ -11,22 +11,22 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::client::{self, Lanes, Sent};
-use crate::queries::Query;
+use crate::queries::BenchQuery;
 use crate::row::Row;
-use crate::worker::Worker;
+use crate::worker::BenchWorker;
 
 /// Keys that an error shows when results are wrong.
 const SHOWN: usize = 3;
 
 /// Sends all requests and waits until what they bring is applied and stored.
-pub(crate) fn deliver(worker: &Worker, query: Query, lanes: &Lanes) -> Result<Sent> {
+pub(crate) fn deliver(worker: &BenchWorker, query: BenchQuery, lanes: &Lanes) -> Result<Sent> {
     let sent = client::send_all(worker.ingest()?, lanes)?;
     wait_until_applied(worker, query, sent.epoch)?;
     Ok(sent)
 }
 
 /// Waits until `epoch` is applied and stored, and says now and then how far the worker has come.
-pub(crate) fn wait_until_applied(worker: &Worker, query: Query, epoch: u64) -> Result<()> {
+pub(crate) fn wait_until_applied(worker: &BenchWorker, query: BenchQuery, epoch: u64) -> Result<()> {
     // A key that nobody has: what is asked for is the epoch.
     let path = format!("/snapshot?join={}&key=-&minEpoch={epoch}", query.name());
     let started = Instant::now();
@@ -54,7 +54,7 @@ pub(crate) fn wait_until_applied(worker: &Worker, query: Query, epoch: u64) -> R
 }
 
 /// What the query yields over the rows that `rows` end in, by SQLite alone.
-pub(crate) fn expected(query: Query, rows: &[Row]) -> Results {
+pub(crate) fn expected(query: BenchQuery, rows: &[Row]) -> Results {
     let mut last: HashMap<(&str, &str), Option<&str>> = HashMap::new();
     for row in rows {
         last.insert((row.topic, &row.key), row.payload.as_deref());
@@ -79,23 +79,23 @@ pub(crate) fn expected(query: Query, rows: &[Row]) -> Results {
 
 #[derive(Deserialize)]
 struct Snapshot {
-    results: Vec<Told>,
+    results: Vec<StoredResult>,
 }
 
 #[derive(Deserialize)]
-struct Told {
+struct StoredResult {
     key: Value,
     rows: Vec<Value>,
 }
 
 /// Compares what the worker has stored with what it must be.
-pub(crate) fn check(worker: &Worker, query: Query, expected: &Results) -> Result<()> {
+pub(crate) fn check(worker: &BenchWorker, query: BenchQuery, expected: &Results) -> Result<()> {
     let path = format!("/snapshot?join={}", query.name());
     let (status, answer) = client::get_all(worker.live()?, &path)?;
     ensure!(status == 200, "{path}: {status} {}", String::from_utf8_lossy(&answer));
     let snapshot: Snapshot = serde_json::from_slice(&answer).with_context(|| format!("{path} is broken"))?;
     let mut stored = Results::default();
-    for Told { key, rows } in &snapshot.results {
+    for StoredResult { key, rows } in &snapshot.results {
         stored.set((query.name().to_owned(), key.to_string()), rows);
     }
     match difference(expected, &stored) {
@@ -157,7 +157,7 @@ mod tests {
             row("orders", "o1", Some(r#"{"customer_id":"c1","amount":2.5}"#)),
             row("orders", "o2", None),
         ];
-        let expected: Vec<_> = expected(Query::W1, &rows).rows.into_values().collect();
+        let expected: Vec<_> = expected(BenchQuery::W1, &rows).rows.into_values().collect();
         assert_eq!(expected, [[r#"{"amount":2.5,"id":"o1","name":"Ada"}"#]]);
     }
 }

@@ -12,7 +12,7 @@ use crate::worker;
 /// Options of every subcommand.
 #[derive(Debug, Args)]
 #[group(id = "site")]
-pub(crate) struct Options {
+pub(crate) struct SiteOptions {
     /// Turns; each measures everything once
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) rounds: u32,
@@ -43,20 +43,20 @@ pub(crate) struct Options {
 }
 
 /// A folder that is gone afterwards, and the worker to run in it.
-pub(crate) struct Site {
+pub(crate) struct BenchSite {
     pub(crate) binary: PathBuf,
     folder: TempDir,
     pub(crate) shard_count: usize,
 }
 
-impl Options {
+impl SiteOptions {
     /// How the client sends.
     pub(crate) fn sending(&self) -> Sending {
         Sending { connections: usize::from(self.connections), batch: self.batch as usize }
     }
 
     /// Builds the worker, unless another one was named, and makes the folder.
-    pub(crate) fn site(&self) -> Result<Site> {
+    pub(crate) fn site(&self) -> Result<BenchSite> {
         let binary = match &self.litejoin {
             Some(path) => path.clone(),
             None => worker::build()?,
@@ -66,11 +66,11 @@ impl Options {
             .prefix("bench-")
             .tempdir_in(self.dir.as_deref().unwrap_or(&beside))
             .context("could not make a folder for the data")?;
-        Ok(Site { binary, folder, shard_count: usize::from(self.shards) })
+        Ok(BenchSite { binary, folder, shard_count: usize::from(self.shards) })
     }
 }
 
-impl Site {
+impl BenchSite {
     /// The folder.
     pub(crate) fn path(&self) -> &Path {
         self.folder.path()

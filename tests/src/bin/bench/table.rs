@@ -49,14 +49,14 @@ pub(crate) fn layout(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// What is measured in each turn: its name, how many digits follow the point, and the figure.
+/// What is measured in each round: its name, how many digits follow the point, and the figure.
 pub(crate) type Figure<'f, T> = (&'f str, usize, &'f dyn Fn(&T) -> f64);
 
-/// A line for each figure: least, middle and greatest of all turns.
-pub(crate) fn spreads<T>(turns: &[T], figures: &[Figure<'_, T>]) -> String {
+/// A line for each figure: least, middle and greatest of all rounds.
+pub(crate) fn spreads<T>(rounds: &[T], figures: &[Figure<'_, T>]) -> String {
     let heading = ["", "min / median / max"].map(str::to_owned).to_vec();
     let row = |(name, digits, figure): &Figure<'_, T>| {
-        vec![(*name).to_owned(), Spread::of(turns.iter().map(figure)).show(*digits)]
+        vec![(*name).to_owned(), Spread::of(rounds.iter().map(figure)).show(*digits)]
     };
     layout(&std::iter::once(heading).chain(figures.iter().map(row)).collect::<Vec<_>>())
 }

@@ -11,14 +11,14 @@ use litejoin_tests::wait::until_moment;
 
 use crate::client::{self, Connection};
 use crate::memory::Memory;
-use crate::queries::Query;
+use crate::queries::BenchQuery;
 use crate::row::Row;
 use crate::shop::{CUSTOMERS, ORDERS};
 use crate::table::{Figure, spreads};
-use crate::worker::{Pipeline, Worker};
+use crate::worker::{BenchWorker, Pipeline};
 use crate::{results, site};
 
-const QUERY: Query = Query::W1;
+const QUERY: BenchQuery = BenchQuery::W1;
 
 /// A topic and a join of it that have nothing to do with the others.
 const BEATS: &str = "beats";
@@ -35,17 +35,17 @@ const LAST: i64 = -1;
 
 /// Options of `bench wide`.
 #[derive(Debug, Args)]
-pub(crate) struct Options {
+pub(crate) struct WideOptions {
     /// Orders of the one customer
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     orders: u64,
 
     #[command(flatten)]
-    site: site::Options,
+    site: site::SiteOptions,
 }
 
-/// One turn.
-struct Turn {
+/// One round.
+struct WideRound {
     applied: Duration,
     quiet_gap: Duration,
     gap: Duration,
@@ -53,31 +53,31 @@ struct Turn {
     memory: Memory,
 }
 
-/// Measures the turns and prints the table.
-pub(crate) fn run(options: &Options) -> Result<()> {
+/// Measures the rounds and prints the table.
+pub(crate) fn run(options: &WideOptions) -> Result<()> {
     let site = options.site.site()?;
     site.in_run(|run| {
         let pipeline = Pipeline { joins: &[QUERY.join(), OTHER], ..Pipeline::new(site.shard_count) };
-        let start = || Worker::start(&site.binary, run, &pipeline);
+        let start = || BenchWorker::start(&site.binary, run, &pipeline);
         writeln!(std::io::stderr(), "storing {} orders of one customer", options.orders)?;
         let rows: Vec<Row> = std::iter::once(customer(0)).chain((0..options.orders).map(order)).collect();
         let worker = start()?;
         let lanes = client::requests(&rows, options.site.sending(), worker.ingest()?);
         results::deliver(&worker, QUERY, &lanes)?;
         drop((worker, lanes, rows));
-        let mut turns = Vec::new();
+        let mut rounds = Vec::new();
         for round in 1..=options.site.rounds {
             let worker = start()?;
-            let turn = measure(&worker, u64::from(round), options.orders)?;
-            turn.report(round)?;
-            turns.push(turn);
+            let measured = measure(&worker, u64::from(round), options.orders)?;
+            measured.report(round)?;
+            rounds.push(measured);
         }
-        options.print(&turns)
+        options.print(&rounds)
     })
 }
 
 /// Renames the customer once while beats go on.
-fn measure(worker: &Worker, round: u64, orders: u64) -> Result<Turn> {
+fn measure(worker: &BenchWorker, round: u64, orders: u64) -> Result<WideRound> {
     let (ingest, live) = (worker.ingest()?, worker.live()?);
     let send = |row: Row| Connection::open(ingest)?.send(&client::request(&[&row], ingest));
     // A row that changes nothing is seen once everything before it is.
@@ -105,7 +105,7 @@ fn measure(worker: &Worker, round: u64, orders: u64) -> Result<Turn> {
             let pairs = told.windows(2).filter(|pair| is_counted(pair[1]));
             pairs.map(|pair| pair[1] - pair[0]).max().context("nothing was told of the other join")
         };
-        Ok(Turn {
+        Ok(WideRound {
             applied,
             quiet_gap: gap(&|at| at < changed)?,
             gap: gap(&|at| at >= changed)?,
@@ -166,13 +166,13 @@ fn row(topic: &'static str, key: String, payload: String) -> Row {
     Row { topic, key: key.into_boxed_str(), payload: Some(payload.into_boxed_str()) }
 }
 
-impl Turn {
+impl WideRound {
     /// Says how it went, while the others are still to come.
     fn report(&self, round: u32) -> Result<()> {
         let Self { applied, quiet_gap, gap, before, memory } = self;
         writeln!(
             std::io::stderr(),
-            "turn {round}: applied after {applied:.2?}; the other join stood still for {gap:.0?} ({quiet_gap:.0?} \
+            "round {round}: applied after {applied:.2?}; the other join stood still for {gap:.0?} ({quiet_gap:.0?} \
              before); peak {:.0} MB ({:.0} before), {:.0} anonymous ({:.0} before)",
             memory.peak_bytes as f64 / 1e6,
             before.peak_bytes as f64 / 1e6,
@@ -183,26 +183,26 @@ impl Turn {
     }
 }
 
-impl Options {
-    fn print(&self, turns: &[Turn]) -> Result<()> {
-        let figures: [Figure<'_, Turn>; 7] = [
-            ("applied, s", 2, &|turn| turn.applied.as_secs_f64()),
-            ("other join's longest gap, s", 3, &|turn| turn.gap.as_secs_f64()),
-            ("the same before, s", 3, &|turn| turn.quiet_gap.as_secs_f64()),
-            ("peak MB", 0, &|turn| turn.memory.peak_bytes as f64 / 1e6),
-            ("peak MB before", 0, &|turn| turn.before.peak_bytes as f64 / 1e6),
-            ("anonymous MB", 0, &|turn| turn.memory.anonymous_bytes as f64 / 1e6),
-            ("anonymous MB before", 0, &|turn| turn.before.anonymous_bytes as f64 / 1e6),
+impl WideOptions {
+    fn print(&self, rounds: &[WideRound]) -> Result<()> {
+        let figures: [Figure<'_, WideRound>; 7] = [
+            ("applied, s", 2, &|measured| measured.applied.as_secs_f64()),
+            ("other join's longest gap, s", 3, &|measured| measured.gap.as_secs_f64()),
+            ("the same before, s", 3, &|measured| measured.quiet_gap.as_secs_f64()),
+            ("peak MB", 0, &|measured| measured.memory.peak_bytes as f64 / 1e6),
+            ("peak MB before", 0, &|measured| measured.before.peak_bytes as f64 / 1e6),
+            ("anonymous MB", 0, &|measured| measured.memory.anonymous_bytes as f64 / 1e6),
+            ("anonymous MB before", 0, &|measured| measured.before.anonymous_bytes as f64 / 1e6),
         ];
         let mut out = std::io::stdout().lock();
         let Self { orders, site } = self;
         writeln!(
             out,
-            "\n{orders} orders of one customer, {} shards, {} turns; a beat every {PERIOD:?}.\n",
+            "\n{orders} orders of one customer, {} shards, {} rounds; a beat every {PERIOD:?}.\n",
             site.shards,
-            turns.len(),
+            rounds.len(),
         )?;
-        out.write_all(spreads(turns, &figures).as_bytes())?;
+        out.write_all(spreads(rounds, &figures).as_bytes())?;
         Ok(())
     }
 }

@@ -93,14 +93,14 @@ impl Pipeline<'_> {
 }
 
 /// A running worker. It is killed when dropped, as hard as can be: what it has acknowledged must be there still.
-pub(crate) struct Worker {
+pub(crate) struct BenchWorker {
     child: Child,
     log: Lines<BufReader<ChildStderr>>,
     memory: MemoryWatch,
     addresses: BTreeMap<String, SocketAddr>,
 }
 
-impl Worker {
+impl BenchWorker {
     /// Starts `binary` in `dir`, where it may have run before, and waits until it serves.
     pub(crate) fn start(binary: &Path, dir: &Path, pipeline: &Pipeline<'_>) -> Result<Self> {
         let manifest = dir.join("pipeline.yaml");
@@ -203,7 +203,7 @@ impl Worker {
     }
 }
 
-impl Drop for Worker {
+impl Drop for BenchWorker {
     fn drop(&mut self) {
         // It may have ended by itself.
         let _ = self.child.kill();

@@ -33,7 +33,7 @@ const ELSEWHERE: [(&str, &str); 4] = [
 /// without which manifests are refused is needed, and can't be ignored.
 #[derive(Debug, Parser)]
 #[command(name = "fields")]
-struct Arguments {
+struct FieldsArguments {
     /// Fields with all below them, such as Sink.spec.http; those of the connectors if none is given
     fields: Vec<String>,
     /// How many are ignored at once, each by tests of its own
@@ -42,7 +42,7 @@ struct Arguments {
 }
 
 fn main() -> Result<ExitCode> {
-    let arguments = Arguments::parse();
+    let arguments = FieldsArguments::parse();
     let suite = Suite::build()?;
     let asked: Vec<&str> = match &arguments.fields[..] {
         [] => CONNECTORS.to_vec(),

@@ -14,14 +14,14 @@ pub(super) fn marker_of(line: &str) -> Option<u64> {
 
 /// When each marker of a range was told.
 #[derive(Debug)]
-pub(super) struct Told {
+pub(super) struct MarkerTimes {
     markers: Range<u64>,
     /// How far apart two markers of the same order are.
     orders: u64,
     at: Vec<Option<Instant>>,
 }
 
-impl Told {
+impl MarkerTimes {
     pub(super) fn new(markers: Range<u64>, orders: u64) -> Self {
         let count = usize::try_from(markers.end - markers.start).expect("as many as fit into memory");
         Self { markers, orders, at: vec![None; count] }
@@ -71,8 +71,8 @@ mod tests {
     fn a_newer_marker_of_an_order_stands_for_older_ones() {
         let start = Instant::now();
         let at = |n: u64| start + Duration::from_millis(n);
-        // Orders 0, 1, 2 carry 10 and 13, 11 and 14, 12 and 15; 16 ends the turn.
-        let mut told = Told::new(10..16, 3);
+        // Orders 0, 1, 2 carry 10 and 13, 11 and 14, 12 and 15; 16 ends the round.
+        let mut told = MarkerTimes::new(10..16, 3);
         for (n, marker) in [11, 13, 14, 12, 15].into_iter().enumerate() {
             assert!(!told.take(marker, at(n as u64)));
         }
@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn a_marker_that_was_not_told_is_missed() {
-        let mut told = Told::new(10..13, 100);
+        let mut told = MarkerTimes::new(10..13, 100);
         assert!(!told.take(11, Instant::now()) && !told.take(12, Instant::now()));
         let error = told.times().err().expect("10 is missing");
         assert_eq!(error.to_string(), "1 of 3 changes were never told");
