@@ -19,7 +19,7 @@ use litejoin_tests::kafka;
 use litejoin_tests::kubernetes::node::{self, NODE_ADDRESS};
 use litejoin_tests::repetition::{chance, seeds};
 use litejoin_tests::stores::{ACCESS_KEY, SECRET_KEY, Store, StoreKind, StoreProxy};
-use litejoin_tests::wait::{PATIENCE, pass, until};
+use litejoin_tests::wait::{TIMEOUT, pass, until};
 use litejoin_tests::worker::try_get;
 use rand::RngExt;
 use serde_json::{Value, json};
@@ -132,7 +132,7 @@ fn drill(cluster: &Cluster) {
 /// The same as a job of its own, which has an empty volume and compares with nothing; begun now instead of at night.
 async fn scheduled_drill(cluster: &Cluster) {
     cluster.kubectl(&["create", "job", "drill", "--from=cronjob/orders"]);
-    let timeout = format!("--timeout={}s", PATIENCE.as_secs());
+    let timeout = format!("--timeout={}s", TIMEOUT.as_secs());
     cluster.kubectl(&["wait", "job/drill", "--for=condition=complete", &timeout]);
     let said = cluster.kubectl(&["logs", "job/drill"]);
     assert_eq!(
@@ -320,7 +320,7 @@ impl<'a> Site<'a> {
             missing = required.iter().filter(|key| !results.contains_key(*key)).cloned().collect();
             missing.is_empty().then_some(())
         };
-        let found = tokio::time::timeout(PATIENCE / 2, until("all results", complete)).await;
+        let found = tokio::time::timeout(TIMEOUT / 2, until("all results", complete)).await;
         assert!(found.is_ok(), "{when}: {} of {} are missing: {missing:?}", missing.len(), required.len());
     }
 }

@@ -6,7 +6,7 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use serde_json::{Value, json};
 
 use crate::client::client;
-use crate::wait::PATIENCE;
+use crate::wait::TIMEOUT;
 
 /// One http source.
 #[derive(Clone)]
@@ -34,7 +34,7 @@ impl Ingest {
         content_type: Option<&str>,
         body: impl Into<reqwest::Body>,
     ) -> Result<Answer, reqwest::Error> {
-        let mut request = self.client.post(&self.url).timeout(PATIENCE).body(body);
+        let mut request = self.client.post(&self.url).timeout(TIMEOUT).body(body);
         if let Some(content_type) = content_type {
             request = request.header(CONTENT_TYPE, content_type);
         }

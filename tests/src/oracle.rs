@@ -62,7 +62,7 @@ impl Oracle {
     fn gather(&self, path: &Path, found: &mut Rows) {
         let shard = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
             .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        shard.busy_timeout(crate::wait::PATIENCE).expect("SQLite takes a busy timeout");
+        shard.busy_timeout(crate::wait::TIMEOUT).expect("SQLite takes a busy timeout");
         let mut work = || -> rusqlite::Result<()> {
             let names: Vec<String> = shard
                 .prepare("SELECT name FROM _topics")?

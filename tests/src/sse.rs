@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::client::client;
 use crate::results::Event;
-use crate::wait::PATIENCE;
+use crate::wait::TIMEOUT;
 
 /// One connection.
 pub struct Subscription {
@@ -133,7 +133,7 @@ impl Subscription {
         if self.ended {
             return false;
         }
-        let chunk = tokio::time::timeout(PATIENCE, self.response.chunk()).await;
+        let chunk = tokio::time::timeout(TIMEOUT, self.response.chunk()).await;
         match chunk.expect("an event, a heartbeat or the end comes") {
             Ok(Some(bytes)) => self.buffer.extend_from_slice(&bytes),
             // Broken off or ended: a client can't tell, and has to come back.

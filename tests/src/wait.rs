@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 /// How long anything may take that is certain to come.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Pause between two looks.
 const INTERVAL: Duration = Duration::from_millis(10);
@@ -12,22 +12,22 @@ const INTERVAL: Duration = Duration::from_millis(10);
 /// Returns what `probe` finds, as soon as it finds something.
 ///
 /// # Panics
-/// If it finds nothing within [`PATIENCE`]; `what` completes the sentence "waited in vain for".
+/// If it finds nothing within [`TIMEOUT`]; `what` completes the sentence "waited in vain for".
 pub async fn until<T>(what: &str, probe: impl AsyncFnMut() -> Option<T>) -> T {
-    until_within(PATIENCE, what, probe).await
+    until_within(TIMEOUT, what, probe).await
 }
 
 /// The same for what may take longer than anything of ours.
 ///
 /// # Panics
-/// If it finds nothing within `patience`.
-pub async fn until_within<T>(patience: Duration, what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+/// If it finds nothing within `timeout`.
+pub async fn until_within<T>(timeout: Duration, what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
         if let Some(found) = probe().await {
             return found;
         }
-        assert!(started.elapsed() < patience, "waited in vain for {what}");
+        assert!(started.elapsed() < timeout, "waited in vain for {what}");
         tokio::time::sleep(INTERVAL).await;
     }
 }

@@ -16,7 +16,7 @@ use crate::client::client;
 use crate::fields;
 use crate::ingest::Ingest;
 use crate::results::{Event, Results};
-use crate::wait::{PATIENCE, until};
+use crate::wait::{TIMEOUT, until};
 
 /// The line that a worker logs once it serves.
 const RUNS: &str = "the pipeline runs; stop it with ctrl-C";
@@ -393,7 +393,7 @@ pub async fn get(url: &str) -> (u16, String) {
 /// # Errors
 /// If nobody answers.
 pub async fn try_get(url: &str) -> reqwest::Result<(u16, String)> {
-    let response = client().get(url).timeout(PATIENCE).send().await?;
+    let response = client().get(url).timeout(TIMEOUT).send().await?;
     let status = response.status().as_u16();
     Ok((status, response.text().await?))
 }

@@ -599,11 +599,11 @@ async fn records_that_cannot_be_read_are_kept_once() {
         .stdout
         .lines()
         .map(|line| {
-            let letter: Value = serde_json::from_str(line).expect("JSON");
+            let dead_letter: Value = serde_json::from_str(line).expect("JSON");
             format!(
                 "{} {}",
-                letter["body"].as_str().expect("a body"),
-                letter["reason"].as_str().expect("a reason")
+                dead_letter["body"].as_str().expect("a body"),
+                dead_letter["reason"].as_str().expect("a reason")
             )
         })
         .collect();
@@ -617,7 +617,7 @@ async fn records_that_cannot_be_read_are_kept_once() {
 }
 
 #[tokio::test]
-async fn the_server_is_checked_and_told_who_asks() {
+async fn the_server_is_verified_and_gets_our_credentials() {
     let (authority, site) = (Authority::new(), WorkerSite::new());
     site.write("ca.pem", authority.pem());
     authority.sign(&["worker"]).write(site.path(), "worker");
@@ -679,7 +679,7 @@ async fn requests_go_through_the_proxy() {
 }
 
 #[tokio::test]
-async fn what_cannot_go_together_is_refused() {
+async fn fields_that_cannot_go_together_are_refused() {
     let mut said = String::new();
     for (api, also) in [
         ("detectDeletes: true, watermark: {strategy: cursor, path: next, param: after}", ""),

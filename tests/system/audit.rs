@@ -200,7 +200,7 @@ async fn a_load_leaves_no_difference() {
 }
 
 #[tokio::test]
-async fn what_was_tampered_with_is_found_put_right_and_sent() {
+async fn results_that_were_tampered_with_are_found_put_right_and_sent() {
     let site = loaded(ON_REQUEST).await;
     let of_files = ["-f", "pipeline.yaml"];
     tamper_with_three(&site);
@@ -265,7 +265,7 @@ async fn repairs_can_be_left_to_people() {
 }
 
 #[tokio::test]
-async fn who_asks_wrongly_is_told_how() {
+async fn wrong_arguments_are_explained() {
     let site = WorkerSite::with(&manifest(ON_REQUEST));
     let told = async |arguments: &[&str], code, expected: Expect| {
         let ended = audit(&site, arguments).await;

@@ -68,7 +68,7 @@ fn keys(entries: &[Value]) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn letters_are_shown_retried_exported_and_purged_with_a_worker_and_without() {
+async fn dead_letters_are_shown_retried_exported_and_purged_with_a_worker_and_without() {
     let server = Server::start().await;
     server.behave(|request| match request.text() {
         text if text.contains("\"o2\"") => Reply::status(503).with_body("not now"),
@@ -156,7 +156,7 @@ async fn letters_are_shown_retried_exported_and_purged_with_a_worker_and_without
 }
 
 #[tokio::test]
-async fn what_cannot_be_done_is_explained() {
+async fn commands_that_cannot_be_done_are_explained() {
     let site = WorkerSite::new();
     let mut said = String::new();
     for arguments in ["list", "purge", "retry", "show nothing"] {
@@ -191,7 +191,7 @@ async fn waits_grow_up_to_their_limit_and_retries_come_to_an_end() {
     let server = Server::start().await;
     server.behave(|_| Reply::status(500));
     for (dlq, attempts, wait) in [
-        // The second wait is a hundred times the first, and counted from a second after the letter was stored.
+        // The second wait is a hundred times the first, and counted from a second after the dead letter was stored.
         ("retryInterval: 1s, backoffMultiplier: 100, maxBackoff: 1h", 2, Some(101..175)),
         ("retryInterval: 1s, backoffMultiplier: 100, maxBackoff: 20s", 2, Some(21..85)),
         ("retryInterval: 1s, backoffMultiplier: 1, maxRetries: 2", 3, None),
@@ -199,11 +199,15 @@ async fn waits_grow_up_to_their_limit_and_retries_come_to_an_end() {
         let site = site(&server, &format!("circuitFailures: 100, dlq: {{{dlq}}}"));
         let worker = site.start().await;
         worker.ingest().put("orders", "o1", json!({"n": 1})).await;
-        let letter = until("the last attempt", async || {
-            list(&site, "--sink hook").await.into_iter().find(|letter| letter["attempts"] == attempts)
+        let dead_letter = until("the last attempt", async || {
+            list(&site, "--sink hook")
+                .await
+                .into_iter()
+                .find(|dead_letter| dead_letter["attempts"] == attempts)
         })
         .await;
-        let waits = letter["retryAt"].as_i64().map(|at| at - letter["storedAt"].as_i64().expect("a time"));
+        let waits =
+            dead_letter["retryAt"].as_i64().map(|at| at - dead_letter["storedAt"].as_i64().expect("a time"));
         match wait {
             None => assert_eq!(waits, None, "{dlq}"),
             Some(range) => assert!(waits.is_some_and(|waits| range.contains(&waits)), "{dlq}: {waits:?}"),
@@ -238,7 +242,7 @@ async fn a_sink_is_left_alone_after_so_many_failures() {
 }
 
 #[tokio::test]
-async fn old_letters_go_and_so_does_what_is_too_much() {
+async fn old_dead_letters_go_and_so_do_those_above_the_size_limit() {
     let server = Server::start().await;
     server.behave(|_| Reply::status(400));
     let aging = site(&server, "dlq: {ttl: 1s, cleanupInterval: 100ms}");
@@ -246,7 +250,7 @@ async fn old_letters_go_and_so_does_what_is_too_much() {
     worker.ingest().put("orders", "o1", json!({"n": 1})).await;
     until("the refusal", async || (worker.status().await["sinks"]["hook"]["failed"] == 1).then_some(()))
         .await;
-    until("the letter to be too old", async || list(&aging, "").await.is_empty().then_some(())).await;
+    until("the dead letter to be too old", async || list(&aging, "").await.is_empty().then_some(())).await;
     worker.stop().await;
 
     let full = site(&server, "dlq: {maxSizeMb: 1, cleanupInterval: 100ms}");

@@ -22,7 +22,7 @@ use rand::rngs::StdRng;
 use serde_json::{Value, json};
 use tokio::sync::RwLock;
 
-const TOPICS: [&str; 5] = ["orders", "customers", "files", "marks", "asides"];
+const TOPICS: [&str; 5] = ["orders", "customers", "files", "marks", "side_rows"];
 const KEYS: u64 = 60;
 
 /// Joins that come, change and go.
@@ -117,7 +117,7 @@ spec:
             let addr = addresses.side;
             let _ = writeln!(
                 yaml,
-                "    - {{name: side, http: {{addr: \"{addr}\", topics: [asides], maxBodyBytes: {bytes}}}}}"
+                "    - {{name: side, http: {{addr: \"{addr}\", topics: [side_rows], maxBodyBytes: {bytes}}}}}"
             );
         }
         if let Some(rate) = self.file {
@@ -285,7 +285,7 @@ async fn load(
             (0..chance.random_range(1..=5)).map(|_| random_message(&mut chance)).collect();
         ingest.send(&messages).await;
         let key = format!("a{number}_{turn}");
-        if let Ok(answer) = side.try_send(&[message("asides", &key, json!({"n": turn}))]).await
+        if let Ok(answer) = side.try_send(&[message("side_rows", &key, json!({"n": turn}))]).await
             && answer.status == 200
         {
             taken.insert(key);
@@ -306,7 +306,7 @@ fn random_message(chance: &mut StdRng) -> Value {
 }
 
 /// A worker under load and all who watch it.
-struct Bench {
+struct EditRun {
     site: WorkerSite,
     worker: Worker,
     ingest: Ingest,
@@ -320,7 +320,7 @@ struct Bench {
     console_lines: usize,
 }
 
-impl Bench {
+impl EditRun {
     /// Appends some rows to the file, whether somebody reads it or not.
     fn append_rows(&mut self) {
         let path = self.site.path().join("rows.ndjson");
@@ -432,7 +432,7 @@ async fn run(seed: u64, edits: u64) {
         Reader::of(Subscription::open(address, "join=*", None).await)
     };
     let (steady, live) = (reader("steady").await, reader("live").await);
-    let mut bench = Bench {
+    let mut run = EditRun {
         site,
         ingest: ingest.clone(),
         rest: Rest::default(),
@@ -447,12 +447,12 @@ async fn run(seed: u64, edits: u64) {
     let stopping = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = (0..2)
         .map(|number| {
-            let (rest, stopping) = (Arc::clone(&bench.rest), Arc::clone(&stopping));
+            let (rest, stopping) = (Arc::clone(&run.rest), Arc::clone(&stopping));
             tokio::spawn(load(ingest.clone(), Ingest::new(addresses.side), number, seed, rest, stopping))
         })
         .collect();
-    bench.check(&config, "before any edit").await;
-    let open_files = bench.open_files();
+    run.check(&config, "before any edit").await;
+    let open_files = run.open_files();
 
     let (mut refused, mut kilobytes) = (0, Vec::new());
     for edit in 1..=edits {
@@ -463,10 +463,10 @@ async fn run(seed: u64, edits: u64) {
         if is_wrong {
             yaml = spoil(&yaml, &addresses, &mut chance);
         }
-        let hash = bench.worker.status().await["config"]["hash"].clone();
-        bench.site.write("pipeline.yaml", &yaml);
-        bench.append_rows();
-        let told = bench.worker.reload().await;
+        let hash = run.worker.status().await["config"]["hash"].clone();
+        run.site.write("pipeline.yaml", &yaml);
+        run.append_rows();
+        let told = run.worker.reload().await;
         if is_wrong {
             refused += 1;
             assert_eq!(told["lastReload"]["outcome"], "refused", "{what}: {told}\n{yaml}");
@@ -476,15 +476,15 @@ async fn run(seed: u64, edits: u64) {
             assert_eq!(told["lastReload"]["outcome"], outcome, "{what}: {told}\n{yaml}");
             config = next;
         }
-        bench.check(&config, &what).await;
-        kilobytes.push(bench.resident_kilobytes());
+        run.check(&config, &what).await;
+        kilobytes.push(run.resident_kilobytes());
     }
 
     // Back to where it began, it holds what it held then.
     config = Config::base();
-    bench.site.write("pipeline.yaml", config.yaml(&addresses));
-    bench.worker.reload().await;
-    bench.check(&config, "back at the start").await;
+    run.site.write("pipeline.yaml", config.yaml(&addresses));
+    run.worker.reload().await;
+    run.check(&config, "back at the start").await;
     let left = || -> BTreeMap<String, usize> {
         // While others have a file open, SQLite can't close a descriptor and keeps it for the next who opens the file: of
         // one with a WAL as many as were ever needed at once, which is twice as many while a reload has the new readers
@@ -495,7 +495,7 @@ async fn run(seed: u64, edits: u64) {
                 .get(name)
                 .is_none_or(|before| before + 8.max(if is_kept { *before } else { 0 }) < *count)
         };
-        bench.open_files().into_iter().filter(more).collect()
+        run.open_files().into_iter().filter(more).collect()
     };
     let mut told = BTreeMap::new();
     until("files to be closed", async || {
@@ -512,19 +512,22 @@ async fn run(seed: u64, edits: u64) {
     for writer in writers {
         sent.extend(writer.await.expect("everything was taken"));
     }
-    bench.check(&config, "at the end").await;
-    let oracle = Oracle::read(&bench.site.data_dir(), TOPICS);
-    let stored = oracle.results("asides", "SELECT key FROM asides", None);
+    run.check(&config, "at the end").await;
+    let oracle = Oracle::read(&run.site.data_dir(), TOPICS);
+    let stored = oracle.results("side_rows", "SELECT key FROM side_rows", None);
     for key in &sent {
-        let key = ("asides".to_owned(), json!(key).to_string());
+        let key = ("side_rows".to_owned(), json!(key).to_string());
         assert!(stored.rows.contains_key(&key), "{key:?} was acknowledged and is lost");
     }
     let quarter = kilobytes.len() / 4;
     let mean = |sample: &[u64]| sample.iter().sum::<u64>() / sample.len().max(1) as u64;
     let (early, late) = (mean(&kilobytes[quarter..2 * quarter]), mean(&kilobytes[3 * quarter..]));
-    eprintln!("{edits} edits, {refused} refused; {} asides; memory {early} kB, later {late} kB", sent.len());
+    eprintln!(
+        "{edits} edits, {refused} refused; {} side_rows; memory {early} kB, later {late} kB",
+        sent.len()
+    );
     if is_long() {
         assert!(late <= early + early / 10 + 4_096, "memory grows from {early} to {late} kB: {kilobytes:?}");
     }
-    bench.worker.stop().await;
+    run.worker.stop().await;
 }

@@ -45,7 +45,7 @@ async fn json_of(site: &WorkerSite, arguments: &[&str]) -> Value {
 }
 
 #[tokio::test]
-async fn the_manifests_alone_tell_the_plan() {
+async fn the_manifests_alone_show_the_plan() {
     let site = WorkerSite::with(MANIFEST);
     explained(&site, &[], expect![[r#"
         pipeline p: 2 joins, 4 shards
@@ -101,7 +101,7 @@ async fn warnings_can_be_denied() {
 }
 
 #[tokio::test]
-async fn files_and_a_worker_tell_what_it_costs() {
+async fn files_and_a_worker_show_what_it_costs() {
     let site = WorkerSite::with(MANIFEST);
     let ended = explain(&site, &["--data-dir", "data"]).await;
     assert_eq!(ended.code, Some(1));

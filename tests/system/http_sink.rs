@@ -180,7 +180,7 @@ async fn credentials_come_from_secrets_and_variables_and_stay_there() {
 }
 
 #[tokio::test]
-async fn what_is_missing_is_told_at_the_start() {
+async fn a_start_without_a_variable_or_credential_says_which() {
     let sink = |http: &str| {
         WorkerSite::with(&manifest(&[("s", format!(r#"url: "http://127.0.0.1:1/${{PART}}", {http}"#))]))
     };
@@ -355,7 +355,7 @@ async fn a_killed_worker_delivers_what_it_had_not() {
 }
 
 #[tokio::test]
-async fn what_may_pass_is_tried_again_and_what_never_will_is_a_dead_letter() {
+async fn temporary_failures_are_tried_again_and_lasting_ones_become_dead_letters() {
     let server = Server::start().await;
     let seen = std::sync::Mutex::new(BTreeMap::<String, usize>::new());
     server.behave(move |request| {
@@ -517,7 +517,7 @@ async fn a_server_that_hangs_or_is_gone_is_tried_until_it_takes() {
 }
 
 #[tokio::test]
-async fn servers_are_checked_and_told_who_we_are() {
+async fn servers_are_verified_and_get_our_certificate() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     let site = WorkerSite::new();
     site.write("ca.pem", authority.pem());

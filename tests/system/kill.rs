@@ -162,7 +162,7 @@ async fn run(seed: u64) {
     Results::folded(&events).assert_same(&expected, &format!("seed {seed}: what the subscriber was told"));
 }
 
-/// A join that is evaluated aside may lag when the process dies; the next one must not promise what only others hold.
+/// A join that is evaluated in the background may lag when the process dies; the next one must not promise what only others hold.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_promises_no_epoch_that_some_join_does_not_hold() {
     let last = "SELECT key AS id FROM orders ORDER BY payload->>'n' DESC LIMIT 1";
@@ -193,7 +193,7 @@ async fn a_restart_promises_no_epoch_that_some_join_does_not_hold() {
     let results = worker.snapshot("live", "last", second).await.1;
     worker.stop().await;
     let expected = Oracle::read(&site.data_dir(), TOPICS).results("last", last, None);
-    results.assert_same(&expected, "the join that is evaluated aside");
+    results.assert_same(&expected, "the join that is evaluated in the background");
 }
 
 fn not_below(epoch: u64, status: &Value, seed: u64) -> u64 {

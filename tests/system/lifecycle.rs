@@ -65,7 +65,7 @@ async fn announce_bodies(worker: &Worker, count: usize) -> Vec<TcpStream> {
 }
 
 #[tokio::test]
-async fn bodies_that_do_not_come_are_in_nobodys_way() {
+async fn bodies_that_do_not_come_hold_up_no_others() {
     let with_file = "  sources:\n    - {name: input, file: {path: in.csv, topic: orders, keyColumns: [id], follow: true}}";
     let site = WorkerSite::with(&MANIFEST.replace("  sources:", with_file));
     site.write("in.csv", "id,n\nf0,0\n");
@@ -147,7 +147,7 @@ async fn a_reader_that_has_seen_enough_ends_the_worker() {
 }
 
 #[tokio::test]
-async fn what_is_told_on_the_admin_address() {
+async fn the_admin_address_shows_health_status_and_metrics() {
     let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     worker.ingest().send(&orders(3)).await;

@@ -203,7 +203,7 @@ spec:
 }
 
 #[tokio::test]
-async fn what_is_no_yaml_or_not_there() {
+async fn files_that_are_no_yaml_or_missing() {
     refused(
         "apiVersion: [\nkind: Pipeline\n",
         expect![[r#"
@@ -234,7 +234,7 @@ async fn what_is_no_yaml_or_not_there() {
 }
 
 #[tokio::test]
-async fn what_the_worker_can_not_run_yet() {
+async fn fields_that_the_worker_can_not_run_yet() {
     refused(
         "apiVersion: litejoin.io/v1alpha1
 kind: Pipeline

@@ -360,7 +360,7 @@ async fn sources_come_and_go_and_a_file_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_changes_nothing_and_says_why() {
+async fn a_wrong_config_changes_nothing_and_says_why() {
     let good = manifest(INGEST, &all(), LIVE);
     let site = WorkerSite::with(&good);
     let worker = site.start().await;

@@ -9,7 +9,7 @@ use litejoin_tests::certificates::{Authority, Identity};
 use litejoin_tests::client::{client, client_with};
 use litejoin_tests::ingest::message;
 use litejoin_tests::sse::Subscription;
-use litejoin_tests::wait::{PATIENCE, until};
+use litejoin_tests::wait::{TIMEOUT, until};
 use litejoin_tests::worker::{Worker, WorkerSite};
 use reqwest::StatusCode;
 use serde_json::json;
@@ -45,7 +45,7 @@ const SERVED: [(&str, &str, &str); 3] = [
 ];
 
 #[tokio::test]
-async fn who_has_no_token_does_not_come_in() {
+async fn requests_without_the_token_are_refused() {
     let site = WorkerSite::with(&manifest("auth: {bearer: {secretKeyRef: {name: worker, key: token}}}"));
     std::fs::create_dir_all(site.path().join("secrets/worker")).expect("a folder can be made");
     site.write("secrets/worker/token", "s3cret\n");
@@ -59,7 +59,7 @@ async fn who_has_no_token_does_not_come_in() {
             Some(token) => request.header("authorization", token),
             None => request,
         };
-        let response = request.timeout(PATIENCE).send().await.expect("an answer comes");
+        let response = request.timeout(TIMEOUT).send().await.expect("an answer comes");
         let challenge = response.headers().contains_key("www-authenticate");
         (response.status().as_u16(), challenge, response.text().await.expect("a text"))
     };
@@ -182,7 +182,7 @@ async fn clients_without_a_certificate_of_the_authority_do_not_come_in() {
 }
 
 #[tokio::test]
-async fn what_is_missing_is_told_at_the_start() {
+async fn a_start_without_a_token_or_certificate_says_which() {
     let authority = Authority::new();
     let mut said = String::new();
     for serving in [
@@ -250,23 +250,22 @@ async fn until_closed(address: SocketAddr, sent: &str) -> String {
     // The worker may have enough before all is sent; a reset is an end as well.
     let _ = stream.write_all(sent.as_bytes()).await;
     let mut came = Vec::new();
-    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut came))
-        .await
-        .expect("the connection is closed");
+    let _ =
+        tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut came)).await.expect("the connection is closed");
     String::from_utf8(came).expect("a text")
 }
 
 #[tokio::test]
-async fn clients_that_take_their_time_are_given_up() {
+async fn slow_clients_are_disconnected_after_the_timeout() {
     let site = WorkerSite::with(&manifest("clientTimeout: 2s"));
     let worker = site.start().await;
-    let patient = WorkerSite::with(&manifest("")).start().await;
+    let with_default = WorkerSite::with(&manifest("")).start().await;
     let slow = SERVED.iter().flat_map(|(what, ..)| {
         ["", "GET /health HTTP/1.1\r\nhost: x\r\n"].map(|sent| until_closed(worker.address(what), sent))
     });
     let given_up = tokio::select! {
         biased;
-        _ = until_closed(patient.address("admin"), "") => panic!("a worker with more patience gave up before"),
+        _ = until_closed(with_default.address("admin"), "") => panic!("a worker with a longer timeout closed the connection before"),
         given_up = join_all(slow) => given_up,
     };
     for came in given_up {

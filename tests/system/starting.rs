@@ -155,8 +155,8 @@ async fn two_copies_started_at_once_are_one_too_many() {
 #[tokio::test]
 async fn a_missing_shard_is_never_an_empty_start() {
     let site = stored().await;
-    let (shard, aside) = (site.data_dir().join("shard_1.db"), site.path().join("aside.db"));
-    std::fs::rename(&shard, &aside).expect("a file can be moved");
+    let (shard, moved) = (site.data_dir().join("shard_1.db"), site.path().join("moved.db"));
+    std::fs::rename(&shard, &moved).expect("a file can be moved");
     refused(
         &site,
         "data",
@@ -166,7 +166,7 @@ async fn a_missing_shard_is_never_an_empty_start() {
     )
     .await;
     assert!(!shard.exists(), "no empty shard was made");
-    std::fs::rename(&aside, &shard).expect("a file can be moved");
+    std::fs::rename(&moved, &shard).expect("a file can be moved");
     assert_goes_on(&site.start().await).await;
 }
 

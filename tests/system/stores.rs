@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use litejoin_tests::stores::{Store, StoreKind, StoreProxy, litestream};
-use litejoin_tests::wait::PATIENCE;
+use litejoin_tests::wait::TIMEOUT;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
@@ -122,7 +122,7 @@ fn replicate(folder: &Path) -> Litestream {
 /// Waits until everything that is written now is in the store.
 async fn sync(folder: &Path) {
     let mut said = String::new();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         // A proxy may run beside this, in the same thread.
         let mut command = tokio::process::Command::from(command("sync", folder));

@@ -279,7 +279,7 @@ async fn each_client_gets_the_join_it_asked_for_and_each_sink_its_own() {
 }
 
 #[tokio::test]
-async fn what_can_not_be_answered_says_why() {
+async fn requests_that_can_not_be_answered_say_why() {
     let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     let mut said = String::new();
@@ -356,7 +356,7 @@ async fn browsers_of_allowed_origins_may_read() {
 }
 
 #[tokio::test]
-async fn a_sender_reads_its_own_writes_by_the_epoch_it_was_told() {
+async fn a_sender_reads_its_own_writes_by_the_epoch_of_the_answer() {
     let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     let ingest = worker.ingest();
@@ -378,7 +378,7 @@ async fn a_sender_reads_its_own_writes_by_the_epoch_it_was_told() {
 }
 
 #[tokio::test]
-async fn what_changes_nothing_can_be_read_back_at_once() {
+async fn a_message_that_changes_nothing_can_be_read_back_at_once() {
     let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;
     worker.ingest().send(&[order("o1", "c1")]).await;
@@ -443,7 +443,7 @@ spec:
 }
 
 #[tokio::test]
-async fn who_gets_all_that_is_there_costs_no_more_memory_for_large_results() {
+async fn a_whole_replay_costs_no_more_memory_for_large_results() {
     const RESULTS: usize = 300;
     let site = WorkerSite::with(&large_results(""));
     let worker = site.start().await;

@@ -74,7 +74,7 @@ async fn rows_that_are_too_old_leave_without_an_event() {
 }
 
 #[tokio::test]
-async fn expiry_is_told_where_that_is_asked_for() {
+async fn expiry_is_sent_where_that_is_asked_for() {
     let retention = "retention: {duration: 1s, cleanInterval: 100ms, emitExpiry: true}";
     let site = WorkerSite::with(&manifest(EACH, retention));
     let worker = site.start().await;
@@ -85,7 +85,7 @@ async fn expiry_is_told_where_that_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_row_that_leaves_by_a_time_bound_of_the_query_is_told() {
+async fn a_row_that_leaves_by_a_time_bound_of_the_query_is_sent() {
     let site =
         WorkerSite::with(&manifest("SELECT key FROM orders WHERE timestamp > unixepoch('now') - 2", ""));
     let worker = site.start().await;
@@ -98,7 +98,7 @@ async fn a_row_that_leaves_by_a_time_bound_of_the_query_is_told() {
 }
 
 #[tokio::test]
-async fn a_time_bound_that_was_passed_while_the_worker_was_down_is_told_at_its_start() {
+async fn a_time_bound_that_was_crossed_while_the_worker_was_down_is_sent_at_its_start() {
     let site =
         WorkerSite::with(&manifest("SELECT key FROM orders WHERE timestamp > unixepoch('now') - 3", ""));
     let worker = site.start().await;

@@ -15,7 +15,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::config;
-use crate::wait::{PATIENCE, until};
+use crate::wait::{TIMEOUT, until};
 
 /// A record as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +38,7 @@ impl Admin {
     }
 
     fn options() -> AdminOptions {
-        AdminOptions::new().operation_timeout(Some(PATIENCE)).request_timeout(Some(PATIENCE))
+        AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT))
     }
 
     pub(super) async fn create_topic(
@@ -135,7 +135,7 @@ impl Producer {
                 .fold(OwnedHeaders::new(), |all, (key, value)| all.insert(Header { key, value: *value }));
             record = record.headers(all);
         }
-        let delivery = self.producer.send(record, PATIENCE).await;
+        let delivery = self.producer.send(record, TIMEOUT).await;
         let delivery = delivery.unwrap_or_else(|(error, _)| panic!("{topic}: {error}"));
         (delivery.partition, delivery.offset)
     }
@@ -257,7 +257,7 @@ pub(super) fn read(brokers: &str, topic: &str) -> Vec<Record> {
     let mut records = Vec::new();
     let started = std::time::Instant::now();
     while open > 0 {
-        assert!(started.elapsed() < PATIENCE, "waited in vain for the end of {topic}");
+        assert!(started.elapsed() < TIMEOUT, "waited in vain for the end of {topic}");
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => records.push(record(&message)),
             Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
@@ -275,7 +275,7 @@ fn consumer(brokers: &str, topic: &str) -> BaseConsumer {
     config.set("group.id", "tests").set("enable.auto.commit", "false").set("enable.partition.eof", "true");
     config.set("isolation.level", "read_committed").set("fetch.wait.max.ms", "50");
     let consumer: BaseConsumer = config.create().expect("a client can be made");
-    let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).expect("the brokers answer");
+    let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT).expect("the brokers answer");
     let mut all = TopicPartitionList::new();
     for partition in metadata.topics()[0].partitions() {
         all.add_partition_offset(topic, partition.id(), Offset::Beginning).expect("an offset");

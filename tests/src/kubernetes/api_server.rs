@@ -104,7 +104,7 @@ impl ApiServer {
             at,
             Command::new(program("kube-controller-manager"))
                 .args(["--leader-elect=false", "--bind-address=127.0.0.1", "--cert-dir=certificates"])
-                // Tests and benchmarks are not about its patience.
+                // Its own limits of requests a second would only slow tests and benchmarks down.
                 .args(["--kube-api-qps=1000", "--kube-api-burst=1000"])
                 .arg(format!("--controllers={CONTROLLERS}"))
                 .arg(format!("--secure-port={controllers_port}"))

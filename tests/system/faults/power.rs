@@ -92,7 +92,7 @@ async fn numbers_of_lost_commits_that_are_used_again_are_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_about_to_be_taken_back_is_told_to_nobody() {
+async fn results_that_are_about_to_be_taken_back_are_sent_to_no_one() {
     let server = Server::start().await;
     let manifest = json!({
         "apiVersion": "litejoin.io/v1alpha1",

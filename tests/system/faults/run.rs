@@ -9,7 +9,7 @@ use litejoin_tests::oracle::Oracle;
 use litejoin_tests::repetition::chance;
 use litejoin_tests::results::{Event, EventId, ResultKey, Results};
 use litejoin_tests::sse::Subscription;
-use litejoin_tests::wait::PATIENCE;
+use litejoin_tests::wait::TIMEOUT;
 use litejoin_tests::worker::{Worker, WorkerSite};
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -247,7 +247,7 @@ impl FaultRun {
         }
         let epoch = answer.body["epoch"].as_u64().expect("an answer has an epoch");
         let url = live.worker.url("sink live", &format!("/snapshot?join={MARK}&minEpoch={epoch}"));
-        let request = client().get(url).timeout(PATIENCE);
+        let request = client().get(url).timeout(TIMEOUT);
         match request.send().await {
             Ok(answer) => answer.bytes().await.is_ok(),
             Err(_) => false,
@@ -289,7 +289,7 @@ impl FaultRun {
         snapshot.assert_same(&self.expected(), &format!("{}: the snapshot", self.what));
         self.n += 1;
         live.worker.ingest().put("marks", "last", json!({"n": self.n})).await;
-        let rest = tokio::time::timeout(PATIENCE, async {
+        let rest = tokio::time::timeout(TIMEOUT, async {
             loop {
                 let event = live.client.expect_next().await;
                 let is_last = event.event == "join_result" && {

@@ -72,7 +72,7 @@ async fn credentials_and_certificates_open_the_way() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn trouble_at_the_start_is_told_and_tried_again() {
+async fn trouble_at_the_start_is_reported_and_tried_again() {
     let cluster = kafka::shared().await;
     let (from, to) = (unique("orders"), unique("out"));
     cluster.create_topic(&from, 1).await;

@@ -86,7 +86,7 @@ async fn results_are_records_by_their_keys() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_topic_does_not_take_goes_aside_and_the_rest_gets_through() {
+async fn records_that_a_topic_refuses_become_dead_letters_and_the_rest_gets_through() {
     let cluster = kafka::shared().await;
     for more in ["", ", transactional: true"] {
         let topic = unique("totals");
@@ -109,12 +109,12 @@ async fn what_a_topic_does_not_take_goes_aside_and_the_rest_gets_through() {
         assert_eq!(records[0].key.as_deref(), Some("short"), "{more}");
         let reason =
             format!("the record is larger than the Kafka topic {topic:?} takes; raise its max.message.bytes");
-        until("the letter", async || {
+        until("the dead letter", async || {
             let sink = sink(&worker).await;
             (sink["deadLetters"] == 1 && sink["delivered"] == 1).then_some(())
         })
         .await;
-        assert_eq!(letters(&site), [reason], "{more}");
+        assert_eq!(dead_letters(&site), [reason], "{more}");
         worker.stop().await;
     }
 }
@@ -151,9 +151,9 @@ fn rand_text(length: usize) -> String {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the file is read as a user would read it")]
-fn letters(site: &WorkerSite) -> Vec<String> {
+fn dead_letters(site: &WorkerSite) -> Vec<String> {
     let dlq = rusqlite::Connection::open(site.data_dir().join("dlq.db")).expect("the queue is a database");
-    let mut statement = dlq.prepare("SELECT reason FROM letters").expect("the queue has letters");
+    let mut statement = dlq.prepare("SELECT reason FROM letters").expect("the queue has dead letters");
     let rows = statement.query_map([], |row| row.get(0)).expect("the queue can be read");
     rows.collect::<Result<_, _>>().expect("the queue can be read")
 }

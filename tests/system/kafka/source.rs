@@ -137,7 +137,7 @@ async fn patterns_find_topics_that_are_there_and_that_come() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keys_come_by_a_path_headers_are_kept_tombstones_delete_and_poison_goes_aside() {
+async fn keys_come_by_a_path_headers_are_kept_tombstones_delete_and_bad_records_become_dead_letters() {
     let (cluster, topic, site) = orders_site(1, ", keyPath: order.id").await;
     let producer = cluster.producer();
     let send = async |key: Option<&str>, value: Option<&str>, headers: &[(&str, Option<&[u8]>)]| {
@@ -163,10 +163,10 @@ async fn keys_come_by_a_path_headers_are_kept_tombstones_delete_and_poison_goes_
     assert_eq!(stored(&site, change), [r#"{"op":"updated","fields":["v"],"headers":{"trace":"t2"}}"#]);
     assert_eq!(source(&worker).await["refused"], 2);
     worker.stop().await;
-    let letters = rejected(&site);
+    let dead_letters = rejected(&site);
     let position = |(partition, offset): (i32, i64)| format!("{topic}[{partition}] offset {offset}");
     assert_eq!(
-        letters,
+        dead_letters,
         [
             format!(
                 "events {}: value is no JSON: key must be a string at line 1 column 2: {{oops",
@@ -246,7 +246,7 @@ async fn the_start_is_as_asked_and_partitions_that_come_are_read_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn records_that_expired_are_told_and_passed_over() {
+async fn records_that_expired_are_reported_and_skipped() {
     let (cluster, topic, site) = orders_site(1, "").await;
     let sent = send_orders(cluster, &topic, 0..5).await;
     let worker = site.start().await;
@@ -303,7 +303,7 @@ async fn a_topic_that_was_made_anew_is_read_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_broker_is_told_where_we_are_and_a_foreign_member_costs_nothing() {
+async fn offsets_are_committed_and_a_foreign_member_costs_nothing() {
     let cluster = kafka::shared().await;
     let topic = unique("orders");
     cluster.create_topic(&topic, 2).await;
@@ -353,7 +353,7 @@ async fn the_broker_is_told_where_we_are_and_a_foreign_member_costs_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_http_wrote_later_is_not_overwritten_by_a_record_that_is_read_again() {
+async fn a_later_write_over_http_is_not_overwritten_by_a_record_that_is_read_again() {
     let cluster = kafka::shared().await;
     let topic = unique("orders");
     cluster.create_topic(&topic, 1).await;

@@ -92,7 +92,7 @@ async fn dead_letters_that_lie_elsewhere_go_back_too() {
     let elsewhere = pipeline.site.path().join("elsewhere");
     std::fs::create_dir(&elsewhere).unwrap();
     pipeline.change(|manifest| {
-        manifest["spec"]["delivery"]["dlq"]["path"] = json!(elsewhere.join("letters.db"));
+        manifest["spec"]["delivery"]["dlq"]["path"] = json!(elsewhere.join("dead_letters.db"));
     });
     let worker = pipeline.start().await;
     put_all(&worker, &names("before", 5)).await;
@@ -102,7 +102,7 @@ async fn dead_letters_that_lie_elsewhere_go_back_too() {
     replicated(&worker).await;
     worker.stop().await;
     // What Litestream does with its notes a quarter of an hour later.
-    let notes = elsewhere.join(".letters.db-litestream/ltx/0");
+    let notes = elsewhere.join(".dead_letters.db-litestream/ltx/0");
     let oldest = file_names(&notes).pop_first().expect("the file was shipped");
     std::fs::remove_file(notes.join(oldest)).unwrap();
 

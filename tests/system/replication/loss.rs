@@ -17,7 +17,7 @@ use super::load::ClientLoad;
 use super::{Replicated, assert_there, keys, kill_both, names, put_all, ready, replication, stored};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_told_to_be_replicated_survives_the_disk() {
+async fn messages_acknowledged_as_replicated_survive_the_disk() {
     for seed in seeds(3, 20) {
         eprintln!("seed {seed}");
         let kinds = [StoreKind::File, StoreKind::Sftp, StoreKind::Azure, StoreKind::S3];
@@ -108,7 +108,7 @@ async fn a_store_that_is_away_from_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_told_to_be_replicated_is_on_the_disk_too() {
+async fn messages_acknowledged_as_replicated_are_on_the_disk_too() {
     let store = Store::file().await;
     let pipeline = Replicated::to(&store, &json!({}));
     let trace = pipeline.site.path().join("trace");

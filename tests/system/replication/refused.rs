@@ -6,7 +6,7 @@ use std::path::Path;
 use expect_test::{Expect, expect};
 use litejoin_crds::duration::timestamp_text;
 use litejoin_tests::stores::{Store, StoreProxy, litestream};
-use litejoin_tests::wait::{PATIENCE, pass, until};
+use litejoin_tests::wait::{TIMEOUT, pass, until};
 use litejoin_tests::worker::Launch;
 use serde_json::json;
 
@@ -52,7 +52,7 @@ async fn a_replica_that_is_gone() {
 }
 
 #[tokio::test]
-async fn a_replica_that_somebody_knows_of() {
+async fn a_replica_that_is_expected_and_missing() {
     let store = Store::file().await;
     let pipeline = Replicated::to(&store, &json!({}));
     refused(&pipeline, &store, pipeline.run(["--expect-replica"]), expect![[r#"
@@ -275,7 +275,7 @@ async fn a_store_that_hangs_in_the_middle_of_a_restore() {
     .await;
     proxy.cut();
     // It is given up after a minute without progress, and no wait of ours is longer.
-    pass(PATIENCE / 2).await;
+    pass(TIMEOUT / 2).await;
     let ended = worker.ended().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(

@@ -116,7 +116,7 @@ async fn shards_of_different_moments_end_exact() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn results_that_were_restored_ahead_of_their_shards_are_told_to_nobody() {
+async fn results_that_were_restored_ahead_of_their_shards_are_sent_to_no_one() {
     let (store, server) = (Store::file().await, Server::start().await);
     let pipeline = Replicated::to(&store, &json!({}));
     pipeline.change(|manifest| {
@@ -187,7 +187,7 @@ fn rewind(replica: &Path, txid: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_group_is_told_of_nothing_that_a_lost_disk_takes_back() {
+async fn no_offset_is_committed_that_a_lost_disk_takes_back() {
     let (mut store, cluster) = (Store::s3().await, kafka::shared().await);
     let kafka_topic = unique("orders");
     cluster.create_topic(&kafka_topic, 1).await;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use litejoin_tests::ingest::{Ingest, message};
 use litejoin_tests::repetition::{chance, is_long, seeds};
 use litejoin_tests::stores::Store;
-use litejoin_tests::wait::{PATIENCE, pass, until, until_within};
+use litejoin_tests::wait::{TIMEOUT, pass, until, until_within};
 use litejoin_tests::worker::Worker;
 use rand::RngExt;
 use serde_json::json;
@@ -200,7 +200,7 @@ async fn comes_again(
     store.restart().await;
     // Litestream may be between two tries, some minutes apart after a long outage.
     let back = Instant::now();
-    until_within(PATIENCE * 5, "Litestream to try again", async || {
+    until_within(TIMEOUT * 5, "Litestream to try again", async || {
         replication(&worker).await["lastError"].is_null().then_some(())
     })
     .await;

@@ -21,7 +21,7 @@ pub(crate) struct Sending {
 }
 
 /// Requests by connection. All rows of a key go over the same one, so they arrive in their order.
-pub(crate) type Lanes = Vec<Vec<Vec<u8>>>;
+pub(crate) type Requests = Vec<Vec<Vec<u8>>>;
 
 /// What came of sending.
 #[derive(Debug, Clone, Copy)]
@@ -33,16 +33,17 @@ pub(crate) struct Sent {
 }
 
 /// Makes requests of all rows.
-pub(crate) fn requests(rows: &[Row], sending: Sending, address: SocketAddr) -> Lanes {
-    let mut lanes: Vec<Vec<&Row>> = vec![Vec::new(); sending.connections];
+pub(crate) fn requests(rows: &[Row], sending: Sending, address: SocketAddr) -> Requests {
+    let mut requests: Vec<Vec<&Row>> = vec![Vec::new(); sending.connections];
     for row in rows {
         let mut hasher = DefaultHasher::new();
         (row.topic, &row.key).hash(&mut hasher);
-        let lane = hasher.finish() % sending.connections as u64;
-        lanes[usize::try_from(lane).expect("a small number")].push(row);
+        let connection = hasher.finish() % sending.connections as u64;
+        requests[usize::try_from(connection).expect("a small number")].push(row);
     }
-    let of_lane = |rows: Vec<&Row>| rows.chunks(sending.batch).map(|rows| request(rows, address)).collect();
-    lanes.into_iter().map(of_lane).collect()
+    let of_connection =
+        |rows: Vec<&Row>| rows.chunks(sending.batch).map(|rows| request(rows, address)).collect();
+    requests.into_iter().map(of_connection).collect()
 }
 
 /// Makes one request.
@@ -69,9 +70,10 @@ pub(crate) fn lines<'r>(rows: impl IntoIterator<Item = &'r Row>) -> Vec<u8> {
 }
 
 /// Sends all requests, and waits for every answer; the first that is not 200 is an error.
-pub(crate) fn send_all(address: SocketAddr, lanes: &Lanes) -> Result<Sent> {
+pub(crate) fn send_all(address: SocketAddr, requests: &Requests) -> Result<Sent> {
     std::thread::scope(|scope| {
-        let clients: Vec<_> = lanes.iter().map(|lane| scope.spawn(move || send(address, lane))).collect();
+        let clients: Vec<_> =
+            requests.iter().map(|requests| scope.spawn(move || send(address, requests))).collect();
         let mut all = Sent { cpu: Duration::ZERO, epoch: 0 };
         for client in clients {
             let sent = client.join().expect("a client does not panic")?;

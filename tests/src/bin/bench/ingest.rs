@@ -138,9 +138,9 @@ impl IngestSetup<'_> {
     /// Posts all rows, from the first byte to the last answer.
     fn post(&self, run: &Path) -> Result<Measured> {
         let worker = self.start(run, HTTP_SOURCE)?;
-        let lanes = client::requests(&self.rows, self.options.site.sending(), worker.ingest()?);
+        let requests = client::requests(&self.rows, self.options.site.sending(), worker.ingest()?);
         let start = Start::now(&worker)?;
-        let sent = client::send_all(worker.ingest()?, &lanes)?;
+        let sent = client::send_all(worker.ingest()?, &requests)?;
         start.end(&worker, self.rows.len(), sent.cpu)
     }
 

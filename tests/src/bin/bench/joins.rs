@@ -108,10 +108,10 @@ impl JoinsSetup<'_> {
         self.site.in_run(|run| {
             let pipeline = Pipeline { joins: &[self.query.join()], ..Pipeline::new(self.site.shard_count) };
             let worker = BenchWorker::start(&self.site.binary, run, &pipeline)?;
-            let lanes = client::requests(&self.rows, self.options.site.sending(), worker.ingest()?);
+            let requests = client::requests(&self.rows, self.options.site.sending(), worker.ingest()?);
             let measured = Measured::beside_others(|| {
                 let start = Start::now(&worker)?;
-                let sent = results::deliver(&worker, self.query, &lanes)?;
+                let sent = results::deliver(&worker, self.query, &requests)?;
                 start.end(&worker, self.rows.len(), sent.cpu)
             })?;
             let status = worker.status()?;

@@ -141,9 +141,9 @@ impl LatencyOptions {
     }
 
     fn deliver(&self, worker: &BenchWorker, rows: &[Row]) -> Result<Duration> {
-        let lanes = client::requests(rows, self.site.sending(), worker.ingest()?);
+        let requests = client::requests(rows, self.site.sending(), worker.ingest()?);
         let started = Instant::now();
-        results::deliver(worker, QUERY, &lanes)?;
+        results::deliver(worker, QUERY, &requests)?;
         Ok(started.elapsed())
     }
 

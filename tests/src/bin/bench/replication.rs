@@ -127,12 +127,12 @@ impl ReplicationSetup<'_> {
             // The first copy is made before.
             wait(&worker, |told| told["ready"] == true)?;
         }
-        let lanes = client::requests(&self.rows, self.options.site.sending(), worker.ingest()?);
+        let requests = client::requests(&self.rows, self.options.site.sending(), worker.ingest()?);
         let measured = Measured::beside_others(|| {
             let start = Start::now(&worker)?;
             let sent = match way {
-                Workload::Ingest => client::send_all(worker.ingest()?, &lanes)?,
-                Workload::Join => results::deliver(&worker, QUERY, &lanes)?,
+                Workload::Ingest => client::send_all(worker.ingest()?, &requests)?,
+                Workload::Join => results::deliver(&worker, QUERY, &requests)?,
             };
             start.end(&worker, self.rows.len(), sent.cpu)
         })?;

@@ -51,13 +51,13 @@ pub(crate) fn run(options: &RestartOptions) -> Result<()> {
         rows.extend(shop.orders());
         writeln!(std::io::stderr(), "storing {} rows", rows.len())?;
         let mut worker = start()?;
-        let lanes = client::requests(&rows, options.site.sending(), worker.ingest()?);
-        results::deliver(&worker, QUERY, &lanes)?;
+        let requests = client::requests(&rows, options.site.sending(), worker.ingest()?);
+        results::deliver(&worker, QUERY, &requests)?;
         let mut rounds = Vec::new();
         for round in 1..=options.site.rounds {
             let updates: Vec<Row> = (0..options.updates).map(|_| shop.event()).collect();
-            let lanes = client::requests(&updates, options.site.sending(), worker.ingest()?);
-            client::send_all(worker.ingest()?, &lanes)?;
+            let requests = client::requests(&updates, options.site.sending(), worker.ingest()?);
+            client::send_all(worker.ingest()?, &requests)?;
             drop(worker);
             rows.extend(updates);
             let measured;

@@ -10,7 +10,7 @@ use litejoin_tests::results::Results;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::client::{self, Lanes, Sent};
+use crate::client::{self, Requests, Sent};
 use crate::queries::BenchQuery;
 use crate::row::Row;
 use crate::worker::BenchWorker;
@@ -19,8 +19,8 @@ use crate::worker::BenchWorker;
 const SHOWN: usize = 3;
 
 /// Sends all requests and waits until what they bring is applied and stored.
-pub(crate) fn deliver(worker: &BenchWorker, query: BenchQuery, lanes: &Lanes) -> Result<Sent> {
-    let sent = client::send_all(worker.ingest()?, lanes)?;
+pub(crate) fn deliver(worker: &BenchWorker, query: BenchQuery, requests: &Requests) -> Result<Sent> {
+    let sent = client::send_all(worker.ingest()?, requests)?;
     wait_until_applied(worker, query, sent.epoch)?;
     Ok(sent)
 }

@@ -62,9 +62,9 @@ pub(crate) fn run(options: &WideOptions) -> Result<()> {
         writeln!(std::io::stderr(), "storing {} orders of one customer", options.orders)?;
         let rows: Vec<Row> = std::iter::once(customer(0)).chain((0..options.orders).map(order)).collect();
         let worker = start()?;
-        let lanes = client::requests(&rows, options.site.sending(), worker.ingest()?);
-        results::deliver(&worker, QUERY, &lanes)?;
-        drop((worker, lanes, rows));
+        let requests = client::requests(&rows, options.site.sending(), worker.ingest()?);
+        results::deliver(&worker, QUERY, &requests)?;
+        drop((worker, requests, rows));
         let mut rounds = Vec::new();
         for round in 1..=options.site.rounds {
             let worker = start()?;

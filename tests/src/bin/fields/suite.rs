@@ -13,7 +13,7 @@ use litejoin_tests::kubernetes::programs::repository;
 use serde_json::Value;
 
 /// Seconds that one test may take; one that hangs has failed.
-const PATIENCE_SECONDS: &str = "300";
+const TIMEOUT_SECONDS: &str = "300";
 
 /// How the program of the tests ends when one has failed.
 const FAILED: i32 = 101;
@@ -127,7 +127,7 @@ impl Suite {
     /// Runs a test, without this field; returns where it fails, and why.
     fn failure(&self, test: &str, field: Option<&str>) -> Option<String> {
         let mut command = Command::new("timeout");
-        command.args(["--signal=KILL", PATIENCE_SECONDS]).arg(&self.program);
+        command.args(["--signal=KILL", TIMEOUT_SECONDS]).arg(&self.program);
         command.args(["--exact", test, "--nocapture"]).envs(field.map(|field| ("LITEJOIN_IGNORE", field)));
         let output = command.output().expect("a test can be run");
         if output.status.success() {
