@@ -32,6 +32,7 @@ mod directory;
 pub(crate) mod fetch;
 pub(crate) mod incarnation;
 pub(crate) mod keeper;
+mod listing;
 pub(crate) mod litestream;
 pub(crate) mod location;
 pub(crate) mod objects;

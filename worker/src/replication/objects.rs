@@ -18,6 +18,7 @@ use object_store::path::Path;
 use object_store::{ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
 
 use super::config::SSE_CUSTOMER_KEY_PATH;
+use super::listing::Listing;
 use super::location::{Backend, Location};
 use super::sftp::Sftp;
 use crate::blocking::blocking;
@@ -55,13 +56,6 @@ pub(crate) enum ObjectsError {
     Clock { place: String, doing: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("{place}: could not {doing}: no answer within {} s; see whether the store is up and the endpoint right", CALL_TIMEOUT.as_secs())]
     Hangs { place: String, doing: String },
-}
-
-/// Names of files and folders below a prefix.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Listing {
-    pub(crate) files: Vec<String>,
-    pub(crate) folders: Vec<String>,
 }
 
 /// The objects below a location.

@@ -13,7 +13,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use super::config::{SFTP_HOST_KEY, SFTP_KEY_PATH};
-use super::objects::Listing;
+use super::listing::Listing;
 
 /// A server, and how we say who we are.
 pub(super) struct Sftp {
