@@ -17,6 +17,7 @@ pub(crate) mod reader;
 pub(crate) mod release;
 pub(crate) mod settling;
 pub(crate) mod store;
+mod tables;
 
 pub(crate) use event::{Applied, Position};
 pub(crate) use reader::Reader;

@@ -1,23 +1,16 @@
 //! Keeping the outbox small. It holds what a sink still has to get, and what an SSE client that comes back may
 //! ask for; above its size limit it keeps only the newest event of each key for sinks that lag.
 
-use rusqlite::{Connection, params};
+use rusqlite::params;
 
 use super::event::{JoinId, Position};
-use super::store::{DOUBTFUL, Results, meta, set};
+use super::store::Results;
+use super::tables::{DOUBTFUL, meta, remove_events, set};
 use crate::fault;
 use crate::storage::sqlite::SqliteError;
 
-/// What an event takes beside its key and rows, in bytes; an estimate.
-const EVENT_OVERHEAD_BYTES: u64 = 64;
-
 /// Events that one transaction removes or looks at, so that epochs need not wait long.
 const EVENTS_PER_STEP: usize = 10_000;
-
-/// Bytes that an event counts for.
-pub(crate) fn event_bytes(key_bytes: usize, rows_bytes: usize) -> u64 {
-    EVENT_OVERHEAD_BYTES + (key_bytes + rows_bytes) as u64
-}
 
 /// What may leave the outbox.
 #[derive(Debug, Clone, Copy)]
@@ -179,7 +172,7 @@ impl Results {
                 }
             }
             let Some(last) = last else { return Ok(None) };
-            let (count, bytes) = remove(
+            let (count, bytes) = remove_events(
                 &transaction,
                 "DELETE FROM outbox WHERE (epoch, n) <= (?1, ?2) RETURNING length(CAST(key AS BLOB)), \
                  length(CAST(rows AS BLOB))",
@@ -210,7 +203,7 @@ impl Results {
                 .next()
                 .transpose()?;
             let Some(up_to) = up_to else { return Ok(None) };
-            let (count, bytes) = remove(
+            let (count, bytes) = remove_events(
                 &transaction,
                 "DELETE FROM outbox WHERE (epoch, n) > (?1, ?2) AND (epoch, n) <= (?3, ?4) AND (
                      EXISTS (SELECT 1 FROM results AS r WHERE r.join_id = outbox.join_id AND r.key = outbox.key
@@ -224,29 +217,4 @@ impl Results {
             Ok(Some((up_to, count, bytes)))
         })
     }
-}
-
-/// Removes the events of a join that is no more.
-pub(super) fn forget(connection: &Connection, join: JoinId) -> rusqlite::Result<()> {
-    let sql = "DELETE FROM outbox WHERE join_id = ?1
-               RETURNING length(CAST(key AS BLOB)), length(CAST(rows AS BLOB))";
-    remove(connection, sql, [join.0]).map(|_| ())
-}
-
-/// Runs a DELETE that returns the bytes of keys and rows; gives the number of events and the new size.
-fn remove(
-    connection: &Connection,
-    sql: &str,
-    parameters: impl rusqlite::Params,
-) -> rusqlite::Result<(u64, u64)> {
-    let (mut count, mut removed) = (0, 0);
-    let mut statement = connection.prepare_cached(sql)?;
-    let mut rows = statement.query(parameters)?;
-    while let Some(row) = rows.next()? {
-        count += 1;
-        removed += event_bytes(row.get(0)?, row.get(1)?);
-    }
-    let bytes = meta::<u64>(connection, "outbox_bytes")?.unwrap_or(0).saturating_sub(removed);
-    set(connection, "outbox_bytes", bytes)?;
-    Ok((count, bytes))
 }

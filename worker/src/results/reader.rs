@@ -6,7 +6,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::event::{Event, JoinId, Op, Position};
-use super::store::meta;
+use super::tables::meta;
 use crate::storage::sqlite::{self, SqliteError};
 
 /// A pool of reading connections; a caller waits for a free one.

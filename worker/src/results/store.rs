@@ -8,7 +8,7 @@ use litejoin_crds::plan::Synchronous;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::event::{Emit, JoinId, Op, Position, ResultChange};
-use super::outbox;
+use super::tables::{self, DOUBTFUL, SCHEMA, durably, meta, set, set_durably};
 use crate::fault;
 use crate::storage::checkpoint::{Turn, checkpoint};
 use crate::storage::sqlite::{self, Journal, SqliteError};
@@ -19,59 +19,8 @@ const EPOCHS_RESERVED: u64 = 10_000;
 /// The entry of `accumulators` that is no group: by which plan the others are kept.
 const ACCUMULATED_BY: &str = "plan";
 
-/// The entry of `meta` that is there while results may not follow from what is in the topics.
-pub(super) const DOUBTFUL: &str = "doubtful";
-
 /// What `joins.stale` says while only a part of the results is stored; 1 when the query failed, 0 when all is well.
 pub(crate) const STALE_WHILE_STORING: i64 = 2;
-
-const SCHEMA: &str = "
-    CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS joins (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        name TEXT NOT NULL UNIQUE,
-        definition TEXT NOT NULL,
-        epoch INTEGER NOT NULL,
-        stale INTEGER NOT NULL,
-        applied TEXT
-    );
-    CREATE TABLE IF NOT EXISTS results (
-        join_id INTEGER NOT NULL,
-        key TEXT NOT NULL,
-        rows TEXT NOT NULL,
-        op TEXT NOT NULL,
-        epoch INTEGER NOT NULL,
-        n INTEGER NOT NULL,
-        timestamp INTEGER NOT NULL,
-        PRIMARY KEY (join_id, key)
-    ) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS accumulators (
-        join_id INTEGER NOT NULL,
-        grp TEXT NOT NULL,
-        state TEXT NOT NULL,
-        PRIMARY KEY (join_id, grp)
-    ) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS outbox (
-        epoch INTEGER NOT NULL,
-        n INTEGER NOT NULL,
-        join_id INTEGER NOT NULL,
-        key TEXT NOT NULL,
-        op TEXT NOT NULL,
-        rows TEXT NOT NULL,
-        timestamp INTEGER NOT NULL,
-        PRIMARY KEY (epoch, n)
-    ) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS cursors (sink TEXT PRIMARY KEY, epoch INTEGER NOT NULL, n INTEGER NOT NULL) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS subscriptions (
-        sink TEXT NOT NULL,
-        join_id INTEGER NOT NULL,
-        PRIMARY KEY (sink, join_id)
-    ) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS hand_overs (
-        sink TEXT NOT NULL,
-        join_id INTEGER NOT NULL,
-        PRIMARY KEY (sink, join_id)
-    ) WITHOUT ROWID;";
 
 /// The writing side of `results.db`.
 pub(crate) struct Results {
@@ -230,7 +179,7 @@ impl Results {
                 for table in ["results", "accumulators", "subscriptions", "hand_overs"] {
                     transaction.execute(&format!("DELETE FROM {table} WHERE join_id = ?1"), [id])?;
                 }
-                outbox::forget(&transaction, JoinId(id))?;
+                tables::forget_events(&transaction, JoinId(id))?;
                 transaction.execute("DELETE FROM joins WHERE id = ?1", [id])?;
             }
             let mut progress = Vec::with_capacity(joins.len());
@@ -406,7 +355,7 @@ impl EpochWriter<'_> {
             }
             if *emit == Emit::Event {
                 tell.execute(params![join.0, key, rows, op.as_str(), epoch, self.next_n, now])?;
-                self.outbox_bytes += outbox::event_bytes(key.len(), rows.len());
+                self.outbox_bytes += tables::event_bytes(key.len(), rows.len());
             }
             fault::point("result-stored");
             self.next_n += 1;
@@ -471,39 +420,4 @@ impl EpochWriter<'_> {
         };
         write().map_err(|source| SqliteError::new(self.path, "store what was applied", source))
     }
-}
-
-/// Reads a value of `meta`.
-pub(super) fn meta<T: rusqlite::types::FromSql>(
-    connection: &Connection,
-    name: &str,
-) -> rusqlite::Result<Option<T>> {
-    connection
-        .prepare_cached("SELECT value FROM meta WHERE name = ?1")?
-        .query_row([name], |row| row.get(0))
-        .optional()
-}
-
-/// Writes a value of `meta`.
-pub(super) fn set(connection: &Connection, name: &str, value: impl rusqlite::ToSql) -> rusqlite::Result<()> {
-    connection
-        .prepare_cached("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value")?
-        .execute(params![name, value])?;
-    Ok(())
-}
-
-/// Writes a value so that it survives a crash of the machine, whatever `storage.synchronous` says.
-fn set_durably(connection: &Connection, name: &str, value: u64) -> rusqlite::Result<()> {
-    durably(connection, |connection| set(connection, name, value))
-}
-
-fn durably(
-    connection: &Connection,
-    work: impl FnOnce(&Connection) -> rusqlite::Result<()>,
-) -> rusqlite::Result<()> {
-    let before: i64 = connection.query_row("PRAGMA synchronous", [], |row| row.get(0))?;
-    sqlite::set_synchronous(connection, Synchronous::Full)?;
-    let outcome = work(connection);
-    connection.pragma_update(None, "synchronous", before)?;
-    outcome
 }

@@ -1,0 +1,127 @@
+//! The tables of `results.db`, and the steps that both of its users take in their transactions: the store, which commits
+//! epochs, and the outbox, which removes events.
+
+use litejoin_crds::plan::Synchronous;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::event::JoinId;
+use crate::storage::sqlite;
+
+/// The entry of `meta` that is there while results may not follow from what is in the topics.
+pub(super) const DOUBTFUL: &str = "doubtful";
+
+/// What an event takes beside its key and rows, in bytes; an estimate.
+const EVENT_OVERHEAD_BYTES: u64 = 64;
+
+pub(super) const SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS joins (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        name TEXT NOT NULL UNIQUE,
+        definition TEXT NOT NULL,
+        epoch INTEGER NOT NULL,
+        stale INTEGER NOT NULL,
+        applied TEXT
+    );
+    CREATE TABLE IF NOT EXISTS results (
+        join_id INTEGER NOT NULL,
+        key TEXT NOT NULL,
+        rows TEXT NOT NULL,
+        op TEXT NOT NULL,
+        epoch INTEGER NOT NULL,
+        n INTEGER NOT NULL,
+        timestamp INTEGER NOT NULL,
+        PRIMARY KEY (join_id, key)
+    ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS accumulators (
+        join_id INTEGER NOT NULL,
+        grp TEXT NOT NULL,
+        state TEXT NOT NULL,
+        PRIMARY KEY (join_id, grp)
+    ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS outbox (
+        epoch INTEGER NOT NULL,
+        n INTEGER NOT NULL,
+        join_id INTEGER NOT NULL,
+        key TEXT NOT NULL,
+        op TEXT NOT NULL,
+        rows TEXT NOT NULL,
+        timestamp INTEGER NOT NULL,
+        PRIMARY KEY (epoch, n)
+    ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS cursors (sink TEXT PRIMARY KEY, epoch INTEGER NOT NULL, n INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS subscriptions (
+        sink TEXT NOT NULL,
+        join_id INTEGER NOT NULL,
+        PRIMARY KEY (sink, join_id)
+    ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS hand_overs (
+        sink TEXT NOT NULL,
+        join_id INTEGER NOT NULL,
+        PRIMARY KEY (sink, join_id)
+    ) WITHOUT ROWID;";
+
+/// Reads a value of `meta`.
+pub(super) fn meta<T: rusqlite::types::FromSql>(
+    connection: &Connection,
+    name: &str,
+) -> rusqlite::Result<Option<T>> {
+    connection
+        .prepare_cached("SELECT value FROM meta WHERE name = ?1")?
+        .query_row([name], |row| row.get(0))
+        .optional()
+}
+
+/// Writes a value of `meta`.
+pub(super) fn set(connection: &Connection, name: &str, value: impl rusqlite::ToSql) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value")?
+        .execute(params![name, value])?;
+    Ok(())
+}
+
+/// Writes a value so that it survives a crash of the machine, whatever `storage.synchronous` says.
+pub(super) fn set_durably(connection: &Connection, name: &str, value: u64) -> rusqlite::Result<()> {
+    durably(connection, |connection| set(connection, name, value))
+}
+
+pub(super) fn durably(
+    connection: &Connection,
+    work: impl FnOnce(&Connection) -> rusqlite::Result<()>,
+) -> rusqlite::Result<()> {
+    let before: i64 = connection.query_row("PRAGMA synchronous", [], |row| row.get(0))?;
+    sqlite::set_synchronous(connection, Synchronous::Full)?;
+    let outcome = work(connection);
+    connection.pragma_update(None, "synchronous", before)?;
+    outcome
+}
+
+/// Bytes that an event counts for.
+pub(super) fn event_bytes(key_bytes: usize, rows_bytes: usize) -> u64 {
+    EVENT_OVERHEAD_BYTES + (key_bytes + rows_bytes) as u64
+}
+
+/// Removes the events of a join that is no more.
+pub(super) fn forget_events(connection: &Connection, join: JoinId) -> rusqlite::Result<()> {
+    let sql = "DELETE FROM outbox WHERE join_id = ?1
+               RETURNING length(CAST(key AS BLOB)), length(CAST(rows AS BLOB))";
+    remove_events(connection, sql, [join.0]).map(|_| ())
+}
+
+/// Runs a DELETE that returns the bytes of keys and rows; gives the number of events and the new size.
+pub(super) fn remove_events(
+    connection: &Connection,
+    sql: &str,
+    parameters: impl rusqlite::Params,
+) -> rusqlite::Result<(u64, u64)> {
+    let (mut count, mut removed) = (0, 0);
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query(parameters)?;
+    while let Some(row) = rows.next()? {
+        count += 1;
+        removed += event_bytes(row.get(0)?, row.get(1)?);
+    }
+    let bytes = meta::<u64>(connection, "outbox_bytes")?.unwrap_or(0).saturating_sub(removed);
+    set(connection, "outbox_bytes", bytes)?;
+    Ok((count, bytes))
+}
