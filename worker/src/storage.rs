@@ -9,6 +9,7 @@
 
 pub(crate) mod change;
 pub(crate) mod checkpoint;
+pub(crate) mod expiry;
 pub(crate) mod gate;
 pub(crate) mod hash;
 pub(crate) mod ingest;

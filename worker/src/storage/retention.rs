@@ -10,11 +10,12 @@ use litejoin_crds::error::chain;
 use litejoin_crds::plan::Retention;
 use tracing::warn;
 
+use super::expiry::Expiry;
 use super::ingest::Ingest;
 use super::log::ShardReader;
 use super::sqlite::SqliteError;
 use super::topics::TopicId;
-use super::writer::{Command, Expiry};
+use super::writer::Command;
 
 /// Rows that one pass removes from a topic of one shard at most.
 const ROWS_PER_PASS_MAX: usize = 500;

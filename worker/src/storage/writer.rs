@@ -10,10 +10,11 @@ use litejoin_crds::error::chain;
 use tokio::sync::oneshot;
 use tracing::{error, warn};
 
+use super::expiry::Expiry;
 use super::gate::EpochGate;
 use super::shard::{Needs, Pending, Shard, ShardBatch};
 use super::sqlite::SqliteError;
-use super::topics::{TopicId, Topics};
+use super::topics::Topics;
 use crate::clock;
 use crate::fault;
 use crate::status::Status;
@@ -39,17 +40,6 @@ pub(crate) enum Command {
         held: mpsc::Sender<()>,
         release: Receiver<()>,
     },
-}
-
-/// One shard's part in an expiry pass; see [`super::retention`].
-pub(crate) struct Expiry {
-    pub(crate) candidates: Vec<(TopicId, Vec<String>)>,
-    pub(crate) before: i64,
-    pub(crate) tombstones_before: i64,
-    /// Whether results leave without an event.
-    pub(crate) quiet: bool,
-    /// Told when this shard is done, or dropped.
-    pub(crate) done: mpsc::Sender<()>,
 }
 
 /// Why a batch was not stored. None of it was.
