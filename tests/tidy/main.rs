@@ -2,6 +2,7 @@
 //! A file for each subject; each test lists all its complaints at once: where, what, and what to do.
 
 mod arrows;
+mod documents;
 mod formatting;
 mod modules;
 mod source;
