@@ -1,5 +1,8 @@
 //! The thread that talks to the brokers: it finds partitions, reads records, and tells how far all that is.
 
+mod discovery;
+mod report;
+
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -7,17 +10,15 @@ use std::time::{Duration, Instant};
 
 use litejoin_crds::error::chain;
 use litejoin_crds::plan;
-use litejoin_crds::source::kafka::StartOffset;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message as _};
-use rdkafka::metadata::MetadataTopic;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
-use super::committer::{Committer, Outcome, is_replicated};
-use super::place::{Place, Range, Surprise, Wanted, place};
+use self::discovery::{Discovery, DiscoveryError};
+use super::committer::{Committer, is_replicated};
 use super::record::{self, Json, Record};
 use super::{Block, Run};
 use crate::clock;
@@ -25,7 +26,6 @@ use crate::credentials::Secrets;
 use crate::dead_letters::DeadLetters;
 use crate::kafka::{self, Events, Problem};
 use crate::source::lanes::Progress;
-use crate::status::kafka::PartitionStatus;
 use crate::status::source::SourceStatus;
 use crate::storage::replicated::Passes;
 use crate::storage::shard::Stream;
@@ -54,9 +54,6 @@ const BLOCK_BYTES_MAX: usize = 1 << 20;
 /// How long one look for records may take.
 const POLL: Duration = Duration::from_millis(100);
 
-/// How long a call to the brokers may take.
-const CALL_MAX: Duration = Duration::from_secs(3);
-
 /// How long a client is given to reach a broker before there is a new one, with credentials looked up again.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 
@@ -70,10 +67,6 @@ const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long a stop waits for the replica, so that the broker can be told of the last.
 const LAST_PASS_MAX: Duration = Duration::from_secs(2);
-
-/// Looks, a second apart, that must all find that a partition ends before the place that we have read to. A broker that
-/// has just come up may be wrong once.
-const DOUBTS_MAX: u32 = 3;
 
 /// Refused records that are logged one by one; all of them are in the dead-letter queue.
 const REFUSALS_LOGGED: u64 = 5;
@@ -137,87 +130,15 @@ enum End {
     Broken(Problem),
 }
 
-/// Why a look at the partitions was broken off.
-enum Stop {
-    /// Nobody takes records any more.
-    Unwanted,
-    Failed(Problem),
-}
-
-/// What looks for partitions have found, over all sessions.
-struct Looks {
-    wanted: Wanted,
-    has_looked: bool,
-    /// Looks in a row that found less than there must be.
-    doubts: HashMap<(String, i32), u32>,
-}
-
-/// A Kafka topic that is wanted: its partitions, or why it can't be read.
-type Found = (String, Result<Vec<i32>, String>);
-
-impl Looks {
-    /// Asks the brokers which of the wanted topics there are.
-    fn find(&self, consumer: &BaseConsumer<Events>) -> Result<Vec<Found>, KafkaError> {
-        let mut all = Vec::new();
-        if self.wanted.has_patterns() {
-            let metadata = consumer.fetch_metadata(None, CALL_MAX)?;
-            let topics = metadata.topics().iter().filter(|topic| self.wanted.has(topic.name()));
-            all.extend(topics.map(found));
-        }
-        for name in self.wanted.names() {
-            if !all.iter().any(|(known, _)| known == name) {
-                let metadata = consumer.fetch_metadata(Some(name), CALL_MAX)?;
-                all.extend(metadata.topics().iter().map(found));
-            }
-        }
-        Ok(all)
-    }
-
-    /// Whether to look again before a partition is taken for another one.
-    fn doubts(&mut self, kafka_topic: &str, number: i32, surprise: Option<Surprise>) -> bool {
-        let whose = (kafka_topic.to_owned(), number);
-        if !matches!(surprise, Some(Surprise::Replaced { .. })) {
-            self.doubts.remove(&whose);
-            return false;
-        }
-        let doubts = self.doubts.entry(whose).or_default();
-        *doubts += 1;
-        if *doubts >= DOUBTS_MAX {
-            *doubts = 0;
-            return false;
-        }
-        true
-    }
-}
-
-fn found(topic: &MetadataTopic) -> Found {
-    use RDKafkaErrorCode as Code;
-    let name = topic.name();
-    let outcome = match topic.error().map(Code::from) {
-        None => Ok(topic.partitions().iter().map(|partition| partition.id()).collect()),
-        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => {
-            let seconds = DISCOVER_INTERVAL.as_secs();
-            Err(format!(
-                "there is no Kafka topic {name:?}; make it, it is looked for every {seconds} seconds"
-            ))
-        }
-        Some(Code::TopicAuthorizationFailed) => {
-            Err(format!("we may not read the Kafka topic {name:?}; allow READ on it to our user"))
-        }
-        Some(code) => Err(format!("the Kafka topic {name:?} can't be read now ({code})")),
-    };
-    (name.to_owned(), outcome)
-}
-
 impl Client {
     /// Reads until the worker stops; then waits until all is stored, and tells the broker.
     pub(super) fn run(mut self, all_stored: oneshot::Receiver<()>) {
-        let mut looks = Looks { wanted: Wanted::new(&self.spec), has_looked: false, doubts: HashMap::new() };
+        let mut discovery = Discovery::new(&self.spec);
         loop {
             let problem = match self.connect() {
                 Err(End::Stopping) => return,
                 Err(End::Broken(problem)) => problem,
-                Ok(mut session) => match self.read(&mut session, &mut looks) {
+                Ok(mut session) => match self.read(&mut session, &mut discovery) {
                     End::Stopping => {
                         // The other end says so by going, too.
                         drop(self.blocks);
@@ -297,17 +218,17 @@ impl Client {
     }
 
     /// Reads records for as long as the session works.
-    fn read(&mut self, session: &mut Session, looks: &mut Looks) -> End {
+    fn read(&mut self, session: &mut Session, discovery: &mut Discovery) -> End {
         loop {
             if self.is_stopping() {
                 return End::Stopping;
             }
             if session.discover_at <= Instant::now() {
                 session.discover_at = Instant::now() + DISCOVER_INTERVAL;
-                match self.discover(session, looks) {
+                match self.discover(session, discovery) {
                     Ok(()) => {}
-                    Err(Stop::Unwanted) => return End::Stopping,
-                    Err(Stop::Failed(problem)) => self.tell(&problem),
+                    Err(DiscoveryError::Unwanted) => return End::Stopping,
+                    Err(DiscoveryError::Failed(problem)) => self.tell(&problem),
                 }
             }
             match self.gather(session) {
@@ -450,221 +371,6 @@ impl Client {
         Ok(())
     }
 
-    /// Looks which partitions there are, and begins with those that are new. Partitions whose place is not there any more
-    /// are begun with again.
-    fn discover(&mut self, session: &mut Session, looks: &mut Looks) -> Result<(), Stop> {
-        let failed = |session: &Session, error: &KafkaError| {
-            Stop::Failed(kafka::problem(session.consumer.context(), error))
-        };
-        let (mut complaints, mut begun) = (Vec::new(), Vec::new());
-        let wanted = looks.find(&session.consumer).map_err(|error| failed(session, &error))?;
-        for (kafka_topic, found) in wanted {
-            let numbers = match found {
-                Ok(numbers) => numbers,
-                Err(trouble) => {
-                    complaints.push(trouble);
-                    continue;
-                }
-            };
-            let topic = match self.topics.find_or_add(self.spec.topic_of(&kafka_topic)) {
-                Ok(topic) => topic,
-                Err(trouble) => {
-                    complaints.push(format!(
-                        "the Kafka topic {kafka_topic:?} is not read: {trouble}, by kafka.topicNames: {{{kafka_topic}: …}}"
-                    ));
-                    continue;
-                }
-            };
-            for number in numbers {
-                let known = session.partitions.get(&kafka_topic).and_then(|known| known.get(&number));
-                if known.is_some() && !session.is_lost(&kafka_topic, number)? {
-                    continue;
-                }
-                session.leave(&kafka_topic, number, &mut self.stored)?;
-                let (low, high) = session
-                    .consumer
-                    .fetch_watermarks(&kafka_topic, number, CALL_MAX)
-                    .map_err(|error| failed(session, &error))?;
-                let range =
-                    Range { low: u64::try_from(low).unwrap_or(0), high: u64::try_from(high).unwrap_or(0) };
-                let start = self.start(looks, &session.cluster, &kafka_topic);
-                let whose = (self.name.as_str(), session.cluster.as_str(), kafka_topic.as_str(), number);
-                let place = place(&self.stored, whose, range, start);
-                if looks.doubts(&kafka_topic, number, place.surprise) {
-                    session.discover_at = Instant::now() + TELL_INTERVAL;
-                    complaints.push(format!(
-                        "{kafka_topic}[{number}] ends at {high}, before what was read of it; looking again"
-                    ));
-                    continue;
-                }
-                begun.push((kafka_topic.clone(), number, topic, place));
-            }
-        }
-        self.begin(session, begun)?;
-        looks.has_looked = true;
-        session.has_doubts = false;
-        self.status.reached();
-        match complaints.first() {
-            None => {
-                if session.refused_since.is_none() && self.is_troubled.take() && self.status.error.clear() {
-                    info!(source = self.name, "reading from Kafka");
-                }
-            }
-            Some(_) => {
-                let text = complaints.join("; ");
-                self.is_troubled.set(true);
-                if self.status.error.set(&text) {
-                    warn!(source = self.name, error = text, "some of what is wanted can't be read");
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Where to begin with a partition of which nothing is stored: what came after the first look at a topic is read from
-    /// its start.
-    fn start(&self, looks: &Looks, cluster: &str, kafka_topic: &str) -> StartOffset {
-        let prefix = format!("{}:{cluster}/{kafka_topic}/", self.name);
-        let is_known = || self.stored.keys().any(|stream| stream.starts_with(&prefix));
-        if looks.has_looked || is_known() { StartOffset::Earliest } else { self.spec.start_offset }
-    }
-
-    /// Starts reading partitions from their places.
-    fn begin(
-        &mut self,
-        session: &mut Session,
-        begun: Vec<(String, i32, TopicId, Place)>,
-    ) -> Result<(), Stop> {
-        let stream = |place: &Place| Stream { name: Arc::from(place.stream.as_str()), next: place.next };
-        let all = begun.iter().map(|(.., place)| place);
-        let new: Vec<Stream> = all.filter(|place| place.is_new).map(stream).collect();
-        if !new.is_empty() {
-            self.blocks.blocking_send(Block::Begin(new)).map_err(|_| Stop::Unwanted)?;
-        }
-        for (kafka_topic, number, topic, place) in begun {
-            if let Some(surprise) = place.surprise {
-                self.tell_surprise(&kafka_topic, number, surprise);
-            }
-            info!(
-                source = self.name,
-                kafka_topic,
-                partition = number,
-                offset = place.next,
-                "reading a partition"
-            );
-            session.assign(&kafka_topic, number, place.next)?;
-            let Stream { name: stream, next } = stream(&place);
-            let partition = Partition { topic, stream, next, committed: 0, run: None };
-            session.partitions.entry(kafka_topic).or_default().insert(number, partition);
-        }
-        Ok(())
-    }
-
-    fn tell_surprise(&self, kafka_topic: &str, number: i32, surprise: Surprise) {
-        let kafka = &self.status.kafka;
-        match surprise {
-            Surprise::Expired { from, to } => {
-                kafka.lost.add(to - from);
-                let text = format!(
-                    "{kafka_topic}[{number}]: records {from} to {} were removed from Kafka before they were read; going \
-                     on with {to}, the oldest there is; give the topic a longer retention",
-                    to - 1
-                );
-                kafka.loss.set(&text);
-                error!(source = self.name, "{text}");
-            }
-            Surprise::Replaced { read, high } => {
-                let text = format!(
-                    "{kafka_topic}[{number}] ends at {high}, before offset {read} that was read: the topic was made anew, \
-                     or has lost records; reading it again from its oldest record"
-                );
-                kafka.loss.set(&text);
-                error!(source = self.name, "{text}");
-            }
-        }
-    }
-
-    /// Shows lag and trouble; returns a problem that another session may not have.
-    fn show(&self, session: &mut Session) -> Option<Problem> {
-        let events = Arc::clone(session.consumer.context());
-        if let Some(statistics) = events.statistics() {
-            if statistics.brokers.values().any(|broker| broker.nodeid >= 0 && broker.state == "UP") {
-                events.recovered();
-                session.refused_since = None;
-            }
-            let mut shown = BTreeMap::new();
-            for (kafka_topic, partitions) in &session.partitions {
-                for (number, partition) in partitions {
-                    let told =
-                        statistics.topics.get(kafka_topic).and_then(|topic| topic.partitions.get(number));
-                    let ends = told.map_or([-1; 2], |told| [told.ls_offset, told.hi_offset]);
-                    let end = ends.into_iter().find_map(|end| u64::try_from(end).ok());
-                    let next = self.progress.stored(&partition.stream).unwrap_or(partition.next);
-                    shown.insert((kafka_topic.clone(), *number), PartitionStatus { next, end });
-                }
-            }
-            self.status.kafka.show(shown);
-        }
-        self.show_commit(session);
-        let problem = events.problem()?;
-        self.tell(&problem);
-        if !problem.is_refusal {
-            return None;
-        }
-        let since = *session.refused_since.get_or_insert_with(Instant::now);
-        (since.elapsed() >= CONNECT_MAX).then_some(problem)
-    }
-
-    /// Shows whether the broker takes note of where we are: it does not while the group has members of its own.
-    fn show_commit(&self, session: &mut Session) {
-        let warning = &self.status.kafka.warning;
-        match session.committer.outcome() {
-            None => {}
-            Some(Outcome::Told(Ok(()))) if warning.clear() => {
-                info!(source = self.name, "the broker is told again how far we are");
-            }
-            Some(Outcome::Told(Ok(()))) => {}
-            Some(Outcome::Behind) => {
-                session.doubt_commits();
-                let text = "the replica is behind, so the broker is not told how far we are; nothing is missing here";
-                if warning.set(text) {
-                    warn!(source = self.name, "{text}");
-                }
-            }
-            Some(Outcome::Told(Err(error))) => {
-                use RDKafkaErrorCode as Code;
-                session.doubt_commits();
-                let group_id = &self.spec.group_id;
-                let text = match error.rdkafka_error_code() {
-                    Some(Code::UnknownMemberId | Code::IllegalGeneration | Code::RebalanceInProgress) => {
-                        format!(
-                            "another consumer is a member of the group {group_id:?}; nothing is missing here, but the broker \
-                         can't be told how far we are; give this source a kafka.groupId of its own"
-                        )
-                    }
-                    Some(Code::GroupAuthorizationFailed) => format!(
-                        "we may not use the group {group_id:?}; nothing is missing here, but the broker can't be told \
-                         how far we are; allow READ on the group to our user"
-                    ),
-                    _ => {
-                        debug!(source = self.name, %error, "could not commit offsets");
-                        return;
-                    }
-                };
-                if warning.set(&text) {
-                    warn!(source = self.name, "{text}");
-                }
-            }
-        }
-    }
-
-    fn tell(&self, problem: &Problem) {
-        self.is_troubled.set(true);
-        if self.status.error.set(&problem.text) {
-            warn!(source = self.name, error = problem.text, "can't read from Kafka; trying again");
-        }
-    }
-
     /// Remembers where a session has left its partitions.
     fn leave(&mut self, partitions: Partitions) {
         for partition in partitions.into_values().flat_map(BTreeMap::into_values) {
@@ -686,18 +392,6 @@ impl Client {
 }
 
 impl Session {
-    /// Whether the place of a partition that is read is not there any more.
-    fn is_lost(&self, kafka_topic: &str, number: i32) -> Result<bool, Stop> {
-        let known = self.partitions.get(kafka_topic).and_then(|known| known.get(&number));
-        let Some(partition) = known.filter(|_| self.has_doubts) else { return Ok(false) };
-        let (low, high) = self
-            .consumer
-            .fetch_watermarks(kafka_topic, number, CALL_MAX)
-            .map_err(|error| Stop::Failed(kafka::problem(self.consumer.context(), &error)))?;
-        let next = i64::try_from(partition.next).unwrap_or(i64::MAX);
-        Ok(!(low..=high).contains(&next))
-    }
-
     /// How far all shards are, where the broker does not know it yet.
     fn uncommitted(&mut self, progress: &Progress) -> Option<TopicPartitionList> {
         let mut offsets = TopicPartitionList::new();
@@ -726,11 +420,11 @@ impl Session {
         Ok(list)
     }
 
-    fn assign(&self, kafka_topic: &str, number: i32, next: u64) -> Result<(), Stop> {
+    fn assign(&self, kafka_topic: &str, number: i32, next: u64) -> Result<(), DiscoveryError> {
         let offset = Offset::Offset(i64::try_from(next).unwrap_or(i64::MAX));
         Self::list(kafka_topic, number, offset)
             .and_then(|list| self.consumer.incremental_assign(&list))
-            .map_err(|error| Stop::Failed(kafka::problem(self.consumer.context(), &error)))
+            .map_err(|error| DiscoveryError::Failed(kafka::problem(self.consumer.context(), &error)))
     }
 
     /// Stops reading a partition, and remembers where.
@@ -739,12 +433,12 @@ impl Session {
         kafka_topic: &str,
         number: i32,
         stored: &mut HashMap<String, u64>,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), DiscoveryError> {
         let known = self.partitions.get_mut(kafka_topic);
         let Some(partition) = known.and_then(|known| known.remove(&number)) else { return Ok(()) };
         stored.insert(partition.stream.to_string(), partition.next);
         Self::list(kafka_topic, number, Offset::Invalid)
             .and_then(|list| self.consumer.incremental_unassign(&list))
-            .map_err(|error| Stop::Failed(kafka::problem(self.consumer.context(), &error)))
+            .map_err(|error| DiscoveryError::Failed(kafka::problem(self.consumer.context(), &error)))
     }
 }

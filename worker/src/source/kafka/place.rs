@@ -21,12 +21,12 @@ pub(crate) struct Place {
     pub(crate) next: u64,
     /// Whether the shards know nothing of the stream yet.
     pub(crate) is_new: bool,
-    pub(crate) surprise: Option<Surprise>,
+    pub(crate) gap: Option<OffsetGap>,
 }
 
 /// What is not as we left it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Surprise {
+pub(crate) enum OffsetGap {
     /// Records that we have not read are gone.
     Expired { from: u64, to: u64 },
     /// There are fewer records than we have read: the partition was made anew, or has lost its end.
@@ -57,26 +57,26 @@ pub(crate) fn place(
                 StartOffset::Earliest => range.low,
                 StartOffset::Latest => range.high,
             };
-            Place { stream: stream(0), next, is_new: true, surprise: None }
+            Place { stream: stream(0), next, is_new: true, gap: None }
         }
         Some((generation, read)) if read > range.high => {
-            let surprise = Some(Surprise::Replaced { read, high: range.high });
-            Place { stream: stream(generation + 1), next: range.low, is_new: true, surprise }
+            let gap = Some(OffsetGap::Replaced { read, high: range.high });
+            Place { stream: stream(generation + 1), next: range.low, is_new: true, gap }
         }
         Some((generation, read)) => {
-            let surprise = (read < range.low).then_some(Surprise::Expired { from: read, to: range.low });
-            Place { stream: stream(generation), next: read.max(range.low), is_new: false, surprise }
+            let gap = (read < range.low).then_some(OffsetGap::Expired { from: read, to: range.low });
+            Place { stream: stream(generation), next: read.max(range.low), is_new: false, gap }
         }
     }
 }
 
 /// Which Kafka topics are read.
-pub(crate) struct Wanted {
+pub(crate) struct TopicFilter {
     names: Vec<String>,
     patterns: Vec<Regex>,
 }
 
-impl Wanted {
+impl TopicFilter {
     /// # Panics
     /// On a pattern that is none; validation has refused it.
     pub(crate) fn new(spec: &plan::KafkaSource) -> Self {
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn expired_records_are_passed_over_and_told() {
         let place = from(&[("src:c1/orders.v1/3", 7)], 9, 12, StartOffset::Latest);
-        assert_eq!((place.next, place.surprise), (9, Some(Surprise::Expired { from: 7, to: 9 })));
+        assert_eq!((place.next, place.gap), (9, Some(OffsetGap::Expired { from: 7, to: 9 })));
     }
 
     #[test]
@@ -139,14 +139,11 @@ mod tests {
         let known = [("src:c1/orders.v1/3", 70)];
         let place = from(&known, 0, 5, StartOffset::Latest);
         assert_eq!((place.stream.as_str(), place.next, place.is_new), ("src:c1/orders.v1/3#1", 0, true));
-        assert_eq!(place.surprise, Some(Surprise::Replaced { read: 70, high: 5 }));
+        assert_eq!(place.gap, Some(OffsetGap::Replaced { read: 70, high: 5 }));
         let both = [("src:c1/orders.v1/3", 70), ("src:c1/orders.v1/3#1", 4)];
         for high in [5, 100] {
             let place = from(&both, 0, high, StartOffset::Latest);
-            assert_eq!(
-                (place.stream.as_str(), place.next, place.surprise),
-                ("src:c1/orders.v1/3#1", 4, None)
-            );
+            assert_eq!((place.stream.as_str(), place.next, place.gap), ("src:c1/orders.v1/3#1", 4, None));
         }
     }
 
@@ -162,7 +159,7 @@ mod tests {
             key_path: None,
             waits_for_replica: false,
         };
-        let wanted = Wanted::new(&spec);
+        let wanted = TopicFilter::new(&spec);
         for (name, expected) in [
             ("plain", true),
             ("plain2", false),
