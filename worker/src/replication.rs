@@ -38,6 +38,7 @@ pub(crate) mod location;
 pub(crate) mod objects;
 mod sftp;
 pub(crate) mod socket;
+mod start;
 
 /// Which of several workers of a pipeline this is. There is one for now.
 const ORDINAL: u32 = 0;

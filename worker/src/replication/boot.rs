@@ -8,14 +8,15 @@ use litejoin_crds::plan::Plan;
 use litejoin_crds::replication::RestorePolicy;
 use tracing::{info, warn};
 
-use super::config::File;
 use super::directory::{CONFIG, Choice, Directory};
-use super::incarnation::{
-    Birth, Claim, Decision, Found, Incarnation, Local, Marker, Refusal, Remote, Wanted, check_claim, decide,
-    restore,
-};
+use super::fetch::Restored;
+use super::incarnation::{Birth, Claim, Decision, Incarnation, Local, Marker, Remote, Wanted};
 use super::litestream::{self, Litestream};
-use super::{BIRTH, CLAIM, PointInTime, Replica, ReplicationError, Site, Tools, files};
+pub(crate) use super::start::Begin;
+use super::start::{
+    Origin, Renewal, Request, announced, from_elsewhere, origin, overtaker, renewal, without_store,
+};
+use super::{BIRTH, CLAIM, Replica, ReplicationError, Site, Tools, files};
 use crate::clock;
 use crate::fault;
 use crate::storage::hash::HASH_VERSION;
@@ -25,19 +26,6 @@ const LOCK: &str = "litestream.lock";
 
 /// The longest path that a socket can have, with some room.
 const SOCKET_PATH_BYTES_MAX: usize = 100;
-
-/// What a directory is prepared for.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Begin<'a> {
-    /// Whatever is needed is done, and then a Litestream of ours is started, or somebody is told to start one.
-    Run,
-    /// The same for somebody who asks for data, and is not served by none.
-    Restore,
-    /// A Litestream of somebody else's runs already, by a configuration of ours: nothing may change.
-    Prepared,
-    /// To go back to this time.
-    At(&'a PointInTime),
-}
 
 /// Gives a directory its data and its prefix. Where that can't be done without the risk of losing data or of writing
 /// where somebody else does, it fails and has changed nothing that counts.
@@ -57,16 +45,7 @@ pub(crate) async fn prepare(
     let files = files(plan, &data_dir);
     let lock = data_dir.join(LOCK);
     litestream::end_orphan(&lock, u32::try_from(files.len()).unwrap_or(u32::MAX)).await?;
-    let replication = &site.replication;
-    let wanted = Wanted {
-        identity: plan.identity.clone(),
-        base: site.base.to_string(),
-        shard_count: plan.storage.shard_count,
-        hash_version: HASH_VERSION,
-        format_version: FORMAT_VERSION,
-        policy: if replication.restore_on_boot { replication.restore } else { RestorePolicy::Never },
-        expects_replica: tools.expects_replica || matches!(begin, Begin::Restore),
-    };
+    let wanted = wanted(plan, &site, tools, begin);
     let directory = Directory {
         locked,
         site: &site,
@@ -77,102 +56,21 @@ pub(crate) async fn prepare(
     if !matches!(begin, Begin::Prepared) {
         directory.resume(plan.storage.shard_count, &plan.identity)?;
     }
-    let local = directory.look()?;
-    let mut is_away = false;
-    let mut remote = match (site.look().await, &local) {
-        (Ok(remote), _) => remote,
-        // All of the data is here, and what is written goes below a prefix that nobody else writes. Whether the claim
-        // still names us turns out when the store is back; until then nothing is told to be replicated.
-        (Err(problem), Local::Marked { marker, is_copy: false, missing })
-            if missing.is_empty()
-                && marker.base == wanted.base
-                && !matches!(begin, Begin::At(_))
-                && (replication.restore_timestamp.is_none()
-                    || replication.restore_timestamp == marker.gone_back_to) =>
-        {
-            warn!(
-                error = chain(&problem),
-                "the replica can't be reached; going on with the data of this directory"
-            );
-            is_away = true;
-            let own = Found {
-                incarnation: marker.incarnation.clone(),
-                birth: birth(&wanted, &files),
-                ready_at: marker.is_ready.then(clock::epoch_seconds),
-            };
-            Remote { claim: Some(held(marker, &wanted)), found: vec![own] }
-        }
-        (Err(problem), _) => return Err(problem),
+    let timestamp = site.replication.restore_timestamp.as_deref();
+    let request = Request {
+        begin,
+        timestamp: timestamp.map(|text| text.parse().expect("a plan is made of what was found to be right")),
+        from_url: site.replication.restore_from_url.as_deref(),
     };
-    let mut choice = choose(begin, &site, &local, &remote, &wanted).await?;
-    if let (Begin::Prepared, false) = (&begin, matches!(choice.decision, Decision::GoOn(_))) {
+    let start = Start { plan, request, wanted: &wanted, directory: &directory };
+    let seen = start.look().await?;
+    let choice = start.choose(&seen).await?;
+    if let (Begin::Prepared, false) = (begin, matches!(choice.decision, Decision::GoOn(_))) {
         return Err(ReplicationError::NotPrepared { path: data_dir.display().to_string() });
     }
-    let mut restored = None;
-    let mut gone_on = None;
-    if let (Decision::GoOn(own), Local::Marked { marker, .. }) = (&choice.decision, &local) {
-        let held = &remote.claim.as_ref().expect("a directory goes on where the claim names it").holder;
-        let mut marker = marker.clone().announcing(held, random_id());
-        // READY may have been written just before the end.
-        marker.is_ready |= remote.found.iter().any(|found| found.incarnation == *own && found.is_ready());
-        directory.write_marker(&marker)?;
-        fault::point("claim-announced");
-        if let Some(holder) = marker.next_holder.clone().filter(|_| !is_away) {
-            claim(&site, &wanted.identity, own, &holder).await?;
-            fault::point("claim-renewed");
-            marker = Marker { holder, next_holder: None, ..marker };
-            let seen = site.look().await?;
-            let is_overtaken = seen.newcomer(&remote).is_some_and(|found| found.incarnation != *own);
-            if is_overtaken {
-                // Its claim is what we have just written over. What it has told to be replicated counts.
-                remote = seen.before_claim_of(own, remote);
-                choice = choose(begin, &site, &local, &remote, &wanted).await?;
-            }
-        }
-        gone_on = Some(marker).filter(|_| matches!(choice.decision, Decision::GoOn(_)));
-    }
-    let marker = if let Some(marker) = gone_on {
-        marker
-    } else {
-        let (own, holder) = (Incarnation { number: remote.next_number(), id: random_id() }, random_id());
-        // What a manifest asks for is done with this start, or with what somebody has asked for by hand.
-        let timestamp = replication.restore_timestamp.as_ref();
-        let gone_back_to =
-            |choice: &Choice| timestamp.cloned().or_else(|| choice.decision.gone_back_to(&local));
-        let born = |choice: &Choice| Birth {
-            parent: parent(choice),
-            gone_back_to: gone_back_to(choice),
-            ..birth(&wanted, &files)
-        };
-        let birth_name = format!("{own}/{BIRTH}");
-        site.write(&birth_name, &born(&choice)).await?;
-        fault::point("incarnation-born");
-        claim(&site, &wanted.identity, &own, &holder).await?;
-        fault::point("incarnation-claimed");
-        // From now on the one before us tells nobody that something is replicated: what is there now is all there is.
-        remote = site.look().await?.before_claim_of(&own, remote);
-        // Numbers grow from each to the next, and the next start takes a higher one.
-        if let Some(other) = remote.claim.as_ref().map(|claim| &claim.incarnation)
-            && other.number > own.number
-        {
-            return Err(ReplicationError::Overtaken { place: site.base.to_string(), other: other.clone() });
-        }
-        choice = choose(begin, &site, &local, &remote, &wanted).await?;
-        site.write(&birth_name, &born(&choice)).await?;
-        let marker = Marker {
-            base: wanted.base.clone(),
-            incarnation: own,
-            holder,
-            next_holder: None,
-            is_ready: false,
-            restoring: None,
-            is_fresh: matches!(choice.decision, Decision::Empty { .. }),
-            gone_back_to: gone_back_to(&choice),
-            complete_until: choice.decision.complete_until(&local, clock::epoch_seconds()),
-            lock_inode: locked.inode()?,
-        };
-        restored = directory.settle(plan, &choice, &local, &marker).await?;
-        marker
+    let (marker, restored) = match start.go_on(seen, choice).await? {
+        Continued::Marked(marker) => (marker, None),
+        Continued::No(seen, choice) => start.mint(seen, choice).await?,
     };
     directory.write_marker(&marker)?;
     fault::point("incarnation-marked");
@@ -182,58 +80,165 @@ pub(crate) async fn prepare(
     replace(&data_dir, CONFIG, &text).map_err(io(&config, "write the file"))?;
     info!(incarnation = %marker.incarnation, base = %site.base, "replicating");
     let identity = wanted.identity;
+    let marker = *marker;
     Ok(Replica { site, identity, restored, litestream, marker, files, data_dir, socket, config, lock })
 }
 
-/// Decides how the directory comes to its data: as [`decide`] does, if nobody asks for an earlier time or another
-/// pipeline's data.
-async fn choose(
-    begin: Begin<'_>,
-    site: &Site,
-    local: &Local,
-    remote: &Remote,
-    wanted: &Wanted,
-) -> Result<Choice, ReplicationError> {
-    check_claim(remote, wanted)?;
-    let there_then =
-        |remote: &Remote, place: &Site, point: &PointInTime| match remote.lived_at(point.seconds()).first() {
-            Some(from) => Ok(restore(from, wanted)?),
-            None => Err(ReplicationError::TooEarly { place: place.base.to_string() }),
+/// One start, with all that its steps need.
+struct Start<'a> {
+    plan: &'a Plan,
+    request: Request<'a>,
+    wanted: &'a Wanted,
+    directory: &'a Directory<'a>,
+}
+
+/// What a start has seen.
+struct Seen {
+    local: Local,
+    remote: Remote,
+    /// Whether the store can't be reached, and `remote` is what it is taken to hold.
+    is_away: bool,
+}
+
+/// How a directory that was to go on has fared.
+enum Continued {
+    Marked(Box<Marker>),
+    /// It was not to go on, or was overtaken meanwhile: it needs a new incarnation.
+    No(Seen, Choice),
+}
+
+impl Start<'_> {
+    /// Looks at the directory and at the store.
+    async fn look(&self) -> Result<Seen, ReplicationError> {
+        let local = self.directory.look()?;
+        let problem = match self.directory.site.look().await {
+            Ok(remote) => return Ok(Seen { local, remote, is_away: false }),
+            Err(problem) => problem,
         };
-    let point = match begin {
-        Begin::At(point) => {
-            let decision = there_then(remote, site, point)?;
-            return Ok(Choice { decision, elsewhere: None, point: Some(point.clone()) });
-        }
-        Begin::Run | Begin::Restore | Begin::Prepared => {
-            let text = site.replication.restore_timestamp.as_deref();
-            text.map(|text| text.parse().expect("a plan is made of what was found to be right"))
-        }
-    };
-    let has_none = matches!(local, Local::Nothing) && remote.best().is_none();
-    // Where it is known to have had a replica, having none is a mistake, and another's data is not its own.
-    let had_one = wanted.expects_replica && !matches!(begin, Begin::Restore);
-    if let Some(url) = &site.replication.restore_from_url
-        && has_none
-        && !had_one
-        && wanted.policy != RestorePolicy::Never
-    {
-        let elsewhere = site.elsewhere(url)?;
-        let remote = elsewhere.look().await?;
-        let decision = match (&point, remote.best()) {
-            (Some(point), _) => there_then(&remote, &elsewhere, point)?,
-            (None, Some(best)) => restore(best, wanted)?,
-            (None, None) => return Err(Refusal::NoReplica { base: elsewhere.base.to_string() }.into()),
+        let Some(remote) = without_store(&self.request, &local, self.wanted, self.birth()) else {
+            return Err(problem);
         };
-        return Ok(Choice { decision, elsewhere: Some(elsewhere), point });
+        warn!(
+            error = chain(&problem),
+            "the replica can't be reached; going on with the data of this directory"
+        );
+        Ok(Seen { local, remote, is_away: true })
     }
-    let decision = decide(local, remote, wanted)?;
-    match point.filter(|point| decision.gone_back_to(local).as_deref() != Some(&point.text)) {
-        Some(point) => {
-            let decision = there_then(remote, site, &point)?;
-            Ok(Choice { decision, elsewhere: None, point: Some(point) })
+
+    /// Decides how the directory comes to its data, and looks at another pipeline's replica if that takes it.
+    async fn choose(&self, seen: &Seen) -> Result<Choice, ReplicationError> {
+        match origin(&self.request, &seen.local, &seen.remote, self.wanted)? {
+            Origin::Own(decision, point) => Ok(Choice { decision, elsewhere: None, point }),
+            Origin::Elsewhere(url, point) => {
+                let elsewhere = self.directory.site.elsewhere(&url)?;
+                let remote = elsewhere.look().await?;
+                let base = elsewhere.base.to_string();
+                let decision = from_elsewhere(&remote, &base, point.as_ref(), self.wanted)?;
+                Ok(Choice { decision, elsewhere: Some(elsewhere), point })
+            }
         }
-        None => Ok(Choice { decision, elsewhere: None, point: None }),
+    }
+
+    /// Goes on in the directory's own incarnation, if that was decided: announces a new holder, renews the claim, and
+    /// sees that no other start has come between.
+    async fn go_on(&self, mut seen: Seen, mut choice: Choice) -> Result<Continued, ReplicationError> {
+        let (Decision::GoOn(own), Local::Marked { marker, .. }) = (&choice.decision, &seen.local) else {
+            return Ok(Continued::No(seen, choice));
+        };
+        let (directory, site, own) = (self.directory, self.directory.site, own.clone());
+        let mut marker = announced(&own, marker, &seen.remote, random_id());
+        directory.write_marker(&marker)?;
+        fault::point("claim-announced");
+        if let Some(holder) = marker.next_holder.clone().filter(|_| !seen.is_away) {
+            claim(site, &self.wanted.identity, &own, &holder).await?;
+            fault::point("claim-renewed");
+            marker = Marker { holder, next_holder: None, ..marker };
+            let after = site.look().await?;
+            if let Renewal::Overtaken(remote) = renewal(&own, &seen.remote, after) {
+                seen.remote = remote;
+                choice = self.choose(&seen).await?;
+            }
+        }
+        match choice.decision {
+            Decision::GoOn(_) => Ok(Continued::Marked(Box::new(marker))),
+            _ => Ok(Continued::No(seen, choice)),
+        }
+    }
+
+    /// Begins a new incarnation: it is born, claimed, seen to be the newest, and gets its data.
+    async fn mint(
+        &self,
+        mut seen: Seen,
+        mut choice: Choice,
+    ) -> Result<(Box<Marker>, Option<Restored>), ReplicationError> {
+        let (directory, site) = (self.directory, self.directory.site);
+        let (own, holder) = (Incarnation { number: seen.remote.next_number(), id: random_id() }, random_id());
+        let birth_name = format!("{own}/{BIRTH}");
+        site.write(&birth_name, &self.birth_of(&choice, &seen.local)).await?;
+        fault::point("incarnation-born");
+        claim(site, &self.wanted.identity, &own, &holder).await?;
+        fault::point("incarnation-claimed");
+        // From now on the one before us tells nobody that something is replicated: what is there now is all there is.
+        seen.remote = site.look().await?.before_claim_of(&own, seen.remote);
+        if let Some(other) = overtaker(&own, &seen.remote) {
+            return Err(ReplicationError::Overtaken { place: site.base.to_string(), other: other.clone() });
+        }
+        choice = self.choose(&seen).await?;
+        site.write(&birth_name, &self.birth_of(&choice, &seen.local)).await?;
+        let marker = Box::new(Marker {
+            base: self.wanted.base.clone(),
+            incarnation: own,
+            holder,
+            next_holder: None,
+            is_ready: false,
+            restoring: None,
+            is_fresh: matches!(choice.decision, Decision::Empty { .. }),
+            gone_back_to: self.gone_back_to(&choice, &seen.local),
+            complete_until: choice.decision.complete_until(&seen.local, clock::epoch_seconds()),
+            lock_inode: directory.locked.inode()?,
+        });
+        let restored = directory.settle(self.plan, &choice, &seen.local, &marker).await?;
+        Ok((marker, restored))
+    }
+
+    /// What is known of an incarnation before it is known whose data it begins with.
+    fn birth(&self) -> Birth {
+        Birth {
+            identity: self.wanted.identity.clone(),
+            shard_count: self.wanted.shard_count,
+            hash_version: self.wanted.hash_version,
+            format_version: self.wanted.format_version,
+            files: self.directory.files.iter().map(|file| file.name.clone()).collect(),
+            parent: None,
+            gone_back_to: None,
+            born_at: clock::epoch_seconds(),
+        }
+    }
+
+    fn birth_of(&self, choice: &Choice, local: &Local) -> Birth {
+        let parent = if choice.elsewhere.is_some() { None } else { choice.decision.parent() };
+        Birth { parent, gone_back_to: self.gone_back_to(choice, local), ..self.birth() }
+    }
+
+    /// The `restore.timestamp` that the data of a new incarnation was gone back to last: a manifest that asks for one has
+    /// it with this start, or with a time that was asked for by hand.
+    fn gone_back_to(&self, choice: &Choice, local: &Local) -> Option<String> {
+        let timestamp = self.request.timestamp.as_ref().map(|point| point.text.clone());
+        timestamp.or_else(|| choice.decision.gone_back_to(local))
+    }
+}
+
+/// What the pipeline wants of its replica.
+fn wanted(plan: &Plan, site: &Site, tools: &Tools, begin: Begin<'_>) -> Wanted {
+    let replication = &site.replication;
+    Wanted {
+        identity: plan.identity.clone(),
+        base: site.base.to_string(),
+        shard_count: plan.storage.shard_count,
+        hash_version: HASH_VERSION,
+        format_version: FORMAT_VERSION,
+        policy: if replication.restore_on_boot { replication.restore } else { RestorePolicy::Never },
+        expects_replica: tools.expects_replica || matches!(begin, Begin::Restore),
     }
 }
 
@@ -257,40 +262,6 @@ pub(super) async fn claim(
             place: site.base.to_string(),
             other: stored.map_or_else(|| incarnation.clone(), |stored| stored.incarnation),
         }),
-    }
-}
-
-/// What is known of an incarnation before it is known whose data it begins with.
-fn birth(wanted: &Wanted, files: &[File]) -> Birth {
-    Birth {
-        identity: wanted.identity.clone(),
-        shard_count: wanted.shard_count,
-        hash_version: wanted.hash_version,
-        format_version: wanted.format_version,
-        files: files.iter().map(|file| file.name.clone()).collect(),
-        parent: None,
-        gone_back_to: None,
-        born_at: clock::epoch_seconds(),
-    }
-}
-
-/// The claim that a directory held when it was last written.
-fn held(marker: &Marker, wanted: &Wanted) -> Claim {
-    Claim {
-        identity: wanted.identity.clone(),
-        incarnation: marker.incarnation.clone(),
-        holder: marker.holder.clone(),
-        claimed_at: 0,
-    }
-}
-
-/// The incarnation whose data the next one begins with.
-fn parent(choice: &Choice) -> Option<Incarnation> {
-    match &choice.decision {
-        _ if choice.elsewhere.is_some() => None,
-        Decision::GoOn(_) | Decision::Empty { .. } => None,
-        Decision::Keep { parent, .. } => parent.clone(),
-        Decision::Restore { from } | Decision::Complete { from, .. } => Some(from.incarnation.clone()),
     }
 }
 

@@ -256,6 +256,15 @@ pub(crate) enum Refusal {
 }
 
 impl Decision {
+    /// The incarnation whose data the next one begins with.
+    pub(crate) fn parent(&self) -> Option<Incarnation> {
+        match self {
+            Decision::GoOn(_) | Decision::Empty { .. } => None,
+            Decision::Keep { parent, .. } => parent.clone(),
+            Decision::Restore { from } | Decision::Complete { from, .. } => Some(from.incarnation.clone()),
+        }
+    }
+
     /// The `restore.timestamp` that the data was gone back to last which this leads to.
     pub(crate) fn gone_back_to(&self, local: &Local) -> Option<String> {
         match (self, local) {
@@ -468,4 +477,4 @@ pub(super) fn restore(from: &Found, wanted: &Wanted) -> Result<Decision, Refusal
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -4,11 +4,11 @@ use super::*;
 
 const BASE: &str = "s3://b/n/p/0";
 
-fn incarnation(number: u64) -> Incarnation {
+pub(in crate::replication) fn incarnation(number: u64) -> Incarnation {
     Incarnation { number, id: format!("id{number}") }
 }
 
-fn found(number: u64, is_ready: bool) -> Found {
+pub(in crate::replication) fn found(number: u64, is_ready: bool) -> Found {
     let birth = Birth {
         identity: "n/p".to_owned(),
         shard_count: 2,
@@ -22,7 +22,7 @@ fn found(number: u64, is_ready: bool) -> Found {
     Found { incarnation: incarnation(number), birth, ready_at: is_ready.then_some(0) }
 }
 
-fn claim(number: u64) -> Option<Claim> {
+pub(in crate::replication) fn claim(number: u64) -> Option<Claim> {
     Some(Claim {
         identity: "n/p".to_owned(),
         incarnation: incarnation(number),
@@ -31,12 +31,12 @@ fn claim(number: u64) -> Option<Claim> {
     })
 }
 
-fn remote(claimed: Option<u64>, all: &[(u64, bool)]) -> Remote {
+pub(in crate::replication) fn remote(claimed: Option<u64>, all: &[(u64, bool)]) -> Remote {
     let found = all.iter().map(|(number, is_ready)| found(*number, *is_ready)).collect();
     Remote { claim: claimed.and_then(claim), found }
 }
 
-fn marker(number: u64) -> Marker {
+pub(in crate::replication) fn marker(number: u64) -> Marker {
     Marker {
         base: BASE.to_owned(),
         incarnation: incarnation(number),
@@ -51,11 +51,11 @@ fn marker(number: u64) -> Marker {
     }
 }
 
-fn marked(number: u64) -> Local {
+pub(in crate::replication) fn marked(number: u64) -> Local {
     Local::Marked { marker: Box::new(marker(number)), is_copy: false, missing: Vec::new() }
 }
 
-fn wanted(policy: RestorePolicy) -> Wanted {
+pub(in crate::replication) fn wanted(policy: RestorePolicy) -> Wanted {
     Wanted {
         identity: "n/p".to_owned(),
         base: BASE.to_owned(),
