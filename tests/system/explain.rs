@@ -22,6 +22,9 @@ spec:
     - name: first
       query: SELECT id, name FROM enriched ORDER BY name LIMIT 3
       sinks: [live]
+    - name: by_customer
+      query: SELECT payload->>'customer' AS customer, count(*) AS n FROM orders GROUP BY 1
+      sinks: [live]
   sinks:
     - {name: live, sse: {addr: "127.0.0.1:0"}}
 "#;
@@ -48,7 +51,7 @@ async fn json_of(site: &WorkerSite, arguments: &[&str]) -> Value {
 async fn the_manifests_alone_show_the_plan() {
     let site = WorkerSite::with(MANIFEST);
     explained(&site, &[], expect![[r#"
-        pipeline p: 2 joins, 4 shards
+        pipeline p: 3 joins, 4 shards
 
         enriched  keyed: only the results that a change concerns are evaluated
           topics    customers, orders
@@ -63,6 +66,13 @@ async fn the_manifests_alone_show_the_plan() {
           topics    customers, orders; reads enriched
           sinks     live
           warning:  each change of customers, orders costs an evaluation over all rows: LIMIT picks among all rows; number them with row_number() OVER (PARTITION BY …) and take the first ones of each key
+
+        by_customer  accumulated: groups follow the rows that come and go, whatever their size
+          topics    orders
+          sinks     live
+          gathers   1  orders  by key  from the result keys
+          indexes   orders (payload ->> 'customer'): built when the worker starts
+          a change  of orders: 0 probes
 
         1 warning. A probe is a search in one shard; estimates take each to find one row. By key it goes to one shard,
         by anything else to all 4.

@@ -3,6 +3,7 @@
 
 mod api_source;
 mod audit;
+mod classes;
 mod cost;
 mod dead_letters;
 mod disk_full;

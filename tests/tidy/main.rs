@@ -5,6 +5,7 @@ mod arrows;
 mod documents;
 mod formatting;
 mod modules;
+mod rooms;
 mod source;
 mod tree;
 mod words;

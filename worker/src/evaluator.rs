@@ -45,8 +45,9 @@ use crate::storage::topics::Topics;
 /// How often a join that reads the clock is looked at when nothing is written; topics hold whole seconds.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Entries of the log that are taken in at a time, over all shards.
-const SLICE_ENTRIES: i64 = 65_536;
+/// Entries of the log that are taken in at a time, over all shards; few where tests are to come to
+/// more.
+const SLICE_ENTRIES: i64 = if cfg!(debug_assertions) { 1_024 } else { 65_536 };
 
 /// Entries that are taken in at once where groups are accumulated, since what was before follows from all of them.
 const WHOLE_ENTRIES_MAX: i64 = 4 * SLICE_ENTRIES;

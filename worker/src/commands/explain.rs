@@ -24,6 +24,7 @@ use super::{EXIT_INVALID, complain, say};
 use crate::join::plan::{Class, Keyed, Link};
 use crate::join::{self, CheckedJoin};
 use crate::pipeline;
+use crate::status::join::ClassName;
 use crate::storage::shard::Index;
 
 /// Prints what each join costs and why.
@@ -77,7 +78,7 @@ pub(crate) struct Explanation {
 #[serde(rename_all = "camelCase")]
 struct Explained {
     name: String,
-    class: &'static str,
+    class: ClassName,
     /// Why it is evaluated in full.
     reason: Option<String>,
     /// Topics that it reads, also through other joins.

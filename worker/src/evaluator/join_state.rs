@@ -13,7 +13,7 @@ use crate::join::keyed::{KeyedError, KeyedJoin};
 use crate::join::plan::{Class, Keyed};
 use crate::results::event::JoinId;
 use crate::results::store::{EpochWriter, Progress};
-use crate::status::join::ClassInForce;
+use crate::status::join::{ClassInForce, ClassName};
 use crate::storage::topics::Topics;
 
 /// A join and how far it has come.
@@ -164,12 +164,13 @@ impl JoinState {
         };
         match &self.join.class {
             Class::Accumulated(plan) if !is_full => match &plan.otherwise {
-                Ok(_) => ClassInForce { name: "keyed", reason: Some(message.clone()) },
-                Err(reason) => {
-                    ClassInForce { name: "full", reason: Some(format!("{message}; and by key: {reason}")) }
-                }
+                Ok(_) => ClassInForce { name: ClassName::Keyed, reason: Some(message.clone()) },
+                Err(reason) => ClassInForce {
+                    name: ClassName::Full,
+                    reason: Some(format!("{message}; and by key: {reason}")),
+                },
             },
-            _ => ClassInForce { name: "full", reason: Some(message.clone()) },
+            _ => ClassInForce { name: ClassName::Full, reason: Some(message.clone()) },
         }
     }
 

@@ -368,7 +368,12 @@ fn publish_fallback(status: &Status, state: &JoinState, is_news: bool) {
     }
     if is_news {
         let (join, reason) = (&state.join.name, class.reason.as_deref().unwrap_or_default());
-        warn!(join, class = class.name, reason, "a join is kept current by a slower class than planned");
+        warn!(
+            join,
+            class = class.name.as_str(),
+            reason,
+            "a join is kept current by a slower class than planned"
+        );
     }
     status.set_class(class);
 }

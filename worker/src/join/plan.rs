@@ -34,6 +34,7 @@ pub(crate) use row::RowExpr;
 use self::print::Reads;
 use self::restrict::Restricted;
 use super::CheckedJoin;
+use crate::status::join::ClassName;
 use crate::storage::sqlite::quoted;
 
 /// How a join is kept current.
@@ -49,11 +50,11 @@ pub(crate) enum Class {
 
 impl Class {
     /// Its name for people and machines.
-    pub(crate) fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> ClassName {
         match self {
-            Self::Keyed(_) => "keyed",
-            Self::Accumulated(_) => "accumulated",
-            Self::Full(_) => "full",
+            Self::Keyed(_) => ClassName::Keyed,
+            Self::Accumulated(_) => ClassName::Accumulated,
+            Self::Full(_) => ClassName::Full,
         }
     }
 

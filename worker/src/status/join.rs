@@ -2,6 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use serde::Serialize;
+
 use super::audit::AuditStatus;
 use super::counters::{Counter, CounterByLabel, Gauge, LastError};
 
@@ -24,10 +26,33 @@ pub(crate) struct JoinStatus {
     pub(crate) audit: AuditStatus,
 }
 
+/// The ways to keep a join current.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ClassName {
+    /// Only the results that a change can concern are evaluated.
+    Keyed,
+    /// Groups are brought up to date by the rows that have come and gone.
+    Accumulated,
+    /// Everything is evaluated whenever something changes.
+    Full,
+}
+
+impl ClassName {
+    /// The name in metrics and in `/status`.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Keyed => "keyed",
+            Self::Accumulated => "accumulated",
+            Self::Full => "full",
+        }
+    }
+}
+
 /// How a join is kept current.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ClassInForce {
-    pub(crate) name: &'static str,
+    pub(crate) name: ClassName,
     /// Why no quicker class is in force.
     pub(crate) reason: Option<String>,
 }

@@ -1,6 +1,7 @@
 //! `/metrics`: the counters of [`Status`] in the Prometheus text format. What each metric counts for its users stands in
 //! `README.md` beside this file; a test holds that table to the ones below.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -224,10 +225,26 @@ const OF_JOINS: &[Metric] = &[
         name: "litejoin_join_class",
         kind: MetricType::Gauge,
         labels: &["join", "class"],
-        help: "1 for how a join is kept current: by key, or by an evaluation in full at each change",
+        help: "1 for the class in force: how a join is kept current",
         series: |status| {
             let classes = status.joins.map(JoinStatus::class).into_iter();
-            classes.filter_map(|(name, class)| Some((vec![name, class?.name.to_owned()], 1.0))).collect()
+            classes
+                .filter_map(|(name, class)| Some((vec![name, class?.name.as_str().to_owned()], 1.0)))
+                .collect()
+        },
+    },
+    Metric {
+        name: "litejoin_join_fallbacks",
+        kind: MetricType::Counter,
+        labels: &["join", "cause"],
+        help: "Times that a slower class than planned had to keep a join current",
+        series: |status| {
+            let of_join = |(join, causes): (String, BTreeMap<&'static str, u64>)| {
+                causes
+                    .into_iter()
+                    .map(move |(cause, count)| (vec![join.clone(), cause.to_owned()], count as f64))
+            };
+            status.joins.map(|join| join.fallbacks.values()).into_iter().flat_map(of_join).collect()
         },
     },
     Metric {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Built, Explained, Explanation, Gathered, IndexState, Measured};
+use crate::status::join::ClassName;
 
 /// Writes it, in the colours of a terminal if they are asked for.
 pub(super) fn render(explanation: &Explanation, colours: bool) -> String {
@@ -34,8 +35,11 @@ pub(super) fn render(explanation: &Explanation, colours: bool) -> String {
 
 fn write_join(text: &mut String, join: &Explained, shards: usize, paint: Paint) {
     let class = match join.class {
-        "keyed" => paint.green("keyed: only the results that a change concerns are evaluated"),
-        _ => paint.yellow("full: everything is evaluated at each change"),
+        ClassName::Keyed => paint.green("keyed: only the results that a change concerns are evaluated"),
+        ClassName::Accumulated => {
+            paint.green("accumulated: groups follow the rows that come and go, whatever their size")
+        }
+        ClassName::Full => paint.yellow("full: everything is evaluated at each change"),
     };
     let _ = writeln!(text, "{}  {class}", paint.bold(&join.name));
     let mut field = |name: &str, lines: &[String]| {
