@@ -9,7 +9,7 @@
 //! So nothing waits for it. `Auditor` says when a worker does this, and `command` is `litejoin audit`.
 
 mod auditor;
-mod rounding;
+mod equality;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,19 +19,17 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::auditor::{Auditor, finding};
+use self::equality::Tally;
 use crate::join::budget::STEPS_MAX;
 use crate::join::changes::{BYTES_MAX, Changes, ReadError, ShardChanges};
 use crate::join::diff::StoredResults;
 use crate::join::full::{Full, FullError};
 use crate::join::{CheckedJoin, TopicImage};
-use crate::results::event::{Emit, Op};
+use crate::results::event::Emit;
 use crate::results::store::STALE_WHILE_STORING;
 use crate::storage::log::ShardReader;
 use crate::storage::sqlite::{self, SqliteError};
 use crate::storage::topics::Topics;
-
-/// Differing keys that are shown.
-const KEYS_SHOWN: usize = 3;
 
 /// Times that snapshots are taken anew when the worker has just moved on between them.
 const ATTEMPTS: usize = 100;
@@ -267,21 +265,18 @@ impl Stored {
         let mut stored = self.doing(|connection| {
             connection.prepare("SELECT rows FROM results WHERE join_id = ?1 AND key = ?2")
         })?;
+        let mut differences = Tally::default();
         full.differences::<AuditError>(0..found, Emit::Silent, &mut |change| {
-            if change.op == Op::Updated {
-                let old: String = stored
-                    .query_row(params![id, change.key], |row| row.get(0))
-                    .map_err(|source| self.failed(source))?;
-                if rounding::nearly_same(&old, &change.rows) {
-                    return Ok(());
-                }
-            }
-            finding.differences += 1;
-            if finding.keys.len() < KEYS_SHOWN {
-                finding.keys.push(format!("{} {}", change.op.as_str(), change.key));
-            }
+            let old: Option<String> = stored
+                .query_row(params![id, change.key], |row| row.get(0))
+                .optional()
+                .map_err(|source| self.failed(source))?;
+            differences.add(change.op, &change.key, old.as_deref().unwrap_or("[]"), &change.rows);
             Ok(())
         })?;
+        differences.end();
+        finding.differences = differences.count;
+        finding.keys = differences.keys;
         Ok(finding)
     }
 
