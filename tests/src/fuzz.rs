@@ -8,7 +8,8 @@
 //!                                                                                      ▲                  │
 //!                                                                                      └──── shrink ◄─────┘
 //! ```
-//! The generator makes no query whose rows SQLite itself leaves open; a test asks each over rows that come in
+//! The generator makes no query whose rows SQLite itself leaves open, but for how equal numbers are spelled: 5 or 5.0 may
+//! stand for a group that holds both, and [`spelling`] compares up to it. A test asks each query over rows that come in
 //! another order.
 
 pub mod queries;
@@ -17,6 +18,7 @@ pub mod run;
 pub mod schema;
 pub mod script;
 pub mod shrink;
+pub mod spelling;
 pub mod tables;
 
 use std::panic::AssertUnwindSafe;
