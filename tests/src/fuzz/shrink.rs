@@ -213,7 +213,11 @@ mod tests {
                     Piece::Step(step) => panic!("seed {seed}: {step:?} is not needed"),
                 })
                 .collect();
-            assert_eq!(pieces.iter().collect::<Vec<_>>(), wanted, "seed {seed}");
+            // The same message may come several times, so in the other order, or for both.
+            let is_wanted = pieces.iter().all(|piece| wanted.contains(&piece));
+            let is_all = wanted.iter().all(|wanted| pieces.contains(wanted));
+            let is_once = pieces.len() == if wanted[0] == wanted[1] { 1 } else { 2 };
+            assert!(is_wanted && is_all && is_once, "seed {seed}: {pieces:?} are not {wanted:?}");
             assert_eq!((smaller.joins.len(), smaller.shard_count), (1, 1), "seed {seed}");
         }
     }

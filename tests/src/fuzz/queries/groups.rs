@@ -104,7 +104,7 @@ pub(super) fn accumulated(pen: &mut Pen<'_>) -> Query {
 /// The same of what a query within yields for each key.
 pub(super) fn accumulated_of_groups(pen: &mut Pen<'_>) -> Query {
     let (a, b) = (pen.source(), pen.source());
-    let (group, inner) = (pen.group(&a), steady_aggregate(pen, &[&a, &b]));
+    let (group, inner) = (pen.group(&a), small_aggregate(pen, &[&a, &b]));
     let kind = pen.pick(&["JOIN", "LEFT JOIN"]);
     let (key, on) = (format!("{}.key", a.alias), pen.equal(&a, &b));
     let (left, right) = (pen.read(&a), pen.read(&b));
@@ -124,15 +124,25 @@ pub(super) fn accumulated_of_groups(pen: &mut Pen<'_>) -> Query {
 /// An aggregate of integers mostly, so that what is accumulated of it is not given up soon.
 fn steady_aggregate(pen: &mut Pen<'_>, sources: &[&Source<'_>]) -> String {
     let a = pen.pick(sources);
-    let (key, number) = (pen.key(a), pen.number(a));
+    match pen.number_from(0..=9) {
+        0 => format!("max({}){}", pen.key(a), filter_clause(pen, a)),
+        1 => format!("{}({}){}", pen.pick(&["min", "max"]), pen.number(a), filter_clause(pen, a)),
+        _ => small_aggregate(pen, sources),
+    }
+}
+
+/// The same, such that it can be summed again.
+fn small_aggregate(pen: &mut Pen<'_>, sources: &[&Source<'_>]) -> String {
+    let a = pen.pick(sources);
+    let (key, number, whole) = (pen.key(a), pen.summand(a), pen.whole_summand(a));
     let value = match pen.number_from(0..=6) {
         0 => number,
         1 => format!("length({key})"),
-        2 => format!("nullif(CAST({number} AS INTEGER), 2)"),
-        _ => format!("CAST({number} AS INTEGER)"),
+        2 => format!("nullif({whole}, 2)"),
+        _ => whole,
     };
-    let filter = if pen.one_in(5) { format!(" FILTER (WHERE {})", pen.filter(a)) } else { String::new() };
-    match pen.number_from(0..=9) {
+    let filter = filter_clause(pen, a);
+    match pen.number_from(0..=8) {
         0 => format!("count(*){filter}"),
         1 => format!("count({value}){filter}"),
         2 | 3 => format!("sum({value}){filter}"),
@@ -140,9 +150,13 @@ fn steady_aggregate(pen: &mut Pen<'_>, sources: &[&Source<'_>]) -> String {
         5 => format!("avg({value}){filter}"),
         6 => format!("min({value}){filter}"),
         7 => format!("max({value}){filter}"),
-        8 => format!("max({key}){filter}"),
         _ => format!("max({value}) - min({value}) + count(*)"),
     }
+}
+
+/// A condition on what an aggregate reads, or none.
+fn filter_clause(pen: &mut Pen<'_>, source: &Source<'_>) -> String {
+    if pen.one_in(5) { format!(" FILTER (WHERE {})", pen.filter(source)) } else { String::new() }
 }
 
 fn grouped(pen: &mut Pen<'_>, sources: &[&Source<'_>], from: &str) -> Query {
@@ -170,22 +184,22 @@ pub(super) fn aggregates(pen: &mut Pen<'_>, sources: &[&Source<'_>]) -> Vec<Stri
 pub(super) fn aggregate(pen: &mut Pen<'_>, sources: &[&Source<'_>]) -> String {
     let a = pen.pick(sources);
     let (key, number, category) = (pen.key(a), pen.number(a), pen.category(a));
-    let order = pen.order(sources);
+    let (order, summand) = (pen.order(sources), pen.summand(a));
     match pen.number_from(0..=17) {
         0 => format!("count({number})"),
         1 => format!("count(DISTINCT {category})"),
         2 => format!("count(DISTINCT {})", pen.link(a)),
-        3 | 4 => format!("sum({number})"),
-        5 => format!("avg({number})"),
-        6 => format!("total({number})"),
+        3 | 4 => format!("sum({summand})"),
+        5 => format!("avg({summand})"),
+        6 => format!("total({summand})"),
         7 => format!("min({number})"),
         8 => format!("max({number})"),
         9 => format!("min({category})"),
         10 => format!("max({key})"),
         11 => format!("group_concat({key}, '|' ORDER BY {order})"),
         12 => format!("json_group_array({number} ORDER BY {order})"),
-        13 => format!("sum({number}) FILTER (WHERE {})", pen.filter(a)),
-        14 => format!("sum(DISTINCT {number})"),
+        13 => format!("sum({summand}) FILTER (WHERE {})", pen.filter(a)),
+        14 => format!("sum(DISTINCT {summand})"),
         15 => format!("group_concat(DISTINCT {category} ORDER BY {category})"),
         16 => format!("max({number}) - min({number})"),
         _ => "count(*)".to_owned(),

@@ -74,5 +74,5 @@ pub(super) fn tree(pen: &mut Pen<'_>) -> Query {
 }
 
 fn elements(a: &Source<'_>) -> String {
-    format!("json_each({}.payload, '$.\"{}\"') AS e", a.alias, a.topic.list)
+    format!("json_each({}.payload, '$.\"{}\"') AS e", a.alias, a.topic.list.name)
 }

@@ -116,15 +116,15 @@ impl<'a> Pen<'a> {
     }
 
     pub fn link(&mut self, source: &Source<'_>) -> String {
-        self.field(source, source.topic.link)
+        self.field(source, source.topic.link.name)
     }
 
     pub fn number(&mut self, source: &Source<'_>) -> String {
-        self.field(source, source.topic.number)
+        self.field(source, source.topic.number.name)
     }
 
     pub fn category(&mut self, source: &Source<'_>) -> String {
-        self.field(source, source.topic.category)
+        self.field(source, source.topic.category.name)
     }
 
     /// A field of the payload as an SQL value.
@@ -138,17 +138,47 @@ impl<'a> Pen<'a> {
         }
     }
 
-    /// A value by which rows can be grouped: equal ones look the same, so none has to stand for others.
+    /// A number whose sum is exact and never overflows, in whatever order the rows come.
+    pub fn summand(&mut self, source: &Source<'_>) -> String {
+        let number = self.number(source);
+        if !source.topic.number.is_large {
+            return number;
+        }
+        match self.chance.random_range(0..3) {
+            0 => format!("CAST({number} AS INTEGER) % 1000"),
+            1 => format!("max(-1000, min(1000, CAST({number} AS INTEGER)))"),
+            _ => format!("CASE WHEN {number} BETWEEN -1000 AND 1000 THEN {number} END"),
+        }
+    }
+
+    /// The same as an integer.
+    pub fn whole_summand(&mut self, source: &Source<'_>) -> String {
+        let number = self.number(source);
+        let limit = if source.topic.number.is_large { " % 1000" } else { "" };
+        format!("CAST({number} AS INTEGER){limit}")
+    }
+
+    /// A field as it is: its values are equal to others that look different.
+    pub fn bare(&mut self, source: &Source<'_>) -> String {
+        match self.chance.random_range(0..3) {
+            0 => self.link(source),
+            1 => self.number(source),
+            _ => self.category(source),
+        }
+    }
+
+    /// A value by which rows can be grouped. Which of several equal ones a group shows is left open.
     pub fn group(&mut self, source: &Source<'_>) -> String {
         let (key, link) = (self.key(source), self.link(source));
         let (number, category) = (self.number(source), self.category(source));
-        match self.chance.random_range(0..10) {
+        match self.chance.random_range(0..12) {
             0 => format!("CAST({link} AS TEXT)"),
             1 => format!("typeof({link})"),
             2 => format!("CAST({number} AS INTEGER) % 3"),
             3 => format!("substr({key}, 1, 1)"),
-            4 => number,
-            5 => format!("lower({category})"),
+            4 | 5 => number,
+            6 => format!("lower({category})"),
+            7 => link,
             _ => category,
         }
     }
@@ -221,7 +251,7 @@ impl<'a> Pen<'a> {
             8 => format!("{} COLLATE NOCASE = {}", self.category(a), self.category(b)),
             9 => format!(
                 "{0}.payload->'{1}' = {2}.payload->'{3}'",
-                a.alias, a.topic.link, b.alias, b.topic.link
+                a.alias, a.topic.link.name, b.alias, b.topic.link.name
             ),
             10 => format!("{b_key} = {a_link} AND {} = {}", self.category(a), self.category(b)),
             11 => format!("({a_link}, {}) = ({b_key}, {})", self.category(a), self.category(b)),

@@ -34,10 +34,10 @@ fn windowed(pen: &mut Pen<'_>, a: &Source<'_>, partition: &str) -> Query {
 }
 
 fn function(pen: &mut Pen<'_>, a: &Source<'_>) -> String {
-    let (key, number) = (pen.key(a), pen.number(a));
+    let (key, number, summand) = (pen.key(a), pen.number(a), pen.summand(a));
     match pen.number_from(0..=9) {
         0 => "rank()".to_owned(),
-        1 => format!("sum({number})"),
+        1 => format!("sum({summand})"),
         2 => "count(*)".to_owned(),
         3 => format!("lag({key})"),
         4 => format!("lead({number}, 1, 'end')"),
