@@ -1,12 +1,13 @@
 //! A random query of each class of SQL. To add a class, write a function in one of the files here and list it in
-//! [`CLASSES`]. Queries whose rows SQLite leaves open are no use: an order must be total, equal values that stand
-//! for each other must look the same.
+//! [`CLASSES`]. Queries whose rows SQLite leaves open are no use: an order must be total, sums must be exact. Equal
+//! numbers that stand for each other may be spelled in several ways.
 
 mod groups;
 mod joins;
 mod lists;
 mod names;
 mod pen;
+mod reached;
 mod sets;
 mod subqueries;
 mod windows;
@@ -62,6 +63,20 @@ pub const CLASSES: &[(&str, Class)] = &[
     ("each-grouped", lists::each_grouped),
     ("each-exists", lists::each_exists),
     ("tree", lists::tree),
+    ("join-of-group-by", reached::group_by),
+    ("join-of-having", reached::having),
+    ("join-of-nested-groups", reached::nested),
+    ("join-of-distinct", reached::distinct),
+    ("join-of-union", reached::union),
+    ("join-of-except", reached::except),
+    ("join-of-intersect", reached::intersect),
+    ("join-of-partition", reached::partition),
+    ("left-join-of-groups", reached::left_joined),
+    ("groups-read-twice", reached::read_twice),
+    ("asked-of-groups", reached::asked),
+    ("composite-of-a-group", reached::composite),
+    ("of-a-group", reached::of_a_group),
+    ("of-a-partition", reached::of_a_partition),
     ("alias-of-a-topic", names::alias_of_a_topic),
     ("cte-hides-a-topic", names::cte_hides_a_topic),
     ("inner-alias-hides-outer", names::inner_alias_hides_outer),
