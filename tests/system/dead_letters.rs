@@ -67,6 +67,53 @@ fn keys(entries: &[Value]) -> Vec<&str> {
     entries.iter().filter_map(|entry| entry["key"].as_str()).collect()
 }
 
+/// Asserts what `dlq` shows of the dead letters of three orders and of two bad lines.
+async fn assert_shown(site: &WorkerSite) {
+    let all = list(site, "").await;
+    assert_eq!((all.len(), all[0]["kind"].as_str()), (6, Some("result")), "{all:?}");
+    assert!(all.iter().all(|entry| entry.get("rows").is_none() && entry.get("body").is_none()));
+    assert_eq!(keys(&list(site, "--sink hook").await), ["o1", "o2", "o3"]);
+    assert_eq!(keys(&list(site, "--sink hook --limit 2").await), ["o1", "o2"]);
+    assert_eq!(keys(&list(site, "--join counts").await), ["all"]);
+    assert_eq!(keys(&list(site, "--key o2").await), ["o2"]);
+    assert_eq!(keys(&list(site, "--sink hook --given-up").await), ["o1", "o3"]);
+    assert_eq!(keys(&list(site, "--reason 503").await), ["o2"]);
+    assert_eq!(list(site, "--older-than 1h").await, Vec::<Value>::new());
+    let waiting = list(site, "--key o2").await.remove(0);
+    let id = waiting["id"].as_str().expect("an id").to_owned();
+    assert_eq!(keys(&list(site, &format!("--id {id}")).await), ["o2"]);
+    let wait = waiting["retryAt"].as_i64().expect("a time") - waiting["storedAt"].as_i64().expect("a time");
+    assert!((3_600..=3_960).contains(&wait), "an hour and up to a tenth: {wait}");
+
+    let shown: Value = serde_json::from_str(&dlq(site, &format!("show {id}")).await.stdout).expect("JSON");
+    assert_eq!(shown["rows"], json!([{"key": "o2", "n": 2, "text": null}]));
+    assert_eq!(shown["reason"], "answered 503 Service Unavailable: not now");
+    let exported = entries(site, "export --source rows").await;
+    let bodies: Vec<&Value> = exported.iter().map(|entry| &entry["body"]).collect();
+    assert_eq!(bodies, [&json!("nonsense\n"), &json!("{\"no\":\"id\"}\n")]);
+    assert!(exported[0]["position"].as_str().expect("a place").ends_with("rows.ndjson: byte 9"));
+
+    let table = dlq(site, "list --sink hook --given-up").await.stdout;
+    let words: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().skip(1).collect()).collect();
+    assert_eq!(
+        words[1],
+        [
+            "hook/all_orders",
+            "o1",
+            "1",
+            "never",
+            "answered",
+            "422",
+            "Unprocessable",
+            "Entity:",
+            "no",
+            "such",
+            "order"
+        ]
+    );
+    assert_eq!(table.lines().last(), Some("2 dead letters"));
+}
+
 #[tokio::test]
 async fn dead_letters_are_shown_retried_exported_and_purged_with_a_worker_and_without() {
     let server = Server::start().await;
@@ -88,55 +135,10 @@ async fn dead_letters_are_shown_retried_exported_and_purged_with_a_worker_and_wi
             worker.stop().await;
             worker = WorkerSite::new().command(["--version"]).spawn();
         }
-        let all = list(&site, "").await;
-        assert_eq!((all.len(), all[0]["kind"].as_str()), (6, Some("result")), "{all:?}");
-        assert!(all.iter().all(|entry| entry.get("rows").is_none() && entry.get("body").is_none()));
-        assert_eq!(keys(&list(&site, "--sink hook").await), ["o1", "o2", "o3"]);
-        assert_eq!(keys(&list(&site, "--sink hook --limit 2").await), ["o1", "o2"]);
-        assert_eq!(keys(&list(&site, "--join counts").await), ["all"]);
-        assert_eq!(keys(&list(&site, "--key o2").await), ["o2"]);
-        assert_eq!(keys(&list(&site, "--sink hook --given-up").await), ["o1", "o3"]);
-        assert_eq!(keys(&list(&site, "--reason 503").await), ["o2"]);
-        assert_eq!(list(&site, "--older-than 1h").await, Vec::<Value>::new());
-        let waiting = list(&site, "--key o2").await.remove(0);
-        let id = waiting["id"].as_str().expect("an id").to_owned();
-        assert_eq!(keys(&list(&site, &format!("--id {id}")).await), ["o2"]);
-        let wait =
-            waiting["retryAt"].as_i64().expect("a time") - waiting["storedAt"].as_i64().expect("a time");
-        assert!((3_600..=3_960).contains(&wait), "an hour and up to a tenth: {wait}");
-
-        let shown: Value =
-            serde_json::from_str(&dlq(&site, &format!("show {id}")).await.stdout).expect("JSON");
-        assert_eq!(shown["rows"], json!([{"key": "o2", "n": 2, "text": null}]));
-        assert_eq!(shown["reason"], "answered 503 Service Unavailable: not now");
-        let exported = entries(&site, "export --source rows").await;
-        let bodies: Vec<&Value> = exported.iter().map(|entry| &entry["body"]).collect();
-        assert_eq!(bodies, [&json!("nonsense\n"), &json!("{\"no\":\"id\"}\n")]);
-        assert!(exported[0]["position"].as_str().expect("a place").ends_with("rows.ndjson: byte 9"));
-
-        let table = dlq(&site, "list --sink hook --given-up").await.stdout;
-        let words: Vec<Vec<&str>> =
-            table.lines().map(|line| line.split_whitespace().skip(1).collect()).collect();
-        assert_eq!(
-            words[1],
-            [
-                "hook/all_orders",
-                "o1",
-                "1",
-                "never",
-                "answered",
-                "422",
-                "Unprocessable",
-                "Entity:",
-                "no",
-                "such",
-                "order"
-            ]
-        );
-        assert_eq!(table.lines().last(), Some("2 dead letters"));
+        assert_shown(&site).await;
     }
 
-    // What was retried while nobody ran is tried at the start, and what was purged is not.
+    // Dead letters that were retried while no worker ran are tried at the start; one that was purged is not.
     assert_eq!(dlq(&site, "purge --key o3").await.stdout, "1 thrown away\n");
     assert_eq!(dlq(&site, "retry --sink hook").await.stdout, "2 to be tried again\n");
     server.take();

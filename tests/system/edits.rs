@@ -58,11 +58,21 @@ struct EditedJoin {
     sinks: Vec<&'static str>,
 }
 
-/// What is the same for every edit of a run.
+/// Addresses that stay the same for all edits of a run.
 struct Addresses {
     side: SocketAddr,
-    /// Somebody else listens there.
+    /// Where this test listens itself.
     taken: SocketAddr,
+    _listener: TcpListener,
+}
+
+impl Addresses {
+    fn new() -> Self {
+        let free = || TcpListener::bind("127.0.0.1:0").expect("some port is free");
+        let address = |listener: &TcpListener| listener.local_addr().expect("a listener has an address");
+        let (listener, side) = (free(), free());
+        Self { side: address(&side), taken: address(&listener), _listener: listener }
+    }
 }
 
 impl Config {
@@ -321,6 +331,52 @@ struct EditRun {
 }
 
 impl EditRun {
+    /// Starts a worker with this config, and readers of all its sinks.
+    async fn start(yaml: &str) -> Self {
+        let site = WorkerSite::with(yaml);
+        site.write("rows.ndjson", "");
+        let worker = site.start().await;
+        let ingest = worker.ingest();
+        let reader = async |sink: &str| {
+            let address = worker.address(&format!("sink {sink}"));
+            Reader::of(Subscription::open(address, "join=*", None).await)
+        };
+        let (steady, live) = (reader("steady").await, reader("live").await);
+        Self {
+            site,
+            ingest,
+            rest: Rest::default(),
+            rows: 0,
+            mark: 0,
+            steady: (steady, Copy::default()),
+            live: (live, Copy::default()),
+            console: (Reader::default(), Copy::default()),
+            console_lines: 0,
+            worker,
+        }
+    }
+
+    /// Lets the worker read this config while rows are appended, and returns what `/status` says of the config.
+    async fn reload(&mut self, yaml: &str) -> Value {
+        self.site.write("pipeline.yaml", yaml);
+        self.append_rows();
+        self.worker.reload().await
+    }
+
+    /// Asserts that a config is refused, and that the one in force stays.
+    async fn refuse(&mut self, yaml: &str, what: &str) {
+        let hash = self.worker.status().await["config"]["hash"].clone();
+        let after = self.reload(yaml).await;
+        assert_eq!(after["lastReload"]["outcome"], "refused", "{what}: {after}\n{yaml}");
+        assert_eq!(after["hash"], hash, "{what}");
+    }
+
+    /// Asserts that a config comes into force, or is the one that is.
+    async fn apply(&mut self, yaml: &str, outcome: &str, what: &str) {
+        let after = self.reload(yaml).await;
+        assert_eq!(after["lastReload"]["outcome"], outcome, "{what}: {after}\n{yaml}");
+    }
+
     /// Appends some rows to the file, whether somebody reads it or not.
     fn append_rows(&mut self) {
         let path = self.site.path().join("rows.ndjson");
@@ -405,6 +461,32 @@ impl EditRun {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has memory");
         line.trim().trim_end_matches(" kB").parse().expect("a number of kB")
     }
+
+    /// Waits until no more files are open than there were in `open_files`.
+    async fn wait_for_files_to_close(&self, open_files: &BTreeMap<String, usize>) {
+        let left = || -> BTreeMap<String, usize> {
+            // While others have a file open, SQLite can't close a descriptor and keeps it for the next who opens the file: of
+            // one with a WAL as many as were ever needed at once, which is twice as many while a reload has the new readers
+            // beside the old. How many are in use is told by the WAL's.
+            let more = |(name, count): &(String, usize)| {
+                let is_kept = open_files.contains_key(&format!("{name}-wal"));
+                open_files
+                    .get(name)
+                    .is_none_or(|before| before + 8.max(if is_kept { *before } else { 0 }) < *count)
+            };
+            self.open_files().into_iter().filter(more).collect()
+        };
+        let mut shown = BTreeMap::new();
+        until("files to be closed", async || {
+            let left = left();
+            if left != shown {
+                eprintln!("open before: {open_files:?}, and now more: {left:?}");
+                shown.clone_from(&left);
+            }
+            left.is_empty().then_some(())
+        })
+        .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -417,38 +499,14 @@ async fn edits_under_load_leave_no_trace_but_what_they_say() {
 async fn run(seed: u64, edits: u64) {
     eprintln!("seed {seed}");
     let mut chance = chance(seed);
-    let free = || TcpListener::bind("127.0.0.1:0").expect("some port is free");
-    let (taken, side) = (free(), free());
-    let address = |listener: &TcpListener| listener.local_addr().expect("a listener has an address");
-    let addresses = Addresses { side: address(&side), taken: address(&taken) };
-    drop(side);
+    let addresses = Addresses::new();
     let mut config = Config::base();
-    let site = WorkerSite::with(&config.yaml(&addresses));
-    site.write("rows.ndjson", "");
-    let worker = site.start().await;
-    let ingest = worker.ingest();
-    let reader = async |sink: &str| {
-        let address = worker.address(&format!("sink {sink}"));
-        Reader::of(Subscription::open(address, "join=*", None).await)
-    };
-    let (steady, live) = (reader("steady").await, reader("live").await);
-    let mut run = EditRun {
-        site,
-        ingest: ingest.clone(),
-        rest: Rest::default(),
-        rows: 0,
-        mark: 0,
-        steady: (steady, Copy::default()),
-        live: (live, Copy::default()),
-        console: (Reader::default(), Copy::default()),
-        console_lines: 0,
-        worker,
-    };
+    let mut run = EditRun::start(&config.yaml(&addresses)).await;
     let stopping = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = (0..2)
         .map(|number| {
             let (rest, stopping) = (Arc::clone(&run.rest), Arc::clone(&stopping));
-            tokio::spawn(load(ingest.clone(), Ingest::new(addresses.side), number, seed, rest, stopping))
+            tokio::spawn(load(run.ingest.clone(), Ingest::new(addresses.side), number, seed, rest, stopping))
         })
         .collect();
     run.check(&config, "before any edit").await;
@@ -458,22 +516,13 @@ async fn run(seed: u64, edits: u64) {
     for edit in 1..=edits {
         let what = format!("seed {seed}, edit {edit}");
         let next = config.edit(&mut chance);
-        let mut yaml = next.yaml(&addresses);
-        let is_wrong = chance.random_ratio(1, 3);
-        if is_wrong {
-            yaml = spoil(&yaml, &addresses, &mut chance);
-        }
-        let hash = run.worker.status().await["config"]["hash"].clone();
-        run.site.write("pipeline.yaml", &yaml);
-        run.append_rows();
-        let told = run.worker.reload().await;
-        if is_wrong {
+        let yaml = next.yaml(&addresses);
+        if chance.random_ratio(1, 3) {
+            run.refuse(&spoil(&yaml, &addresses, &mut chance), &what).await;
             refused += 1;
-            assert_eq!(told["lastReload"]["outcome"], "refused", "{what}: {told}\n{yaml}");
-            assert_eq!(told["hash"], hash, "{what}");
         } else {
             let outcome = if next == config { "unchanged" } else { "applied" };
-            assert_eq!(told["lastReload"]["outcome"], outcome, "{what}: {told}\n{yaml}");
+            run.apply(&yaml, outcome, &what).await;
             config = next;
         }
         run.check(&config, &what).await;
@@ -485,28 +534,7 @@ async fn run(seed: u64, edits: u64) {
     run.site.write("pipeline.yaml", config.yaml(&addresses));
     run.worker.reload().await;
     run.check(&config, "back at the start").await;
-    let left = || -> BTreeMap<String, usize> {
-        // While others have a file open, SQLite can't close a descriptor and keeps it for the next who opens the file: of
-        // one with a WAL as many as were ever needed at once, which is twice as many while a reload has the new readers
-        // beside the old. How many are in use is told by the WAL's.
-        let more = |(name, count): &(String, usize)| {
-            let is_kept = open_files.contains_key(&format!("{name}-wal"));
-            open_files
-                .get(name)
-                .is_none_or(|before| before + 8.max(if is_kept { *before } else { 0 }) < *count)
-        };
-        run.open_files().into_iter().filter(more).collect()
-    };
-    let mut told = BTreeMap::new();
-    until("files to be closed", async || {
-        let left = left();
-        if left != told {
-            eprintln!("open before: {open_files:?}, and now more: {left:?}");
-            told.clone_from(&left);
-        }
-        left.is_empty().then_some(())
-    })
-    .await;
+    run.wait_for_files_to_close(&open_files).await;
     stopping.store(true, Ordering::Relaxed);
     let mut sent = BTreeSet::new();
     for writer in writers {
