@@ -96,7 +96,7 @@ async fn a_page_sees_every_result_once_across_a_crash_and_everything_anew_after_
         let seen: Vec<&str> = seen.as_array()?.iter().filter_map(Value::as_str).collect();
         assert!(all.starts_with(&seen[..seen.len().min(all.len())]), "the page has seen {seen:?}");
         let anew = seen.get(all.len()..)?;
-        // What was there before the page came back is in the replay, the rest follows it.
+        // The replay has the results from before the page came back, and later ones follow it.
         ["b=1", "c=1", "replayed"].iter().all(|wanted| anew.contains(wanted)).then_some(())
     })
     .await;

@@ -21,7 +21,7 @@ pub struct Identity {
 
 impl Authority {
     pub fn new() -> Self {
-        // One that is installed already would be the same.
+        // A provider that is installed already is the same one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut params = CertificateParams::new([]).expect("no names are fine");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -9,7 +9,7 @@ use crate::kafka::Record;
 use crate::results::Event;
 use crate::sse::Subscription;
 
-/// One that subscribes by Server-Sent Events, and comes back after each loss of its connection.
+/// A subscriber by Server-Sent Events, which comes back after each loss of its connection.
 #[derive(Default)]
 pub struct Subscriber {
     held: Mutex<BTreeSet<String>>,
@@ -21,7 +21,7 @@ impl Subscriber {
     /// Follows a join until the stream ends: from the last id that it has seen, or else from the whole.
     ///
     /// # Errors
-    /// If nobody takes the subscription.
+    /// If no server takes the subscription.
     pub async fn follow(&self, address: SocketAddr, join: &str) -> Result<(), reqwest::Error> {
         let last = lock(&self.last_event_id).clone();
         let query = format!("join={join}&replay={}", last.is_none());
@@ -44,7 +44,7 @@ impl Subscriber {
         lock(&self.held).clone()
     }
 
-    /// How often it was told to forget what it holds.
+    /// How many `reset` events it got.
     pub fn resets(&self) -> usize {
         self.resets.load(Ordering::Relaxed)
     }
@@ -59,7 +59,7 @@ pub fn note(held: &mut BTreeSet<String>, event: &Event) {
     };
 }
 
-/// What is left of records once each has replaced the one before it of its key.
+/// The keys that are left once each record has replaced the earlier one of its key.
 pub fn kept(records: Vec<Record>) -> BTreeSet<String> {
     let mut kept = BTreeSet::new();
     for record in records {

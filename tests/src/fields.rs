@@ -2,8 +2,8 @@
 //! `LITEJOIN_IGNORE=Sink.spec.http.timeout` a site writes its manifests without that field, as if the worker ignored
 //! it; with `LITEJOIN_FIELDS=FOLDER` a site notes which fields it has written, in a file with the name of the test.
 //!
-//! In both cases a manifest is written anew, so a test that holds to its very lines fails in both. It keeps the field if it
-//! were refused without, and all that it has if it is refused as it is.
+//! In both cases a manifest is written anew, so a test that depends on its very lines fails in both. A manifest keeps the
+//! field if it would be refused without, and stays as it is if it is refused anyway.
 
 use std::env::var_os;
 use std::fs::OpenOptions;
@@ -16,11 +16,11 @@ use litejoin_crds::{Document, validate};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// What follows a field in the notes of a test whose manifests are refused without it.
+/// The suffix of a field in the notes of a test whose manifests are refused without it.
 pub const NEEDED: &str = " needed";
 
-/// Paths of all fields of a kind, such as `Sink.spec.http.timeout`. Where a credential or a certificate is to be found is one
-/// field: whoever looks it up doesn't know what it is for.
+/// Paths of all fields of a kind, such as `Sink.spec.http.timeout`. Where a credential or a certificate is to be found
+/// is one field: the code that looks it up doesn't know its purpose.
 pub fn all(kind: Kind) -> Vec<String> {
     let mut fields = Vec::new();
     below(&schema(kind)["properties"]["spec"], &format!("{}.spec", kind.as_str()), &mut fields);
@@ -39,7 +39,7 @@ fn below(schema: &Value, at: &str, fields: &mut Vec<String>) {
     }
 }
 
-/// A manifest as it is to be written: as it is, unless the environment wants otherwise.
+/// A manifest as it is to be written: unchanged, unless the environment says otherwise.
 pub(crate) fn written(manifest: &[u8]) -> Vec<u8> {
     let (ignored, noted) = (var_os("LITEJOIN_IGNORE"), var_os("LITEJOIN_FIELDS"));
     let documents = (ignored.is_some() || noted.is_some()).then(|| read(manifest)).flatten();
@@ -60,7 +60,7 @@ fn read(manifest: &[u8]) -> Option<Vec<Document>> {
     documents.map(|document| Value::deserialize(document).ok().map(|value| Document { value })).collect()
 }
 
-/// Adds the fields that the documents have to what is known of the test.
+/// Adds the fields of the documents to the notes of the test.
 fn note(folder: &Path, documents: &[Document]) {
     let line = |field: String| {
         let needed = if validate(&without(documents, &field)?).is_ok() { "" } else { NEEDED };

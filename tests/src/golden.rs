@@ -32,7 +32,7 @@ pub struct CaseJoin {
     pub key_column: Option<String>,
 }
 
-/// All that comes at one time, and what it changes.
+/// The messages of one time, and the results that they change.
 #[derive(Debug, Default)]
 pub struct CaseStep {
     pub at: String,
@@ -133,7 +133,7 @@ impl Case {
             .collect()
     }
 
-    /// What every join yields over the topics in `data_dir`.
+    /// The results of every join over the topics in `data_dir`.
     pub fn oracle(&self, data_dir: &Path) -> Results {
         let topics = self.topics();
         let oracle = Oracle::read(data_dir, topics.iter().map(String::as_str));

@@ -15,7 +15,7 @@ pub struct Ingest {
     client: reqwest::Client,
 }
 
-/// What the source has answered.
+/// An answer of the source.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,

@@ -1,6 +1,6 @@
 //! Apache Kafka itself: one broker that tests share, or a cluster of a test's own whose brokers can be killed; and
-//! clients that write and read records. Brokers listen on an address of this machine, keep their data in a scratch folder, and are gone
-//! when the tests are.
+//! clients that write and read records. Brokers listen on an address of this machine, keep their data in a scratch
+//! folder, and are gone when the tests are.
 
 mod broker;
 mod client;
@@ -38,7 +38,7 @@ pub async fn shared() -> &'static KafkaCluster {
     &shared.await.0
 }
 
-/// Removes a folder when this process ends, for what is never dropped.
+/// Removes the folder of a static, which is never dropped, when this process ends.
 struct Janitor {
     _child: Child,
 }
@@ -58,7 +58,7 @@ impl KafkaCluster {
         Self::start_at("127.0.0.1", brokers).await
     }
 
-    /// The same on another address of this machine.
+    /// Starts brokers on another address of this machine.
     pub async fn start_at(host: &str, brokers: usize) -> Self {
         let folder = tempfile::tempdir().expect("a folder can be made");
         let ports: Vec<PortBlock> = (0..brokers).map(|_| PortBlock::free()).collect();
@@ -122,7 +122,7 @@ impl KafkaCluster {
         self.create_topic_with(topic, partitions, &[]).await;
     }
 
-    /// The same with settings of the topic.
+    /// Makes a Kafka topic with these settings.
     pub async fn create_topic_with(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
         let copies = i32::try_from(self.nodes.len()).expect("a few brokers");
         self.admin.create_topic(topic, partitions, copies, settings).await;

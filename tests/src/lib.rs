@@ -1,6 +1,6 @@
-//! The harness: the built worker as a child process, clients for what it serves, and SQLite as the oracle of what
-//! its results must be. Nothing here knows the worker's code, only what a user sees of it. Whatever goes wrong
-//! panics with what was being done; a worker that is dropped by a panic prints its log.
+//! The harness: the built worker as a child process, clients for what it serves, and SQLite as the oracle of
+//! its results. The harness knows nothing of the worker's code, only the parts that a user sees. Each failure
+//! panics with the action that failed; a worker that is dropped by a panic prints its log.
 
 pub mod certificates;
 pub mod child;

@@ -8,8 +8,8 @@ use rand::RngExt;
 /// Below those that the system gives to connections, so that one is still free after a kill.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
-/// Ports in a row that are ours for as long as this lives. The first is held open, for nothing but to keep other tests from
-/// the rest, also while a broker is down.
+/// Ports in a row that are ours for as long as this lives. The first is held open, for nothing but to keep other tests
+/// from the rest, also while a broker is down.
 #[derive(Debug, Clone)]
 pub struct PortBlock {
     first: u16,
@@ -20,7 +20,7 @@ pub struct PortBlock {
 const BLOCK: u16 = 8;
 
 impl PortBlock {
-    /// Ports that nobody listens on.
+    /// Free ports.
     pub fn free() -> Self {
         loop {
             let first = PORTS.start + BLOCK * rand::rng().random_range(0..(PORTS.end - PORTS.start) / BLOCK);

@@ -19,7 +19,7 @@ pub fn seeds(few: u64, many: u64) -> Vec<u64> {
     }
 }
 
-/// The same, but fresh ones without end when that is asked for (`tests/run --forever`); each is printed.
+/// The same seeds, or fresh ones without end if `tests/run --forever` asks for them; each fresh seed is printed.
 pub fn endless_seeds(few: u64, many: u64) -> Box<dyn Iterator<Item = u64>> {
     if variable("LITEJOIN_FOREVER").is_none_or(|value| value != "1") {
         return Box::new(seeds(few, many).into_iter());

@@ -1,5 +1,5 @@
-//! A server of somebody else's, as the worker meets it: it keeps every request that comes, answers as a test tells it
-//! to, may hang, break off or be gone, and speaks TLS where wanted.
+//! A server that the worker calls: it keeps every request that comes, answers as a test says, may hang, break off or be
+//! gone, and speaks TLS where wanted.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -31,7 +31,7 @@ pub struct Received {
     pub at: Instant,
 }
 
-/// What the server does with a request.
+/// How the server answers a request.
 #[derive(Debug, Clone)]
 pub enum Reply {
     Answer {
@@ -189,7 +189,7 @@ impl Server {
         lock(&self.shared.busy).0
     }
 
-    /// Answers nobody until the guard is dropped.
+    /// Holds all answers back until the guard is dropped.
     pub async fn hold(&self) -> tokio::sync::RwLockWriteGuard<'_, ()> {
         self.shared.gate.write().await
     }

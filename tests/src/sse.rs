@@ -13,7 +13,7 @@ use crate::wait::TIMEOUT;
 /// One connection.
 pub struct Subscription {
     response: reqwest::Response,
-    /// What came and was not read yet.
+    /// Bytes that came and were not read yet.
     buffer: Vec<u8>,
     /// The id of the last event that had one: what a client sends when it comes back.
     pub last_event_id: Option<String>,
@@ -32,7 +32,7 @@ pub struct SseEvent {
 }
 
 impl SseEvent {
-    /// The result that it tells.
+    /// The result in the event.
     pub fn result(&self) -> Event {
         assert_eq!(self.event, "join_result", "{}", self.data);
         let event = Event::read(&self.data);
@@ -56,7 +56,7 @@ impl Subscription {
             .unwrap_or_else(|error| panic!("could not subscribe: {error:?}"))
     }
 
-    /// Subscribes, if there is somebody to subscribe to.
+    /// Subscribes, if the server answers.
     pub async fn try_open(
         address: SocketAddr,
         query: &str,

@@ -1,6 +1,7 @@
 //! Stores that replicas go to, each a real server in a folder of its own: S3 (rclone's), Google Cloud Storage
-//! (fake-gcs-server), SFTP (OpenSSH's), Azure Blob Storage (Azurite) and a plain folder. A store can be killed, started again where it was, and stopped for a while;
-//! dropping it leaves nothing behind. What a manifest and the environment must say to reach it comes with it.
+//! (fake-gcs-server), SFTP (OpenSSH's), Azure Blob Storage (Azurite) and a plain folder. A store can be killed, started
+//! again where it was, and stopped for a while; dropping it leaves nothing behind. Each has the settings and the
+//! variables by which a worker reaches it.
 
 mod processes;
 mod programs;
@@ -24,18 +25,18 @@ use crate::wait::until;
 
 /// The bucket or container that every store has.
 pub const BUCKET: &str = "lite";
-/// Whom an S3 store lets in.
+/// The access key of an S3 store.
 pub const ACCESS_KEY: &str = "testkey";
-/// See [`ACCESS_KEY`].
+/// The secret key that goes with [`ACCESS_KEY`].
 pub const SECRET_KEY: &str = "t3st-secret-of-s3";
 /// The account of an Azure store.
 pub const ACCOUNT: &str = "lj";
 
-/// What kind of store it is.
+/// The kind of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreKind {
     S3,
-    /// Its emulator lacks what a [`StoreProxy`] before it adds.
+    /// Needs a [`StoreProxy`] before it, which adds what the emulator lacks.
     Google,
     Sftp,
     Azure,
@@ -106,12 +107,12 @@ impl Store {
         self.ports.number(0)
     }
 
-    /// What its server is asked at, for those that speak HTTP.
+    /// The URL of its server, for stores that speak HTTP.
     pub fn endpoint(&self) -> Option<String> {
         self.endpoint_at(&self.address())
     }
 
-    /// The same through a proxy at another address.
+    /// The URL of a proxy at another address, for stores that speak HTTP.
     pub fn endpoint_at(&self, address: &str) -> Option<String> {
         match self.kind {
             StoreKind::S3 => Some(format!("http://{address}")),
@@ -150,7 +151,7 @@ impl Store {
         self.environment_at(&self.address())
     }
 
-    /// The same through a proxy at another address, for stores that the environment tells the place of.
+    /// Variables with the credentials, and the address of a proxy where a variable has the address.
     pub fn environment_at(&self, address: &str) -> Vec<(&'static str, String)> {
         match self.kind {
             StoreKind::Google => {
@@ -221,7 +222,7 @@ impl Store {
     }
 
     /// Ends the server, as a crash would where it keeps what it has acknowledged: Azurite saves its index only now and
-    /// then, so it is told to end. A folder can't be away.
+    /// then, so it gets SIGTERM. A folder has no server to end.
     pub fn kill(&mut self) {
         let signal = if self.kind == StoreKind::Azure { "TERM" } else { "KILL" };
         self.end(signal);
@@ -257,7 +258,7 @@ impl Store {
         processes::signal(self.server.as_ref().expect("the store runs"), "CONT");
     }
 
-    /// What the server has said so far.
+    /// The server's output so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
@@ -338,7 +339,7 @@ pub fn account_key() -> String {
     BASE64.encode("a key of tests")
 }
 
-/// Who we are: sshd without root serves nobody else.
+/// The user who runs the tests: sshd without root serves no other.
 fn user() -> String {
     programs::run(Command::new("id").arg("-un")).trim().to_owned()
 }

@@ -1,9 +1,9 @@
-//! The one place where tests poll, or keep to a timetable. A wait ends as soon as what it waits for is there, and its bound is only there
-//! to make a hang a failure: no test passes or fails by how long something took.
+//! The one place where tests poll, or keep to a timetable. A wait ends as soon as its event is there; its timeout
+//! only makes a hang a failure: no test passes or fails by how long something took.
 
 use std::time::{Duration, Instant};
 
-/// How long anything may take that is certain to come.
+/// How long a test waits at most for an event that is certain to come.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Pause between two looks.
@@ -17,7 +17,7 @@ pub async fn until<T>(what: &str, probe: impl AsyncFnMut() -> Option<T>) -> T {
     until_within(TIMEOUT, what, probe).await
 }
 
-/// The same for what may take longer than anything of ours.
+/// Returns what `probe` finds, for programs of others that may take longer than [`TIMEOUT`].
 ///
 /// # Panics
 /// If it finds nothing within `timeout`.

@@ -1,5 +1,5 @@
-//! The built worker as a child process, in a folder of its own. It is gone when the test is: dropping it kills it,
-//! and if that is a panic's doing its log is printed.
+//! The built worker as a child process, in a folder of its own. Dropping it kills the process, and prints its
+//! log if a panic drops it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,16 +26,16 @@ pub struct WorkerSite {
     folder: TempDir,
 }
 
-/// How a worker ended that is not there any more.
+/// How a worker ended.
 #[derive(Debug)]
 pub struct Ended {
     pub code: Option<i32>,
     pub stdout: String,
-    /// Its log, and what it says before it has one.
+    /// Its log, and the lines before logging is set up.
     pub stderr: String,
 }
 
-/// A command to start a worker with, as far as it is not the same for all.
+/// A command that starts a worker.
 pub struct Launch {
     command: Command,
     stdin: Stdio,
@@ -83,7 +83,7 @@ impl WorkerSite {
         self.folder.path()
     }
 
-    /// Where workers of this site keep their data unless told otherwise.
+    /// The data directory of this site's workers, unless the command line names another.
     pub fn data_dir(&self) -> PathBuf {
         self.path().join("data")
     }
@@ -240,7 +240,7 @@ impl Worker {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
-    /// All results of one join by `/snapshot` of a sink, not older than `min_epoch`, and the epoch they are of.
+    /// The results of one join by `/snapshot` of a sink, not older than `min_epoch`, and their epoch.
     pub async fn snapshot(&self, sink: &str, join: &str, min_epoch: u64) -> (u64, Results) {
         let url = self.url(&format!("sink {sink}"), &format!("/snapshot?join={join}&minEpoch={min_epoch}"));
         let (status, text) = get(&url).await;
@@ -281,7 +281,7 @@ impl Worker {
         kibibytes * 1_024
     }
 
-    /// What it has logged so far.
+    /// Its log so far.
     pub fn log(&self) -> String {
         self.stderr.all().join("\n")
     }
@@ -292,7 +292,7 @@ impl Worker {
         until(&what, async || (self.stderr.all().len() >= count).then_some(())).await;
     }
 
-    /// What it has written to standard output so far, line by line.
+    /// The lines of standard output so far.
     pub fn stdout(&self) -> Vec<String> {
         self.stdout.all()
     }
@@ -388,10 +388,10 @@ pub async fn get(url: &str) -> (u16, String) {
     try_get(url).await.unwrap_or_else(|error| panic!("GET {url}: {error:?}"))
 }
 
-/// The same where there may be no answer.
+/// Gets a URL that may not answer.
 ///
 /// # Errors
-/// If nobody answers.
+/// If no answer comes.
 pub async fn try_get(url: &str) -> reqwest::Result<(u16, String)> {
     let response = client().get(url).timeout(TIMEOUT).send().await?;
     let status = response.status().as_u16();

@@ -150,7 +150,7 @@ async fn a_change_is_one_of_fields_or_of_the_text() {
         order.store(2, Ordering::Relaxed);
         until("the change", async || (rows(&worker).await["1"].0["b"] == 3).then_some(())).await;
         assert_eq!(rows(&worker).await["1"].1, json!({"op": "updated", "fields": ["b"]}));
-        // What was seen is known after a restart.
+        // Records that were seen are known after a restart.
         worker.kill().await;
         let worker = site.start().await;
         polls(&server, 2).await;
@@ -183,7 +183,7 @@ async fn records_that_are_gone_are_deleted_where_that_is_wanted() {
         let site = WorkerSite::with(&manifest(&server.url("/"), &api));
         let worker = site.start().await;
         wait_for_keys(&worker, &["1", "2", "3", "4", "5"]).await;
-        // A poll that does not get to its end says nothing about what is gone.
+        // A poll that does not get to its end deletes no record.
         for mood in 1..=4 {
             broken.store(mood, Ordering::Relaxed);
             polls(&server, 4).await;
@@ -200,7 +200,7 @@ async fn records_that_are_gone_are_deleted_where_that_is_wanted() {
         wait_for_keys(&worker, left).await;
         let deleted = worker.status().await["topics"]["items"]["deleted"].clone();
         assert_eq!(deleted, if detects { 2 } else { 0 });
-        // Also what went while nobody looked.
+        // A record that goes while no worker runs is deleted too.
         worker.kill().await;
         records.remove(6);
         let worker = site.start().await;
@@ -223,7 +223,7 @@ async fn the_first_poll_may_be_only_noted() {
     records.put(2, json!({"id": 2, "n": 1}));
     records.put(4, json!({"id": 4}));
     wait_for_keys(&worker, &["2", "4"]).await;
-    // What was noted stays so over a restart, and what is back where it was has changed all the same.
+    // Noted records stay noted over a restart, and a record that is back at its old value counts as changed.
     worker.kill().await;
     records.put(2, json!({"id": 2, "n": 0}));
     let worker = site.start().await;

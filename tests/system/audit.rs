@@ -1,5 +1,5 @@
 //! `litejoin audit`: stored results compared with what their queries yield over everything. The engine must leave no
-//! difference, also amid a load; what somebody else has put into the file is found, put right, and sent.
+//! difference, also amid a load; rows that another program has put into the file are found, put right, and sent.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -75,7 +75,7 @@ fn load(seed: u64, count: usize) -> Vec<Value> {
         .collect()
 }
 
-/// A site with data and nobody running.
+/// A site with data, whose worker has stopped.
 async fn loaded(spec: &str) -> WorkerSite {
     let site = WorkerSite::with(&manifest(spec));
     let worker = site.start().await;
@@ -136,7 +136,7 @@ fn tamper_with_three(site: &WorkerSite) {
     tamper(site, &format!("UPDATE results SET key = '\"x\"' WHERE {} AND key = '\"c3\"'", of("totals")));
 }
 
-/// The next result that a client is told, as `join op key`.
+/// The next result that a client gets, as `join op key`.
 async fn next(client: &mut Subscription) -> String {
     let Event { query, op, key, .. } = client.expect_next().await.result();
     format!("{query} {op} {key}")

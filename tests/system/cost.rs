@@ -1,4 +1,4 @@
-//! What one changed row costs, counted in steps of SQLite's virtual machine: the same however many rows there are,
+//! The cost of one changed row, counted in steps of SQLite's virtual machine: the same however many rows there are,
 //! for each class of query that is kept current by key, and little more for each further shard. Steps are exact, so
 //! nothing here depends on the machine.
 
@@ -132,7 +132,7 @@ const TOPICS: [&str; 4] = ["regions", "customers", "orders", "payments"];
 /// Orders of a customer, and customers of a region.
 const FAN_OUT: u64 = 10;
 
-/// What the largest count of rows may cost of what the smallest does.
+/// The cost with the most rows, as a multiple of the cost with the fewest, may not exceed this.
 const GROWTH_MAX: f64 = 1.5;
 
 /// Steps that each further shard may add to a look-up.
@@ -148,7 +148,7 @@ struct Cost {
     probes: u64,
 }
 
-/// By join and by what was changed.
+/// Costs by join and by changed topic.
 type Costs = BTreeMap<(&'static str, &'static str), Cost>;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -191,7 +191,7 @@ async fn a_further_shard_adds_a_few_steps_to_a_look_up() {
     assert!(wrong.is_empty(), "shards cost too much:\n{}", wrong.join("\n"));
 }
 
-/// All steps together, to be read with `--nocapture`.
+/// Prints all steps; read them with `--nocapture`.
 fn compared(before: &Costs, after: &Costs) -> String {
     let sum = |costs: &Costs| costs.values().map(|cost| cost.steps).sum::<u64>();
     format!("{} changes of {} joins: {} steps, then {}", before.len(), JOINS.len(), sum(before), sum(after))
@@ -260,7 +260,7 @@ async fn assert_right(site: &WorkerSite, worker: &Worker) {
     }
 }
 
-/// All rows of a topic. Every second order is paid.
+/// The rows of a topic. Every second order is paid.
 fn rows(topic: &str, order_count: u64) -> Box<dyn Iterator<Item = Value> + Send> {
     match topic {
         "regions" => Box::new((0..order_count / FAN_OUT / FAN_OUT).map(region)),

@@ -46,7 +46,7 @@ async fn dlq(site: &WorkerSite, arguments: &str) -> Ended {
     site.command(["dlq"].into_iter().chain(arguments)).end().await
 }
 
-/// What `dlq` prints, which must go well, line by line as JSON.
+/// The lines that `dlq` prints, as JSON; it must end well.
 async fn entries(site: &WorkerSite, arguments: &str) -> Vec<Value> {
     let ended = dlq(site, arguments).await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
@@ -147,7 +147,7 @@ async fn dead_letters_are_shown_retried_exported_and_purged_with_a_worker_and_wi
     wait_for(&worker, "hook", "deadLetters", &json!(1)).await;
     let told: Vec<Event> = server.received().iter().map(|request| Event::read(request.text())).collect();
     assert!(told.iter().all(|event| event.key != "o3"));
-    // The same while it runs.
+    // Dead letters are retried and purged while the worker runs, too.
     server.behave(|_| Reply::status(200));
     assert_eq!(dlq(&site, "retry --all").await.stdout, "2 to be tried again\n");
     wait_for(&worker, "hook", "deadLetters", &json!(0)).await;
@@ -234,7 +234,7 @@ async fn a_sink_is_left_alone_after_so_many_failures() {
         wait_for(&worker, "hook", "circuit", &json!("open")).await;
         assert_eq!(worker.status().await["sinks"]["hook"]["failed"], failures);
         assert_eq!(list(&site, "--sink hook").await.len(), failures);
-        // Nobody waits for the hour to pass who knows that the sink is well again.
+        // A retry by hand does not wait for the hour to pass.
         server.behave(|_| Reply::status(200));
         assert_eq!(dlq(&site, "retry --sink hook").await.stdout, format!("{failures} to be tried again\n"));
         wait_for(&worker, "hook", "delivered", &json!(20)).await;

@@ -1,5 +1,5 @@
-//! A disk that is full, and then is not: a small tmpfs in a mount namespace of the worker's own. Nothing that was
-//! acknowledged is lost, senders are told 507 or 503 meanwhile, and all goes on by itself.
+//! A disk that is full, and then is not: a small tmpfs in a mount namespace of the worker's own. No acknowledged
+//! message is lost, senders get 507 or 503 meanwhile, and work goes on by itself.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -56,7 +56,7 @@ async fn start_on_small_disk(site: &WorkerSite) -> (Worker, PathBuf) {
     (worker, inside)
 }
 
-/// One sender: what was acknowledged last for each of its keys, and what was refused.
+/// One sender: the last acknowledged value of each of its keys, and the refused ones.
 struct Sender {
     keys: Vec<String>,
     n: u64,
@@ -103,7 +103,7 @@ impl Sender {
     }
 }
 
-/// The worker has every key as it was acknowledged last, and nothing of what was refused.
+/// Asserts that the worker has the last acknowledged value of every key, and no refused one.
 fn assert_stored(senders: &[Sender], oracle: &Oracle) {
     for sender in senders {
         for (key, n) in &sender.acknowledged {
@@ -131,7 +131,7 @@ async fn fill_and_free(rounds: usize) {
     let mut senders: Vec<Sender> = (0..3).map(Sender::new).collect();
 
     for _round in 0..rounds {
-        // All send while somebody else takes what is left, to the last byte.
+        // All clients send while another program fills the disk to the last byte.
         let full = senders.iter_mut().map(|sender| sender.send_until(&worker, false));
         let path = filler.clone();
         let (_, filled) = tokio::join!(join_all(full), tokio::task::spawn_blocking(move || fill(&path)));

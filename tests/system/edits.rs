@@ -1,5 +1,5 @@
-//! Many random edits of the config while messages come in, a third of them wrong. After each one the results of every
-//! sink are those of the config in force over the topics as they are, nothing that was acknowledged is lost, streams
+//! Many random edits of the config while messages come in, a third of them wrong. After each edit the results of every
+//! sink are those of the config in force over the present topics, no acknowledged message is lost, streams
 //! of sinks that did not change go on without a gap or a repetition, and no file or memory is left behind.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +28,7 @@ const KEYS: u64 = 60;
 /// Joins that come, change and go.
 const JOINS: [&str; 5] = ["j0", "j1", "j2", "j3", "j4"];
 
-/// A join that is there from start to end, and one whose only result tells a reader how far it is.
+/// A join that is there from start to end, and one whose only result shows a reader how far it is.
 const STEADY: [(&str, &str); 2] = [
     (
         "steady_join",
@@ -206,7 +206,7 @@ fn spoil(yaml: &str, addresses: &Addresses, chance: &mut StdRng) -> String {
     }
 }
 
-/// What a reader of a sink has got, in its order.
+/// The events that a reader of a sink has got, in their order.
 #[derive(Clone, Default)]
 struct Reader {
     events: Arc<Mutex<Vec<Event>>>,
@@ -263,19 +263,19 @@ impl Copy {
         self.results.fold(events);
     }
 
-    /// Drops the results of joins that the sink no longer takes: nothing tells of their end, and should they come
-    /// back all of it comes again.
+    /// Drops the results of joins that the sink no longer takes: no event says that they end, and a join that comes
+    /// back is sent as a whole.
     fn keep(&mut self, joins: &BTreeSet<String>) {
         self.results.rows.retain(|(join, _), _| joins.contains(join));
         self.newest.retain(|(join, _), _| joins.contains(join));
     }
 }
 
-/// Writers hold it to send one request, and whoever wants them to rest holds it alone.
+/// A lock that writers share for each request; a check that wants them to rest holds it alone.
 type Rest = Arc<RwLock<()>>;
 
-/// Sends random messages until it is told to stop. What goes to `ingest` must all be taken; what goes to `side`, a
-/// source that comes and goes, may be refused. Returns the keys that it has taken.
+/// Sends random messages until `stopping` is set. The source `ingest` must take each; `side`, a source that comes and
+/// goes, may refuse. Returns the keys that `side` has taken.
 async fn load(
     ingest: Ingest,
     side: Ingest,
@@ -377,7 +377,7 @@ impl EditRun {
         assert_eq!(after["lastReload"]["outcome"], outcome, "{what}: {after}\n{yaml}");
     }
 
-    /// Appends some rows to the file, whether somebody reads it or not.
+    /// Appends some rows to the file, whether a source reads it or not.
     fn append_rows(&mut self) {
         let path = self.site.path().join("rows.ndjson");
         let mut file = OpenOptions::new().append(true).open(path).expect("the file is there");
@@ -425,7 +425,7 @@ impl EditRun {
             copy.keep(&joins);
             let mut all = Results::default();
             joins.iter().for_each(|join| all.extend(expected[join].clone()));
-            copy.results.assert_same(&all, &format!("{what}: what {sink} has told"));
+            copy.results.assert_same(&all, &format!("{what}: the results that {sink} has sent"));
         }
     }
 
@@ -442,7 +442,8 @@ impl EditRun {
         .await;
     }
 
-    /// What the worker has open, by name, with the number of times. Numbers of sockets and the like don't count.
+    /// The files that the worker has open, by name, with the number of times. Numbers of sockets and the like don't
+    /// count.
     fn open_files(&self) -> BTreeMap<String, usize> {
         let mut open = BTreeMap::new();
         let entries = fs::read_dir(format!("/proc/{}/fd", self.worker.pid())).expect("the worker runs");
@@ -465,9 +466,9 @@ impl EditRun {
     /// Waits until no more files are open than there were in `open_files`.
     async fn wait_for_files_to_close(&self, open_files: &BTreeMap<String, usize>) {
         let left = || -> BTreeMap<String, usize> {
-            // While others have a file open, SQLite can't close a descriptor and keeps it for the next who opens the file: of
-            // one with a WAL as many as were ever needed at once, which is twice as many while a reload has the new readers
-            // beside the old. How many are in use is told by the WAL's.
+            // While other connections have a file open, SQLite can't close a descriptor and keeps it for the next one.
+            // A file with a WAL keeps as many as were ever needed at once: twice as many while a reload has the new
+            // readers beside the old. The descriptors of the WAL show how many are in use.
             let more = |(name, count): &(String, usize)| {
                 let is_kept = open_files.contains_key(&format!("{name}-wal"));
                 open_files

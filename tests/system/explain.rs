@@ -34,7 +34,7 @@ async fn explain(site: &WorkerSite, arguments: &[&str]) -> Ended {
     site.command(fixed.chain(arguments.iter().copied())).end().await
 }
 
-/// Asserts what is said without complaints.
+/// Asserts that `explain` prints this, and no complaint.
 async fn explained(site: &WorkerSite, arguments: &[&str], expected: Expect) {
     let ended = explain(site, arguments).await;
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));

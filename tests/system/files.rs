@@ -289,7 +289,7 @@ async fn a_rate_spreads_rows_over_time() {
     let site = WorkerSite::with(&manifest("path: in.csv, topic: orders, keyColumns: [id], rate: 2"));
     site.write("in.csv", history(ROWS));
     let worker = site.start().await;
-    // The first rows are told while the others have more than an hour to wait.
+    // The first rows come while the others have more than an hour to wait.
     worker.wait_for_stdout(2).await;
     assert!(accepted(&worker).await < ROWS, "all rows came at once");
     assert_eq!(worker.status().await["sources"]["input"]["finished"], false);

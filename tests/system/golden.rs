@@ -11,7 +11,7 @@ use litejoin_tests::sse::Subscription;
 use litejoin_tests::worker::{Worker, WorkerSite};
 use serde_json::json;
 
-/// Cases that run at once. They mostly wait for commits.
+/// Cases that run at once. Each mostly waits for commits.
 const AT_ONCE: usize = 16;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,7 +100,7 @@ async fn run(case: &Case, shard_count: usize, way: RunMode) {
 }
 
 impl Running {
-    /// Ends the worker, and returns what its client was told by then and the last id it saw.
+    /// Ends the worker, and returns the events of its client up to then and the last id it saw.
     async fn end(mut self, way: RunMode) -> (Vec<Event>, Option<String>) {
         match way {
             RunMode::Killed => self.worker.kill().await,

@@ -103,7 +103,7 @@ async fn several_results_go_in_one_request_and_some_requests_at_once() {
     let keys: std::collections::BTreeSet<_> = received.iter().map(|r| r.header("idempotency-key")).collect();
     assert_eq!(keys.len(), received.len(), "each batch has a key of its own");
 
-    // One bad result takes nobody along.
+    // One bad result does not fail the others of its batch.
     server.behave(|request| Reply::status(if request.text().contains("\"o013\"") { 400 } else { 200 }));
     let changed: Vec<Value> =
         (0..20).map(|n| message("orders", &format!("o{n:03}"), json!({"n": -1 - n}))).collect();

@@ -1,4 +1,4 @@
-//! SIGKILL at random moments under load. Whatever was acknowledged is there, results are those of the query over the
+//! SIGKILL at random moments under load. Every acknowledged message is there, results are those of the query over the
 //! final topics, and a subscriber that comes back with its Last-Event-ID misses nothing and sees each key in order.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,7 +62,7 @@ const TOPICS: [&str; 3] = ["orders", "customers", "notes"];
 const WRITERS: u64 = 3;
 const KEYS_A_WRITER: u64 = 20;
 
-/// What a key may hold: what was acknowledged last, or anything that was sent after it and never answered.
+/// The values that a key may have: the last acknowledged one, or any that was sent later and never answered.
 #[derive(Debug, Clone, Default)]
 struct Possible {
     acknowledged: Option<Value>,
@@ -159,10 +159,11 @@ async fn run(seed: u64) {
     }
     results.assert_same(&expected, &format!("seed {seed}: the snapshot"));
     assert_in_order(&events, seed);
-    Results::folded(&events).assert_same(&expected, &format!("seed {seed}: what the subscriber was told"));
+    Results::folded(&events).assert_same(&expected, &format!("seed {seed}: what the subscriber got"));
 }
 
-/// A join that is evaluated in the background may lag when the process dies; the next one must not promise what only others hold.
+/// A join that is evaluated in the background may lag when the process dies; the next process must not promise an
+/// epoch that only other joins hold.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_promises_no_epoch_that_some_join_does_not_hold() {
     let last = "SELECT key AS id FROM orders ORDER BY payload->>'n' DESC LIMIT 1";
@@ -213,7 +214,7 @@ struct RowWriter {
 }
 
 impl RowWriter {
-    /// Sends batches, one after the other, until it is told to stop; while the worker is down it waits.
+    /// Sends batches, one after the other, until `stopping` is set; waits while the worker is down.
     async fn run(mut self) {
         let mut chance = chance(self.seed * 1_000 + self.number);
         let mut epoch = 0;
@@ -289,7 +290,7 @@ async fn subscribe(mut whereabouts: watch::Receiver<Option<std::net::SocketAddr>
     events
 }
 
-/// Every key holds what was acknowledged last, or something that was sent after it.
+/// Asserts that every key has its last acknowledged value, or one that was sent later.
 fn assert_acknowledged(oracle: &Oracle, written: &WrittenRows, seed: u64) {
     let written = written.lock().unwrap_or_else(PoisonError::into_inner);
     assert!(!written.is_empty(), "seed {seed}: something was written");
@@ -307,7 +308,7 @@ fn assert_acknowledged(oracle: &Oracle, written: &WrittenRows, seed: u64) {
 
 /// Ids of each key only grow, and so do ids over all keys as far as events are not of the present state.
 fn assert_in_order(events: &[Event], seed: u64) {
-    assert!(!events.is_empty(), "seed {seed}: the subscriber was told something");
+    assert!(!events.is_empty(), "seed {seed}: the subscriber got something");
     let mut of_key = BTreeMap::new();
     let mut last = (0, 0);
     for event in events {

@@ -1,4 +1,4 @@
-//! Starting, stopping, and what the worker tells about itself meanwhile.
+//! Starting, stopping, and the admin endpoint meanwhile.
 
 use std::io::{BufRead, BufReader};
 
@@ -41,7 +41,7 @@ async fn a_planned_stop_hands_over_all_that_was_acknowledged() {
     let events: Vec<Event> = ended.stdout.lines().map(Event::read).collect();
     assert_eq!(Results::folded(&events).rows.len(), 5_000);
     assert!(!site.data_dir().join("scratch.db").exists(), "scratch data is removed");
-    // And what was told is not told again.
+    // Results that were printed are not printed again.
     let again = site.start().await.stop().await;
     assert_eq!(again.stdout, "");
 }
@@ -72,7 +72,7 @@ async fn bodies_that_do_not_come_hold_up_no_others() {
     let worker = site.start().await;
     worker.wait_for_stdout(1).await;
     let mut slow = announce_bodies(&worker, 4).await;
-    // Also those whose length is not told, and of which little has come.
+    // Bodies without a length, of which little has come, hold up no others either.
     let begun = "POST /ingest HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n";
     for _ in 0..4 {
         let mut stream = TcpStream::connect(worker.address("source ingest")).await.expect("there is room");
@@ -114,7 +114,7 @@ async fn results_of_a_killed_worker_reach_standard_output_after_its_restart() {
 #[tokio::test]
 async fn a_second_signal_ends_a_stop_that_takes_too_long() {
     let site = WorkerSite::with(MANIFEST);
-    // Nobody reads the other end, so the sink can't hand over what it has.
+    // The other end is not read, so the sink can't deliver.
     let (unread, stdout) = std::io::pipe().expect("a pipe can be made");
     let mut worker = site.run([]).with_stdout(stdout).start().await;
     worker.ingest().send(&orders(5_000)).await;
@@ -123,7 +123,7 @@ async fn a_second_signal_ends_a_stop_that_takes_too_long() {
     worker.signal("TERM");
     assert_eq!(worker.wait().await, Some(130));
     drop(unread);
-    // All of it comes at the next start.
+    // All results come at the next start.
     let ended = site.start().await.stop().await;
     let events: Vec<Event> = ended.stdout.lines().map(Event::read).collect();
     assert_eq!(Results::folded(&events).rows.len(), 5_000);

@@ -1,4 +1,4 @@
-//! Another config while data flows: by SIGHUP and by `--watch`. What differs is changed, what is the same is not
+//! Another config while data flows: by SIGHUP and by `--watch`. Parts that differ are changed, the others are not
 //! disturbed, and a config that is wrong changes nothing and says why.
 
 mod joins;
@@ -114,7 +114,7 @@ async fn readers_that_stand_still_do_not_hold_up_a_reload() {
     let site = WorkerSite::with(&before);
     let (read, stdout) = std::io::pipe().expect("a pipe can be made");
     let worker = site.run([]).with_stdout(stdout).start().await;
-    // Neither this client nor the reader of standard output reads, and what is sent is more than fits on the way.
+    // Neither this client nor the reader of standard output reads, and the results are more than fits into the pipes.
     let stalled = Subscription::open(worker.address("sink second"), "", None).await;
     let text = "x".repeat(100_000);
     let large = (0..80).map(|n| message("orders", &format!("o{n}"), json!({"text": text})));
@@ -125,7 +125,7 @@ async fn readers_that_stand_still_do_not_hold_up_a_reload() {
     assert_applied(&worker.reload().await);
     assert_eq!(worker.log().matches("it does not come to an end").count(), 2);
     drop(stalled);
-    // What was on its way comes once more, and nothing is missing or in another order.
+    // Results that were on their way come once more, and none is missing or in another order.
     let last = worker.ingest().put("orders", "o0", json!({"text": "last"})).await;
     let lines = tokio::task::spawn_blocking(move || {
         let mut lines = Vec::new();

@@ -1,5 +1,5 @@
-//! Replication by the real Litestream to real stores: what comes back after a disk is lost, who may write where, and
-//! that nothing starts empty in silence.
+//! Replication by the real Litestream to real stores: the data that comes back after a disk is lost, which worker may
+//! write where, and that no worker starts empty in silence.
 
 mod by_hand;
 mod consumers;
@@ -33,12 +33,12 @@ struct Replicated {
 }
 
 impl Replicated {
-    /// One that replicates to a folder of the store; `more` are further fields of `spec.replication`.
+    /// A pipeline that replicates to a folder of the store; `more` are further fields of `spec.replication`.
     fn to(store: &Store, more: &Value) -> Self {
         Self::named(store, "p", more)
     }
 
-    /// The same with results that leave after `after`, to these consumers.
+    /// Adds these consumers, and lets results leave after `after`.
     fn delivering(self, after: &str, consumers: &SinkConsumers) -> Self {
         self.change(|manifest| {
             let spec = &mut manifest["spec"];
@@ -100,7 +100,7 @@ impl Replicated {
         self.run([]).start().await
     }
 
-    /// What is lost with a disk.
+    /// Removes the data directory.
     fn lose_disk(&self) {
         std::fs::remove_dir_all(self.site.data_dir()).expect("the data can be removed");
     }
@@ -118,27 +118,27 @@ async fn replication(worker: &Worker) -> Value {
 /// Waits until the incarnation is READY and returns its name.
 async fn ready(worker: &Worker) -> String {
     until("the replica to be READY", async || {
-        let told = replication(worker).await;
-        (told["ready"] == true).then(|| told["incarnation"].as_str().expect("it has a name").to_owned())
+        let status = replication(worker).await;
+        (status["ready"] == true).then(|| status["incarnation"].as_str().expect("it has a name").to_owned())
     })
     .await
 }
 
 /// Waits until all that is stored now is in the replica.
 async fn replicated(worker: &Worker) {
-    let told = replication(worker).await;
-    // By the clock of the worker, which a test may have set.
+    let status = replication(worker).await;
+    // The time is that of the worker's clock, which a test may have set.
     let started =
-        told["completeUntil"].as_i64().expect("a time") + told["lagSeconds"].as_i64().expect("a time");
-    // Two seconds later: a pass that is under way may have begun before, and times are told in whole seconds.
+        status["completeUntil"].as_i64().expect("a time") + status["lagSeconds"].as_i64().expect("a time");
+    // Two seconds more: a sync round that is under way may have begun before, and times are whole seconds.
     until("the replica to catch up", async || {
-        let told = replication(worker).await;
-        (told["completeUntil"].as_i64() >= Some(started + 2) && told["lastError"].is_null()).then_some(())
+        let status = replication(worker).await;
+        (status["completeUntil"].as_i64() >= Some(started + 2) && status["lastError"].is_null()).then_some(())
     })
     .await;
 }
 
-/// The key of a message of our own, which tells the epoch from which on all is evaluated.
+/// The key of a last message, whose epoch says that all messages before it are evaluated.
 const LAST: &str = "the last";
 
 /// The keys that the pipeline has in its results once it is current.
@@ -149,10 +149,10 @@ async fn keys(worker: &Worker) -> BTreeSet<String> {
     quoted.filter(|key| key != LAST).collect()
 }
 
-/// Fails where something that was told is not there.
-fn assert_there(told: &BTreeSet<String>, found: &BTreeSet<String>, when: &str) {
-    let missing: Vec<_> = told.difference(found).collect();
-    assert!(missing.is_empty(), "{when}: {missing:?} were told of");
+/// Fails where an acknowledged key is not there.
+fn assert_there(acknowledged: &BTreeSet<String>, found: &BTreeSet<String>, when: &str) {
+    let missing: Vec<_> = acknowledged.difference(found).collect();
+    assert!(missing.is_empty(), "{when}: {missing:?} were acknowledged and are not there");
 }
 
 /// Kills a worker and its Litestream, the worker first where that is asked for, and waits until neither is left.
@@ -169,7 +169,7 @@ async fn kill_both(pipeline: &Replicated, worker: Worker, worker_first: bool) {
     until("the end of Litestream", async || (!is_alive(&pid)).then_some(())).await;
 }
 
-/// Whether a process still does anything; one that nobody has waited for has no program any more.
+/// Whether a process still runs; a zombie has no program any more.
 fn is_alive(pid: &str) -> bool {
     std::fs::read_link(format!("/proc/{pid}/exe")).is_ok()
 }
@@ -247,7 +247,7 @@ async fn a_lost_disk_comes_back_from_s3_that_encrypts_with_our_key() {
             "serverSideEncryption": {"algorithm": "sse-c"},
         }),
     );
-    // What S3 would refuse to read again, the store here would not: it keeps what it is sent.
+    // S3 would refuse to read again without the key; the store here would not, since it keeps bytes as they come.
     const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
     const KEY_MD5: &str = "hRasmdxgYDKV3nvbahU1MA==";
     pipeline.site.write("sse.key", format!("{KEY}\n"));

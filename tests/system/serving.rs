@@ -37,7 +37,7 @@ spec:
     )
 }
 
-/// What is served: its name, a path that is guarded, and one that tells of health.
+/// The servers of a worker: the name, a path that is guarded, and one that shows health.
 const SERVED: [(&str, &str, &str); 3] = [
     ("admin", "/status", "/readyz"),
     ("source ingest", "/ingest", "/health"),
@@ -76,7 +76,7 @@ async fn requests_without_the_token_are_refused() {
         }
         assert_eq!(ask(what, "/metrics", None).await.0, 401, "{what}: also what is not there");
     }
-    // A browser asks first, without a token, and is told that it may send one.
+    // A browser sends a preflight without a token, and learns that it may send one.
     let preflight = client()
         .request(reqwest::Method::OPTIONS, worker.url("sink live", "/subscribe"))
         .header("origin", "http://app.example")
@@ -88,7 +88,7 @@ async fn requests_without_the_token_are_refused() {
     assert_eq!(preflight.status(), 200);
     let allowed = preflight.headers()["access-control-allow-headers"].to_str().expect("a text").to_owned();
     assert!(allowed.contains("authorization"), "{allowed}");
-    // One that is rotated counts at once, one that is lost lets nobody in.
+    // A token that is rotated counts at once; without the file no request is let in.
     site.write("secrets/worker/token", "n3w");
     assert_eq!(ask("admin", "/status", Some("Bearer s3cret")).await.0, 401);
     assert_eq!(ask("admin", "/status", Some("Bearer n3w")).await.0, 200);

@@ -16,8 +16,8 @@ const ITEMS: &str = "SELECT payload->>'customer' AS customer, key AS id, CAST(pa
 const TOTALS: &str =
     "SELECT payload->>'customer' AS customer, sum(payload->>'amount') AS total FROM orders GROUP BY 1";
 
-/// A pipeline with these joins, each a name, a query and what else it has, into `out.db`. One shard, so that what is sent
-/// in one request is stored, and arrives, at once.
+/// A pipeline with these joins, each a name, a query and further fields, into `out.db`. One shard, so that the messages
+/// of one request are stored, and arrive, at once.
 fn manifest(joins: &[(&str, &str, &str)]) -> String {
     let joins: String = joins
         .iter()
@@ -52,7 +52,7 @@ async fn settled(file: &Connection, sql: &str) {
     until(sql, async || (!ask(file, sql).is_empty()).then_some(())).await;
 }
 
-/// What a query over the file yields, a line for each row.
+/// The rows of a query over the file, a line for each.
 fn ask(connection: &Connection, sql: &str) -> Vec<String> {
     let mut statement = connection.prepare(sql).unwrap_or_else(|error| panic!("{error}: {sql}"));
     let columns = statement.column_count();
@@ -106,7 +106,7 @@ async fn tables_have_the_rows_of_each_result_with_their_columns_and_types() {
         Text("bob") Text("o3") Real(3.0) Integer(7) Integer(1)"#]]
     .assert_eq(&ask(&file, "SELECT customer, id, amount, note, is_new FROM items ORDER BY id").join("\n"));
 
-    // Somebody who is in the middle of reading sees what was there, and holds up nobody.
+    // A transaction that reads goes on seeing the old rows, and holds up no writer.
     file.execute_batch("BEGIN").expect("a transaction can be begun");
     let before = ask(&file, "SELECT id, amount FROM items ORDER BY id");
     worker
@@ -177,7 +177,7 @@ async fn tables_agree_with_the_joins_after_every_crash() {
     worker.stop().await;
 }
 
-/// What a query yields, as objects.
+/// The rows of a query, as objects.
 fn ask_json(connection: &Connection, sql: &str) -> Vec<Value> {
     let mut statement = connection.prepare(sql).expect("the query is fine");
     let names: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
@@ -202,7 +202,7 @@ fn ask_json(connection: &Connection, sql: &str) -> Vec<Value> {
 async fn a_changed_query_takes_its_table_along() {
     let all = "SELECT key AS id FROM orders";
     let first = "SELECT key AS id, payload->>'amount' AS amount FROM orders";
-    // Others have names that a table might be given on the way.
+    // Other joins have names that a temporary table might get.
     let others = [("items_next", all, ""), ("items_key", all, "")];
     let site = WorkerSite::with(&manifest(&[&[("items", first, "")], &others[..]].concat()));
     let worker = site.start().await;

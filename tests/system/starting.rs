@@ -1,5 +1,4 @@
-//! What keeps a worker from starting, said in one line that names the remedy; and that a start which fails leaves
-//! data and other workers alone.
+//! Starts that fail: each says why in one line that names the remedy, and leaves data and other workers alone.
 
 use std::net::TcpListener;
 
@@ -25,7 +24,7 @@ spec:
       sse: {addr: "127.0.0.1:0"}
 "#;
 
-/// What an ended worker said beside its log, without the folder of the site.
+/// The lines of an ended worker beside its log, without the folder of the site.
 fn complaint(site: &WorkerSite, ended: &Ended) -> String {
     let lines = ended.stderr.lines().filter(|line| !line.starts_with('{'));
     let text: String = lines.map(|line| format!("{line}\n")).collect();
@@ -40,7 +39,7 @@ async fn refused(site: &WorkerSite, data_dir: &str, expected: Expect) {
     expected.assert_eq(&complaint(site, &ended));
 }
 
-/// A site whose data holds an order, with nobody running.
+/// A site whose data holds an order, and whose worker has stopped.
 async fn stored() -> WorkerSite {
     let site = WorkerSite::with(MANIFEST);
     let worker = site.start().await;

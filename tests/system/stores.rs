@@ -1,4 +1,4 @@
-//! Litestream and each kind of store, without a worker: what is replicated there is there after everything was killed.
+//! Litestream and each kind of store, without a worker: replicated data is there after every process was killed.
 //! If one of these fails, a failure of replication is the store's.
 
 use std::fs::{self, File};

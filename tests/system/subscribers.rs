@@ -1,4 +1,4 @@
-//! What subscribers and snapshot readers are told by an SSE sink.
+//! The events and answers that an SSE sink gives to subscribers and readers of snapshots.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -120,7 +120,7 @@ async fn a_replay_is_the_present_state_and_is_marked() {
     for join in ["enriched", "by_customer"] {
         expected.extend(worker.snapshot("live", join, epoch).await.1);
     }
-    // Every client gets it, whatever others were told.
+    // Every client gets the replay, whatever others got.
     for _ in 0..2 {
         let mut client = subscribe(&worker, "join=*&replay=true", None).await;
         let replayed = client.replayed().await;
@@ -131,7 +131,7 @@ async fn a_replay_is_the_present_state_and_is_marked() {
         Results::folded(&replayed).assert_same(&expected, "the replay");
         assert!(client.last_event_id.is_some(), "the replay ends with an id");
     }
-    // Without it, a client is told what comes next and nothing before.
+    // Without a replay, a client gets later results and no earlier ones.
     let mut client = subscribe(&worker, "", None).await;
     ingest.put("customers", "c1", json!({"name": "Ada"})).await;
     let event = client.expect_next().await;
@@ -316,7 +316,7 @@ async fn there_are_no_more_clients_than_are_allowed() {
     let (status, text) = get(&worker.url("sink more", "/subscribe?join=enriched")).await;
     expect![[r#"503 {"error":"1 clients are connected, and no more are allowed"}"#]]
         .assert_eq(&format!("{status} {text}"));
-    // Who is there is served on, and who leaves makes room.
+    // The connected client goes on getting events, and one that leaves makes room.
     worker.ingest().send(&[order("o1", "c1")]).await;
     assert_eq!(client.expect_next().await.result().key, "o1");
     drop(client);

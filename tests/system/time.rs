@@ -1,4 +1,4 @@
-//! What the passing of time and the messages' own times do: retention, time bounds in queries, stale messages,
+//! Effects of time, and of the messages' own timestamps: retention, time bounds in queries, stale messages,
 //! tombstones, `_change`; and a query that fails while the worker runs.
 
 use expect_test::expect;
@@ -65,8 +65,8 @@ async fn rows_that_are_too_old_leave_without_an_event() {
     assert_eq!(next(&mut client).await, r#"created "o1" [{"key":"o1","n":1}]"#);
     until("the row to expire", async || (count(&worker).await == 0).then_some(())).await;
     worker.ingest().put("orders", "o2", json!({"n": 2})).await;
-    assert_eq!(next(&mut client).await, r#"created "o2" [{"key":"o2","n":2}]"#, "nothing was told of o1");
-    // Of o1, and by now perhaps of o2 as well.
+    assert_eq!(next(&mut client).await, r#"created "o2" [{"key":"o2","n":2}]"#, "no event came of o1");
+    // o1 has expired, and by now perhaps o2 as well.
     assert_ne!(worker.status().await["topics"]["orders"]["expired"], 0);
     // The key is not buried: it may come back.
     worker.ingest().put("orders", "o1", json!({"n": 3})).await;
@@ -122,7 +122,7 @@ async fn messages_that_come_too_late_are_ignored() {
     let mut client = subscribe(&worker).await;
     for message in [
         at(now - 100, "o1", json!({"n": 1})),
-        at(now - 200, "o1", json!({"n": 2})), // older than what is there
+        at(now - 200, "o1", json!({"n": 2})), // older than the stored row
         at(now - 50, "o1", json!({"n": 3})),
         at(now - 60, "o1", Value::Null), // an old delete
         at(now - 40, "o1", Value::Null),
@@ -220,7 +220,7 @@ async fn a_query_that_fails_leaves_the_other_joins_alone() {
         .assert_eq(status["joins"]["watched"]["lastError"].as_str().expect("the join says what is wrong"));
     assert_eq!(status["joins"]["keys"]["lastError"], Value::Null);
 
-    // It fails after a restart too, and is right again once the data is.
+    // The query fails after a restart too, and is right again once the data is.
     worker.kill().await;
     let worker = site.start().await;
     let ingest = worker.ingest();

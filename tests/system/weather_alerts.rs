@@ -1,4 +1,4 @@
-//! examples/weather-alerts as its README starts it: an API that is polled, a webhook that is told.
+//! examples/weather-alerts as its README starts it: an API that is polled, a webhook that is called.
 
 use std::fs;
 use std::net::TcpListener;

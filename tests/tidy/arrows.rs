@@ -1,4 +1,4 @@
-//! Who may use whom: `operator → crds ← worker`, `tests →` all; and inside the worker, pure rooms without IO.
+//! Which package may use which: `operator → crds ← worker`, `tests →` all; and inside the worker, pure rooms without IO.
 
 use crate::{assert_none, source, tree};
 
@@ -13,7 +13,7 @@ const ARROWS: [(&str, &[&str]); 4] = [
 /// Rooms that are handed their data and hand theirs back.
 const PURE_ROOMS: [&str; 1] = ["worker/src/join"];
 
-/// What a pure room may not name.
+/// Modules that a pure room may not name.
 const IO: [&str; 4] = ["axum", "tokio", "std::net", "std::fs"];
 
 /// Crates that we build without, and why.

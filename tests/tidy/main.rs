@@ -1,4 +1,4 @@
-//! What a reader may count on in every file of this repository, checked by plain `cargo test`.
+//! Rules that every file of this repository keeps, checked by plain `cargo test`.
 //! A file for each subject; each test lists all its complaints at once: where, what, and what to do.
 
 mod arrows;

@@ -9,7 +9,7 @@ const UNFINISHED: [&str; 3] = [concat!("TO", "DO"), concat!("FIX", "ME"), concat
 /// Folders of one machine.
 const MACHINE_FOLDERS: [&str; 2] = [concat!("/ro", "ot"), concat!("/wo", "rk")];
 
-/// Registries: whoever builds this may use a mirror, so no file of ours names one.
+/// Registries: a build may use a mirror, so no file of ours names one.
 const REGISTRIES: [&str; 6] = [
     concat!("crates", ".io"),
     concat!("pypi", ".org"),

@@ -11,7 +11,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use crate::child::spawn;
 use crate::ports::PortBlock;
 
-/// Whom the listeners with credentials let in.
+/// The user that the listeners with credentials let in.
 pub const USER: &str = "reader";
 /// See [`USER`].
 pub const PASSWORD: &str = "r3ader-secret";

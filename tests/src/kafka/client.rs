@@ -84,7 +84,7 @@ pub(super) fn led_partitions(brokers: &str, topic: &str) -> i32 {
     i32::try_from(led.count()).expect("a few partitions")
 }
 
-/// What a group has committed.
+/// The offset that a group has committed.
 pub(super) fn committed(brokers: &str, group: &str, topic: &str, partition: i32) -> Option<i64> {
     let consumer: BaseConsumer =
         config(brokers).set("group.id", group).create().expect("a client can be made");
@@ -190,7 +190,7 @@ impl TopicReader {
         Self { topic: topic.to_owned(), records, stopping }
     }
 
-    /// What has come so far.
+    /// The records that have come so far.
     pub fn records(&self) -> Vec<Record> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -261,7 +261,7 @@ pub(super) fn read(brokers: &str, topic: &str) -> Vec<Record> {
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => records.push(record(&message)),
             Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
-            // It tries again by itself.
+            // The client tries again by itself.
             Some(Err(_)) | None => {}
         }
     }

@@ -20,10 +20,10 @@ use tokio::sync::Mutex;
 use super::programs::{Process, program, repository, run};
 use crate::wait::until;
 
-/// What tests say they are: a member of the group that may do everything.
+/// The token of the tests, whose user is in the group that may do everything.
 const TOKEN: &str = "test";
 
-/// Those of Kubernetes' own controllers that tests need.
+/// The controllers of Kubernetes that tests need.
 const CONTROLLERS: &str = "statefulset-controller,garbage-collector-controller,namespace-controller,persistentvolumeclaim-protection-controller";
 
 /// A running API server.
@@ -37,7 +37,7 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    /// The API server that all tests of this process share, for as long as one of them has it. It knows PodMonitors.
+    /// The API server that all tests of this process share, for as long as one of them has it. PodMonitors are installed.
     pub async fn shared() -> Arc<Self> {
         static SHARED: OnceLock<Mutex<Weak<ApiServer>>> = OnceLock::new();
         let mut shared = SHARED.get_or_init(Mutex::default).lock().await;
@@ -84,7 +84,7 @@ impl ApiServer {
                     "--service-account-signing-key-file=service-accounts.key",
                     "--authorization-mode=RBAC",
                     "--token-auth-file=tokens.csv",
-                    // Nobody makes the service accounts that it would ask for.
+                    // No controller makes the service accounts that the plugin would ask for.
                     "--disable-admission-plugins=ServiceAccount",
                 ])
                 .args([format!("--etcd-servers={etcd_url}"), format!("--secure-port={port}")]),
@@ -130,14 +130,14 @@ impl ApiServer {
         self.kubeconfig_with(name, url, TOKEN)
     }
 
-    /// The same, for whoever has this token.
+    /// A kubeconfig with this token.
     pub fn kubeconfig_with(&self, name: &str, url: &str, token: &str) -> PathBuf {
         let path = self.folder.path().join(format!("{name}.kubeconfig"));
         fs::write(&path, kubeconfig(url, token)).expect("it is ours");
         path
     }
 
-    /// A namespace that nobody else uses.
+    /// A new namespace.
     pub async fn namespace(&self, client: &Client) -> String {
         let metadata = ObjectMeta { generate_name: Some("test-".to_owned()), ..ObjectMeta::default() };
         let namespace = Namespace { metadata, ..Namespace::default() };
@@ -145,7 +145,7 @@ impl ApiServer {
         made.expect("a namespace can be made").name_any()
     }
 
-    /// What it and its etcd have said.
+    /// The logs of the controllers, the API server and etcd.
     pub fn log(&self) -> String {
         format!("{}\n{}\n{}", self.controllers.log(), self.api_server.log(), self.etcd.log())
     }
@@ -198,7 +198,7 @@ async fn config(kubeconfig: &str) -> Config {
     config.expect("it has all that a client needs")
 }
 
-/// Ports that nobody listens on.
+/// Free ports.
 fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
     let listeners = [(); COUNT].map(|()| TcpListener::bind("127.0.0.1:0").expect("there is a free port"));
     listeners.map(|listener| listener.local_addr().expect("it is bound").port())

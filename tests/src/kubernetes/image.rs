@@ -1,5 +1,5 @@
-//! Images of the built programs, as tar files that containerd imports: no registry, no Docker. What a Dockerfile says of its
-//! last stage holds for them too.
+//! Images of the built programs, as tar files that containerd imports: no registry, no Docker. Each follows the
+//! last stage of its Dockerfile.
 
 use std::collections::BTreeSet;
 use std::fs;

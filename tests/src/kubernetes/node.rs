@@ -1,6 +1,6 @@
 //! A whole cluster of one node: API server, controllers, scheduler, kubelet, containerd, CNI, kube-proxy, DNS and a
-//! provisioner of volumes, all in namespaces of their own. It needs root, and is gone when the test ends, however
-//! that ends: the test runs itself again as the first process of a PID namespace, which takes everything with it.
+//! provisioner of volumes, all in namespaces of their own. The node needs root, and is gone when the test ends, however
+//! the test ends: the test runs itself again as the first process of a PID namespace, which takes everything with it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ const POD_RANGE: &str = "10.244.0.0/24";
 const SERVER_ADDRESS: &str = "10.96.0.1";
 /// Address of the DNS Service.
 const DNS_ADDRESS: &str = "10.96.0.10";
-/// Folders that the programs write to wherever they are told to work.
+/// Folders that the programs write to, whatever their arguments say.
 const PRIVATE_FOLDERS: [&str; 4] = ["/run", "/var/lib/cni", "/var/log", "/etc/cni"];
 
 /// A running node.
@@ -122,7 +122,7 @@ impl Node {
             .args(arguments))
     }
 
-    /// What the processes have said last.
+    /// The last lines of each process's log.
     pub fn logs(&self) -> String {
         let tail = |log: String| {
             let lines: Vec<&str> = log.lines().collect();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
-/// A process that is gone when this is dropped. What it says is in a file.
+/// A process that is gone when this is dropped. Its output is in a file.
 pub struct Process {
     child: Child,
     log: PathBuf,
@@ -49,7 +49,7 @@ impl Process {
         Self { child, log: path, name: name.to_owned() }
     }
 
-    /// What it has said so far.
+    /// Its output so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }

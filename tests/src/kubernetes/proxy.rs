@@ -1,5 +1,5 @@
 //! A proxy before the API server, as one operator sees it: it counts calls, and disturbs the write of a chosen
-//! number. What belongs to no pipeline (Leases, Events) passes uncounted.
+//! number. Leases and Events, which belong to no pipeline, pass uncounted.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -15,25 +15,25 @@ use tokio::sync::Notify;
 /// Largest body that passes.
 const BODY_BYTES_MAX: usize = 16 << 20;
 
-/// What goes wrong with a write.
+/// A fault of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// The caller dies before it is sent.
+    /// The caller dies before the write is sent.
     CrashBefore,
-    /// The caller dies when it is done, before it hears of it.
+    /// The write is done, and the caller dies before the answer.
     CrashAfter,
-    /// It is refused as somebody else's write came in between.
+    /// The write is refused because another came in between.
     Conflict,
-    /// It fails.
+    /// The write fails.
     ServerError,
-    /// It is done, and the connection ends without an answer.
+    /// The write is done, and the connection ends without an answer.
     LostAnswer,
-    /// It is done, and each read after it is answered once as it was before.
+    /// The write is done, and each later read is answered once with the object from before.
     StaleReads,
 }
 
 impl Fault {
-    /// All of them.
+    /// Every fault.
     pub const ALL: [Self; 6] = [
         Self::CrashBefore,
         Self::CrashAfter,
@@ -90,7 +90,7 @@ impl Proxy {
         format!("http://{}", self.address)
     }
 
-    /// Forgets what was counted, and disturbs the write of this number from now on, if one is given.
+    /// Starts counting anew, and disturbs the write of this number, if one is given.
     pub fn reset(&self, fault: Option<(usize, Fault)>) {
         *self.lock() = Calls { fault, ..Calls::default() };
     }
@@ -126,7 +126,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a call, and returns what is to happen to it.
+    /// Counts a call, and returns the fault that it gets.
     fn count(&self, method: &Method, path: &str) -> Option<Fault> {
         let mut calls = self.lock();
         if calls.dead {
@@ -218,7 +218,7 @@ async fn crash(shared: &Shared) -> Response {
     std::future::pending().await
 }
 
-/// What an API server says when it refuses.
+/// A refusal as an API server sends it.
 fn refusal(status: StatusCode, reason: &str) -> Response {
     let body = serde_json::json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",

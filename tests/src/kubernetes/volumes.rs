@@ -88,7 +88,7 @@ async fn provide(client: &Client, folder: &Path, claim: &PersistentVolumeClaim) 
                 },
             });
             let volume: PersistentVolume = serde_json::from_value(volume).expect("a volume");
-            // It may have been made when the claim was seen before.
+            // The volume may have been made when the claim was seen before.
             let _ = volumes.create(&PostParams::default(), &volume).await;
         }
         (Some(volume), Some(has)) if has != size => {

@@ -18,7 +18,7 @@ fn family(root: u32) -> Vec<u32> {
     let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for entry in fs::read_dir("/proc").expect("a Linux").flatten() {
         let Some(process) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // One that has ended since has no parent.
+        // A process that has ended since has no parent.
         if let Some(parent) =
             fs::read_to_string(entry.path().join("stat")).ok().and_then(|stat| parent(&stat))
         {

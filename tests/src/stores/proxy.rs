@@ -1,4 +1,4 @@
-//! A proxy before a store that speaks HTTP, which keeps what was asked of it: so tests count what is uploaded. It can be
+//! A proxy before a store that speaks HTTP, which keeps every request, so that tests count uploads. It can be
 //! cut off for one worker, while others go on.
 
 use std::net::SocketAddr;
@@ -89,7 +89,7 @@ impl StoreProxy {
         self.shared.is_cut.send_replace(false);
     }
 
-    /// What has passed since the last [`Self::take`].
+    /// The calls since the last [`Self::take`].
     pub fn calls(&self) -> Vec<Call> {
         self.shared.lock().clone()
     }
@@ -121,7 +121,7 @@ impl StoreProxyState {
         let _ = self.is_cut.subscribe().wait_for(|is_cut| !is_cut).await;
     }
 
-    /// Asks the store the very same; the host is among what is signed.
+    /// Sends the request to the store with the same headers: the signature covers the host.
     async fn forward(&self, request: Request) -> Result<Response<Body>, Box<dyn std::error::Error>> {
         let (head, body) = request.into_parts();
         let body = axum::body::to_bytes(body, usize::MAX).await?;
@@ -135,7 +135,7 @@ impl StoreProxyState {
         };
         let mut headers = head.headers;
         headers.remove(header::EXPECT);
-        // Of Google's XML API its emulator knows uploads by signed links alone, under its own name, and answers without
+        // The emulator knows only uploads by signed links of Google's XML API, under its own name, and answers without
         // an ETag.
         let is_google = self.kind == StoreKind::Google;
         let is_xml_upload =

@@ -19,7 +19,7 @@ async fn no_more_requests_are_sent_than_are_allowed() {
         WorkerSite::with(&manifest(&server.url("/"), "interval: 1ms, rateLimit: {requests: 3, per: 2s}"));
     let worker = site.start().await;
     let received = server.wait_for(5).await;
-    // They set out two seconds apart, and may come in a little less.
+    // Requests set out two seconds apart, and may arrive with a little less between them.
     for pair in received.windows(4) {
         assert!(pair[3].at - pair[0].at > Duration::from_secs(1), "{:?}", pair[3].at - pair[0].at);
     }

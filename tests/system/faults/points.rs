@@ -9,18 +9,18 @@ use litejoin_tests::repetition::seeds;
 use super::power;
 use super::run::FaultRun;
 
-/// What brings a worker to the point at which it is to die.
+/// How a worker comes to the point at which it is to die.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Trigger {
     /// Messages.
     Load,
     /// Messages, each batch with one that concerns very many results.
     WideLoad,
-    /// Messages over some time: what was delivered is trimmed about once a second.
+    /// Messages over some time: delivered events are trimmed about once a second.
     Trim,
     /// A start with another query, which needs other indexes, and messages.
     OtherQuery,
-    /// The same, but by a reload amid the load.
+    /// Another query by a reload amid the load.
     Reload,
     /// A start with rows that are too old.
     Expiry,

@@ -1,5 +1,5 @@
-//! Loss of files, or of their newest part as under `synchronous: normal` when a machine loses its power. What is left
-//! is what counts: results are those of the query over it, and whoever was told more is told what is so now.
+//! Loss of files, or of their newest part as under `synchronous: normal` when a machine loses its power. The rows that
+//! are left count: results are those of the query over them, and clients that got more are sent the difference.
 
 use litejoin_tests::results::Event;
 use litejoin_tests::server::Server;
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::run::{FaultRun, LiveWorker};
 
-/// All databases that an evaluation reads or writes.
+/// The databases that an evaluation reads or writes.
 const ALL: [&str; 4] = ["shard_0.db", "shard_1.db", "shard_2.db", "results.db"];
 
 /// Steps of a repair.
@@ -40,7 +40,7 @@ async fn begin(what: &str) -> (FaultRun, LiveWorker) {
     (run, live)
 }
 
-/// Starts a worker, and asserts that it tells what is so.
+/// Starts a worker, and asserts that its results are those of the query.
 async fn end(mut run: FaultRun) {
     let live = run.start_well().await;
     run.settle(live).await;
@@ -83,7 +83,7 @@ async fn numbers_of_lost_commits_that_are_used_again_are_noticed() {
     run.load(&live, 20).await;
     run.kill(live).await;
     run.put_back(&saved);
-    // The repair does not come to its end, while sources are quick; nobody is told anything meanwhile.
+    // The repair does not end, while sources are quick; no client gets a result meanwhile.
     let mut worker = run.site.run([]).with_variable("LITEJOIN_STALL", "copied").spawn();
     assert!(worker.comes_to_run().await, "it stands still and lives");
     run.load_in_vain(&worker, 100).await;

@@ -50,31 +50,31 @@ const NEVER: &str = "24h";
 /// The join that has two queries.
 const TURNING: &str = "turning";
 
-/// A data directory with all that was ever told of it.
+/// A data directory, with all that clients were ever sent of it.
 pub(super) struct FaultRun {
     pub(super) site: WorkerSite,
-    /// What goes on, for messages.
+    /// The present step, for messages.
     pub(super) what: String,
     /// Whether every batch concerns more results than one share of an epoch holds.
     pub(super) is_wide: bool,
     /// Whether rows may be what they were before.
     values_may_shrink: bool,
-    /// Whether a client may be told that what it has is worth nothing.
+    /// Whether a client may get `reset`.
     pub(super) resets_allowed: bool,
-    /// Whether results that were told may never have been: whoever can't be told so keeps them.
+    /// Whether results that were sent may be taken back: standard output, which can't be reset, keeps them.
     pub(super) has_ghosts: bool,
     replay_window: &'static str,
     clean_interval: &'static str,
     /// Which of its two queries [`TURNING`] has.
     turn: bool,
-    /// What the one SSE client holds, and what came on standard output.
+    /// The results that the SSE client holds, and those that came on standard output.
     client: ConsumerLog,
     printed: ConsumerLog,
     last_event_id: Option<String>,
     chance: StdRng,
     /// The newest value that was sent.
     n: u64,
-    /// What was sent last and not acknowledged.
+    /// The messages that were sent last and not acknowledged.
     unanswered: Vec<Value>,
 }
 
@@ -90,7 +90,7 @@ pub(super) struct Saved {
     files: Vec<(PathBuf, Vec<u8>)>,
 }
 
-/// What a consumer has been told.
+/// The events that a consumer has got.
 #[derive(Default)]
 struct ConsumerLog {
     lineage: String,
@@ -154,7 +154,7 @@ impl FaultRun {
         if let Some(client) = client {
             return Some(LiveWorker { worker, client });
         }
-        // It dies, or else it would have answered.
+        // The worker dies, or else it would have answered.
         self.print(&worker.ended().await.stdout);
         None
     }
@@ -230,8 +230,8 @@ impl FaultRun {
         }
     }
 
-    /// Sends a batch, and mostly waits for its results; `false` if the worker dies of it. What was not acknowledged
-    /// comes first.
+    /// Sends a batch, and mostly waits for its results; `false` if the worker dies of it. Messages that were not
+    /// acknowledged come first.
     pub(super) async fn send(&mut self, live: &LiveWorker) -> bool {
         if self.unanswered.is_empty() {
             self.unanswered = self.batch();
@@ -254,7 +254,7 @@ impl FaultRun {
         }
     }
 
-    /// Takes in what a worker has told that is dead or about to be.
+    /// Takes in the events of a worker that is dead or about to be.
     pub(super) async fn bury(&mut self, mut live: LiveWorker) {
         let code = live.worker.wait().await;
         assert_eq!(code, None, "{}: no signal has ended it", self.what);
@@ -265,7 +265,7 @@ impl FaultRun {
         self.print(&live.worker.ended().await.stdout);
     }
 
-    /// Lets a worker come to rest, holds what it has told to SQLite, and stops it.
+    /// Lets a worker come to rest, holds its results to SQLite, and stops it.
     pub(super) async fn settle(&mut self, live: LiveWorker) {
         let live = self.check(live).await;
         self.stop(live).await;
@@ -275,7 +275,7 @@ impl FaultRun {
         }
     }
 
-    /// Lets a worker come to rest, and holds what it has told its clients to SQLite.
+    /// Lets a worker come to rest, and holds the results of its clients to SQLite.
     pub(super) async fn check(&mut self, mut live: LiveWorker) -> LiveWorker {
         while !self.unanswered.is_empty() {
             assert!(self.send(&live).await, "{}: the worker dies once more", self.what);
@@ -330,7 +330,7 @@ impl FaultRun {
         [(TURNING, turning)].into_iter().chain(JOINS).collect()
     }
 
-    /// What SQLite makes of the queries over what the shards hold.
+    /// The results of the queries by SQLite, over the rows that the shards hold.
     fn expected(&self) -> Results {
         let oracle = Oracle::read(&self.site.data_dir(), TOPICS);
         let mut expected = Results::default();
@@ -360,7 +360,7 @@ impl FaultRun {
     /// Takes in standard output, of which the last line may have been cut off.
     fn print(&mut self, lines: &str) {
         for line in lines.lines().filter(|line| serde_json::from_str::<Value>(line).is_ok()) {
-            // After a crash some are told again.
+            // After a crash some results are sent again.
             let what = format!("{} (standard output)", self.what);
             self.printed.hear(&Event::read(line), self.values_may_shrink, &what);
         }
@@ -423,11 +423,11 @@ impl FaultRun {
 }
 
 impl ConsumerLog {
-    /// Takes in an event; `false` if it was told before.
+    /// Takes in an event; `false` if it came before.
     fn hear(&mut self, event: &Event, values_may_shrink: bool, what: &str) -> bool {
         let id = EventId::parse(&event.id);
         if self.lineage != id.lineage {
-            // Whatever came before is worth nothing.
+            // Events of the lineage before hold no more.
             *self = Self { lineage: id.lineage.clone(), ..Self::default() };
         }
         let content = (event.key.clone(), event.rows.clone());

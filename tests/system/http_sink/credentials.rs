@@ -73,8 +73,8 @@ async fn credentials_come_from_secrets_and_variables_and_stay_there() {
 
     assert_eq!(received["/filled?key=key%20s3cret/1"].header("x-key"), Some("v1 key s3cret/1"));
 
-    // A Secret that is rotated is used at once; a server that repeats what it got does not spread it, wherever what is
-    // shown of its answer ends.
+    // A Secret that is rotated is used at once. A server that repeats a credential does not spread it, wherever the
+    // worker cuts the answer off.
     site.write("secrets/api/token", "n3w-s3cret");
     server.take();
     server.behave(|request| {
@@ -102,7 +102,7 @@ async fn credentials_come_from_secrets_and_variables_and_stay_there() {
             let names = ["authorization", "x-api-key", "x-key"];
             let value = names.iter().find_map(|name| request.header(name)).unwrap_or_default();
             let credential = value.split_once(' ').map_or(value, |(_, credential)| credential);
-            // What is before it takes up all that is shown but the first half of it.
+            // The text before the credential leaves room for half of it.
             let before = format!("try {n} {}", "-".repeat(294 - credential.len() / 2));
             Reply::status(422).with_body(before + credential)
         });

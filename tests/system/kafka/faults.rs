@@ -37,14 +37,14 @@ fn pipeline(brokers: &str, transactional: bool) -> String {
     )
 }
 
-/// What was written, by topic and key: the last value that Kafka has, and where each partition ends.
+/// The records that were written: the last value by topic and key, and where each partition ends.
 #[derive(Default)]
 struct WrittenRecords {
     values: BTreeMap<(&'static str, String), Value>,
     ends: BTreeMap<String, u64>,
 }
 
-/// Writes records one after the other until it is told to stop. Keys that HTTP owns by now it leaves alone.
+/// Writes records one after the other until `stopping` is set, but none of the keys that HTTP owns by now.
 struct RecordWriter {
     seed: u64,
     producer: Producer,
@@ -84,7 +84,8 @@ impl RecordWriter {
     }
 }
 
-/// Lets HTTP write a key as soon as the last record of the key is stored, while shards may not know yet how far others are.
+/// Lets HTTP write a key as soon as the last record of the key is stored, while shards may not know yet how far others
+/// are.
 async fn take_over(run: &KafkaFaultRun, cluster: &KafkaCluster, worker: &Worker, number: u64) {
     let key = format!("k{number}");
     let (partition, offset) = cluster.producer().send("orders", &key, Some(r#"{"n":"last"}"#)).await;
@@ -114,7 +115,7 @@ async fn a_killed_worker_neither_loses_a_record_nor_goes_back_to_an_older_one() 
             until("records to be sent", async || (run.sent.load(Ordering::Relaxed) >= goal).then_some(()))
                 .await;
             run.taken.store(kill + 1, Ordering::Relaxed);
-            // What is on its way may still be of the key.
+            // A record of the key may still be on its way.
             let goal = run.sent.load(Ordering::Relaxed) + 2;
             until("the last record of the key", async || {
                 (run.sent.load(Ordering::Relaxed) >= goal).then_some(())

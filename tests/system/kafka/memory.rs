@@ -11,7 +11,7 @@ use super::{ALL_ORDERS, LIVE, caught_up, ends, manifest, orders_from, unique};
 const RECORDS: u32 = 3_000;
 const BYTES: usize = 100_000;
 
-/// What a worker may have: what is on its way to the shards (64 MiB), what the client has fetched, and itself.
+/// The memory that a worker may have: messages on their way to the shards (64 MiB), fetched records, and itself.
 const MEMORY_MAX: u64 = 200 << 20;
 
 /// Looks in a row that find the same, after which a worker has taken what it takes.
@@ -22,7 +22,7 @@ async fn shards_that_stand_still_hold_up_reading_and_not_memory() {
     let cluster = kafka::shared().await;
     let topic = unique("orders");
     cluster.create_topic(&topic, 2).await;
-    // Letters in no order, so that what is fetched is as large as what it becomes.
+    // Letters in random order, so that compression does not make the fetched records smaller.
     let text: String = (0..2 * BYTES).map(|_| char::from(b'a' + rand::random::<u8>() % 26)).collect();
     let producer = cluster.producer();
     let record = |n: u32| {

@@ -1,4 +1,4 @@
-//! What a Kafka sink writes, and how often.
+//! The records that a Kafka sink writes, and how often.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -100,7 +100,7 @@ async fn records_that_a_topic_refuses_become_dead_letters_and_the_rest_gets_thro
         .await;
         cluster.create_topic_with(&topic, 1, &[("max.message.bytes", "2000")]).await;
         let long = format!("{}{}", "x".repeat(1_000), rand_text(3_000));
-        // In one epoch, so in one call of the sink: what is too large is not to take its neighbours along.
+        // Both orders are of one epoch, so of one call of the sink: a record that is too large must not fail the other.
         let orders = [("o1", long.as_str()), ("o2", "short")];
         let orders = orders.map(|(key, customer)| message("orders", key, json!({"customer": customer})));
         ingest.send(&orders).await;

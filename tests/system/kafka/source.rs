@@ -1,4 +1,4 @@
-//! What a Kafka source reads, what it makes of it, and where it goes on.
+//! The records that a Kafka source reads, the messages that it makes of them, and where it goes on.
 
 use litejoin_tests::ingest::message;
 use litejoin_tests::kafka::{self, KafkaCluster};
@@ -19,7 +19,7 @@ async fn orders_site(partitions: i32, more: &str) -> (&'static KafkaCluster, Str
     (cluster, topic, site)
 }
 
-/// What `/status` says of the source.
+/// The source in `/status`.
 async fn source(worker: &Worker) -> Value {
     worker.status().await["sources"]["events"].clone()
 }
@@ -231,7 +231,7 @@ async fn the_start_is_as_asked_and_partitions_that_come_are_read_whole() {
     let query = "SELECT group_concat(key ORDER BY key) FROM orders";
     wait_for(&site, query, json!("in1,in2,new")).await;
     worker.stop().await;
-    // What was not there when the worker stopped is read whole as well.
+    // A partition that was not there when the worker stopped is read whole as well.
     cluster.grow_topic(&topic, 4).await;
     let producer = cluster.producer();
     producer.send_with(&topic, Some(3), Some(b"in3"), Some(b"3"), &[]).await;
@@ -368,8 +368,8 @@ async fn a_later_write_over_http_is_not_overwritten_by_a_record_that_is_read_aga
         let worker = site.start().await;
         let end = producer.send(&topic, "mark", Some(&json!({"start": round}).to_string())).await;
         caught_up(&worker, &ends(&topic, &[end])).await;
-        // All shards know the place of the mark now. Of what follows some know more than others when the worker dies, at
-        // least until they are told in the next second.
+        // All shards know the offset of the mark now. Some know more than others of the following records when the worker
+        // dies, at least until the next second, when all get the offset.
         let keys: Vec<String> = (0..4).map(|n| format!("k{}", round * 4 + n)).collect();
         let value = json!({"kafka": round}).to_string();
         let sent = keys.iter().map(|key| producer.send(&topic, key, Some(&value)));

@@ -100,7 +100,7 @@ async fn sinks_come_and_go_and_a_new_one_gets_the_whole() {
     worker.stop().await;
 }
 
-/// An address that nobody listens on.
+/// A free address.
 fn free_address() -> String {
     let taken = TcpListener::bind("127.0.0.1:0").expect("some port is free");
     taken.local_addr().expect("a listener has an address").to_string()
@@ -128,7 +128,7 @@ async fn an_address_goes_from_one_part_to_another() {
     assert_eq!(worker.address("sink live").to_string(), one);
     assert_eq!(worker.snapshot("live", "all_orders", epoch).await.1.rows.len(), 2);
 
-    // The same port on every interface is in the way of itself.
+    // The same port on every interface can't be opened beside the port on one.
     let port = one.rsplit_once(':').expect("an address has a port").1;
     let wide = manifest(&source(&two, "orders"), &all(), &sink(&format!(":{port}")));
     site.write("pipeline.yaml", wide);
@@ -171,7 +171,7 @@ async fn sources_come_and_go_and_a_file_goes_on_where_it_was() {
     assert_applied(&worker.reload().await);
     let came = next(&mut client, 2).await;
     assert_eq!(came.iter().map(|event| &event.key).collect::<Vec<_>>(), ["o3", "o4"]);
-    // What was read before is not read again.
+    // Rows that were read before are not read again.
     client.expect_comment().await;
     worker.stop().await;
 }

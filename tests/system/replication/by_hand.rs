@@ -36,7 +36,7 @@ async fn back_to_an_earlier_time() {
     put_all(&worker, &before).await;
     ready(&worker).await;
     replicated(&worker).await;
-    // What came until this second is in the replica, and what follows has a later time.
+    // Messages up to this second are in the replica, and later ones have a later time.
     let then = replication(&worker).await["completeUntil"].as_i64().unwrap();
     until("the next second", async || {
         (replication(&worker).await["completeUntil"].as_i64().unwrap() > then + 1).then_some(())
@@ -101,7 +101,7 @@ async fn dead_letters_that_lie_elsewhere_go_back_too() {
     put_all(&worker, &names("after", 5)).await;
     replicated(&worker).await;
     worker.stop().await;
-    // What Litestream does with its notes a quarter of an hour later.
+    // Litestream itself removes its oldest notes like this, a quarter of an hour later.
     let notes = elsewhere.join(".dead_letters.db-litestream/ltx/0");
     let oldest = file_names(&notes).pop_first().expect("the file was shipped");
     std::fs::remove_file(notes.join(oldest)).unwrap();
@@ -307,7 +307,7 @@ async fn a_disk_that_survives_is_not_copied_again() {
     assert!(before > 500_000 && again < before / 20, "first {before} bytes, then {again}");
 }
 
-/// Bytes that came from a disk: levels above the first are made of what is in the store.
+/// Bytes that came from a disk: levels above the first are made of files in the store.
 fn shipped(calls: &[Call]) -> usize {
     let of_disk = calls.iter().filter(|call| call.is_upload() && call.path.contains(".db/0000/"));
     of_disk.map(|call| call.bytes).sum()

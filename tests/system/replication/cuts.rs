@@ -32,7 +32,7 @@ fn ask(pipeline: &Replicated, fields: &Value) {
     pipeline.change(|manifest| manifest["spec"]["replication"]["restore"] = fields.clone());
 }
 
-/// Shards of the pipeline whose cuts are looked into: many, so that what is not one instant is seen.
+/// Shards of the pipeline whose cuts are looked into: many, so that a cut that is not of one instant shows.
 const SHARDS: usize = 16;
 
 /// Clients of it, each of which sends one message after another.
@@ -145,7 +145,7 @@ async fn a_manifest_goes_back_once_for_each_time() {
     put_all(&worker, &since).await;
     let own = ready(&worker).await;
     worker.stop().await;
-    // The same time again is nothing new: not on this disk, not after it was lost, and not after a restore by hand.
+    // The same time again has no effect: not on this disk, not after it was lost, and not after a restore by hand.
     let worker = pipeline.start().await;
     assert_eq!(keys(&worker).await, &before | &since);
     assert_eq!(ready(&worker).await, own);
@@ -209,7 +209,7 @@ async fn a_pipeline_begins_with_the_replica_of_another() {
     // Where that is gone, it is not the other's data again that takes the place of its own.
     copy.lose_disk();
     std::fs::remove_dir_all(store.files().join("replicas/default/copy")).unwrap();
-    // A server may remember what was there.
+    // A server may remember the removed files.
     store.restart().await;
     let ended = copy.run([]).with_variable("LITEJOIN_EXPECT_REPLICA", "true").end().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
@@ -223,7 +223,7 @@ async fn a_pipeline_begins_with_the_replica_of_another() {
     assert_eq!(keys(&began).await, all);
     began.stop().await;
 
-    // Nobody has written below the prefix of the original, which goes on.
+    // No worker has written below the prefix of the original, which goes on.
     assert_eq!(tree(&store.files().join("replicas/default/p")), untouched);
     let worker = original.start().await;
     assert_eq!(keys(&worker).await, &all | &later);

@@ -1,5 +1,5 @@
-//! Clients that send messages under load, and the keys that were acknowledged to them. Each message has a key of its own, so
-//! a message that was acknowledged and is not there later is missing by its name.
+//! Clients that send messages under load, and the keys that were acknowledged to them. Each message has a key of its
+//! own, so a message that was acknowledged and is not there later is missing by its name.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,5 @@
-//! Worker, Litestream and disk are lost at once, under load, again and again. What was told to be in the replica comes back.
+//! Worker, Litestream and disk are lost at once, under load, again and again. Messages that were
+//! acknowledged as replicated come back.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -34,12 +35,12 @@ async fn run(seed: u64, store: &Store) {
         let worker = pipeline.start().await;
         let found = keys(&worker).await;
         assert_there(&expected, &found, &format!("seed {seed}, round {round}"));
-        // What was sent and never told may be there too; from now on it is there for good, once it is replicated.
+        // Messages without an answer may be there too; from now on they are there for good, once they are replicated.
         expected = found;
         let mut load = ClientLoad::on(&worker, &round.to_string());
         ready(&worker).await;
         load.safe.exceeds(4).await;
-        // Of all that was acknowledged before a second that the replica is said to have, nothing may be missing.
+        // No message may be missing that was acknowledged before `completeUntil`.
         let before = load.plain.keys();
         let reached = complete_until(&worker).await + 2;
         until("the replica to go on", async || (complete_until(&worker).await >= reached).then_some(()))
@@ -165,12 +166,12 @@ async fn results_that_come_back_unsound_are_made_anew() {
     ready(&worker).await;
     worker.stop().await;
 
-    // Who asks whether the replica is sound is told the truth.
+    // `restore --verify` says that the replica is unsound.
     let arguments = ["restore", "--verify", "-f", "pipeline.yaml", "--data-dir", "data"];
     let ended = pipeline.with_environment(pipeline.site.command(arguments)).end().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(ended.stderr.contains("results.db: came back unsound: "), "{}", ended.stderr);
-    // Who wants what is sound gets that.
+    // `restore --to` gives the sound files.
     let arguments = ["restore", "--to", "copy", "-f", "pipeline.yaml", "--data-dir", "data"];
     let ended = pipeline.with_environment(pipeline.site.command(arguments)).end().await;
     assert_eq!(ended.stdout, "restored 5 files to copy, the newest of each file\n", "{}", ended.stderr);
@@ -183,7 +184,7 @@ async fn results_that_come_back_unsound_are_made_anew() {
     let healed = ready(&worker).await;
     let ended = worker.stop().await;
     assert!(ended.stderr.contains("results.db came back unsound and is left out"), "{}", ended.stderr);
-    // What is in the replica now is sound.
+    // The replica is sound now.
     pipeline.lose_disk();
     let worker = pipeline.start().await;
     assert_eq!(keys(&worker).await, all);

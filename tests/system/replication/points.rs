@@ -9,7 +9,7 @@ use super::by_hand::REMOVAL;
 use super::cuts::next_cut;
 use super::{Replicated, keys, names, put_all, ready, replicated};
 
-/// What there is when the worker starts that dies.
+/// The data that is there when the worker starts that dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Before {
     /// Neither data nor a replica.
@@ -125,7 +125,7 @@ async fn going_back_in_time_may_die_at_every_step() {
         let ended = restore.with_variable("LITEJOIN_FAULT", point).end().await;
         assert_eq!(ended.code, None, "{point} was not reached: {}", ended.stderr);
 
-        // What is there is all that a start has which restores nothing: the data as it was, or as it is to be.
+        // A start that restores nothing finds the data as it was, or as it is to be.
         pipeline.change(|manifest| manifest["spec"]["replication"]["restoreOnBoot"] = false.into());
         let worker = pipeline.start().await;
         assert_eq!(keys(&worker).await, if is_fetched { before } else { all }, "{point}");

@@ -1,5 +1,5 @@
-//! What must not become an empty start, or a write into somebody else's replica: each is one line with its remedy, and
-//! nothing is written.
+//! Starts that are refused, since they would be empty or write into another's replica: each says so in one line with
+//! its remedy, and writes nothing.
 
 use std::path::Path;
 
@@ -117,7 +117,7 @@ async fn a_time_that_can_not_be_gone_back_to() {
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(ended.stderr.contains("shard_1.db: could not be restored"), "{}", ended.stderr);
 
-    // It has changed nothing that counts.
+    // The restore that failed has left the data as it was.
     pipeline.change(|manifest| manifest["spec"]["replication"]["restoreOnBoot"] = false.into());
     let worker = pipeline.start().await;
     assert_eq!(keys(&worker).await, &names("k", 3) | &names("later", 3));
@@ -167,7 +167,7 @@ async fn a_damaged_replica() {
         "there is nothing that a start could take for data"
     );
     assert!(!pipeline.site.data_dir().join("set-aside").exists(), "there was nothing to keep");
-    // All of it is gone.
+    // The whole incarnation is gone.
     std::fs::remove_dir_all(base.join(&incarnation)).unwrap();
     for name in incarnations(&store, "p") {
         std::fs::remove_dir_all(base.join(name)).unwrap();
@@ -238,7 +238,7 @@ async fn a_clock_that_is_an_hour_off() {
     let store = Store::s3().await;
     let pipeline = stored(&store).await;
     let before = file_names(&store.files().join("replicas/default/p/0"));
-    // The disk is there, so the data is served; nothing is told to be replicated by a worker that the store refuses.
+    // The disk is there, so the data is served; a worker that the store refuses says that nothing is replicated.
     let worker = pipeline.run([]).with_clock_off_by(-3_600).start().await;
     assert_eq!(keys(&worker).await, names("k", 3));
     until("the refusal", async || {
@@ -274,7 +274,7 @@ async fn a_store_that_hangs_in_the_middle_of_a_restore() {
     })
     .await;
     proxy.cut();
-    // It is given up after a minute without progress, and no wait of ours is longer.
+    // The restore is given up after a minute without progress, and no wait of the harness is longer.
     pass(TIMEOUT / 2).await;
     let ended = worker.ended().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);

@@ -1,5 +1,5 @@
-//! Sources that read again what a lost disk has taken: from the offsets in each restored shard, whatever moment it is of; and
-//! what others are told of the replica meanwhile.
+//! Sources that read again what a lost disk has taken: from the offsets in each restored shard, whatever moment the
+//! shard is of; and the offsets and results that leave the worker meanwhile.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -22,7 +22,7 @@ use crate::kafka::{caught_up, ends, unique};
 const TOTALS: &str = "SELECT payload->>'customer' AS customer, count(*) AS orders, sum(payload->>'n') AS total \
                       FROM orders GROUP BY payload->>'customer'";
 
-/// A pipeline that reads a Kafka topic into `orders`, and tells the broker what is in the replica.
+/// A pipeline that reads a Kafka topic into `orders`, and commits offsets once they are in the replica.
 fn pipeline(store: &Store, cluster: &KafkaCluster, kafka_topic: &str) -> Replicated {
     let pipeline = Replicated::to(store, &json!({}));
     pipeline.change(|manifest| {
@@ -94,7 +94,7 @@ async fn shards_of_different_moments_end_exact() {
             rewind(&folder.join(file), txid);
         }
 
-        // What came back is consistent before anything is read again.
+        // The restored data is consistent before any record is read again.
         cluster.kill(0);
         let worker = pipeline.start().await;
         let found = results(&worker).await;
@@ -199,7 +199,7 @@ async fn no_offset_is_committed_that_a_lost_disk_takes_back() {
     };
     send(0..100).await;
     let worker = pipeline.start().await;
-    until("the group to be told", async || (committed().await == Some(100)).then_some(())).await;
+    until("the offset to be committed", async || (committed().await == Some(100)).then_some(())).await;
 
     // The store is away: all is read and shown, and the group hears nothing of it.
     store.kill();
@@ -217,9 +217,9 @@ async fn no_offset_is_committed_that_a_lost_disk_takes_back() {
     store.restart().await;
     let worker = pipeline.start().await;
     read_all(&worker, cluster, &kafka_topic).await;
-    until("the group to be told", async || (committed().await == Some(200)).then_some(())).await;
+    until("the offset to be committed", async || (committed().await == Some(200)).then_some(())).await;
 
-    // A planned stop tells it of the last.
+    // A planned stop commits the last offset.
     send(200..250).await;
     read_all(&worker, cluster, &kafka_topic).await;
     worker.stop().await;

@@ -1,5 +1,6 @@
-//! The table of losses in ARCHITECTURE.md, row by row: what fails, with results that leave once they are committed, and
-//! once they are replicated. Each pipeline has a source of either kind of acknowledgement, and consumers of each kind.
+//! The table of failures in the documentation of replication, row by row, with results that leave once they are
+//! committed, and once they are replicated. Each pipeline has a source of either kind of acknowledgement, and consumers
+//! of each kind.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -48,7 +49,7 @@ impl Scene {
     }
 }
 
-/// Starts the pipeline again: what was told is there, and all consumers come to hold just what is.
+/// Starts the pipeline again: acknowledged keys are there, and all consumers come to hold just the keys that are.
 async fn comes_back(pipeline: &Replicated, consumers: &SinkConsumers, told: &BTreeSet<String>, when: &str) {
     let worker = pipeline.start().await;
     consumers.subscribe(&worker);
@@ -143,7 +144,7 @@ async fn the_store_is_away_from_the_start() {
 /// A time in which nothing can be replicated.
 struct Away {
     load: ClientLoad,
-    /// What was acknowledged before it was noticed.
+    /// Keys that were acknowledged before the store went away.
     plain: BTreeSet<String>,
     safe: usize,
     since: Instant,
@@ -184,11 +185,11 @@ impl Away {
                 }
             }
         }
-        assert_eq!(self.load.safe.count(), self.safe, "nothing is told to be replicated");
+        assert_eq!(self.load.safe.count(), self.safe, "no message is acknowledged as replicated");
     }
 }
 
-/// The store is back: what was taken meanwhile is there, and would be without this disk.
+/// The store is back: messages that were taken meanwhile are there, and would be without this disk.
 async fn comes_again(
     mut store: Store,
     pipeline: Replicated,

@@ -13,7 +13,7 @@ use super::consumers::SinkConsumers;
 use super::load::ClientLoad;
 use super::{Replicated, assert_there, incarnations, is_alive, keys, names, put_all, ready, replicated};
 
-/// What a zombie sees of the store.
+/// The part of the store that a zombie sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sight {
     All,
@@ -71,7 +71,7 @@ async fn overtaken(sight: Sight, after: &str) {
     of_zombie.stop().await;
     of_next.stop().await;
 
-    // Whoever has acknowledged a message as replicated: the successor serves it.
+    // The successor serves each message that either worker has acknowledged as replicated.
     let told = &of_zombie.safe.keys() | &(&of_next.safe.keys() | &of_next.plain.keys());
     let found = keys(&next).await;
     assert_there(&(&before | &told), &found, &when);
@@ -173,7 +173,7 @@ async fn the_litestream_of_a_killed_worker_is_ended_first() {
     .await;
     assert_ne!(now, orphan);
     assert!(!is_alive(&orphan), "it has ended");
-    // One that dies is started again.
+    // A Litestream that dies is started again.
     assert!(Command::new("kill").args(["-9", &now]).status().unwrap().success());
     until("a third one", async || std::fs::read_to_string(&lock).ok().filter(|pid| *pid != now)).await;
     put_all(&worker, &names("more", 5)).await;

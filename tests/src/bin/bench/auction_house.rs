@@ -47,7 +47,7 @@ pub(crate) fn rows(topics: &[&str], events: u64, seed: u64) -> Vec<Row> {
     house.rows
 }
 
-/// What is there, so that it can change.
+/// Persons and auctions so far, which later rows change.
 struct House {
     dice: Dice,
     persons: Vec<Person>,

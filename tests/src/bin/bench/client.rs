@@ -20,15 +20,15 @@ pub(crate) struct Sending {
     pub(crate) batch: usize,
 }
 
-/// Requests by connection. All rows of a key go over the same one, so they arrive in their order.
+/// Requests by connection. All rows of a key go over the same connection, so they arrive in their order.
 pub(crate) type Requests = Vec<Vec<Vec<u8>>>;
 
-/// What came of sending.
+/// The cost and the outcome of sending.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sent {
     /// CPU time of the client.
     pub(crate) cpu: Duration,
-    /// The epoch in which all of it is seen.
+    /// The epoch in which all rows are seen.
     pub(crate) epoch: u64,
 }
 

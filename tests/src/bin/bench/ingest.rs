@@ -23,7 +23,7 @@ pub(crate) struct IngestOptions {
     #[arg(long, default_value_t = 500_000)]
     events: u64,
 
-    /// What to measure beside raw; all of it where absent
+    /// The ways to measure beside raw; all where absent
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<IngestPath>,
 
@@ -51,7 +51,7 @@ impl IngestPath {
     }
 }
 
-/// What all measurements share.
+/// The part that all measurements share.
 struct IngestSetup<'o> {
     options: &'o IngestOptions,
     site: BenchSite,

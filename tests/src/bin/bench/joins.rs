@@ -39,7 +39,7 @@ struct JoinsSetup<'o> {
     expected: Results,
 }
 
-/// What the worker says of the join after a run.
+/// The join in `/status` after a run.
 #[derive(Debug, Clone, Copy)]
 struct Counts {
     /// Results that were created, updated or deleted.

@@ -110,7 +110,7 @@ pub(crate) fn run(options: &LatencyOptions) -> Result<()> {
         for round in 1..=options.site.rounds {
             let count = (rate * options.seconds as f64).ceil().max(1.0) as u64;
             let load = options.load(&mut shop, timetable, first..first + count, worker.ingest()?);
-            // The one after the last tells that all were told.
+            // An order after the last: its event says that all others have come.
             let end = shop.order_of(options.index(first + count), first + count);
             first += count + 1;
             let measured = options.measure(&worker, timetable, &load, &end)?;

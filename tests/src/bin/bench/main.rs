@@ -49,7 +49,7 @@ enum Command {
     /// answered, `ndjson` and `csv` read files. No join reads the topics, but all that joins need is written: old
     /// and new images, epochs, offsets.
     ///
-    /// The HTTP client shares the machine with the worker. It is made cheap (bodies are made beforehand and
+    /// The HTTP client shares the machine with the worker. The client is made cheap (bodies are made beforehand and
     /// written to plain sockets), and its CPU time is shown, but on a machine with few cores the worker would be
     /// faster without it.
     Ingest(ingest::IngestOptions),
@@ -76,13 +76,13 @@ enum Command {
     /// The rows of W1 in `joins` wait in Kafka, in a broker that this starts (tests/kafka/fetch gets it). A worker reads
     /// them from the start, once into topics alone, once through the join as well, and once with a Kafka sink, in the
     /// same round: the differences are the stages' shares of the time. Each ends when the last record is stored, the last
-    /// result is stored, and the broker has acknowledged the last result. What Kafka has last of each key is compared
+    /// result is stored, and the broker has acknowledged the last result. The last record of each key is compared
     /// with what SQLite yields. The broker shares the machine with the worker.
     ///
     /// For a quick look: `bench kafka --events 20000 --rounds 1`
     Kafka(kafka::KafkaOptions),
 
-    /// What replication costs: changes a second with it, beside the same without
+    /// The cost of replication: changes a second with it, beside the same without
     ///
     /// The rows of W1 in `joins`, once into topics alone and once through the join, each without and with replication to
     /// an S3 server on this machine (tests/litestream/build gets it and Litestream). A run ends as in `joins`; with
@@ -98,8 +98,8 @@ enum Command {
     /// peak for some seconds, 1 % of them customers, while one client of the SSE sink reads what comes. The latency
     /// of an order begins when the timetable wants it to be posted, so a worker that makes the client wait gains
     /// nothing by it, and ends when the event is read. A message may wait for others for as long as
-    /// storage.flushInterval, so figures are also shown less that. Each order's update must be told, or a newer one
-    /// of the same order in its place.
+    /// storage.flushInterval, so figures are also shown less that. The update of each order must come, or a newer
+    /// update of the same order in its place.
     ///
     /// The peak is measured first, with updates posted as in `joins`, unless `--peak` says it.
     Latency(latency::LatencyOptions),
@@ -108,7 +108,7 @@ enum Command {
     ///
     /// Stores a million rows (10,000 customers, the others orders) under the join W1 and waits for the results. Each
     /// round then posts some updates, kills the worker as soon as they are acknowledged, whether they are applied or
-    /// not, and starts it again in the same directory. It serves when /readyz answers 200; it is current when the
+    /// not, and starts it again in the same directory. The worker serves when /readyz answers 200; it is current when the
     /// epoch is applied in which a row is seen that was posted again. The files are in the page cache, so this is a
     /// crash of the process, not of the machine. In the end the results are compared with what SQLite yields.
     Restart(restart::RestartOptions),
@@ -118,13 +118,13 @@ enum Command {
     /// Stores a million orders of one customer under the join W1, and starts the worker anew so that its memory is
     /// counted from then on. While a row of another topic is updated every few milliseconds and a client reads the
     /// results of a join of its own, the customer is renamed once a round. Shown are the time until all results have the
-    /// new name, the most memory up to then, and the longest time for which nothing was told of the other join,
+    /// new name, the most memory up to then, and the longest time for which no event came of the other join,
     /// beside the longest such time before.
     Wide(wide::WideOptions),
 
-    /// Many Pipelines made at once on a real API server: time until all are told, calls, memory of the operator
+    /// Many Pipelines made at once on a real API server: time until all are settled, calls, memory of the operator
     ///
-    /// 500 Pipelines with four documents each are made by 16 requests at a time. It has settled when each status is
+    /// 500 Pipelines with four documents each are made by 16 requests at a time. They have settled when each status is
     /// about its document and knows of the pod that was made. Then the operator is started anew, which must write
     /// nothing. Build it before: `cargo build --release --workspace`.
     Pipelines(pipelines::PipelinesOptions),

@@ -52,7 +52,7 @@ impl Start {
         Self { cpu: Duration::ZERO, at: Instant::now() }
     }
 
-    /// Of a worker that has just done everything.
+    /// The measurement of a worker that has just applied the last change.
     pub(crate) fn end(&self, worker: &BenchWorker, changes: usize, client_cpu: Duration) -> Result<Measured> {
         Ok(Measured {
             changes,

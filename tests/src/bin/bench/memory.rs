@@ -16,7 +16,7 @@ const INTERVAL: Duration = Duration::from_millis(20);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Memory {
     pub(crate) peak_bytes: u64,
-    /// What is its own and on no disk, as far as it was seen.
+    /// The most anonymous memory (on no disk) at any look.
     pub(crate) anonymous_bytes: u64,
 }
 
@@ -24,7 +24,7 @@ pub(crate) struct Memory {
 pub(crate) struct MemoryWatch {
     pid: u32,
     anonymous: Arc<AtomicU64>,
-    /// Its end tells the thread to stop.
+    /// Dropping this stops the thread.
     _stop: mpsc::Sender<()>,
 }
 
@@ -36,7 +36,7 @@ impl MemoryWatch {
         let peak = Arc::clone(&anonymous);
         std::thread::spawn(move || {
             while stopped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
-                // It may have ended.
+                // The process may have ended.
                 let Ok(bytes) = process::memory_bytes(pid, "RssAnon") else { return };
                 peak.fetch_max(bytes, Ordering::Relaxed);
             }

@@ -7,7 +7,7 @@ use std::time::Duration;
 pub(crate) struct Durations(Vec<Duration>);
 
 impl Durations {
-    /// Of at least one.
+    /// Sorts durations, of which there must be one at least.
     pub(crate) fn of(mut durations: Vec<Duration>) -> Self {
         assert!(!durations.is_empty(), "nothing was measured");
         durations.sort_unstable();

@@ -1,4 +1,4 @@
-//! Many pipelines on a real API server: how long until all are told, by how many calls, with how much memory.
+//! Many pipelines on a real API server: how long until all are settled, by how many calls, with how much memory.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -130,16 +130,16 @@ fn documents(index: usize) -> Vec<(Kind, Value)> {
     ]
 }
 
-/// Waits until each status is about its generation, and the pods that follow are told.
+/// Waits until each status is about its generation and knows of the pod that follows.
 async fn settle(client: &Client, namespace: &str) -> Result<()> {
     let mut looks = tokio::time::interval(LOOK_INTERVAL);
     for kind in Kind::ALL {
         let api = api(client, namespace, kind);
-        // No bound of a test applies: what is measured may take its time.
+        // The timeout of tests does not apply: a measurement may take longer.
         loop {
             let all = api.list(&ListParams::default()).await?.items;
             let behind: BTreeSet<String> =
-                all.iter().filter(|object| !is_told(kind, object)).map(ResourceExt::name_any).collect();
+                all.iter().filter(|object| !is_settled(kind, object)).map(ResourceExt::name_any).collect();
             if behind.is_empty() {
                 break;
             }
@@ -149,7 +149,7 @@ async fn settle(client: &Client, namespace: &str) -> Result<()> {
     Ok(())
 }
 
-fn is_told(kind: Kind, object: &DynamicObject) -> bool {
+fn is_settled(kind: Kind, object: &DynamicObject) -> bool {
     let status = &object.data["status"];
     let current = status["observedGeneration"] == json!(object.metadata.generation);
     let conditions = status["conditions"].as_array().cloned().unwrap_or_default();

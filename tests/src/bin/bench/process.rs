@@ -1,4 +1,4 @@
-//! What Linux knows of processes and threads: CPU time and memory.
+//! CPU time and memory of processes and threads, as Linux counts them.
 
 use std::process::Command;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What replication costs: the same rows with and without it, in turns.
+//! The cost of replication: the same rows with and without it, in turns.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -37,7 +37,7 @@ pub(crate) struct ReplicationOptions {
     site: site::SiteOptions,
 }
 
-/// What is done with the rows.
+/// How far rows go: into topics, or through the join.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Workload {
     Ingest,
@@ -55,7 +55,7 @@ struct ReplicationSetup<'o> {
     expected: Results,
 }
 
-/// What follows a run that was replicated, in seconds.
+/// Figures of a run that was replicated.
 #[derive(Debug, Clone, Copy)]
 struct After {
     /// Until the replica had everything.

@@ -27,7 +27,7 @@ pub(crate) fn deliver(worker: &BenchWorker, query: BenchQuery, requests: &Reques
 
 /// Waits until `epoch` is applied and stored, and says now and then how far the worker has come.
 pub(crate) fn wait_until_applied(worker: &BenchWorker, query: BenchQuery, epoch: u64) -> Result<()> {
-    // A key that nobody has: what is asked for is the epoch.
+    // No result has this key: the request is about the epoch alone.
     let path = format!("/snapshot?join={}&key=-&minEpoch={epoch}", query.name());
     let started = Instant::now();
     loop {
@@ -53,7 +53,7 @@ pub(crate) fn wait_until_applied(worker: &BenchWorker, query: BenchQuery, epoch:
     }
 }
 
-/// What the query yields over the rows that `rows` end in, by SQLite alone.
+/// The results of the query over the last row of each key, by SQLite alone.
 pub(crate) fn expected(query: BenchQuery, rows: &[Row]) -> Results {
     let mut last: HashMap<(&str, &str), Option<&str>> = HashMap::new();
     for row in rows {

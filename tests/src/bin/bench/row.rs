@@ -1,4 +1,4 @@
-//! What a workload is made of: changes of keys, and the dice that choose them.
+//! The parts of a workload: changes of keys, and the dice that choose them.
 
 /// One change of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -29,7 +29,7 @@ pub(crate) fn rows(events: u64, seed: u64) -> Vec<Row> {
     rows
 }
 
-/// Who owns which order, and the dice.
+/// The customer of each order, and the dice.
 #[derive(Debug)]
 pub(crate) struct Shop {
     owners: Vec<u64>,
@@ -43,12 +43,12 @@ impl Shop {
         Self { owners: (0..order_count).map(|_| dice.below(CUSTOMER_COUNT)).collect(), dice }
     }
 
-    /// All customers.
+    /// A row for each customer.
     pub(crate) fn customers(&mut self) -> Vec<Row> {
         (0..CUSTOMER_COUNT).map(|id| self.customer(id)).collect()
     }
 
-    /// All orders.
+    /// A row for each order.
     pub(crate) fn orders(&mut self) -> Vec<Row> {
         (0..self.owners.len()).map(|id| self.order(id)).collect()
     }

@@ -9,7 +9,7 @@ pub(crate) struct Spread {
 }
 
 impl Spread {
-    /// Of at least one figure. Of an even number, the middle is between the two in the middle.
+    /// The spread of one figure or more. The median of an even number is between the two in the middle.
     pub(crate) fn of(figures: impl IntoIterator<Item = f64>) -> Self {
         let mut figures: Vec<f64> = figures.into_iter().collect();
         figures.sort_by(f64::total_cmp);
@@ -49,7 +49,7 @@ pub(crate) fn layout(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// What is measured in each round: its name, how many digits follow the point, and the figure.
+/// A figure of each round: its name, how many digits follow the point, and how it is read from the round.
 pub(crate) type Figure<'f, T> = (&'f str, usize, &'f dyn Fn(&T) -> f64);
 
 /// A line for each figure: least, middle and greatest of all rounds.

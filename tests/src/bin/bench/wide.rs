@@ -103,7 +103,7 @@ fn measure(worker: &BenchWorker, round: u64, orders: u64) -> Result<WideRound> {
         ensure!(count == Some(orders), "{count:?} results have changed of {orders}");
         let gap = |is_counted: &dyn Fn(Instant) -> bool| {
             let pairs = told.windows(2).filter(|pair| is_counted(pair[1]));
-            pairs.map(|pair| pair[1] - pair[0]).max().context("nothing was told of the other join")
+            pairs.map(|pair| pair[1] - pair[0]).max().context("no event came of the other join")
         };
         Ok(WideRound {
             applied,
@@ -129,7 +129,7 @@ fn beat(ingest: SocketAddr, is_over: &AtomicBool) -> Result<()> {
     Ok(())
 }
 
-/// When the results of the other join were told, up to the last beat.
+/// When the results of the other join came, up to the last beat.
 fn listen(live: SocketAddr) -> Result<Vec<Instant>> {
     let (_, mut stream) = client::get(live, &format!("/subscribe?join={}", OTHER.0))?;
     let last = format!("\"n\":{LAST}");

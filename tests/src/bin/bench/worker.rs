@@ -36,7 +36,7 @@ pub(crate) fn build() -> Result<PathBuf> {
     Ok(binary)
 }
 
-/// What a worker is to run.
+/// The pipeline that a worker is to run.
 #[derive(Clone, Copy)]
 pub(crate) struct Pipeline<'p> {
     pub(crate) shard_count: usize,
@@ -92,7 +92,7 @@ impl Pipeline<'_> {
     }
 }
 
-/// A running worker. It is killed when dropped, as hard as can be: what it has acknowledged must be there still.
+/// A running worker. Dropping it sends SIGKILL: acknowledged messages must survive that.
 pub(crate) struct BenchWorker {
     child: Child,
     log: Lines<BufReader<ChildStderr>>,
@@ -205,7 +205,7 @@ impl BenchWorker {
 
 impl Drop for BenchWorker {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The worker may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

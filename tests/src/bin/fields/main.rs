@@ -16,10 +16,10 @@ use litejoin_tests::fields;
 
 use suite::{Suite, Verdict};
 
-/// Each kind of source and sink, how results are delivered, and what is served.
+/// Each kind of source and sink, the delivery of results, and the admin endpoint.
 const CONNECTORS: [&str; 4] = ["Source.spec", "Sink.spec", "Pipeline.spec.delivery", "Pipeline.spec.admin"];
 
-/// Fields that no running worker has, with all below them, and what is held to them instead.
+/// Fields that no running worker has, with all below them, and where they are tested instead.
 const ELSEWHERE: [(&str, &str); 4] = [
     ("Source.spec.pipelineRef", "needed where documents stand alone: tests/cases/documents"),
     ("Sink.spec.pipelineRef", "needed where documents stand alone: tests/cases/documents"),
@@ -29,7 +29,7 @@ const ELSEWHERE: [(&str, &str); 4] = [
 
 /// Ignores one field of manifests after another, and says which test fails for it
 ///
-/// First every test that is not known yet is run, to see which fields it writes; what is known is in target/fields. A field
+/// First every test that is not known yet is run, to see which fields it writes; target/fields keeps that. A field
 /// without which manifests are refused is needed, and can't be ignored.
 #[derive(Debug, Parser)]
 #[command(name = "fields")]

@@ -32,17 +32,17 @@ struct Test {
     text: String,
 }
 
-/// What becomes of a field that is ignored.
+/// The outcome for a field that is ignored.
 pub(crate) enum Verdict {
     /// A test fails.
     Killed { test: String, at: String },
-    /// No manifest is accepted without it.
+    /// No manifest is accepted without the field.
     Needed,
-    /// All tests that write it pass.
+    /// Every test that writes the field passes.
     Survived { tests: usize },
-    /// No test writes it.
+    /// No test writes the field.
     Unwritten,
-    /// Others have it in their care.
+    /// The field is tested elsewhere.
     Elsewhere(&'static str),
 }
 

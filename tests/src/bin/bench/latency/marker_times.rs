@@ -1,4 +1,4 @@
-//! What a client was told, by the markers that orders carry as their amount. Pure: times are handed in.
+//! When a client got the events of orders, by the markers that orders carry as their amount. Pure: times are handed in.
 
 use std::ops::Range;
 use std::time::Instant;
@@ -12,7 +12,7 @@ pub(super) fn marker_of(line: &str) -> Option<u64> {
     Some((amount.parse::<f64>().ok()? * 100.0).round() as u64)
 }
 
-/// When each marker of a range was told.
+/// When the event of each marker of a range came.
 #[derive(Debug)]
 pub(super) struct MarkerTimes {
     markers: Range<u64>,
@@ -27,8 +27,8 @@ impl MarkerTimes {
         Self { markers, orders, at: vec![None; count] }
     }
 
-    /// Takes note of an event. It stands for older markers of its order too, if they weren't told: a result that
-    /// changes twice at once is told once. Returns whether it is the one after the last marker.
+    /// Takes note of an event. The event stands for older markers of its order too, if none came for them: a result
+    /// that changes twice at once is sent once. Returns whether the marker is the one after the last.
     pub(super) fn take(&mut self, marker: u64, now: Instant) -> bool {
         let mut older = Some(marker);
         while let Some(marker) = older.filter(|marker| *marker >= self.markers.start) {
@@ -44,11 +44,11 @@ impl MarkerTimes {
         marker == self.markers.end
     }
 
-    /// The times of all markers, in their order; an error if some were not told.
+    /// The times of all markers, in their order; an error if the events of some did not come.
     pub(super) fn times(&self) -> Result<impl Iterator<Item = Instant>> {
         let missing = self.at.iter().filter(|at| at.is_none()).count();
         let all: Option<Vec<Instant>> = self.at.iter().copied().collect();
-        let all = all.with_context(|| format!("{missing} of {} changes were never told", self.at.len()))?;
+        let all = all.with_context(|| format!("{missing} of {} changes never came", self.at.len()))?;
         Ok(all.into_iter())
     }
 }
@@ -77,7 +77,7 @@ mod tests {
             assert!(!told.take(marker, at(n as u64)));
         }
         assert!(told.take(16, at(9)));
-        let times: Vec<Instant> = told.times().expect("all were told").collect();
+        let times: Vec<Instant> = told.times().expect("all came").collect();
         assert_eq!(times, [1, 0, 3, 1, 2, 4].map(at));
     }
 
@@ -86,6 +86,6 @@ mod tests {
         let mut told = MarkerTimes::new(10..13, 100);
         assert!(!told.take(11, Instant::now()) && !told.take(12, Instant::now()));
         let error = told.times().err().expect("10 is missing");
-        assert_eq!(error.to_string(), "1 of 3 changes were never told");
+        assert_eq!(error.to_string(), "1 of 3 changes never came");
     }
 }
