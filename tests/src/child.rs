@@ -3,7 +3,8 @@
 use std::process::{Child, Command};
 use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 
-/// Starts a process from a thread that lives as long as we do: the signal at the death of its parent means that thread.
+/// Starts a process from a thread that lives as long as this process: the signal at the death of its parent means that
+/// thread.
 pub(crate) fn spawn(command: Command) -> Child {
     type Order = (Command, mpsc::Sender<Child>);
     static NURSERY: OnceLock<Mutex<mpsc::Sender<Order>>> = OnceLock::new();

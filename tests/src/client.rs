@@ -6,7 +6,7 @@ pub fn client() -> reqwest::Client {
     client_with(|builder| builder.tls_certs_only([]))
 }
 
-/// One with other settings.
+/// A client with further settings.
 pub fn client_with(set: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder) -> reqwest::Client {
     // A provider that is installed already is the same one.
     let _ = rustls::crypto::ring::default_provider().install_default();

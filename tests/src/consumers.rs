@@ -50,7 +50,7 @@ impl Subscriber {
     }
 }
 
-/// Notes the key of a result that has rows, and forgets that of one that has none any more.
+/// Notes the key of a result that has rows, and removes the key of a result that has none any more.
 pub fn note(held: &mut BTreeSet<String>, event: &Event) {
     let key = event.key.as_str().expect("these keys are texts").to_owned();
     match event.rows.is_empty() {

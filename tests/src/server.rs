@@ -125,7 +125,7 @@ impl Server {
         Self::listen("127.0.0.1:0".parse().expect("an address"), None).await
     }
 
-    /// A server on an address that was another one's before.
+    /// A server on the address of an earlier one.
     pub async fn start_at(address: SocketAddr) -> Self {
         Self::listen(address, None).await
     }
@@ -236,7 +236,7 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Ser
 
 async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, shared: Arc<ServerState>) {
     let service = service_fn(move |request| answer(request, Arc::clone(&shared)));
-    // An error is the client's going, or a reply that breaks off.
+    // An error means that the client has gone, or that the reply breaks off.
     let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 

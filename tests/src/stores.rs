@@ -69,7 +69,7 @@ impl Store {
         Self::start(StoreKind::Azure, "127.0.0.1").await
     }
 
-    /// A folder.
+    /// A folder as a store.
     pub async fn file() -> Self {
         Self::start(StoreKind::File, "127.0.0.1").await
     }
@@ -201,10 +201,10 @@ impl Store {
         }
     }
 
-    /// Where what it stores lies as plain files, in the folders of their names.
+    /// The folder of the stored objects, as plain files in the folders of their names.
     ///
     /// # Panics
-    /// For Azure, whose emulator keeps it otherwise.
+    /// For Azure, whose emulator keeps no plain files.
     pub fn files(&self) -> PathBuf {
         assert!(self.kind != StoreKind::Azure, "Azurite keeps no plain files");
         self.folder.path().join("data").join(BUCKET)
@@ -231,7 +231,7 @@ impl Store {
     fn end(&mut self, signal: &str) {
         if let Some(mut server) = self.server.take() {
             processes::signal(&server, signal);
-            server.wait().expect("a child that is told to ends");
+            server.wait().expect("a child that gets a signal ends");
         }
     }
 
@@ -248,7 +248,7 @@ impl Store {
         .await;
     }
 
-    /// Stops the server where it is: it takes connections and says nothing.
+    /// Stops the server where it is: connections are taken and never answered.
     pub fn pause(&self) {
         processes::signal(self.server.as_ref().expect("the store runs"), "STOP");
     }
@@ -270,7 +270,7 @@ impl Store {
         }
     }
 
-    /// The server as a process that dies with us.
+    /// The command of the server, which dies with this process.
     fn command(&self) -> Option<Command> {
         let folder = self.folder.path();
         let mut command = Command::new("setpriv");
@@ -350,7 +350,7 @@ fn write_keys(folder: &Path) {
         let mut command = Command::new("ssh-keygen");
         programs::run(command.args(["-q", "-t", "ed25519", "-N", "", "-C", "", "-f"]).arg(folder.join(name)));
     }
-    // Where it separates privileges, which the service of Debian makes at its start.
+    // sshd separates privileges in this folder, which Debian's service makes at its start.
     let _ = fs::create_dir_all("/run/sshd");
     let at = folder.display();
     let config = format!(

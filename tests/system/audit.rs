@@ -53,7 +53,7 @@ spec:
     )
 }
 
-/// The background is left out of what asks on its own.
+/// No audits in the background, for tests that ask for audits themselves.
 const ON_REQUEST: &str = "  audit: {enabled: false}";
 
 /// Random messages: new and changed rows, and some that go.
@@ -104,8 +104,8 @@ async fn findings(site: &WorkerSite, arguments: &[&str]) -> Vec<Value> {
     findings
 }
 
-/// `join differences keys`, or why not.
-fn told(findings: &[Value]) -> String {
+/// A line for each join: `join differences keys`, or why it was not audited.
+fn shown(findings: &[Value]) -> String {
     let line = |finding: &Value| match finding["skipped"].as_str().or(finding["error"].as_str()) {
         Some(why) => format!("{}: {why}\n", finding["join"]),
         None => format!("{}: {} {}\n", finding["join"], finding["differences"], finding["keys"]),
@@ -185,7 +185,7 @@ async fn a_load_leaves_no_difference() {
         "changed": 0 []
         "today": it reads the clock, so its results change without a message
     "#]]
-    .assert_eq(&told(&findings));
+    .assert_eq(&shown(&findings));
     let audit = &worker.status().await["joins"]["enriched"]["audit"];
     assert_eq!((&audit["differences"], &audit["results"]), (&json!(0), &findings[0]["results"]));
     assert!(audit["lastSuccessAt"].is_u64(), "{audit}");
@@ -204,7 +204,7 @@ async fn results_that_were_tampered_with_are_found_put_right_and_sent() {
     let site = loaded(ON_REQUEST).await;
     let of_files = ["-f", "pipeline.yaml"];
     tamper_with_three(&site);
-    let three = told(&findings(&site, &of_files).await);
+    let three = shown(&findings(&site, &of_files).await);
     expect![[r#"
         "enriched": 1 ["updated \"o1\""]
         "totals": 2 ["created \"c3\"","deleted \"x\""]
@@ -213,16 +213,16 @@ async fn results_that_were_tampered_with_are_found_put_right_and_sent() {
         "today": it reads the clock, so its results change without a message
     "#]]
     .assert_eq(&three);
-    assert_eq!(told(&findings(&site, &of_files).await), three, "without a worker nothing is changed");
+    assert_eq!(shown(&findings(&site, &of_files).await), three, "without a worker nothing is changed");
 
     let worker = site.start().await;
     let mut client = Subscription::open(worker.address("sink live"), "join=*", None).await;
-    assert_eq!(told(&findings(&site, &[]).await), three);
+    assert_eq!(shown(&findings(&site, &[]).await), three);
     let mut sent = [next(&mut client).await, next(&mut client).await, next(&mut client).await];
     sent.sort();
     assert_eq!(sent, [r#"enriched updated "o1""#, r#"totals created "c3""#, r#"totals deleted "x""#]);
     until("two errors in the log", async || (errors(&worker) == 2).then_some(())).await;
-    until("the repair", async || told(&findings(&site, &["totals"]).await).contains(": 0 []").then_some(()))
+    until("the repair", async || shown(&findings(&site, &["totals"]).await).contains(": 0 []").then_some(()))
         .await;
     assert!(metrics(&worker).await.contains("litejoin_audit_differences{join=\"enriched\"} 1.0"));
     let ended = audit(&site, &["enriched"]).await;
@@ -267,12 +267,12 @@ async fn repairs_can_be_left_to_people() {
 #[tokio::test]
 async fn wrong_arguments_are_explained() {
     let site = WorkerSite::with(&manifest(ON_REQUEST));
-    let told = async |arguments: &[&str], code, expected: Expect| {
+    let explained = async |arguments: &[&str], code, expected: Expect| {
         let ended = audit(&site, arguments).await;
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(code), ""), "{}", ended.stderr);
         expected.assert_eq(&ended.stderr);
     };
-    told(
+    explained(
         &["-f", "pipeline.yaml"],
         1,
         expect![[r#"
@@ -281,7 +281,7 @@ async fn wrong_arguments_are_explained() {
     )
     .await;
     let worker = site.start().await;
-    told(
+    explained(
         &["enrichd"],
         2,
         expect![[r#"
@@ -290,10 +290,10 @@ async fn wrong_arguments_are_explained() {
     )
     .await;
     worker.kill().await;
-    told(&[], 1, expect![[r#"
+    explained(&[], 1, expect![[r#"
         error: data: no worker runs on it that could be asked; start it (litejoin run -f … --data-dir data), or give the manifests with -f to compare the files as they are
     "#]]).await;
-    told(
+    explained(
         &["-f", "pipeline.yaml", "nothing"],
         2,
         expect![[r#"
@@ -317,10 +317,10 @@ async fn a_fault_of_the_engine_is_found_put_right_and_sent() {
         let epoch = worker.ingest().put("orders", "o1", order).await;
         worker.snapshot("live", "totals", epoch).await;
     }
-    let told_so_far = [next(&mut client).await, next(&mut client).await];
-    assert_eq!(told_so_far, [r#"totals created "c1""#, r#"totals created "c2""#], "c1 has lost its order");
-    assert_eq!(told(&findings(&site, &["totals"]).await), "\"totals\": 1 [\"deleted \\\"c1\\\"\"]\n");
+    let came_so_far = [next(&mut client).await, next(&mut client).await];
+    assert_eq!(came_so_far, [r#"totals created "c1""#, r#"totals created "c2""#], "c1 has lost its order");
+    assert_eq!(shown(&findings(&site, &["totals"]).await), "\"totals\": 1 [\"deleted \\\"c1\\\"\"]\n");
     assert_eq!(next(&mut client).await, r#"totals deleted "c1""#);
-    assert_eq!(told(&findings(&site, &["totals"]).await), "\"totals\": 0 []\n");
+    assert_eq!(shown(&findings(&site, &["totals"]).await), "\"totals\": 0 []\n");
     worker.stop().await;
 }

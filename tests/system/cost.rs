@@ -11,7 +11,7 @@ use litejoin_tests::wait::until;
 use litejoin_tests::worker::{Worker, WorkerSite};
 use serde_json::{Value, json};
 
-/// Each is a class of query, and all are joins of one pipeline. Result keys are the first columns.
+/// A join of each class, all in one pipeline. Result keys are the first columns.
 const JOINS: [(&str, &str); 27] = [
     ("projection", "SELECT key, payload->>'amount' AS amount FROM orders WHERE payload->>'amount' >= 0"),
     (
@@ -197,7 +197,7 @@ fn compared(before: &Costs, after: &Costs) -> String {
     format!("{} changes of {} joins: {} steps, then {}", before.len(), JOINS.len(), sum(before), sum(after))
 }
 
-/// Stores so many orders and what belongs to them, and changes some rows one by one.
+/// Stores so many orders with their customers and payments, and changes some rows one by one.
 async fn measure(order_count: u64, shard_count: u64) -> Costs {
     let is_small = order_count <= 1_000;
     let site = WorkerSite::with(&manifest(shard_count, &JOINS, is_small));
@@ -289,7 +289,7 @@ fn payment(number: u64) -> Value {
     message("payments", &format!("p{number}"), json!({"number": format!("o{number}"), "cents": number % 97}))
 }
 
-/// Changes of one row each, of every kind and in several places; each row is in the end what it was.
+/// Changes of one row each, of every kind and in several places; each row ends with its first value.
 fn changes(order_count: u64) -> Vec<(&'static str, Value)> {
     let with = |message: &Value, field: &str, value: Value| {
         let mut message = message.clone();

@@ -1,5 +1,5 @@
 //! The dead-letter queue: its settings, what `litejoin dlq` shows and does on a running and on a stopped worker, and
-//! what a sink that is away costs.
+//! the cost of a sink that is away.
 
 use expect_test::expect;
 use litejoin_tests::ingest::message;
@@ -145,8 +145,8 @@ async fn dead_letters_are_shown_retried_exported_and_purged_with_a_worker_and_wi
     server.behave(|request| Reply::status(if request.text().contains("\"o1\"") { 200 } else { 503 }));
     let worker = site.start().await;
     wait_for(&worker, "hook", "deadLetters", &json!(1)).await;
-    let told: Vec<Event> = server.received().iter().map(|request| Event::read(request.text())).collect();
-    assert!(told.iter().all(|event| event.key != "o3"));
+    let sent: Vec<Event> = server.received().iter().map(|request| Event::read(request.text())).collect();
+    assert!(sent.iter().all(|event| event.key != "o3"));
     // Dead letters are retried and purged while the worker runs, too.
     server.behave(|_| Reply::status(200));
     assert_eq!(dlq(&site, "retry --all").await.stdout, "2 to be tried again\n");
@@ -278,7 +278,7 @@ async fn old_dead_letters_go_and_so_do_those_above_the_size_limit() {
 /// Resident memory of a process, in bytes.
 fn resident_bytes(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("memory is told");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("the status has the memory");
     let kilobytes: u64 =
         line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number");
     kilobytes << 10
@@ -303,7 +303,7 @@ async fn a_sink_that_is_away_costs_disk_within_its_limit_and_its_neighbours_noth
         let mut epoch = 0;
         for number in rounds {
             epoch = worker.ingest().send(&round(number)).await;
-            // A subscriber of the same results has them all along.
+            // A subscriber of the same results gets them all along.
             let (_, results) = worker.snapshot("live", "all_orders", epoch).await;
             assert_eq!(results.rows.len(), 200);
         }
@@ -328,15 +328,15 @@ async fn a_sink_that_is_away_costs_disk_within_its_limit_and_its_neighbours_noth
     wait_for(&worker, "hook", "deadLetters", &json!(0)).await;
     wait_for(&worker, "hook", "lagEpochs", &json!(0)).await;
     let (_, expected) = worker.snapshot("live", "all_orders", epoch).await;
-    let told = until("the newest of each key", async || {
+    let sent = until("the newest of each key", async || {
         let events: Vec<Event> =
             server.received().iter().map(|request| Event::read(request.text())).collect();
-        let told: Vec<Event> = events.into_iter().filter(|event| event.query == "all_orders").collect();
-        (Results::folded(&told) == expected).then_some(told)
+        let sent: Vec<Event> = events.into_iter().filter(|event| event.query == "all_orders").collect();
+        (Results::folded(&sent) == expected).then_some(sent)
     })
     .await;
     let mut newest = std::collections::BTreeMap::new();
-    for event in told {
+    for event in sent {
         let n = event.rows[0]["n"].as_u64().expect("a number");
         let before = newest.insert(event.key.to_string(), n);
         assert!(before.is_none_or(|before| before <= n), "{}: {n} after {before:?}", event.key);

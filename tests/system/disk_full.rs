@@ -39,7 +39,7 @@ const QUERY: &str = "SELECT key, length(payload) AS size, payload->>'n' AS n FRO
 /// Size of the disk. The worker's empty files take about a megabyte of it.
 const DISK: &str = "24m";
 
-/// Starts the worker with a tmpfs as its data directory, and returns where the test finds that.
+/// Starts the worker with a tmpfs as its data directory, and returns the path by which the test reaches that.
 async fn start_on_small_disk(site: &WorkerSite) -> (Worker, PathBuf) {
     std::fs::create_dir(site.data_dir()).expect("a folder can be made");
     let run = format!(
@@ -47,7 +47,7 @@ async fn start_on_small_disk(site: &WorkerSite) -> (Worker, PathBuf) {
          exec \"$0\" run -f pipeline.yaml --data-dir data --log-format json"
     );
     let mut command = Command::new("unshare");
-    // As root in a namespace of users where the test is not run by root.
+    // A test that is not run by root is root in a user namespace.
     command.args(["--mount", "--map-root-user", "sh", "-c", &run]).arg(program());
     let worker = site.launch(command).start().await;
     let root = Path::new("/proc").join(worker.pid().to_string()).join("root");
@@ -158,7 +158,7 @@ async fn fill_and_free(rounds: usize) {
     let expected = oracle(&data_dir).results("sizes", QUERY, None);
     worker.stop().await;
     let events: Vec<_> = client.rest().await.iter().map(litejoin_tests::sse::SseEvent::result).collect();
-    Results::folded(&events).assert_same(&expected, "what the subscriber was told");
+    Results::folded(&events).assert_same(&expected, "the events of the subscriber");
 }
 
 #[tokio::test]

@@ -33,7 +33,7 @@ fn case() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/earlier")
 }
 
-/// Copies what is in a folder to another, which is made.
+/// Copies the content of a folder into another, which is made.
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("the folder is ours");
     let copied = Command::new("cp").arg("-r").arg(from.join(".")).arg(to).status();

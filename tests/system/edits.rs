@@ -80,7 +80,7 @@ impl Config {
         Self { joins: BTreeMap::new(), extra: None, side: None, file: Some(1_000), retention: 24 }
     }
 
-    /// The query of each join, those that it may read before it.
+    /// The query of each join; joins that it may read come before it.
     fn queries(&self) -> Vec<(&'static str, String)> {
         let mut before = "steady_join";
         let mut queries: Vec<(&str, String)> = STEADY.map(|(name, query)| (name, query.to_owned())).into();
@@ -315,7 +315,7 @@ fn random_message(chance: &mut StdRng) -> Value {
     }
 }
 
-/// A worker under load and all who watch it.
+/// A worker under load, and the readers that watch it.
 struct EditRun {
     site: WorkerSite,
     worker: Worker,
@@ -363,7 +363,7 @@ impl EditRun {
         self.worker.reload().await
     }
 
-    /// Asserts that a config is refused, and that the one in force stays.
+    /// Asserts that a config is refused, and that the config in force stays.
     async fn refuse(&mut self, yaml: &str, what: &str) {
         let hash = self.worker.status().await["config"]["hash"].clone();
         let after = self.reload(yaml).await;
@@ -371,7 +371,7 @@ impl EditRun {
         assert_eq!(after["hash"], hash, "{what}");
     }
 
-    /// Asserts that a config comes into force, or is the one that is.
+    /// Asserts that a config is taken, with this outcome.
     async fn apply(&mut self, yaml: &str, outcome: &str, what: &str) {
         let after = self.reload(yaml).await;
         assert_eq!(after["lastReload"]["outcome"], outcome, "{what}: {after}\n{yaml}");
@@ -397,7 +397,7 @@ impl EditRun {
                 async || Oracle::read(&self.site.data_dir(), TOPICS).value("SELECT count(*) FROM files");
             until("the rows of the file", async || (stored().await == self.rows).then_some(())).await;
         }
-        // After the first mark everything before is there, and nothing but the second comes with the second.
+        // All results before the first mark are there with it, and with the second comes the second alone.
         let first = self.ingest.put("marks", "m", json!({"n": self.mark + 1})).await;
         self.worker.snapshot("live", "mark", first).await;
         self.mark += 2;
@@ -530,7 +530,7 @@ async fn run(seed: u64, edits: u64) {
         kilobytes.push(run.resident_kilobytes());
     }
 
-    // Back to where it began, it holds what it held then.
+    // With the first config in force again, the worker has no more files open than then.
     config = Config::base();
     run.site.write("pipeline.yaml", config.yaml(&addresses));
     run.worker.reload().await;

@@ -148,23 +148,23 @@ async fn files_and_a_worker_show_what_it_costs() {
 
     let admin = worker.url("admin", "");
     for arguments in [&["--data-dir", "data"][..], &["--admin", &admin]] {
-        let told = json_of(&site, arguments).await;
-        let measured = &told["joins"][0]["measured"];
-        assert_eq!(measured["changes"], 21, "{told:#}");
-        assert_eq!(measured["probes"], status["enriched"]["probes"], "{told:#}");
+        let costs = json_of(&site, arguments).await;
+        let measured = &costs["joins"][0]["measured"];
+        assert_eq!(measured["changes"], 21, "{costs:#}");
+        assert_eq!(measured["probes"], status["enriched"]["probes"], "{costs:#}");
         // Each order looks for its customer, the customer for orders in 4 shards and then for each of the 7 it found;
         // messages that are evaluated together share some.
         let probes = measured["probes"].as_u64().expect("a number");
-        assert!((4 + 7..=20 + 4 + 7).contains(&probes), "{told:#}");
+        assert!((4 + 7..=20 + 4 + 7).contains(&probes), "{costs:#}");
     }
-    let built = |told: &Value| {
-        let index = &told["joins"][0]["indexes"][0];
+    let built = |costs: &Value| {
+        let index = &costs["joins"][0]["indexes"][0];
         assert!(index["bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{index}");
         (index["builtIn"].clone(), index["entries"].clone())
     };
     assert_eq!(built(&json_of(&site, &["--data-dir", "data"]).await), (json!(4), json!(20)));
     worker.stop().await;
-    let told = json_of(&site, &["--data-dir", "data"]).await;
-    assert_eq!(built(&told), (json!(4), json!(20)));
-    assert_eq!(told["joins"][0]["measured"], Value::Null);
+    let costs = json_of(&site, &["--data-dir", "data"]).await;
+    assert_eq!(built(&costs), (json!(4), json!(20)));
+    assert_eq!(costs["joins"][0]["measured"], Value::Null);
 }

@@ -80,7 +80,7 @@ async fn csv_with_quotes_numbers_nulls_and_a_key_of_two_columns() {
         "6|3" {"id":3,"day":6,"text":null,"amount":-1e3}
     "#]]
     .assert_eq(&(rows + &complaints));
-    // A second run has nothing to tell.
+    // A second run prints nothing.
     assert_eq!(once(&site).await, (String::new(), String::new()));
 }
 
@@ -105,14 +105,14 @@ async fn bad_rows_of_csv_are_refused_and_the_others_go_on() {
 
 #[tokio::test]
 async fn a_stray_quote_costs_its_row_and_no_other() {
-    // So much as the longest row, and some more.
+    // Together these rows are longer than the longest row that is allowed.
     const ROWS: usize = 9_000;
     let text = "x".repeat(1_000);
     let many = (0..ROWS).fold(String::new(), |mut rows, n| {
         let _ = writeln!(rows, "k{n},{text}");
         rows
     });
-    // Far from the end of the file, and near it.
+    // A bad row far from the end of the file, and one near it.
     let file = format!("id,name\n1,\"stray\n{many}2,Ada\n3,\"stray\n4,Grace\n");
     let site = WorkerSite::with(&manifest("path: in.csv, topic: orders, keyColumns: [id]"));
     site.write("in.csv", &file);
@@ -132,7 +132,7 @@ async fn a_stray_quote_costs_its_row_and_no_other() {
 
 #[tokio::test]
 async fn ndjson_with_a_topic_and_a_key_of_its_fields() {
-    // The format counts, not how the name ends.
+    // The format counts, not the suffix of the name.
     let site = WorkerSite::with(&manifest("path: in.csv, format: ndjson, topic: orders, keyColumns: [id]"));
     site.write(
         "in.csv",
@@ -210,7 +210,7 @@ async fn standard_input_is_read_as_it_comes() {
     for n in 1..=3 {
         writeln!(stdin, r#"{{"topic":"orders","key":"k{n}","payload":{n}}}"#).expect("somebody reads");
         let lines = worker.wait_for_stdout(n).await;
-        assert_eq!(Event::read(&lines[n - 1]).key, format!("k{n}"), "it is told before the input ends");
+        assert_eq!(Event::read(&lines[n - 1]).key, format!("k{n}"), "it comes before the input ends");
     }
     drop(stdin);
     assert_eq!(worker.ended().await.code, Some(0));
@@ -239,8 +239,8 @@ async fn a_file_that_is_followed_goes_on_where_it_grows() {
     worker.kill().await;
     append("4,Edith\n");
     let worker = site.start().await;
-    let told = worker.wait_for_stdout(1).await;
-    let keys: Vec<Value> = told.iter().map(|line| Event::read(line).key).collect();
+    let lines = worker.wait_for_stdout(1).await;
+    let keys: Vec<Value> = lines.iter().map(|line| Event::read(line).key).collect();
     assert!(keys.contains(&json!("4")), "{keys:?}");
     let status = until("the new row to be stored", async || {
         Some(worker.status().await).filter(|status| status["topics"]["orders"]["created"] == 1)
@@ -275,8 +275,8 @@ async fn a_file_that_was_nearly_empty_is_known_again_after_it_has_grown() {
         worker.stop().await;
         append("{\"key\":\"last\",\"n\":1}\n");
         let worker = site.start().await;
-        let told = worker.wait_for_stdout(1).await;
-        assert_eq!(Event::read(&told[0]).key, "last", "{begin:?}");
+        let lines = worker.wait_for_stdout(1).await;
+        assert_eq!(Event::read(&lines[0]).key, "last", "{begin:?}");
         worker.stop().await;
         let oracle = Oracle::read(&site.data_dir(), ["orders"]);
         assert_eq!(oracle.value("SELECT payload->>'n' AS n FROM orders WHERE key = 'k'"), 2, "{begin:?}");
@@ -315,7 +315,7 @@ async fn a_killed_worker_goes_on_in_the_file_where_its_data_stops() {
         for _ in 0..chance.random_range(1..=3) {
             let worker = site.start().await;
             let goal = chance.random_range(1..=ROWS / 4);
-            // The rest of the file may be fewer rows than that.
+            // The file may have fewer rows left than `goal`.
             until("rows to be stored", async || {
                 (accepted(&worker).await >= goal || is_finished(&worker.status().await)).then_some(())
             })
@@ -351,7 +351,7 @@ async fn another_file_of_the_same_name_is_read_from_its_start() {
     assert_eq!(once(&site).await.0.lines().count(), 3);
     site.write("in.csv", "id,n\n4,4\n");
     assert_eq!(once(&site).await.0, "\"4\" {\"id\":4,\"n\":4}\n");
-    // Shorter, and with the same beginning.
+    // The file is shorter now, with the same beginning.
     site.write("in.csv", "id,n\n1,1\n5,5\n");
     assert_eq!(once(&site).await.0, "\"5\" {\"id\":5,\"n\":5}\n");
 }

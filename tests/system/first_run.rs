@@ -9,7 +9,7 @@ use litejoin_tests::worker::{Ended, WorkerSite};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-/// Stands before the block of the README that shows what the first command prints.
+/// The line before the block of the README with the output of the first command.
 const TRANSCRIPT: &str = "<!-- transcript: flights -->";
 
 fn repository() -> PathBuf {
@@ -48,7 +48,7 @@ fn query(join: &str) -> String {
 #[tokio::test]
 async fn the_flights_are_joined_with_all_that_they_refer_to() {
     let site = WorkerSite::new();
-    // Whether rows come slowly makes no difference to what they end in.
+    // The rate of the rows makes no difference to the last results.
     let ended = run(&site, |manifest| {
         let faster = manifest.replace("        rate: 500\n", "");
         assert_ne!(faster, manifest, "the example has a rate");

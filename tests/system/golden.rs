@@ -86,14 +86,14 @@ async fn run(case: &Case, shard_count: usize, way: RunMode) {
     Results::folded(&events).assert_same(&results, "the events folded");
     if shard_count == 1 {
         // A step is one batch of one shard, so it is one epoch.
-        let mut told: Vec<BTreeMap<_, _>> = vec![BTreeMap::new(); case.steps.len()];
+        let mut changes: Vec<BTreeMap<_, _>> = vec![BTreeMap::new(); case.steps.len()];
         for event in &events {
             let step = ends.iter().position(|end| event.epoch <= *end).expect("events belong to a step");
-            let earlier = told[step].insert(event.result_key(), sorted(event));
+            let earlier = changes[step].insert(event.result_key(), sorted(event));
             assert!(earlier.is_none() || step == 0, "one event for a key and an epoch: {event:?}");
         }
-        for (step, told) in case.steps.iter().zip(told) {
-            assert_eq!(told, step.changes, "what subscribers were told at {}", step.at);
+        for (step, changes) in case.steps.iter().zip(changes) {
+            assert_eq!(changes, step.changes, "the events of subscribers at {}", step.at);
         }
     }
     results.assert_same(&case.oracle(&site.data_dir()), "the last snapshot beside SQLite");

@@ -122,8 +122,8 @@ async fn connections_are_used_again() {
     let worker = site.start().await;
     worker.ingest().send(&orders(100)).await;
     sink_status(&worker, "delivered", &json!(100)).await;
-    // One for each of the two requests under way, and one for each that has just ended: the client's
-    // pool has a connection back only a moment after the answer was read.
+    // A connection for each of the two requests under way, and for each that has just ended: a connection is back in
+    // the client's pool only a moment after the answer was read.
     assert!(server.connections() <= 4, "{} connections for 100 results", server.connections());
     worker.stop().await;
 }

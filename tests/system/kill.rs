@@ -71,7 +71,7 @@ struct Possible {
 
 type WrittenRows = Arc<Mutex<BTreeMap<(String, String), Possible>>>;
 
-/// Where the worker of the moment is; none while it is down.
+/// The ingest address of the running worker; none while it is down.
 type Whereabouts = watch::Receiver<Option<Ingest>>;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -130,7 +130,7 @@ async fn run(seed: u64) {
         worker.kill().await;
     }
 
-    // The last one is asked to stop, once everything is quiet.
+    // The last worker is asked to stop, once the load has ended.
     let worker = site.start().await;
     lineages.insert(worker.status().await["lineage"].to_string());
     tell_subscriber.send_replace(Some(worker.address("sink live")));
@@ -244,16 +244,16 @@ impl RowWriter {
             let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
             match answer {
                 Ok(answer) if answer.status == 200 => {
-                    let told = answer.body["epoch"].as_u64().expect("an epoch is a number");
-                    assert!(told >= epoch, "seed {}: promised epoch {told} after {epoch}", self.seed);
-                    epoch = told;
+                    let promised = answer.body["epoch"].as_u64().expect("an epoch is a number");
+                    assert!(promised >= epoch, "seed {}: promised epoch {promised} after {epoch}", self.seed);
+                    epoch = promised;
                     for (key, payload) in batch {
                         let acknowledged = Some(payload).filter(|payload| !payload.is_null());
                         written.insert(key, Possible { acknowledged, unanswered: Vec::new() });
                     }
                     self.acknowledged.fetch_add(messages.len() as u64, Ordering::Relaxed);
                 }
-                // A worker that is gone, or a kill between the shards of a batch: it may be there or not.
+                // After a kill each message of the batch may be stored or not.
                 _ => {
                     for (key, payload) in batch {
                         let payload = Some(payload).filter(|payload| !payload.is_null());
@@ -277,12 +277,12 @@ async fn subscribe(mut whereabouts: watch::Receiver<Option<std::net::SocketAddr>
                 match event.event.as_str() {
                     "join_result" => events.push(event.result()),
                     "replayed" => {}
-                    other => panic!("a client that comes back is told {other}: {}", event.data),
+                    other => panic!("a client that comes back gets {other}: {}", event.data),
                 }
             }
             last_event_id = client.last_event_id;
         }
-        // A stream that has ended means that this worker is gone.
+        // A stream that ends means that the worker is gone.
         if whereabouts.wait_for(|now| *now != Some(address)).await.is_err() {
             break;
         }

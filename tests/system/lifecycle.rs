@@ -83,7 +83,7 @@ async fn bodies_that_do_not_come_hold_up_no_others() {
     site.write("in.csv", "id,n\nf0,0\nf1,1\n");
     worker.wait_for_stdout(3).await;
     worker.ingest().send(&orders(5_000)).await;
-    // Nor do they spoil a planned stop; nor does a request that has only begun.
+    // Neither such bodies nor a request that has only begun spoil a planned stop.
     let mut head = TcpStream::connect(worker.address("source ingest")).await.expect("there is room");
     head.write_all(b"POST /ingest HT").await.expect("it is taken");
     let ended = worker.stop().await;
@@ -104,7 +104,7 @@ async fn results_of_a_killed_worker_reach_standard_output_after_its_restart() {
     let worker = site.start().await;
     let end = worker.ingest().put("orders", "end", json!({"n": 0})).await;
     let after = worker.stop().await.stdout;
-    // A kill may cut a line in two; the whole of it comes again.
+    // A kill may cut a line in two; the whole line comes again.
     let whole = before.split_inclusive('\n').filter(|line| line.ends_with("}\n")).chain(after.lines());
     let events: Vec<Event> = whole.map(Event::read).collect();
     assert_eq!(Results::folded(&events).rows.len(), 1_001);
@@ -139,7 +139,7 @@ async fn a_reader_that_has_seen_enough_ends_the_worker() {
     let mut first = String::new();
     BufReader::new(read).read_line(&mut first).expect("a line comes");
     assert_eq!(Event::read(&first).key, "o0");
-    // The reader is gone; the next line finds that out. The answer may be lost in the stop.
+    // The reader is gone, which the next line finds. The answer to its message may be lost in the stop.
     let _ = ingest.try_send(&orders(100)).await;
     let ended = worker.ended().await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);

@@ -1,4 +1,4 @@
-//! Manifests that are wrong: everything is said at once, with file and line, and nothing is run.
+//! Manifests that are wrong: all errors are shown at once, with file and line, and nothing is run.
 
 use expect_test::{Expect, expect};
 use litejoin_tests::worker::WorkerSite;

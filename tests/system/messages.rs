@@ -1,4 +1,4 @@
-//! Messages that can't be taken: each is refused with its place and a reason, and what came with it goes on.
+//! Messages that can't be taken: each is refused with its place and a reason, and the others of its request are stored.
 
 use expect_test::expect;
 use litejoin_tests::client::client;
@@ -119,7 +119,7 @@ async fn a_body_that_is_too_large() {
         413 {"error":"the body is larger than the 16777216 bytes that maxBodyBytes allows; send it in pieces"}
     "#]]
     .assert_eq(&shown(answer));
-    // Sent in pieces, so that its length is not known before.
+    // The body is sent in pieces, so that its length is not known before.
     let pieces = futures::stream::iter((0..3).map(|_| Ok::<_, std::io::Error>(vec![b' '; 1 << 19])));
     let open = Ingest::new(worker.address("source open"));
     let answer = open.post(JSON, reqwest::Body::wrap_stream(pieces)).await;

@@ -66,7 +66,7 @@ fn shown<'e>(events: impl IntoIterator<Item = &'e Event>) -> String {
     events.into_iter().map(line).collect()
 }
 
-/// Asserts what the last reload came to.
+/// Asserts that the last reload was applied.
 fn assert_applied(config: &Value) {
     assert_eq!(
         (&config["lastReload"]["ok"], &config["lastReload"]["outcome"]),
@@ -74,7 +74,7 @@ fn assert_applied(config: &Value) {
     );
 }
 
-/// The next results, in the order of their keys: what goes to two shards may come in either order.
+/// The next results, in the order of their keys: results of two shards may come in either order.
 async fn next(client: &mut Subscription, count: usize) -> Vec<Event> {
     let mut events = Vec::new();
     for _ in 0..count {

@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 use self::consumers::SinkConsumers;
 
-/// The key of the worker's program that makes copies.
+/// The variable that names the program Litestream.
 const PROGRAM: &str = "LITEJOIN_LITESTREAM";
 
 /// A pipeline that is replicated, with a folder for its data.
@@ -155,7 +155,7 @@ fn assert_there(acknowledged: &BTreeSet<String>, found: &BTreeSet<String>, when:
     assert!(missing.is_empty(), "{when}: {missing:?} were acknowledged and are not there");
 }
 
-/// Kills a worker and its Litestream, the worker first where that is asked for, and waits until neither is left.
+/// Kills a worker and its Litestream, the worker first if `worker_first`, and waits until neither is left.
 async fn kill_both(pipeline: &Replicated, worker: Worker, worker_first: bool) {
     let pid = std::fs::read_to_string(pipeline.site.data_dir().join("litestream.lock")).expect("it is noted");
     let kill_litestream = || Command::new("kill").args(["-9", &pid]).stderr(Stdio::null()).status();
@@ -281,7 +281,7 @@ async fn comes_back_to(pipeline: &Replicated) {
     put_all(&worker, &all).await;
     let first = ready(&worker).await;
     let lineage = worker.status().await["lineage"].clone();
-    // A planned stop leaves nothing behind.
+    // A planned stop ships everything.
     let ended = worker.stop().await;
     assert!(ended.stderr.contains("everything is in the replica"), "{}", ended.stderr);
     pipeline.lose_disk();
@@ -293,7 +293,7 @@ async fn comes_back_to(pipeline: &Replicated) {
     assert_ne!(worker.status().await["lineage"], lineage, "ids of the lost directory hold no more");
     worker.stop().await;
 
-    // The disk survives: it goes on where it is.
+    // A worker whose disk survives goes on in its incarnation.
     let worker = pipeline.start().await;
     assert_eq!(ready(&worker).await, second);
     assert_eq!(keys(&worker).await, all);

@@ -132,7 +132,7 @@ async fn certificates_are_served_with_and_reloaded() {
             "{what} is served with TLS only"
         );
     }
-    // A subscription that was there before goes on with what it has.
+    // An open subscription outlives a change of the certificate.
     let url = https(&worker, "sink live", "/subscribe?join=all_orders&replay=true");
     let mut stream = tls_client(&old, None).get(url).send().await.expect("it subscribes");
     assert!(stream.chunk().await.expect("it goes on").is_some());
@@ -151,9 +151,9 @@ async fn certificates_are_served_with_and_reloaded() {
         request.send().await.is_ok_and(|answer| answer.status() == 200).then_some(())
     })
     .await;
-    let mut told = Vec::new();
-    while !String::from_utf8_lossy(&told).contains("late") {
-        told.extend(stream.chunk().await.expect("it goes on").expect("it does not end"));
+    let mut came = Vec::new();
+    while !String::from_utf8_lossy(&came).contains("late") {
+        came.extend(stream.chunk().await.expect("it goes on").expect("it does not end"));
     }
     worker.stop().await;
 }
@@ -247,7 +247,7 @@ async fn there_are_no_more_connections_than_are_allowed() {
 /// Sends bytes, and returns all that comes until the worker closes the connection.
 async fn until_closed(address: SocketAddr, sent: &str) -> String {
     let mut stream = TcpStream::connect(address).await.expect("there is room");
-    // The worker may have enough before all is sent; a reset is an end as well.
+    // The worker may close before all is sent; a reset is an end as well.
     let _ = stream.write_all(sent.as_bytes()).await;
     let mut came = Vec::new();
     let _ =
@@ -278,7 +278,7 @@ async fn slow_clients_are_disconnected_after_the_timeout() {
         came.starts_with("HTTP/1.1 408") && came.contains("did not arrive within 2s (clientTimeout)"),
         "{came}"
     );
-    // A subscriber that takes nothing is let go, and one that does is not.
+    // A subscriber that reads nothing is disconnected, and one that reads is not.
     let mut reading = Subscription::open(worker.address("sink live"), "join=all_orders", None).await;
     let mut stalled = TcpStream::connect(worker.address("sink live")).await.expect("there is room");
     let request = "GET /subscribe?join=all_orders HTTP/1.1\r\nhost: x\r\n\r\n";

@@ -1,5 +1,5 @@
-//! The sqlite sink: tables that hold what the joins yield, also for those who read meanwhile, over crashes and changed
-//! queries.
+//! The sqlite sink: its tables hold the results of the joins, also for programs that read meanwhile, over crashes and
+//! changed queries.
 
 use std::path::Path;
 
@@ -210,7 +210,7 @@ async fn a_changed_query_takes_its_table_along() {
     let file = open(&site.path().join("out.db"));
     settled(&file, "SELECT 1 FROM items WHERE id = 'o2'").await;
     for (query, more, expected) in [
-        // A column that is new, one that is gone, another type.
+        // One column is new, one is gone, one has another type.
         (
             "SELECT key AS id, CAST(payload->>'amount' AS TEXT) AS amount, payload->>'customer' AS customer FROM orders",
             "",
@@ -218,7 +218,7 @@ async fn a_changed_query_takes_its_table_along() {
              Text(\"o1\") Text(\"1.5\") Text(\"ada\") Text(\"\\\"o1\\\"\")\n\
              Text(\"o2\") Text(\"2.5\") Text(\"ada\") Text(\"\\\"o2\\\"\")",
         ),
-        // Another key: results of the old one leave.
+        // With another key column, results under the old keys leave.
         (
             "SELECT key AS id, payload->>'customer' AS customer FROM orders",
             ", keyColumn: customer",
@@ -241,7 +241,7 @@ async fn a_changed_query_takes_its_table_along() {
         until("the new rows", async || (shown() == expected).then_some(())).await;
     }
     assert_eq!(ask(&file, "SELECT id FROM items_next ORDER BY id"), ["Text(\"o1\")", "Text(\"o2\")"]);
-    // A join that is removed leaves its table; one that comes back is another one.
+    // A join that is removed leaves its table; one that comes back under its name removes the rows that are gone.
     site.write("pipeline.yaml", manifest(&[("other", "SELECT key AS id FROM orders", "")]));
     worker.reload().await;
     worker.ingest().put("orders", "o1", Value::Null).await;
@@ -270,7 +270,7 @@ async fn tables_of_somebody_else_are_left_alone() {
     expect!["out.db: there is a table items already that is none of ours, and it stays untouched; rename the join, or write another sqlite.path"]
         .assert_eq(&problem);
     assert_eq!(ask(&file, "SELECT * FROM items"), ["Integer(1)"]);
-    // Once it is out of the way, all goes on.
+    // Once the other table is out of the way, all goes on.
     file.execute_batch("ALTER TABLE items RENAME TO precious").expect("a table can be renamed");
     until("the table", async || (!columns(&file, "items").is_empty()).then_some(())).await;
     until("the row", async || {

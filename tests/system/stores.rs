@@ -49,7 +49,7 @@ async fn uploads_are_counted() {
     assert!(!uploads.is_empty(), "{uploads:?}");
     assert!(uploads.iter().all(|call| call.path.starts_with("/lite/counted/")), "{uploads:?}");
     assert!(uploads.iter().map(|call| call.bytes).sum::<usize>() > 1_000, "{uploads:?}");
-    // Nothing is new, so nothing is stored.
+    // Without changes nothing is stored.
     sync(folder.path()).await;
     assert_eq!(proxy.uploads(), []);
     drop(litestream);
@@ -61,7 +61,7 @@ async fn gives_back(mut store: Store) {
     let connection = data(folder.path());
     let litestream = replicate(folder.path());
     sync(folder.path()).await;
-    // A store that says nothing for a while, or is gone and comes back, loses nothing.
+    // A store that does not answer for a while, or is gone and comes back, loses nothing.
     if store.kind() != StoreKind::File {
         store.pause();
         insert(&connection, ROWS);
@@ -93,7 +93,7 @@ async fn gives_back(mut store: Store) {
     }
 }
 
-/// Litestream, which dies with this.
+/// A Litestream that ends when this is dropped.
 struct Litestream(Child);
 
 impl Drop for Litestream {
@@ -142,7 +142,7 @@ fn write_config(folder: &Path, replica: Value) {
         "socket": { "enabled": true, "path": folder.join("socket") },
         "dbs": [{ "path": folder.join("data.db"), "monitor-interval": "100ms", "replica": replica }],
     });
-    // JSON is YAML.
+    // JSON is YAML too.
     fs::write(folder.join("litestream.yml"), config.to_string()).unwrap();
 }
 

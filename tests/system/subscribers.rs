@@ -48,7 +48,7 @@ fn order(key: &str, customer: &str) -> Value {
 }
 
 /// An event's data without what differs from run to run.
-fn told(event: &Value) -> String {
+fn shown(event: &Value) -> String {
     let mut event = event.clone();
     let fields = event.as_object_mut().expect("an event is an object");
     for field in ["id", "epoch", "timestamp"] {
@@ -72,13 +72,13 @@ async fn a_result_is_created_updated_and_deleted() {
         message("orders", "o1", Value::Null),
         order("o1", "c2"),
     ] {
-        let told_epoch = ingest.send(&[message.clone()]).await;
+        let answered_epoch = ingest.send(&[message.clone()]).await;
         if message["payload"]["born"].is_number() {
-            continue; // No result shows it.
+            continue; // No result shows this change.
         }
         let event = client.expect_next().await;
-        assert_eq!(event.result().epoch, told_epoch, "the sender was told the epoch of the result");
-        said += &format!("{}\n", told(&event.json()));
+        assert_eq!(event.result().epoch, answered_epoch, "the answer has the epoch of the result");
+        said += &format!("{}\n", shown(&event.json()));
     }
     expect![[r#"
         {"key":"o1","op":"created","order":"o1","query":"enriched","rows":[{"customer":null,"order_id":"o1"}]}
@@ -152,11 +152,11 @@ async fn a_client_that_comes_back_goes_on_where_it_was() {
         ingest.put("customers", &format!("c{n}"), json!({"name": n.to_string()})).await;
     }
     events.push(client.expect_next().await.result());
-    // Again and again from the last id: one event a connection, and Last-Event-ID beats replay.
+    // Connects again and again from the last id, for one event each; Last-Event-ID beats replay.
     let end = ingest.put("orders", "end", json!({})).await;
     let expected = worker.snapshot("live", "enriched", end).await.1;
-    while events.last().expect("one was told").key != "end" {
-        let id = events.last().expect("one was told").id.clone();
+    while events.last().expect("one came").key != "end" {
+        let id = events.last().expect("one came").id.clone();
         let mut client = subscribe(&worker, "join=enriched&replay=true", Some(&id)).await;
         let event = client.expect_next().await.result();
         assert!(!event.is_replay);
@@ -164,7 +164,7 @@ async fn a_client_that_comes_back_goes_on_where_it_was() {
         assert!(ids[0] < ids[1], "{ids:?}");
         events.push(event);
     }
-    Results::folded(&events).assert_same(&expected, "all that was told");
+    Results::folded(&events).assert_same(&expected, "all events");
 }
 
 #[tokio::test]

@@ -133,7 +133,7 @@ async fn messages_that_come_too_late_are_ignored() {
         at(now - 10, "o2", json!({"n": 7})),
     ] {
         let epoch = ingest.send(&[message]).await;
-        // Each in an epoch of its own, however busy the machine is.
+        // Each message gets an epoch of its own, however busy the machine is.
         worker.snapshot("live", "watched", epoch).await;
     }
     let mut said = String::new();
@@ -207,7 +207,7 @@ async fn a_query_that_fails_leaves_the_other_joins_alone() {
     let site = WorkerSite::with(&manifest("SELECT 1 AS k, sum(payload->>'n') AS s FROM orders", ""));
     let worker = site.start().await;
     let ingest = worker.ingest();
-    // The sum of nothing is a result too.
+    // The sum of no rows is a result too.
     until("the first evaluation", async || (count(&worker).await == 1).then_some(())).await;
     let mut client = subscribe(&worker).await;
     ingest.put("orders", "o1", json!({"n": i64::MAX})).await;

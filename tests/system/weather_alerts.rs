@@ -33,12 +33,14 @@ async fn the_webhook_hears_of_the_wind_and_of_its_end() {
     let script = site.launch(command).spawn();
     let _group = ProcessGroup(script.pid());
     // The first strong wind of the year; another one follows when the limit is lowered while all runs.
-    let told = |line: &'static str| {
+    let printed = |line: &'static str| {
         let script = &script;
-        async move { until(line, async || script.stdout().iter().any(|told| told == line).then_some(())).await }
+        async move {
+            until(line, async || script.stdout().iter().any(|printed| printed == line).then_some(())).await
+        }
     };
-    told("2013-01-01T14:00:00Z LGA: 18.4 mph, more than 18").await;
-    told("LGA: calm again").await;
+    printed("2013-01-01T14:00:00Z LGA: 18.4 mph, more than 18").await;
+    printed("LGA: calm again").await;
     let limits = site.path().join("weather-alerts/limits.csv");
     let lower = fs::read_to_string(&limits).expect("the limits are text") + "JFK,0\n";
     fs::write(&limits, lower).expect("the limits can be written");
@@ -46,7 +48,7 @@ async fn the_webhook_hears_of_the_wind_and_of_its_end() {
         script
             .stdout()
             .iter()
-            .any(|told| told.contains(" JFK: ") && told.ends_with("more than 0"))
+            .any(|line| line.contains(" JFK: ") && line.ends_with("more than 0"))
             .then_some(())
     })
     .await;

@@ -13,7 +13,7 @@ use crate::ports::PortBlock;
 
 /// The user that the listeners with credentials let in.
 pub const USER: &str = "reader";
-/// See [`USER`].
+/// The password that goes with [`USER`].
 pub const PASSWORD: &str = "r3ader-secret";
 
 /// The ways to a broker.
@@ -101,7 +101,7 @@ fn controller(ports: &PortBlock) -> u16 {
     ports.number(Listener::Tls as u16 + 1)
 }
 
-/// A Java that runs Kafka's classes, small and quick to start, and that dies with us.
+/// A Java that runs Kafka's classes, small and quick to start, and that dies with this process.
 fn java(heap: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "java", heap, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
@@ -109,7 +109,7 @@ fn java(heap: &str) -> Command {
     command
 }
 
-/// Where the jars are, fetched if need be.
+/// The folder of the jars, which are fetched first if need be.
 fn jars() -> &'static str {
     static JARS: OnceLock<String> = OnceLock::new();
     JARS.get_or_init(|| {
@@ -187,7 +187,7 @@ fn properties(cluster: &Path, folder: &Path, host: &str, index: usize, ports: &[
     text
 }
 
-/// Writes what TLS needs: `ca.pem`, the brokers' `server.pem`, and `client.pem` with `client-key.pem`.
+/// Writes the files of TLS: `ca.pem`, the brokers' `server.pem`, and `client.pem` with `client-key.pem`.
 pub(super) fn write_certificates(folder: &Path, host: &str) {
     let write = |name: &str, text: &str| fs::write(folder.join(name), text).expect("a file can be written");
     let named = |name: &str, hosts: &[&str]| {

@@ -1,4 +1,4 @@
-//! Clients of a cluster: one that changes topics, one that writes and one that reads.
+//! Clients of a cluster, which change topics, write and read.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -111,12 +111,13 @@ impl Producer {
     /// Writes a record; returns its partition and offset once the brokers have it.
     ///
     /// # Panics
-    /// If they don't take it.
+    /// If the brokers don't take the record.
     pub async fn send(&self, topic: &str, key: &str, value: Option<&str>) -> (i32, i64) {
         self.send_with(topic, None, Some(key.as_bytes()), value.map(str::as_bytes), &[]).await
     }
 
-    /// Writes a record to a partition, or the one of its key, with headers; those without a value have none in Kafka too.
+    /// Writes a record to a partition, or the one of its key, with headers; a header without a value has none in Kafka
+    /// too.
     pub async fn send_with(
         &self,
         topic: &str,

@@ -1,6 +1,6 @@
 //! A real API server with etcd, on free ports of this machine, with our definitions installed, and the controllers
-//! that make pods and claims of StatefulSets and take down what has lost its owner. There is no node: what a
-//! scheduler and a kubelet would write, a test writes.
+//! that make pods and claims of StatefulSets and remove objects without an owner. There is no node: a test
+//! writes for the scheduler and the kubelet.
 
 use std::fs;
 use std::net::TcpListener;
@@ -51,7 +51,7 @@ impl ApiServer {
         started
     }
 
-    /// Starts one and waits until it knows our kinds.
+    /// Starts an API server and waits until it knows our kinds.
     pub async fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder can be made");
         let at = folder.path();
@@ -120,7 +120,7 @@ impl ApiServer {
         format!("https://127.0.0.1:{}", self.port)
     }
 
-    /// A client of its own for each caller: connections belong to the runtime that opened them.
+    /// A new client for each caller: connections belong to the runtime that opened them.
     pub async fn client(&self) -> Client {
         Client::try_from(config(&kubeconfig(&self.url(), TOKEN)).await).expect("a client can be made")
     }
@@ -172,7 +172,7 @@ pub async fn install_definition(client: &Client, path: &Path) {
         (served("Established") && served("NamesAccepted")).then_some(())
     })
     .await;
-    // Established is said a moment before the path answers.
+    // The definition is Established a moment before its path answers.
     let spec = definition.spec;
     let path = format!("/apis/{}/{}/{}", spec.group, spec.versions[0].name, spec.names.plural);
     until("the kind to be served", async || client.request_text(request(&path)).await.ok()).await;

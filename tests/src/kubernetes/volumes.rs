@@ -97,9 +97,9 @@ async fn provide(client: &Client, folder: &Path, claim: &PersistentVolumeClaim) 
             let _ = volumes.patch(volume, &PatchParams::default(), &Patch::Merge(&grown)).await;
             let claims: Api<PersistentVolumeClaim> =
                 Api::namespaced(client.clone(), &claim.namespace().unwrap_or_default());
-            let told = json!({ "status": { "capacity": { "storage": size }, "conditions": null } });
+            let status = json!({ "status": { "capacity": { "storage": size }, "conditions": null } });
             let _ =
-                claims.patch_status(&claim.name_any(), &PatchParams::default(), &Patch::Merge(&told)).await;
+                claims.patch_status(&claim.name_any(), &PatchParams::default(), &Patch::Merge(&status)).await;
         }
         _ => {}
     }

@@ -1,4 +1,4 @@
-//! Signals to a server and to whatever it has started: sshd has a process for each connection, in sessions of their own.
+//! Signals to a server and to its descendants: sshd has a process for each connection, in sessions of their own.
 
 use std::collections::BTreeMap;
 use std::fs;

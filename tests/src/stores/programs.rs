@@ -30,7 +30,7 @@ fn built() -> &'static Path {
     FOLDER.get_or_init(|| folder_of("litestream/build"))
 }
 
-/// The folder that a script of ours prints.
+/// The folder that one of the scripts in `tests` prints.
 fn folder_of(script: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
     let output = Command::new(path).stderr(Stdio::inherit()).output().expect("the script is there");

@@ -49,7 +49,7 @@ struct StoreProxyState {
 }
 
 impl StoreProxy {
-    /// Starts one before a store, on the same address of this machine.
+    /// Starts a proxy before a store, on the same address of this machine.
     ///
     /// # Panics
     /// If the store doesn't speak HTTP.
@@ -78,13 +78,13 @@ impl StoreProxy {
         self.address.to_string()
     }
 
-    /// Lets nothing pass any more, neither requests nor answers: they are on their way, as in a network that has come
+    /// Lets neither requests nor answers pass any more: each stays on its way, as in a network that has come
     /// apart.
     pub fn cut(&self) {
         self.shared.is_cut.send_replace(true);
     }
 
-    /// Lets everything pass again, and first what has waited for so long.
+    /// Lets everything pass again, requests and answers that have waited first.
     pub fn mend(&self) {
         self.shared.is_cut.send_replace(false);
     }
@@ -99,7 +99,7 @@ impl StoreProxy {
         std::mem::take(&mut *self.shared.lock())
     }
 
-    /// Objects that were stored since then.
+    /// Objects that were stored since the last [`Self::take`].
     pub fn uploads(&self) -> Vec<Call> {
         self.calls().into_iter().filter(Call::is_upload).collect()
     }

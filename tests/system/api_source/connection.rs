@@ -42,14 +42,14 @@ async fn the_server_is_verified_and_gets_our_credentials() {
         assert_eq!(request.header(header), Some(value.as_str()));
         worker.stop().await;
     }
-    // A server that is not checked may be anybody; it checks us all the same.
+    // A server whose certificate is not verified verifies ours all the same.
     secure.take();
     let unchecked = "tls: {insecureSkipVerify: true, cert: {path: worker.crt}, key: {path: worker.key}}";
     site.write("pipeline.yaml", manifest(&secure.url("/"), unchecked));
     let worker = site.start().await;
     secure.wait_for(1).await;
     worker.stop().await;
-    // Without any of it there is no way in.
+    // Without certificates and credentials the server refuses.
     site.write("pipeline.yaml", manifest(&secure.url("/"), ""));
     let worker = site.start().await;
     let error = until("the refusal", async || {

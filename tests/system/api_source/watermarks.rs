@@ -46,7 +46,7 @@ async fn a_poll_asks_only_for_what_is_new_also_after_a_crash() {
         server.take();
         let worker = site.start().await;
         assert_eq!(asked(&server.wait_for(1).await)[0], "40", "{strategy}");
-        // Another question has another mark.
+        // A request that differs has a watermark of its own.
         let other = manifest(&server.url("/?all=1"), &api);
         site.write("pipeline.yaml", other);
         server.take();
@@ -82,7 +82,7 @@ async fn a_lost_shard_takes_the_mark_back() {
     })
     .await;
     worker.stop().await;
-    // As an older copy of the shards would have it.
+    // The shard is now as in an older copy.
     #[expect(clippy::disallowed_methods, reason = "the worker does not run")]
     let shard =
         rusqlite::Connection::open(site.data_dir().join("shard_0.db")).expect("the shard can be opened");

@@ -26,7 +26,7 @@ enum Trigger {
     Expiry,
 }
 
-/// Points and what leads to them, in the order in which a batch passes them.
+/// Points and their triggers, in the order in which a batch passes them.
 const POINTS: [(&str, Trigger); 23] = [
     ("index-built", Trigger::OtherQuery),
     ("shard-prepared", Trigger::OtherQuery),

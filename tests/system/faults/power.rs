@@ -44,7 +44,7 @@ async fn begin(what: &str) -> (FaultRun, LiveWorker) {
 async fn end(mut run: FaultRun) {
     let live = run.start_well().await;
     run.settle(live).await;
-    // And nothing is left that a later start would stumble over.
+    // A second start succeeds too.
     let live = run.start_well().await;
     run.load(&live, 5).await;
     run.settle(live).await;
@@ -119,7 +119,7 @@ async fn results_that_are_about_to_be_taken_back_are_sent_to_no_one() {
         let epoch = worker.ingest().put("orders", key, json!({"n": n})).await;
         worker.snapshot("live", "all", epoch).await.1
     };
-    // The server takes what comes before the loss, and leaves what comes after it unanswered.
+    // The server answers requests before the loss, and leaves later ones unanswered.
     let worker = site.run([]).start().await;
     put(&worker, "kept", 1).await;
     server.wait_for(1).await;
@@ -148,15 +148,15 @@ async fn results_that_are_about_to_be_taken_back_are_sent_to_no_one() {
     assert_eq!((&replayed[0].key, &replayed[0].rows), (&json!("kept"), &vec![json!({"id": "kept", "n": 1})]));
     assert_eq!(put(&worker, "last", 3).await.rows.len(), 2);
     let is_last = |event: &Event| event.key == "last";
-    let told = until("the last result", async || {
+    let sent = until("the last result", async || {
         let received = server.received();
-        let told: Vec<Event> = received.iter().map(|request| Event::read(request.text())).collect();
-        told.iter().any(is_last).then_some(told)
+        let sent: Vec<Event> = received.iter().map(|request| Event::read(request.text())).collect();
+        sent.iter().any(is_last).then_some(sent)
     })
     .await;
-    let with_rows: Vec<_> = told.iter().filter(|event| !event.rows.is_empty() && !is_last(event)).collect();
+    let with_rows: Vec<_> = sent.iter().filter(|event| !event.rows.is_empty() && !is_last(event)).collect();
     for event in &with_rows {
-        assert_eq!((&event.key, &event.rows[0]["n"]), (&json!("kept"), &json!(1)), "{told:?}");
+        assert_eq!((&event.key, &event.rows[0]["n"]), (&json!("kept"), &json!(1)), "{sent:?}");
     }
     worker.stop().await;
 }

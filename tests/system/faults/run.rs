@@ -1,4 +1,4 @@
-//! One pipeline through many deaths: the load, the clients, and what must hold whenever it has come to rest.
+//! One pipeline through many deaths: the load, the clients, and the checks whenever the worker has come to rest.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ const JOINS: [(&str, &str); 6] = [
     (MARK, "SELECT key AS id, payload->>'n' AS n FROM marks"),
 ];
 
-/// A join of our own. A message to its topic that comes back says that everything before it has come, too.
+/// A join over marks. When the result of a mark comes, all results before it have come too.
 const MARK: &str = "mark";
 
 /// An interval longer than any test.
@@ -159,8 +159,8 @@ impl FaultRun {
         None
     }
 
-    /// Copies the files of databases as they are now, which is what a loss of power leaves of them. A running worker
-    /// has nothing to do and is held meanwhile.
+    /// Copies the files of databases as they are now, as a loss of power leaves them. A running worker
+    /// must be at rest, and is held meanwhile.
     pub(super) fn save(&self, live: &LiveWorker, names: &[&str]) -> Saved {
         live.worker.signal("STOP");
         let of_them =
@@ -172,7 +172,7 @@ impl FaultRun {
         Saved { names: names.iter().map(|name| (*name).to_owned()).collect(), files }
     }
 
-    /// Has databases be what they were. No worker runs.
+    /// Puts saved databases back. No worker runs.
     pub(super) fn put_back(&mut self, saved: &Saved) {
         for name in &saved.names {
             self.remove(name);
@@ -302,7 +302,7 @@ impl FaultRun {
                 }
             }
         });
-        assert!(rest.await.is_ok(), "{}: the subscriber is told nothing any more", self.what);
+        assert!(rest.await.is_ok(), "{}: the subscriber gets no more events", self.what);
         self.client.results.assert_same(&self.expected(), &format!("{}: the subscriber", self.what));
         live
     }
@@ -345,15 +345,15 @@ impl FaultRun {
             "join_result" => {
                 let event = event.result();
                 if !self.client.hear(&event, self.values_may_shrink, &self.what) {
-                    panic!("{}: the subscriber is told twice: {event:?}", self.what);
+                    panic!("{}: the subscriber gets an event twice: {event:?}", self.what);
                 }
             }
             "replayed" => {}
             "reset" => {
-                assert!(self.resets_allowed, "{}: the subscriber is told {}", self.what, event.data);
+                assert!(self.resets_allowed, "{}: the subscriber gets {}", self.what, event.data);
                 self.client = ConsumerLog::default();
             }
-            other => panic!("{}: the subscriber is told {other}: {}", self.what, event.data),
+            other => panic!("{}: the subscriber gets {other}: {}", self.what, event.data),
         }
     }
 
@@ -388,7 +388,7 @@ impl FaultRun {
         }
         if self.chance.random_ratio(1, 4) {
             self.n += 1;
-            // Too old to stay.
+            // A row that is too old to stay.
             let key = format!("n{}", self.n);
             let mut note = message("notes", &key, json!({"n": self.n}));
             note["timestamp"] = json!(1_000_000);

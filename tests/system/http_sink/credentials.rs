@@ -223,7 +223,7 @@ async fn servers_are_verified_and_get_our_certificate() {
         let sink = worker.status().await["sinks"][name].clone();
         assert_eq!(sink["delivered"] == 1, takes, "{name}: {sink}");
     }
-    // Certificates that change are taken up: those that we trust, and our own.
+    // Changed certificates are used: the trusted authority's, and our own.
     let ours = authority.sign(&["worker"]);
     ours.write(site.path(), "worker");
     site.write("secrets/tls/worker.key", &ours.key);

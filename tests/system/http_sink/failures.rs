@@ -1,4 +1,4 @@
-//! Servers that refuse, fail, hang or ask for time, and what becomes of the results meanwhile.
+//! Servers that refuse, fail, hang or ask for time, and the results that wait meanwhile.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};

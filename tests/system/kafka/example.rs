@@ -38,8 +38,8 @@ async fn delayed_flights_go_from_kafka_to_kafka() {
     let script = site.launch(command).spawn();
     let _group = ProcessGroup(script.pid());
     until("a delayed flight with its airline", async || {
-        let told = script.stdout();
-        let mut events = told.iter().map(|line| Event::read(line));
+        let lines = script.stdout();
+        let mut events = lines.iter().map(|line| Event::read(line));
         events.any(|event| event.rows[0]["airline"] == "Envoy Air").then_some(())
     })
     .await;

@@ -1,5 +1,5 @@
 //! SIGKILL under load, of the worker and of brokers. Afterwards every record's effect is in the topics, none was
-//! overwritten by an older one, and what the sink has written is complete and in the order of each key.
+//! overwritten by an older one, and the records of the sink are complete and in the order of each key.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -135,7 +135,7 @@ async fn a_killed_broker_of_three_is_not_noticed_in_the_results() {
         eprintln!("seed {seed}");
         let run = KafkaFaultRun::begin(&cluster, seed).await;
         let worker = run.site.start().await;
-        // Each broker in turn: leaders of partitions, coordinators of groups and transactions, the controller.
+        // Each broker is killed once: leaders of partitions, coordinators of groups and transactions, the controller.
         for broker in 0..3 {
             let goal = run.sent.load(Ordering::Relaxed) + 50;
             until("records to be sent", async || (run.sent.load(Ordering::Relaxed) >= goal).then_some(()))

@@ -1,4 +1,4 @@
-//! How a worker says who it is, whom it trusts, and what it says when that does not work.
+//! Authentication and encryption towards Kafka, and the errors where that fails.
 
 use litejoin_tests::certificates::Authority;
 use litejoin_tests::kafka::{self, KafkaCluster, Listener, PASSWORD, USER};
@@ -30,7 +30,7 @@ fn with_credentials(site: &WorkerSite, password: &str) -> Launch {
     site.run([]).with_variable("KAFKA_USER", USER).with_variable("KAFKA_PASSWORD", password)
 }
 
-/// `/readyz`: the status and what it says.
+/// The status and the body of `/readyz`.
 async fn readyz(worker: &Worker) -> (u16, String) {
     get(&worker.url("admin", "/readyz")).await
 }
@@ -44,7 +44,7 @@ async fn assert_it_flows(cluster: &KafkaCluster, site: &WorkerSite, (from, to): 
     until("readiness", async || (readyz(&worker).await.0 == 200).then_some(())).await;
     let status = worker.status().await;
     let log = worker.stop().await.stderr;
-    assert!(!log.contains(PASSWORD) && !status.to_string().contains(PASSWORD), "{what}: no secret is told");
+    assert!(!log.contains(PASSWORD) && !status.to_string().contains(PASSWORD), "{what}: no secret is shown");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -79,7 +79,7 @@ async fn trouble_at_the_start_is_reported_and_tried_again() {
     cluster.create_topic(&to, 1).await;
     let tls = format!(r#", tls: {{ca: {{path: "{}"}}}}"#, cluster.file("ca.pem"));
     let closed = "127.0.0.1:1".to_owned();
-    // Quicker than any broker, so that the client has most to tell.
+    // This server refuses more quickly than any broker, so that the client logs most.
     let authority = Authority::new();
     let stranger = Server::start_tls(authority.server(&authority.sign(&["127.0.0.1"]), None)).await;
     for (brokers, security, password, expected) in [
@@ -136,7 +136,7 @@ async fn a_broker_that_comes_later_is_found_and_one_that_goes_does_not_unready_t
     );
     let site = WorkerSite::with(&manifest(&sources, ALL_ORDERS, LIVE));
     let worker = site.start().await;
-    until("the wait to be told", async || (readyz(&worker).await.0 == 503).then_some(())).await;
+    until("the wait to be shown", async || (readyz(&worker).await.0 == 503).then_some(())).await;
     let epoch = worker.ingest().put("orders", "by_http", json!(1)).await;
     worker.snapshot("out", "all_orders", epoch).await;
     cluster.restart(0).await;
@@ -145,7 +145,7 @@ async fn a_broker_that_comes_later_is_found_and_one_that_goes_does_not_unready_t
     until("the record", async || (worker.status().await["topics"]["orders"]["created"] == 2).then_some(()))
         .await;
     cluster.kill(0);
-    until("the trouble to be told", async || {
+    until("the trouble to be shown", async || {
         let error = worker.status().await["sources"]["events"]["lastError"].as_str()?.to_owned();
         error.contains("does not answer").then_some(())
     })

@@ -51,7 +51,7 @@ async fn results_are_records_by_their_keys() {
     out.wait_for(2).await;
     ingest.put("orders", "o1", json!({"customer": 7})).await;
     let records = out.wait_for(4).await;
-    let told: BTreeSet<String> = records
+    let keys: BTreeSet<String> = records
         .iter()
         .map(|record| {
             let value = record.value.as_ref().map(|text| serde_json::from_str::<Value>(text).expect("JSON"));
@@ -75,7 +75,7 @@ async fn results_are_records_by_their_keys() {
         r#"ada deleted null"#,
         r#"7 updated [{"customer":7,"orders":2}]"#,
     ];
-    assert_eq!(told, expected.map(str::to_owned).into());
+    assert_eq!(keys, expected.map(str::to_owned).into());
     let partitions: BTreeMap<&str, BTreeSet<i32>> =
         records.iter().fold(BTreeMap::new(), |mut all, record| {
             all.entry(record.key.as_deref().unwrap_or_default()).or_default().insert(record.partition);
@@ -94,7 +94,7 @@ async fn records_that_a_topic_refuses_become_dead_letters_and_the_rest_gets_thro
         let worker = site.start().await;
         let ingest = worker.ingest();
         let missing = format!("there is no Kafka topic {topic:?}; make it");
-        until("the missing topic to be told", async || {
+        until("the missing topic to be shown", async || {
             (sink(&worker).await["lastError"] == *missing).then_some(())
         })
         .await;
@@ -139,8 +139,8 @@ async fn results_that_are_too_large_only_together_get_through() {
         .await;
         assert_eq!(sink(&worker).await["deadLetters"], 0, "{more}");
         let records = cluster.follow(&topic).wait_for(customers.len()).await;
-        let told: BTreeSet<String> = records.into_iter().filter_map(|record| record.key).collect();
-        assert_eq!(told, customers, "{more}");
+        let sent: BTreeSet<String> = records.into_iter().filter_map(|record| record.key).collect();
+        assert_eq!(sent, customers, "{more}");
         worker.stop().await;
     }
 }
@@ -210,7 +210,7 @@ async fn committed_results_are_there_once_whenever_the_worker_dies() {
             }
         }
         worker.ended().await;
-        // The message of the moment may be stored without an answer; sent again, it changes nothing.
+        // The present message may be stored without an answer; sending it again changes nothing.
         let worker = site.start().await;
         let customer = format!("c{}", orders % 3);
         worker.ingest().put("orders", &format!("o{orders}"), json!({"customer": customer})).await;

@@ -24,7 +24,7 @@ async fn source(worker: &Worker) -> Value {
     worker.status().await["sources"]["events"].clone()
 }
 
-/// One value that a query over `orders` yields, as soon as it is what it has to be.
+/// Waits until a query over `orders` yields this value.
 async fn wait_for(site: &WorkerSite, query: &str, expected: Value) {
     until(&format!("{expected} from {query}"), async || {
         let found = Oracle::read(&site.data_dir(), ["orders"]).value(query);
@@ -33,7 +33,7 @@ async fn wait_for(site: &WorkerSite, query: &str, expected: Value) {
     .await;
 }
 
-/// Sends numbered orders, with 7 keys, and returns where they are.
+/// Sends numbered orders, with 7 keys, and returns their partitions and offsets.
 async fn send_orders(cluster: &KafkaCluster, topic: &str, numbers: std::ops::Range<u32>) -> Vec<(i32, i64)> {
     let producer = cluster.producer();
     let mut sent = Vec::new();
@@ -222,7 +222,7 @@ async fn the_start_is_as_asked_and_partitions_that_come_are_read_whole() {
     wait_for(&site, "SELECT group_concat(key) FROM orders", json!("new")).await;
 
     cluster.grow_topic(&topic, 3).await;
-    // A client that has seen the topic before does not know of them yet.
+    // A client that has seen the topic before does not know the new partitions yet.
     let producer = cluster.producer();
     for partition in [1, 2] {
         let key = format!("in{partition}");
@@ -281,7 +281,7 @@ async fn a_topic_that_was_made_anew_is_read_anew() {
     let sent = send_orders(cluster, &topic, 0..5).await;
     let worker = site.start().await;
     caught_up(&worker, &ends(&topic, &sent)).await;
-    // While it runs, and while it does not.
+    // Records expire while the worker runs, and while it does not.
     for (round, worker) in [Some(worker), None].into_iter().enumerate() {
         cluster.delete_topic(&topic).await;
         cluster.create_topic(&topic, 1).await;
@@ -315,11 +315,11 @@ async fn offsets_are_committed_and_a_foreign_member_costs_nothing() {
     ));
     let sent = send_orders(cluster, &topic, 0..20).await;
     let worker = site.start().await;
-    let told = ends(&topic, &sent);
-    caught_up(&worker, &told).await;
+    let sent_to = ends(&topic, &sent);
+    caught_up(&worker, &sent_to).await;
     for partition in 0..2 {
-        let end = i64::try_from(told[&format!("{topic}/{partition}")]).expect("a small number");
-        until("the broker to be told", async || {
+        let end = i64::try_from(sent_to[&format!("{topic}/{partition}")]).expect("a small number");
+        until("the offset to be committed", async || {
             (cluster.committed(&group, &topic, partition).await == Some(end)).then_some(())
         })
         .await;
@@ -342,7 +342,7 @@ async fn offsets_are_committed_and_a_foreign_member_costs_nothing() {
         .await;
     worker.stop().await;
 
-    // Without a groupId there is one of the pipeline; the last word comes with the stop.
+    // Without a groupId the pipeline has a group of its own; the stop commits the last offset.
     let site = WorkerSite::with(&manifest(&orders_from(cluster, &topic, ""), ALL_ORDERS, LIVE));
     let worker = site.start().await;
     wait_for(&site, "SELECT count(*) FROM orders", json!(7)).await;
@@ -409,7 +409,7 @@ async fn a_reload_brings_sources_and_sinks_and_changes_them() {
     let sink = format!(
         "{LIVE}\n    - {{name: copies, joins: [all_orders], kafka: {{brokers: \"{brokers}\", topic: \"{out}\"}}}}"
     );
-    // Added, changed, removed.
+    // A field is added, changed and removed.
     for (topic, keys) in [(&first, "a"), (&second, "a,b")] {
         let sources = format!("{http}\n{}", orders_from(cluster, topic, ""));
         site.write("pipeline.yaml", manifest(&sources, ALL_ORDERS, &sink));

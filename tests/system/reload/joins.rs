@@ -70,7 +70,7 @@ async fn joins_come_and_go_and_the_others_are_not_disturbed() {
     let joins = worker.status().await["joins"].clone();
     assert_eq!(joins.as_object().expect("joins by name").keys().collect::<Vec<_>>(), ["all_orders", "big"]);
 
-    // Under the old name it is a new join.
+    // A join that comes back under its old name is a new one.
     site.write("pipeline.yaml", manifest(INGEST, &format!("{small}\n{}", all()), LIVE));
     assert_applied(&worker.reload().await);
     let came = next(&mut of_all, 3).await;

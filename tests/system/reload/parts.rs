@@ -120,7 +120,7 @@ async fn an_address_goes_from_one_part_to_another() {
     site.write("pipeline.yaml", manifest(&source(&one, "orders, notes"), &all(), &sink(&two)));
     assert_applied(&worker.reload().await);
     worker.ingest().put("notes", "x", json!({"n": 1})).await;
-    // And the two change places.
+    // Source and sink change places.
     site.write("pipeline.yaml", manifest(&source(&two, "orders"), &all(), &sink(&one)));
     assert_applied(&worker.reload().await);
     assert_eq!(worker.address("source ingest").to_string(), two);

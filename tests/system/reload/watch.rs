@@ -27,7 +27,7 @@ async fn a_watched_file_that_is_replaced_is_applied() {
 
 #[tokio::test]
 async fn a_watched_folder_whose_link_is_swapped_is_applied() {
-    // As a ConfigMap is mounted: the file is a link to ..data/pipeline.yaml, and ..data a link that is replaced.
+    // A ConfigMap is mounted like this: the file is a link to ..data/pipeline.yaml, and ..data a link that is replaced.
     let site = WorkerSite::new();
     let config = site.path().join("config");
     let write = |version: &str, joins: &str| {

@@ -1,4 +1,4 @@
-//! `litejoin restore`, `litejoin replication`, a Litestream of the user's own, and what becomes of old incarnations.
+//! `litejoin restore`, `litejoin replication`, a Litestream of the user's own, and the removal of old incarnations.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -75,10 +75,10 @@ async fn back_to_an_earlier_time() {
     let differs = " rows, 1 of them not in the data directory, which has 1 others\n";
     assert_eq!(ended.stdout.matches(differs).count(), 1, "{}", ended.stdout);
     let ended = by_hand(&pipeline, &["replication", "status", "--output", "json"]).await;
-    let told: Value = serde_json::from_str(&ended.stdout).unwrap();
-    assert_eq!(told["incarnations"].as_array().unwrap().len(), 2, "{told}");
-    assert_eq!(told["claim"]["incarnation"], told["incarnations"][1]["name"]);
-    assert_eq!(told["incarnations"][1]["parent"], told["incarnations"][0]["name"]);
+    let status: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(status["incarnations"].as_array().unwrap().len(), 2, "{status}");
+    assert_eq!(status["claim"]["incarnation"], status["incarnations"][1]["name"]);
+    assert_eq!(status["incarnations"][1]["parent"], status["incarnations"][0]["name"]);
     let ended = by_hand(&pipeline, &["replication", "status"]).await;
     for part in [": READY, claimed, a restore takes it, born ", " exact cuts to go back to, from 20"] {
         assert!(ended.stdout.contains(part), "{part}: {}", ended.stdout);
@@ -134,7 +134,7 @@ async fn a_terminal_shows_how_far_a_restore_is() {
         "{last:?}"
     );
 
-    // Nowhere else.
+    // A restore to another folder goes on with none of these files.
     let ended = by_hand(&pipeline, &["restore", "--to", "copy2"]).await;
     assert_eq!(ended.stdout, "restored 6 files to copy2, the newest of each file\n");
     assert!(!ended.stderr.contains("files, "), "{}", ended.stderr);
@@ -177,7 +177,7 @@ async fn a_litestream_that_has_the_worker_as_its_child() {
         put_all(&worker, &all).await;
         ready(&worker).await;
         put_all(&worker, &names("more", 5)).await;
-        // Litestream hands the signal on, waits for the worker, and ships the last.
+        // Litestream hands the signal on, waits for the worker, and ships the last changes.
         worker.stop().await;
     }
     pipeline.lose_disk();
@@ -196,7 +196,7 @@ async fn old_incarnations_go_once_they_are_outlived() {
         let pipeline = Replicated::to(&store, &json!({}));
         let (first, second) = outlived(&store, &pipeline).await;
         let birth = store.files().join("replicas/default/p/0").join(second).join("birth.json");
-        // A server may remember how large it was.
+        // A server may remember the size of the file.
         store.restart().await;
         let worker = pipeline.start().await;
         until("the first to go", async || {
@@ -256,7 +256,8 @@ async fn a_removal_that_hangs_holds_up_nothing_and_is_taken_up_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clock_that_is_an_hour_off_loses_nothing() {
     let store = Store::file().await;
-    // Shorter than the clocks differ: history goes as much too early or too late, and what counts never does.
+    // The retention is shorter than the clocks differ: history goes too early or too late, and the claimed incarnation
+    // never does.
     let pipeline = Replicated::to(&store, &json!({"snapshotInterval": "1m", "retention": "10m"}));
     let mut all = BTreeSet::new();
     for (number, seconds) in [0, 3_600, 0, -3_600, 0, 3_600].into_iter().enumerate() {
@@ -269,13 +270,13 @@ async fn a_clock_that_is_an_hour_off_loses_nothing() {
         assert_eq!(answer.status, 200, "{}", answer.body);
         all.insert(key);
         replicated(&worker).await;
-        let told = replication(&worker).await;
-        assert!(told["lagSeconds"].as_u64() < Some(60), "{told}");
+        let status = replication(&worker).await;
+        assert!(status["lagSeconds"].as_u64() < Some(60), "{status}");
         assert!(incarnations(&store, "p").contains(&own), "the one that counts is there");
         kill_both(&pipeline, worker, true).await;
         pipeline.lose_disk();
     }
-    // The last and the one whose data it began with were outlived by no clock.
+    // The claimed incarnation and its parent stay, whatever the clock says.
     let left = incarnations(&store, "p");
     assert!(left.iter().any(|name| name.starts_with("incarnation-6-")), "{left:?}");
     assert!(left.iter().any(|name| name.starts_with("incarnation-5-")), "{left:?}");

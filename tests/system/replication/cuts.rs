@@ -1,4 +1,4 @@
-//! Going back in time: to exact cuts, at which all shards were as they are at one instant, and once for each time that a
+//! Going back in time: to exact cuts, at which all shards were as at one instant, and once for each time that a
 //! manifest names; and a pipeline that begins with another's replica.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,7 +35,7 @@ fn ask(pipeline: &Replicated, fields: &Value) {
 /// Shards of the pipeline whose cuts are looked into: many, so that a cut that is not of one instant shows.
 const SHARDS: usize = 16;
 
-/// Clients of it, each of which sends one message after another.
+/// Clients of that pipeline, each of which sends one message after another.
 const CLIENTS: u64 = 6;
 
 /// The numbers of the messages that the shards of a folder have of each client.
@@ -76,7 +76,7 @@ async fn all_shards_are_as_they_were_at_one_instant() {
         pipeline.change(|manifest| manifest["spec"]["storage"]["shardCount"] = SHARDS.into());
         let worker = pipeline.start().await;
         ready(&worker).await;
-        // One message at a time: at each instant there are all of a client up to some number, and none after it.
+        // Each client sends one message at a time: at each instant all its messages up to some number are there.
         let send = async |ingest: Ingest, client: u64| {
             for number in 0u64.. {
                 let message = message("orders", &format!("{client}-{number}"), json!({"n": number}));
@@ -104,7 +104,7 @@ async fn all_shards_are_as_they_were_at_one_instant() {
         for (index, at) in cuts.into_iter().enumerate() {
             let (time, folder) = (timestamp_text(at), format!("copy{index}"));
             let ended = by_hand(&pipeline, &["restore", "--timestamp", &time, "--to", &folder]).await;
-            // Litestream rarely keeps a file as it never was. Results are left out then, and a worker makes them anew.
+            // Litestream rarely keeps an unsound file. Results are left out then, and a worker makes them anew.
             let count = if ended.stderr.contains("results.db came back unsound") { 18 } else { 19 };
             let said = format!("restored {count} files to {folder}, all files as of one instant, {time}\n");
             assert_eq!(ended.stdout, said, "{}", ended.stderr);
@@ -199,14 +199,14 @@ async fn a_pipeline_begins_with_the_replica_of_another() {
     put_all(&began, &names("own", 3)).await;
     replicated(&began).await;
     began.stop().await;
-    // Now it has a replica of its own.
+    // The copy has a replica of its own now.
     copy.lose_disk();
     let began = copy.start().await;
     assert_eq!(keys(&began).await, &(&all | &later) | &names("own", 3));
     ready(&began).await;
     began.stop().await;
     assert_eq!(incarnations(&store, "copy").len(), 2);
-    // Where that is gone, it is not the other's data again that takes the place of its own.
+    // A copy that loses its own replica does not begin with the other's data again.
     copy.lose_disk();
     std::fs::remove_dir_all(store.files().join("replicas/default/copy")).unwrap();
     // A server may remember the removed files.
@@ -216,7 +216,7 @@ async fn a_pipeline_begins_with_the_replica_of_another() {
     assert!(ended.stderr.contains("there is no replica, and one is asked for"), "{}", ended.stderr);
     assert!(!store.files().join("replicas/default/copy").exists(), "nothing is written");
 
-    // Another one begins with an earlier state of it.
+    // Another pipeline begins with an earlier state of the original.
     let earlier =
         Replicated::named(&store, "earlier", &json!({"restore": {"fromUrl": url, "timestamp": time}}));
     let began = earlier.start().await;
@@ -229,7 +229,7 @@ async fn a_pipeline_begins_with_the_replica_of_another() {
     assert_eq!(keys(&worker).await, &all | &later);
     worker.stop().await;
 
-    // A place where nothing is.
+    // A URL without a replica.
     let nothing = Replicated::named(&store, "nothing", &json!({"restore": {"fromUrl": format!("{url}x")}}));
     let ended = nothing.run([]).end().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);

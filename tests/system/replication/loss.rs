@@ -75,17 +75,19 @@ async fn a_store_that_is_away_from_the_start() {
     pass(Duration::from_secs(2)).await;
 
     let worker = pipeline.start().await;
-    let told = replication(&worker).await;
-    assert!(told["completeUntil"].as_i64() <= Some(killed), "a start ships nothing: {told}, {killed}");
-    assert!(told["lagSeconds"].as_i64() >= Some(2), "{told}");
+    let status = replication(&worker).await;
+    assert!(status["completeUntil"].as_i64() <= Some(killed), "a start ships nothing: {status}, {killed}");
+    assert!(status["lagSeconds"].as_i64() >= Some(2), "{status}");
     let note = "x".repeat(20_000);
-    let mut told = before;
+    let mut acknowledged = before;
     for batch in 0..100 {
         let batch: Vec<_> = (0..100).map(|number| format!("k{}", (batch * 100 + number) % 1_000)).collect();
-        let messages: Vec<_> =
-            batch.iter().map(|key| message("orders", key, json!({"n": told.len(), "note": note}))).collect();
+        let messages: Vec<_> = batch
+            .iter()
+            .map(|key| message("orders", key, json!({"n": acknowledged.len(), "note": note})))
+            .collect();
         worker.ingest().send(&messages).await;
-        told.extend(batch);
+        acknowledged.extend(batch);
     }
     let wal_bytes = |file: &str| {
         std::fs::metadata(pipeline.site.data_dir().join(format!("{file}-wal"))).map_or(0, |wal| wal.len())
@@ -104,7 +106,7 @@ async fn a_store_that_is_away_from_the_start() {
     worker.stop().await;
     pipeline.lose_disk();
     let worker = pipeline.start().await;
-    assert_eq!(keys(&worker).await, told);
+    assert_eq!(keys(&worker).await, acknowledged);
     worker.stop().await;
 }
 
@@ -145,7 +147,7 @@ fn seconds() -> i64 {
     i64::try_from(now.as_secs()).expect("it is not that late")
 }
 
-/// Leaves pages in a file that belong to nothing: what they held is there no more, and they are not free.
+/// Leaves orphaned pages in a file: no table refers to them, and they are not free.
 fn orphan_pages(file: &Path) {
     let connection = rusqlite::Connection::open(file).expect("it is a file of SQLite");
     let lose = "CREATE TABLE lost (x);

@@ -1,4 +1,4 @@
-//! Death at every step by which a directory comes to its data and its prefix. The next start takes it up.
+//! Death at every step by which a directory comes to its data and its prefix. The next start goes on from there.
 
 use futures::StreamExt;
 use litejoin_crds::duration::timestamp_text;
@@ -55,7 +55,7 @@ pub(crate) fn points() -> impl Iterator<Item = &'static str> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_start_may_die_at_every_step() {
     let deaths = POINTS.map(|(point, before)| die(point, before));
-    // Most of the time each waits for Litestream.
+    // Each start mostly waits for Litestream.
     futures::stream::iter(deaths).for_each_concurrent(4, |death| death).await;
 }
 
@@ -69,7 +69,7 @@ async fn two_starts_in_a_row_may_die_while_they_claim() {
         put_all(&worker, &all).await;
         let first = ready(&worker).await;
         worker.stop().await;
-        // The first has the claim name it, and can't note that it does; the second can't even have it name it.
+        // The first start gets into the claim and dies before it notes that; the second dies before the claim names it.
         pipeline.run([]).with_variable("LITEJOIN_FAULT", "claim-renewed").end().await;
         if is_away {
             store.kill();

@@ -16,7 +16,7 @@ use super::{
     PROGRAM, Replicated, file_names, incarnations, keys, names, put_all, ready, replication, stored,
 };
 
-/// Runs it to its end, which must be 1, and compares what it says beside its log.
+/// Runs a command to its end, which must be 1, and compares its complaint.
 async fn refused(pipeline: &Replicated, store: &Store, launch: Launch, expected: Expect) {
     let ended = launch.end().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
@@ -27,7 +27,7 @@ async fn refused(pipeline: &Replicated, store: &Store, launch: Launch, expected:
     expected.assert_eq(&without_random_parts(&text));
 }
 
-/// Names of incarnations end in letters by chance.
+/// Replaces the random part of each incarnation's name by `<id>`.
 fn without_random_parts(text: &str) -> String {
     const NAME: &str = "incarnation-";
     let mut parts = text.split(NAME);
@@ -90,7 +90,7 @@ async fn data_that_the_replica_does_not_know() {
     assert_eq!(file_names(&store.files().join("replicas/default/p/0")), before, "nothing is written");
 }
 
-/// Puts something else into the files of a shard.
+/// Overwrites the files of a shard.
 fn damage(incarnation: &Path, shard: &str) {
     let levels = incarnation.join(shard).join("ltx");
     for name in file_names(&levels.join("0")) {
@@ -153,7 +153,7 @@ async fn a_damaged_replica() {
     let base = store.files().join("replicas/default/p/0");
     let incarnation = incarnations(&store, "p").pop_first().unwrap();
     damage(&base.join(&incarnation), "shard_1.db");
-    // Each try leaves no more than one did.
+    // Several tries leave no more files than one.
     pipeline.run([]).end().await;
     let ended = pipeline.run([]).end().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
@@ -242,8 +242,8 @@ async fn a_clock_that_is_an_hour_off() {
     let worker = pipeline.run([]).with_clock_off_by(-3_600).start().await;
     assert_eq!(keys(&worker).await, names("k", 3));
     until("the refusal", async || {
-        let told = replication(&worker).await;
-        told["lastError"].as_str()?.contains(CLOCKS).then_some(())
+        let status = replication(&worker).await;
+        status["lastError"].as_str()?.contains(CLOCKS).then_some(())
     })
     .await;
     worker.stop().await;

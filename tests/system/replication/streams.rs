@@ -60,7 +60,7 @@ async fn shards_of_different_moments_end_exact() {
     let expected = Oracle::new(["orders"]);
     let last = json!({"customer": "c0", "n": 0}).to_string();
     expected.apply("orders", LAST, Some(&last));
-    // Files, and the step after which nothing of them has come to the replica.
+    // Files, and the step after which the replica has nothing more of each.
     let rounds: [&[(&str, usize)]; 3] = [
         &[("shard_1.db", 0), ("shard_2.db", 1)],
         &[("results.db", 0), ("shard_0.db", 1)],
@@ -153,14 +153,14 @@ async fn results_that_were_restored_ahead_of_their_shards_are_sent_to_no_one() {
     let replayed: BTreeSet<String> = subscription.replayed().await.iter().map(key_of).collect();
     assert_eq!(replayed, &names("kept", 6) | &BTreeSet::from([LAST.to_owned()]));
     worker.ingest().put("orders", "end", json!({"n": 1})).await;
-    let told = until("the end", async || {
+    let sent = until("the end", async || {
         let received = server.received();
-        let told: Vec<Event> = received.iter().map(|request| Event::read(request.text())).collect();
-        told.iter().any(|event| event.key == "end").then_some(told)
+        let sent: Vec<Event> = received.iter().map(|request| Event::read(request.text())).collect();
+        sent.iter().any(|event| event.key == "end").then_some(sent)
     })
     .await;
     let gone: Vec<_> =
-        told.iter().filter(|event| key_of(event).starts_with("gone") && !event.rows.is_empty()).collect();
+        sent.iter().filter(|event| key_of(event).starts_with("gone") && !event.rows.is_empty()).collect();
     assert!(gone.is_empty(), "{gone:?}");
     worker.stop().await;
 }
@@ -169,7 +169,7 @@ fn key_of(event: &Event) -> String {
     event.key.as_str().expect("keys of orders are texts").to_owned()
 }
 
-/// Removes what a file's replica has beyond a transaction, as if it had come no further.
+/// Removes a file's transactions beyond this one from the replica, as if they had never come.
 fn rewind(replica: &Path, txid: u64) {
     let mut removed = 0;
     for level in file_names(&replica.join("ltx")) {
@@ -201,7 +201,7 @@ async fn no_offset_is_committed_that_a_lost_disk_takes_back() {
     let worker = pipeline.start().await;
     until("the offset to be committed", async || (committed().await == Some(100)).then_some(())).await;
 
-    // The store is away: all is read and shown, and the group hears nothing of it.
+    // While the store is away, all records are read and their results shown, and no offset is committed.
     store.kill();
     send(100..200).await;
     read_all(&worker, cluster, &kafka_topic).await;

@@ -22,7 +22,7 @@ const UNSURE: &str = "unsure";
 
 const AFTER: [&str; 2] = ["committed", "replicated"];
 
-/// A pipeline under load, with consumers that hold something of it.
+/// A pipeline under load, with consumers that hold some of its results.
 struct Scene {
     store: Store,
     consumers: SinkConsumers,
@@ -50,11 +50,16 @@ impl Scene {
 }
 
 /// Starts the pipeline again: acknowledged keys are there, and all consumers come to hold just the keys that are.
-async fn comes_back(pipeline: &Replicated, consumers: &SinkConsumers, told: &BTreeSet<String>, when: &str) {
+async fn comes_back(
+    pipeline: &Replicated,
+    consumers: &SinkConsumers,
+    acknowledged: &BTreeSet<String>,
+    when: &str,
+) {
     let worker = pipeline.start().await;
     consumers.subscribe(&worker);
     let found = keys(&worker).await;
-    assert_there(told, &found, when);
+    assert_there(acknowledged, &found, when);
     consumers.hold_just(&found, when).await;
     worker.stop().await;
 }
@@ -65,8 +70,8 @@ async fn killed_and_the_disk_is_kept() {
         let Scene { store: _store, consumers, pipeline, worker, mut load } = Scene::start(after).await;
         kill_both(&pipeline, worker, true).await;
         load.stop().await;
-        let told = &load.plain.keys() | &load.safe.keys();
-        comes_back(&pipeline, &consumers, &told, after).await;
+        let acknowledged = &load.plain.keys() | &load.safe.keys();
+        comes_back(&pipeline, &consumers, &acknowledged, after).await;
         assert_eq!(consumers.resets(), 0, "{after}: nothing was taken back");
     }
 }
@@ -94,7 +99,7 @@ async fn killed_and_the_disk_is_lost() {
             } else {
                 consumers.hold_all(&found).await;
             }
-            assert_eq!(consumers.resets(), 1, "{when}: a subscriber is told to forget");
+            assert_eq!(consumers.resets(), 1, "{when}: a subscriber gets reset");
             worker.stop().await;
         }
     }
@@ -107,8 +112,8 @@ async fn stopped_and_the_disk_is_lost() {
         worker.stop().await;
         load.stop().await;
         pipeline.lose_disk();
-        let told = &load.plain.keys() | &load.safe.keys();
-        comes_back(&pipeline, &consumers, &told, after).await;
+        let acknowledged = &load.plain.keys() | &load.safe.keys();
+        comes_back(&pipeline, &consumers, &acknowledged, after).await;
     }
 }
 
@@ -163,7 +168,7 @@ impl Away {
     /// Messages are taken meanwhile, and results leave if they may.
     async fn passes(&self, after: &str, worker: &Worker, consumers: &SinkConsumers) {
         let time = Duration::from_secs(if is_long() { 600 } else { 30 });
-        // The safe source says that it can't, and takes the message all the same.
+        // The source `safe` answers 503, and stores the message all the same.
         let safe = Ingest::new(worker.address("source safe"));
         let unsure = [message("orders", UNSURE, json!({"n": 1}))];
         let (answer, ()) = tokio::join!(safe.try_send(&unsure), async {
@@ -208,10 +213,10 @@ async fn comes_again(
     eprintln!("{after}: caught up {:?} after the store was back", back.elapsed());
     replicated(&worker).await;
     load.stop().await;
-    let mut told = &load.plain.keys() | &load.safe.keys();
-    told.insert(UNSURE.to_owned());
-    consumers.hold_all(&told).await;
+    let mut acknowledged = &load.plain.keys() | &load.safe.keys();
+    acknowledged.insert(UNSURE.to_owned());
+    consumers.hold_all(&acknowledged).await;
     worker.stop().await;
     pipeline.lose_disk();
-    comes_back(&pipeline, &consumers, &told, after).await;
+    comes_back(&pipeline, &consumers, &acknowledged, after).await;
 }

@@ -1,4 +1,4 @@
-//! Several workers that take themselves for the one: no prefix ever has two writers, and both can be restored.
+//! Several workers of one pipeline at once: no prefix ever has two writers, and both can be restored.
 
 use std::process::Command;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use super::{Replicated, assert_there, incarnations, is_alive, keys, names, put_a
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sight {
     All,
-    /// Nothing, from before its successor starts until that has gone on for a while.
+    /// Nothing, from before its successor starts until the successor has run for a while.
     NothingForAWhile,
 }
 
@@ -72,9 +72,9 @@ async fn overtaken(sight: Sight, after: &str) {
     of_next.stop().await;
 
     // The successor serves each message that either worker has acknowledged as replicated.
-    let told = &of_zombie.safe.keys() | &(&of_next.safe.keys() | &of_next.plain.keys());
+    let acknowledged = &of_zombie.safe.keys() | &(&of_next.safe.keys() | &of_next.plain.keys());
     let found = keys(&next).await;
-    assert_there(&(&before | &told), &found, &when);
+    assert_there(&(&before | &acknowledged), &found, &when);
     consumers.subscribe(&next);
     match after {
         "replicated" => consumers.hold_just(&found, &when).await,
@@ -88,7 +88,7 @@ async fn overtaken(sight: Sight, after: &str) {
         }
     }
 
-    // The zombie's disk knows nothing that counts: it is set aside.
+    // The zombie's data does not count any more, so it is set aside.
     let worker = zombie.start().await;
     assert_eq!(keys(&worker).await, found);
     assert!(zombie.site.data_dir().join("set-aside").is_dir());
@@ -126,7 +126,7 @@ fn restores_clean(store: &Store, incarnation: &str, file: &str) {
         .args(["restore", "-integrity-check", "full", "-config"])
         .arg(&config)
         .arg(&database)
-        // Its S3 client fails on this one.
+        // Its S3 client fails on this variable.
         .env_remove("AWS_CA_BUNDLE")
         .output()
         .unwrap();

@@ -190,10 +190,10 @@ impl LatencyOptions {
         let (status, mut stream) = client::get(worker.live()?, &format!("/subscribe?join={}", QUERY.name()))?;
         ensure!(status == 200, "the worker lets nobody subscribe: {status}");
         let applied = AtomicBool::new(false);
-        let mut told = MarkerTimes::new(load.markers.clone(), self.orders);
+        let mut markers = MarkerTimes::new(load.markers.clone(), self.orders);
         let (start, cpu) = (Instant::now(), worker.cpu_time()?);
         let (late, cores) = std::thread::scope(|scope| {
-            let reader = scope.spawn(|| read_events(&mut stream, &mut told, &applied));
+            let reader = scope.spawn(|| read_events(&mut stream, &mut markers, &applied));
             let late = self.post(worker, timetable, load, start)?;
             let cpu = worker.cpu_time()?.saturating_sub(cpu);
             let cores = cpu.as_secs_f64() / start.elapsed().as_secs_f64();
@@ -205,7 +205,8 @@ impl LatencyOptions {
             anyhow::Ok((late, cores))
         })?;
         let due = |n: u64| start + timetable.due(n / timetable.orders_a_body);
-        let latencies = told.times()?.enumerate().map(|(n, at)| at.saturating_duration_since(due(n as u64)));
+        let latencies =
+            markers.times()?.enumerate().map(|(n, at)| at.saturating_duration_since(due(n as u64)));
         Ok(LatencyRound { latencies: Durations::of(latencies.collect()), cores, late })
     }
 
@@ -282,7 +283,7 @@ impl LatencyOptions {
 }
 
 impl LatencyRound {
-    /// Says how it went, while the others are still to come.
+    /// Prints a round, while the others are still to come.
     fn report(&self, round: u32) -> Result<()> {
         let [p50, p99, max] =
             [50.0, 99.0, 100.0].map(|percent| milliseconds(self.latencies.percentile(percent)));
@@ -300,9 +301,9 @@ fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// Reads events until the one after the last marker. A heartbeat after everything was `applied` means that it does
-/// not come: the worker sends one when there has been nothing to send for a while.
-fn read_events(stream: &mut impl BufRead, told: &mut MarkerTimes, applied: &AtomicBool) -> Result<()> {
+/// Reads events until the one after the last marker. A heartbeat after everything was `applied` means that the
+/// event does not come: the worker sends a heartbeat when it had nothing to send for a while.
+fn read_events(stream: &mut impl BufRead, markers: &mut MarkerTimes, applied: &AtomicBool) -> Result<()> {
     let mut line = String::new();
     loop {
         line.clear();
@@ -313,7 +314,7 @@ fn read_events(stream: &mut impl BufRead, told: &mut MarkerTimes, applied: &Atom
             bail!("the worker has applied all changes, and did not tell the last of them");
         }
         let Some(marker) = marker_of(&line) else { continue };
-        if told.take(marker, Instant::now()) {
+        if markers.take(marker, Instant::now()) {
             return Ok(());
         }
     }

@@ -1,4 +1,4 @@
-//! One run, and what a table says of several.
+//! One measured run, and the row of a table for several.
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ pub(crate) struct Measured {
     pub(crate) took: Duration,
     pub(crate) cpu: Duration,
     pub(crate) client_cpu: Duration,
-    /// Not known of raw, which runs in this process.
+    /// `None` for raw, which runs in this process.
     pub(crate) memory: Option<Memory>,
     /// Cores that neither the run nor its client used.
     pub(crate) others_cores: f64,
@@ -42,12 +42,12 @@ pub(crate) const HEADING: [&str; 8] = [
 ];
 
 impl Start {
-    /// Now, with what the worker has used up to now.
+    /// Starts a measurement, with the CPU time that the worker has used up to now.
     pub(crate) fn now(worker: &BenchWorker) -> Result<Self> {
         Ok(Self { cpu: worker.cpu_time()?, at: Instant::now() })
     }
 
-    /// With the process of the worker.
+    /// Starts a measurement that begins with the process of the worker.
     pub(crate) fn of_process() -> Self {
         Self { cpu: Duration::ZERO, at: Instant::now() }
     }
@@ -66,7 +66,7 @@ impl Start {
 }
 
 impl Measured {
-    /// Measures, and takes note of what others use meanwhile.
+    /// Measures, and takes note of the cores that others use meanwhile.
     pub(crate) fn beside_others(measure: impl FnOnce() -> Result<Self>) -> Result<Self> {
         let (before, started) = (process::machine_cpu_time()?, Instant::now());
         let mut measured = measure()?;
@@ -89,7 +89,7 @@ impl Measured {
         raw.took.as_secs_f64() / self.took.as_secs_f64()
     }
 
-    /// Says how a run went, while the others are still to come.
+    /// Prints a run, while the others are still to come.
     pub(crate) fn report(&self, round: u32, name: &str, raw: Option<&Self>) -> Result<()> {
         writeln!(
             std::io::stderr(),

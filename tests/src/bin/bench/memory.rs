@@ -20,7 +20,7 @@ pub(crate) struct Memory {
     pub(crate) anonymous_bytes: u64,
 }
 
-/// Looks at a process until dropped.
+/// A thread that looks at a process until this is dropped.
 pub(crate) struct MemoryWatch {
     pid: u32,
     anonymous: Arc<AtomicU64>,
@@ -29,7 +29,7 @@ pub(crate) struct MemoryWatch {
 }
 
 impl MemoryWatch {
-    /// Begins to look.
+    /// Begins to look at a process.
     pub(crate) fn start(pid: u32) -> Self {
         let (stop, stopped) = mpsc::channel();
         let anonymous = Arc::new(AtomicU64::new(0));

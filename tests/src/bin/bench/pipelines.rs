@@ -67,7 +67,7 @@ async fn measure(options: &PipelinesOptions) -> Result<()> {
     report(&proxy, made, started, "all made at once")?;
     writeln!(std::io::stdout(), "documents were made within {:.1} s", applied.as_secs_f64())?;
 
-    // Another operator finds everything as it is to be.
+    // A new operator finds nothing to write.
     let cpu = process::cpu_time(operator.pid())?;
     let peak = memory.peak()?;
     writeln!(

@@ -1,4 +1,4 @@
-//! The measure of all things: the same rows into as many SQLite files, one thread each, with nothing around it.
+//! The baseline ("raw"): the same rows into as many SQLite files, one thread each, and nothing else.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

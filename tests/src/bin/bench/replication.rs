@@ -20,10 +20,10 @@ use crate::{client, results};
 
 const QUERY: BenchQuery = BenchQuery::W1;
 
-/// For the replica to have everything.
+/// The longest wait for the replica to have everything.
 const CATCH_UP_MAX: Duration = Duration::from_secs(120);
 
-/// Pause between two looks at how far it is.
+/// Pause between two looks at how far the replica is.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Options of `bench replication`.
@@ -124,8 +124,8 @@ impl ReplicationSetup<'_> {
         let pipeline = Pipeline { joins, store, ..Pipeline::new(self.site.shard_count) };
         let worker = BenchWorker::start(&self.site.binary, run, &pipeline)?;
         if store.is_some() {
-            // The first copy is made before.
-            wait(&worker, |told| told["ready"] == true)?;
+            // The first copy is made before the measurement.
+            wait(&worker, |status| status["ready"] == true)?;
         }
         let requests = client::requests(&self.rows, self.options.site.sending(), worker.ingest()?);
         let measured = Measured::beside_others(|| {
@@ -148,11 +148,11 @@ impl ReplicationSetup<'_> {
 /// Waits until the replica has all that is there now.
 fn after(worker: &BenchWorker) -> Result<After> {
     let ended = Instant::now();
-    let now = replication(worker)?["completeUntil"].as_i64().context("no time is told")?;
+    let now = replication(worker)?["completeUntil"].as_i64().context("the status has no time")?;
     let wanted = now + i64::try_from(replication(worker)?["lagSeconds"].as_u64().unwrap_or_default())? + 1;
-    let told = wait(worker, |told| told["completeUntil"].as_i64() >= Some(wanted))?;
-    let held = told["lastCutHeldSeconds"].as_f64().unwrap_or_default();
-    let files = told["files"].as_object().context("no files are told")?;
+    let status = wait(worker, |status| status["completeUntil"].as_i64() >= Some(wanted))?;
+    let held = status["lastCutHeldSeconds"].as_f64().unwrap_or_default();
+    let files = status["files"].as_object().context("the status has no files")?;
     let longest = files.values().filter_map(|file| file["walBytes"].as_f64()).fold(0.0, f64::max);
     Ok(After { caught_up: ended.elapsed().as_secs_f64(), held, wal: longest / 1e6 })
 }
@@ -164,12 +164,12 @@ fn replication(worker: &BenchWorker) -> Result<Value> {
 fn wait(worker: &BenchWorker, is_there: impl Fn(&Value) -> bool) -> Result<Value> {
     let deadline = Instant::now() + CATCH_UP_MAX;
     loop {
-        let told = replication(worker)?;
-        if is_there(&told) {
-            return Ok(told);
+        let status = replication(worker)?;
+        if is_there(&status) {
+            return Ok(status);
         }
         if Instant::now() > deadline {
-            bail!("the replica does not catch up: {told}");
+            bail!("the replica does not catch up: {status}");
         }
         std::thread::park_timeout(LOOK_INTERVAL);
     }

@@ -87,7 +87,7 @@ fn measure(start: impl FnOnce() -> Result<BenchWorker>, last: &Row) -> Result<(B
 }
 
 impl RestartRound {
-    /// Says how it went, while the others are still to come.
+    /// Prints a round, while the others are still to come.
     fn report(&self, round: u32) -> Result<()> {
         writeln!(
             std::io::stderr(),

@@ -18,7 +18,7 @@ use crate::worker::BenchWorker;
 /// Keys that an error shows when results are wrong.
 const SHOWN: usize = 3;
 
-/// Sends all requests and waits until what they bring is applied and stored.
+/// Sends all requests and waits until their changes are applied and stored.
 pub(crate) fn deliver(worker: &BenchWorker, query: BenchQuery, requests: &Requests) -> Result<Sent> {
     let sent = client::send_all(worker.ingest()?, requests)?;
     wait_until_applied(worker, query, sent.epoch)?;
@@ -88,7 +88,7 @@ struct StoredResult {
     rows: Vec<Value>,
 }
 
-/// Compares what the worker has stored with what it must be.
+/// Compares the stored results with the expected ones.
 pub(crate) fn check(worker: &BenchWorker, query: BenchQuery, expected: &Results) -> Result<()> {
     let path = format!("/snapshot?join={}", query.name());
     let (status, answer) = client::get_all(worker.live()?, &path)?;
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_is_told_by_key() {
+    fn a_difference_is_shown_by_key() {
         let expected = results(&[("a", 1), ("b", 2)]);
         assert_eq!(difference(&expected, &expected), None);
         assert_eq!(

@@ -9,7 +9,7 @@ pub(crate) struct Row {
     pub(crate) payload: Option<Box<str>>,
 }
 
-/// SplitMix64: it never changes, as the generators of a crate may.
+/// SplitMix64, whose numbers never change; those of a crate's generators may.
 #[derive(Debug)]
 pub(crate) struct Dice(pub(crate) u64);
 

@@ -1,4 +1,4 @@
-//! Where and how often is measured: options that all subcommands share, the worker's program, and a folder for data.
+//! The place and number of measurements: options that all subcommands share, the worker's program, and a folder for data.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use crate::worker;
 #[derive(Debug, Args)]
 #[group(id = "site")]
 pub(crate) struct SiteOptions {
-    /// Turns; each measures everything once
+    /// Rounds; each measures everything once
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) rounds: u32,
 

@@ -84,7 +84,7 @@ fn measure(worker: &BenchWorker, round: u64, orders: u64) -> Result<WideRound> {
     results::wait_until_applied(worker, QUERY, send(customer(round - 1))?)?;
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let told = scope.spawn(|| listen(live));
+        let times = scope.spawn(|| listen(live));
         let beats = scope.spawn(|| beat(ingest, &is_over));
         let begun = Instant::now();
         until_moment(begun + QUIET);
@@ -98,11 +98,11 @@ fn measure(worker: &BenchWorker, round: u64, orders: u64) -> Result<WideRound> {
         is_over.store(true, Ordering::Relaxed);
         beats.join().expect("a client does not panic")?;
         outcome?;
-        let told = told.join().expect("a client does not panic")?;
+        let times = times.join().expect("a client does not panic")?;
         let count = worker.status()?["joins"][QUERY.name()]["resultsChanged"].as_u64();
         ensure!(count == Some(orders), "{count:?} results have changed of {orders}");
         let gap = |is_counted: &dyn Fn(Instant) -> bool| {
-            let pairs = told.windows(2).filter(|pair| is_counted(pair[1]));
+            let pairs = times.windows(2).filter(|pair| is_counted(pair[1]));
             pairs.map(|pair| pair[1] - pair[0]).max().context("no event came of the other join")
         };
         Ok(WideRound {
@@ -133,14 +133,14 @@ fn beat(ingest: SocketAddr, is_over: &AtomicBool) -> Result<()> {
 fn listen(live: SocketAddr) -> Result<Vec<Instant>> {
     let (_, mut stream) = client::get(live, &format!("/subscribe?join={}", OTHER.0))?;
     let last = format!("\"n\":{LAST}");
-    let (mut told, mut line) = (Vec::new(), String::new());
+    let (mut times, mut line) = (Vec::new(), String::new());
     loop {
         line.clear();
         ensure!(stream.read_line(&mut line)? > 0, "the worker has ended the stream of events");
         if line.starts_with("data:") {
-            told.push(Instant::now());
+            times.push(Instant::now());
             if line.contains(&last) {
-                return Ok(told);
+                return Ok(times);
             }
         }
     }
@@ -167,7 +167,7 @@ fn row(topic: &'static str, key: String, payload: String) -> Row {
 }
 
 impl WideRound {
-    /// Says how it went, while the others are still to come.
+    /// Prints a round, while the others are still to come.
     fn report(&self, round: u32) -> Result<()> {
         let Self { applied, quiet_gap, gap, before, memory } = self;
         writeln!(

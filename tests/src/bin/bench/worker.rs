@@ -58,7 +58,7 @@ pub(crate) const HTTP_SOURCE: &str = "    - name: ingest\n      http: {addr: \"1
 pub(crate) const FLUSH_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Pipeline<'_> {
-    /// One with an http source and nothing else.
+    /// A pipeline with an http source and nothing else.
     pub(crate) fn new(shard_count: usize) -> Self {
         let (flush_interval, sources) = (FLUSH_INTERVAL, HTTP_SOURCE);
         Self { shard_count, flush_interval, sources, joins: &[], sink: None, store: None }
@@ -84,7 +84,7 @@ impl Pipeline<'_> {
         }
         let taken_by = sink.map_or_else(|| "live".to_owned(), |(name, _)| format!("live, {name}"));
         for (name, sql) in *joins {
-            // A string of JSON is one of YAML.
+            // A JSON string is a YAML string too.
             let sql = serde_json::json!(sql);
             let _ = writeln!(text, "    - {{name: {name}, sinks: [{taken_by}], query: {sql}}}");
         }
@@ -108,7 +108,7 @@ impl BenchWorker {
         let mut command = Command::new(binary);
         if let Some(store) = pipeline.store {
             command.envs(store.environment()).env("LITEJOIN_LITESTREAM", litestream());
-            // Litestream's S3 client fails on this one.
+            // Litestream's S3 client fails on this variable.
             command.env_remove("AWS_CA_BUNDLE");
         }
         let mut child = command
@@ -143,7 +143,7 @@ impl BenchWorker {
             };
             let begins =
                 |field: &str, text: &str| entry[field].as_str().is_some_and(|said| said.starts_with(text));
-            // A new replica begins with nothing.
+            // A new replica begins empty.
             let is_bad = begins("level", "ERROR") || begins("level", "WARN");
             if is_bad && !begins("message", "starting empty") {
                 bail!("the worker says {line}");
@@ -166,7 +166,7 @@ impl BenchWorker {
         self.address("sink live")
     }
 
-    /// Where the worker shows what it thinks of itself.
+    /// The admin address.
     pub(crate) fn admin(&self) -> Result<SocketAddr> {
         self.address("admin")
     }
@@ -189,7 +189,7 @@ impl BenchWorker {
         process::cpu_time(self.child.id())
     }
 
-    /// Ends it in order, with its Litestream: that of a killed worker still writes for a while.
+    /// Ends the worker in order, with its Litestream: the Litestream of a killed worker still writes for a while.
     pub(crate) fn stop(mut self) -> Result<()> {
         process::terminate(self.child.id())?;
         let status = self.child.wait()?;

@@ -1,4 +1,4 @@
-//! The tests of the real program: which there are, which fields each writes, and what becomes of them without one.
+//! The tests of the real program: their names, the fields that each writes, and the outcome of each without a field.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -26,7 +26,7 @@ pub(crate) struct Suite {
 
 struct Test {
     name: String,
-    /// As it has noted them.
+    /// The fields that it writes, by its own notes.
     fields: BTreeSet<String>,
     /// Its own lines, without what it calls.
     text: String,
@@ -71,7 +71,7 @@ impl fmt::Display for Verdict {
 }
 
 impl Suite {
-    /// Builds the tests and what they run, and finds out what isn't known of them.
+    /// Builds the tests and the programs that they run, and finds out which fields new tests write.
     pub(crate) fn build() -> Result<Self> {
         cargo(&["build"])?;
         let messages = cargo(&["test", "--test", "system", "--no-run", "--message-format", "json"])?;
@@ -103,7 +103,7 @@ impl Suite {
         Ok(Self { tests: known.collect(), program })
     }
 
-    /// Runs the tests that write a field without it, until one fails; those first whose own lines have its name.
+    /// Runs the tests that write a field without it, until one fails; tests whose own lines have its name come first.
     pub(crate) fn verdict(&self, field: &str) -> Verdict {
         let with = |line: &str| self.tests.iter().filter(move |test| test.fields.contains(line)).collect();
         let mut tests: Vec<&Test> = with(field);

@@ -72,20 +72,20 @@ mod tests {
         let start = Instant::now();
         let at = |n: u64| start + Duration::from_millis(n);
         // Orders 0, 1, 2 carry 10 and 13, 11 and 14, 12 and 15; 16 ends the round.
-        let mut told = MarkerTimes::new(10..16, 3);
+        let mut markers = MarkerTimes::new(10..16, 3);
         for (n, marker) in [11, 13, 14, 12, 15].into_iter().enumerate() {
-            assert!(!told.take(marker, at(n as u64)));
+            assert!(!markers.take(marker, at(n as u64)));
         }
-        assert!(told.take(16, at(9)));
-        let times: Vec<Instant> = told.times().expect("all came").collect();
+        assert!(markers.take(16, at(9)));
+        let times: Vec<Instant> = markers.times().expect("all came").collect();
         assert_eq!(times, [1, 0, 3, 1, 2, 4].map(at));
     }
 
     #[test]
-    fn a_marker_that_was_not_told_is_missed() {
-        let mut told = MarkerTimes::new(10..13, 100);
-        assert!(!told.take(11, Instant::now()) && !told.take(12, Instant::now()));
-        let error = told.times().err().expect("10 is missing");
+    fn a_marker_whose_event_did_not_come_is_missed() {
+        let mut markers = MarkerTimes::new(10..13, 100);
+        assert!(!markers.take(11, Instant::now()) && !markers.take(12, Instant::now()));
+        let error = markers.times().err().expect("10 is missing");
         assert_eq!(error.to_string(), "1 of 3 changes never came");
     }
 }
