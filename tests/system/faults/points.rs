@@ -136,7 +136,7 @@ async fn die(run: &mut FaultRun, trigger: Trigger, point: &str, n: u64) {
     eprintln!("{}", run.what);
     match trigger {
         Trigger::Load | Trigger::WideLoad | Trigger::Trim | Trigger::Reload => {}
-        Trigger::OtherQuery => run.turn(),
+        Trigger::OtherQuery => run.change_query(),
         Trigger::Expiry => {
             let live = run.start_well().await;
             for _ in 0..20 {
@@ -149,7 +149,7 @@ async fn die(run: &mut FaultRun, trigger: Trigger, point: &str, n: u64) {
     let Some(live) = run.start(Some(("LITEJOIN_FAULT", &format!("{point}:{n}")))).await else { return };
     for number in 0..BATCHES_MAX {
         if trigger == Trigger::Reload && number % 10 == 5 {
-            run.turn();
+            run.change_query();
             live.worker.signal("HUP");
         }
         if !run.send(&live).await {

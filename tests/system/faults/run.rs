@@ -23,7 +23,7 @@ const SHARDS: u64 = 3;
 
 const TOPICS: [&str; 4] = ["orders", "customers", "notes", "marks"];
 
-/// Joins by key and in full, in this order in the manifest. One of them has two queries that take turns.
+/// Joins by key and in full, in this order in the manifest. One of them changes between two queries.
 const JOINS: [(&str, &str); 6] = [
     (
         "enriched",
@@ -48,7 +48,7 @@ const MARK: &str = "mark";
 const NEVER: &str = "24h";
 
 /// The join that has two queries.
-const TURNING: &str = "turning";
+const CHANGING: &str = "changing";
 
 /// A data directory, with all that clients were ever sent of it.
 pub(super) struct FaultRun {
@@ -65,8 +65,8 @@ pub(super) struct FaultRun {
     pub(super) has_ghosts: bool,
     replay_window: &'static str,
     clean_interval: &'static str,
-    /// Which of its two queries [`TURNING`] has.
-    turn: bool,
+    /// Whether [`CHANGING`] has its second query.
+    has_other_query: bool,
     /// The results that the SSE client holds, and those that came on standard output.
     client: ConsumerLog,
     printed: ConsumerLog,
@@ -111,7 +111,7 @@ impl FaultRun {
             has_ghosts: false,
             replay_window,
             clean_interval: NEVER,
-            turn: false,
+            has_other_query: false,
             client: ConsumerLog::default(),
             printed: ConsumerLog::default(),
             last_event_id: None,
@@ -124,8 +124,8 @@ impl FaultRun {
     }
 
     /// Gives one of the joins its other query; for the next start or signal.
-    pub(super) fn turn(&mut self) {
-        self.turn = !self.turn;
+    pub(super) fn change_query(&mut self) {
+        self.has_other_query = !self.has_other_query;
         self.write_manifest();
     }
 
@@ -320,14 +320,14 @@ impl FaultRun {
     }
 
     fn joins(&self) -> Vec<(&'static str, &'static str)> {
-        let turning = if self.turn {
+        let changing = if self.has_other_query {
             "SELECT o.key AS id, c.payload->>'n' AS n
              FROM orders o LEFT JOIN customers c ON c.key = o.payload->>'second'"
         } else {
             "SELECT c.key AS id, count(o.key) AS n
              FROM customers c LEFT JOIN orders o ON o.payload->>'third' = c.key GROUP BY c.key"
         };
-        [(TURNING, turning)].into_iter().chain(JOINS).collect()
+        [(CHANGING, changing)].into_iter().chain(JOINS).collect()
     }
 
     /// The results of the queries by SQLite, over the rows that the shards hold.
