@@ -15,19 +15,18 @@ use litejoin_crds::duration::parse_timestamp;
 use litejoin_crds::plan::{self, Plan};
 
 use self::config::File;
-use self::cuts::Cuts;
 use self::fetch::Restored;
 use self::incarnation::{Birth, Claim, Found, Incarnation, Marker, Refusal, Remote};
 use self::litestream::{Litestream, LitestreamError};
 use self::location::{Location, LocationError};
 use self::objects::{Objects, ObjectsError};
+use self::restore_points::RestorePoints;
 use crate::credentials::{CredentialError, Secrets};
 use crate::storage::layout::{self, DEAD_LETTERS_FILE, LayoutError, RESULTS_FILE, SOURCES_FILE};
 use crate::storage::sqlite::SqliteError;
 
 pub(crate) mod boot;
 pub(crate) mod config;
-mod cuts;
 mod directory;
 pub(crate) mod fetch;
 pub(crate) mod incarnation;
@@ -36,6 +35,7 @@ mod listing;
 pub(crate) mod litestream;
 pub(crate) mod location;
 pub(crate) mod objects;
+mod restore_points;
 mod sftp;
 pub(crate) mod socket;
 mod start;
@@ -47,7 +47,7 @@ const ORDINAL: u32 = 0;
 const CLAIM: &str = "claim.json";
 const BIRTH: &str = "birth.json";
 const READY: &str = "READY";
-const CUTS: &str = "cuts.json";
+const RESTORE_POINTS: &str = "cuts.json";
 
 /// What the command line and the environment say.
 #[derive(Debug, Clone, Default)]
@@ -182,9 +182,12 @@ impl Site {
         Ok(Remote { claim, found })
     }
 
-    /// The cuts of an incarnation.
-    pub(crate) async fn cuts(&self, incarnation: &Incarnation) -> Result<Cuts, ReplicationError> {
-        Ok(self.read(&format!("{incarnation}/{CUTS}")).await?.unwrap_or_default())
+    /// The restore points of an incarnation.
+    pub(crate) async fn restore_points(
+        &self,
+        incarnation: &Incarnation,
+    ) -> Result<RestorePoints, ReplicationError> {
+        Ok(self.read(&format!("{incarnation}/{RESTORE_POINTS}")).await?.unwrap_or_default())
     }
 
     async fn read<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>, ReplicationError> {

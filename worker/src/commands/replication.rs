@@ -128,7 +128,8 @@ struct IncarnationReport {
     /// Whether a restore would take it.
     is_next: bool,
     /// The instants of which all files can be restored together, in milliseconds since the epoch.
-    cuts: Vec<i64>,
+    #[serde(rename = "cuts")]
+    restore_points: Vec<i64>,
 }
 
 /// Looks at the replica and asks the worker.
@@ -145,7 +146,13 @@ pub(crate) async fn status(plan: &Plan, secrets: &Secrets) -> Result<ReplicaRepo
             parent: birth.parent.clone(),
             born_at: birth.born_at,
             is_next: Some(incarnation) == next.as_ref(),
-            cuts: site.cuts(incarnation).await?.cuts.iter().map(|cut| cut.at).collect(),
+            restore_points: site
+                .restore_points(incarnation)
+                .await?
+                .points
+                .iter()
+                .map(|point| point.at)
+                .collect(),
         });
     }
     let worker = Peer::of(&plan.storage.data_dir).status().ok();
@@ -166,15 +173,16 @@ impl ReplicaReport {
             text.push_str("  nothing is there\n");
         }
         for incarnation in &self.incarnations {
-            let IncarnationReport { name, is_ready, parent, born_at, is_next, cuts } = incarnation;
+            let IncarnationReport { name, is_ready, parent, born_at, is_next, restore_points } = incarnation;
             let ready = if *is_ready { "READY" } else { "not READY" };
             let parent = parent.as_ref().map(|parent| format!(", from {parent}")).unwrap_or_default();
             let claimed = self.claim.as_ref().is_some_and(|claim| claim.incarnation == *name);
             let claimed = if claimed { ", claimed" } else { "" };
             let next = if *is_next { ", a restore takes it" } else { "" };
             let _ = writeln!(text, "  {name}: {ready}{claimed}{next}, born {}{parent}", ago(*born_at));
-            if let (Some(first), Some(last)) = (cuts.first(), cuts.last()) {
-                let (count, first, last) = (cuts.len(), timestamp_text(*first), timestamp_text(*last));
+            if let (Some(first), Some(last)) = (restore_points.first(), restore_points.last()) {
+                let (count, first, last) =
+                    (restore_points.len(), timestamp_text(*first), timestamp_text(*last));
                 let _ = writeln!(text, "    {count} exact cuts to go back to, from {first} to {last}");
             }
         }
@@ -287,7 +295,7 @@ async fn fetch(
 fn grain(restored: Restored) -> String {
     match restored {
         Restored::Newest => "the newest of each file".to_owned(),
-        Restored::Cut { at } => format!("all files as of one instant, {}", timestamp_text(at)),
+        Restored::Together { at } => format!("all files as of one instant, {}", timestamp_text(at)),
         Restored::Apart => {
             "each file as of its own last moment before that time, which may lie half a minute back"
                 .to_owned()

@@ -10,9 +10,9 @@ use litejoin_crds::error::chain;
 use tracing::{info, warn};
 
 use super::config::File;
-use super::cuts::Cut;
 use super::incarnation::Found;
 use super::litestream::{self, Litestream, LitestreamError, State};
+use super::restore_points::RestorePoint;
 use super::{PointInTime, ReplicationError, Site};
 use crate::storage::layout::RESULTS_FILE;
 use crate::storage::layout::replace;
@@ -34,7 +34,7 @@ pub(crate) enum Restored {
     /// The newest of each file.
     Newest,
     /// All files as they were at this instant, in milliseconds since the epoch.
-    Cut { at: i64 },
+    Together { at: i64 },
     /// Each file as it was at its own last moment before the wanted time.
     Apart,
 }
@@ -81,16 +81,18 @@ pub(crate) async fn fetch(
         fetch(&|_| State::Newest).await?;
         return Ok(Restored::Newest);
     };
-    let cuts = site.cuts(&from.incarnation).await?;
-    let has_all = |cut: &&Cut| files.iter().all(|file| cuts.txid(cut, &file.name).is_some());
-    if let Some(cut) = cuts.nearest(point.milliseconds).filter(has_all) {
-        match fetch(&|file| State::After(cuts.txid(cut, &file.name).unwrap_or_default())).await {
-            Ok(()) => return Ok(Restored::Cut { at: cut.at }),
+    let points = site.restore_points(&from.incarnation).await?;
+    let has_all = |restore_point: &&RestorePoint| {
+        files.iter().all(|file| points.txid(restore_point, &file.name).is_some())
+    };
+    if let Some(restore_point) = points.nearest(point.milliseconds).filter(has_all) {
+        match fetch(&|file| State::After(points.txid(restore_point, &file.name).unwrap_or_default())).await {
+            Ok(()) => return Ok(Restored::Together { at: restore_point.at }),
             Err(ReplicationError::Litestream(problem)) if problem.is_of_one_state() => warn!(
                 error = chain(&problem),
                 "the exact cut before that time can't be restored any more; taking each file as of its own last moment"
             ),
-            // Whatever else it was, the cut may be there at the next try.
+            // Whatever else it was, the restore point may be there at the next try.
             Err(problem) => return Err(problem),
         }
         make_empty(folder)?;

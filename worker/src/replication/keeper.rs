@@ -1,7 +1,7 @@
 //! What runs beside Litestream: again and again it has all files shipped up to now, says READY after the first time, and
 //! sees whether the claim still names us. One such round is a *pass*. What was committed before a pass began
 //! is in the replica when it has ended well; so it also tells how far behind the replica is, which Litestream does not.
-//! From time to time a pass begins with a cut: the writers rest for a moment, so that all shards are known as of one
+//! From time to time a pass begins with a restore point: the writers rest for a moment, so that all shards are known as of one
 //! instant.
 
 use std::path::PathBuf;
@@ -16,10 +16,10 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::config::File;
-use super::cuts::{self, Cut, Cuts};
 use super::incarnation::Marker;
+use super::restore_points::{self, RestorePoint, RestorePoints};
 use super::socket::{Socket, Synced};
-use super::{BIRTH, CUTS, READY, Replica, ReplicationError, Site};
+use super::{BIRTH, READY, RESTORE_POINTS, Replica, ReplicationError, Site};
 use super::{boot, directory};
 use crate::blocking::blocking;
 use crate::clock;
@@ -48,10 +48,10 @@ const SYNCS: usize = 4;
 /// How often the claim is read where nothing waits for it.
 const CLAIM_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long writers may take to come to rest for a cut. One that builds an index takes longer, and the cut is left out.
+/// How long writers may take to come to rest for a restore point. One that builds an index takes longer, and the restore point is left out.
 const REST_PATIENCE: Duration = Duration::from_millis(100);
 
-/// For one file to be read while the writers rest; where it takes longer, the cut is left out.
+/// For one file to be read while the writers rest; where it takes longer, the restore point is left out.
 const READ_PATIENCE: Duration = Duration::from_millis(500);
 
 /// How often the claim is read while nothing can be shipped.
@@ -74,15 +74,15 @@ pub(crate) struct Keeper {
     /// Told once when another worker has taken over.
     overtaken: mpsc::Sender<()>,
     passes: Passes,
-    /// The writers, which rest for cuts.
+    /// The writers, which rest for restore points.
     ingest: Ingest,
     claim_read: Option<Instant>,
     cleaned: Option<Instant>,
     /// What removes them, while it does.
     cleaning: JoinSet<()>,
-    cut: Option<Instant>,
+    restore_point_taken: Option<Instant>,
     /// `None` until those of the store were looked at.
-    cuts: Option<Cuts>,
+    restore_points: Option<RestorePoints>,
     /// When the marker was written last.
     noted: Option<Instant>,
     is_warned: bool,
@@ -118,8 +118,8 @@ impl Keeper {
             claim_read: None,
             cleaned: None,
             cleaning: JoinSet::new(),
-            cut: None,
-            cuts: None,
+            restore_point_taken: None,
+            restore_points: None,
             noted: None,
             is_warned: false,
         }
@@ -148,7 +148,8 @@ impl Keeper {
                 () = self.passes.wanted_for(PASS_GAP) => {}
                 _ = stopping.wait_for(|stopping| *stopping) => break,
             }
-            let is_due = self.cut.is_none_or(|cut| cut.elapsed() > cuts::INTERVAL);
+            let is_due =
+                self.restore_point_taken.is_none_or(|taken| taken.elapsed() > restore_points::INTERVAL);
             if self.pass(is_due).await
                 && self.cleaned.is_none_or(|cleaned| cleaned.elapsed() > CLEAN_INTERVAL)
             {
@@ -168,10 +169,11 @@ impl Keeper {
         }
     }
 
-    /// Has everything shipped that is committed now; returns whether it is in the replica. With a cut, if there can be
-    /// one.
-    async fn pass(&mut self, with_cut: bool) -> bool {
-        let cut = if with_cut && self.marker.is_ready { self.cut().await } else { None };
+    /// Has everything shipped that is committed now; returns whether it is in the replica. With a restore point, if there can
+    /// be one.
+    async fn pass(&mut self, with_restore_point: bool) -> bool {
+        let restore_point =
+            if with_restore_point && self.marker.is_ready { self.take_restore_point().await } else { None };
         let (began, number) = (clock::epoch_seconds(), self.passes.begin());
         let syncs = self.replica.files.clone().into_iter().map(|file| sync(self.socket.clone(), file));
         let answers: Vec<_> = futures::stream::iter(syncs).buffered(SYNCS).collect().await;
@@ -189,7 +191,7 @@ impl Keeper {
             }
         }
         match failure {
-            None => failure = self.after_sync(cut).await.err().map(|problem| chain(&problem)),
+            None => failure = self.after_sync(restore_point).await.err().map(|problem| chain(&problem)),
             // Whoever can't ship can have been overtaken all the same. It may take a while to hear that the store is away.
             Some(_) if self.claim_read.is_none_or(|read| read.elapsed() > CLAIM_INTERVAL_BEHIND) => {
                 self.claim_read = Some(Instant::now());
@@ -226,7 +228,7 @@ impl Keeper {
     }
 
     /// Has the writers rest, and sees how far each file is. `None` where that would make them rest for too long.
-    async fn cut(&mut self) -> Option<Cut> {
+    async fn take_restore_point(&mut self) -> Option<RestorePoint> {
         // What can be read before need not be read while they rest.
         self.read_all().await?;
         let ingest = self.ingest.clone();
@@ -234,9 +236,9 @@ impl Keeper {
         let (began, at) = (Instant::now(), clock::epoch_milliseconds());
         let txids = self.read_all().await;
         drop(held);
-        self.cut = Some(Instant::now());
+        self.restore_point_taken = Some(Instant::now());
         self.status.held(began.elapsed());
-        Some(Cut { at, txids: txids? })
+        Some(RestorePoint { at, txids: txids? })
     }
 
     /// The last transaction of each file. `None` where Litestream does not answer: a pass meets with the same, and tells.
@@ -245,31 +247,31 @@ impl Keeper {
         futures::future::try_join_all(reads).await.ok()
     }
 
-    /// Notes a cut of which all is in the store.
-    async fn note(&mut self, cut: Cut) -> Result<(), ReplicationError> {
+    /// Notes a restore point of which all is in the store.
+    async fn note(&mut self, restore_point: RestorePoint) -> Result<(), ReplicationError> {
         let incarnation = self.marker.incarnation.clone();
-        let mut cuts = match self.cuts.take() {
-            Some(cuts) => cuts,
-            None => self.site.cuts(&incarnation).await?,
+        let mut points = match self.restore_points.take() {
+            Some(points) => points,
+            None => self.site.restore_points(&incarnation).await?,
         };
         let files: Vec<String> = self.replica.files.iter().map(|file| file.name.clone()).collect();
-        if cuts.files != files {
-            cuts = Cuts { files, ..Cuts::default() };
+        if points.files != files {
+            points = RestorePoints { files, ..RestorePoints::default() };
         }
-        let at = cut.at;
-        cuts.add(cut);
-        self.site.write(&format!("{incarnation}/{CUTS}"), &cuts).await?;
+        let at = restore_point.at;
+        points.add(restore_point);
+        self.site.write(&format!("{incarnation}/{RESTORE_POINTS}"), &points).await?;
         fault::point("cut-noted");
-        self.cuts = Some(cuts);
-        self.status.cut(at);
+        self.restore_points = Some(points);
+        self.status.restore_point(at);
         Ok(())
     }
 
     /// Says READY where that is still to be said, and sees from time to time whether the claim names us. All that
-    /// belongs to `cut` is in the store.
-    async fn after_sync(&mut self, cut: Option<Cut>) -> Result<(), ReplicationError> {
-        if let Some(cut) = cut {
-            self.note(cut).await?;
+    /// belongs to `restore_point` is in the store.
+    async fn after_sync(&mut self, restore_point: Option<RestorePoint>) -> Result<(), ReplicationError> {
+        if let Some(restore_point) = restore_point {
+            self.note(restore_point).await?;
         }
         let is_due =
             self.passes.is_awaited() || self.claim_read.is_none_or(|read| read.elapsed() > CLAIM_INTERVAL);

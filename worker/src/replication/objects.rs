@@ -1,4 +1,4 @@
-//! The small objects beside Litestream's files: claims, births, READY, cuts. Every call ends within a bounded time, so
+//! The small objects beside Litestream's files: claims, births, READY, restore points. Every call ends within a bounded time, so
 //! a store that hangs is an error like any other. Objects are whole or not there, and none is larger than a page.
 
 use std::collections::BTreeMap;

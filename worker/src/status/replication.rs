@@ -20,7 +20,7 @@ struct State {
     /// What was committed before this time, in seconds since the epoch, is in the replica.
     complete_until: i64,
     /// The last instant that the shards are known of together, in milliseconds since the epoch.
-    cut_at: Option<i64>,
+    restore_point_at: Option<i64>,
     /// How long writers rested for it.
     held: Duration,
     files: BTreeMap<String, FileProgress>,
@@ -71,9 +71,9 @@ impl ReplicationStatus {
         self.change(|state| state.held = held);
     }
 
-    /// A cut is in the store.
-    pub(crate) fn cut(&self, at: i64) {
-        self.change(|state| state.cut_at = Some(at));
+    /// A restore point is in the store.
+    pub(crate) fn restore_point(&self, at: i64) {
+        self.change(|state| state.restore_point_at = Some(at));
     }
 
     /// How long ago the replica last had everything.
@@ -102,7 +102,7 @@ impl ReplicationStatus {
             ready: state.is_ready,
             complete_until: state.complete_until,
             lag_seconds,
-            last_cut: state.cut_at,
+            last_cut: state.restore_point_at,
             last_cut_held_seconds: state.held.as_secs_f64(),
             last_error: self.error.text(),
             files: state.files.clone(),
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(status.json(1_700_000_002), written);
 
         status.set_ready(true);
-        status.cut(1_700_000_001_500);
+        status.restore_point(1_700_000_001_500);
         status.held(Duration::from_millis(250));
         let report: ReplicationReport = serde_json::from_value(status.json(1_700_000_002)).unwrap();
         assert_eq!((report.incarnation_number(), report.ready), (Some(3), true));
