@@ -2,7 +2,7 @@
 //! sources, writers, evaluator, sinks; then the files are closed. A reload takes the parts from one config to another
 //! while data flows.
 
-mod changes;
+mod config_diff;
 mod evaluation;
 mod listeners;
 mod reload;

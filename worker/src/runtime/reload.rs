@@ -15,7 +15,7 @@ use litejoin_crds::plan::SourceKind;
 use litejoin_crds::{Complaint, Reason};
 use tracing::{error, info, warn};
 
-use super::changes::{self, Changes};
+use super::config_diff::{self, ConfigDiff};
 use super::listeners::Listeners;
 use super::store::declared_topics;
 use super::{Pipeline, Reload, Running, StartError, evaluation, sinks, sources};
@@ -57,9 +57,9 @@ impl Running {
         };
         let now = clock::epoch_seconds();
         match outcome {
-            Ok(Some(changes)) => {
+            Ok(Some(diff)) => {
                 let hash = self.pipeline.plan.config_hash.clone();
-                info!(hash, "the new config is in force: {changes}");
+                info!(hash, "the new config is in force: {diff}");
                 self.status.config.leaves_out(self.pipeline.left_out.clone());
                 self.status.config.applied(hash, now);
             }
@@ -77,27 +77,27 @@ impl Running {
     }
 
     /// Returns what it has changed; `None` if the documents say what runs already.
-    async fn apply(&mut self, next: Pipeline) -> Result<Option<Changes>, ReloadError> {
+    async fn apply(&mut self, next: Pipeline) -> Result<Option<ConfigDiff>, ReloadError> {
         let (present, plan) = (&self.pipeline, &next.plan);
-        let fixed = changes::fixed(&present.plan, &next);
+        let fixed = config_diff::fixed(&present.plan, &next);
         if !fixed.is_empty() {
             return Err(ReloadError::Refused(next.manifest.render(&fixed)));
         }
         let (source_specs, sink_specs) = (sources::specs(plan, &next.source_paths), sinks::specs(plan));
-        let changes = Changes {
-            joins: changes::joins(present, &next),
-            sources: self.sources.units.difference(&source_specs),
-            sinks: self.sinks.units.difference(&sink_specs),
+        let diff = ConfigDiff {
+            joins: config_diff::joins(present, &next),
+            sources: self.sources.units.diff(&source_specs),
+            sinks: self.sinks.units.diff(&sink_specs),
             settings: (&present.plan.retention, &present.plan.delivery, &present.plan.audit)
                 != (&plan.retention, &plan.delivery, &plan.audit),
         };
-        if changes.is_empty() {
+        if diff.is_empty() {
             let same = present.plan.config_hash == plan.config_hash;
             self.pipeline = next;
-            return Ok((!same).then_some(changes));
+            return Ok((!same).then_some(diff));
         }
 
-        for name in changes.sources.starting() {
+        for name in diff.sources.starting() {
             check_stdin(&next, name)?;
             sources::check(name, &source_specs[name])?;
         }
@@ -108,8 +108,8 @@ impl Running {
         let shard_paths = self.upkeep.shard_paths.clone();
         let offsets = blocking(move || stream_offsets(&shard_paths)).await?;
         let ready_sources =
-            self.sources.prepare(changes.sources.starting(), &source_specs, &listeners, &offsets)?;
-        let ready_sinks = self.sinks.prepare(changes.sinks.starting(), &sink_specs, &listeners)?;
+            self.sources.prepare(diff.sources.starting(), &source_specs, &listeners, &offsets)?;
+        let ready_sinks = self.sinks.prepare(diff.sinks.starting(), &sink_specs, &listeners)?;
 
         self.upkeep.stop().await;
         if let Err(problem) = self.take_over(&next).await {
@@ -120,11 +120,11 @@ impl Running {
         let (sources, sinks) = (&mut self.sources, &mut self.sinks);
         tokio::join!(
             async {
-                sources.units.stop(changes.sources.stopping()).await;
+                sources.units.stop(diff.sources.stopping()).await;
                 sources.units.start(ready_sources);
             },
             async {
-                sinks.units.stop(changes.sinks.stopping()).await;
+                sinks.units.stop(diff.sinks.stopping()).await;
                 sinks.forget_others(&sink_specs).await;
                 sinks.units.start(ready_sinks);
             }
@@ -132,7 +132,7 @@ impl Running {
         self.upkeep.start(&next.plan);
         self.listeners = listeners;
         self.pipeline = next;
-        Ok(Some(changes))
+        Ok(Some(diff))
     }
 
     /// Lets an evaluator of the new joins take over, unless they are the same, and tells the sinks what they take.

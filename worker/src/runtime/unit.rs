@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::warn;
 
-use super::changes::Difference;
+use super::config_diff::NameDiff;
 
 /// How long a part that a reload changes or removes may take to finish what it has begun.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -75,9 +75,9 @@ impl<S> Default for Units<S> {
 
 impl<S: PartialEq> Units<S> {
     /// What to do so that `wanted` runs.
-    pub(super) fn difference(&self, wanted: &BTreeMap<String, S>) -> Difference {
+    pub(super) fn diff(&self, wanted: &BTreeMap<String, S>) -> NameDiff {
         let running = self.running.iter().map(|(name, (spec, _))| (name.as_str(), spec));
-        Difference::between(running, wanted.iter().map(|(name, spec)| (name.as_str(), spec)))
+        NameDiff::between(running, wanted.iter().map(|(name, spec)| (name.as_str(), spec)))
     }
 
     pub(super) fn start(&mut self, ready: Vec<Ready<S>>) {

@@ -1,7 +1,7 @@
 //! Records in a Kafka topic: the result key is the record's key, a deleted result is a record without a value. The
 //! producer is idempotent and waits for all in-sync replicas, so retries of its own neither repeat nor reorder.
 
-mod told;
+mod delivered_ids;
 mod transaction;
 
 use std::borrow::Cow;

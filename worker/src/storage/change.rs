@@ -27,12 +27,12 @@ pub(crate) fn with_headers<'c>(change: Cow<'c, str>, headers: Option<&str>) -> C
 const FIELDS_FEW: usize = 16;
 
 /// Two payloads of a row, side by side.
-pub(crate) struct Difference<'a> {
+pub(crate) struct PayloadDiff<'a> {
     old: Option<Fields<'a>>,
     new: Option<Fields<'a>>,
 }
 
-impl<'a> Difference<'a> {
+impl<'a> PayloadDiff<'a> {
     pub(crate) fn between(old: &'a str, new: &'a str) -> Self {
         Self { old: fields(old), new: fields(new) }
     }
@@ -157,7 +157,7 @@ mod tests {
             ("1", "2", r#"{"op":"updated"}"#),
         ];
         for (old, new, expected) in cases {
-            assert_eq!(Difference::between(old, new).change(), expected, "{old} -> {new}");
+            assert_eq!(PayloadDiff::between(old, new).change(), expected, "{old} -> {new}");
         }
     }
 
@@ -175,7 +175,7 @@ mod tests {
                 (0..1_000).map(|n| format!(r#""f{n}":{}"#, u8::from(n == changed))).collect();
             format!("{{{}}}", fields.join(","))
         };
-        let change = Difference::between(&object(1), &object(2)).change();
+        let change = PayloadDiff::between(&object(1), &object(2)).change();
         assert_eq!(change, r#"{"op":"updated","fields":["f1","f2"]}"#);
     }
 
@@ -191,7 +191,7 @@ mod tests {
             ("[1]", "[1]", false),
         ];
         for (old, new, expected) in cases {
-            assert_eq!(Difference::between(old, new).keeps("a"), expected, "{old} -> {new}");
+            assert_eq!(PayloadDiff::between(old, new).keeps("a"), expected, "{old} -> {new}");
         }
     }
 }

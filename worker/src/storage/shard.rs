@@ -21,7 +21,7 @@ use tracing::info;
 
 pub(crate) use self::index::Index;
 use self::index::{Entries, Row};
-use super::change::{self, Difference};
+use super::change::{self, PayloadDiff};
 use super::checkpoint::{Turn, checkpoint};
 use super::expiry::Expiry;
 use super::sqlite::{self, Journal, SqliteError, quoted};
@@ -501,8 +501,8 @@ impl Shard {
                 }
                 (Some((old, ..)), Some(new)) if old == new => counts.unchanged += 1,
                 (Some((old, old_timestamp, number)), Some(new)) => {
-                    let difference = Difference::between(old, new);
-                    let change = change::with_headers(difference.change().into(), message.headers.as_deref());
+                    let diff = PayloadDiff::between(old, new);
+                    let change = change::with_headers(diff.change().into(), message.headers.as_deref());
                     log.execute(params![
                         table.id,
                         key,
@@ -514,7 +514,7 @@ impl Shard {
                         KIND_WRITE
                     ])?;
                     note(Some(old), Some(new));
-                    for index in indexes.iter_mut().filter(|index| !index.stays(&difference)) {
+                    for index in indexes.iter_mut().filter(|index| !index.stays(&diff)) {
                         index.take(Row { number, key, payload: old, timestamp: old_timestamp })?;
                         index.put(Row { number, key, payload: new, timestamp })?;
                     }

@@ -13,7 +13,7 @@ use rdkafka::producer::Producer as _;
 use rdkafka::{Offset, TopicPartitionList};
 use tracing::debug;
 
-use super::told::Told;
+use super::delivered_ids::DeliveredIds;
 use super::{Cluster, Producer, delivered, halves, record_key};
 use crate::kafka::{self, Events};
 use crate::sink::{Delivery, Outcome};
@@ -35,7 +35,7 @@ pub(super) struct Session {
     producer: Producer,
     group: ConsumerGroupMetadata,
     /// What the last transactions have written.
-    told: Told,
+    delivered: DeliveredIds,
 }
 
 /// Why a transaction was not committed.
@@ -62,15 +62,21 @@ impl Session {
         let mut place = TopicPartitionList::new();
         place.add_partition(&cluster.spec.kafka_topic, 0);
         let committed = consumer.committed_offsets(place, CALL_MAX).map_err(problem)?;
-        let told = committed.elements().first().map(|place| Told::read(place.metadata())).unwrap_or_default();
+        let delivered = committed
+            .elements()
+            .first()
+            .map(|place| DeliveredIds::read(place.metadata()))
+            .unwrap_or_default();
         let group = consumer.group_metadata().ok_or("the Kafka client has no group")?;
-        Ok(Self { producer, group, told })
+        Ok(Self { producer, group, delivered })
     }
 
     /// Writes results, and gives the session back if it can go on.
     pub(super) fn write(mut self, cluster: &Cluster, results: &[Delivery]) -> (Option<Self>, Vec<Outcome>) {
-        let mut outcomes: Vec<Option<Outcome>> =
-            results.iter().map(|result| self.told.has(&result.id).then_some(Outcome::Delivered)).collect();
+        let mut outcomes: Vec<Option<Outcome>> = results
+            .iter()
+            .map(|result| self.delivered.has(&result.id).then_some(Outcome::Delivered))
+            .collect();
         let mut shares: Vec<Vec<usize>> =
             vec![(0..results.len()).filter(|index| outcomes[*index].is_none()).collect()];
         let mut purges = 0;
@@ -78,18 +84,18 @@ impl Session {
             if share.is_empty() {
                 continue;
             }
-            let told = loop {
-                match self.told.with(share.iter().map(|index| results[*index].id.as_str())) {
-                    Some(told) => break told,
+            let delivered = loop {
+                match self.delivered.with(share.iter().map(|index| results[*index].id.as_str())) {
+                    Some(delivered) => break delivered,
                     // More than the note can hold: it is so with hundreds of results of as many epochs.
                     None => shares.push(share.split_off(share.len().div_ceil(2))),
                 }
             };
             let deliveries: Vec<&Delivery> = share.iter().map(|index| &results[*index]).collect();
             let mut refused = BTreeMap::new();
-            match self.transact(cluster, &deliveries, &told.text(), &mut refused) {
+            match self.transact(cluster, &deliveries, &delivered.text(), &mut refused) {
                 Ok(()) => {
-                    self.told = told;
+                    self.delivered = delivered;
                     share.iter().for_each(|index| outcomes[*index] = Some(Outcome::Delivered));
                 }
                 Err(Failure::Aborted(_)) if !refused.is_empty() && share.len() == 1 => {

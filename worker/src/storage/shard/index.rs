@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use rusqlite::{CachedStatement, Connection, params};
 use serde::{Deserialize, Serialize};
 
-use crate::storage::change::Difference;
+use crate::storage::change::PayloadDiff;
 use crate::storage::sqlite::quoted;
 
 pub(super) const SCHEMA: &str =
@@ -108,9 +108,9 @@ impl Entries<'_> {
     }
 
     /// Whether the value stays what it is, as far as that can be told without SQLite.
-    pub(super) fn stays(&self, difference: &Difference<'_>) -> bool {
+    pub(super) fn stays(&self, diff: &PayloadDiff<'_>) -> bool {
         let fields = self.index.fields.as_ref();
-        fields.is_some_and(|fields| fields.iter().all(|field| difference.keeps(field)))
+        fields.is_some_and(|fields| fields.iter().all(|field| diff.keeps(field)))
     }
 }
 

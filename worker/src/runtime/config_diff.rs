@@ -10,28 +10,28 @@ use super::Pipeline;
 
 /// Names of things of one kind by what a new config does to them.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Difference {
+pub(super) struct NameDiff {
     pub(super) added: Vec<String>,
     pub(super) changed: Vec<String>,
     pub(super) removed: Vec<String>,
 }
 
-impl Difference {
+impl NameDiff {
     pub(super) fn between<'a, T: PartialEq>(
         old: impl Iterator<Item = (&'a str, T)>,
         new: impl Iterator<Item = (&'a str, T)>,
     ) -> Self {
         let mut old: BTreeMap<&str, T> = old.collect();
-        let mut difference = Self::default();
+        let mut diff = Self::default();
         for (name, new) in new {
             match old.remove(name) {
-                None => difference.added.push(name.to_owned()),
-                Some(old) if old != new => difference.changed.push(name.to_owned()),
+                None => diff.added.push(name.to_owned()),
+                Some(old) if old != new => diff.changed.push(name.to_owned()),
                 Some(_) => {}
             }
         }
-        difference.removed = old.into_keys().map(str::to_owned).collect();
-        difference
+        diff.removed = old.into_keys().map(str::to_owned).collect();
+        diff
     }
 
     /// Names of what has to start.
@@ -49,37 +49,31 @@ impl Difference {
     }
 }
 
-/// All that a new config changes.
+/// All that a new config diff.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Changes {
-    pub(super) joins: Difference,
-    pub(super) sources: Difference,
-    pub(super) sinks: Difference,
+pub(super) struct ConfigDiff {
+    pub(super) joins: NameDiff,
+    pub(super) sources: NameDiff,
+    pub(super) sinks: NameDiff,
     /// Whether `retention`, `delivery` or `audit` differ.
     pub(super) settings: bool,
 }
 
-impl Changes {
+impl ConfigDiff {
     pub(super) fn is_empty(&self) -> bool {
-        [&self.joins, &self.sources, &self.sinks].iter().all(|difference| difference.is_empty())
-            && !self.settings
+        [&self.joins, &self.sources, &self.sinks].iter().all(|diff| diff.is_empty()) && !self.settings
     }
 }
 
-impl fmt::Display for Changes {
+impl fmt::Display for ConfigDiff {
     /// `joins: 2 added (a, b), 1 removed (c); sinks: 1 changed (d)`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_empty() {
             return f.write_str("nothing that runs differs");
         }
         let mut parts = Vec::new();
-        for (kind, difference) in [("joins", &self.joins), ("sources", &self.sources), ("sinks", &self.sinks)]
-        {
-            let deeds = [
-                ("added", &difference.added),
-                ("changed", &difference.changed),
-                ("removed", &difference.removed),
-            ];
+        for (kind, diff) in [("joins", &self.joins), ("sources", &self.sources), ("sinks", &self.sinks)] {
+            let deeds = [("added", &diff.added), ("changed", &diff.changed), ("removed", &diff.removed)];
             let deeds: Vec<String> = deeds
                 .iter()
                 .filter(|(_, names)| !names.is_empty())
@@ -97,7 +91,7 @@ impl fmt::Display for Changes {
 }
 
 /// Joins that differ in what they yield, how it is written out, or which sinks take it.
-pub(super) fn joins(old: &Pipeline, new: &Pipeline) -> Difference {
+pub(super) fn joins(old: &Pipeline, new: &Pipeline) -> NameDiff {
     fn parts(pipeline: &Pipeline) -> impl Iterator<Item = (&str, impl PartialEq)> {
         let checked: BTreeMap<&str, _> =
             pipeline.joins.iter().map(|join| (join.name.as_str(), join)).collect();
@@ -107,7 +101,7 @@ pub(super) fn joins(old: &Pipeline, new: &Pipeline) -> Difference {
             .iter()
             .map(move |join| (join.name.as_str(), (checked.get(join.name.as_str()).copied(), &join.sinks)))
     }
-    Difference::between(parts(old), parts(new))
+    NameDiff::between(parts(old), parts(new))
 }
 
 /// Complains about each field that differs and that a running worker can't change.
@@ -135,15 +129,15 @@ mod tests {
     fn a_difference_is_told_in_one_line() {
         let old = [("a", 1), ("b", 1), ("c", 1)];
         let new = [("b", 2), ("c", 1), ("d", 1), ("e", 1)];
-        let between = || Difference::between(old.into_iter(), new.into_iter());
-        let changes = Changes { joins: between(), sinks: between(), settings: true, ..Changes::default() };
+        let between = || NameDiff::between(old.into_iter(), new.into_iter());
+        let diff = ConfigDiff { joins: between(), sinks: between(), settings: true, ..ConfigDiff::default() };
         assert_eq!(
-            changes.to_string(),
+            diff.to_string(),
             "joins: 2 added (d, e), 1 changed (b), 1 removed (a); sinks: 2 added (d, e), 1 changed (b), 1 removed (a); \
              settings changed"
         );
-        assert_eq!(changes.joins.starting().collect::<Vec<_>>(), ["d", "e", "b"]);
-        assert_eq!(changes.joins.stopping().collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(Changes::default().to_string(), "nothing that runs differs");
+        assert_eq!(diff.joins.starting().collect::<Vec<_>>(), ["d", "e", "b"]);
+        assert_eq!(diff.joins.stopping().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(ConfigDiff::default().to_string(), "nothing that runs differs");
     }
 }

@@ -19,30 +19,32 @@ const IDS_MAX: usize = 1_000;
 
 /// Ids of results.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Told {
+pub(super) struct DeliveredIds {
     /// The oldest first.
     ids: VecDeque<String>,
     set: HashSet<String>,
 }
 
-impl Told {
+impl DeliveredIds {
     /// Adds ids, and lets go of the oldest so that the text fits. Returns nothing if the new ones alone don't.
     pub(super) fn with<'i>(&self, new: impl Iterator<Item = &'i str>) -> Option<Self> {
-        let mut told = self.clone();
+        let mut delivered = self.clone();
         let mut added = 0;
         for id in new {
-            if told.set.insert(id.to_owned()) {
-                told.ids.push_back(id.to_owned());
+            if delivered.set.insert(id.to_owned()) {
+                delivered.ids.push_back(id.to_owned());
                 added += 1;
             }
         }
-        while told.ids.len() > added && (told.ids.len() > IDS_MAX || told.text().len() > TEXT_BYTES_MAX) {
-            let spare = told.ids.len() - added;
-            for id in told.ids.drain(..spare.min(SPARE_STEP)) {
-                told.set.remove(&id);
+        while delivered.ids.len() > added
+            && (delivered.ids.len() > IDS_MAX || delivered.text().len() > TEXT_BYTES_MAX)
+        {
+            let spare = delivered.ids.len() - added;
+            for id in delivered.ids.drain(..spare.min(SPARE_STEP)) {
+                delivered.set.remove(&id);
             }
         }
-        (told.text().len() <= TEXT_BYTES_MAX).then_some(told)
+        (delivered.text().len() <= TEXT_BYTES_MAX).then_some(delivered)
     }
 
     pub(super) fn has(&self, id: &str) -> bool {
@@ -72,7 +74,7 @@ impl Told {
 
     /// Reads the text back; what can't be read is nothing.
     pub(super) fn read(text: &str) -> Self {
-        let mut told = Self::default();
+        let mut delivered = Self::default();
         for (lineage, encoded) in text.split(',').filter_map(|part| part.split_once(':')) {
             let Ok(bytes) = BASE64_URL_SAFE_NO_PAD.decode(encoded) else { continue };
             let mut bytes = bytes.into_iter();
@@ -83,11 +85,11 @@ impl Told {
                     epochs => Position { epoch: last.epoch + epochs, n },
                 };
                 let id = ResultId { lineage, position: last }.to_string();
-                told.ids.push_back(id.clone());
-                told.set.insert(id);
+                delivered.ids.push_back(id.clone());
+                delivered.set.insert(id);
             }
         }
-        told
+        delivered
     }
 }
 
@@ -120,8 +122,8 @@ mod tests {
         positions.map(|(epoch, n)| format!("abc.{epoch}.{n}")).collect()
     }
 
-    fn told(ids: &[String]) -> Told {
-        Told::default().with(ids.iter().map(String::as_str)).expect("they fit")
+    fn delivered(ids: &[String]) -> DeliveredIds {
+        DeliveredIds::default().with(ids.iter().map(String::as_str)).expect("they fit")
     }
 
     #[test]
@@ -133,16 +135,16 @@ mod tests {
             ids([(0, 0), (0, 1), (u64::from(u32::MAX), 9)].into_iter()),
             ["old.1.2", "new.1.2", "new.9.0"].map(str::to_owned).into(),
         ] {
-            let told = told(&ids);
-            assert_eq!(Told::read(&told.text()).set, told.set);
-            assert!(ids.iter().all(|id| told.has(id)));
+            let delivered = delivered(&ids);
+            assert_eq!(DeliveredIds::read(&delivered.text()).set, delivered.set);
+            assert!(ids.iter().all(|id| delivered.has(id)));
         }
-        assert_eq!(Told::read("what:ever is this").set, HashSet::new());
+        assert_eq!(DeliveredIds::read("what:ever is this").set, HashSet::new());
     }
 
     #[test]
     fn the_newest_stay_and_the_text_fits() {
-        let mut last = Told::default();
+        let mut last = DeliveredIds::default();
         let scattered: Vec<String> = ids((0..3_000).map(|n| (1_000_000 + n * 199_999, n * 7)));
         for some in scattered.chunks(40) {
             last = last.with(some.iter().map(String::as_str)).expect("40 fit");
@@ -150,9 +152,9 @@ mod tests {
         }
         assert!((400..1_000).contains(&last.ids.len()), "{} are kept", last.ids.len());
         assert_eq!(last.set.len(), last.ids.len());
-        let too_many = Told::default().with(scattered.iter().map(String::as_str));
+        let too_many = DeliveredIds::default().with(scattered.iter().map(String::as_str));
         assert!(too_many.is_none());
-        let dense = told(&ids((0..1_000).map(|n| (1_000_000, n * 3))));
+        let dense = delivered(&ids((0..1_000).map(|n| (1_000_000, n * 3))));
         assert_eq!(dense.ids.len(), 1_000, "an epoch's results take little room");
     }
 }
