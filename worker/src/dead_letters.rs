@@ -15,7 +15,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use tokio::sync::watch;
 use tracing::warn;
 
-use crate::results::event::{Event, JoinId, Op, Position};
+use crate::results::event::{Event, JoinId, Op, PendingResult, Position};
 use crate::storage::sqlite::{self, Journal, SqliteError};
 
 const SCHEMA: &str = "
@@ -72,21 +72,19 @@ pub(crate) struct DeadLetters {
     interventions: watch::Sender<u64>,
 }
 
-/// A result that a sink did not take.
+/// A result that is in the queue, since a sink did not take it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Letter {
-    pub(crate) join_name: String,
-    /// Lineage of the result's id; it may be older than the directory's.
-    pub(crate) lineage: String,
-    pub(crate) event: Event,
+pub(crate) struct DeadLetter {
+    pub(crate) result: PendingResult,
     /// Deliveries that have failed.
     pub(crate) attempts: u32,
 }
 
-/// Why a letter is put into the queue, and when it is tried again.
+/// Why a result is put into the queue, and when it is tried again.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Postmark {
+pub(crate) struct RetryState {
     pub(crate) reason: String,
+    /// Deliveries that have failed.
     pub(crate) attempts: u32,
     /// Seconds since the epoch; `None` waits for somebody to ask for it.
     pub(crate) retry_at: Option<i64>,
@@ -128,19 +126,19 @@ impl DeadLetters {
         self.bytes_max.store(bytes_max, Ordering::Relaxed);
     }
 
-    /// Puts a letter in, or replaces the older one of its key. Putting the same one in again changes nothing
-    /// but its postmark, and not its age; an older one is ignored. Room is made before, so that what goes is never
-    /// the one that comes.
+    /// Puts a result in, or replaces the older letter of its key. Putting the same result in again changes nothing
+    /// but its retry state, and not its age; an older result is ignored. Room is made before, so that the result that
+    /// comes is never the one that goes.
     pub(crate) fn put(
         &self,
         sink: &str,
-        letter: &Letter,
-        mark: &Postmark,
+        result: &PendingResult,
+        retry: &RetryState,
         now: i64,
     ) -> Result<(), SqliteError> {
         self.limit_size()?;
         self.doing("store a dead letter", |connection| {
-            let event = &letter.event;
+            let event = &result.event;
             connection
                 .prepare_cached(
                     "INSERT INTO letters (sink, join_name, key, lineage, epoch, n, op, rows, timestamp, reason, attempts,
@@ -155,18 +153,18 @@ impl DeadLetters {
                 )?
                 .execute(params![
                     sink,
-                    letter.join_name,
+                    result.join_name,
                     event.key,
-                    letter.lineage,
+                    result.lineage,
                     event.position.epoch,
                     event.position.n,
                     event.op.as_str(),
                     event.rows,
                     event.timestamp,
-                    mark.reason,
-                    mark.attempts,
+                    retry.reason,
+                    retry.attempts,
                     now,
-                    mark.retry_at
+                    retry.retry_at
                 ])?;
             Ok(())
         })
@@ -184,7 +182,8 @@ impl DeadLetters {
     }
 
     /// Takes a letter out after it was delivered, unless a newer one has come in its place.
-    pub(crate) fn remove(&self, sink: &str, letter: &Letter) -> Result<(), SqliteError> {
+    pub(crate) fn remove(&self, sink: &str, letter: &DeadLetter) -> Result<(), SqliteError> {
+        let PendingResult { join_name, lineage, event } = &letter.result;
         self.doing("remove a dead letter", |connection| {
             connection
                 .prepare_cached(
@@ -193,11 +192,11 @@ impl DeadLetters {
                 )?
                 .execute(params![
                     sink,
-                    letter.join_name,
-                    letter.event.key,
-                    letter.event.position.epoch,
-                    letter.event.position.n,
-                    letter.lineage
+                    join_name,
+                    event.key,
+                    event.position.epoch,
+                    event.position.n,
+                    lineage
                 ])?;
             Ok(())
         })
@@ -215,7 +214,7 @@ impl DeadLetters {
     }
 
     /// Letters of a sink that are due at `now`, the longest due first, at most `limit`.
-    pub(crate) fn due(&self, sink: &str, now: i64, limit: usize) -> Result<Vec<Letter>, SqliteError> {
+    pub(crate) fn due(&self, sink: &str, now: i64, limit: usize) -> Result<Vec<DeadLetter>, SqliteError> {
         self.doing("read dead letters", |connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT join_name, lineage, epoch, n, key, op, rows, timestamp, attempts FROM letters
@@ -360,8 +359,8 @@ fn drop_oldest(connection: &Connection, bytes: u64) -> rusqlite::Result<usize> {
     Ok(dropped)
 }
 
-fn read_letter(row: &Row<'_>) -> rusqlite::Result<Letter> {
-    Ok(Letter {
+fn read_letter(row: &Row<'_>) -> rusqlite::Result<DeadLetter> {
+    let result = PendingResult {
         join_name: row.get(0)?,
         lineage: row.get(1)?,
         event: Event {
@@ -373,8 +372,8 @@ fn read_letter(row: &Row<'_>) -> rusqlite::Result<Letter> {
             rows: row.get(6)?,
             timestamp: row.get(7)?,
         },
-        attempts: row.get(8)?,
-    })
+    };
+    Ok(DeadLetter { result, attempts: row.get(8)? })
 }
 
 #[cfg(test)]
@@ -403,7 +402,7 @@ mod tests {
         assert_eq!(letters.clean(2_999).unwrap(), count - 1, "what is too old goes too");
     }
 
-    fn letter(key: &str, bytes: usize) -> Letter {
+    fn result(key: &str, bytes: usize) -> PendingResult {
         let event = Event {
             position: Position { epoch: 1, n: 1 },
             join: JoinId(1),
@@ -412,12 +411,12 @@ mod tests {
             rows: "x".repeat(bytes),
             timestamp: 0,
         };
-        Letter { join_name: "j".to_owned(), lineage: "l".to_owned(), event, attempts: 1 }
+        PendingResult { join_name: "j".to_owned(), lineage: "l".to_owned(), event }
     }
 
-    fn put(letters: &DeadLetters, letter: &Letter, now: i64) {
-        let mark = Postmark { reason: "no".to_owned(), attempts: 1, retry_at: None };
-        letters.put("s", letter, &mark, now).unwrap();
+    fn put(letters: &DeadLetters, result: &PendingResult, now: i64) {
+        let retry = RetryState { reason: "no".to_owned(), attempts: 1, retry_at: None };
+        letters.put("s", result, &retry, now).unwrap();
     }
 
     #[test]
@@ -429,7 +428,7 @@ mod tests {
         };
         (0..3_000).for_each(reject);
         for number in 0..5 {
-            put(&letters, &letter(&format!("\"{number}\""), 100), 10_000);
+            put(&letters, &result(&format!("\"{number}\""), 100), 10_000);
         }
         (3_000..3_600).for_each(reject);
         assert_eq!(letters.count("s").unwrap(), 5);
@@ -440,13 +439,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let letters = DeadLetters::open(&folder.path().join("dlq.db"), Synchronous::Normal, 1 << 20).unwrap();
         for number in 0..60 {
-            put(&letters, &letter(&format!("\"{number}\""), 20_000), number);
+            put(&letters, &result(&format!("\"{number}\""), 20_000), number);
         }
         let dropped = letters.clean(i64::MIN).unwrap();
         assert!((1..20).contains(&dropped), "{dropped} of 60 letters of 20 kB went for 1 MiB");
         assert!(!letters.holds("s", "j", "\"0\"").unwrap() && letters.holds("s", "j", "\"59\"").unwrap());
         letters.unchecked.store(UNCHECKED_MAX, Ordering::Relaxed);
-        put(&letters, &letter("\"large\"", 3 << 20), -1);
+        put(&letters, &result("\"large\"", 3 << 20), -1);
         assert!(letters.holds("s", "j", "\"large\"").unwrap(), "whatever its age and size");
     }
 

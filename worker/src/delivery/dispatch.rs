@@ -1,4 +1,4 @@
-//! The loop that runs one sink: due letters first, then the outbox from the sink's cursor on. A dead letter is
+//! The loop that runs one sink: due dead letters first, then the outbox from the sink's cursor on. A dead letter is
 //! stored before the cursor moves, so a crash in between delivers twice and loses nothing.
 
 mod begin;
@@ -17,8 +17,8 @@ use super::circuit::{Circuit, Passage};
 use super::schedule::retry_delay;
 use crate::blocking::blocking;
 use crate::clock::Moment;
-use crate::dead_letters::{DeadLetters, Letter, Postmark};
-use crate::results::event::{Envelope, Event, JoinId, ResultId};
+use crate::dead_letters::{DeadLetter, DeadLetters, RetryState};
+use crate::results::event::{Envelope, Event, JoinId, PendingResult, ResultId};
 use crate::results::reader::PageLimit;
 use crate::results::release::Release;
 use crate::results::{Applied, Position, Reader, Results};
@@ -219,24 +219,24 @@ impl Dispatcher {
         if due.is_empty() {
             return Ok(());
         }
-        let (known, orphans): (Vec<Letter>, Vec<Letter>) =
-            due.into_iter().partition(|letter| self.envelope(&letter.join_name).is_some());
+        let (known, orphans): (Vec<DeadLetter>, Vec<DeadLetter>) =
+            due.into_iter().partition(|letter| self.envelope(&letter.result.join_name).is_some());
         for letter in orphans {
             // Its join is gone, and with it the way it was written out.
             self.letters.remove(&self.name, &letter)?;
         }
-        let (outcomes, now) = self.deliver(&known, now).await;
+        let (outcomes, now) = self.deliver(known.iter().map(|letter| &letter.result), now).await;
         for (letter, outcome) in known.iter().zip(outcomes) {
             match self.judge(Tried::Letter, outcome, circuit, now) {
                 Verdict::Delivered => self.letters.remove(&self.name, letter)?,
                 Verdict::Failed { reason, again } => {
-                    self.store_letter(letter, reason, letter.attempts + 1, again, now)?;
+                    self.store_letter(&letter.result, reason, letter.attempts + 1, again, now)?;
                 }
                 Verdict::Held { reason, wait } => {
                     // Others that are due come first when the time is over.
                     let retry_at = Some(now.after(wait).seconds);
-                    let mark = Postmark { reason, attempts: letter.attempts, retry_at };
-                    self.letters.put(&self.name, letter, &mark, now.seconds)?;
+                    let retry = RetryState { reason, attempts: letter.attempts, retry_at };
+                    self.letters.put(&self.name, &letter.result, &retry, now.seconds)?;
                     break;
                 }
             }
@@ -258,13 +258,13 @@ impl Dispatcher {
         if !self.release.wait(wanted, committed, &self.stopping).await {
             return Ok(0);
         }
-        let letters: Vec<Letter> = events.into_iter().map(|event| self.letter(event)).collect();
+        let pending: Vec<PendingResult> = events.into_iter().map(|event| self.pending(event)).collect();
         let mut handled = 0;
-        while handled < letters.len() {
-            let mut call: Vec<Letter> = Vec::new();
+        while handled < pending.len() {
+            let mut call: Vec<&PendingResult> = Vec::new();
             let mut keys = HashSet::new();
-            for letter in &letters[handled..] {
-                let key = (letter.join_name.as_str(), letter.event.key.as_str());
+            for result in &pending[handled..] {
+                let key = (result.join_name.as_str(), result.event.key.as_str());
                 // Two results of one key must not be in one call: if the first fails, the second would overtake.
                 if keys.contains(&key) {
                     break;
@@ -275,15 +275,15 @@ impl Dispatcher {
                     }
                     // It takes the place of the older one and is tried in its turn, at once.
                     let reason = "an older result of the key had failed".to_owned();
-                    self.store_letter(letter, reason, 0, true, now)?;
+                    self.store_letter(result, reason, 0, true, now)?;
                     handled += 1;
                     continue;
                 }
                 keys.insert(key);
-                call.push(letter.clone());
+                call.push(result);
             }
-            let (outcomes, now) = self.deliver(&call, now).await;
-            for (letter, outcome) in call.iter().zip(outcomes) {
+            let (outcomes, now) = self.deliver(call.iter().copied(), now).await;
+            for (result, outcome) in call.into_iter().zip(outcomes) {
                 let was_open = circuit.is_open();
                 match self.judge(Tried::Result, outcome, circuit, now) {
                     Verdict::Delivered => {}
@@ -293,7 +293,7 @@ impl Dispatcher {
                     // The sink as a whole is away: wait here.
                     Verdict::Failed { again: true, .. } if was_open => return Ok(handled),
                     Verdict::Held { .. } => return Ok(handled),
-                    Verdict::Failed { reason, again } => self.store_letter(letter, reason, 1, again, now)?,
+                    Verdict::Failed { reason, again } => self.store_letter(result, reason, 1, again, now)?,
                 }
                 handled += 1;
             }
@@ -306,9 +306,12 @@ impl Dispatcher {
     }
 
     /// Hands results to the sink. Returns what became of them, and when that was known.
-    async fn deliver(&mut self, letters: &[Letter], now: Moment) -> (Vec<Outcome>, Moment) {
-        let deliveries: Vec<Delivery> =
-            letters.iter().filter_map(|letter| self.delivery_of(letter)).collect();
+    async fn deliver(
+        &mut self,
+        results: impl Iterator<Item = &PendingResult>,
+        now: Moment,
+    ) -> (Vec<Outcome>, Moment) {
+        let deliveries: Vec<Delivery> = results.filter_map(|result| self.delivery_of(result)).collect();
         if deliveries.is_empty() {
             return (Vec::new(), now);
         }
@@ -381,10 +384,10 @@ impl Dispatcher {
         }
     }
 
-    /// Puts a letter into the queue; `attempts` counts failed deliveries, 0 is due at once.
+    /// Puts a result into the dead-letter queue; `attempts` counts failed deliveries, 0 is due at once.
     fn store_letter(
         &mut self,
-        letter: &Letter,
+        result: &PendingResult,
         reason: String,
         attempts: u32,
         again: bool,
@@ -396,7 +399,7 @@ impl Dispatcher {
             0 => now.seconds,
             attempts => now.after(retry_delay(policy, attempts - 1, rand::random())).seconds,
         });
-        self.letters.put(&self.name, letter, &Postmark { reason, attempts, retry_at }, now.seconds)?;
+        self.letters.put(&self.name, result, &RetryState { reason, attempts, retry_at }, now.seconds)?;
         self.has_letters = true;
         Ok(())
     }
@@ -422,27 +425,22 @@ impl Dispatcher {
         );
     }
 
-    fn letter(&self, event: Event) -> Letter {
+    fn pending(&self, event: Event) -> PendingResult {
         let envelope = self.routes.envelope(event.join).expect("only joins that it takes are read");
-        Letter {
-            join_name: envelope.join_name.clone(),
-            lineage: envelope.lineage.clone(),
-            event,
-            attempts: 0,
-        }
+        PendingResult { join_name: envelope.join_name.clone(), lineage: envelope.lineage.clone(), event }
     }
 
-    fn delivery_of(&self, letter: &Letter) -> Option<Delivery> {
-        let envelope =
-            Envelope { lineage: letter.lineage.clone(), ..self.envelope(&letter.join_name)?.clone() };
-        let id = ResultId { lineage: &letter.lineage, position: letter.event.position };
+    fn delivery_of(&self, result: &PendingResult) -> Option<Delivery> {
+        let PendingResult { join_name, lineage, event } = result;
+        let envelope = Envelope { lineage: lineage.clone(), ..self.envelope(join_name)?.clone() };
+        let id = ResultId { lineage, position: event.position };
         Some(Delivery {
             id: id.to_string(),
-            key: letter.event.key.clone(),
-            join_name: letter.join_name.clone(),
-            epoch: letter.event.position.epoch,
-            op: letter.event.op,
-            json: envelope.json(&letter.event, false),
+            key: event.key.clone(),
+            join_name: join_name.clone(),
+            epoch: event.position.epoch,
+            op: event.op,
+            json: envelope.json(event, false),
         })
     }
 

@@ -115,6 +115,15 @@ pub(crate) struct Event {
     pub(crate) timestamp: i64,
 }
 
+/// A result on its way to a sink.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PendingResult {
+    pub(crate) join_name: String,
+    /// Lineage of the result's id; it may be older than the directory's.
+    pub(crate) lineage: String,
+    pub(crate) event: Event,
+}
+
 /// How the results of one join are written out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Envelope {

@@ -19,10 +19,10 @@ fn put_letters(simulation: &mut Simulation, count: u64) {
             rows: "[1]".to_owned(),
             timestamp: simulation.now.seconds,
         };
-        let letter = Letter { join_name: "j".to_owned(), lineage: "lin".to_owned(), event, attempts: 1 };
+        let result = PendingResult { join_name: "j".to_owned(), lineage: "lin".to_owned(), event };
         let now = simulation.now.seconds;
-        let mark = Postmark { reason: "answered 500".to_owned(), attempts: 1, retry_at: Some(now) };
-        simulation.dispatcher.letters.put("s", &letter, &mark, now).unwrap();
+        let retry = RetryState { reason: "answered 500".to_owned(), attempts: 1, retry_at: Some(now) };
+        simulation.dispatcher.letters.put("s", &result, &retry, now).unwrap();
     }
 }
 
