@@ -14,8 +14,8 @@
 pub(crate) mod event;
 pub(crate) mod outbox;
 pub(crate) mod reader;
+pub(crate) mod recovery_barrier;
 pub(crate) mod release;
-pub(crate) mod settling;
 pub(crate) mod store;
 mod tables;
 

@@ -44,8 +44,8 @@ use crate::pipeline::{Pipeline, Reload};
 use crate::replication::boot::Begin;
 use crate::replication::{Replica, ReplicationError, Site, Tools, boot};
 use crate::results::event::JoinId;
+use crate::results::recovery_barrier::RecoveryBarrier;
 use crate::results::release::Release;
-use crate::results::settling::Settling;
 use crate::results::{Applied, Results};
 use crate::serve::Front;
 use crate::serve::listen::ListenError;
@@ -239,7 +239,12 @@ impl Running {
         *status.lineage.lock().unwrap_or_else(PoisonError::into_inner) = store.results.lineage().to_owned();
         status.outbox_bytes.set(store.results.outbox_bytes()?);
         let mut progress = evaluation::register(&store.results, &pipeline.joins, plan.storage.shard_count)?;
-        evaluation::settle(&store.results, &pipeline.joins, &mut progress, &store.shard_paths())?;
+        evaluation::reset_stale_progress(
+            &store.results,
+            &pipeline.joins,
+            &mut progress,
+            &store.shard_paths(),
+        )?;
         let ids = evaluation::ids(&pipeline.joins, &progress);
         let end = store.reader.end()?;
         let epoch = evaluation::epoch(&progress).unwrap_or(end.epoch);
@@ -256,7 +261,7 @@ impl Running {
             let status = Arc::clone(&status.replication);
             Replication::start(replica, status, passes.clone(), ingest.clone(), overtaken)
         });
-        let settling = Settling::begin(&store.results, &applied)?;
+        let recovery_barrier = RecoveryBarrier::begin(&store.results, &applied)?;
         let repairs = Arc::new(Repairs::default());
         let evaluation = Evaluation::start(Evaluator {
             gate: Arc::clone(&gate),
@@ -284,7 +289,7 @@ impl Running {
             letters: Arc::clone(&store.letters),
             status: Arc::clone(&status),
             applied,
-            settling,
+            recovery_barrier,
             release: match plan.replication.as_ref().is_some_and(|replication| replication.results_wait) {
                 true => Release::after(passes.clone()),
                 false => Release::default(),

@@ -197,7 +197,7 @@ impl Start<'_> {
             complete_until: choice.decision.complete_until(&seen.local, clock::epoch_seconds()),
             lock_inode: directory.locked.inode()?,
         });
-        let restored = directory.settle(self.plan, &choice, &seen.local, &marker).await?;
+        let restored = directory.carry_out(self.plan, &choice, &seen.local, &marker).await?;
         Ok((marker, restored))
     }
 

@@ -107,7 +107,7 @@ impl Directory<'_> {
     }
 
     /// Does what was decided, so that the directory may write the marker's incarnation.
-    pub(super) async fn settle(
+    pub(super) async fn carry_out(
         &self,
         plan: &Plan,
         choice: &Choice,

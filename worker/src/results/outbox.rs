@@ -135,7 +135,7 @@ impl Results {
 
     /// Removes what nobody should get any more, now that every join was evaluated: results that were stored before what
     /// they follow from was lost, and that have been taken back.
-    pub(crate) fn settle(&self) -> Result<(), SqliteError> {
+    pub(crate) fn end_recovery(&self) -> Result<(), SqliteError> {
         let mut after = Position::default();
         while let Some((up_to, ..)) = self.compact_step(after)? {
             after = up_to;

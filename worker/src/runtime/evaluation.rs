@@ -69,7 +69,7 @@ pub(super) fn register(
 
 /// Has joins evaluated anew whose results don't follow from the change logs: a crash of the machine took commits away,
 /// or a file was put back. This is noted before anything is written, since numbers that were lost are used again.
-pub(super) fn settle(
+pub(super) fn reset_stale_progress(
     results: &Results,
     joins: &[CheckedJoin],
     progress: &mut [Progress],

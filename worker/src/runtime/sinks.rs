@@ -19,8 +19,8 @@ use crate::dead_letters::DeadLetters;
 use crate::delivery::circuit::Circuit;
 use crate::delivery::dispatch::Dispatcher;
 use crate::results::event::{Envelope, JoinId};
+use crate::results::recovery_barrier::RecoveryBarrier;
 use crate::results::release::Release;
-use crate::results::settling::Settling;
 use crate::results::{Applied, Reader, Results};
 use crate::serve::Front;
 use crate::sink::Sink;
@@ -73,7 +73,7 @@ pub(super) struct Sinks {
     pub(super) status: Arc<Status>,
     pub(super) applied: watch::Receiver<Applied>,
     /// Whether results may be shown.
-    pub(super) settling: Settling,
+    pub(super) recovery_barrier: RecoveryBarrier,
     /// When results may leave.
     pub(super) release: Release,
     pub(super) secrets: Arc<Secrets>,
@@ -96,19 +96,19 @@ impl Sinks {
             .map(|name| {
                 let spec = specs[name].clone();
                 let work = self.work(name, &spec, listeners)?;
-                let work = self.when_settled(work);
+                let work = self.behind_barrier(work);
                 Ok(Ready { name: name.to_owned(), spec, work })
             })
             .collect()
     }
 
     /// Has work wait until results may be shown; what is listened to is told at once.
-    fn when_settled(&self, work: Work) -> Work {
-        let settling = self.settling.clone();
+    fn behind_barrier(&self, work: Work) -> Work {
+        let recovery_barrier = self.recovery_barrier.clone();
         Box::new(move |mut stopping| {
             let task = work(stopping.clone());
             Box::pin(async move {
-                if settling.wait(&mut stopping).await {
+                if recovery_barrier.wait(&mut stopping).await {
                     task.await;
                 }
             })

@@ -1,6 +1,6 @@
-//! Results that may be ahead of what is in the topics: a disk or its last commits were lost, and what follows from them was
-//! stored elsewhere. Nobody is shown any until every join was evaluated, so that nobody gets what is about to be taken
-//! back.
+//! A barrier in front of sinks for results that may be ahead of the topics: a disk or its last commits were lost, and
+//! results that follow from them were stored elsewhere. No result is shown until every join was evaluated, so that no
+//! sink gets one that is about to be taken back.
 
 use std::sync::Arc;
 
@@ -17,16 +17,16 @@ const FILE_RETRY: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Whether results may be shown yet.
 #[derive(Clone)]
-pub(crate) struct Settling(Option<Arc<Doubt>>);
+pub(crate) struct RecoveryBarrier(Option<Arc<Recovery>>);
 
-/// What is stored is doubtful.
-struct Doubt {
+/// The stored results are doubtful.
+struct Recovery {
     results: Arc<Results>,
     applied: watch::Receiver<Applied>,
-    settled: OnceCell<()>,
+    done: OnceCell<()>,
 }
 
-impl Settling {
+impl RecoveryBarrier {
     /// As of the start of the evaluator.
     pub(crate) fn begin(
         results: &Arc<Results>,
@@ -37,21 +37,21 @@ impl Settling {
         }
         info!("results may be ahead of what is in the topics; sinks wait until every join was evaluated");
         let (results, applied) = (Arc::clone(results), applied.clone());
-        Ok(Self(Some(Arc::new(Doubt { results, applied, settled: OnceCell::new() }))))
+        Ok(Self(Some(Arc::new(Recovery { results, applied, done: OnceCell::new() }))))
     }
 
-    /// Returns when results may be shown; `false` if the worker stops before. A join that fails holds up nobody: its
+    /// Returns when results may be shown; `false` if the worker stops before. A join that fails does not hold the barrier up: its
     /// results stay as they were, and its status says so.
     pub(crate) async fn wait(&self, stopping: &mut watch::Receiver<bool>) -> bool {
-        let Some(doubt) = &self.0 else { return true };
-        let mut applied = doubt.applied.clone();
+        let Some(recovery) = &self.0 else { return true };
+        let mut applied = recovery.applied.clone();
         tokio::select! {
             // A planned stop evaluates all there is before it gets to the sinks.
             biased;
             Ok(_) = applied.wait_for(Applied::is_of_this_run) => {}
             _ = stopping.wait_for(|stopping| *stopping) => return false,
         }
-        while let Err(error) = doubt.settled.get_or_try_init(|| doubt.settle()).await {
+        while let Err(error) = recovery.done.get_or_try_init(|| recovery.finish()).await {
             warn!(error = chain(&error), "could not settle the results; sinks wait, trying again");
             tokio::select! {
                 () = tokio::time::sleep(FILE_RETRY) => {}
@@ -62,10 +62,10 @@ impl Settling {
     }
 }
 
-impl Doubt {
-    async fn settle(&self) -> Result<(), SqliteError> {
+impl Recovery {
+    async fn finish(&self) -> Result<(), SqliteError> {
         let results = Arc::clone(&self.results);
-        blocking(move || results.settle()).await?;
+        blocking(move || results.end_recovery()).await?;
         info!("every join was evaluated; sinks go on");
         Ok(())
     }
