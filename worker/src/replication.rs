@@ -1,10 +1,10 @@
 //! Copies of the data at another place, kept by Litestream: under which prefix this worker may write them
-//! ([`incarnation`]), how the data comes back ([`boot`]), and what is told of how far they are ([`keeper`]).
+//! ([`incarnation`]), how the data comes back ([`boot`]), and what is told of how far they are ([`monitor`]).
 //!
 //! ```text
 //! shard_0.db … results.db, dlq.db, sources.db ──WAL──► Litestream (a child of ours) ──► <replicaUrl>/<identity>/0/incarnation-N-id/…
 //!                                                          ▲ control socket
-//!                             keeper: how far, READY, does the claim still name us ──► claim.json, READY
+//!                             monitor: how far, READY, does the claim still name us ─► claim.json, READY
 //! ```
 
 use std::collections::BTreeMap;
@@ -30,10 +30,10 @@ pub(crate) mod config;
 mod directory;
 pub(crate) mod fetch;
 pub(crate) mod incarnation;
-pub(crate) mod keeper;
 mod listing;
 pub(crate) mod litestream;
 pub(crate) mod location;
+pub(crate) mod monitor;
 pub(crate) mod objects;
 mod restore_points;
 mod sftp;

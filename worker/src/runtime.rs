@@ -55,7 +55,7 @@ use crate::storage::gate::EpochGate;
 use crate::storage::ingest::Ingest;
 use crate::storage::layout::{LayoutError, LockedDir};
 use crate::storage::offsets::stream_offsets;
-use crate::storage::replicated::Passes;
+use crate::storage::replication_barrier::ReplicationBarrier;
 use crate::storage::shard::Shard;
 use crate::storage::sqlite::SqliteError;
 use crate::{admin, clock};
@@ -234,7 +234,7 @@ impl Running {
             // A replica is whole when each of its files is there.
             states.make()?;
         }
-        let passes = Passes::default();
+        let replication_barrier = ReplicationBarrier::default();
         status.config.leaves_out(pipeline.left_out.clone());
         *status.lineage.lock().unwrap_or_else(PoisonError::into_inner) = store.results.lineage().to_owned();
         status.outbox_bytes.set(store.results.outbox_bytes()?);
@@ -259,7 +259,7 @@ impl Running {
         let (ingest, writers) = writers::start(plan, shards, &store.topics, &gate, &status, &trim_to);
         let replication = replica.map(|replica| {
             let status = Arc::clone(&status.replication);
-            Replication::start(replica, status, passes.clone(), ingest.clone(), overtaken)
+            Replication::start(replica, status, replication_barrier.clone(), ingest.clone(), overtaken)
         });
         let recovery_barrier = RecoveryBarrier::begin(&store.results, &applied)?;
         let repairs = Arc::new(Repairs::default());
@@ -291,7 +291,7 @@ impl Running {
             applied,
             recovery_barrier,
             release: match plan.replication.as_ref().is_some_and(|replication| replication.results_wait) {
-                true => Release::after(passes.clone()),
+                true => Release::after(replication_barrier.clone()),
                 false => Release::default(),
             },
             secrets: Arc::clone(&secrets),
@@ -334,7 +334,7 @@ impl Running {
             secrets,
             shard_paths,
             states,
-            passes,
+            replication_barrier,
         };
         let names = source_specs.keys().map(String::as_str);
         let ready = sources.prepare(names, &source_specs, &listeners, &offsets)?;

@@ -17,7 +17,7 @@ pub(crate) mod layout;
 pub(crate) mod log;
 pub(crate) mod message;
 pub(crate) mod offsets;
-pub(crate) mod replicated;
+pub(crate) mod replication_barrier;
 pub(crate) mod retention;
 pub(crate) mod shard;
 pub(crate) mod sqlite;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::results::event::Position;
-use crate::storage::replicated::Passes;
+use crate::storage::replication_barrier::ReplicationBarrier;
 
 /// How long the replica is waited for before we see whether the worker stops.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -17,15 +17,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) struct Release(Option<Arc<Gate>>);
 
 struct Gate {
-    passes: Passes,
+    replication_barrier: ReplicationBarrier,
     /// Results up to this place are in the replica.
     released: Mutex<Position>,
 }
 
 impl Release {
     /// Results wait for the replica.
-    pub(crate) fn after(passes: Passes) -> Self {
-        Self(Some(Arc::new(Gate { passes, released: Mutex::default() })))
+    pub(crate) fn after(replication_barrier: ReplicationBarrier) -> Self {
+        Self(Some(Arc::new(Gate { replication_barrier, released: Mutex::default() })))
     }
 
     /// Returns when results up to `wanted` may leave; `committed` is the newest there is. Returns `false` if the worker
@@ -39,7 +39,7 @@ impl Release {
         let Some(gate) = &self.0 else { return true };
         let reached = wanted.max(committed);
         while *gate.released.lock().unwrap_or_else(PoisonError::into_inner) < wanted {
-            if gate.passes.replicated(PATIENCE).await {
+            if gate.replication_barrier.wait(PATIENCE).await {
                 let mut released = gate.released.lock().unwrap_or_else(PoisonError::into_inner);
                 *released = released.max(reached);
             } else if *stopping.borrow() {
@@ -52,6 +52,6 @@ impl Release {
     /// Returns when all that is committed now may leave, which the caller's thread waits for; `false` if that takes too
     /// long.
     pub(crate) fn wait_for_all(&self, runtime: &tokio::runtime::Handle, patience: Duration) -> bool {
-        self.0.as_ref().is_none_or(|gate| runtime.block_on(gate.passes.replicated(patience)))
+        self.0.as_ref().is_none_or(|gate| runtime.block_on(gate.replication_barrier.wait(patience)))
     }
 }

@@ -1,4 +1,4 @@
-//! Litestream and its keeper: started once the files are there, and stopped after everything that writes them.
+//! Litestream and its monitor: started once the files are there, and stopped after everything that writes them.
 
 use std::sync::Arc;
 
@@ -7,23 +7,23 @@ use tokio::sync::mpsc;
 
 use super::unit::Unit;
 use crate::replication::Replica;
-use crate::replication::keeper::Keeper;
+use crate::replication::monitor::ReplicaMonitor;
 use crate::status::replication::ReplicationStatus;
 use crate::storage::ingest::Ingest;
-use crate::storage::replicated::Passes;
+use crate::storage::replication_barrier::ReplicationBarrier;
 
 /// What replicates.
 pub(super) struct Replication {
     /// `None` where somebody else runs it.
     litestream: Option<Unit>,
-    keeper: Unit,
+    monitor: Unit,
 }
 
 impl Replication {
     pub(super) fn start(
         replica: Replica,
         status: Arc<ReplicationStatus>,
-        passes: Passes,
+        replication_barrier: ReplicationBarrier,
         ingest: Ingest,
         overtaken: mpsc::Sender<()>,
     ) -> Self {
@@ -35,15 +35,15 @@ impl Replication {
                 Box::pin(litestream.supervise(config, lock, files_count, stopping))
             }))
         });
-        let keeper = Keeper::new(replica, status, passes, ingest, overtaken);
-        let keeper = Unit::start(Box::new(|stopping| Box::pin(keeper.run(stopping))));
-        Self { litestream, keeper }
+        let monitor = ReplicaMonitor::new(replica, status, replication_barrier, ingest, overtaken);
+        let monitor = Unit::start(Box::new(|stopping| Box::pin(monitor.run(stopping))));
+        Self { litestream, monitor }
     }
 
     /// Has the last shipped, then ends Litestream; both take a bounded time.
     pub(super) async fn stop(mut self) {
-        self.keeper.ask_to_stop();
-        self.keeper.ended().await;
+        self.monitor.ask_to_stop();
+        self.monitor.ended().await;
         if let Some(mut litestream) = self.litestream {
             litestream.ask_to_stop();
             litestream.ended().await;

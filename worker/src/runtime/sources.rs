@@ -23,7 +23,7 @@ use crate::source::http::{self, HttpState};
 use crate::source::kafka::KafkaReader;
 use crate::status::Status;
 use crate::storage::ingest::Ingest;
-use crate::storage::replicated::Passes;
+use crate::storage::replication_barrier::ReplicationBarrier;
 
 /// A source as the config has it; one that differs is stopped and started anew.
 #[derive(Debug, Clone, PartialEq)]
@@ -74,7 +74,7 @@ pub(super) struct Sources {
     pub(super) shard_paths: Vec<PathBuf>,
     pub(super) states: Arc<States>,
     /// What waits for the replica.
-    pub(super) passes: Passes,
+    pub(super) replication_barrier: ReplicationBarrier,
 }
 
 impl Sources {
@@ -110,14 +110,20 @@ impl Sources {
                     .map_err(|problem| StartError::Source { name: name.clone(), problem })?;
                 let (listener, local) = listeners.listener(&format!("source {name}"))?;
                 let spec = spec.clone();
-                let passes = Some(self.passes.clone()).filter(|_| spec.waits_for_replica);
+                let replication_barrier =
+                    Some(self.replication_barrier.clone()).filter(|_| spec.waits_for_replica);
                 Ok(Box::new(move |stopping| {
                     let status = status.source(&name);
                     status.error.clear();
                     *status.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(local.to_string());
                     info!(source = name, address = %local, "taking messages: POST /ingest");
-                    let state =
-                        Arc::new(HttpState { spec, ingest, status, passes, stopping: stopping.clone() });
+                    let state = Arc::new(HttpState {
+                        spec,
+                        ingest,
+                        status,
+                        replication_barrier,
+                        stopping: stopping.clone(),
+                    });
                     Box::pin(front.serve(listener, http::router(state), stopping))
                 }))
             }
@@ -151,7 +157,8 @@ impl Sources {
                 let (spec, letters, secrets) =
                     ((**spec).clone(), Arc::clone(&self.letters), Arc::clone(&self.secrets));
                 let batch_messages_max = self.batch_messages_max;
-                let passes = Some(self.passes.clone()).filter(|_| spec.waits_for_replica);
+                let replication_barrier =
+                    Some(self.replication_barrier.clone()).filter(|_| spec.waits_for_replica);
                 Ok(Box::new(move |stopping| {
                     let status = status.source(&name);
                     status.contact.awaited();
@@ -168,7 +175,7 @@ impl Sources {
                         ingest,
                         letters,
                         status,
-                        passes,
+                        replication_barrier,
                         stopping,
                         batch_messages_max,
                         stored,

@@ -22,7 +22,7 @@ impl<S> Stall<S> {
         Self { stream, patience, waiting: None }
     }
 
-    /// Passes on what a write came to, unless it has waited for too long.
+    /// Returns what a write came to, unless it has waited for too long.
     fn within_patience<T>(
         &mut self,
         context: &mut Context<'_>,

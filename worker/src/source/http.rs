@@ -33,7 +33,7 @@ use self::body::{Framing, Item, ItemError, Refusal};
 use crate::status::source::SourceStatus;
 use crate::storage::ingest::{Arrival, Ingest};
 use crate::storage::message::Message;
-use crate::storage::replicated::Passes;
+use crate::storage::replication_barrier::ReplicationBarrier;
 use crate::storage::topics::TopicId;
 use crate::storage::writer::WriteError;
 
@@ -55,7 +55,7 @@ pub(crate) struct HttpState {
     pub(crate) ingest: Ingest,
     pub(crate) status: Arc<SourceStatus>,
     /// Where a message counts as taken once it is in the replica.
-    pub(crate) passes: Option<Passes>,
+    pub(crate) replication_barrier: Option<ReplicationBarrier>,
     pub(crate) stopping: watch::Receiver<bool>,
 }
 
@@ -172,8 +172,8 @@ async fn store(state: &HttpState, body: &[u8], framing: Framing) -> Response {
     let was_refused = !refused.is_empty();
     let is_empty = handed.is_empty();
     let outcome = state.ingest.write(batch).await;
-    if let Some(passes) = state.passes.as_ref().filter(|_| !is_empty)
-        && !passes.replicated(REPLICA_TIMEOUT).await
+    if let Some(replication_barrier) = state.replication_barrier.as_ref().filter(|_| !is_empty)
+        && !replication_barrier.wait(REPLICA_TIMEOUT).await
     {
         let error = format!(
             "stored, and not in the replica after {} s; send it again, which does no harm",

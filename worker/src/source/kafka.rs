@@ -30,7 +30,7 @@ use crate::source::lanes::Lanes;
 use crate::status::source::SourceStatus;
 use crate::storage::ingest::Ingest;
 use crate::storage::message::Message;
-use crate::storage::replicated::Passes;
+use crate::storage::replication_barrier::ReplicationBarrier;
 use crate::storage::shard::Stream;
 
 /// Blocks that wait between reading and writing.
@@ -51,7 +51,7 @@ pub(crate) struct KafkaReader {
     pub(crate) letters: Arc<DeadLetters>,
     pub(crate) status: Arc<SourceStatus>,
     /// What comes to the replica, where the broker is told of no more than that.
-    pub(crate) passes: Option<Passes>,
+    pub(crate) replication_barrier: Option<ReplicationBarrier>,
     pub(crate) stopping: watch::Receiver<bool>,
     /// Messages of one transaction of a shard.
     pub(crate) batch_messages_max: usize,
@@ -91,7 +91,7 @@ impl KafkaReader {
             topics: Arc::clone(&self.ingest.topics),
             letters: self.letters,
             status: self.status,
-            passes: self.passes,
+            replication_barrier: self.replication_barrier,
             stopping: self.stopping,
             stored: self.stored,
             progress: Arc::clone(lanes.progress()),

@@ -61,7 +61,7 @@ impl ReplicationStatus {
     }
 
     /// All that was committed before `until` is in the replica.
-    pub(crate) fn passed(&self, until: i64) {
+    pub(crate) fn synced_until(&self, until: i64) {
         self.error.clear();
         self.change(|state| state.complete_until = until);
     }

@@ -27,7 +27,7 @@ use crate::dead_letters::DeadLetters;
 use crate::kafka::{self, Events, Problem};
 use crate::source::lanes::Progress;
 use crate::status::source::SourceStatus;
-use crate::storage::replicated::Passes;
+use crate::storage::replication_barrier::ReplicationBarrier;
 use crate::storage::shard::Stream;
 use crate::storage::topics::{TopicId, Topics};
 
@@ -66,7 +66,7 @@ const TELL_INTERVAL: Duration = Duration::from_secs(1);
 const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long a stop waits for the replica, so that the broker can be told of the last.
-const LAST_PASS_MAX: Duration = Duration::from_secs(2);
+const LAST_SYNC_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Refused records that are logged one by one; all of them are in the dead-letter queue.
 const REFUSALS_LOGGED: u64 = 5;
@@ -82,7 +82,7 @@ pub(super) struct Client {
     pub(super) letters: Arc<DeadLetters>,
     pub(super) status: Arc<SourceStatus>,
     /// Where the broker is told only what is in the replica.
-    pub(super) passes: Option<Passes>,
+    pub(super) replication_barrier: Option<ReplicationBarrier>,
     pub(super) stopping: watch::Receiver<bool>,
     /// The place of each stream: what the shards know, and where this client has left it.
     pub(super) stored: HashMap<String, u64>,
@@ -145,7 +145,7 @@ impl Client {
                         let _ = all_stored.blocking_recv();
                         let runtime = tokio::runtime::Handle::current();
                         if let Some(offsets) = session.uncommitted(&self.progress)
-                            && is_replicated(&runtime, self.passes.as_ref(), LAST_PASS_MAX)
+                            && is_replicated(&runtime, self.replication_barrier.as_ref(), LAST_SYNC_TIMEOUT)
                         {
                             // It is for show; the next start knows better.
                             let _ = session.consumer.commit(&offsets, CommitMode::Sync);
@@ -186,7 +186,7 @@ impl Client {
                 let now = Instant::now();
                 let consumer = Arc::new(consumer);
                 return Ok(Session {
-                    committer: Committer::start(&self.name, &consumer, self.passes.clone()),
+                    committer: Committer::start(&self.name, &consumer, self.replication_barrier.clone()),
                     consumer,
                     cluster,
                     partitions: HashMap::new(),

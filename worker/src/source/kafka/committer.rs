@@ -10,7 +10,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaResult;
 
 use crate::kafka::Events;
-use crate::storage::replicated::Passes;
+use crate::storage::replication_barrier::ReplicationBarrier;
 
 /// How long the replica is waited for before the broker is told something newer.
 const REPLICA_PATIENCE: Duration = Duration::from_secs(10);
@@ -29,8 +29,12 @@ pub(super) struct Committer {
 }
 
 impl Committer {
-    /// Starts the thread within a runtime; with `passes`, the broker is told nothing that is not in the replica.
-    pub(super) fn start(source: &str, consumer: &Arc<BaseConsumer<Events>>, passes: Option<Passes>) -> Self {
+    /// Starts the thread within a runtime; with a `replication_barrier`, the broker is told only what is in the replica.
+    pub(super) fn start(
+        source: &str,
+        consumer: &Arc<BaseConsumer<Events>>,
+        replication_barrier: Option<ReplicationBarrier>,
+    ) -> Self {
         let (offsets, wanted) = mpsc::sync_channel::<TopicPartitionList>(0);
         let outcome = Arc::<Mutex<Option<Outcome>>>::default();
         let runtime = tokio::runtime::Handle::current();
@@ -39,10 +43,11 @@ impl Committer {
             .name(format!("commit-{source}"))
             .spawn(move || {
                 for offsets in wanted {
-                    let outcome = match is_replicated(&runtime, passes.as_ref(), REPLICA_PATIENCE) {
-                        true => Outcome::Told(consumer.commit(&offsets, CommitMode::Sync)),
-                        false => Outcome::Behind,
-                    };
+                    let outcome =
+                        match is_replicated(&runtime, replication_barrier.as_ref(), REPLICA_PATIENCE) {
+                            true => Outcome::Told(consumer.commit(&offsets, CommitMode::Sync)),
+                            false => Outcome::Behind,
+                        };
                     *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
                 }
             })
@@ -64,8 +69,8 @@ impl Committer {
 /// Returns when all that is stored now is in the replica, where that is asked for; `false` if it takes too long.
 pub(super) fn is_replicated(
     runtime: &tokio::runtime::Handle,
-    passes: Option<&Passes>,
+    replication_barrier: Option<&ReplicationBarrier>,
     patience: Duration,
 ) -> bool {
-    passes.is_none_or(|passes| runtime.block_on(passes.replicated(patience)))
+    replication_barrier.is_none_or(|replication_barrier| runtime.block_on(replication_barrier.wait(patience)))
 }

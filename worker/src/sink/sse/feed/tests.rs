@@ -12,7 +12,7 @@ use crate::results::event::{Envelope, Op};
 use crate::results::release::Release;
 use crate::results::{Applied, Results};
 use crate::sink::sse::queue::queue;
-use crate::storage::replicated::Passes;
+use crate::storage::replication_barrier::ReplicationBarrier;
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -72,7 +72,7 @@ fn feed(state: &Arc<SseState>, queue: Queue) -> Feed {
 
 #[tokio::test]
 async fn a_client_that_has_gone_does_not_wait_for_the_replica() {
-    let (_folder, state) = sink(1, 1, Release::after(Passes::default()));
+    let (_folder, state) = sink(1, 1, Release::after(ReplicationBarrier::default()));
     let (queue, receiver) = queue();
     let run = tokio::spawn(feed(&state, queue).run(Start::Replay));
     drop(receiver);

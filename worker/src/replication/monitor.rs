@@ -1,8 +1,8 @@
-//! What runs beside Litestream: again and again it has all files shipped up to now, says READY after the first time, and
-//! sees whether the claim still names us. One such round is a *pass*. What was committed before a pass began
-//! is in the replica when it has ended well; so it also tells how far behind the replica is, which Litestream does not.
-//! From time to time a pass begins with a restore point: the writers rest for a moment, so that all shards are known as of one
-//! instant.
+//! The monitor that runs beside Litestream: again and again it has all files shipped up to now, says READY after the
+//! first time, and sees whether the claim still names us. One such round is a *sync round*. Commits from before a sync
+//! round are in the replica when the round has ended well; so the monitor also tells how far behind the replica is, which
+//! Litestream does not. From time to time a sync round begins with a restore point: the writers rest for a moment, so that
+//! all shards are known as of one instant.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,19 +27,19 @@ use crate::fault;
 use crate::status::replication::{FileProgress, ReplicationStatus};
 use crate::storage::ingest::Ingest;
 use crate::storage::layout::replace;
-use crate::storage::replicated::Passes;
+use crate::storage::replication_barrier::ReplicationBarrier;
 use crate::storage::sqlite;
 
-/// Passes are not closer together than this.
-const PASS_INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// Sync rounds are not closer together than this.
+const ROUND_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
-/// How often what nobody needs any more is looked for.
+/// How often old incarnations and directories are looked for.
 const CLEAN_INTERVAL: Duration = Duration::from_secs(3_600);
 
-/// What comes together within this time, and waits for the replica, shares a pass.
-const PASS_GAP: Duration = Duration::from_millis(50);
+/// Waits for the replica that begin within this time share a sync round.
+const ROUND_GAP: Duration = Duration::from_millis(50);
 
-/// For one file to be shipped; what takes longer is seen in the next pass.
+/// For one file to be shipped; one that takes longer is seen in the next sync round.
 const SYNC_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Files that are asked for at once.
@@ -58,14 +58,14 @@ const READ_PATIENCE: Duration = Duration::from_millis(500);
 const CLAIM_INTERVAL_BEHIND: Duration = Duration::from_secs(20);
 
 /// How often it is noted until when the replica has everything, for the next start. So much too far behind it seems to be
-/// then, at most, until its first pass.
+/// then, at most, until its first sync round.
 const NOTE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Behind by so much, the replica is worth a warning.
 const LAG_WARNED: Duration = Duration::from_secs(30);
 
-/// The keeper of one replica.
-pub(crate) struct Keeper {
+/// The monitor of one replica.
+pub(crate) struct ReplicaMonitor {
     site: Site,
     marker: Marker,
     replica: Replica,
@@ -73,12 +73,12 @@ pub(crate) struct Keeper {
     status: Arc<ReplicationStatus>,
     /// Told once when another worker has taken over.
     overtaken: mpsc::Sender<()>,
-    passes: Passes,
+    replication_barrier: ReplicationBarrier,
     /// The writers, which rest for restore points.
     ingest: Ingest,
     claim_read: Option<Instant>,
     cleaned: Option<Instant>,
-    /// What removes them, while it does.
+    /// The task that removes old incarnations, while there is one.
     cleaning: JoinSet<()>,
     restore_point_taken: Option<Instant>,
     /// `None` until those of the store were looked at.
@@ -88,11 +88,11 @@ pub(crate) struct Keeper {
     is_warned: bool,
 }
 
-impl Keeper {
+impl ReplicaMonitor {
     pub(crate) fn new(
         replica: Replica,
         status: Arc<ReplicationStatus>,
-        passes: Passes,
+        replication_barrier: ReplicationBarrier,
         ingest: Ingest,
         overtaken: mpsc::Sender<()>,
     ) -> Self {
@@ -113,7 +113,7 @@ impl Keeper {
             replica,
             status,
             overtaken,
-            passes,
+            replication_barrier,
             ingest,
             claim_read: None,
             cleaned: None,
@@ -135,22 +135,22 @@ impl Keeper {
         }
     }
 
-    /// Makes passes until it is told to stop, and then a last one.
+    /// Runs sync rounds until it is told to stop, and then a last one.
     pub(crate) async fn run(mut self, mut stopping: watch::Receiver<bool>) {
         // The files are there by now, so that they are missed from now on.
         if std::mem::take(&mut self.marker.is_fresh) {
             self.write_marker().await;
         }
-        let interval = self.site.replication.sync_interval.max(PASS_INTERVAL_MIN);
+        let interval = self.site.replication.sync_interval.max(ROUND_INTERVAL_MIN);
         loop {
             tokio::select! {
                 () = tokio::time::sleep(interval) => {}
-                () = self.passes.wanted_for(PASS_GAP) => {}
+                () = self.replication_barrier.wanted_for(ROUND_GAP) => {}
                 _ = stopping.wait_for(|stopping| *stopping) => break,
             }
             let is_due =
                 self.restore_point_taken.is_none_or(|taken| taken.elapsed() > restore_points::INTERVAL);
-            if self.pass(is_due).await
+            if self.sync_round(is_due).await
                 && self.cleaned.is_none_or(|cleaned| cleaned.elapsed() > CLEAN_INTERVAL)
             {
                 self.cleaned = Some(Instant::now());
@@ -158,7 +158,7 @@ impl Keeper {
             }
         }
         self.cleaning.shutdown().await;
-        match self.pass(true).await {
+        match self.sync_round(true).await {
             true => {
                 self.write_marker().await;
                 info!("everything is in the replica");
@@ -171,10 +171,10 @@ impl Keeper {
 
     /// Has everything shipped that is committed now; returns whether it is in the replica. With a restore point, if there can
     /// be one.
-    async fn pass(&mut self, with_restore_point: bool) -> bool {
+    async fn sync_round(&mut self, with_restore_point: bool) -> bool {
         let restore_point =
             if with_restore_point && self.marker.is_ready { self.take_restore_point().await } else { None };
-        let (began, number) = (clock::epoch_seconds(), self.passes.begin());
+        let (began, number) = (clock::epoch_seconds(), self.replication_barrier.begin());
         let syncs = self.replica.files.clone().into_iter().map(|file| sync(self.socket.clone(), file));
         let answers: Vec<_> = futures::stream::iter(syncs).buffered(SYNCS).collect().await;
         let mut failure = None;
@@ -192,7 +192,7 @@ impl Keeper {
         }
         match failure {
             None => failure = self.after_sync(restore_point).await.err().map(|problem| chain(&problem)),
-            // Whoever can't ship can have been overtaken all the same. It may take a while to hear that the store is away.
+            // A worker that can't ship can have been overtaken all the same. It may take a while to hear that the store is away.
             Some(_) if self.claim_read.is_none_or(|read| read.elapsed() > CLAIM_INTERVAL_BEHIND) => {
                 self.claim_read = Some(Instant::now());
                 let _ = self.check_claim().await;
@@ -201,8 +201,8 @@ impl Keeper {
         }
         match &failure {
             None => {
-                self.passes.end(number);
-                self.status.passed(began);
+                self.replication_barrier.end(number);
+                self.status.synced_until(began);
                 self.marker.complete_until = Some(began);
                 if self.noted.is_none_or(|noted| noted.elapsed() > NOTE_INTERVAL) {
                     self.write_marker().await;
@@ -229,7 +229,7 @@ impl Keeper {
 
     /// Has the writers rest, and sees how far each file is. `None` where that would make them rest for too long.
     async fn take_restore_point(&mut self) -> Option<RestorePoint> {
-        // What can be read before need not be read while they rest.
+        // A first read leaves less to read while the writers rest.
         self.read_all().await?;
         let ingest = self.ingest.clone();
         let held = blocking(move || ingest.hold(REST_PATIENCE)).await?;
@@ -241,7 +241,7 @@ impl Keeper {
         Some(RestorePoint { at, txids: txids? })
     }
 
-    /// The last transaction of each file. `None` where Litestream does not answer: a pass meets with the same, and tells.
+    /// The last transaction of each file. `None` where Litestream does not answer: a sync round meets with the same, and tells.
     async fn read_all(&self) -> Option<Vec<u64>> {
         let reads = self.replica.files.iter().map(|file| self.socket.read(&file.path, READ_PATIENCE));
         futures::future::try_join_all(reads).await.ok()
@@ -273,8 +273,8 @@ impl Keeper {
         if let Some(restore_point) = restore_point {
             self.note(restore_point).await?;
         }
-        let is_due =
-            self.passes.is_awaited() || self.claim_read.is_none_or(|read| read.elapsed() > CLAIM_INTERVAL);
+        let is_due = self.replication_barrier.is_awaited()
+            || self.claim_read.is_none_or(|read| read.elapsed() > CLAIM_INTERVAL);
         if !self.marker.is_ready || is_due {
             self.check_claim().await?;
         }
@@ -285,7 +285,7 @@ impl Keeper {
         let content = format!("{}\n", clock::epoch_seconds()).into_bytes();
         self.site.objects.put(&format!("{incarnation}/{READY}"), content).await?;
         fault::point("ready-written");
-        // Whoever has claimed meanwhile may not have seen it, so it does not count before the claim was read again.
+        // A worker that has claimed meanwhile may not have seen READY, so it does not count before the claim was read again.
         self.check_claim().await?;
         info!(%incarnation, "READY: from now on a restore takes this incarnation");
         self.marker.is_ready = true;
@@ -294,7 +294,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Begins to remove what nobody needs any more, which may take longer than passes may be apart.
+    /// Begins to remove old incarnations and directories, which may take longer than sync rounds are apart.
     fn clean(&mut self) {
         while self.cleaning.try_join_next().is_some() {}
         if !self.cleaning.is_empty() {
