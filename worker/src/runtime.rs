@@ -5,13 +5,13 @@
 mod config_diff;
 mod evaluation;
 mod listeners;
+mod maintenance;
 mod reload;
 mod replica;
 mod sinks;
 mod sources;
 mod store;
 mod unit;
-mod upkeep;
 mod writers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -28,12 +28,12 @@ use tracing::{info, warn};
 
 use self::evaluation::Evaluation;
 use self::listeners::Listeners;
+use self::maintenance::Maintenance;
 use self::replica::Replication;
 use self::sinks::Sinks;
 use self::sources::Sources;
 use self::store::Store;
 use self::unit::{Unit, Units};
-use self::upkeep::Upkeep;
 use crate::audit::{Auditor, Files};
 use crate::blocking::blocking;
 use crate::control::Control;
@@ -91,7 +91,7 @@ pub(crate) enum StartError {
     )]
     Overtaken,
     #[error("--once needs sources that come to an end, and {name} does not; leave --once out")]
-    Endless { name: String },
+    UnboundedSource { name: String },
 }
 
 impl From<SqliteError> for StartError {
@@ -121,7 +121,7 @@ struct Running {
     ids: HashMap<String, JoinId>,
     sources: Sources,
     sinks: Sinks,
-    upkeep: Upkeep,
+    maintenance: Maintenance,
     admin: Unit,
     /// `None` where nothing is replicated.
     replication: Option<Replication>,
@@ -314,7 +314,7 @@ impl Running {
         ));
         let control = start_control(&store, &status, &auditor);
 
-        let mut upkeep = Upkeep {
+        let mut maintenance = Maintenance {
             units: Vec::new(),
             results: Arc::clone(&store.results),
             letters: Arc::clone(&store.letters),
@@ -323,7 +323,7 @@ impl Running {
             status: Arc::clone(&status),
             auditor,
         };
-        upkeep.start(plan);
+        maintenance.start(plan);
 
         let mut sources = Sources {
             units: Units::default(),
@@ -353,7 +353,7 @@ impl Running {
             ids,
             sources,
             sinks,
-            upkeep,
+            maintenance,
             admin,
             replication,
             control,
@@ -368,7 +368,7 @@ impl Running {
             if tokio::time::timeout(SOURCES_TIMEOUT, self.sources.units.ended()).await.is_err() {
                 warn!("not all sources come to an end; going on without them");
             }
-            self.upkeep.stop().await;
+            self.maintenance.stop().await;
             self.ingest.close();
             let writers = self.writers;
             blocking(move || writers.into_iter().for_each(join)).await;

@@ -65,9 +65,9 @@ impl Committer {
         self.results.extend_reservation(self.gate.next_epoch(), &mut reserved)
     }
 
-    /// See [`Results::give_turn`].
-    pub(super) fn give_turn(&self) -> Result<(), SqliteError> {
-        self.results.give_turn()
+    /// See [`Results::open_window`].
+    pub(super) fn open_window(&self) -> Result<(), SqliteError> {
+        self.results.open_window()
     }
 
     /// Writes results that follow from the cut with number `cut_epoch`, and tells sinks.
@@ -107,8 +107,8 @@ impl Committer {
     }
 
     /// Whether the WAL of a shard is so long that its writer should wait for the checkpoint.
-    pub(super) fn is_pressing(&self, shard: usize) -> bool {
-        self.checkpointer.is_pressing(shard)
+    pub(super) fn wal_over_limit(&self, shard: usize) -> bool {
+        self.checkpointer.wal_over_limit(shard)
     }
 
     /// Waits until those have had their turn who wait for it: the lock alone would let the last owner in again.

@@ -103,14 +103,14 @@ impl EpochLoop {
     /// Brings the joins that lag up to a new cut, and commits that as one epoch.
     fn epoch(&mut self, gate: &EpochGate) -> Result<bool, EpochError> {
         self.committer.reserve()?;
-        self.committer.give_turn()?;
+        self.committer.open_window()?;
         let cut = gate.cut(|| self.pool.hold())?;
         crate::fault::point("cut");
         let outcome = self.evaluate(&cut, gate);
         self.pool.release();
         if let Some(checkpoints) = self.checkpoints.take() {
             checkpoints.wait();
-            gate.let_pass(false);
+            gate.suspend_backpressure(false);
         }
         let evaluated = match outcome {
             Err(EpochError::Begun) => return Ok(true),
@@ -139,10 +139,10 @@ impl EpochLoop {
             return;
         }
         // Under light load the WAL has moments without readers anyway, so no writer has to wait for the checkpoint.
-        let waits = gate.is_pressed() || due.iter().any(|shard| self.committer.is_pressing(*shard));
+        let waits = gate.backpressure_near() || due.iter().any(|shard| self.committer.wal_over_limit(*shard));
         if waits {
             // A writer that waits for the cut would keep us waiting.
-            gate.let_pass(true);
+            gate.suspend_backpressure(true);
         }
         self.checkpoints = Some(self.ingest.checkpoint(&due)).filter(|_| waits);
     }

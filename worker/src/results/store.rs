@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use super::event::{Emit, JoinId, Op, Position, ResultChange};
 use super::tables::{self, DOUBTFUL, SCHEMA, durably, meta, set, set_durably};
 use crate::fault;
-use crate::storage::checkpoint::{Turn, checkpoint};
+use crate::storage::checkpoint::{CheckpointWindow, checkpoint};
 use crate::storage::sqlite::{self, Journal, SqliteError};
 
 /// Epoch numbers that are reserved at a time. A restart skips what is left of them.
@@ -27,7 +27,7 @@ pub(crate) struct Results {
     path: PathBuf,
     journal: Journal,
     connection: Mutex<Connection>,
-    turn: Mutex<Turn>,
+    window: Mutex<CheckpointWindow>,
     lineage: String,
     /// The newest place that a result has got.
     last: Mutex<Position>,
@@ -108,7 +108,7 @@ impl Results {
                 path: path.to_owned(),
                 journal,
                 connection: Mutex::new(connection),
-                turn: Mutex::new(Turn::new(journal)),
+                window: Mutex::new(CheckpointWindow::new(journal)),
                 lineage: lineage.to_owned(),
                 last: Mutex::new(last),
             },
@@ -291,9 +291,9 @@ impl Results {
         Ok((value, committed))
     }
 
-    /// See [`Turn::give`].
-    pub(crate) fn give_turn(&self) -> Result<(), SqliteError> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner).give(&self.lock(), &self.path)
+    /// See [`CheckpointWindow::open`].
+    pub(crate) fn open_window(&self) -> Result<(), SqliteError> {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner).open(&self.lock(), &self.path)
     }
 
     /// See [`checkpoint`].

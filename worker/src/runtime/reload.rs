@@ -105,15 +105,15 @@ impl Running {
             sources::check_ends(&source_specs)?;
         }
         let listeners = Listeners::open(plan, &self.listeners).await.map_err(StartError::from)?;
-        let shard_paths = self.upkeep.shard_paths.clone();
+        let shard_paths = self.maintenance.shard_paths.clone();
         let offsets = blocking(move || stream_offsets(&shard_paths)).await?;
         let ready_sources =
             self.sources.prepare(diff.sources.starting(), &source_specs, &listeners, &offsets)?;
         let ready_sinks = self.sinks.prepare(diff.sinks.starting(), &sink_specs, &listeners)?;
 
-        self.upkeep.stop().await;
+        self.maintenance.stop().await;
         if let Err(problem) = self.take_over(&next).await {
-            self.upkeep.start(&self.pipeline.plan);
+            self.maintenance.start(&self.pipeline.plan);
             return Err(problem);
         }
 
@@ -129,7 +129,7 @@ impl Running {
                 sinks.units.start(ready_sinks);
             }
         );
-        self.upkeep.start(&next.plan);
+        self.maintenance.start(&next.plan);
         self.listeners = listeners;
         self.pipeline = next;
         Ok(Some(diff))
@@ -171,7 +171,7 @@ impl Running {
             topics.declare(topic);
         });
         self.status.follow(&next.plan, classes(&next.joins));
-        self.upkeep.auditor.follow(&next.joins, next.plan.audit.clone());
+        self.maintenance.auditor.follow(&next.joins, next.plan.audit.clone());
         self.sinks.route(next, &self.ids, self.store.results.lineage());
         if let Some(successor) = successor {
             self.evaluation.resume(successor);

@@ -58,7 +58,7 @@ pub(super) fn check(name: &str, source: &SourceSpec) -> Result<(), StartError> {
 /// Checks that every source comes to an end.
 pub(super) fn check_ends(specs: &BTreeMap<String, SourceSpec>) -> Result<(), StartError> {
     match specs.iter().find(|(_, spec)| !spec.ends()) {
-        Some((name, _)) => Err(StartError::Endless { name: name.clone() }),
+        Some((name, _)) => Err(StartError::UnboundedSource { name: name.clone() }),
         None => Ok(()),
     }
 }

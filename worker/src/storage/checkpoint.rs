@@ -52,7 +52,7 @@ impl Checkpointer {
     }
 
     /// Whether the WAL of a file is so long that its owner should make its writer wait for a checkpoint.
-    pub(crate) fn is_pressing(&self, file: usize) -> bool {
+    pub(crate) fn wal_over_limit(&self, file: usize) -> bool {
         sqlite::wal_bytes(&self.files[file].path) > 2 * self.wal_bytes_high
     }
 
@@ -108,12 +108,12 @@ fn relieve(path: &Path, wal_bytes_high: u64) -> Result<bool, SqliteError> {
     Ok(is_long)
 }
 
-/// Gives Litestream its turn. Only Litestream starts over the WAL of a file that it replicates, and only where for one
-/// moment nobody writes and nobody reads what the WAL holds. Under load that moment may never come by itself, and the
-/// longer the WAL, the longer Litestream keeps writers out. So a writer rests between two transactions; readers have
+/// A window between two transactions in which Litestream can start the WAL over. Only Litestream starts over the WAL of
+/// a file that it replicates, and only while no connection writes and none reads the WAL. Under load that moment may
+/// never come by itself, and the longer the WAL, the longer Litestream keeps writers out. So a writer rests; readers have
 /// nothing to read soon after.
 #[derive(Debug)]
-pub(crate) struct Turn {
+pub(crate) struct CheckpointWindow {
     /// Size of a WAL from which on its writer rests, in bytes; `None` if Litestream has no part in the file.
     wal_bytes_rest: Option<u64>,
     /// The same of the next rest: more, after one that was in vain.
@@ -127,7 +127,7 @@ const REST_MAX: Duration = Duration::from_secs(2);
 /// How often a writer that rests looks whether its WAL has been started over.
 const REST_LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
-impl Turn {
+impl CheckpointWindow {
     pub(crate) fn new(journal: Journal) -> Self {
         Self { wal_bytes_rest: journal.wal_bytes_rest, next: 0 }
     }
@@ -138,7 +138,7 @@ impl Turn {
         clippy::disallowed_methods,
         reason = "it is another process that starts a WAL over, and it tells nobody"
     )]
-    pub(crate) fn give(&mut self, connection: &Connection, path: &Path) -> Result<(), SqliteError> {
+    pub(crate) fn open(&mut self, connection: &Connection, path: &Path) -> Result<(), SqliteError> {
         let Some(wal_bytes_rest) = self.wal_bytes_rest else { return Ok(()) };
         if sqlite::wal_bytes(path) < wal_bytes_rest {
             return Ok(());
@@ -216,8 +216,8 @@ mod tests {
         let writer = std::thread::spawn({
             let path = path.clone();
             move || {
-                let mut turn = Turn::new(replicated());
-                turn.give(&connection, &path).unwrap();
+                let mut window = CheckpointWindow::new(replicated());
+                window.open(&connection, &path).unwrap();
                 done.send(used(&connection)).unwrap();
             }
         });
@@ -233,23 +233,23 @@ mod tests {
     fn a_rest_in_vain_is_not_repeated_at_once() {
         let folder = TempDir::new().unwrap();
         let (path, connection) = long_file(&folder);
-        let mut turn = Turn::new(replicated());
-        turn.give(&connection, &path).unwrap();
-        let next = turn.next;
+        let mut window = CheckpointWindow::new(replicated());
+        window.open(&connection, &path).unwrap();
+        let next = window.next;
         assert!(next >= used(&connection) + REST, "nobody has started the WAL over");
-        turn.give(&connection, &path).unwrap();
-        assert_eq!(turn.next, next, "it has not rested again");
+        window.open(&connection, &path).unwrap();
+        assert_eq!(window.next, next, "it has not rested again");
         lengthen(&connection);
-        turn.give(&connection, &path).unwrap();
-        assert!(turn.next > next, "now it has");
+        window.open(&connection, &path).unwrap();
+        assert!(window.next > next, "now it has");
     }
 
     #[test]
     fn without_litestream_nobody_rests() {
         let folder = TempDir::new().unwrap();
         let (path, connection) = long_file(&folder);
-        let mut turn = Turn::new(Synchronous::Normal.into());
-        turn.give(&connection, &path).unwrap();
-        assert_eq!(turn.next, 0);
+        let mut window = CheckpointWindow::new(Synchronous::Normal.into());
+        window.open(&connection, &path).unwrap();
+        assert_eq!(window.next, 0);
     }
 }

@@ -50,7 +50,7 @@ struct Signal {
     halted: bool,
     /// Bytes of the changes committed, or about to be, since the last cut.
     uncut_bytes: usize,
-    all_pass: bool,
+    backpressure_suspended: bool,
 }
 
 /// Why [`EpochGate::wait`] returned.
@@ -122,13 +122,14 @@ impl EpochGate {
         Ok(Cut { epoch: passage.cut_epoch, seqs })
     }
 
-    /// Whether commits pass that would have to wait for a cut, for whoever waits for their writers.
-    pub(crate) fn let_pass(&self, all: bool) {
-        self.ring_with(|signal| signal.all_pass = all);
+    /// Says whether commits pass that would have to wait for a cut: an evaluator that waits for their writers must not
+    /// be waited for.
+    pub(crate) fn suspend_backpressure(&self, suspended: bool) {
+        self.ring_with(|signal| signal.backpressure_suspended = suspended);
     }
 
     /// Whether commits wait for a cut, or soon will.
-    pub(crate) fn is_pressed(&self) -> bool {
+    pub(crate) fn backpressure_near(&self) -> bool {
         self.signal.lock().unwrap_or_else(PoisonError::into_inner).uncut_bytes > UNCUT_BYTES_MAX / 2
     }
 
@@ -199,7 +200,7 @@ impl EpochGate {
         let signal = self.signal.lock().unwrap_or_else(PoisonError::into_inner);
         let is_full = |signal: &mut Signal| {
             let is_above = signal.uncut_bytes > 0 && signal.uncut_bytes + bytes > UNCUT_BYTES_MAX;
-            is_above && !signal.all_pass && !signal.stopped
+            is_above && !signal.backpressure_suspended && !signal.stopped
         };
         let (mut signal, _) = self
             .rung

@@ -22,7 +22,7 @@ use tracing::info;
 pub(crate) use self::index::Index;
 use self::index::{Entries, Row};
 use super::change::{self, PayloadDiff};
-use super::checkpoint::{Turn, checkpoint};
+use super::checkpoint::{CheckpointWindow, checkpoint};
 use super::expiry::Expiry;
 use super::sqlite::{self, Journal, SqliteError, quoted};
 use super::topics::{TopicId, Topics};
@@ -80,7 +80,7 @@ pub(crate) fn topic_table_sql(name: &str) -> String {
 pub(crate) struct Shard {
     path: PathBuf,
     connection: Connection,
-    turn: Turn,
+    window: CheckpointWindow,
     tables: HashMap<TopicId, Table>,
     offsets: HashMap<Arc<str>, u64>,
     /// Whether `_tombstones` may hold anything; while it can't, inserts need not look.
@@ -172,8 +172,9 @@ impl Shard {
         let tables =
             names.into_iter().map(|(id, name)| (topics.declare(&name), Table::new(id, &name))).collect();
         let path = path.to_owned();
-        let turn = Turn::new(journal);
-        let mut shard = Self { path, connection, turn, tables, offsets, has_tombstones, last_seq, first_seq };
+        let window = CheckpointWindow::new(journal);
+        let mut shard =
+            Self { path, connection, window, tables, offsets, has_tombstones, last_seq, first_seq };
         shard.keep(indexes, topics);
         Ok(shard)
     }
@@ -328,9 +329,9 @@ impl Shard {
         Ok(pending.counts)
     }
 
-    /// See [`Turn::give`].
-    pub(crate) fn give_turn(&mut self) -> Result<(), SqliteError> {
-        self.turn.give(&self.connection, &self.path)
+    /// See [`CheckpointWindow::open`].
+    pub(crate) fn open_window(&mut self) -> Result<(), SqliteError> {
+        self.window.open(&self.connection, &self.path)
     }
 
     /// See [`checkpoint`].

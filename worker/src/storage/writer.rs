@@ -152,7 +152,7 @@ impl Writer {
         let trim_to = self.trim_to.load(Ordering::Relaxed);
         let outcome = self
             .shard
-            .give_turn()
+            .open_window()
             .and_then(|()| self.shard.write(batches, &self.topics, now, trim_to))
             .and_then(|pending| self.commit(pending));
         self.report(outcome)

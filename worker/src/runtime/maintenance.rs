@@ -33,8 +33,8 @@ async fn tick(interval: Duration, stopping: &mut watch::Receiver<bool>) -> bool 
     }
 }
 
-/// What upkeep is made of.
-pub(super) struct Upkeep {
+/// What maintenance is made of.
+pub(super) struct Maintenance {
     pub(super) units: Vec<Unit>,
     pub(super) results: Arc<Results>,
     pub(super) letters: Arc<DeadLetters>,
@@ -44,7 +44,7 @@ pub(super) struct Upkeep {
     pub(super) auditor: Arc<Auditor>,
 }
 
-impl Upkeep {
+impl Maintenance {
     /// Starts all of it, as the plan asks for it.
     pub(super) fn start(&mut self, plan: &Plan) {
         self.letters.set_bytes_max(plan.delivery.dlq.bytes_max);
