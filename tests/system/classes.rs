@@ -12,7 +12,7 @@ apiVersion: litejoin.io/v1alpha1
 kind: Pipeline
 metadata: {name: p}
 spec:
-  storage: {shardCount: 1, flushInterval: 2ms, batchMessagesMax: 10000}
+  storage: {shardCount: 1, flushInterval: 2ms, batchSize: 10000}
   admin: {addr: "127.0.0.1:0"}
   sources:
     - {name: ingest, http: {addr: "127.0.0.1:0", topics: [orders]}}
