@@ -12,6 +12,7 @@ mod delivery;
 mod evaluator;
 mod fault;
 mod join;
+#[cfg(feature = "kafka")]
 mod kafka;
 mod manifest;
 mod outbound;
@@ -55,7 +56,7 @@ const EXIT_PANIC: i32 = 101;
 
 /// Messages are allocated by one thread and freed by another, and SQLite allocates a lot: a tenth less CPU time than with
 /// the allocator of glibc. Its settings are in .cargo/config.toml.
-#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[cfg(all(feature = "jemalloc", target_os = "linux", target_arch = "x86_64"))]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

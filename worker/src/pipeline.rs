@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use litejoin_crds::hash::config_hash;
-use litejoin_crds::plan::{self, Plan, SourceKind};
+use litejoin_crds::plan::{self, Plan, SinkKind, SourceKind};
 use litejoin_crds::worker_status::LeftOut;
-use litejoin_crds::{Complaint, Place, Severity, unsupported, validate};
+use litejoin_crds::{Complaint, Place, Reason, Severity, unsupported, validate};
 
 use crate::join::CheckedJoin;
 use crate::join::check::{self, Catalog, QueryError};
@@ -116,7 +116,7 @@ impl Wrong {
 
 /// Checks all there is to check.
 fn check(manifest: Manifest) -> Result<(Pipeline, String), Box<Wrong>> {
-    let refused = unsupported(&manifest.documents);
+    let mut refused = unsupported(&manifest.documents);
     let (plan, warnings) = match validate(&manifest.documents) {
         Ok(valid) => valid,
         Err(mut complaints) => {
@@ -128,6 +128,7 @@ fn check(manifest: Manifest) -> Result<(Pipeline, String), Box<Wrong>> {
             return Err(Wrong::new(manifest, &complaints, &queries, text));
         }
     };
+    refused.extend(left_out_of_this_build(&plan));
     let topics = declared_topics(&plan);
     let catalog = Catalog { topics: &topics, open: takes_any_topic(&plan) };
     let checked = check::check(&plan.joins, catalog);
@@ -143,6 +144,23 @@ fn check(manifest: Manifest) -> Result<(Pipeline, String), Box<Wrong>> {
     let warnings = manifest.render(&warnings);
     let pipeline = Pipeline { plan, joins, source_paths, once: false, manifest, left_out: Vec::new() };
     Ok((pipeline, warnings))
+}
+
+/// Complains about what this build of the program was compiled without.
+fn left_out_of_this_build(plan: &Plan) -> Vec<Complaint> {
+    if cfg!(feature = "kafka") {
+        return Vec::new();
+    }
+    let sources = plan.sources.iter().filter(|source| matches!(source.kind, SourceKind::Kafka(_)));
+    let sinks = plan.sinks.iter().filter(|sink| matches!(sink.kind, SinkKind::Kafka(_)));
+    let places = sources.map(|source| &source.place).chain(sinks.map(|sink| &sink.place));
+    places
+        .map(|Place { document, path }| {
+            let message =
+                "this build of litejoin was made without Kafka; build it again without --no-default-features";
+            Complaint::error(*document, format!("{path}.kafka"), Reason::Unsupported, message)
+        })
+        .collect()
 }
 
 /// The joins as they are written, in documents that are otherwise wrong.

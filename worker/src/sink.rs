@@ -10,6 +10,7 @@ use crate::results::event::Op;
 use crate::status::sink::SinkStatus;
 
 pub(crate) mod http;
+#[cfg(feature = "kafka")]
 pub(crate) mod kafka;
 pub(crate) mod routes;
 pub(crate) mod sqlite;

@@ -4,5 +4,6 @@
 pub(crate) mod api;
 pub(crate) mod file;
 pub(crate) mod http;
+#[cfg(feature = "kafka")]
 pub(crate) mod kafka;
 pub(crate) mod lanes;

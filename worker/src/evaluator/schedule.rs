@@ -180,6 +180,8 @@ impl EpochLoop {
         for EpochChange { index, results, aggregation } in changed {
             let state = &mut self.joins[index];
             match aggregation {
+                // Each slice says so, and the first counts.
+                Aggregation::Suspended if state.accumulated.is_none() => {}
                 Aggregation::Kept => {}
                 Aggregation::Suspended => {
                     let is_news = state.suspend_aggregation();

@@ -25,6 +25,7 @@ use crate::results::{Applied, Reader, Results};
 use crate::serve::Front;
 use crate::sink::Sink;
 use crate::sink::http::HttpSink;
+#[cfg(feature = "kafka")]
 use crate::sink::kafka::KafkaSink;
 use crate::sink::routes::Routes;
 use crate::sink::sqlite::SqliteSink;
@@ -163,6 +164,9 @@ impl Sinks {
             SinkKind::Stdout => Box::new(Stdout::new(self.stdout_closed.clone())),
             SinkKind::Http(spec) => Box::new(HttpSink::new(spec, &self.secrets)?),
             SinkKind::Sqlite(spec) => Box::new(SqliteSink::open(&spec.path, &self.data_dir)?),
+            #[cfg(not(feature = "kafka"))]
+            SinkKind::Kafka(_) => unreachable!("the pipeline is refused without Kafka"),
+            #[cfg(feature = "kafka")]
             SinkKind::Kafka(spec) => {
                 let secrets = Arc::clone(&self.secrets);
                 Box::new(KafkaSink::new(name, &self.identity, (**spec).clone(), secrets))

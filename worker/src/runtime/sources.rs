@@ -20,6 +20,7 @@ use crate::source::api::state::States;
 use crate::source::api::{Poller, Run, Surroundings};
 use crate::source::file::{self, FileReader};
 use crate::source::http::{self, HttpState};
+#[cfg(feature = "kafka")]
 use crate::source::kafka::KafkaReader;
 use crate::status::Status;
 use crate::storage::ingest::Ingest;
@@ -152,6 +153,9 @@ impl Sources {
                     Box::pin(reader.run())
                 }))
             }
+            #[cfg(not(feature = "kafka"))]
+            SourceKind::Kafka(_) => unreachable!("the pipeline is refused without Kafka"),
+            #[cfg(feature = "kafka")]
             SourceKind::Kafka(spec) => {
                 let stored = own_streams(&name, offsets);
                 let (spec, letters, secrets) =

@@ -126,7 +126,7 @@ enum Command {
     ///
     /// 500 Pipelines with four documents each are made by 16 requests at a time. They have settled when each status is
     /// about its document and knows of the pod that was made. Then the operator is started anew, which must write
-    /// nothing. Build it before: `cargo build --release --workspace`.
+    /// nothing. Build it before: `cargo build --profile dist --workspace`.
     Pipelines(pipelines::PipelinesOptions),
 }
 

@@ -1,6 +1,7 @@
 //! A worker under measurement: its manifest, its process, and what its log says of its progress.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Lines};
 use std::net::SocketAddr;
@@ -26,9 +27,9 @@ pub(crate) fn build() -> Result<PathBuf> {
     let binary = this.with_file_name("litejoin");
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--quiet", "--package=litejoin-worker"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    if !cfg!(debug_assertions) {
-        cargo.arg("--release");
-    }
+    // A profile has a folder of its name; only that of `dev` is another.
+    let folder = this.parent().and_then(Path::file_name).and_then(OsStr::to_str).unwrap_or_default();
+    cargo.args(["--profile", if folder == "debug" { "dev" } else { folder }]);
     let built = cargo.status().context("could not start cargo")?;
     if !built.success() {
         bail!("the worker does not build; see above");
