@@ -1,6 +1,5 @@
-//! The table of failures in the documentation of replication, row by row, with results that leave once they are
-//! committed, and once they are replicated. Each pipeline has a source of either kind of acknowledgement, and consumers
-//! of each kind.
+//! The table of failures in worker/src/replication/README.md, row by row, with results that leave once they are committed,
+//! and once they are replicated. Each pipeline has a source of either kind of acknowledgement, and consumers of each kind.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
