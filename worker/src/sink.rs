@@ -72,7 +72,7 @@ pub(crate) trait Sink: Send + Sync {
     }
 
     /// How long one call may take before it counts as failed.
-    fn patience(&self) -> Duration {
+    fn call_timeout(&self) -> Duration {
         Duration::from_secs(60)
     }
 }

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::control::SOCKET;
 
 /// How long a worker may take to answer at all.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A worker that can be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,7 +116,7 @@ impl Peer {
             Self::Socket(path) => Ok(Box::new(UnixStream::connect(path)?)),
             Self::Admin { address, .. } => {
                 let stream = TcpStream::connect(address)?;
-                stream.set_read_timeout(Some(PATIENCE))?;
+                stream.set_read_timeout(Some(TIMEOUT))?;
                 Ok(Box::new(stream))
             }
         }

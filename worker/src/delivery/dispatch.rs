@@ -315,11 +315,11 @@ impl Dispatcher {
         if deliveries.is_empty() {
             return (Vec::new(), now);
         }
-        let (began, patience) = (Instant::now(), self.sink.patience());
-        let outcomes = match tokio::time::timeout(patience, self.sink.deliver(&deliveries)).await {
+        let (began, timeout) = (Instant::now(), self.sink.call_timeout());
+        let outcomes = match tokio::time::timeout(timeout, self.sink.deliver(&deliveries)).await {
             Ok(outcomes) => outcomes,
             Err(_) => {
-                let reason = format!("no answer within {} seconds", patience.as_secs());
+                let reason = format!("no answer within {} seconds", timeout.as_secs());
                 vec![Outcome::Failed(reason); deliveries.len()]
             }
         };

@@ -330,11 +330,11 @@ fn holder(lock_path: &Path) -> String {
 }
 
 /// Lets the child ship the last; one that takes too long is ended, and what is missing is still on this disk.
-async fn end(child: &mut Child, patience: Duration) {
+async fn end(child: &mut Child, timeout: Duration) {
     if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
         let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
     }
-    match tokio::time::timeout(patience, child.wait()).await {
+    match tokio::time::timeout(timeout, child.wait()).await {
         Ok(_) => debug!("Litestream has ended"),
         Err(_) => {
             warn!("Litestream does not end; the last commits may not be in the replica yet");

@@ -40,7 +40,7 @@ const CLEAN_INTERVAL: Duration = Duration::from_secs(3_600);
 const ROUND_GAP: Duration = Duration::from_millis(50);
 
 /// For one file to be shipped; one that takes longer is seen in the next sync round.
-const SYNC_PATIENCE: Duration = Duration::from_secs(10);
+const SYNC_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Files that are asked for at once.
 const SYNCS: usize = 4;
@@ -49,10 +49,10 @@ const SYNCS: usize = 4;
 const CLAIM_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long writers may take to come to rest for a restore point. One that builds an index takes longer, and the restore point is left out.
-const REST_PATIENCE: Duration = Duration::from_millis(100);
+const REST_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// For one file to be read while the writers rest; where it takes longer, the restore point is left out.
-const READ_PATIENCE: Duration = Duration::from_millis(500);
+const READ_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How often the claim is read while nothing can be shipped.
 const CLAIM_INTERVAL_BEHIND: Duration = Duration::from_secs(20);
@@ -232,7 +232,7 @@ impl ReplicaMonitor {
         // A first read leaves less to read while the writers rest.
         self.read_all().await?;
         let ingest = self.ingest.clone();
-        let held = blocking(move || ingest.hold(REST_PATIENCE)).await?;
+        let held = blocking(move || ingest.hold(REST_TIMEOUT)).await?;
         let (began, at) = (Instant::now(), clock::epoch_milliseconds());
         let txids = self.read_all().await;
         drop(held);
@@ -243,7 +243,7 @@ impl ReplicaMonitor {
 
     /// The last transaction of each file. `None` where Litestream does not answer: a sync round meets with the same, and tells.
     async fn read_all(&self) -> Option<Vec<u64>> {
-        let reads = self.replica.files.iter().map(|file| self.socket.read(&file.path, READ_PATIENCE));
+        let reads = self.replica.files.iter().map(|file| self.socket.read(&file.path, READ_TIMEOUT));
         futures::future::try_join_all(reads).await.ok()
     }
 
@@ -360,7 +360,7 @@ async fn clean(site: &Site, marker: &Marker, data_dir: PathBuf) -> Result<(), Re
 async fn sync(socket: Socket, file: File) -> (String, u64, Result<Synced, String>) {
     let path = file.path.clone();
     let synced = match blocking(move || sqlite::sync_wal(&path)).await {
-        Ok(()) => socket.sync(&file.path, SYNC_PATIENCE).await.map_err(|problem| chain(&problem)),
+        Ok(()) => socket.sync(&file.path, SYNC_TIMEOUT).await.map_err(|problem| chain(&problem)),
         Err(problem) => Err(format!("{}: could not sync the WAL: {problem}", file.path.display())),
     };
     (file.name, sqlite::wal_bytes(&file.path), synced)

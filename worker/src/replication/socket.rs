@@ -52,25 +52,25 @@ impl Socket {
     }
 
     /// Has a file's commits shipped, those up to this call, and waits until they are in the replica.
-    pub(crate) async fn sync(&self, file: &Path, patience: Duration) -> Result<Synced, SocketError> {
+    pub(crate) async fn sync(&self, file: &Path, timeout: Duration) -> Result<Synced, SocketError> {
         // Litestream keeps to the time that it is given, and tells what was the matter.
-        self.ask(file, true, patience, patience + GRACE).await
+        self.ask(file, true, timeout, timeout + GRACE).await
     }
 
     /// Has Litestream read a file's commits, those up to this call, and returns the last transaction. They are shipped
     /// later.
-    pub(crate) async fn read(&self, file: &Path, patience: Duration) -> Result<u64, SocketError> {
-        Ok(self.ask(file, false, patience, patience).await?.txid)
+    pub(crate) async fn read(&self, file: &Path, timeout: Duration) -> Result<u64, SocketError> {
+        Ok(self.ask(file, false, timeout, timeout).await?.txid)
     }
 
     async fn ask(
         &self,
         file: &Path,
         wait: bool,
-        patience: Duration,
+        timeout: Duration,
         answer_within: Duration,
     ) -> Result<Synced, SocketError> {
-        let asked = json!({"path": file, "wait": wait, "timeout": patience.as_secs().max(1)});
+        let asked = json!({"path": file, "wait": wait, "timeout": timeout.as_secs().max(1)});
         let answer = self
             .client
             .post("http://litestream/sync")

@@ -10,7 +10,7 @@ use crate::results::event::Position;
 use crate::storage::replication_barrier::ReplicationBarrier;
 
 /// How long the replica is waited for before we see whether the worker stops.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The gate that results pass on their way out.
 #[derive(Clone, Default)]
@@ -39,7 +39,7 @@ impl Release {
         let Some(gate) = &self.0 else { return true };
         let reached = wanted.max(committed);
         while *gate.released.lock().unwrap_or_else(PoisonError::into_inner) < wanted {
-            if gate.replication_barrier.wait(PATIENCE).await {
+            if gate.replication_barrier.wait(TIMEOUT).await {
                 let mut released = gate.released.lock().unwrap_or_else(PoisonError::into_inner);
                 *released = released.max(reached);
             } else if *stopping.borrow() {
@@ -51,7 +51,7 @@ impl Release {
 
     /// Returns when all that is committed now may leave, which the caller's thread waits for; `false` if that takes too
     /// long.
-    pub(crate) fn wait_for_all(&self, runtime: &tokio::runtime::Handle, patience: Duration) -> bool {
-        self.0.as_ref().is_none_or(|gate| runtime.block_on(gate.replication_barrier.wait(patience)))
+    pub(crate) fn wait_for_all(&self, runtime: &tokio::runtime::Handle, timeout: Duration) -> bool {
+        self.0.as_ref().is_none_or(|gate| runtime.block_on(gate.replication_barrier.wait(timeout)))
     }
 }

@@ -12,18 +12,18 @@ use tokio::time::{Instant, Sleep, sleep};
 /// A stream that is written to in time or not at all.
 pub(super) struct Stall<S> {
     stream: S,
-    patience: Duration,
+    timeout: Duration,
     /// Runs while a write waits.
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Stall<S> {
-    pub(super) fn new(stream: S, patience: Duration) -> Self {
-        Self { stream, patience, waiting: None }
+    pub(super) fn new(stream: S, timeout: Duration) -> Self {
+        Self { stream, timeout, waiting: None }
     }
 
     /// Returns what a write came to, unless it has waited for too long.
-    fn within_patience<T>(
+    fn within_timeout<T>(
         &mut self,
         context: &mut Context<'_>,
         written: Poll<io::Result<T>>,
@@ -32,10 +32,10 @@ impl<S> Stall<S> {
             self.waiting = None;
             return written;
         }
-        let patience = self.patience;
-        let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(patience)));
+        let timeout = self.timeout;
+        let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(timeout)));
         ready!(waiting.as_mut().poll(context));
-        waiting.as_mut().reset(Instant::now() + patience);
+        waiting.as_mut().reset(Instant::now() + timeout);
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing")))
     }
 }
@@ -54,19 +54,19 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Stall<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let stall = self.get_mut();
         let written = Pin::new(&mut stall.stream).poll_write(context, bytes);
-        stall.within_patience(context, written)
+        stall.within_timeout(context, written)
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let stall = self.get_mut();
         let flushed = Pin::new(&mut stall.stream).poll_flush(context);
-        stall.within_patience(context, flushed)
+        stall.within_timeout(context, flushed)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let stall = self.get_mut();
         let shut = Pin::new(&mut stall.stream).poll_shutdown(context);
-        stall.within_patience(context, shut)
+        stall.within_timeout(context, shut)
     }
 
     fn poll_write_vectored(
@@ -76,7 +76,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Stall<S> {
     ) -> Poll<io::Result<usize>> {
         let stall = self.get_mut();
         let written = Pin::new(&mut stall.stream).poll_write_vectored(context, buffers);
-        stall.within_patience(context, written)
+        stall.within_timeout(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -103,7 +103,7 @@ mod tests {
         };
         let (written, ()) = tokio::join!(stall.write_all(&[0; 24]), slow);
         written.unwrap();
-        stall.patience = Duration::from_millis(5);
+        stall.timeout = Duration::from_millis(5);
         let error = stall.write_all(&[0; 24]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }

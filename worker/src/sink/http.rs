@@ -135,7 +135,7 @@ impl Sink for HttpSink {
         RESULTS_PER_CALL.max(self.spec.batch_results_max)
     }
 
-    fn patience(&self) -> Duration {
+    fn call_timeout(&self) -> Duration {
         // A batch that is refused takes a request for each of its results; that is bounded by each of them.
         let requests = u32::try_from(self.spec.batch_results_max).unwrap_or(u32::MAX).saturating_add(1);
         CALL_TIME + self.spec.connection.timeout.saturating_mul(requests)

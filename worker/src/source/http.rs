@@ -91,9 +91,9 @@ async fn ingest(State(state): State<Arc<HttpState>>, headers: HeaderMap, mut bod
         // Said before all of it is sent in vain.
         return no_room();
     }
-    let patience = state.spec.serving.client_timeout;
+    let timeout = state.spec.serving.client_timeout;
     let read = tokio::select! {
-        read = tokio::time::timeout(patience, receive(&state, &mut body)) => read,
+        read = tokio::time::timeout(timeout, receive(&state, &mut body)) => read,
         _ = stopping.wait_for(|stopping| *stopping) => return stops(),
     };
     let (arrival, body) = match read {
@@ -111,7 +111,7 @@ async fn ingest(State(state): State<Arc<HttpState>>, headers: HeaderMap, mut bod
             return answer;
         }
         Err(_) => {
-            let message = format!("the body did not arrive within {patience:?} (clientTimeout)");
+            let message = format!("the body did not arrive within {timeout:?} (clientTimeout)");
             return answer(StatusCode::REQUEST_TIMEOUT, json!({"error": message}));
         }
     };

@@ -217,9 +217,9 @@ impl Ingest {
     }
 
     /// Brings all writers to rest, so that the shards are as they were at one instant. `None` if that takes longer than
-    /// `patience`, and then they go on at once. Blocks.
-    pub(crate) fn hold(&self, patience: Duration) -> Option<Held> {
-        let deadline = Instant::now() + patience;
+    /// `timeout`, and then they go on at once. Blocks.
+    pub(crate) fn hold(&self, timeout: Duration) -> Option<Held> {
+        let deadline = Instant::now() + timeout;
         let (held, at_rest) = channel();
         let (releases, commands) = (0..self.shard_count)
             .map(|_| {

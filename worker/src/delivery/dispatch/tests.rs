@@ -54,7 +54,7 @@ impl Sink for SimulatedSink {
     }
 
     /// Short, so that an hour in which it hangs is soon over.
-    fn patience(&self) -> Duration {
+    fn call_timeout(&self) -> Duration {
         Duration::from_millis(if self.0.lock().unwrap().hangs { 5 } else { 60_000 })
     }
 }

@@ -198,7 +198,7 @@ impl Client {
                 });
             }
             // Nothing is assigned yet, so this only hears what the client has to tell. It has to take its time: lines of
-            // a log come before errors, and a poll without patience ends with the first of them.
+            // a log come before errors, and a poll that waits for nothing ends with the first of them.
             consumer.poll(POLL);
             let problem = consumer.context().problem();
             if let Some(problem) = &problem {
@@ -262,9 +262,9 @@ impl Client {
     fn gather(&self, session: &mut Session) -> Result<Vec<Run>, End> {
         let Session { consumer, partitions, discover_at, has_doubts, .. } = session;
         let (mut runs, mut count, mut bytes) = (Vec::new(), 0, 0);
-        let mut patience = POLL;
+        let mut timeout = POLL;
         while count < BLOCK_RECORDS_MAX && bytes < BLOCK_BYTES_MAX {
-            match consumer.poll(patience) {
+            match consumer.poll(timeout) {
                 None => break,
                 Some(Ok(record)) => {
                     let known = partitions.get_mut(record.topic());
@@ -300,7 +300,7 @@ impl Client {
                     }
                 }
             }
-            patience = Duration::ZERO;
+            timeout = Duration::ZERO;
         }
         partitions.values_mut().flat_map(BTreeMap::values_mut).for_each(|partition| partition.run = None);
         Ok(runs)

@@ -13,7 +13,7 @@ use crate::kafka::Events;
 use crate::storage::replication_barrier::ReplicationBarrier;
 
 /// How long the replica is waited for before the broker is told something newer.
-const REPLICA_PATIENCE: Duration = Duration::from_secs(10);
+const REPLICA_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What became of a commit.
 pub(super) enum Outcome {
@@ -43,11 +43,11 @@ impl Committer {
             .name(format!("commit-{source}"))
             .spawn(move || {
                 for offsets in wanted {
-                    let outcome =
-                        match is_replicated(&runtime, replication_barrier.as_ref(), REPLICA_PATIENCE) {
-                            true => Outcome::Told(consumer.commit(&offsets, CommitMode::Sync)),
-                            false => Outcome::Behind,
-                        };
+                    let outcome = match is_replicated(&runtime, replication_barrier.as_ref(), REPLICA_TIMEOUT)
+                    {
+                        true => Outcome::Told(consumer.commit(&offsets, CommitMode::Sync)),
+                        false => Outcome::Behind,
+                    };
                     *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
                 }
             })
@@ -70,7 +70,7 @@ impl Committer {
 pub(super) fn is_replicated(
     runtime: &tokio::runtime::Handle,
     replication_barrier: Option<&ReplicationBarrier>,
-    patience: Duration,
+    timeout: Duration,
 ) -> bool {
-    replication_barrier.is_none_or(|replication_barrier| runtime.block_on(replication_barrier.wait(patience)))
+    replication_barrier.is_none_or(|replication_barrier| runtime.block_on(replication_barrier.wait(timeout)))
 }

@@ -15,7 +15,7 @@ use crate::sink::sse::queue::queue;
 use crate::storage::replication_barrier::ReplicationBarrier;
 
 /// How long a test waits for what must come.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A sink of one join, with results of so many bytes each.
 fn sink(results: usize, bytes: usize, release: Release) -> (TempDir, Arc<SseState>) {
@@ -76,5 +76,5 @@ async fn a_client_that_has_gone_does_not_wait_for_the_replica() {
     let (queue, receiver) = queue();
     let run = tokio::spawn(feed(&state, queue).run(Start::Replay));
     drop(receiver);
-    tokio::time::timeout(PATIENCE, run).await.expect("the feed ends").unwrap();
+    tokio::time::timeout(TIMEOUT, run).await.expect("the feed ends").unwrap();
 }
