@@ -257,7 +257,7 @@ impl Stored {
         let found = self.doing(|connection| {
             let mut statement =
                 connection.prepare("SELECT key, rows FROM results WHERE join_id = ?1 ORDER BY key")?;
-            let mut rows = Rows { rows: statement.query([id])?, seen: 0 };
+            let mut rows = CountedRows { rows: statement.query([id])?, seen: 0 };
             let outcome = full.evaluate(join, &mut rows);
             finding.results = rows.seen;
             Ok(outcome)
@@ -293,12 +293,12 @@ impl Stored {
 }
 
 /// Stored results, counted.
-struct Rows<'s> {
+struct CountedRows<'s> {
     rows: rusqlite::Rows<'s>,
     seen: u64,
 }
 
-impl StoredResults for Rows<'_> {
+impl StoredResults for CountedRows<'_> {
     fn next(&mut self) -> rusqlite::Result<Option<(String, String)>> {
         let Some(row) = self.rows.next()? else { return Ok(None) };
         self.seen += 1;

@@ -86,14 +86,14 @@ struct Audits {
 }
 
 #[derive(Debug, Deserialize)]
-struct Wanted {
+struct AuditRequest {
     /// All if none is named.
     #[serde(default)]
     joins: Vec<String>,
 }
 
 /// Audits the joins one by one; a client that goes away ends that, and so does the stop of the worker.
-async fn audit(State(audits): State<Audits>, Json(wanted): Json<Wanted>) -> Response {
+async fn audit(State(audits): State<Audits>, Json(wanted): Json<AuditRequest>) -> Response {
     let joins = audits.auditor.joins();
     let names: Vec<String> = match join::named(&joins, &wanted.joins) {
         Ok(joins) => joins.into_iter().map(|join| join.name.clone()).collect(),

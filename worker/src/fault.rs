@@ -54,8 +54,8 @@ mod debug {
 
     /// A place at which a test may have the process die, or the thread stand still.
     pub(crate) fn point(name: &str) {
-        static FAULT: LazyLock<Option<Wanted>> = LazyLock::new(|| Wanted::read("LITEJOIN_FAULT"));
-        static STALL: LazyLock<Option<Wanted>> = LazyLock::new(|| Wanted::read("LITEJOIN_STALL"));
+        static FAULT: LazyLock<Option<ArmedPoint>> = LazyLock::new(|| ArmedPoint::read("LITEJOIN_FAULT"));
+        static STALL: LazyLock<Option<ArmedPoint>> = LazyLock::new(|| ArmedPoint::read("LITEJOIN_STALL"));
         if FAULT.as_ref().is_some_and(|wanted| wanted.is_here(name)) {
             // As abrupt as SIGKILL: nothing is flushed, no destructor runs.
             std::process::abort();
@@ -69,12 +69,12 @@ mod debug {
     }
 
     /// A point, and how often it has yet to be passed.
-    struct Wanted {
+    struct ArmedPoint {
         name: String,
         left: AtomicI64,
     }
 
-    impl Wanted {
+    impl ArmedPoint {
         fn read(name: &str) -> Option<Self> {
             let wanted = variable(name)?;
             let (point, times) = wanted.split_once(':').unwrap_or((&wanted, "1"));

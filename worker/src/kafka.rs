@@ -93,13 +93,13 @@ pub(crate) struct Events(Arc<Heard>);
 #[derive(Debug, Default)]
 struct Heard {
     brokers: String,
-    problem: Mutex<Option<Problem>>,
+    problem: Mutex<Option<KafkaProblem>>,
     statistics: Mutex<Option<Statistics>>,
 }
 
 /// What keeps a client from its work, in words for whoever runs the pipeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Problem {
+pub(crate) struct KafkaProblem {
     pub(crate) text: String,
     /// Whether other credentials would help.
     pub(crate) is_refusal: bool,
@@ -111,7 +111,7 @@ impl Events {
     }
 
     /// What has gone wrong last.
-    pub(crate) fn problem(&self) -> Option<Problem> {
+    pub(crate) fn problem(&self) -> Option<KafkaProblem> {
         self.0.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -160,7 +160,7 @@ impl ConsumerContext for Events {}
 const OF_OPENSSL: &str = ":SSL routines:";
 
 /// Says what a client's error means for whoever runs the pipeline.
-fn explain(brokers: &str, code: Option<RDKafkaErrorCode>, reason: &str) -> Problem {
+fn explain(brokers: &str, code: Option<RDKafkaErrorCode>, reason: &str) -> KafkaProblem {
     use RDKafkaErrorCode as Code;
     let reason = plain(reason);
     let code = match code {
@@ -192,7 +192,7 @@ fn explain(brokers: &str, code: Option<RDKafkaErrorCode>, reason: &str) -> Probl
         }
         _ => format!("Kafka at {brokers}: {reason}"),
     };
-    Problem { text, is_refusal }
+    KafkaProblem { text, is_refusal }
 }
 
 /// The reason without what differs from one attempt to the next, so that the same trouble is told once.
@@ -202,7 +202,7 @@ fn plain(reason: &str) -> &str {
 }
 
 /// What an error of a call means, with what the client has told meanwhile.
-pub(crate) fn problem(events: &Events, error: &KafkaError) -> Problem {
+pub(crate) fn problem(events: &Events, error: &KafkaError) -> KafkaProblem {
     let told = events.problem();
     let code = error.rdkafka_error_code();
     match (code, told) {

@@ -40,7 +40,7 @@ struct Origin {
 
 /// A place in a file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Location {
+pub(crate) struct TextLocation {
     /// As the user named it; `<stdin>` for standard input.
     pub(crate) file: String,
     /// Counted from 1.
@@ -49,7 +49,7 @@ pub(crate) struct Location {
     pub(crate) column: usize,
 }
 
-impl fmt::Display for Location {
+impl fmt::Display for TextLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.file, self.line)
     }
@@ -167,20 +167,20 @@ impl Manifest {
 
     /// Returns where a field was written: the line of its name. A field that was not written is where the
     /// object is that it belongs to. `None` if there is no such document.
-    pub(crate) fn locate(&self, place: &Place) -> Option<Location> {
+    pub(crate) fn locate(&self, place: &Place) -> Option<TextLocation> {
         let origin = self.origins.get(place.document)?;
         let position = origin.positions.nearest(&place.path);
-        Some(Location { file: origin.file.clone(), line: position.line, column: position.column })
+        Some(TextLocation { file: origin.file.clone(), line: position.line, column: position.column })
     }
 
     /// Returns where a line of a text was written, `line_offset` lines below its first: exactly for a block
     /// (`|` or `>`); a text in one line, or in quotes, is where it starts. The column is that of the text's own
     /// first column.
-    pub(crate) fn locate_within(&self, place: &Place, line_offset: usize) -> Option<Location> {
+    pub(crate) fn locate_within(&self, place: &Place, line_offset: usize) -> Option<TextLocation> {
         let origin = self.origins.get(place.document)?;
         let (position, exact) = origin.positions.text(&place.path);
         let line = position.line + if exact { line_offset } else { 0 };
-        Some(Location { file: origin.file.clone(), line, column: position.column })
+        Some(TextLocation { file: origin.file.clone(), line, column: position.column })
     }
 
     /// Returns the folder that a document's file lies in, which paths in it are relative to; `.` for standard
@@ -207,7 +207,7 @@ impl Manifest {
 }
 
 /// A complaint as a line.
-fn line(complaint: &Complaint, location: Option<Location>) -> String {
+fn line(complaint: &Complaint, location: Option<TextLocation>) -> String {
     let location = location.map(|location| format!("{location}: ")).unwrap_or_default();
     let severity = match complaint.severity {
         Severity::Error => "",

@@ -14,11 +14,11 @@ use std::str::FromStr;
 use litejoin_crds::duration::parse_timestamp;
 use litejoin_crds::plan::{self, Plan};
 
-use self::config::File;
+use self::config::ReplicatedFile;
 use self::fetch::Restored;
-use self::incarnation::{Birth, Claim, Found, Incarnation, Marker, Refusal, Remote};
+use self::incarnation::{Birth, Claim, FoundIncarnation, Incarnation, Marker, Remote, StartRefusal};
 use self::litestream::{Litestream, LitestreamError};
-use self::location::{Location, LocationError};
+use self::location::{LocationError, ReplicaLocation};
 use self::objects::{Objects, ObjectsError};
 use self::restore_points::RestorePoints;
 use crate::credentials::{CredentialError, Secrets};
@@ -62,7 +62,7 @@ pub(crate) struct Tools {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReplicationError {
     #[error(transparent)]
-    Location(#[from] LocationError),
+    ReplicaLocation(#[from] LocationError),
     #[error("spec.replication.credentialsSecretRef")]
     Credentials(#[from] CredentialError),
     #[error("could not look at the replica; nothing was changed")]
@@ -70,7 +70,7 @@ pub(crate) enum ReplicationError {
     #[error("{place}: {name} is not readable ({detail}); it was not written by this version, or damaged")]
     Unreadable { place: String, name: String, detail: String },
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] StartRefusal),
     #[error(transparent)]
     Litestream(#[from] LitestreamError),
     #[error(transparent)]
@@ -78,7 +78,7 @@ pub(crate) enum ReplicationError {
     #[error("{path}: could not {doing}")]
     Io { path: String, doing: &'static str, source: std::io::Error },
     #[error(transparent)]
-    File(#[from] SqliteError),
+    ReplicatedFile(#[from] SqliteError),
     #[error(
         "{path}: is not ready for the Litestream that runs beside this worker; run `litejoin replication prepare` before \
          both are started"
@@ -126,7 +126,7 @@ impl PointInTime {
 pub(crate) struct Site {
     pub(crate) replication: plan::Replication,
     /// Where the incarnations lie.
-    pub(crate) base: Location,
+    pub(crate) base: ReplicaLocation,
     pub(crate) objects: Objects,
     /// Variables with credentials among them: for Litestream alone.
     pub(crate) environment: BTreeMap<String, String>,
@@ -137,7 +137,7 @@ impl Site {
     pub(crate) fn of(plan: &Plan, secrets: &Secrets) -> Result<Option<Self>, ReplicationError> {
         let Some(replication) = &plan.replication else { return Ok(None) };
         let environment = secrets.environment(replication.credentials_secret.as_deref())?;
-        let location = Location::parse(&replication.replica_url)?;
+        let location = ReplicaLocation::parse(&replication.replica_url)?;
         let base = location.join(&format!("{}/{ORDINAL}", plan.identity));
         let objects = Objects::open(&base, replication, &environment)?;
         Ok(Some(Self { replication: replication.clone(), base, objects, environment }))
@@ -145,13 +145,18 @@ impl Site {
 
     /// Where another pipeline's incarnations lie: its `replicaUrl`, followed by its identity. It is only read.
     fn elsewhere(&self, url: &str) -> Result<Self, ReplicationError> {
-        let base = Location::parse(url)?.join(&ORDINAL.to_string());
+        let base = ReplicaLocation::parse(url)?.join(&ORDINAL.to_string());
         let objects = Objects::open(&base, &self.replication, &self.environment)?;
         Ok(Self { base, objects, ..self.clone() })
     }
 
     /// Litestream's configuration for one incarnation.
-    fn litestream_config(&self, incarnation: &Incarnation, files: &[File], socket: Option<&Path>) -> Vec<u8> {
+    fn litestream_config(
+        &self,
+        incarnation: &Incarnation,
+        files: &[ReplicatedFile],
+        socket: Option<&Path>,
+    ) -> Vec<u8> {
         let location = self.base.join(&incarnation.to_string());
         let variable = |name: &str| self.environment.get(name).cloned();
         let config = config::litestream(&self.replication, &location, files, socket, &variable);
@@ -176,7 +181,7 @@ impl Site {
                 let told = String::from_utf8_lossy(&content).trim().parse();
                 told.unwrap_or(birth.born_at)
             });
-            found.push(Found { incarnation, birth, ready_at });
+            found.push(FoundIncarnation { incarnation, birth, ready_at });
         }
         found.sort_by(|a, b| a.incarnation.cmp(&b.incarnation));
         Ok(Remote { claim, found })
@@ -206,12 +211,15 @@ impl Site {
 }
 
 /// The files of a pipeline that are replicated, below a data directory.
-pub(crate) fn files(plan: &Plan, data_dir: &Path) -> Vec<File> {
+pub(crate) fn files(plan: &Plan, data_dir: &Path) -> Vec<ReplicatedFile> {
     let dlq = layout::dead_letters_path(plan.delivery.dlq.path.as_deref(), data_dir);
-    let of_dir = |name: &str| File { name: name.to_owned(), path: data_dir.join(name) };
+    let of_dir = |name: &str| ReplicatedFile { name: name.to_owned(), path: data_dir.join(name) };
     let shards = (0..plan.storage.shard_count).map(|index| of_dir(&layout::shard_file_name(index)));
-    let others =
-        [of_dir(RESULTS_FILE), File { name: DEAD_LETTERS_FILE.to_owned(), path: dlq }, of_dir(SOURCES_FILE)];
+    let others = [
+        of_dir(RESULTS_FILE),
+        ReplicatedFile { name: DEAD_LETTERS_FILE.to_owned(), path: dlq },
+        of_dir(SOURCES_FILE),
+    ];
     shards.chain(others).collect()
 }
 
@@ -224,7 +232,7 @@ pub(crate) struct Replica {
     pub(crate) marker: Marker,
     /// What has just come from the store, if anything has.
     pub(crate) restored: Option<Restored>,
-    pub(crate) files: Vec<File>,
+    pub(crate) files: Vec<ReplicatedFile>,
     pub(crate) data_dir: PathBuf,
     /// Litestream's control socket.
     pub(crate) socket: PathBuf,

@@ -32,7 +32,7 @@ use self::maintenance::Maintenance;
 use self::replica::Replication;
 use self::sinks::Sinks;
 use self::sources::Sources;
-use self::store::Store;
+use self::store::OpenFiles;
 use self::unit::{Unit, Units};
 use crate::audit::{Auditor, Files};
 use crate::blocking::blocking;
@@ -111,7 +111,7 @@ impl From<SqliteError> for StartError {
 /// A pipeline that runs.
 struct Running {
     pipeline: Pipeline,
-    store: Store,
+    store: OpenFiles,
     status: Arc<Status>,
     listeners: Listeners,
     ingest: Ingest,
@@ -226,7 +226,7 @@ impl Running {
         }
         let mut store = {
             let (plan, joins) = (plan.clone(), pipeline.joins.clone());
-            blocking(move || Store::open(locked, &plan, &joins)).await?
+            blocking(move || OpenFiles::open(locked, &plan, &joins)).await?
         };
         let status = Arc::new(Status::new(plan, classes(&pipeline.joins), clock::epoch_seconds()));
         let states = Arc::new(States::new(store.data_dir.path(), store::journal(plan)));
@@ -411,7 +411,7 @@ fn start_admin(
     Ok(Unit::start(Box::new(|stopping| Box::pin(front.serve(listener, router, stopping)))))
 }
 
-fn start_control(store: &Store, status: &Arc<Status>, auditor: &Arc<Auditor>) -> Option<Unit> {
+fn start_control(store: &OpenFiles, status: &Arc<Status>, auditor: &Arc<Auditor>) -> Option<Unit> {
     let control = Control::open(store.data_dir.path())?;
     let (status, auditor, letters) = (Arc::clone(status), Arc::clone(auditor), Arc::clone(&store.letters));
     Some(Unit::start(Box::new(|stopping| Box::pin(control.serve(status, auditor, letters, stopping)))))

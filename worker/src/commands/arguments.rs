@@ -221,7 +221,7 @@ pub(crate) enum ReplicationAction {
         replica: ReplicaOf,
         /// What to print: text for people, or JSON
         #[arg(long, value_enum, default_value = "text")]
-        output: Output,
+        output: OutputFormat,
     },
     /// Restore what is missing, and write litestream.yml, for replication.mode: sidecar
     ///
@@ -272,7 +272,7 @@ pub(crate) struct Explain {
 
     /// What to print: text for people, or JSON
     #[arg(long, value_enum, default_value = "text")]
-    pub(crate) output: Output,
+    pub(crate) output: OutputFormat,
 
     /// End with exit code 1 if there is any warning
     #[arg(long)]
@@ -294,7 +294,7 @@ pub(crate) struct Audit {
 
     /// What to print: text for people, or a line of JSON for each join
     #[arg(long, value_enum, default_value = "text")]
-    pub(crate) output: Output,
+    pub(crate) output: OutputFormat,
 }
 
 #[derive(Debug, Parser)]
@@ -316,7 +316,7 @@ pub(crate) enum DlqAction {
         limit: usize,
         /// What to print: text for people, or a line of JSON for each entry
         #[arg(long, value_enum, default_value = "text")]
-        output: Output,
+        output: OutputFormat,
     },
     /// Show entries with their contents, as JSON
     Show {
@@ -426,7 +426,7 @@ pub(crate) struct DlqFilter {
 
 /// How to print what was found out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Output {
+pub(crate) enum OutputFormat {
     Text,
     Json,
 }

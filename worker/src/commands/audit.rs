@@ -12,7 +12,7 @@ use litejoin_crds::error::chain;
 use litejoin_crds::plan::Plan;
 use serde_json::json;
 
-use super::arguments::{Audit, Output};
+use super::arguments::{Audit, OutputFormat};
 use super::client::{AskError, Peer};
 use super::{EXIT_INVALID, complain, say};
 use crate::audit::{Files, Finding, compare, finding};
@@ -58,12 +58,14 @@ pub(crate) fn run(arguments: &Audit) -> ExitCode {
     };
     let data_dir = arguments.data.folder(pipeline.as_ref().map(|pipeline| &pipeline.plan));
     let written = pipeline.as_ref().map(|pipeline| (&pipeline.plan, pipeline.joins.as_slice()));
-    let (mut table, mut wrong) = (Table::default(), false);
+    let (mut table, mut wrong) = (FindingTable::default(), false);
     let outcome = compare_joins(data_dir, written, &arguments.joins, &mut |finding| {
         wrong |= finding.is_wrong();
         say(&match arguments.output {
-            Output::Text => table.row(finding),
-            Output::Json => serde_json::to_string(finding).expect("plain fields are always JSON") + "\n",
+            OutputFormat::Text => table.row(finding),
+            OutputFormat::Json => {
+                serde_json::to_string(finding).expect("plain fields are always JSON") + "\n"
+            }
         });
     });
     if let Err(error) = outcome {
@@ -71,7 +73,7 @@ pub(crate) fn run(arguments: &Audit) -> ExitCode {
         let invalid = matches!(error, AuditRefusal::Names(_));
         return if invalid { ExitCode::from(EXIT_INVALID) } else { ExitCode::FAILURE };
     }
-    if arguments.output == Output::Text {
+    if arguments.output == OutputFormat::Text {
         say(table.end());
     }
     ExitCode::from(u8::from(wrong))
@@ -153,14 +155,14 @@ impl Drop for ScratchFolder {
 
 /// Writes findings as a table that grows, for people.
 #[derive(Debug, Default)]
-pub(crate) struct Table {
+pub(crate) struct FindingTable {
     rows: u64,
     wrong: u64,
     differences: u64,
     is_repairing: bool,
 }
 
-impl Table {
+impl FindingTable {
     /// A line for one more join, below the head of the table.
     pub(crate) fn row(&mut self, finding: &Finding) -> String {
         let head = if self.rows == 0 {

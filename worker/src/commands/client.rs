@@ -40,13 +40,13 @@ pub(crate) enum AskError {
 /// What a worker answers, line by line.
 pub(crate) struct Answer {
     peer: String,
-    reader: BufReader<Box<dyn Stream>>,
+    reader: BufReader<Box<dyn Connection>>,
 }
 
 /// Either kind of connection.
-trait Stream: Read + Write {}
+trait Connection: Read + Write {}
 
-impl<T: Read + Write> Stream for T {}
+impl<T: Read + Write> Connection for T {}
 
 impl Peer {
     /// The worker that runs on a data directory.
@@ -111,7 +111,7 @@ impl Peer {
         Ok(Answer { peer, reader: BufReader::new(stream) })
     }
 
-    fn connect(&self) -> io::Result<Box<dyn Stream>> {
+    fn connect(&self) -> io::Result<Box<dyn Connection>> {
         match self {
             Self::Socket(path) => Ok(Box::new(UnixStream::connect(path)?)),
             Self::Admin { address, .. } => {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use litejoin_crds::error::chain;
 use litejoin_crds::plan::Synchronous;
 
-use super::arguments::{DlqAction, DlqFilter, DlqQueue, Output};
+use super::arguments::{DlqAction, DlqFilter, DlqQueue, OutputFormat};
 use super::client::{AskError, Peer};
 use super::{EXIT_INVALID, complain, say};
 use crate::control::END;
@@ -36,13 +36,13 @@ pub(crate) enum DlqError {
     #[error("{id}: there is none of that id in the dead-letter queue; litejoin dlq list shows what there is")]
     Unknown { id: String },
     #[error("could not write what was found")]
-    Output(#[from] io::Error),
+    OutputFormat(#[from] io::Error),
 }
 
 /// Why `litejoin dlq` did not do what it was asked, and the exit code that says so.
-struct Refusal(String, u8);
+struct DlqRefusal(String, u8);
 
-impl From<DlqError> for Refusal {
+impl From<DlqError> for DlqRefusal {
     fn from(error: DlqError) -> Self {
         Self(format!("error: {}\n", chain(&error)), 1)
     }
@@ -52,20 +52,20 @@ impl From<DlqError> for Refusal {
 pub(crate) fn run(action: DlqAction) -> ExitCode {
     match try_run(action) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Refusal(complaint, code)) => {
+        Err(DlqRefusal(complaint, code)) => {
             complain(&complaint);
             ExitCode::from(code)
         }
     }
 }
 
-fn try_run(action: DlqAction) -> Result<(), Refusal> {
+fn try_run(action: DlqAction) -> Result<(), DlqRefusal> {
     let now = clock::epoch_seconds();
-    let find = |queue: &DlqQueue| queue.queue().map_err(|complaints| Refusal(complaints, EXIT_INVALID));
+    let find = |queue: &DlqQueue| queue.queue().map_err(|complaints| DlqRefusal(complaints, EXIT_INVALID));
     let all_of_it = |filter: DlqFilter, all: bool| {
         let filter = filter.filter(now);
         match filter.is_empty() && !all {
-            true => Err(Refusal("error: say which ones, or --all\n".to_owned(), EXIT_INVALID)),
+            true => Err(DlqRefusal("error: say which ones, or --all\n".to_owned(), EXIT_INVALID)),
             false => Ok(filter),
         }
     };
@@ -75,21 +75,21 @@ fn try_run(action: DlqAction) -> Result<(), Refusal> {
     };
     match action {
         DlqAction::List { queue, filter, limit, output } => {
-            let (queue, mut table, mut left) = (find(&queue)?, Table::default(), limit);
+            let (queue, mut table, mut left) = (find(&queue)?, EntryTable::default(), limit);
             queue.read(&filter.filter(now), false, &mut |entry| {
                 if left == 0 {
                     return Ok(false);
                 }
                 left -= 1;
                 match output {
-                    Output::Json => print(entry),
-                    Output::Text => {
+                    OutputFormat::Json => print(entry),
+                    OutputFormat::Text => {
                         say(&table.row(entry, now));
                         Ok(true)
                     }
                 }
             })?;
-            if output == Output::Text {
+            if output == OutputFormat::Text {
                 say(&table.end());
             }
         }
@@ -241,14 +241,14 @@ impl Queue {
 
 /// Writes entries as a table for people.
 #[derive(Debug, Default)]
-pub(crate) struct Table {
+pub(crate) struct EntryTable {
     rows: u64,
 }
 
 /// Characters of a reason that fit into a table.
 const REASON_MAX: usize = 80;
 
-impl Table {
+impl EntryTable {
     /// A line for one more entry, below the head of the table.
     pub(crate) fn row(&mut self, entry: &Entry, now: i64) -> String {
         let line = |id: &str, what: &str, key: &str, attempts: &str, retry: &str, reason: &str| {

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use self::disk::{Disk, DiskError};
 use self::probes::Probes;
-use super::arguments::{Explain, Output};
+use super::arguments::{Explain, OutputFormat};
 use super::client::{AskError, Peer};
 use super::{EXIT_INVALID, complain, say};
 use crate::join::plan::{Class, Keyed, Link};
@@ -53,8 +53,8 @@ pub(crate) fn run(arguments: &Explain) -> ExitCode {
     };
     let explanation = explain(&pipeline.plan, &chosen, &known, complaints.lines().count());
     say(&match arguments.output {
-        Output::Text => explanation.text(std::io::stdout().is_terminal()),
-        Output::Json => explanation.json(),
+        OutputFormat::Text => explanation.text(std::io::stdout().is_terminal()),
+        OutputFormat::Json => explanation.json(),
     });
     ExitCode::from(u8::from(arguments.deny_warnings && explanation.warnings() > 0))
 }

@@ -12,14 +12,14 @@ use serde::Serialize;
 use serde_json::Value;
 use tracing::{info, warn};
 
-use super::arguments::{Output, ReplicaOf, ReplicationAction, Restore};
+use super::arguments::{OutputFormat, ReplicaOf, ReplicationAction, Restore};
 use super::client::Peer;
 use super::{EXIT_INVALID, complain, environment, say};
 use crate::credentials::Secrets;
 use crate::replication::boot::{self, Begin};
-use crate::replication::config::File;
+use crate::replication::config::ReplicatedFile;
 use crate::replication::fetch::{self, Restored, UnsoundResults};
-use crate::replication::incarnation::{Claim, Found, Incarnation};
+use crate::replication::incarnation::{Claim, FoundIncarnation, Incarnation};
 use crate::replication::litestream::Litestream;
 use crate::replication::{PointInTime, ReplicationError, Site, Tools, files};
 use crate::storage::layout::LockedDir;
@@ -44,8 +44,8 @@ pub(crate) fn run(action: ReplicationAction) -> ExitCode {
         ReplicationAction::Status { replica, output } => with_replica(&replica, async |plan, secrets, _| {
             let report = status(&plan, &secrets).await?;
             say(&match output {
-                Output::Text => report.text(clock::epoch_seconds()),
-                Output::Json => {
+                OutputFormat::Text => report.text(clock::epoch_seconds()),
+                OutputFormat::Json => {
                     serde_json::to_string_pretty(&report).expect("plain fields are always JSON") + "\n"
                 }
             });
@@ -139,7 +139,7 @@ pub(crate) async fn status(plan: &Plan, secrets: &Secrets) -> Result<ReplicaRepo
     let next = remote.best().map(|best| best.incarnation.clone());
     let mut incarnations = Vec::new();
     for found in &remote.found {
-        let Found { incarnation, birth, .. } = found;
+        let FoundIncarnation { incarnation, birth, .. } = found;
         incarnations.push(IncarnationReport {
             name: incarnation.clone(),
             is_ready: found.is_ready(),
@@ -265,7 +265,7 @@ async fn fetch(
     point: Option<&PointInTime>,
     unsound: UnsoundResults,
     folder: &Path,
-) -> Result<(Vec<File>, Restored), ReplicationError> {
+) -> Result<(Vec<ReplicatedFile>, Restored), ReplicationError> {
     let litestream = Litestream::find(tools.litestream.as_deref(), &site.environment).await?;
     let remote = site.look().await?;
     let candidates = match point {
@@ -276,7 +276,7 @@ async fn fetch(
     let wanted = files(plan, &data_dir);
     let mut failure = ReplicationError::TooEarly { place: site.base.to_string() };
     for from in candidates {
-        let files: Vec<File> =
+        let files: Vec<ReplicatedFile> =
             wanted.iter().filter(|file| from.birth.files.contains(&file.name)).cloned().collect();
         match fetch::fetch(site, &litestream, from, &files, point, unsound, folder).await {
             Ok(restored) => return Ok((files, restored)),
@@ -304,7 +304,11 @@ fn grain(restored: Restored) -> String {
 }
 
 /// Checks restored files, and says in how many rows they differ from the living ones.
-fn compare(files: &[File], folder: &Path, say: &mut dyn FnMut(&str)) -> Result<(), ReplicationError> {
+fn compare(
+    files: &[ReplicatedFile],
+    folder: &Path,
+    say: &mut dyn FnMut(&str),
+) -> Result<(), ReplicationError> {
     for file in files {
         let path = folder.join(&file.name);
         let found = look_into(&path, file.path.exists().then_some(&file.path))

@@ -14,7 +14,7 @@ pub(crate) struct Circuit {
 
 /// What may be sent now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Passage {
+pub(crate) enum Allowance {
     /// As much as there is.
     Open,
     /// One result, to see whether the sink is back.
@@ -28,11 +28,11 @@ impl Circuit {
         Self { failures_max: failures_max.max(1), failures: 0, open_until: None }
     }
 
-    pub(crate) fn passage(&self, now: Instant) -> Passage {
+    pub(crate) fn allowance(&self, now: Instant) -> Allowance {
         match self.open_until {
-            None => Passage::Open,
-            Some(until) if until <= now => Passage::Probe,
-            Some(until) => Passage::Wait(until),
+            None => Allowance::Open,
+            Some(until) if until <= now => Allowance::Probe,
+            Some(until) => Allowance::Wait(until),
         }
     }
 
@@ -68,7 +68,7 @@ impl Circuit {
     /// circuit, or keeps it open. Returns whether it opens now. What fails in the call that has opened it says
     /// nothing new.
     pub(crate) fn failed(&mut self, now: Instant, wait: Duration) -> bool {
-        if matches!(self.passage(now), Passage::Wait(_)) {
+        if matches!(self.allowance(now), Allowance::Wait(_)) {
             return false;
         }
         let was_open = self.is_open();
@@ -94,17 +94,17 @@ mod tests {
         assert!(!circuit.failed(start, wait));
         assert!(circuit.failed(start, wait), "the second in a row");
         assert!(!circuit.failed(start, 2 * wait), "of the same call");
-        assert_eq!(circuit.passage(start), Passage::Wait(start + wait));
-        assert_eq!(circuit.passage(start + wait), Passage::Probe);
+        assert_eq!(circuit.allowance(start), Allowance::Wait(start + wait));
+        assert_eq!(circuit.allowance(start + wait), Allowance::Probe);
         assert!(!circuit.failed(start + wait, wait), "it was open already");
         assert_eq!(circuit.probes_failed(), 2);
-        assert_eq!(circuit.passage(start + wait), Passage::Wait(start + 2 * wait));
+        assert_eq!(circuit.allowance(start + wait), Allowance::Wait(start + 2 * wait));
         circuit.probe_at(start);
-        assert_eq!(circuit.passage(start), Passage::Probe, "somebody has asked for it");
+        assert_eq!(circuit.allowance(start), Allowance::Probe, "somebody has asked for it");
         assert!(circuit.succeeded());
-        assert_eq!(circuit.passage(start), Passage::Open);
+        assert_eq!(circuit.allowance(start), Allowance::Open);
         circuit.probe_at(start);
         assert!(circuit.hold(start, wait), "a sink that asks for time opens it at once");
-        assert_eq!(circuit.passage(start), Passage::Wait(start + wait));
+        assert_eq!(circuit.allowance(start), Allowance::Wait(start + wait));
     }
 }

@@ -13,7 +13,7 @@ use litejoin_crds::plan::{self, Guarantee};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::circuit::{Circuit, Passage};
+use super::circuit::{Allowance, Circuit};
 use super::schedule::retry_delay;
 use crate::blocking::blocking;
 use crate::clock::Moment;
@@ -166,10 +166,10 @@ impl Dispatcher {
         circuit: &mut Circuit,
         now: Moment,
     ) -> Result<Round, SqliteError> {
-        let limit = match circuit.passage(now.instant) {
-            Passage::Wait(until) => return Ok(Round::Wait(until)),
-            Passage::Probe => PROBE,
-            Passage::Open => self.page(),
+        let limit = match circuit.allowance(now.instant) {
+            Allowance::Wait(until) => return Ok(Round::Wait(until)),
+            Allowance::Probe => PROBE,
+            Allowance::Open => self.page(),
         };
         self.retry_letters(circuit, limit.events, now).await?;
         let (after, joins) = (*cursor, self.joins.clone());
@@ -207,11 +207,11 @@ impl Dispatcher {
         limit: usize,
         now: Moment,
     ) -> Result<(), SqliteError> {
-        let limit = match self.letters_circuit.passage(now.instant) {
+        let limit = match self.letters_circuit.allowance(now.instant) {
             _ if !self.has_letters => return Ok(()),
-            Passage::Wait(_) => return Ok(()),
-            Passage::Probe => 1,
-            Passage::Open => limit.min(LETTERS_PER_ROUND),
+            Allowance::Wait(_) => return Ok(()),
+            Allowance::Probe => 1,
+            Allowance::Open => limit.min(LETTERS_PER_ROUND),
         };
         let name = self.name.clone();
         let letters = Arc::clone(&self.letters);
@@ -457,9 +457,9 @@ impl Dispatcher {
         let (letters, name) = (Arc::clone(&self.letters), self.name.clone());
         let due = blocking(move || letters.next_due(&name)).await.ok().flatten();
         let now = Moment::now();
-        let held = match self.letters_circuit.passage(now.instant) {
-            Passage::Wait(until) => until - now.instant,
-            Passage::Probe | Passage::Open => Duration::ZERO,
+        let held = match self.letters_circuit.allowance(now.instant) {
+            Allowance::Wait(until) => until - now.instant,
+            Allowance::Probe | Allowance::Open => Duration::ZERO,
         };
         due.map_or(hour, |due| {
             let seconds = u64::try_from((due - now.seconds).max(0)).unwrap_or(0);

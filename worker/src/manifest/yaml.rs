@@ -20,7 +20,7 @@ const DEPTH_MAX: usize = 64;
 
 /// Where something is in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Position {
+pub(crate) struct TextPosition {
     /// Counted from 1.
     pub(crate) line: usize,
     /// In characters, counted from 1.
@@ -30,16 +30,16 @@ pub(crate) struct Position {
 /// Where the fields of a document are.
 #[derive(Debug)]
 pub(crate) struct Positions {
-    start: Position,
+    start: TextPosition,
     /// By path: the key of a field, the first character of an item.
-    fields: HashMap<String, Position>,
+    fields: HashMap<String, TextPosition>,
     /// By path: the first line of a text, and whether the lines that follow are those of the file.
-    texts: HashMap<String, (Position, bool)>,
+    texts: HashMap<String, (TextPosition, bool)>,
 }
 
 impl Positions {
     /// The position of a field, or of the nearest object or list around it that was written.
-    pub(crate) fn nearest(&self, path: &str) -> Position {
+    pub(crate) fn nearest(&self, path: &str) -> TextPosition {
         let mut path = Some(path);
         while let Some(at) = path {
             if let Some(position) = self.fields.get(at) {
@@ -51,7 +51,7 @@ impl Positions {
     }
 
     /// The position of a text's first line, and whether its further lines are those of the file.
-    pub(crate) fn text(&self, path: &str) -> (Position, bool) {
+    pub(crate) fn text(&self, path: &str) -> (TextPosition, bool) {
         self.texts.get(path).copied().unwrap_or_else(|| (self.nearest(path), false))
     }
 }
@@ -68,8 +68,12 @@ pub(crate) struct Fault {
 /// Reads all documents of a text; those that hold nothing are left out.
 pub(crate) fn parse(text: &str) -> Result<Vec<(Value, Positions)>, Fault> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut reader =
-        Reader { parser: Parser::new_from_str(text), lines: text.lines().collect(), nodes: 0, path_bytes: 0 };
+    let mut reader = YamlReader {
+        parser: Parser::new_from_str(text),
+        lines: text.lines().collect(),
+        nodes: 0,
+        path_bytes: 0,
+    };
     let mut documents = Vec::new();
     loop {
         match reader.next()? {
@@ -93,7 +97,7 @@ pub(crate) fn parse(text: &str) -> Result<Vec<(Value, Positions)>, Fault> {
     }
 }
 
-struct Reader<'a> {
+struct YamlReader<'a> {
     parser: Parser<'a, StrInput<'a>>,
     lines: Vec<&'a str>,
     /// Values read so far.
@@ -102,7 +106,7 @@ struct Reader<'a> {
     path_bytes: usize,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> YamlReader<'a> {
     fn next(&mut self) -> Result<(Event<'a>, Span), Fault> {
         match self.parser.next_event() {
             Some(Ok(event)) => Ok(event),
@@ -137,7 +141,7 @@ impl<'a> Reader<'a> {
 }
 
 struct DocumentReader<'r, 'a> {
-    reader: &'r mut Reader<'a>,
+    reader: &'r mut YamlReader<'a>,
     /// What each anchor names, and how many values it holds.
     anchors: HashMap<usize, (Value, usize)>,
     positions: Positions,
@@ -244,7 +248,7 @@ impl<'a> DocumentReader<'_, 'a> {
                 let spaces = |line: &str| line.len() - line.trim_start_matches(' ').len();
                 let written = content.copied().find(|line| !line.trim().is_empty()).map_or(0, spaces);
                 let column = 1 + written - spaces(first).min(written);
-                (Position { line: header + 1, column }, true)
+                (TextPosition { line: header + 1, column }, true)
             }
             _ => (position(span.start), false),
         };
@@ -316,8 +320,8 @@ fn foreign_tag(tag: &Tag, at: Marker) -> Fault {
     fault(at, format!("the tag !{name} means nothing here; remove it, or write {name}: as a field"))
 }
 
-fn position(marker: Marker) -> Position {
-    Position { line: marker.line(), column: marker.col() + 1 }
+fn position(marker: Marker) -> TextPosition {
+    TextPosition { line: marker.line(), column: marker.col() + 1 }
 }
 
 fn fault(at: Marker, message: impl Into<String>) -> Fault {

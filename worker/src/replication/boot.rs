@@ -10,11 +10,11 @@ use tracing::{info, warn};
 
 use super::directory::{CONFIG, Choice, Directory};
 use super::fetch::Restored;
-use super::incarnation::{Birth, Claim, Decision, Incarnation, Local, Marker, Remote, Wanted};
+use super::incarnation::{Birth, Claim, Decision, Incarnation, Local, Marker, Remote, Requirements};
 use super::litestream::{self, Litestream};
 pub(crate) use super::start::Begin;
 use super::start::{
-    Origin, Renewal, Request, announced, from_elsewhere, origin, overtaker, renewal, without_store,
+    DataOrigin, Renewal, Request, announced, from_elsewhere, origin, overtaker, renewal, without_store,
 };
 use super::{BIRTH, CLAIM, Replica, ReplicationError, Site, Tools, files};
 use crate::clock;
@@ -62,7 +62,7 @@ pub(crate) async fn prepare(
         timestamp: timestamp.map(|text| text.parse().expect("a plan is made of what was found to be right")),
         from_url: site.replication.restore_from_url.as_deref(),
     };
-    let start = Start { plan, request, wanted: &wanted, directory: &directory };
+    let start = ReplicaStart { plan, request, wanted: &wanted, directory: &directory };
     let seen = start.look().await?;
     let choice = start.choose(&seen).await?;
     if let (Begin::Prepared, false) = (begin, matches!(choice.decision, Decision::GoOn(_))) {
@@ -85,15 +85,15 @@ pub(crate) async fn prepare(
 }
 
 /// One start, with all that its steps need.
-struct Start<'a> {
+struct ReplicaStart<'a> {
     plan: &'a Plan,
     request: Request<'a>,
-    wanted: &'a Wanted,
+    wanted: &'a Requirements,
     directory: &'a Directory<'a>,
 }
 
 /// What a start has seen.
-struct Seen {
+struct Observed {
     local: Local,
     remote: Remote,
     /// Whether the store can't be reached, and `remote` is what it is taken to hold.
@@ -104,15 +104,15 @@ struct Seen {
 enum Continued {
     Marked(Box<Marker>),
     /// It was not to go on, or was overtaken meanwhile: it needs a new incarnation.
-    No(Seen, Choice),
+    No(Observed, Choice),
 }
 
-impl Start<'_> {
+impl ReplicaStart<'_> {
     /// Looks at the directory and at the store.
-    async fn look(&self) -> Result<Seen, ReplicationError> {
+    async fn look(&self) -> Result<Observed, ReplicationError> {
         let local = self.directory.look()?;
         let problem = match self.directory.site.look().await {
-            Ok(remote) => return Ok(Seen { local, remote, is_away: false }),
+            Ok(remote) => return Ok(Observed { local, remote, is_away: false }),
             Err(problem) => problem,
         };
         let Some(remote) = without_store(&self.request, &local, self.wanted, self.birth()) else {
@@ -122,14 +122,14 @@ impl Start<'_> {
             error = chain(&problem),
             "the replica can't be reached; going on with the data of this directory"
         );
-        Ok(Seen { local, remote, is_away: true })
+        Ok(Observed { local, remote, is_away: true })
     }
 
     /// Decides how the directory comes to its data, and looks at another pipeline's replica if that takes it.
-    async fn choose(&self, seen: &Seen) -> Result<Choice, ReplicationError> {
+    async fn choose(&self, seen: &Observed) -> Result<Choice, ReplicationError> {
         match origin(&self.request, &seen.local, &seen.remote, self.wanted)? {
-            Origin::Own(decision, point) => Ok(Choice { decision, elsewhere: None, point }),
-            Origin::Elsewhere(url, point) => {
+            DataOrigin::Own(decision, point) => Ok(Choice { decision, elsewhere: None, point }),
+            DataOrigin::Elsewhere(url, point) => {
                 let elsewhere = self.directory.site.elsewhere(&url)?;
                 let remote = elsewhere.look().await?;
                 let base = elsewhere.base.to_string();
@@ -141,7 +141,7 @@ impl Start<'_> {
 
     /// Goes on in the directory's own incarnation, if that was decided: announces a new holder, renews the claim, and
     /// sees that no other start has come between.
-    async fn go_on(&self, mut seen: Seen, mut choice: Choice) -> Result<Continued, ReplicationError> {
+    async fn go_on(&self, mut seen: Observed, mut choice: Choice) -> Result<Continued, ReplicationError> {
         let (Decision::GoOn(own), Local::Marked { marker, .. }) = (&choice.decision, &seen.local) else {
             return Ok(Continued::No(seen, choice));
         };
@@ -168,7 +168,7 @@ impl Start<'_> {
     /// Begins a new incarnation: it is born, claimed, seen to be the newest, and gets its data.
     async fn mint(
         &self,
-        mut seen: Seen,
+        mut seen: Observed,
         mut choice: Choice,
     ) -> Result<(Box<Marker>, Option<Restored>), ReplicationError> {
         let (directory, site) = (self.directory, self.directory.site);
@@ -229,9 +229,9 @@ impl Start<'_> {
 }
 
 /// What the pipeline wants of its replica.
-fn wanted(plan: &Plan, site: &Site, tools: &Tools, begin: Begin<'_>) -> Wanted {
+fn wanted(plan: &Plan, site: &Site, tools: &Tools, begin: Begin<'_>) -> Requirements {
     let replication = &site.replication;
-    Wanted {
+    Requirements {
         identity: plan.identity.clone(),
         base: site.base.to_string(),
         shard_count: plan.storage.shard_count,

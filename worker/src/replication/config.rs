@@ -7,7 +7,7 @@ use std::time::Duration;
 use litejoin_crds::plan::{Encryption, Replication};
 use serde_json::{Map, Value, json};
 
-use super::location::{Backend, Location};
+use super::location::{Backend, ReplicaLocation};
 
 /// How long Litestream tries to ship the last of one file when it ends; it takes one file after another.
 pub(crate) const LAST_SYNC_TIMEOUT: Duration = Duration::from_secs(3);
@@ -21,7 +21,7 @@ pub(crate) const FINE_GRAIN_KEPT: Duration = Duration::from_secs(15 * 60);
 
 /// A file that is replicated.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct File {
+pub(crate) struct ReplicatedFile {
     /// Its name in the replica, such as `shard_0.db`.
     pub(crate) name: String,
     pub(crate) path: PathBuf,
@@ -40,8 +40,8 @@ pub(crate) const SSE_CUSTOMER_KEY_PATH: &str = "LITEJOIN_SSE_CUSTOMER_KEY_PATH";
 /// nothing secret is taken.
 pub(crate) fn litestream(
     replication: &Replication,
-    incarnation: &Location,
-    files: &[File],
+    incarnation: &ReplicaLocation,
+    files: &[ReplicatedFile],
     socket: Option<&Path>,
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Value {
@@ -75,7 +75,7 @@ pub(crate) fn litestream(
 
 fn replica(
     replication: &Replication,
-    location: &Location,
+    location: &ReplicaLocation,
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Value {
     let path = &location.path;
@@ -152,8 +152,9 @@ mod tests {
     }
 
     fn replica_of(replication: &Replication) -> String {
-        let location = Location::parse(&replication.replica_url).unwrap().join("n/p/0/incarnation-1-x");
-        let file = File { name: "shard_0.db".to_owned(), path: PathBuf::from("/data/shard_0.db") };
+        let location =
+            ReplicaLocation::parse(&replication.replica_url).unwrap().join("n/p/0/incarnation-1-x");
+        let file = ReplicatedFile { name: "shard_0.db".to_owned(), path: PathBuf::from("/data/shard_0.db") };
         let variable = |name: &str| match name {
             SFTP_KEY_PATH => Some("/keys/id".to_owned()),
             SSE_CUSTOMER_KEY_PATH => Some("/keys/sse".to_owned()),
@@ -195,7 +196,7 @@ mod tests {
 
     #[test]
     fn what_holds_for_all_files_stands_above_them() {
-        let location = Location::parse("file:///r").unwrap();
+        let location = ReplicaLocation::parse("file:///r").unwrap();
         let mut config =
             litestream(&replication("file:///r"), &location, &[], Some(Path::new("/d/l.sock")), &|_| None);
         config["dbs"].take();

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use litejoin_crds::plan::Plan;
 use tracing::{info, warn};
 
-use super::config::File;
+use super::config::ReplicatedFile;
 use super::fetch::{Restored, UnsoundResults, fetch, make_empty};
-use super::incarnation::{Decision, Found, Local, Marker, Refusal, Restoring};
+use super::incarnation::{Decision, FoundIncarnation, Local, Marker, Restoring, StartRefusal};
 use super::litestream::Litestream;
 use super::{PointInTime, ReplicationError, Site};
 use crate::clock;
@@ -47,7 +47,7 @@ pub(super) struct Directory<'a> {
     pub(super) site: &'a Site,
     pub(super) litestream: &'a Litestream,
     pub(super) path: PathBuf,
-    pub(super) files: Vec<File>,
+    pub(super) files: Vec<ReplicatedFile>,
 }
 
 impl Directory<'_> {
@@ -78,7 +78,7 @@ impl Directory<'_> {
         if marker.restoring.is_some() || !(has_data || marker.is_fresh) {
             return Ok(Local::Nothing);
         }
-        let is_missing = |file: &&File| !marker.is_fresh && !file.path.exists();
+        let is_missing = |file: &&ReplicatedFile| !marker.is_fresh && !file.path.exists();
         let missing = self.files.iter().filter(is_missing).map(|file| file.name.clone()).collect();
         let is_copy = marker.lock_inode != self.locked.inode()?;
         Ok(Local::Marked { missing, marker: Box::new(marker), is_copy })
@@ -97,7 +97,7 @@ impl Directory<'_> {
         {
             if found != shard_count {
                 let Marker { base, incarnation, .. } = marker;
-                return Err(Refusal::ShardCount { base, incarnation, found, wanted: shard_count }.into());
+                return Err(StartRefusal::ShardCount { base, incarnation, found, wanted: shard_count }.into());
             }
             info!(incarnation = %marker.incarnation, "going on with a restore");
             let marker = self.put_in_place(marker, shard_count, identity)?;
@@ -134,15 +134,15 @@ impl Directory<'_> {
             }
             Decision::Restore { from } => {
                 // One that lies elsewhere is not lost with the directory, and stays where nobody goes back in time.
-                let is_wanted = |file: &&File| {
+                let is_wanted = |file: &&ReplicatedFile| {
                     let is_replaced = self.is_inside(file) || point.is_some() || !file.path.exists();
                     from.birth.files.contains(&file.name) && is_replaced
                 };
-                let files: Vec<File> = self.files.iter().filter(is_wanted).cloned().collect();
+                let files: Vec<ReplicatedFile> = self.files.iter().filter(is_wanted).cloned().collect();
                 (from, files, Some(set_aside_name(local)))
             }
             Decision::Complete { from, missing } => {
-                let is_missing = |file: &&File| missing.contains(&file.name);
+                let is_missing = |file: &&ReplicatedFile| missing.contains(&file.name);
                 (from, self.files.iter().filter(is_missing).cloned().collect(), None)
             }
         };
@@ -160,8 +160,8 @@ impl Directory<'_> {
     async fn fetch(
         &self,
         source: &Site,
-        from: &Found,
-        files: &[File],
+        from: &FoundIncarnation,
+        files: &[ReplicatedFile],
         point: Option<&PointInTime>,
     ) -> Result<Restored, ReplicationError> {
         let folder = self.path.join(RESTORING);
@@ -242,7 +242,7 @@ impl Directory<'_> {
     }
 
     /// Whether a file lies in the data directory; a dead-letter queue may lie elsewhere.
-    fn is_inside(&self, file: &File) -> bool {
+    fn is_inside(&self, file: &ReplicatedFile) -> bool {
         file.path.parent() == Some(&self.path)
     }
 
@@ -256,7 +256,7 @@ impl Directory<'_> {
 }
 
 /// The folder in which Litestream keeps its notes of a file.
-fn notes(file: &File) -> Option<PathBuf> {
+fn notes(file: &ReplicatedFile) -> Option<PathBuf> {
     let name = file.path.file_name()?.to_string_lossy();
     Some(file.path.with_file_name(format!(".{name}-litestream")))
 }

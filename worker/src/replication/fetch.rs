@@ -9,9 +9,9 @@ use indicatif::{HumanBytes, ProgressBar, ProgressFinish, ProgressStyle};
 use litejoin_crds::error::chain;
 use tracing::{info, warn};
 
-use super::config::File;
-use super::incarnation::Found;
-use super::litestream::{self, Litestream, LitestreamError, State};
+use super::config::ReplicatedFile;
+use super::incarnation::FoundIncarnation;
+use super::litestream::{self, Litestream, LitestreamError, WantedState};
 use super::restore_points::RestorePoint;
 use super::{PointInTime, ReplicationError, Site};
 use crate::storage::layout::RESULTS_FILE;
@@ -51,13 +51,13 @@ pub(crate) enum UnsoundResults {
 pub(crate) async fn fetch(
     site: &Site,
     litestream: &Litestream,
-    from: &Found,
-    files: &[File],
+    from: &FoundIncarnation,
+    files: &[ReplicatedFile],
     point: Option<&PointInTime>,
     unsound: UnsoundResults,
     folder: &Path,
 ) -> Result<Restored, ReplicationError> {
-    let fetch = async |state: &dyn Fn(&File) -> State| match fetch_as(
+    let fetch = async |state: &dyn Fn(&ReplicatedFile) -> WantedState| match fetch_as(
         site, litestream, from, files, state, folder,
     )
     .await
@@ -71,14 +71,14 @@ pub(crate) async fn fetch(
                      was yet to be sent of results that are gone is not"
             );
             make_empty(folder)?;
-            let is_other = |file: &&File| file.name != RESULTS_FILE;
-            let others: Vec<File> = files.iter().filter(is_other).cloned().collect();
+            let is_other = |file: &&ReplicatedFile| file.name != RESULTS_FILE;
+            let others: Vec<ReplicatedFile> = files.iter().filter(is_other).cloned().collect();
             fetch_as(site, litestream, from, &others, state, folder).await
         }
         outcome => outcome,
     };
     let Some(point) = point else {
-        fetch(&|_| State::Newest).await?;
+        fetch(&|_| WantedState::Newest).await?;
         return Ok(Restored::Newest);
     };
     let points = site.restore_points(&from.incarnation).await?;
@@ -86,7 +86,9 @@ pub(crate) async fn fetch(
         files.iter().all(|file| points.txid(restore_point, &file.name).is_some())
     };
     if let Some(restore_point) = points.nearest(point.milliseconds).filter(has_all) {
-        match fetch(&|file| State::After(points.txid(restore_point, &file.name).unwrap_or_default())).await {
+        match fetch(&|file| WantedState::After(points.txid(restore_point, &file.name).unwrap_or_default()))
+            .await
+        {
             Ok(()) => return Ok(Restored::Together { at: restore_point.at }),
             Err(ReplicationError::Litestream(problem)) if problem.is_of_one_state() => warn!(
                 error = chain(&problem),
@@ -97,7 +99,7 @@ pub(crate) async fn fetch(
         }
         make_empty(folder)?;
     }
-    fetch(&|_| State::At(point.milliseconds)).await?;
+    fetch(&|_| WantedState::At(point.milliseconds)).await?;
     Ok(Restored::Apart)
 }
 
@@ -105,9 +107,9 @@ pub(crate) async fn fetch(
 async fn fetch_as(
     site: &Site,
     litestream: &Litestream,
-    from: &Found,
-    files: &[File],
-    state: &dyn Fn(&File) -> State,
+    from: &FoundIncarnation,
+    files: &[ReplicatedFile],
+    state: &dyn Fn(&ReplicatedFile) -> WantedState,
     folder: &Path,
 ) -> Result<(), ReplicationError> {
     let config = folder.join(CONFIG);
@@ -122,7 +124,7 @@ async fn fetch_as(
         async move { litestream.restore(config, &file.path, &target, state).await }
     }));
     let mut restores = restores.buffer_unordered(RESTORES);
-    let progress = Progress::of(files.len());
+    let progress = RestoreProgress::of(files.len());
     let mut tell = tokio::time::interval(progress.interval());
     tell.tick().await;
     loop {
@@ -138,11 +140,11 @@ async fn fetch_as(
 
 /// Says how far a restore is: a bar on a terminal, elsewhere a line in the log now and then. How much is still to come
 /// of a file is known to Litestream alone.
-struct Progress {
+struct RestoreProgress {
     bar: ProgressBar,
 }
 
-impl Progress {
+impl RestoreProgress {
     fn of(files: usize) -> Self {
         let style = ProgressStyle::with_template("restoring {wide_bar} {pos}/{len} files, {msg}, {elapsed}");
         // It hides itself where standard error is no terminal, and is wiped off when this ends, in whichever way.

@@ -91,14 +91,14 @@ pub(crate) struct Birth {
 
 /// An incarnation that lies in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Found {
+pub(crate) struct FoundIncarnation {
     pub(crate) incarnation: Incarnation,
     pub(crate) birth: Birth,
     /// When each of its files was there as a whole for the first time, in seconds since the epoch; `None` before.
     pub(crate) ready_at: Option<i64>,
 }
 
-impl Found {
+impl FoundIncarnation {
     pub(crate) fn is_ready(&self) -> bool {
         self.ready_at.is_some()
     }
@@ -178,12 +178,12 @@ pub(crate) enum Local {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Remote {
     pub(crate) claim: Option<Claim>,
-    pub(crate) found: Vec<Found>,
+    pub(crate) found: Vec<FoundIncarnation>,
 }
 
 /// What a pipeline wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Wanted {
+pub(crate) struct Requirements {
     pub(crate) identity: String,
     /// Where its incarnations lie.
     pub(crate) base: String,
@@ -203,16 +203,16 @@ pub(crate) enum Decision {
     /// The directory's data counts, under a new incarnation.
     Keep { parent: Option<Incarnation>, why: &'static str },
     /// The data comes from the store; what is in the directory is set aside.
-    Restore { from: Found },
+    Restore { from: FoundIncarnation },
     /// Some files come from the store, beside those that are there.
-    Complete { from: Found, missing: Vec<String> },
+    Complete { from: FoundIncarnation, missing: Vec<String> },
     /// There is no data anywhere.
     Empty { why: &'static str },
 }
 
 /// Why a worker does not start: it could lose data, or take somebody else's for its own.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Refusal {
+pub(crate) enum StartRefusal {
     #[error(
         "{base}: holds the replica of pipeline {found:?}, and this is {wanted:?}; write another replicaUrl, or that \
          identity (spec.replication.identity)"
@@ -288,7 +288,7 @@ impl Decision {
 
 impl Remote {
     /// What a restore takes: the claimed incarnation once it is READY, until then the newest that is.
-    pub(crate) fn best(&self) -> Option<&Found> {
+    pub(crate) fn best(&self) -> Option<&FoundIncarnation> {
         let ready = || self.found.iter().filter(|found| found.is_ready());
         let claimed = self.claim.as_ref().map(|claim| &claim.incarnation);
         ready()
@@ -298,14 +298,14 @@ impl Remote {
 
     /// One that became READY since `before` was seen. It was claimed since then too, and may have told that something is
     /// replicated: whoever has read the claim before that, and written it after that, has to begin with its data.
-    pub(crate) fn newcomer(&self, before: &Remote) -> Option<&Found> {
-        let was_ready = |found: &Found| {
+    pub(crate) fn newcomer(&self, before: &Remote) -> Option<&FoundIncarnation> {
+        let was_ready = |found: &FoundIncarnation| {
             before.found.iter().any(|then| then.incarnation == found.incarnation && then.is_ready())
         };
         let claimed = before.claim.as_ref().map(|claim| &claim.incarnation);
         let newcomers = self.found.iter().filter(|found| found.is_ready() && !was_ready(found));
         newcomers.max_by_key(|found| {
-            let Found { incarnation, .. } = found;
+            let FoundIncarnation { incarnation, .. } = found;
             (incarnation.number, Some(incarnation) != claimed)
         })
     }
@@ -326,8 +326,8 @@ impl Remote {
     }
 
     /// Those that may hold the data of a time, in seconds since the epoch; the most likely one comes first.
-    pub(crate) fn lived_at(&self, seconds: i64) -> Vec<&Found> {
-        let mut all: Vec<&Found> =
+    pub(crate) fn lived_at(&self, seconds: i64) -> Vec<&FoundIncarnation> {
+        let mut all: Vec<&FoundIncarnation> =
             self.found.iter().filter(|found| found.ready_at.is_some_and(|at| at <= seconds)).collect();
         all.sort_by_key(|found| std::cmp::Reverse((found.birth.born_at, &found.incarnation)));
         all
@@ -358,7 +358,11 @@ impl Remote {
 }
 
 /// Decides how a directory comes to its data and its prefix.
-pub(crate) fn decide(local: &Local, remote: &Remote, wanted: &Wanted) -> Result<Decision, Refusal> {
+pub(crate) fn decide(
+    local: &Local,
+    remote: &Remote,
+    wanted: &Requirements,
+) -> Result<Decision, StartRefusal> {
     let base = || wanted.base.clone();
     check_claim(remote, wanted)?;
     let best = remote.best();
@@ -369,7 +373,7 @@ pub(crate) fn decide(local: &Local, remote: &Remote, wanted: &Wanted) -> Result<
         Local::Nothing => match best {
             Some(from) => restore(from, wanted),
             None if wanted.policy == RestorePolicy::Required || wanted.expects_replica => {
-                Err(Refusal::NoReplica { base: base() })
+                Err(StartRefusal::NoReplica { base: base() })
             }
             None if remote.claim.is_some() => {
                 Ok(Decision::Empty { why: "the replica was never complete, so there is nothing to restore" })
@@ -385,26 +389,26 @@ pub(crate) fn decide(local: &Local, remote: &Remote, wanted: &Wanted) -> Result<
 }
 
 /// Sees that the claim is this pipeline's, and about something that is there.
-pub(super) fn check_claim(remote: &Remote, wanted: &Wanted) -> Result<(), Refusal> {
+pub(super) fn check_claim(remote: &Remote, wanted: &Requirements) -> Result<(), StartRefusal> {
     let Some(claim) = &remote.claim else { return Ok(()) };
     let base = wanted.base.clone();
     if claim.identity != wanted.identity {
         let (found, wanted) = (claim.identity.clone(), wanted.identity.clone());
-        return Err(Refusal::Foreign { base, found, wanted });
+        return Err(StartRefusal::Foreign { base, found, wanted });
     }
     let is_there = remote.found.iter().any(|found| found.incarnation == claim.incarnation);
     match is_there || wanted.policy == RestorePolicy::Never {
         true => Ok(()),
-        false => Err(Refusal::Damaged { base, claimed: claim.incarnation.clone() }),
+        false => Err(StartRefusal::Damaged { base, claimed: claim.incarnation.clone() }),
     }
 }
 
 /// Decides for data that was never replicated to this place: it may begin there if nothing is.
-fn begin(remote: &Remote, wanted: &Wanted, why: &'static str) -> Result<Decision, Refusal> {
+fn begin(remote: &Remote, wanted: &Requirements, why: &'static str) -> Result<Decision, StartRefusal> {
     let claimed = remote.claim.as_ref().map(|claim| &claim.incarnation);
     match claimed.or(remote.best().map(|best| &best.incarnation)) {
         None => Ok(Decision::Keep { parent: None, why }),
-        Some(claimed) => Err(Refusal::Occupied { base: wanted.base.clone(), claimed: claimed.clone() }),
+        Some(claimed) => Err(StartRefusal::Occupied { base: wanted.base.clone(), claimed: claimed.clone() }),
     }
 }
 
@@ -414,8 +418,8 @@ fn marked(
     is_copy: bool,
     missing: &[String],
     remote: &Remote,
-    wanted: &Wanted,
-) -> Result<Decision, Refusal> {
+    wanted: &Requirements,
+) -> Result<Decision, StartRefusal> {
     let base = || wanted.base.clone();
     let own = &marker.incarnation;
     let best = remote.best();
@@ -423,7 +427,7 @@ fn marked(
     let Some(claim) = &remote.claim else {
         // The claim is written last, so a first start may have died before it; nothing was READY then.
         return match marker.is_ready || best.is_some() {
-            true => Err(Refusal::Gone { base: base(), incarnation: own.clone() }),
+            true => Err(StartRefusal::Gone { base: base(), incarnation: own.clone() }),
             false => Ok(keep("its first start came to no claim")),
         };
     };
@@ -438,7 +442,7 @@ fn marked(
             keep("whoever took over was never complete")
         }
         Some(best) if wanted.policy == RestorePolicy::Never => {
-            return Err(Refusal::Overtaken { base: base(), newer: best.incarnation.clone() });
+            return Err(StartRefusal::Overtaken { base: base(), newer: best.incarnation.clone() });
         }
         Some(from) => return restore(from, wanted),
     };
@@ -454,11 +458,11 @@ fn marked(
 }
 
 /// Takes the data from there, whatever the directory holds, if this worker can read it.
-pub(super) fn restore(from: &Found, wanted: &Wanted) -> Result<Decision, Refusal> {
+pub(super) fn restore(from: &FoundIncarnation, wanted: &Requirements) -> Result<Decision, StartRefusal> {
     let (base, incarnation) = (wanted.base.clone(), from.incarnation.clone());
     let Birth { shard_count, hash_version, format_version, .. } = from.birth;
     if format_version != wanted.format_version || hash_version != wanted.hash_version {
-        return Err(Refusal::Format {
+        return Err(StartRefusal::Format {
             base,
             incarnation,
             found: format_version,
@@ -466,7 +470,7 @@ pub(super) fn restore(from: &Found, wanted: &Wanted) -> Result<Decision, Refusal
         });
     }
     if shard_count != wanted.shard_count {
-        return Err(Refusal::ShardCount {
+        return Err(StartRefusal::ShardCount {
             base,
             incarnation,
             found: shard_count,

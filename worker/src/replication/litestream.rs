@@ -108,7 +108,7 @@ pub(crate) struct Litestream {
 
 /// Which state of a file is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum State {
+pub(crate) enum WantedState {
     Newest,
     /// The newest that is not later than this, in milliseconds since the epoch.
     At(i64),
@@ -116,14 +116,14 @@ pub(crate) enum State {
     After(u64),
 }
 
-impl State {
+impl WantedState {
     /// How Litestream is told of it.
     fn arguments(self) -> Vec<String> {
         match self {
-            State::Newest => Vec::new(),
+            WantedState::Newest => Vec::new(),
             // It reads fewer forms of a time than we do, and all that we write.
-            State::At(milliseconds) => vec!["-timestamp".to_owned(), timestamp_text(milliseconds)],
-            State::After(txid) => vec!["-txid".to_owned(), format!("{txid:016x}")],
+            WantedState::At(milliseconds) => vec!["-timestamp".to_owned(), timestamp_text(milliseconds)],
+            WantedState::After(txid) => vec!["-txid".to_owned(), format!("{txid:016x}")],
         }
     }
 }
@@ -166,7 +166,7 @@ impl Litestream {
         config: &Path,
         path: &Path,
         target: &Path,
-        state: State,
+        state: WantedState,
     ) -> Result<(), LitestreamError> {
         let file = path.display().to_string();
         let mut command = self.command(["restore", "-config"]);
@@ -433,7 +433,7 @@ mod tests {
             "2026-05-01T14:00+02:00",
         ] {
             let point: PointInTime = text.parse().unwrap();
-            let told = State::At(point.milliseconds).arguments();
+            let told = WantedState::At(point.milliseconds).arguments();
             assert_eq!(told, ["-timestamp", "2026-05-01T12:00:00Z"], "{text}");
         }
     }

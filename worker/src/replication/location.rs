@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 /// A folder of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Location {
+pub(crate) struct ReplicaLocation {
     pub(crate) backend: Backend,
     /// Below the bucket, the container or the root; no `/` at either end, and empty for the whole.
     pub(crate) path: String,
@@ -44,7 +44,7 @@ pub(crate) struct LocationError {
 /// Where sshd listens unless told otherwise.
 const SSH_PORT: u16 = 22;
 
-impl Location {
+impl ReplicaLocation {
     /// Reads a URL of one of the schemes that the API allows.
     pub(crate) fn parse(url: &str) -> Result<Self, LocationError> {
         let form = form(url);
@@ -105,7 +105,7 @@ impl Location {
 }
 
 /// As its user would write it.
-impl std::fmt::Display for Location {
+impl std::fmt::Display for ReplicaLocation {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let path = &self.path;
         match &self.backend {
@@ -163,10 +163,10 @@ mod tests {
             ("sftp://h/x", "x", "sftp://h/x"),
             ("file:///srv/a b", "srv/a b", "file:///srv/a b"),
         ] {
-            let location = Location::parse(url).unwrap();
+            let location = ReplicaLocation::parse(url).unwrap();
             assert_eq!((location.path.as_str(), location.to_string().as_str()), (path, shown), "{url}");
         }
-        assert_eq!(Location::parse("s3://b").unwrap().join("n/p/0").to_string(), "s3://b/n/p/0");
+        assert_eq!(ReplicaLocation::parse("s3://b").unwrap().join("n/p/0").to_string(), "s3://b/n/p/0");
     }
 
     #[test]
@@ -187,7 +187,7 @@ mod tests {
                 "sftp://…@h/x: a password would end up in logs; use a key; write it as sftp://user@host:22/path",
             ),
         ] {
-            let error = Location::parse(url).unwrap_err().to_string();
+            let error = ReplicaLocation::parse(url).unwrap_err().to_string();
             assert_eq!(error, format!("spec.replication.replicaUrl: {message}"));
         }
     }

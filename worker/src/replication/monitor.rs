@@ -15,10 +15,10 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::config::File;
+use super::config::ReplicatedFile;
 use super::incarnation::Marker;
 use super::restore_points::{self, RestorePoint, RestorePoints};
-use super::socket::{Socket, Synced};
+use super::socket::{LitestreamSocket, Synced};
 use super::{BIRTH, READY, RESTORE_POINTS, Replica, ReplicationError, Site};
 use super::{boot, directory};
 use crate::blocking::blocking;
@@ -69,7 +69,7 @@ pub(crate) struct ReplicaMonitor {
     site: Site,
     marker: Marker,
     replica: Replica,
-    socket: Socket,
+    socket: LitestreamSocket,
     status: Arc<ReplicationStatus>,
     /// Told once when another worker has taken over.
     overtaken: mpsc::Sender<()>,
@@ -109,7 +109,7 @@ impl ReplicaMonitor {
         Self {
             site: replica.site.clone(),
             marker: replica.marker.clone(),
-            socket: Socket::new(&replica.socket),
+            socket: LitestreamSocket::new(&replica.socket),
             replica,
             status,
             overtaken,
@@ -357,7 +357,7 @@ async fn clean(site: &Site, marker: &Marker, data_dir: PathBuf) -> Result<(), Re
 
 /// Has a file shipped; returns its name, the length of its WAL, and what Litestream says. What is shipped is on the disk
 /// first: one that came back from a loss of power without it would go on under the same prefix.
-async fn sync(socket: Socket, file: File) -> (String, u64, Result<Synced, String>) {
+async fn sync(socket: LitestreamSocket, file: ReplicatedFile) -> (String, u64, Result<Synced, String>) {
     let path = file.path.clone();
     let synced = match blocking(move || sqlite::sync_wal(&path)).await {
         Ok(()) => socket.sync(&file.path, SYNC_TIMEOUT).await.map_err(|problem| chain(&problem)),

@@ -19,7 +19,7 @@ use object_store::{ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
 
 use super::config::SSE_CUSTOMER_KEY_PATH;
 use super::listing::Listing;
-use super::location::{Backend, Location};
+use super::location::{Backend, ReplicaLocation};
 use super::sftp::Sftp;
 use crate::blocking::blocking;
 use crate::fault;
@@ -61,12 +61,12 @@ pub(crate) enum ObjectsError {
 /// The objects below a location.
 #[derive(Clone)]
 pub(crate) struct Objects {
-    location: Location,
-    store: Store,
+    location: ReplicaLocation,
+    store: StoreClient,
 }
 
 #[derive(Clone)]
-enum Store {
+enum StoreClient {
     /// What [`object_store`] speaks with.
     Cloud(Arc<dyn ObjectStore>),
     /// A folder of this machine; made with the first object.
@@ -75,12 +75,12 @@ enum Store {
 }
 
 /// Something that went wrong inside one call.
-type Problem = Box<dyn std::error::Error + Send + Sync>;
+type StoreProblem = Box<dyn std::error::Error + Send + Sync>;
 
 impl Objects {
     /// Opens the store of a location; nothing is sent yet.
     pub(crate) fn open(
-        location: &Location,
+        location: &ReplicaLocation,
         replication: &Replication,
         environment: &BTreeMap<String, String>,
     ) -> Result<Self, ObjectsError> {
@@ -159,25 +159,28 @@ impl Objects {
             }
             Backend::Sftp { host, port, user } => {
                 let sftp = Sftp::new(host, *port, user.as_deref(), environment);
-                return Ok(Self { location: location.clone(), store: Store::Sftp(Arc::new(sftp)) });
+                return Ok(Self { location: location.clone(), store: StoreClient::Sftp(Arc::new(sftp)) });
             }
             Backend::File => {
-                return Ok(Self { location: location.clone(), store: Store::Folder(location.folder()) });
+                return Ok(Self {
+                    location: location.clone(),
+                    store: StoreClient::Folder(location.folder()),
+                });
             }
         };
-        Ok(Self { location: location.clone(), store: Store::Cloud(cloud) })
+        Ok(Self { location: location.clone(), store: StoreClient::Cloud(cloud) })
     }
 
     /// The content of an object; `None` if there is none of that name.
     pub(crate) async fn get(&self, name: &str) -> Result<Option<Vec<u8>>, ObjectsError> {
         self.call(&format!("read {name}"), async {
             match &self.store {
-                Store::Cloud(store) => read(store.as_ref(), &self.key(name)).await,
-                Store::Folder(folder) => match local(folder)? {
+                StoreClient::Cloud(store) => read(store.as_ref(), &self.key(name)).await,
+                StoreClient::Folder(folder) => match local(folder)? {
                     Some(store) => read(&store, &Path::from(name)).await,
                     None => Ok(None),
                 },
-                Store::Sftp(sftp) => Ok(sftp.get(&self.path(name)).await?),
+                StoreClient::Sftp(sftp) => Ok(sftp.get(&self.path(name)).await?),
             }
         })
         .await
@@ -187,15 +190,15 @@ impl Objects {
     pub(crate) async fn put(&self, name: &str, content: Vec<u8>) -> Result<(), ObjectsError> {
         self.call(&format!("write {name}"), async {
             match &self.store {
-                Store::Cloud(store) => {
+                StoreClient::Cloud(store) => {
                     store.put(&self.key(name), content.into()).await?;
                 }
-                Store::Folder(folder) => {
+                StoreClient::Folder(folder) => {
                     std::fs::create_dir_all(folder)?;
                     let store = LocalFileSystem::new_with_prefix(folder)?;
                     store.put(&Path::from(name), content.into()).await?;
                 }
-                Store::Sftp(sftp) => sftp.put(&self.path(name), &content).await?,
+                StoreClient::Sftp(sftp) => sftp.put(&self.path(name), &content).await?,
             }
             Ok(())
         })
@@ -206,12 +209,12 @@ impl Objects {
     pub(crate) async fn list(&self, folder_name: &str) -> Result<Listing, ObjectsError> {
         self.call("list what is there", async {
             match &self.store {
-                Store::Cloud(store) => list(store.as_ref(), &self.key(folder_name)).await,
-                Store::Folder(folder) => match local(folder)? {
+                StoreClient::Cloud(store) => list(store.as_ref(), &self.key(folder_name)).await,
+                StoreClient::Folder(folder) => match local(folder)? {
                     Some(store) => list(&store, &Path::from(folder_name)).await,
                     None => Ok(Listing::default()),
                 },
-                Store::Sftp(sftp) => Ok(sftp.list(&self.path(folder_name)).await?),
+                StoreClient::Sftp(sftp) => Ok(sftp.list(&self.path(folder_name)).await?),
             }
         })
         .await
@@ -230,7 +233,7 @@ impl Objects {
         blocking(|| fault::point("removal-begun")).await;
         let doing = format!("remove {folder_name}");
         match &self.store {
-            Store::Cloud(store) => {
+            StoreClient::Cloud(store) => {
                 let last_key = self.key(&format!("{folder_name}/{last}"));
                 let found = store.list(Some(&self.key(folder_name))).map_ok(|object| object.location);
                 let others = found.try_filter(move |key| std::future::ready(*key != last_key));
@@ -242,12 +245,12 @@ impl Objects {
                 }
                 self.remove_object(&format!("{folder_name}/{last}")).await
             }
-            Store::Folder(folder) => {
+            StoreClient::Folder(folder) => {
                 let folder = folder.join(folder_name);
                 let removed = blocking(move || remove_folders_first(&folder)).await;
                 removed.map_err(|error| self.failed(&doing, error.into()))
             }
-            Store::Sftp(sftp) => {
+            StoreClient::Sftp(sftp) => {
                 let removed = sftp.remove(&self.path(folder_name), last).await;
                 removed.map_err(|error| self.failed(&doing, error.into()))
             }
@@ -258,15 +261,15 @@ impl Objects {
     async fn remove_object(&self, name: &str) -> Result<(), ObjectsError> {
         self.call(&format!("remove {name}"), async {
             match &self.store {
-                Store::Cloud(store) => match store.delete(&self.key(name)).await {
+                StoreClient::Cloud(store) => match store.delete(&self.key(name)).await {
                     Err(object_store::Error::NotFound { .. }) => Ok(()),
                     outcome => Ok(outcome?),
                 },
-                Store::Folder(folder) => match std::fs::remove_file(folder.join(name)) {
+                StoreClient::Folder(folder) => match std::fs::remove_file(folder.join(name)) {
                     Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
                     _ => Ok(()),
                 },
-                Store::Sftp(sftp) => Ok(sftp.remove_file(&self.path(name)).await?),
+                StoreClient::Sftp(sftp) => Ok(sftp.remove_file(&self.path(name)).await?),
             }
         })
         .await
@@ -275,7 +278,7 @@ impl Objects {
     async fn call<T>(
         &self,
         doing: &str,
-        work: impl Future<Output = Result<T, Problem>>,
+        work: impl Future<Output = Result<T, StoreProblem>>,
     ) -> Result<T, ObjectsError> {
         match tokio::time::timeout(CALL_TIMEOUT, work).await {
             Ok(outcome) => outcome.map_err(|source| self.failed(doing, source)),
@@ -283,7 +286,7 @@ impl Objects {
         }
     }
 
-    fn failed(&self, doing: &str, source: Problem) -> ObjectsError {
+    fn failed(&self, doing: &str, source: StoreProblem) -> ObjectsError {
         let (place, doing) = (self.location.to_string(), doing.to_owned());
         if source.to_string().contains(CLOCK_REFUSAL) {
             return ObjectsError::Clock { place, doing, source };
@@ -322,7 +325,7 @@ fn customer_key(environment: &BTreeMap<String, String>) -> Result<String, String
 }
 
 /// `None` while there is no such folder.
-fn local(folder: &std::path::Path) -> Result<Option<LocalFileSystem>, Problem> {
+fn local(folder: &std::path::Path) -> Result<Option<LocalFileSystem>, StoreProblem> {
     Ok(if folder.try_exists()? { Some(LocalFileSystem::new_with_prefix(folder)?) } else { None })
 }
 
@@ -337,7 +340,7 @@ fn remove_folders_first(folder: &std::path::Path) -> std::io::Result<()> {
     std::fs::remove_dir_all(folder)
 }
 
-async fn read(store: &dyn ObjectStore, key: &Path) -> Result<Option<Vec<u8>>, Problem> {
+async fn read(store: &dyn ObjectStore, key: &Path) -> Result<Option<Vec<u8>>, StoreProblem> {
     let found = match store.get(key).await {
         Err(object_store::Error::NotFound { .. }) => return Ok(None),
         found => found?,
@@ -348,7 +351,7 @@ async fn read(store: &dyn ObjectStore, key: &Path) -> Result<Option<Vec<u8>>, Pr
     Ok(Some(found.bytes().await?.to_vec()))
 }
 
-async fn list(store: &dyn ObjectStore, key: &Path) -> Result<Listing, Problem> {
+async fn list(store: &dyn ObjectStore, key: &Path) -> Result<Listing, StoreProblem> {
     let found = store.list_with_delimiter(Some(key).filter(|key| !key.as_ref().is_empty())).await?;
     let name = |path: &Path| path.filename().unwrap_or_default().to_owned();
     Ok(Listing {

@@ -21,7 +21,7 @@ pub(crate) enum SocketError {
 
 /// A way to ask Litestream.
 #[derive(Clone)]
-pub(crate) struct Socket {
+pub(crate) struct LitestreamSocket {
     path: PathBuf,
     client: reqwest::Client,
 }
@@ -41,7 +41,7 @@ struct Refused {
     error: String,
 }
 
-impl Socket {
+impl LitestreamSocket {
     /// A socket that need not be there yet.
     pub(crate) fn new(path: &Path) -> Self {
         let client = reqwest::Client::builder()

@@ -4,8 +4,8 @@
 use litejoin_crds::replication::RestorePolicy;
 
 use super::incarnation::{
-    Birth, Claim, Decision, Found, Incarnation, Local, Marker, Refusal, Remote, Wanted, check_claim, decide,
-    restore,
+    Birth, Claim, Decision, FoundIncarnation, Incarnation, Local, Marker, Remote, Requirements, StartRefusal,
+    check_claim, decide, restore,
 };
 use super::{PointInTime, ReplicationError};
 
@@ -34,7 +34,7 @@ pub(super) struct Request<'a> {
 
 /// Where a directory's data comes from, by what was seen so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Origin {
+pub(super) enum DataOrigin {
     /// From the directory, or from the pipeline's own replica.
     Own(Decision, Option<PointInTime>),
     /// From another pipeline's replica, which has to be looked at.
@@ -56,7 +56,7 @@ pub(super) enum Renewal {
 pub(super) fn without_store(
     request: &Request<'_>,
     local: &Local,
-    wanted: &Wanted,
+    wanted: &Requirements,
     birth: Birth,
 ) -> Option<Remote> {
     let Local::Marked { marker, is_copy: false, missing } = local else { return None };
@@ -69,7 +69,7 @@ pub(super) fn without_store(
         return None;
     }
     let ready_at = marker.is_ready.then_some(birth.born_at);
-    let own = Found { incarnation: marker.incarnation.clone(), birth, ready_at };
+    let own = FoundIncarnation { incarnation: marker.incarnation.clone(), birth, ready_at };
     Some(Remote { claim: Some(held(marker, wanted)), found: vec![own] })
 }
 
@@ -79,11 +79,11 @@ pub(super) fn origin(
     request: &Request<'_>,
     local: &Local,
     remote: &Remote,
-    wanted: &Wanted,
-) -> Result<Origin, ReplicationError> {
+    wanted: &Requirements,
+) -> Result<DataOrigin, ReplicationError> {
     check_claim(remote, wanted)?;
     if let Begin::At(point) = request.begin {
-        return Ok(Origin::Own(lived_then(remote, &wanted.base, point, wanted)?, Some(point.clone())));
+        return Ok(DataOrigin::Own(lived_then(remote, &wanted.base, point, wanted)?, Some(point.clone())));
     }
     let point = request.timestamp.clone();
     let has_none = matches!(local, Local::Nothing) && remote.best().is_none();
@@ -91,12 +91,12 @@ pub(super) fn origin(
     let had_one = wanted.expects_replica && !matches!(request.begin, Begin::Restore);
     let may_restore = wanted.policy != RestorePolicy::Never;
     if let Some(url) = request.from_url.filter(|_| has_none && !had_one && may_restore) {
-        return Ok(Origin::Elsewhere(url.to_owned(), point));
+        return Ok(DataOrigin::Elsewhere(url.to_owned(), point));
     }
     let decision = decide(local, remote, wanted)?;
     match point.filter(|point| decision.gone_back_to(local).as_deref() != Some(&point.text)) {
-        Some(point) => Ok(Origin::Own(lived_then(remote, &wanted.base, &point, wanted)?, Some(point))),
-        None => Ok(Origin::Own(decision, None)),
+        Some(point) => Ok(DataOrigin::Own(lived_then(remote, &wanted.base, &point, wanted)?, Some(point))),
+        None => Ok(DataOrigin::Own(decision, None)),
     }
 }
 
@@ -105,12 +105,12 @@ pub(super) fn from_elsewhere(
     remote: &Remote,
     base: &str,
     point: Option<&PointInTime>,
-    wanted: &Wanted,
+    wanted: &Requirements,
 ) -> Result<Decision, ReplicationError> {
     match (point, remote.best()) {
         (Some(point), _) => lived_then(remote, base, point, wanted),
         (None, Some(best)) => Ok(restore(best, wanted)?),
-        (None, None) => Err(Refusal::NoReplica { base: base.to_owned() }.into()),
+        (None, None) => Err(StartRefusal::NoReplica { base: base.to_owned() }.into()),
     }
 }
 
@@ -143,7 +143,7 @@ fn lived_then(
     remote: &Remote,
     base: &str,
     point: &PointInTime,
-    wanted: &Wanted,
+    wanted: &Requirements,
 ) -> Result<Decision, ReplicationError> {
     match remote.lived_at(point.seconds()).first() {
         Some(from) => Ok(restore(from, wanted)?),
@@ -152,7 +152,7 @@ fn lived_then(
 }
 
 /// The claim that a directory held when it was last written.
-fn held(marker: &Marker, wanted: &Wanted) -> Claim {
+fn held(marker: &Marker, wanted: &Requirements) -> Claim {
     Claim {
         identity: wanted.identity.clone(),
         incarnation: marker.incarnation.clone(),

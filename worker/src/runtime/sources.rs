@@ -17,7 +17,7 @@ use crate::dead_letters::DeadLetters;
 use crate::outbound::Outbound;
 use crate::serve::Front;
 use crate::source::api::state::States;
-use crate::source::api::{Poller, Run, Surroundings};
+use crate::source::api::{Poller, PollerRun, Surroundings};
 use crate::source::file::{self, FileReader};
 use crate::source::http::{self, HttpState};
 #[cfg(feature = "kafka")]
@@ -205,7 +205,7 @@ impl Sources {
                     let status = status.source(&name);
                     status.error.clear();
                     *status.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(url);
-                    Box::pin(poller.run(Run { status, stopping }))
+                    Box::pin(poller.run(PollerRun { status, stopping }))
                 }))
             }
         }

@@ -10,7 +10,7 @@ use super::StartError;
 use crate::dead_letters::DeadLetters;
 use crate::join::{self, CheckedJoin};
 use crate::results::{Reader, Results};
-use crate::storage::layout::{self, DataDir, LockedDir, RESULTS_FILE, State};
+use crate::storage::layout::{self, DataDir, LayoutState, LockedDir, RESULTS_FILE};
 use crate::storage::shard::Shard;
 use crate::storage::sqlite::{self, Journal, SqliteError};
 use crate::storage::topics::Topics;
@@ -18,7 +18,7 @@ use crate::storage::topics::Topics;
 const SCRATCH: &str = "scratch";
 
 /// The files and what goes with them, before any task runs.
-pub(super) struct Store {
+pub(super) struct OpenFiles {
     pub(super) data_dir: DataDir,
     pub(super) topics: Arc<Topics>,
     pub(super) shards: Vec<Shard>,
@@ -35,7 +35,7 @@ pub(super) fn declared_topics<'a>(plan: &'a Plan, joins: &'a [CheckedJoin]) -> i
     filled.chain(joins.iter().flat_map(|join| &join.topics).map(String::as_str))
 }
 
-impl Store {
+impl OpenFiles {
     pub(super) fn open(locked: LockedDir, plan: &Plan, joins: &[CheckedJoin]) -> Result<Self, StartError> {
         let storage = &plan.storage;
         let mut data_dir = DataDir::open(locked, storage.shard_count, &plan.identity)?;
@@ -65,7 +65,7 @@ impl Store {
     /// ids, the outbox) is gone: a new lineage begins, and everything is evaluated anew.
     fn open_results(data_dir: &mut DataDir, journal: Journal) -> Result<Results, StartError> {
         let path = data_dir.path().join(RESULTS_FILE);
-        if data_dir.layout().state == State::Ready && !path.exists() {
+        if data_dir.layout().state == LayoutState::Ready && !path.exists() {
             warn!(path = %path.display(), "results.db is gone; evaluating everything anew under a new lineage");
             data_dir.renew_lineage()?;
             crate::fault::point("lineage-renewed");

@@ -12,7 +12,7 @@ use crate::storage::gate::EpochGate;
 use crate::storage::ingest::Ingest;
 use crate::storage::shard::Shard;
 use crate::storage::topics::Topics;
-use crate::storage::writer::{Command, Writer};
+use crate::storage::writer::{Writer, WriterCommand};
 
 /// Starts a thread for each shard, all with the way in to them; they end when it is closed.
 pub(super) fn start(
@@ -27,7 +27,7 @@ pub(super) fn start(
     let mut threads = Vec::with_capacity(shards.len());
     let alive = Arc::new(());
     for (shard_index, (shard, trim_to)) in shards.into_iter().zip(trim_to).enumerate() {
-        let (sender, commands) = std::sync::mpsc::channel::<Command>();
+        let (sender, commands) = std::sync::mpsc::channel::<WriterCommand>();
         let writer = Writer {
             shard_index,
             shard,

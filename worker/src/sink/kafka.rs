@@ -17,7 +17,7 @@ use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer a
 use tokio::task::AbortHandle;
 use tracing::{info, warn};
 
-use self::transaction::Session;
+use self::transaction::TransactionSession;
 use super::{Delivery, Outcome, Outcomes, Sink};
 use crate::blocking::blocking;
 use crate::credentials::Secrets;
@@ -61,7 +61,7 @@ pub(crate) struct KafkaSink {
     producer: Option<Producer>,
     /// With transactions: what goes on from one to the next; none while one is under way, so that a call that is given up
     /// leaves nothing behind that the next could trust.
-    session: Option<Session>,
+    session: Option<TransactionSession>,
     /// Looks for the cluster from the start on, so that trouble is known before there is anything to write.
     scout: Option<AbortHandle>,
 }
@@ -147,7 +147,7 @@ impl KafkaSink {
                 session,
                 results.len(),
                 || waiting.strong_count() > 0,
-                || Session::open(&cluster),
+                || TransactionSession::open(&cluster),
                 |session| session.write(&cluster, &results),
             )
         })

@@ -49,17 +49,17 @@ enum TableError {
 /// Writes to one file.
 pub(crate) struct SqliteSink {
     path: PathBuf,
-    file: Arc<Mutex<File>>,
+    file: Arc<Mutex<TargetFile>>,
 }
 
-struct File {
+struct TargetFile {
     connection: Connection,
-    tables: Vec<Table>,
+    tables: Vec<TargetTable>,
 }
 
 /// The table of a join.
 #[derive(Debug, Clone, PartialEq)]
-struct Table {
+struct TargetTable {
     name: String,
     /// The join's data: of which directory, and of which join of that name there.
     incarnation: String,
@@ -99,13 +99,13 @@ impl SqliteSink {
             Ok(connection)
         };
         let connection = open().map_err(|error| format!("sqlite.path: {}", chain(&error)))?;
-        let file = Arc::new(Mutex::new(File { connection, tables: Vec::new() }));
+        let file = Arc::new(Mutex::new(TargetFile { connection, tables: Vec::new() }));
         Ok(Self { path: path.to_owned(), file })
     }
 
     async fn doing<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut File) -> Result<T, TableError> + Send + 'static,
+        work: impl FnOnce(&mut TargetFile) -> Result<T, TableError> + Send + 'static,
     ) -> Result<T, String> {
         let file = Arc::clone(&self.file);
         let outcome = blocking(move || work(&mut file.lock().unwrap_or_else(PoisonError::into_inner))).await;
@@ -116,8 +116,8 @@ impl SqliteSink {
 impl Sink for SqliteSink {
     fn prepare<'a>(&'a mut self, routes: &'a Routes) -> Preparation<'a> {
         let envelopes = routes.joins().iter().filter_map(|join| Some((join, routes.envelope(*join)?)));
-        let tables: Vec<Table> = envelopes
-            .map(|(join, envelope)| Table {
+        let tables: Vec<TargetTable> = envelopes
+            .map(|(join, envelope)| TargetTable {
                 name: envelope.join_name.clone(),
                 incarnation: format!("{}/{}", envelope.lineage, join.0),
                 shape: Arc::clone(&envelope.shape),
@@ -138,7 +138,7 @@ impl Sink for SqliteSink {
         let (count, results) = (results.len(), results.to_vec());
         Box::pin(async move {
             let written = self.doing(move |file| {
-                let File { connection, tables } = file;
+                let TargetFile { connection, tables } = file;
                 let transaction = connection.transaction()?;
                 let outcomes: Result<Vec<Outcome>, TableError> =
                     results.iter().map(|result| write(&transaction, tables, result)).collect();
@@ -152,7 +152,11 @@ impl Sink for SqliteSink {
 }
 
 /// Replaces the rows of one result.
-fn write(transaction: &Transaction<'_>, tables: &[Table], result: &Delivery) -> Result<Outcome, TableError> {
+fn write(
+    transaction: &Transaction<'_>,
+    tables: &[TargetTable],
+    result: &Delivery,
+) -> Result<Outcome, TableError> {
     let written: Written = match serde_json::from_str(&result.json) {
         Ok(written) => written,
         Err(error) => return Ok(Outcome::Refused(format!("its rows can't be read: {error}"))),
@@ -189,7 +193,7 @@ fn sql_value(value: Option<&Value>) -> SqlValue {
     }
 }
 
-impl Table {
+impl TargetTable {
     /// Brings the table in line with the join.
     fn prepare(&self, transaction: &Transaction<'_>) -> Result<(), TableError> {
         let known: Option<String> = transaction

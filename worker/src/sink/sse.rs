@@ -24,7 +24,7 @@ use serde_json::json;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use self::feed::{Feed, Start, Wanted};
+use self::feed::{Feed, Start, SubscribedJoins};
 use self::queue::queue;
 use crate::results::event::{JoinId, ResultId};
 use crate::results::release::Release;
@@ -120,9 +120,9 @@ async fn subscribe(
     let in_force = state.routes.clone();
     let routes = state.routes();
     let (wanted, joins) = match query.join.as_deref() {
-        None | Some("*") => (Wanted::All, routes.joins().to_vec()),
+        None | Some("*") => (SubscribedJoins::All, routes.joins().to_vec()),
         Some(name) => match routes.named(name) {
-            Some(join) => (Wanted::One(join), vec![join]),
+            Some(join) => (SubscribedJoins::One(join), vec![join]),
             None => return unknown_join(&routes, name),
         },
     };
@@ -131,7 +131,7 @@ async fn subscribe(
         let message = format!("{} clients are connected, and no more are allowed", state.spec.clients_max);
         return retry_later(StatusCode::SERVICE_UNAVAILABLE, &message);
     }
-    let client = Client { status: Arc::clone(&state.status) };
+    let client = ConnectedClient { status: Arc::clone(&state.status) };
     let last_id = headers.get("last-event-id").map(|id| id.to_str().unwrap_or_default());
     let start = match last_id.filter(|id| !id.is_empty()) {
         Some(id) => match ResultId::parse(id) {
@@ -161,11 +161,11 @@ async fn subscribe(
 }
 
 /// Counts a client for as long as it lives.
-struct Client {
+struct ConnectedClient {
     status: Arc<SinkStatus>,
 }
 
-impl Drop for Client {
+impl Drop for ConnectedClient {
     fn drop(&mut self) {
         self.status.clients.add(-1);
     }

@@ -30,8 +30,8 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use self::pace::{RateLimit, Waits};
-use self::pages::{Page, Pages};
-use self::records::{Null, Record, RecordError, Unreadable};
+use self::pages::{ApiPage, Pages};
+use self::records::{ApiRecord, ApiRecordError, Null, Unreadable};
 use self::state::{Mark, States};
 use self::watermark::Watermark;
 use crate::blocking::blocking;
@@ -85,10 +85,10 @@ pub(crate) struct Poller {
 }
 
 /// A record that was read; or its text, and why it can't be.
-type Decoded = Result<Record, (String, RecordError)>;
+type Decoded = Result<ApiRecord, (String, ApiRecordError)>;
 
 /// What runs it.
-pub(crate) struct Run {
+pub(crate) struct PollerRun {
     pub(crate) status: Arc<SourceStatus>,
     pub(crate) stopping: watch::Receiver<bool>,
 }
@@ -133,7 +133,7 @@ impl Poller {
     }
 
     /// Polls until the worker stops.
-    pub(crate) async fn run(self, mut run: Run) {
+    pub(crate) async fn run(self, mut run: PollerRun) {
         let waits = Waits {
             interval: self.spec.interval,
             failures_max: self.spec.failures_max,
@@ -185,7 +185,7 @@ impl Poller {
         &self,
         mark: &mut Option<Mark>,
         mut limit: Option<&mut RateLimit>,
-        run: &mut Run,
+        run: &mut PollerRun,
     ) -> Result<(), PollError> {
         let mark = match mark {
             Some(mark) => mark,
@@ -219,7 +219,7 @@ impl Poller {
             };
             let records = self.take(&body, mark, &mut poll, run).await?;
             poll.watermark.saw_answer(&headers, &body, is_first);
-            let page = Page { records, headers: &headers, body: &body };
+            let page = ApiPage { records, headers: &headers, body: &body };
             pages.turn(&page).map_err(PollError::Pages)?;
         }
         if pages.is_cut() {
@@ -242,7 +242,7 @@ impl Poller {
     }
 
     /// Stores the mark of a poll, then its place in every shard: a mark without the place does not count.
-    async fn remember(&self, before: &Mark, poll: Poll, run: &mut Run) -> Result<Mark, PollError> {
+    async fn remember(&self, before: &Mark, poll: Poll, run: &mut PollerRun) -> Result<Mark, PollError> {
         let Poll { watermark, noted, forgotten, .. } = poll;
         let watermark = watermark.into_value();
         let is_first = before.is_first() && !self.spec.initial_snapshot;
@@ -313,7 +313,7 @@ impl Poller {
         body: &Arc<str>,
         mark: &mut Mark,
         poll: &mut Poll,
-        run: &mut Run,
+        run: &mut PollerRun,
     ) -> Result<u64, PollError> {
         let page = self.decode(Arc::clone(body), poll).await?;
         let count = page.len() as u64;
@@ -321,7 +321,7 @@ impl Poller {
         let mut batch = self.ingest.batch();
         let (mut accepted, mut changed) = (0, Vec::new());
         for record in page {
-            let Record { key, payload } = match record {
+            let ApiRecord { key, payload } = match record {
                 Ok(record) => record,
                 Err((text, reason)) => {
                     poll.is_whole = false;
@@ -388,7 +388,7 @@ impl Poller {
     }
 
     /// Deletes the rows of the topic whose keys a poll did not have.
-    async fn delete_others(&self, keys: &HashSet<Box<str>>, run: &mut Run) -> Result<(), PollError> {
+    async fn delete_others(&self, keys: &HashSet<Box<str>>, run: &mut PollerRun) -> Result<(), PollError> {
         let name = self.ingest.topics.name(self.topic);
         for (shard_index, path) in self.shard_paths.iter().enumerate() {
             let mut after: Box<str> = "".into();
@@ -423,7 +423,7 @@ impl Poller {
         shard_index: usize,
         messages: Vec<Message>,
         next: Option<u64>,
-        run: &mut Run,
+        run: &mut PollerRun,
     ) -> Result<(), PollError> {
         let messages = Arc::new(messages);
         loop {
@@ -438,7 +438,7 @@ impl Poller {
     }
 
     /// Keeps a record that can't be read, unless it is there from another poll.
-    fn refuse(&self, text: &str, reason: &str, run: &Run) {
+    fn refuse(&self, text: &str, reason: &str, run: &PollerRun) {
         run.status.refused.add(1);
         let position = format!("record {:016x}", digest(text.as_bytes()));
         let stored =
@@ -448,7 +448,7 @@ impl Poller {
         }
     }
 
-    async fn pause(&self, wait: Duration, run: &mut Run) -> Result<(), PollError> {
+    async fn pause(&self, wait: Duration, run: &mut PollerRun) -> Result<(), PollError> {
         tokio::select! {
             () = tokio::time::sleep(wait) => Ok(()),
             _ = run.stopping.wait_for(|stopping| *stopping) => Err(PollError::Stopping),

@@ -18,8 +18,8 @@ use litejoin_crds::plan;
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
-use self::place::{Head, Known};
-use self::read::{Block, FileRow, Reading, Rejected};
+use self::place::{Head, KnownFiles};
+use self::read::{FileBlock, FileRow, Rejected, RowReader};
 use crate::clock;
 use crate::dead_letters::DeadLetters;
 use crate::source::lanes::Lanes;
@@ -118,7 +118,7 @@ impl FileReader {
             info!(source = self.name, byte = start, "going on where the data stops");
         }
         let (sender, blocks) = mpsc::channel(BLOCKS_MAX);
-        let reading = Reading {
+        let reading = RowReader {
             spec: self.spec.clone(),
             topics: Arc::clone(&self.ingest.topics),
             stopping: self.stopping.clone(),
@@ -152,8 +152,8 @@ impl FileReader {
         Ok(Some(Opened { file, start, stream: None }))
     }
 
-    fn known(&self) -> Known<'_> {
-        Known { source: &self.name, stored: &self.stored }
+    fn known(&self) -> KnownFiles<'_> {
+        KnownFiles { source: &self.name, stored: &self.stored }
     }
 
     /// The place behind what was read up to byte `next`, if there is such a place.
@@ -169,7 +169,7 @@ impl FileReader {
         Some(Stream { name: Arc::clone(opened.stream.as_ref()?), next })
     }
 
-    async fn write_all(&self, mut blocks: mpsc::Receiver<Block>, mut opened: Option<Opened>, start: u64) {
+    async fn write_all(&self, mut blocks: mpsc::Receiver<FileBlock>, mut opened: Option<Opened>, start: u64) {
         let started = Instant::now();
         let mut told = Instant::now();
         let (mut paced, mut refused) = (0_u64, 0_u64);
@@ -183,8 +183,8 @@ impl FileReader {
                 _ = stopping.wait_for(|stopping| *stopping) => None,
             };
             let rows = match block {
-                Some(Block::Rows(rows)) => rows,
-                Some(Block::Failed(problem)) => {
+                Some(FileBlock::Rows(rows)) => rows,
+                Some(FileBlock::Failed(problem)) => {
                     error!(source = self.name, error = problem, "could not read on");
                     self.status.error.set(&problem);
                     continue;

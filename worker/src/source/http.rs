@@ -29,7 +29,7 @@ use litejoin_crds::plan;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use self::body::{Framing, Item, ItemError, Refusal};
+use self::body::{BodyItem, Framing, ItemError, RefusedItem};
 use crate::status::source::SourceStatus;
 use crate::storage::ingest::{Arrival, Ingest};
 use crate::storage::message::Message;
@@ -187,7 +187,7 @@ async fn store(state: &HttpState, body: &[u8], framing: Framing) -> Response {
     for (item, shard) in handed {
         match &outcome.shards[shard] {
             Some(Err(error)) => {
-                refused.push(Refusal { item, line: None, error: error.to_string() });
+                refused.push(RefusedItem { item, line: None, error: error.to_string() });
                 failed.get_or_insert_with(|| error.clone());
             }
             _ => accepted += 1,
@@ -226,7 +226,7 @@ async fn store(state: &HttpState, body: &[u8], framing: Framing) -> Response {
     }
 }
 
-fn admit(state: &HttpState, item: Item<'_>) -> Result<Message, ItemError> {
+fn admit(state: &HttpState, item: BodyItem<'_>) -> Result<Message, ItemError> {
     let topic = topic(state, item.topic())?;
     Ok(item.into_message(topic, 0)?)
 }

@@ -23,7 +23,7 @@ use litejoin_crds::plan;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::info;
 
-use self::client::Client;
+use self::client::KafkaClient;
 use crate::credentials::Secrets;
 use crate::dead_letters::DeadLetters;
 use crate::source::lanes::Lanes;
@@ -60,15 +60,15 @@ pub(crate) struct KafkaReader {
 }
 
 /// What the client hands over.
-enum Block {
+enum RecordBlock {
     /// Partitions that the shards do not know yet: each has to store where they begin before anything of them comes.
     Begin(Vec<Stream>),
     /// Messages of partitions, in the order of each.
-    Records(Vec<Run>),
+    Records(Vec<PartitionRun>),
 }
 
 /// Messages of one partition.
-struct Run {
+struct PartitionRun {
     /// The place behind the last record, message or not.
     stream: Stream,
     messages: Vec<Message>,
@@ -84,7 +84,7 @@ impl KafkaReader {
         let (stored, all_stored) = oneshot::channel();
         let (ended, end) = oneshot::channel();
         let (ingest, stopping) = (self.ingest.clone(), self.stopping.clone());
-        let client = Client {
+        let client = KafkaClient {
             name: self.name.clone(),
             spec: self.spec,
             secrets: self.secrets,
@@ -119,7 +119,7 @@ impl KafkaReader {
 /// Hands blocks to the lanes until the worker stops, and then waits until all shards know how far that was.
 async fn write_all(
     ingest: &Ingest,
-    mut blocks: mpsc::Receiver<Block>,
+    mut blocks: mpsc::Receiver<RecordBlock>,
     lanes: Lanes,
     mut stopping: watch::Receiver<bool>,
 ) {
@@ -131,11 +131,11 @@ async fn write_all(
         let block = tokio::select! {
             block = blocks.recv() => block,
             _ = stopping.wait_for(|stopping| *stopping) => None,
-            () = tokio::time::sleep(until_told) => Some(Block::Records(Vec::new())),
+            () = tokio::time::sleep(until_told) => Some(RecordBlock::Records(Vec::new())),
         };
         match block {
             None => break,
-            Some(Block::Begin(streams)) => {
+            Some(RecordBlock::Begin(streams)) => {
                 for stream in &streams {
                     lanes.hand_over(ingest.batch(), Some(stream), None, true).await;
                 }
@@ -146,8 +146,8 @@ async fn write_all(
                 }
                 places.extend(streams.into_iter().map(|stream| (stream.name, (stream.next, stream.next))));
             }
-            Some(Block::Records(runs)) => {
-                for Run { stream, messages, bytes } in runs {
+            Some(RecordBlock::Records(runs)) => {
+                for PartitionRun { stream, messages, bytes } in runs {
                     places.entry(Arc::clone(&stream.name)).or_default().0 = stream.next;
                     if messages.is_empty() {
                         continue;

@@ -24,7 +24,7 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// What a batch has for one shard.
-struct Part {
+struct LanePart {
     messages: Vec<Message>,
     /// The place behind the last message of the batch.
     stream: Option<Stream>,
@@ -34,19 +34,19 @@ struct Part {
 
 /// The ends of all lanes of a source.
 pub(crate) struct Lanes {
-    senders: Vec<mpsc::Sender<Part>>,
+    senders: Vec<mpsc::Sender<LanePart>>,
     tasks: JoinSet<()>,
-    progress: Arc<Progress>,
+    progress: Arc<StreamProgress>,
 }
 
 /// How far each shard has stored each stream since the source was started.
 #[derive(Debug)]
-pub(crate) struct Progress {
+pub(crate) struct StreamProgress {
     shards: Vec<Mutex<HashMap<Arc<str>, u64>>>,
     moved: Notify,
 }
 
-impl Progress {
+impl StreamProgress {
     /// The place below which all shards have all of a stream; `None` until each has told.
     pub(crate) fn stored(&self, stream: &str) -> Option<u64> {
         let of_shard = |shard: &Mutex<HashMap<Arc<str>, u64>>| {
@@ -87,7 +87,7 @@ impl Lanes {
     ) -> Self {
         let shard_count = ingest.shard_count();
         let shards = (0..shard_count).map(|_| Mutex::default()).collect();
-        let progress = Arc::new(Progress { shards, moved: Notify::new() });
+        let progress = Arc::new(StreamProgress { shards, moved: Notify::new() });
         let mut tasks = JoinSet::new();
         let senders = (0..shard_count)
             .map(|shard_index| {
@@ -108,7 +108,7 @@ impl Lanes {
         Self { senders, tasks, progress }
     }
 
-    pub(crate) fn progress(&self) -> &Arc<Progress> {
+    pub(crate) fn progress(&self) -> &Arc<StreamProgress> {
         &self.progress
     }
 
@@ -125,7 +125,7 @@ impl Lanes {
         for (lane, messages) in self.senders.iter().zip(batch.into_shards()) {
             if !messages.is_empty() || everywhere {
                 // A lane ends before its sender is gone only when the worker stops.
-                let _ = lane.send(Part { messages, stream: stream.cloned(), _room: room.clone() }).await;
+                let _ = lane.send(LanePart { messages, stream: stream.cloned(), _room: room.clone() }).await;
             }
         }
     }
@@ -145,12 +145,12 @@ struct Lane {
     status: Arc<SourceStatus>,
     stopping: watch::Receiver<bool>,
     messages_max: usize,
-    progress: Arc<Progress>,
+    progress: Arc<StreamProgress>,
 }
 
 impl Lane {
     /// Writes parts until there are no more, or the worker stops while one can't be stored.
-    async fn run(mut self, mut parts: mpsc::Receiver<Part>) {
+    async fn run(mut self, mut parts: mpsc::Receiver<LanePart>) {
         while let Some(first) = parts.recv().await {
             // What has come in while the shard was busy goes into one transaction.
             let mut rooms = Vec::new();

@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 /// The last audits of one join.
 #[derive(Debug, Default)]
-pub(crate) struct AuditStatus(Mutex<Inner>);
+pub(crate) struct AuditStatus(Mutex<AuditState>);
 
 #[derive(Debug, Default, Clone)]
-struct Inner {
+struct AuditState {
     /// How often results were compared.
     count: u64,
     /// When it was last tried, in seconds since the epoch.
@@ -95,7 +95,7 @@ impl AuditStatus {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, AuditState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

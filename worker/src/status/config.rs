@@ -33,13 +33,13 @@ impl ReloadOutcome {
 
 #[derive(Debug)]
 pub(crate) struct ConfigStatus {
-    inner: Mutex<Inner>,
+    inner: Mutex<ConfigState>,
     /// By outcome, in the order of [`ReloadOutcome::ALL`].
     reloads: [Counter; 3],
 }
 
 #[derive(Debug)]
-struct Inner {
+struct ConfigState {
     /// Hash of the documents that are in force.
     hash: String,
     /// Seconds since the epoch.
@@ -52,7 +52,7 @@ struct Inner {
 impl ConfigStatus {
     /// `hash` is that of the documents with which the worker starts.
     pub(crate) fn new(hash: String, now: i64) -> Self {
-        let inner = Inner { hash, applied_at: now, last_reload: None, left_out: Vec::new() };
+        let inner = ConfigState { hash, applied_at: now, last_reload: None, left_out: Vec::new() };
         Self { inner: Mutex::new(inner), reloads: Default::default() }
     }
 
@@ -115,7 +115,7 @@ impl ConfigStatus {
         serde_json::to_value(report).expect("a report is plain data")
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, ConfigState> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::counters::LastError;
 
 #[derive(Debug, Default)]
-struct State {
+struct ReplicationState {
     incarnation: String,
     base: String,
     /// `restore.timestamp` that the data was gone back to last.
@@ -29,7 +29,7 @@ struct State {
 /// Nothing of it is shown while nothing is replicated.
 #[derive(Debug, Default)]
 pub(crate) struct ReplicationStatus {
-    state: Mutex<Option<State>>,
+    state: Mutex<Option<ReplicationState>>,
     pub(crate) error: LastError,
 }
 
@@ -42,7 +42,13 @@ impl ReplicationStatus {
         restored_timestamp: Option<String>,
         complete_until: i64,
     ) {
-        let state = State { incarnation, base, restored_timestamp, complete_until, ..State::default() };
+        let state = ReplicationState {
+            incarnation,
+            base,
+            restored_timestamp,
+            complete_until,
+            ..ReplicationState::default()
+        };
         *self.lock() = Some(state);
     }
 
@@ -110,13 +116,13 @@ impl ReplicationStatus {
         serde_json::to_value(report).expect("a report is plain data")
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    fn change(&self, change: impl FnOnce(&mut ReplicationState)) {
         if let Some(state) = self.lock().as_mut() {
             change(state);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<State>> {
+    fn lock(&self) -> MutexGuard<'_, Option<ReplicationState>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -132,11 +138,11 @@ mod tests {
         let status = ReplicationStatus::default();
         assert_eq!(status.json(1_700_000_000), Value::Null);
 
-        *status.lock() = Some(State {
+        *status.lock() = Some(ReplicationState {
             incarnation: "incarnation-3-0a1b".to_owned(),
             base: "s3://bucket/shop/orders".to_owned(),
             complete_until: 1_700_000_000,
-            ..State::default()
+            ..ReplicationState::default()
         });
         let progress = FileProgress { txid: 7, replicated_txid: 5, wal_bytes: 4_096 };
         status.synced("results.db", progress);

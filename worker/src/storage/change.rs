@@ -79,25 +79,25 @@ impl<'a> Fields<'a> {
         self.0.iter().find(|(name, _)| name == field).map(|(_, value)| value.get())
     }
 
-    fn by_name(&self) -> ByName<'_> {
+    fn by_name(&self) -> FieldsByName<'_> {
         if self.0.len() <= FIELDS_FEW {
-            return ByName::Few(&self.0);
+            return FieldsByName::Few(&self.0);
         }
         let mut map: HashMap<&str, Vec<&str>> = HashMap::with_capacity(self.0.len());
         for (name, value) in &self.0 {
             map.entry(name).or_default().push(value.get());
         }
-        ByName::Many(map)
+        FieldsByName::Many(map)
     }
 }
 
 /// Fields by name; an object may give one several times.
-enum ByName<'f> {
+enum FieldsByName<'f> {
     Few(&'f [(Cow<'f, str>, &'f RawValue)]),
     Many(HashMap<&'f str, Vec<&'f str>>),
 }
 
-impl ByName<'_> {
+impl FieldsByName<'_> {
     /// Whether there is such a field, with this value if one is given.
     fn has(&self, name: &str, value: Option<&RawValue>) -> bool {
         let fits = |found: &str| value.is_none_or(|value| value.get() == found);

@@ -24,14 +24,14 @@ const MOVED: u8 = 2;
 
 /// The thread, and what is known of each file.
 pub(crate) struct Checkpointer {
-    files: Arc<[File]>,
+    files: Arc<[CheckpointedFile]>,
     wal_bytes_high: u64,
     /// `None` only while it ends.
     asks: Option<Sender<usize>>,
     thread: Option<JoinHandle<()>>,
 }
 
-struct File {
+struct CheckpointedFile {
     path: PathBuf,
     state: AtomicU8,
 }
@@ -39,8 +39,8 @@ struct File {
 impl Checkpointer {
     /// For these files, spoken of by their indexes, whose WALs should not be longer than this.
     pub(crate) fn start(paths: impl IntoIterator<Item = PathBuf>, wal_bytes_high: u64) -> Self {
-        let new_file = |path| File { path, state: AtomicU8::new(IDLE) };
-        let files: Arc<[File]> = paths.into_iter().map(new_file).collect();
+        let new_file = |path| CheckpointedFile { path, state: AtomicU8::new(IDLE) };
+        let files: Arc<[CheckpointedFile]> = paths.into_iter().map(new_file).collect();
         let (asks, asked) = mpsc::channel();
         let shared = Arc::clone(&files);
         let run = move || run(&shared, wal_bytes_high, &asked);
@@ -58,7 +58,7 @@ impl Checkpointer {
 
     /// Whether the owner of a file should checkpoint it now. Has the thread do the most of it before.
     pub(crate) fn is_due(&self, file: usize) -> bool {
-        let File { path, state } = &self.files[file];
+        let CheckpointedFile { path, state } = &self.files[file];
         match state.load(Ordering::Acquire) {
             IDLE if sqlite::wal_bytes(path) > self.wal_bytes_high => {
                 state.store(ASKED, Ordering::Release);
@@ -86,9 +86,9 @@ impl Drop for Checkpointer {
     }
 }
 
-fn run(files: &[File], wal_bytes_high: u64, asked: &Receiver<usize>) {
+fn run(files: &[CheckpointedFile], wal_bytes_high: u64, asked: &Receiver<usize>) {
     while let Ok(index) = asked.recv() {
-        let File { path, state } = &files[index];
+        let CheckpointedFile { path, state } = &files[index];
         let moved = relieve(path, wal_bytes_high).unwrap_or_else(|error| {
             // The owner meets with the same, and tells.
             debug!(error = chain(&error), "could not checkpoint");

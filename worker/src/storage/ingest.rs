@@ -11,7 +11,7 @@ use super::hash::shard_index;
 use super::shard::{Needs, ShardBatch};
 use super::sqlite::SqliteError;
 use super::topics::Topics;
-use super::writer::{Command, WriteError};
+use super::writer::{WriteError, WriterCommand};
 use crate::storage::message::Message;
 
 /// Bytes of messages that may be on their way to the writers, over all sources.
@@ -47,11 +47,11 @@ impl Batch {
 
 /// What became of a batch, shard by shard; `None` where it had nothing for the shard.
 #[derive(Debug)]
-pub(crate) struct Outcome {
+pub(crate) struct BatchOutcome {
     pub(crate) shards: Vec<Option<Result<u64, WriteError>>>,
 }
 
-impl Outcome {
+impl BatchOutcome {
     /// The epoch in which everything that was stored is seen; `None` if nothing was.
     pub(crate) fn epoch(&self) -> Option<u64> {
         self.shards.iter().flatten().filter_map(|outcome| outcome.as_ref().ok()).max().copied()
@@ -63,7 +63,7 @@ impl Outcome {
 pub(crate) struct Ingest {
     pub(crate) topics: Arc<Topics>,
     /// `None` once the worker stops taking messages.
-    writers: Arc<Mutex<Option<Vec<Sender<Command>>>>>,
+    writers: Arc<Mutex<Option<Vec<Sender<WriterCommand>>>>>,
     shard_count: usize,
     room: Arc<Semaphore>,
     arriving: Arc<Semaphore>,
@@ -112,7 +112,7 @@ impl Checkpoints {
 
 impl Ingest {
     /// The way in to these writers, each of which holds on to `alive` for as long as it writes.
-    pub(crate) fn new(topics: Arc<Topics>, writers: Vec<Sender<Command>>, alive: &Arc<()>) -> Self {
+    pub(crate) fn new(topics: Arc<Topics>, writers: Vec<Sender<WriterCommand>>, alive: &Arc<()>) -> Self {
         let shard_count = writers.len();
         let room = Arc::new(Semaphore::new(INFLIGHT_BYTES_MAX));
         let arriving = Arc::new(Semaphore::new(ARRIVING_BYTES_MAX));
@@ -156,7 +156,7 @@ impl Ingest {
     }
 
     /// Hands a batch to the writers and waits until every shard has committed or refused its part.
-    pub(crate) async fn write(&self, batch: Batch) -> Outcome {
+    pub(crate) async fn write(&self, batch: Batch) -> BatchOutcome {
         let waiting: Vec<_> = batch
             .shards
             .into_iter()
@@ -173,7 +173,7 @@ impl Ingest {
                 None => None,
             });
         }
-        Outcome { shards }
+        BatchOutcome { shards }
     }
 
     /// Hands a batch to the writer of one shard and waits until it is committed or refused. An empty one stores
@@ -187,13 +187,13 @@ impl Ingest {
         let (done, answer) = oneshot::channel();
         let writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(writers) = writers.as_ref() {
-            let _ = writers[shard_index].send(Command::Write { batch, done });
+            let _ = writers[shard_index].send(WriterCommand::Write { batch, done });
         }
         answer
     }
 
     /// Sends a command of its own to each writer; `false` once the worker stops.
-    pub(crate) fn command_all(&self, commands: Vec<Command>) -> bool {
+    pub(crate) fn command_all(&self, commands: Vec<WriterCommand>) -> bool {
         let writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(writers) = writers.as_ref() else { return false };
         for (writer, command) in writers.iter().zip(commands) {
@@ -209,7 +209,7 @@ impl Ingest {
         let writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(writers) = writers.as_ref() {
             for shard in shards {
-                let command = Command::Checkpoint { done: done.clone() };
+                let command = WriterCommand::Checkpoint { done: done.clone() };
                 writers[*shard].send(command).expect("a writer runs until its sender is gone");
             }
         }
@@ -224,7 +224,7 @@ impl Ingest {
         let (releases, commands) = (0..self.shard_count)
             .map(|_| {
                 let (release, released) = channel();
-                (release, Command::Hold { held: held.clone(), release: released })
+                (release, WriterCommand::Hold { held: held.clone(), release: released })
             })
             .unzip();
         if !self.command_all(commands) {
@@ -248,7 +248,7 @@ impl Ingest {
                 let Some(writer) = writers.as_ref().and_then(|writers| writers.get(shard_index)) else {
                     return Ok(());
                 };
-                let command = Command::Prepare { needs: Arc::clone(&needs), done };
+                let command = WriterCommand::Prepare { needs: Arc::clone(&needs), done };
                 writer.send(command).expect("a writer runs until its sender is gone");
             }
             if let Ok(outcome) = finished.recv() {

@@ -49,7 +49,7 @@ pub(crate) struct Layout {
     /// The last epoch number that was reserved at the last start: a `results.db` that knows of fewer is an older copy.
     #[serde(default)]
     pub(crate) epochs_reserved: u64,
-    pub(crate) state: State,
+    pub(crate) state: LayoutState,
 }
 
 impl Layout {
@@ -62,7 +62,7 @@ impl Layout {
             identity: identity.to_owned(),
             lineage: random_id(),
             epochs_reserved: 0,
-            state: State::Creating,
+            state: LayoutState::Creating,
         }
     }
 }
@@ -70,7 +70,7 @@ impl Layout {
 /// How far the making of a directory has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) enum State {
+pub(crate) enum LayoutState {
     Creating,
     Ready,
 }
@@ -152,7 +152,7 @@ impl LockedDir {
     /// Writes the manifest of files that were put here from elsewhere: the same data under a new lineage, which is
     /// returned.
     pub(crate) fn lay_out(&self, shard_count: usize, identity: &str) -> Result<String, LayoutError> {
-        let layout = Layout { state: State::Ready, ..Layout::new(shard_count, identity) };
+        let layout = Layout { state: LayoutState::Ready, ..Layout::new(shard_count, identity) };
         write(&self.path, &layout)?;
         Ok(layout.lineage)
     }
@@ -190,8 +190,8 @@ impl DataDir {
 
     /// Says that every file has been made.
     pub(crate) fn mark_ready(&mut self) -> Result<(), LayoutError> {
-        if self.layout.state == State::Creating {
-            self.layout.state = State::Ready;
+        if self.layout.state == LayoutState::Creating {
+            self.layout.state = LayoutState::Ready;
             write(&self.path, &self.layout)?;
         }
         Ok(())
@@ -229,7 +229,7 @@ pub(crate) fn shard_paths(
     shard_count: usize,
     identity: &str,
 ) -> Result<Vec<PathBuf>, LayoutError> {
-    let layout = read(path)?.filter(|layout| layout.state == State::Ready);
+    let layout = read(path)?.filter(|layout| layout.state == LayoutState::Ready);
     let layout = layout.ok_or_else(|| LayoutError::NoData { path: path.display().to_string() })?;
     check(path, &layout, shard_count, identity)?;
     Ok((0..shard_count).map(|index| path.join(shard_file_name(index))).collect())
@@ -309,7 +309,7 @@ fn check(path: &Path, layout: &Layout, shard_count: usize, identity: &str) -> Re
     if layout.shard_count != shard_count {
         return Err(LayoutError::ShardCount { path: shown, found: layout.shard_count, wanted: shard_count });
     }
-    if layout.state == State::Ready
+    if layout.state == LayoutState::Ready
         && let Some(missing) = (0..shard_count).map(shard_file_name).find(|name| !path.join(name).exists())
     {
         return Err(LayoutError::MissingShard { path: shown, missing });

@@ -15,7 +15,7 @@ use super::ingest::Ingest;
 use super::log::ShardReader;
 use super::sqlite::SqliteError;
 use super::topics::TopicId;
-use super::writer::Command;
+use super::writer::WriterCommand;
 
 /// Rows that one pass removes from a topic of one shard at most.
 const ROWS_PER_PASS_MAX: usize = 500;
@@ -86,7 +86,7 @@ impl Cleaner {
             .into_iter()
             .map(|candidates| {
                 let done = done.clone();
-                Command::Expire(Expiry { candidates, before, tombstones_before, quiet, done })
+                WriterCommand::Expire(Expiry { candidates, before, tombstones_before, quiet, done })
             })
             .collect();
         drop(done);

@@ -20,7 +20,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use tracing::info;
 
 pub(crate) use self::index::Index;
-use self::index::{Entries, Row};
+use self::index::{Entries, IndexedRow};
 use super::change::{self, PayloadDiff};
 use super::checkpoint::{CheckpointWindow, checkpoint};
 use super::expiry::Expiry;
@@ -81,7 +81,7 @@ pub(crate) struct Shard {
     path: PathBuf,
     connection: Connection,
     window: CheckpointWindow,
-    tables: HashMap<TopicId, Table>,
+    tables: HashMap<TopicId, TopicTable>,
     offsets: HashMap<Arc<str>, u64>,
     /// Whether `_tombstones` may hold anything; while it can't, inserts need not look.
     has_tombstones: bool,
@@ -99,7 +99,7 @@ pub(crate) struct Needs {
 }
 
 /// A topic in this file, with the statements of the hot path spelled out once.
-struct Table {
+struct TopicTable {
     id: i64,
     select: String,
     insert: String,
@@ -170,7 +170,7 @@ impl Shard {
         let (names, offsets, has_tombstones, last_seq, first_seq, indexes) =
             load().map_err(|source| SqliteError::new(path, "read the shard", source))?;
         let tables =
-            names.into_iter().map(|(id, name)| (topics.declare(&name), Table::new(id, &name))).collect();
+            names.into_iter().map(|(id, name)| (topics.declare(&name), TopicTable::new(id, &name))).collect();
         let path = path.to_owned();
         let window = CheckpointWindow::new(journal);
         let mut shard =
@@ -243,7 +243,7 @@ impl Shard {
                         && old_timestamp < *before
                     {
                         delete.execute([key])?;
-                        let row = Row { number, key, payload: &old, timestamp: old_timestamp };
+                        let row = IndexedRow { number, key, payload: &old, timestamp: old_timestamp };
                         indexes.iter_mut().try_for_each(|index| index.take(row))?;
                         let change = None::<&str>;
                         log.execute(params![
@@ -420,7 +420,7 @@ impl Shard {
             let id =
                 self.connection
                     .query_row("SELECT id FROM _topics WHERE name = ?1", [&*name], |row| row.get(0))?;
-            self.tables.insert(topic, Table::new(id, &name));
+            self.tables.insert(topic, TopicTable::new(id, &name));
             pending.new_tables.push(topic);
         }
         Ok(())
@@ -492,7 +492,7 @@ impl Shard {
                         KIND_WRITE
                     ])?;
                     note(Some(old), None);
-                    let row = Row { number, key, payload: old, timestamp: old_timestamp };
+                    let row = IndexedRow { number, key, payload: old, timestamp: old_timestamp };
                     indexes.iter_mut().try_for_each(|index| index.take(row))?;
                     drop(rows);
                     delete.execute([key])?;
@@ -516,8 +516,8 @@ impl Shard {
                     ])?;
                     note(Some(old), Some(new));
                     for index in indexes.iter_mut().filter(|index| !index.stays(&diff)) {
-                        index.take(Row { number, key, payload: old, timestamp: old_timestamp })?;
-                        index.put(Row { number, key, payload: new, timestamp })?;
+                        index.take(IndexedRow { number, key, payload: old, timestamp: old_timestamp })?;
+                        index.put(IndexedRow { number, key, payload: new, timestamp })?;
                     }
                     drop(rows);
                     update.execute(params![number, new, timestamp, change])?;
@@ -527,7 +527,8 @@ impl Shard {
                     let change = change::with_headers(change::CREATED.into(), message.headers.as_deref());
                     drop(rows);
                     insert.execute(params![key, new, timestamp, change])?;
-                    let row = Row { number: connection.last_insert_rowid(), key, payload: new, timestamp };
+                    let row =
+                        IndexedRow { number: connection.last_insert_rowid(), key, payload: new, timestamp };
                     indexes.iter_mut().try_for_each(|index| index.put(row))?;
                     log.execute(params![
                         table.id,
@@ -597,7 +598,7 @@ impl Pending {
     }
 }
 
-impl Table {
+impl TopicTable {
     fn new(id: i64, name: &str) -> Self {
         let table = quoted(name);
         Self {

@@ -30,11 +30,11 @@ pub(crate) enum TopicError {
 /// All topics by name.
 #[derive(Debug)]
 pub(crate) struct Topics {
-    inner: RwLock<Inner>,
+    inner: RwLock<TopicNames>,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct TopicNames {
     names: Vec<Arc<str>>,
     /// By every spelling seen so far.
     ids: HashMap<Box<str>, TopicId>,
@@ -49,7 +49,7 @@ impl Topics {
         joins: impl IntoIterator<Item = &'a str>,
     ) -> Self {
         let joins = joins.into_iter().map(str::to_ascii_lowercase).collect();
-        let topics = Self { inner: RwLock::new(Inner { joins, ..Inner::default() }) };
+        let topics = Self { inner: RwLock::new(TopicNames { joins, ..TopicNames::default() }) };
         for name in names {
             topics.declare(name);
         }
@@ -116,7 +116,7 @@ impl Topics {
     }
 }
 
-impl Inner {
+impl TopicNames {
     fn declare(&mut self, name: &str) -> TopicId {
         let lower = name.to_ascii_lowercase();
         if let Some(topic) = self.ids.get(lower.as_str()).copied() {

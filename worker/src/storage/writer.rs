@@ -20,7 +20,7 @@ use crate::fault;
 use crate::status::Status;
 
 /// What a writer is asked to do.
-pub(crate) enum Command {
+pub(crate) enum WriterCommand {
     Write {
         batch: ShardBatch,
         done: oneshot::Sender<Result<u64, WriteError>>,
@@ -76,7 +76,7 @@ pub(crate) struct Writer {
 
 impl Writer {
     /// Runs until every sender is gone.
-    pub(crate) fn run(mut self, commands: &Receiver<Command>) {
+    pub(crate) fn run(mut self, commands: &Receiver<WriterCommand>) {
         while let Ok(first) = commands.recv() {
             let mut batches = Vec::new();
             let mut waiting = Vec::new();
@@ -86,7 +86,7 @@ impl Writer {
             let mut next = Ok(first);
             loop {
                 match next {
-                    Ok(Command::Write { batch, done }) => {
+                    Ok(WriterCommand::Write { batch, done }) => {
                         messages += batch.messages.len();
                         batches.push(batch);
                         waiting.push(done);
@@ -110,18 +110,18 @@ impl Writer {
                 }
             }
             match other {
-                None | Some(Command::Write { .. }) => {}
-                Some(Command::Expire(expiry)) => self.expire(&expiry),
-                Some(Command::Prepare { needs, done }) => {
+                None | Some(WriterCommand::Write { .. }) => {}
+                Some(WriterCommand::Expire(expiry)) => self.expire(&expiry),
+                Some(WriterCommand::Prepare { needs, done }) => {
                     // Whoever asked may have gone.
                     let _ = done.send(self.shard.prepare(&needs, &self.topics));
                 }
-                Some(Command::Checkpoint { done }) => {
+                Some(WriterCommand::Checkpoint { done }) => {
                     // What fails now is tried again at a commit, which tells.
                     let _ = self.shard.checkpoint();
                     let _ = done.send(());
                 }
-                Some(Command::Hold { held, release }) => {
+                Some(WriterCommand::Hold { held, release }) => {
                     // Whoever asked may have given up, and then has dropped the other end.
                     let _ = held.send(());
                     let _ = release.recv();

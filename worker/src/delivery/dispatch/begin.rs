@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Dispatcher, PROBE, Round};
 use crate::blocking::blocking;
 use crate::clock::Moment;
-use crate::delivery::circuit::{Circuit, Passage};
+use crate::delivery::circuit::{Allowance, Circuit};
 use crate::results::event::JoinId;
 use crate::results::{Position, Reader};
 use crate::storage::sqlite::SqliteError;
@@ -137,13 +137,13 @@ impl Dispatcher {
                 return Ok(false);
             }
             let now = Moment::now();
-            let limit = match circuit.passage(now.instant) {
-                Passage::Wait(until) => {
+            let limit = match circuit.allowance(now.instant) {
+                Allowance::Wait(until) => {
                     self.wait_until(until, circuit).await;
                     continue;
                 }
-                Passage::Probe => PROBE,
-                Passage::Open => self.page(),
+                Allowance::Probe => PROBE,
+                Allowance::Open => self.page(),
             };
             let from = after.clone();
             let events = self.read(move |reader| reader.present(join, from.as_deref(), up_to, limit)).await?;

@@ -8,7 +8,7 @@ pub(in crate::replication) fn incarnation(number: u64) -> Incarnation {
     Incarnation { number, id: format!("id{number}") }
 }
 
-pub(in crate::replication) fn found(number: u64, is_ready: bool) -> Found {
+pub(in crate::replication) fn found(number: u64, is_ready: bool) -> FoundIncarnation {
     let birth = Birth {
         identity: "n/p".to_owned(),
         shard_count: 2,
@@ -19,7 +19,7 @@ pub(in crate::replication) fn found(number: u64, is_ready: bool) -> Found {
         gone_back_to: None,
         born_at: 0,
     };
-    Found { incarnation: incarnation(number), birth, ready_at: is_ready.then_some(0) }
+    FoundIncarnation { incarnation: incarnation(number), birth, ready_at: is_ready.then_some(0) }
 }
 
 pub(in crate::replication) fn claim(number: u64) -> Option<Claim> {
@@ -55,8 +55,8 @@ pub(in crate::replication) fn marked(number: u64) -> Local {
     Local::Marked { marker: Box::new(marker(number)), is_copy: false, missing: Vec::new() }
 }
 
-pub(in crate::replication) fn wanted(policy: RestorePolicy) -> Wanted {
-    Wanted {
+pub(in crate::replication) fn wanted(policy: RestorePolicy) -> Requirements {
+    Requirements {
         identity: "n/p".to_owned(),
         base: BASE.to_owned(),
         shard_count: 2,
@@ -68,7 +68,7 @@ pub(in crate::replication) fn wanted(policy: RestorePolicy) -> Wanted {
 }
 
 /// The decision in one word and a number.
-fn decided(local: &Local, remote: &Remote, wanted: &Wanted) -> String {
+fn decided(local: &Local, remote: &Remote, wanted: &Requirements) -> String {
     match decide(local, remote, wanted) {
         Ok(Decision::GoOn(own)) => format!("go on {}", own.number),
         Ok(Decision::Keep { .. }) => "keep".to_owned(),
@@ -77,7 +77,7 @@ fn decided(local: &Local, remote: &Remote, wanted: &Wanted) -> String {
             format!("complete {} with {}", from.incarnation.number, missing.join(","))
         }
         Ok(Decision::Empty { .. }) => "empty".to_owned(),
-        Err(Refusal::Overtaken { newer, .. }) => format!("overtaken by {}", newer.number),
+        Err(StartRefusal::Overtaken { newer, .. }) => format!("overtaken by {}", newer.number),
         Err(refusal) => format!("{refusal:?}").split(' ').next().unwrap().to_lowercase(),
     }
 }
@@ -130,7 +130,7 @@ fn a_directory_without_data() {
 
 #[test]
 fn somebody_knows_that_there_is_a_replica() {
-    let wanted = Wanted { expects_replica: true, ..wanted(Auto) };
+    let wanted = Requirements { expects_replica: true, ..wanted(Auto) };
     for (claimed, all, expected) in [
         (None, &[][..], "noreplica"),
         (Some(1), &[(1, false)], "noreplica"),
@@ -159,7 +159,7 @@ fn whoever_was_ready_before_it_was_overtaken_is_what_its_successor_begins_with()
         // Who began at the same moment has taken the same number.
         let own = Incarnation { number: 4, id: "own".to_owned() };
         let mut seen = remote(None, after);
-        seen.found.push(Found { incarnation: own.clone(), ..found(4, false) });
+        seen.found.push(FoundIncarnation { incarnation: own.clone(), ..found(4, false) });
         let seen = seen.before_claim_of(&own, remote(claimed, before));
         assert_eq!(
             decided(&Local::Nothing, &seen, &wanted(Auto)),
@@ -168,7 +168,7 @@ fn whoever_was_ready_before_it_was_overtaken_is_what_its_successor_begins_with()
         );
     }
     let same_number =
-        Found { incarnation: Incarnation { number: 2, id: "other".to_owned() }, ..found(2, true) };
+        FoundIncarnation { incarnation: Incarnation { number: 2, id: "other".to_owned() }, ..found(2, true) };
     let mut seen = remote(None, &[(1, true), (2, true)]);
     seen.found.push(same_number.clone());
     let seen = seen.before_claim_of(&incarnation(5), remote(Some(2), &[(1, true), (2, false)]));
@@ -301,7 +301,7 @@ fn data_that_knows_nothing_of_the_replica() {
 #[test]
 fn what_this_worker_cannot_read_or_may_not_touch() {
     let remote = remote(Some(1), &[(1, true)]);
-    let with = |change: fn(&mut Wanted)| {
+    let with = |change: fn(&mut Requirements)| {
         let mut wanted = wanted(Auto);
         change(&mut wanted);
         decided(&Local::Nothing, &remote, &wanted)

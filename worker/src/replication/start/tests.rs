@@ -14,7 +14,7 @@ fn at(text: &str) -> PointInTime {
 }
 
 /// The origin in a few words.
-fn told(request: &Request<'_>, local: &Local, remote: &Remote, wanted: &Wanted) -> String {
+fn told(request: &Request<'_>, local: &Local, remote: &Remote, wanted: &Requirements) -> String {
     let decision = |decision: &Decision| match decision {
         Decision::GoOn(own) => format!("go on {}", own.number),
         Decision::Keep { .. } => "keep".to_owned(),
@@ -26,11 +26,11 @@ fn told(request: &Request<'_>, local: &Local, remote: &Remote, wanted: &Wanted) 
         point.as_ref().map(|point| format!(" as of {}", point.text)).unwrap_or_default()
     };
     match origin(request, local, remote, wanted) {
-        Ok(Origin::Own(decided, point)) => format!("{}{}", decision(&decided), as_of(&point)),
-        Ok(Origin::Elsewhere(url, point)) => format!("look at {url}{}", as_of(&point)),
+        Ok(DataOrigin::Own(decided, point)) => format!("{}{}", decision(&decided), as_of(&point)),
+        Ok(DataOrigin::Elsewhere(url, point)) => format!("look at {url}{}", as_of(&point)),
         Err(ReplicationError::TooEarly { .. }) => "too early".to_owned(),
-        Err(ReplicationError::Refused(Refusal::NoReplica { .. })) => "no replica".to_owned(),
-        Err(ReplicationError::Refused(Refusal::Damaged { .. })) => "damaged".to_owned(),
+        Err(ReplicationError::Refused(StartRefusal::NoReplica { .. })) => "no replica".to_owned(),
+        Err(ReplicationError::Refused(StartRefusal::Damaged { .. })) => "damaged".to_owned(),
         Err(error) => panic!("{error}"),
     }
 }
@@ -75,7 +75,7 @@ fn another_replica_is_for_those_who_never_had_one() {
     assert_eq!(told(&asked(Begin::Run), &Local::Nothing, &ours, &auto), "restore 1");
     assert_eq!(told(&asked(Begin::Run), &Local::Unmarked, &none, &auto), "keep");
     assert_eq!(told(&asked(Begin::Run), &Local::Nothing, &none, &wanted(RestorePolicy::Never)), "empty");
-    let expecting = Wanted { expects_replica: true, ..auto };
+    let expecting = Requirements { expects_replica: true, ..auto };
     assert_eq!(told(&asked(Begin::Run), &Local::Nothing, &none, &expecting), "no replica");
     // Somebody who asks for data always expects some.
     assert_eq!(told(&asked(Begin::Restore), &Local::Nothing, &none, &expecting), looked);
@@ -99,7 +99,9 @@ fn another_replica_gives_its_newest_or_what_it_had_then() {
     assert_eq!(restored(Some(&at("2026-01-01T00:00:00Z"))), "2");
     assert_eq!(restored(Some(&at("1969-01-01T00:00:00Z"))), format!("too early at {URL}"));
     let nothing = from_elsewhere(&remote(None, &[(1, false)]), URL, None, &wanted);
-    assert!(matches!(nothing, Err(ReplicationError::Refused(Refusal::NoReplica { base })) if base == URL));
+    assert!(
+        matches!(nothing, Err(ReplicationError::Refused(StartRefusal::NoReplica { base })) if base == URL)
+    );
 }
 
 #[test]
@@ -109,7 +111,7 @@ fn a_whole_directory_does_without_the_store() {
     let seen = |request: &Request<'_>, local: &Local| without_store(request, local, &wanted, birth());
     let expected = Remote {
         claim: claim(3).map(|claim| Claim { claimed_at: 0, ..claim }),
-        found: vec![Found { incarnation: incarnation(3), birth: birth(), ready_at: Some(77) }],
+        found: vec![FoundIncarnation { incarnation: incarnation(3), birth: birth(), ready_at: Some(77) }],
     };
     for begin in [Begin::Run, Begin::Restore, Begin::Prepared] {
         assert_eq!(seen(&request(begin), &marked(3)), Some(expected.clone()));

@@ -31,7 +31,7 @@ const PURGES_MAX: usize = 20;
 const TRANSACTION_TIMEOUT: &str = "60000";
 
 /// What goes on from one transaction to the next.
-pub(super) struct Session {
+pub(super) struct TransactionSession {
     producer: Producer,
     group: ConsumerGroupMetadata,
     /// What the last transactions have written.
@@ -46,7 +46,7 @@ enum Failure {
     Unknown(KafkaError),
 }
 
-impl Session {
+impl TransactionSession {
     /// Ends whatever another session has left open, and reads what was committed last.
     pub(super) fn open(cluster: &Cluster) -> Result<Self, String> {
         let producer = cluster.producer(&[

@@ -7,7 +7,7 @@ use axum::response::sse::Event as SseEvent;
 use serde_json::json;
 
 use super::SseState;
-use super::queue::Queue;
+use super::queue::EventQueue;
 use crate::blocking::blocking;
 use crate::results::event::{JoinId, ResultId};
 use crate::results::reader::{Page, PageLimit};
@@ -35,16 +35,16 @@ pub(super) enum Start {
 pub(super) struct Feed {
     pub(super) state: Arc<SseState>,
     pub(super) in_force: RoutesInForce,
-    pub(super) wanted: Wanted,
+    pub(super) wanted: SubscribedJoins,
     /// The routes that it follows, until it looks for others.
     pub(super) routes: Arc<Routes>,
     /// What it sends of them.
     pub(super) joins: Vec<JoinId>,
-    pub(super) queue: Queue,
+    pub(super) queue: EventQueue,
 }
 
 /// What a client has subscribed to.
-pub(super) enum Wanted {
+pub(super) enum SubscribedJoins {
     All,
     One(JoinId),
 }
@@ -116,9 +116,11 @@ impl Feed {
     async fn follow(&mut self, position: Position) -> Result<Position, Result<Ended, SqliteError>> {
         let routes = Arc::clone(&self.in_force.borrow_and_update());
         let new: Vec<JoinId> = match self.wanted {
-            Wanted::One(join) if routes.envelope(join).is_none() => return Err(Ok(Ended)),
-            Wanted::One(_) => Vec::new(),
-            Wanted::All => routes.joins().iter().copied().filter(|join| !self.joins.contains(join)).collect(),
+            SubscribedJoins::One(join) if routes.envelope(join).is_none() => return Err(Ok(Ended)),
+            SubscribedJoins::One(_) => Vec::new(),
+            SubscribedJoins::All => {
+                routes.joins().iter().copied().filter(|join| !self.joins.contains(join)).collect()
+            }
         };
         self.joins.retain(|join| routes.envelope(*join).is_some());
         self.routes = routes;

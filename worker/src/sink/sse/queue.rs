@@ -12,7 +12,7 @@ const EVENTS_MAX: usize = 64;
 const BYTES_MAX: usize = 1 << 20;
 
 /// Where a client's events go in.
-pub(super) struct Queue {
+pub(super) struct EventQueue {
     sender: mpsc::Sender<Queued>,
     room: Arc<Semaphore>,
 }
@@ -24,12 +24,12 @@ pub(super) struct Queued {
 }
 
 /// A queue, and where events come out of it.
-pub(super) fn queue() -> (Queue, mpsc::Receiver<Queued>) {
+pub(super) fn queue() -> (EventQueue, mpsc::Receiver<Queued>) {
     let (sender, receiver) = mpsc::channel(EVENTS_MAX);
-    (Queue { sender, room: Arc::new(Semaphore::new(BYTES_MAX)) }, receiver)
+    (EventQueue { sender, room: Arc::new(Semaphore::new(BYTES_MAX)) }, receiver)
 }
 
-impl Queue {
+impl EventQueue {
     /// Puts an event of so many bytes in, as soon as there is room. Returns `false` if the client has gone.
     pub(super) async fn send(&self, event: Event, bytes: usize) -> bool {
         let permits = u32::try_from(bytes.min(BYTES_MAX)).expect("that many bytes fit in 32 bits");

@@ -7,7 +7,7 @@ use reqwest::Url;
 use super::records::scalar;
 
 /// A page that has been read.
-pub(super) struct Page<'a> {
+pub(super) struct ApiPage<'a> {
     pub(super) records: u64,
     pub(super) headers: &'a HeaderMap,
     pub(super) body: &'a str,
@@ -59,7 +59,7 @@ impl<'a> Pages<'a> {
 
     /// Goes to the page behind one that has been read. Numbers lead on until a page has less than it could; a cursor or a
     /// link leads on whatever is on the page, since the API may have filtered what it has.
-    pub(super) fn turn(&mut self, page: &Page<'_>) -> Result<(), String> {
+    pub(super) fn turn(&mut self, page: &ApiPage<'_>) -> Result<(), String> {
         self.asked += 1;
         self.next = None;
         let Some(spec) = self.spec else { return Ok(()) };
@@ -89,7 +89,7 @@ impl<'a> Pages<'a> {
         url
     }
 
-    fn cursor(&mut self, spec: &ApiPagination, page: &Page<'_>) -> Result<Option<Url>, String> {
+    fn cursor(&mut self, spec: &ApiPagination, page: &ApiPage<'_>) -> Result<Option<Url>, String> {
         let path = spec.path.as_deref().unwrap_or_default();
         let Some(cursor) = scalar(page.body, path).filter(|cursor| !cursor.is_empty()) else {
             return Ok(None);
@@ -110,7 +110,7 @@ impl<'a> Pages<'a> {
     }
 
     /// The link to the next page, which has to be on the same server: our credentials go along.
-    fn linked(&self, page: &Page<'_>) -> Result<Option<Url>, String> {
+    fn linked(&self, page: &ApiPage<'_>) -> Result<Option<Url>, String> {
         let links = page.headers.get_all(header::LINK).iter().filter_map(|link| link.to_str().ok());
         let Some(target) = links.flat_map(split_links).find_map(next_link) else { return Ok(None) };
         let from = self.base.join(target).map_err(|error| format!("its Link header is no URL: {error}"))?;
@@ -171,7 +171,7 @@ mod tests {
         for (records, body) in pages {
             let Some(url) = walk.next() else { break };
             asked.push(url.query().unwrap().to_owned());
-            walk.turn(&Page { records: *records, headers: &HeaderMap::new(), body }).unwrap();
+            walk.turn(&ApiPage { records: *records, headers: &HeaderMap::new(), body }).unwrap();
         }
         if walk.next().is_some() {
             asked.push("…".to_owned());
@@ -220,7 +220,7 @@ mod tests {
         let next_of = |records: u64, text: &str| {
             let mut pages = Pages::new(Some(&link), Url::parse("http://h/p").unwrap());
             let headers = HeaderMap::from_iter([(header::LINK, text.parse().unwrap())]);
-            pages.turn(&Page { records, headers: &headers, body: "" })?;
+            pages.turn(&ApiPage { records, headers: &headers, body: "" })?;
             Ok::<_, String>(pages.next().map(ToString::to_string))
         };
         let next = |text: &str| next_of(1, text);
@@ -240,7 +240,7 @@ mod tests {
     fn a_cursor_that_stays_is_no_way_on() {
         let cursor = spec(serde_json::json!({"type": "cursor", "param": "after", "path": "next"}));
         let mut pages = Pages::new(Some(&cursor), Url::parse("http://h/").unwrap());
-        let page = Page { records: 1, headers: &HeaderMap::new(), body: r#"{"next":"x"}"# };
+        let page = ApiPage { records: 1, headers: &HeaderMap::new(), body: r#"{"next":"x"}"# };
         pages.turn(&page).unwrap();
         assert!(pages.turn(&page).is_err());
     }

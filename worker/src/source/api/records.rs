@@ -33,7 +33,7 @@ pub(super) enum Null {
 
 /// What is wrong with a record.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum RecordError {
+pub(super) enum ApiRecordError {
     #[error("keyPath {path:?} finds nothing")]
     NoKey { path: String },
     #[error("keyPath {path:?} finds {kind}, and a key is a text, a number or a boolean")]
@@ -46,7 +46,7 @@ pub(super) enum RecordError {
 
 /// A record that can be stored.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Record {
+pub(super) struct ApiRecord {
     pub(super) key: Box<str>,
     pub(super) payload: Box<str>,
 }
@@ -80,16 +80,16 @@ pub(super) fn records(body: &str, path: Option<&str>, null: Null) -> Result<Vec<
 }
 
 /// Reads one record. With `sorts_fields` it is written anew, so that it is the same whatever the order of its fields.
-pub(super) fn record(text: &str, key_path: &str, sorts_fields: bool) -> Result<Record, RecordError> {
+pub(super) fn record(text: &str, key_path: &str, sorts_fields: bool) -> Result<ApiRecord, ApiRecordError> {
     let found = gjson::get(text, key_path);
     let path = || key_path.to_owned();
     let key = match found.kind() {
-        _ if !found.exists() => return Err(RecordError::NoKey { path: path() }),
+        _ if !found.exists() => return Err(ApiRecordError::NoKey { path: path() }),
         Kind::String => found.str().to_owned(),
         Kind::Number | Kind::True | Kind::False => found.json().to_owned(),
-        Kind::Null => return Err(RecordError::NoScalar { path: path(), kind: "null" }),
-        Kind::Array => return Err(RecordError::NoScalar { path: path(), kind: "an array" }),
-        Kind::Object => return Err(RecordError::NoScalar { path: path(), kind: "an object" }),
+        Kind::Null => return Err(ApiRecordError::NoScalar { path: path(), kind: "null" }),
+        Kind::Array => return Err(ApiRecordError::NoScalar { path: path(), kind: "an array" }),
+        Kind::Object => return Err(ApiRecordError::NoScalar { path: path(), kind: "an object" }),
     };
     check_key(&key)?;
     check_payload(text)?;
@@ -97,7 +97,7 @@ pub(super) fn record(text: &str, key_path: &str, sorts_fields: bool) -> Result<R
         true => serde_json::from_str::<Value>(text)?.to_string(),
         false => text.to_owned(),
     };
-    Ok(Record { key: key.into_boxed_str(), payload: payload.into_boxed_str() })
+    Ok(ApiRecord { key: key.into_boxed_str(), payload: payload.into_boxed_str() })
 }
 
 /// A text, number or boolean at a path, as it is sent in a query parameter.

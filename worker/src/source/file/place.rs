@@ -70,12 +70,12 @@ impl Read for FromStart<'_> {
 }
 
 /// What the shards know of the files of a source: its streams, each with the least offset over all shards.
-pub(super) struct Known<'s> {
+pub(super) struct KnownFiles<'s> {
     pub(super) source: &'s str,
     pub(super) stored: &'s HashMap<String, u64>,
 }
 
-impl Known<'_> {
+impl KnownFiles<'_> {
     /// The newest generation of a file that begins like this, and how far all shards have it.
     fn newest(&self, head: &Head) -> Option<(u32, u64)> {
         let of_file = self.stored.iter().filter_map(|(stream, next)| {
@@ -112,7 +112,7 @@ mod tests {
     /// What a source that knows `stored` makes of a file: where it starts, and its stream when it has become `grown`.
     fn opened(stored: &[(&str, u64)], file: &str, grown: &str) -> (Option<u64>, String) {
         let stored = stored.iter().map(|(stream, next)| ((*stream).to_owned(), *next)).collect();
-        let known = Known { source: "f", stored: &stored };
+        let known = KnownFiles { source: "f", stored: &stored };
         let start = known.start(&Head(head(file)), file.len() as u64);
         (start, known.stream(&Head(head(grown)), start.unwrap_or(0), true))
     }
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn a_line_that_had_no_end_may_be_another_one_by_now() {
         let stored = HashMap::new();
-        let known = Known { source: "f", stored: &stored };
+        let known = KnownFiles { source: "f", stored: &stored };
         let stream = known.stream(&Head(head("id\n4,4")), 0, false);
         assert_eq!(opened(&[(&stream, 6)], "id\n4,4", "id\n4,4").0, Some(6));
         assert_eq!(opened(&[(&stream, 6)], "id\n4,45\n", "id\n4,45\n").0, Some(0));

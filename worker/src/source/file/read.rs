@@ -44,21 +44,21 @@ pub(crate) struct Rejected {
 }
 
 /// What the reading thread sends.
-pub(crate) enum Block {
+pub(crate) enum FileBlock {
     Rows(Vec<FileRow>),
     /// The file can't be read any further.
     Failed(String),
 }
 
 /// What reading needs to know.
-pub(crate) struct Reading {
+pub(crate) struct RowReader {
     pub(crate) spec: FileSource,
     pub(crate) topics: Arc<Topics>,
     pub(crate) stopping: watch::Receiver<bool>,
-    pub(crate) blocks: mpsc::Sender<Block>,
+    pub(crate) blocks: mpsc::Sender<FileBlock>,
 }
 
-impl Reading {
+impl RowReader {
     /// Reads `path` from byte `start` to its end, or until the worker stops.
     pub(crate) fn run(self, path: &Path, start: u64) {
         let outlet = Outlet { rows: Vec::new(), bytes: 0, blocks: self.blocks.clone() };
@@ -68,7 +68,7 @@ impl Reading {
         };
         if let Err(Stop::Failed(error)) = outcome {
             // Nobody listens any more once the worker has stopped.
-            let _ = self.blocks.blocking_send(Block::Failed(format!("{}: {error}", path.display())));
+            let _ = self.blocks.blocking_send(FileBlock::Failed(format!("{}: {error}", path.display())));
         }
     }
 
@@ -249,7 +249,7 @@ impl From<csv::Error> for Stop {
 struct Outlet {
     rows: Vec<FileRow>,
     bytes: usize,
-    blocks: mpsc::Sender<Block>,
+    blocks: mpsc::Sender<FileBlock>,
 }
 
 impl Outlet {
@@ -265,7 +265,7 @@ impl Outlet {
         if rows.is_empty() {
             return Ok(());
         }
-        self.blocks.blocking_send(Block::Rows(rows)).map_err(|_| Stop::Unwanted)
+        self.blocks.blocking_send(FileBlock::Rows(rows)).map_err(|_| Stop::Unwanted)
     }
 }
 

@@ -12,7 +12,7 @@ use crate::storage::topics::{TopicError, TopicId};
 /// One message as it is written on the wire. Also a line of an NDJSON file without a topic of its own.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "an object {topic, key, payload}")]
-pub(crate) struct Item<'a> {
+pub(crate) struct BodyItem<'a> {
     #[serde(borrow)]
     topic: Cow<'a, str>,
     #[serde(borrow)]
@@ -41,7 +41,7 @@ pub(crate) enum ItemError {
 
 /// A message of a body that was refused, and where it stands.
 #[derive(Debug, PartialEq, Eq, serde::Serialize)]
-pub(crate) struct Refusal {
+pub(crate) struct RefusedItem {
     /// Counted from 0.
     pub(crate) item: usize,
     /// Line of the body, counted from 1, where messages come one a line.
@@ -64,8 +64,8 @@ pub(crate) enum Framing {
 pub(crate) fn read(
     body: &[u8],
     framing: Framing,
-    mut each: impl FnMut(usize, Item<'_>) -> Result<(), ItemError>,
-) -> Result<(usize, Vec<Refusal>), String> {
+    mut each: impl FnMut(usize, BodyItem<'_>) -> Result<(), ItemError>,
+) -> Result<(usize, Vec<RefusedItem>), String> {
     let text = match std::str::from_utf8(body) {
         Ok(text) => text,
         // The lines that are UTF-8 are still read.
@@ -87,7 +87,7 @@ pub(crate) fn read(
             serde_json::from_str(text).map_err(|error| format!("the body is no JSON: {error}"))?;
         for (item, raw) in items.iter().enumerate() {
             if let Err(error) = parse(raw.get().as_bytes()).and_then(|parsed| each(item, parsed)) {
-                refusals.push(Refusal { item, line: None, error: error.to_string() });
+                refusals.push(RefusedItem { item, line: None, error: error.to_string() });
             }
         }
         return Ok((items.len(), refusals));
@@ -96,7 +96,7 @@ pub(crate) fn read(
         match serde_json::from_str::<&RawValue>(text) {
             Ok(raw) => {
                 if let Err(error) = parse(raw.get().as_bytes()).and_then(|parsed| each(0, parsed)) {
-                    refusals.push(Refusal { item: 0, line: None, error: error.to_string() });
+                    refusals.push(RefusedItem { item: 0, line: None, error: error.to_string() });
                 }
                 return Ok((1, refusals));
             }
@@ -111,8 +111,8 @@ pub(crate) fn read(
 
 fn read_lines(
     body: &[u8],
-    mut each: impl FnMut(usize, Item<'_>) -> Result<(), ItemError>,
-) -> (usize, Vec<Refusal>) {
+    mut each: impl FnMut(usize, BodyItem<'_>) -> Result<(), ItemError>,
+) -> (usize, Vec<RefusedItem>) {
     let mut refusals = Vec::new();
     let mut item = 0;
     for (index, line) in body.split(|byte| *byte == b'\n').enumerate() {
@@ -121,7 +121,7 @@ fn read_lines(
             continue;
         }
         if let Err(error) = parse(line).and_then(|parsed| each(item, parsed)) {
-            refusals.push(Refusal { item, line: Some(index + 1), error: error.to_string() });
+            refusals.push(RefusedItem { item, line: Some(index + 1), error: error.to_string() });
         }
         item += 1;
     }
@@ -129,13 +129,13 @@ fn read_lines(
 }
 
 /// Reads one message.
-pub(crate) fn parse(text: &[u8]) -> Result<Item<'_>, ItemError> {
+pub(crate) fn parse(text: &[u8]) -> Result<BodyItem<'_>, ItemError> {
     let text = std::str::from_utf8(text)
         .map_err(|error| ItemError::Utf8(format!("no UTF-8 (first bad byte at {})", error.valid_up_to())))?;
     serde_json::from_str(text).map_err(|error| ItemError::Json(error.to_string()))
 }
 
-impl Item<'_> {
+impl BodyItem<'_> {
     pub(crate) fn topic(&self) -> &str {
         &self.topic
     }
@@ -176,7 +176,7 @@ fn payload(raw: &str) -> Result<Option<Box<str>>, MessageError> {
 mod tests {
     use super::*;
 
-    fn messages(body: &str, framing: Framing) -> (Vec<Message>, Vec<Refusal>) {
+    fn messages(body: &str, framing: Framing) -> (Vec<Message>, Vec<RefusedItem>) {
         let mut messages = Vec::new();
         let (_, refusals) = read(body.as_bytes(), framing, |_, item| {
             messages.push(item.into_message(TopicId(0), 0)?);

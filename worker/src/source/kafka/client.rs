@@ -18,14 +18,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use self::discovery::{Discovery, DiscoveryError};
-use super::committer::{Committer, is_replicated};
-use super::record::{self, Json, Record};
-use super::{Block, Run};
+use super::committer::{OffsetCommitter, is_replicated};
+use super::record::{self, Json, KafkaRecord};
+use super::{PartitionRun, RecordBlock};
 use crate::clock;
 use crate::credentials::Secrets;
 use crate::dead_letters::DeadLetters;
-use crate::kafka::{self, Events, Problem};
-use crate::source::lanes::Progress;
+use crate::kafka::{self, Events, KafkaProblem};
+use crate::source::lanes::StreamProgress;
 use crate::status::source::SourceStatus;
 use crate::storage::replication_barrier::ReplicationBarrier;
 use crate::storage::shard::Stream;
@@ -74,7 +74,7 @@ const REFUSALS_LOGGED: u64 = 5;
 /// Wait before a refused record is tried to be kept again.
 const LETTER_RETRY: Duration = Duration::from_secs(1);
 
-pub(super) struct Client {
+pub(super) struct KafkaClient {
     pub(super) name: String,
     pub(super) spec: plan::KafkaSource,
     pub(super) secrets: Arc<Secrets>,
@@ -86,8 +86,8 @@ pub(super) struct Client {
     pub(super) stopping: watch::Receiver<bool>,
     /// The place of each stream: what the shards know, and where this client has left it.
     pub(super) stored: HashMap<String, u64>,
-    pub(super) progress: Arc<Progress>,
-    pub(super) blocks: mpsc::Sender<Block>,
+    pub(super) progress: Arc<StreamProgress>,
+    pub(super) blocks: mpsc::Sender<RecordBlock>,
     /// Whether what is told as the last error is trouble of ours that can pass.
     pub(super) is_troubled: Cell<bool>,
 }
@@ -108,9 +108,9 @@ struct Partition {
 type Partitions = HashMap<String, BTreeMap<i32, Partition>>;
 
 /// One connection to the cluster.
-struct Session {
+struct ClientSession {
     consumer: Arc<BaseConsumer<Events>>,
-    committer: Committer,
+    committer: OffsetCommitter,
     cluster: String,
     partitions: Partitions,
     /// When partitions are looked for next.
@@ -127,10 +127,10 @@ struct Session {
 enum End {
     Stopping,
     /// It does not work any more; the next one may.
-    Broken(Problem),
+    Broken(KafkaProblem),
 }
 
-impl Client {
+impl KafkaClient {
     /// Reads until the worker stops; then waits until all is stored, and tells the broker.
     pub(super) fn run(mut self, all_stored: oneshot::Receiver<()>) {
         let mut discovery = Discovery::new(&self.spec);
@@ -164,8 +164,8 @@ impl Client {
     }
 
     /// Makes a client and waits until it has reached a broker.
-    fn connect(&self) -> Result<Session, End> {
-        let broken = |text: String| End::Broken(Problem { text, is_refusal: true });
+    fn connect(&self) -> Result<ClientSession, End> {
+        let broken = |text: String| End::Broken(KafkaProblem { text, is_refusal: true });
         let mut config =
             kafka::settings(&self.spec.connection, &self.secrets).map_err(|error| broken(chain(&error)))?;
         config.set("group.id", &self.spec.group_id);
@@ -185,8 +185,12 @@ impl Client {
                 info!(source = self.name, cluster, "reached Kafka");
                 let now = Instant::now();
                 let consumer = Arc::new(consumer);
-                return Ok(Session {
-                    committer: Committer::start(&self.name, &consumer, self.replication_barrier.clone()),
+                return Ok(ClientSession {
+                    committer: OffsetCommitter::start(
+                        &self.name,
+                        &consumer,
+                        self.replication_barrier.clone(),
+                    ),
                     consumer,
                     cluster,
                     partitions: HashMap::new(),
@@ -205,7 +209,7 @@ impl Client {
                 self.tell(problem);
             }
             if started.elapsed() >= CONNECT_MAX {
-                let silence = || Problem {
+                let silence = || KafkaProblem {
                     text: format!(
                         "Kafka at {} does not answer; check kafka.brokers and the network",
                         self.spec.connection.brokers.join(",")
@@ -218,7 +222,7 @@ impl Client {
     }
 
     /// Reads records for as long as the session works.
-    fn read(&mut self, session: &mut Session, discovery: &mut Discovery) -> End {
+    fn read(&mut self, session: &mut ClientSession, discovery: &mut Discovery) -> End {
         loop {
             if self.is_stopping() {
                 return End::Stopping;
@@ -234,7 +238,7 @@ impl Client {
             match self.gather(session) {
                 Ok(runs) if runs.is_empty() => {}
                 Ok(runs) => {
-                    if self.blocks.blocking_send(Block::Records(runs)).is_err() {
+                    if self.blocks.blocking_send(RecordBlock::Records(runs)).is_err() {
                         return End::Stopping;
                     }
                 }
@@ -259,8 +263,8 @@ impl Client {
     }
 
     /// Takes records as they come, until a block is full or there are none for the moment.
-    fn gather(&self, session: &mut Session) -> Result<Vec<Run>, End> {
-        let Session { consumer, partitions, discover_at, has_doubts, .. } = session;
+    fn gather(&self, session: &mut ClientSession) -> Result<Vec<PartitionRun>, End> {
+        let ClientSession { consumer, partitions, discover_at, has_doubts, .. } = session;
         let (mut runs, mut count, mut bytes) = (Vec::new(), 0, 0);
         let mut timeout = POLL;
         while count < BLOCK_RECORDS_MAX && bytes < BLOCK_BYTES_MAX {
@@ -279,7 +283,8 @@ impl Client {
                     let problem =
                         kafka::problem(consumer.context(), &KafkaError::MessageConsumptionFatal(code));
                     // What was taken is not read again: the next session goes on behind it.
-                    let handed = runs.is_empty() || self.blocks.blocking_send(Block::Records(runs)).is_ok();
+                    let handed =
+                        runs.is_empty() || self.blocks.blocking_send(RecordBlock::Records(runs)).is_ok();
                     return Err(if handed { End::Broken(problem) } else { End::Stopping });
                 }
                 Some(Err(error)) => {
@@ -311,7 +316,7 @@ impl Client {
         &self,
         record: &BorrowedMessage<'_>,
         partition: &mut Partition,
-        runs: &mut Vec<Run>,
+        runs: &mut Vec<PartitionRun>,
     ) -> Result<usize, End> {
         let offset = u64::try_from(record.offset()).unwrap_or(0);
         let headers = match record.headers() {
@@ -319,13 +324,13 @@ impl Client {
             Some(headers) => record::headers(headers.iter().map(|header| (header.key, header.value))),
         };
         let read = headers.and_then(|headers| {
-            let record = Record { key: record.key(), value: record.payload() };
+            let record = KafkaRecord { key: record.key(), value: record.payload() };
             let key_path = self.spec.key_path.as_deref();
             record::message(record, headers, &Json, key_path, partition.topic, offset)
         });
         let index = *partition.run.get_or_insert_with(|| {
             let stream = Stream { name: Arc::clone(&partition.stream), next: offset };
-            runs.push(Run { stream, messages: Vec::new(), bytes: 0 });
+            runs.push(PartitionRun { stream, messages: Vec::new(), bytes: 0 });
             runs.len() - 1
         });
         match read {
@@ -391,9 +396,9 @@ impl Client {
     }
 }
 
-impl Session {
+impl ClientSession {
     /// How far all shards are, where the broker does not know it yet.
-    fn uncommitted(&mut self, progress: &Progress) -> Option<TopicPartitionList> {
+    fn uncommitted(&mut self, progress: &StreamProgress) -> Option<TopicPartitionList> {
         let mut offsets = TopicPartitionList::new();
         for (kafka_topic, partitions) in &mut self.partitions {
             for (number, partition) in partitions {

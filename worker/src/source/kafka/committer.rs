@@ -16,19 +16,19 @@ use crate::storage::replication_barrier::ReplicationBarrier;
 const REPLICA_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What became of a commit.
-pub(super) enum Outcome {
+pub(super) enum CommitOutcome {
     Told(KafkaResult<()>),
     /// What was to be told is not in the replica yet.
     Behind,
 }
 
 /// The thread's end. It ends when this is dropped.
-pub(super) struct Committer {
+pub(super) struct OffsetCommitter {
     offsets: SyncSender<TopicPartitionList>,
-    outcome: Arc<Mutex<Option<Outcome>>>,
+    outcome: Arc<Mutex<Option<CommitOutcome>>>,
 }
 
-impl Committer {
+impl OffsetCommitter {
     /// Starts the thread within a runtime; with a `replication_barrier`, the broker is told only what is in the replica.
     pub(super) fn start(
         source: &str,
@@ -36,7 +36,7 @@ impl Committer {
         replication_barrier: Option<ReplicationBarrier>,
     ) -> Self {
         let (offsets, wanted) = mpsc::sync_channel::<TopicPartitionList>(0);
-        let outcome = Arc::<Mutex<Option<Outcome>>>::default();
+        let outcome = Arc::<Mutex<Option<CommitOutcome>>>::default();
         let runtime = tokio::runtime::Handle::current();
         let (told, consumer) = (Arc::clone(&outcome), Arc::clone(consumer));
         std::thread::Builder::new()
@@ -45,8 +45,8 @@ impl Committer {
                 for offsets in wanted {
                     let outcome = match is_replicated(&runtime, replication_barrier.as_ref(), REPLICA_TIMEOUT)
                     {
-                        true => Outcome::Told(consumer.commit(&offsets, CommitMode::Sync)),
-                        false => Outcome::Behind,
+                        true => CommitOutcome::Told(consumer.commit(&offsets, CommitMode::Sync)),
+                        false => CommitOutcome::Behind,
                     };
                     *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
                 }
@@ -61,7 +61,7 @@ impl Committer {
     }
 
     /// What became of the last commit, once.
-    pub(super) fn outcome(&self) -> Option<Outcome> {
+    pub(super) fn outcome(&self) -> Option<CommitOutcome> {
         self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }

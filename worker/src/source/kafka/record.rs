@@ -15,7 +15,7 @@ const HEADERS_BYTES_MAX: usize = 64 << 10;
 
 /// What a record has beside its place.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Record<'r> {
+pub(crate) struct KafkaRecord<'r> {
     pub(crate) key: Option<&'r [u8]>,
     /// `None` deletes the key.
     pub(crate) value: Option<&'r [u8]>,
@@ -24,7 +24,7 @@ pub(crate) struct Record<'r> {
 /// Reads what the value of a record says. Other formats than JSON come in here.
 pub(crate) trait Decoder: Send {
     /// Gives the value as JSON text.
-    fn decode(&self, value: &[u8]) -> Result<Box<str>, RecordError>;
+    fn decode(&self, value: &[u8]) -> Result<Box<str>, KafkaRecordError>;
 }
 
 /// Values that are JSON themselves.
@@ -32,7 +32,7 @@ pub(crate) struct Json;
 
 /// Why a record is no message.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum RecordError {
+pub(crate) enum KafkaRecordError {
     #[error("value is no UTF-8 (first bad byte at {at})")]
     ValueUtf8 { at: usize },
     #[error("value is no JSON: {0}")]
@@ -50,12 +50,12 @@ pub(crate) enum RecordError {
 }
 
 impl Decoder for Json {
-    fn decode(&self, value: &[u8]) -> Result<Box<str>, RecordError> {
-        let text =
-            std::str::from_utf8(value).map_err(|error| RecordError::ValueUtf8 { at: error.valid_up_to() })?;
+    fn decode(&self, value: &[u8]) -> Result<Box<str>, KafkaRecordError> {
+        let text = std::str::from_utf8(value)
+            .map_err(|error| KafkaRecordError::ValueUtf8 { at: error.valid_up_to() })?;
         // Before anything recurses into it.
         check_payload(text)?;
-        let json: &RawValue = serde_json::from_str(text).map_err(RecordError::Json)?;
+        let json: &RawValue = serde_json::from_str(text).map_err(KafkaRecordError::Json)?;
         Ok(json.get().into())
     }
 }
@@ -63,22 +63,22 @@ impl Decoder for Json {
 /// Makes a message of a record of `topic`. The key is at `key_path` in the payload, or else the record's own; a record
 /// without a value has no payload, so there it is always the record's own.
 pub(crate) fn message(
-    record: Record<'_>,
+    record: KafkaRecord<'_>,
     headers: Option<Box<str>>,
     decoder: &dyn Decoder,
     key_path: Option<&str>,
     topic: TopicId,
     source_offset: u64,
-) -> Result<Message, RecordError> {
+) -> Result<Message, KafkaRecordError> {
     let payload = record.value.map(|value| decoder.decode(value)).transpose()?;
     // As everywhere: null deletes.
     let payload = payload.filter(|json| &**json != "null");
     let key = match (key_path, &payload) {
         (Some(path), Some(payload)) => key_at(path, payload)?,
         _ => {
-            let bytes = record.key.ok_or(RecordError::NoKey)?;
+            let bytes = record.key.ok_or(KafkaRecordError::NoKey)?;
             let text = std::str::from_utf8(bytes)
-                .map_err(|error| RecordError::KeyUtf8 { at: error.valid_up_to() })?;
+                .map_err(|error| KafkaRecordError::KeyUtf8 { at: error.valid_up_to() })?;
             text.into()
         }
     };
@@ -87,11 +87,11 @@ pub(crate) fn message(
 }
 
 /// The key that a path finds: a string as it is, anything else as JSON.
-fn key_at(path: &str, payload: &str) -> Result<Box<str>, RecordError> {
+fn key_at(path: &str, payload: &str) -> Result<Box<str>, KafkaRecordError> {
     let found = gjson::get(payload, path);
     match found.kind() {
-        _ if !found.exists() => Err(RecordError::KeyPath { path: path.to_owned() }),
-        gjson::Kind::Null => Err(RecordError::KeyPath { path: path.to_owned() }),
+        _ if !found.exists() => Err(KafkaRecordError::KeyPath { path: path.to_owned() }),
+        gjson::Kind::Null => Err(KafkaRecordError::KeyPath { path: path.to_owned() }),
         gjson::Kind::String => Ok(found.str().into()),
         _ => Ok(found.json().into()),
     }
@@ -101,7 +101,7 @@ fn key_at(path: &str, payload: &str) -> Result<Box<str>, RecordError> {
 /// that is there several times is a list.
 pub(crate) fn headers<'h>(
     all: impl Iterator<Item = (&'h str, Option<&'h [u8]>)>,
-) -> Result<Option<Box<str>>, RecordError> {
+) -> Result<Option<Box<str>>, KafkaRecordError> {
     let mut by_name: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
     let mut got = 0;
     for (name, value) in all {
@@ -113,7 +113,7 @@ pub(crate) fn headers<'h>(
         by_name.entry(name).or_default().push(value.unwrap_or(Value::Null));
     }
     if got > HEADERS_BYTES_MAX {
-        return Err(RecordError::LargeHeaders { got });
+        return Err(KafkaRecordError::LargeHeaders { got });
     }
     if by_name.is_empty() {
         return Ok(None);
@@ -137,7 +137,7 @@ mod tests {
         value: Option<&[u8]>,
         key_path: Option<&str>,
     ) -> Result<(String, Option<String>), String> {
-        let record = Record { key, value };
+        let record = KafkaRecord { key, value };
         message(record, None, &Json, key_path, TopicId(0), 0)
             .map(|message| (message.key.into_string(), message.payload.map(String::from)))
             .map_err(|error| error.to_string())

@@ -29,7 +29,7 @@ pub(crate) struct Index {
 
 /// A row of a topic with its number in the file.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Row<'a> {
+pub(super) struct IndexedRow<'a> {
     pub(super) number: i64,
     pub(super) key: &'a str,
     pub(super) payload: &'a str,
@@ -97,12 +97,12 @@ impl Index {
 }
 
 impl Entries<'_> {
-    pub(super) fn put(&mut self, row: Row<'_>) -> rusqlite::Result<()> {
+    pub(super) fn put(&mut self, row: IndexedRow<'_>) -> rusqlite::Result<()> {
         self.put.execute(params![row.key, row.payload, row.timestamp, row.number])?;
         Ok(())
     }
 
-    pub(super) fn take(&mut self, row: Row<'_>) -> rusqlite::Result<()> {
+    pub(super) fn take(&mut self, row: IndexedRow<'_>) -> rusqlite::Result<()> {
         self.take.execute(params![row.key, row.payload, row.timestamp, row.number])?;
         Ok(())
     }

@@ -6,7 +6,7 @@ use super::*;
 
 use litejoin_crds::plan::Synchronous;
 
-struct Bench {
+struct ShardFixture {
     _folder: TempDir,
     path: PathBuf,
     topics: Topics,
@@ -15,7 +15,7 @@ struct Bench {
 
 const T: TopicId = TopicId(0);
 
-impl Bench {
+impl ShardFixture {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("shard_0.db");
@@ -74,7 +74,7 @@ fn from(source_offset: u64, message: Message) -> Message {
 
 #[test]
 fn the_last_value_of_a_key_wins_and_the_log_has_both_images() {
-    let mut bench = Bench::new();
+    let mut bench = ShardFixture::new();
     let counts = bench.write(10, vec![upsert("a", r#"{"x":1}"#), upsert("b", "2")]);
     assert_eq!(counts, Counts { created: 2, ..Counts::default() });
     let counts = bench.write(11, vec![upsert("a", r#"{"x":2}"#), upsert("b", "2"), delete("c")]);
@@ -91,7 +91,7 @@ fn the_last_value_of_a_key_wins_and_the_log_has_both_images() {
 
 #[test]
 fn of_several_messages_with_one_key_a_batch_writes_the_last() {
-    let mut bench = Bench::new();
+    let mut bench = ShardFixture::new();
     let counts = bench.write(10, vec![upsert("a", "1"), upsert("a", "2"), upsert("b", "1"), delete("b")]);
     assert_eq!(counts, Counts { created: 1, superseded: 2, unchanged: 1, ..Counts::default() });
     assert_eq!(bench.log(), ["1 a >2"]);
@@ -99,7 +99,7 @@ fn of_several_messages_with_one_key_a_batch_writes_the_last() {
 
 #[test]
 fn a_message_with_an_older_time_of_its_own_changes_nothing() {
-    let mut bench = Bench::new();
+    let mut bench = ShardFixture::new();
     bench.write(100, vec![upsert("a", "1"), upsert("b", "1")]);
     bench.write(101, vec![delete("b")]);
     let stale = vec![at(99, upsert("a", "0")), at(100, upsert("b", "0"))];
@@ -115,7 +115,7 @@ fn a_message_with_an_older_time_of_its_own_changes_nothing() {
 
 #[test]
 fn what_a_stream_has_sent_before_is_dropped() {
-    let mut bench = Bench::new();
+    let mut bench = ShardFixture::new();
     let stream = |next| Some(Stream { name: "f".into(), next });
     bench.write_from(10, vec![from(0, upsert("a", "1")), from(5, upsert("b", "1"))], stream(9));
     bench.write(11, vec![upsert("a", "newer")]);
@@ -129,7 +129,7 @@ fn what_a_stream_has_sent_before_is_dropped() {
 
 #[test]
 fn what_a_stream_has_sent_before_is_dropped_within_a_transaction_too() {
-    let mut bench = Bench::new();
+    let mut bench = ShardFixture::new();
     let batch = |next, messages| {
         let stream = Some(Stream { name: "f".into(), next });
         ShardBatch { messages: Arc::new(messages), stream }
@@ -147,7 +147,7 @@ fn what_a_stream_has_sent_before_is_dropped_within_a_transaction_too() {
 
 #[test]
 fn a_failed_transaction_leaves_nothing_behind() {
-    let mut bench = Bench::new();
+    let mut bench = ShardFixture::new();
     bench.write(10, vec![upsert("a", "1")]);
     let other = bench.topics.declare("other");
     let messages = vec![upsert("a", "2"), Message { topic: other, ..upsert("x", "1") }];
@@ -162,7 +162,7 @@ fn a_failed_transaction_leaves_nothing_behind() {
 
 #[test]
 fn the_log_is_trimmed_below_what_was_applied_and_its_numbers_go_on() {
-    let mut bench = Bench::new();
+    let mut bench = ShardFixture::new();
     bench.write(10, vec![upsert("a", "1"), upsert("b", "1"), upsert("c", "1")]);
     let empty = ShardBatch { messages: Arc::default(), stream: None };
     let pending = bench.shard.write(&[empty], &bench.topics, 11, 2).unwrap();
@@ -179,7 +179,7 @@ fn the_log_is_trimmed_below_what_was_applied_and_its_numbers_go_on() {
 
 #[test]
 fn only_rows_that_are_still_old_expire() {
-    let mut bench = Bench::new();
+    let mut bench = ShardFixture::new();
     bench.write(10, vec![upsert("old", "1"), upsert("renewed", "1")]);
     bench.write(50, vec![upsert("renewed", "2")]);
     let candidates = vec![(T, vec!["old".to_owned(), "renewed".to_owned(), "gone".to_owned()])];

@@ -64,10 +64,10 @@ fn sink(results: usize, bytes: usize, release: Release) -> (TempDir, Arc<SseStat
 }
 
 /// A feed that replays all of it.
-fn feed(state: &Arc<SseState>, queue: Queue) -> Feed {
+fn feed(state: &Arc<SseState>, queue: EventQueue) -> Feed {
     let (in_force, routes) = (state.routes.clone(), state.routes());
     let joins = routes.joins().to_vec();
-    Feed { state: Arc::clone(state), in_force, wanted: Wanted::All, routes, joins, queue }
+    Feed { state: Arc::clone(state), in_force, wanted: SubscribedJoins::All, routes, joins, queue }
 }
 
 #[tokio::test]

@@ -11,8 +11,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::MetadataTopic;
 use tracing::{info, warn};
 
-use super::{Block, Client, DISCOVER_INTERVAL, Partition, Session, TELL_INTERVAL};
-use crate::kafka::{self, Events, Problem};
+use super::{ClientSession, DISCOVER_INTERVAL, KafkaClient, Partition, RecordBlock, TELL_INTERVAL};
+use crate::kafka::{self, Events, KafkaProblem};
 use crate::source::kafka::place::{OffsetGap, Place, Range, TopicFilter, place};
 use crate::storage::shard::Stream;
 use crate::storage::topics::TopicId;
@@ -28,7 +28,7 @@ const DOUBTS_MAX: u32 = 3;
 pub(super) enum DiscoveryError {
     /// The reader takes no more records.
     Unwanted,
-    Failed(Problem),
+    Failed(KafkaProblem),
 }
 
 /// The state of discovery over all sessions: which topics are read, and which partitions are in doubt.
@@ -81,15 +81,15 @@ impl Discovery {
     }
 }
 
-impl Client {
+impl KafkaClient {
     /// Finds the partitions there are, and begins with the new ones. A partition whose place is gone is begun with
     /// again.
     pub(super) fn discover(
         &mut self,
-        session: &mut Session,
+        session: &mut ClientSession,
         discovery: &mut Discovery,
     ) -> Result<(), DiscoveryError> {
-        let failed = |session: &Session, error: &KafkaError| {
+        let failed = |session: &ClientSession, error: &KafkaError| {
             DiscoveryError::Failed(kafka::problem(session.consumer.context(), error))
         };
         let (mut complaints, mut begun) = (Vec::new(), Vec::new());
@@ -168,14 +168,14 @@ impl Client {
     /// Starts reading partitions from their places.
     fn begin(
         &mut self,
-        session: &mut Session,
+        session: &mut ClientSession,
         begun: Vec<(String, i32, TopicId, Place)>,
     ) -> Result<(), DiscoveryError> {
         let stream = |place: &Place| Stream { name: Arc::from(place.stream.as_str()), next: place.next };
         let all = begun.iter().map(|(.., place)| place);
         let new: Vec<Stream> = all.filter(|place| place.is_new).map(stream).collect();
         if !new.is_empty() {
-            self.blocks.blocking_send(Block::Begin(new)).map_err(|_| DiscoveryError::Unwanted)?;
+            self.blocks.blocking_send(RecordBlock::Begin(new)).map_err(|_| DiscoveryError::Unwanted)?;
         }
         for (kafka_topic, number, topic, place) in begun {
             if let Some(gap) = place.gap {
@@ -197,7 +197,7 @@ impl Client {
     }
 }
 
-impl Session {
+impl ClientSession {
     /// Whether the place of a partition that is read is not there any more.
     fn is_lost(&self, kafka_topic: &str, number: i32) -> Result<bool, DiscoveryError> {
         let known = self.partitions.get(kafka_topic).and_then(|known| known.get(&number));

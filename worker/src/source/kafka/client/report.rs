@@ -8,15 +8,15 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::RDKafkaErrorCode;
 use tracing::{debug, error, info, warn};
 
-use super::{CONNECT_MAX, Client, Session};
-use crate::kafka::Problem;
-use crate::source::kafka::committer::Outcome;
+use super::{CONNECT_MAX, ClientSession, KafkaClient};
+use crate::kafka::KafkaProblem;
+use crate::source::kafka::committer::CommitOutcome;
 use crate::source::kafka::place::OffsetGap;
 use crate::status::kafka::PartitionStatus;
 
-impl Client {
+impl KafkaClient {
     /// Shows lag and trouble; returns a problem that another session may not have.
-    pub(super) fn show(&self, session: &mut Session) -> Option<Problem> {
+    pub(super) fn show(&self, session: &mut ClientSession) -> Option<KafkaProblem> {
         let events = Arc::clone(session.consumer.context());
         if let Some(statistics) = events.statistics() {
             if statistics.brokers.values().any(|broker| broker.nodeid >= 0 && broker.state == "UP") {
@@ -47,22 +47,22 @@ impl Client {
     }
 
     /// Shows whether the broker takes note of where we are: it does not while the group has members of its own.
-    fn show_commit(&self, session: &mut Session) {
+    fn show_commit(&self, session: &mut ClientSession) {
         let warning = &self.status.kafka.warning;
         match session.committer.outcome() {
             None => {}
-            Some(Outcome::Told(Ok(()))) if warning.clear() => {
+            Some(CommitOutcome::Told(Ok(()))) if warning.clear() => {
                 info!(source = self.name, "the broker is told again how far we are");
             }
-            Some(Outcome::Told(Ok(()))) => {}
-            Some(Outcome::Behind) => {
+            Some(CommitOutcome::Told(Ok(()))) => {}
+            Some(CommitOutcome::Behind) => {
                 session.doubt_commits();
                 let text = "the replica is behind, so the broker is not told how far we are; nothing is missing here";
                 if warning.set(text) {
                     warn!(source = self.name, "{text}");
                 }
             }
-            Some(Outcome::Told(Err(error))) => {
+            Some(CommitOutcome::Told(Err(error))) => {
                 use RDKafkaErrorCode as Code;
                 session.doubt_commits();
                 let group_id = &self.spec.group_id;
@@ -89,7 +89,7 @@ impl Client {
         }
     }
 
-    pub(super) fn tell(&self, problem: &Problem) {
+    pub(super) fn tell(&self, problem: &KafkaProblem) {
         self.is_troubled.set(true);
         if self.status.error.set(&problem.text) {
             warn!(source = self.name, error = problem.text, "can't read from Kafka; trying again");
