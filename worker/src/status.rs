@@ -204,77 +204,18 @@ impl Status {
 
     /// The whole as JSON.
     pub(crate) fn json(&self, now: i64) -> Value {
-        // Before the counters: those of an epoch that is told are all in.
+        // Before the counters: those of an epoch that is shown are all in.
         let epoch = self.epoch_applied.value();
         let map = |entries: Vec<(String, Value)>| Value::Object(entries.into_iter().collect());
-        let uptime = (now - self.started_at).max(0);
-        let at = |at: &Mutex<Option<String>>| at.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let sources = self.sources.map(|source| {
-            json!({
-                "at": at(&source.at),
-                "accepted": source.accepted.value(),
-                "acceptedPerSecond": source.accepted.per_second(),
-                "refused": source.refused.value(),
-                "finished": source.finished.load(Ordering::Relaxed),
-                "lastError": source.error.text(),
-                "kafka": source.kafka.json(),
-            })
-        });
         let topics = self.topics.read().unwrap_or_else(PoisonError::into_inner);
-        let topics = topics.iter().map(|(name, topic)| {
-            let counts = topic.counts();
-            let value = json!({
-                "created": counts.created,
-                "updated": counts.updated,
-                "deleted": counts.deleted,
-                "unchanged": counts.unchanged,
-                "superseded": counts.superseded,
-                "stale": counts.stale,
-                "replayed": counts.replayed,
-                "expired": counts.expired,
-            });
-            (name.to_string(), value)
-        });
-        let joins = self.joins.map(|join| {
-            let class = join.class();
-            json!({
-                "class": class.as_ref().map(|class| class.name),
-                "reason": class.and_then(|class| class.reason),
-                "epoch": join.epoch.value(),
-                "evaluations": join.evaluations.value(),
-                "evaluationsFull": join.evaluations_full.value(),
-                "evaluationSeconds": join.evaluation_microseconds.value() as f64 / 1e6,
-                "steps": join.steps.value(),
-                "probes": join.probes.value(),
-                "resultsChanged": join.results_changed.value(),
-                "steps": join.steps.value(),
-                "probes": join.probes.value(),
-                "fallbacks": join.fallbacks.values(),
-                "lastError": join.error.text(),
-                "audit": join.audit.json(),
-            })
-        });
-        let sinks = self.sinks.map(|sink| {
-            json!({
-                "at": at(&sink.at),
-                "delivered": sink.delivered.value(),
-                "deliveredPerSecond": sink.delivered.per_second(),
-                "failed": sink.failed.value(),
-                "dropped": sink.dropped.value(),
-                "deadLetters": sink.dead_letters.value(),
-                "lagEpochs": sink.lag_epochs.value(),
-                "clients": sink.clients.value(),
-                "circuit": if sink.circuit_open.load(Ordering::Relaxed) { "open" } else { "closed" },
-                "lastError": sink.error.text(),
-            })
-        });
+        let topics = topics.iter().map(|(name, topic)| (name.to_string(), topic.counts().json())).collect();
         json!({
             "pipeline": self.pipeline,
             "identity": self.identity,
             "config": self.config.json(),
             "version": env!("CARGO_PKG_VERSION"),
             "ready": self.unready().is_none(),
-            "uptimeSeconds": uptime,
+            "uptimeSeconds": (now - self.started_at).max(0),
             "lineage": *self.lineage.lock().unwrap_or_else(PoisonError::into_inner),
             "epoch": epoch,
             "outboxBytes": self.outbox_bytes.value(),
@@ -282,10 +223,10 @@ impl Status {
             "inflightBytes": self.inflight_bytes.value(),
             "storageError": self.storage_error(),
             "replication": self.replication.json(now),
-            "sources": map(sources),
-            "topics": map(topics.collect()),
-            "joins": map(joins),
-            "sinks": map(sinks),
+            "sources": map(self.sources.map(SourceStatus::json)),
+            "topics": map(topics),
+            "joins": map(self.joins.map(JoinStatus::json)),
+            "sinks": map(self.sinks.map(SinkStatus::json)),
         })
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::audit::AuditStatus;
 use super::counters::{Counter, CounterByLabel, Gauge, LastError};
@@ -61,6 +62,25 @@ impl JoinStatus {
     /// Notes the class in force.
     pub(crate) fn set_class(&self, class: ClassInForce) {
         *self.class.lock().unwrap_or_else(PoisonError::into_inner) = Some(class);
+    }
+
+    /// An entry of the part `joins` of `/status`.
+    pub(super) fn json(&self) -> Value {
+        let class = self.class();
+        json!({
+            "class": class.as_ref().map(|class| class.name),
+            "reason": class.and_then(|class| class.reason),
+            "epoch": self.epoch.value(),
+            "evaluations": self.evaluations.value(),
+            "evaluationsFull": self.evaluations_full.value(),
+            "evaluationSeconds": self.evaluation_microseconds.value() as f64 / 1e6,
+            "steps": self.steps.value(),
+            "probes": self.probes.value(),
+            "resultsChanged": self.results_changed.value(),
+            "fallbacks": self.fallbacks.values(),
+            "lastError": self.error.text(),
+            "audit": self.audit.json(),
+        })
     }
 
     pub(super) fn class(&self) -> Option<ClassInForce> {

@@ -1,7 +1,9 @@
 //! What is counted of a sink.
 
-use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use serde_json::{Value, json};
 
 use super::counters::{Counter, Gauge, LastError, Meter};
 use super::source::Contact;
@@ -21,4 +23,22 @@ pub(crate) struct SinkStatus {
     /// Where it listens, once it does.
     pub(crate) at: Mutex<Option<String>>,
     pub(crate) contact: Contact,
+}
+
+impl SinkStatus {
+    /// An entry of the part `sinks` of `/status`.
+    pub(super) fn json(&self) -> Value {
+        json!({
+            "at": *self.at.lock().unwrap_or_else(PoisonError::into_inner),
+            "delivered": self.delivered.value(),
+            "deliveredPerSecond": self.delivered.per_second(),
+            "failed": self.failed.value(),
+            "dropped": self.dropped.value(),
+            "deadLetters": self.dead_letters.value(),
+            "lagEpochs": self.lag_epochs.value(),
+            "clients": self.clients.value(),
+            "circuit": if self.circuit_open.load(Ordering::Relaxed) { "open" } else { "closed" },
+            "lastError": self.error.text(),
+        })
+    }
 }

@@ -1,7 +1,9 @@
 //! What is counted of a source, and whether what it connects to has ever answered.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use serde_json::{Value, json};
 
 use super::counters::{Counter, LastError, Meter};
 use super::kafka::KafkaStatus;
@@ -23,6 +25,19 @@ impl SourceStatus {
     /// Notes that what it reads from has answered.
     pub(crate) fn reached(&self) {
         self.contact.made();
+    }
+
+    /// An entry of the part `sources` of `/status`.
+    pub(super) fn json(&self) -> Value {
+        json!({
+            "at": *self.at.lock().unwrap_or_else(PoisonError::into_inner),
+            "accepted": self.accepted.value(),
+            "acceptedPerSecond": self.accepted.per_second(),
+            "refused": self.refused.value(),
+            "finished": self.finished.load(Ordering::Relaxed),
+            "lastError": self.error.text(),
+            "kafka": self.kafka.json(),
+        })
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use serde_json::{Value, json};
+
 /// What messages did to a topic.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
@@ -23,6 +25,20 @@ impl Counts {
     /// Messages that left something else in the topic than there was.
     pub(crate) fn changes(self) -> u64 {
         self.created + self.updated + self.deleted + self.expired
+    }
+
+    /// An entry of the part `topics` of `/status`.
+    pub(super) fn json(self) -> Value {
+        json!({
+            "created": self.created,
+            "updated": self.updated,
+            "deleted": self.deleted,
+            "unchanged": self.unchanged,
+            "superseded": self.superseded,
+            "stale": self.stale,
+            "replayed": self.replayed,
+            "expired": self.expired,
+        })
     }
 }
 
