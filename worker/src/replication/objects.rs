@@ -85,90 +85,21 @@ impl Objects {
         environment: &BTreeMap<String, String>,
     ) -> Result<Self, ObjectsError> {
         let settings = |problem: String| ObjectsError::Settings { place: location.to_string(), problem };
-        let of_store = |error: object_store::Error| settings(error.to_string());
-        let options = ClientOptions::new()
-            .with_timeout(REQUEST_TIMEOUT)
-            .with_connect_timeout(CONNECT_TIMEOUT)
-            .with_allow_http(true);
-        let retry = RetryConfig { max_retries: 3, retry_timeout: CALL_TIMEOUT / 2, ..RetryConfig::default() };
-        let variables = |prefix: &'static str| {
-            environment
-                .iter()
-                .filter(move |(name, _)| name.starts_with(prefix))
-                .map(|(name, value)| (name.to_lowercase(), value))
-        };
-        let cloud: Arc<dyn ObjectStore> = match &location.backend {
+        let store = match &location.backend {
             Backend::S3 { bucket } => {
-                let mut builder = AmazonS3Builder::new().with_client_options(options).with_retry(retry);
-                for (name, value) in variables("AWS_") {
-                    if let Ok(key) = name.parse() {
-                        builder = builder.with_config(key, value);
-                    }
-                }
-                let of_litestream =
-                    |name| environment.get(name).filter(|_| !environment.contains_key("AWS_ACCESS_KEY_ID"));
-                if let Some(id) = of_litestream("LITESTREAM_ACCESS_KEY_ID") {
-                    builder = builder.with_access_key_id(id);
-                }
-                if let Some(secret) = of_litestream("LITESTREAM_SECRET_ACCESS_KEY") {
-                    builder = builder.with_secret_access_key(secret);
-                }
-                if let Some(endpoint) = &replication.endpoint {
-                    builder = builder.with_endpoint(endpoint).with_virtual_hosted_style_request(false);
-                }
-                if let Some(region) = &replication.region {
-                    builder = builder.with_region(region);
-                }
-                builder = match &replication.encryption {
-                    Some(Encryption::Kms { key_id }) => builder.with_sse_kms_encryption(key_id),
-                    Some(Encryption::CustomerKey) => {
-                        builder.with_ssec_encryption(customer_key(environment).map_err(settings)?)
-                    }
-                    None => builder,
-                };
-                Arc::new(builder.with_bucket_name(bucket).build().map_err(of_store)?)
+                StoreClient::Cloud(s3(bucket, replication, environment).map_err(settings)?)
             }
-            Backend::Gcs { bucket } => {
-                let mut builder =
-                    GoogleCloudStorageBuilder::new().with_client_options(options).with_retry(retry);
-                for (name, value) in variables("GOOGLE_") {
-                    if let Ok(key) = name.parse() {
-                        builder = builder.with_config(key, value);
-                    }
-                }
-                Arc::new(builder.with_bucket_name(bucket).build().map_err(of_store)?)
-            }
+            Backend::Gcs { bucket } => StoreClient::Cloud(gcs(bucket, environment).map_err(settings)?),
             Backend::Abs { account, container } => {
-                let mut builder = MicrosoftAzureBuilder::new().with_client_options(options).with_retry(retry);
-                for (name, value) in variables("AZURE_") {
-                    if let Ok(key) = name.parse() {
-                        builder = builder.with_config(key, value);
-                    }
-                }
-                if let Some(account) = account {
-                    builder = builder.with_account(account);
-                }
-                // The name that Litestream has for it.
-                if let Some(key) = environment.get("LITESTREAM_AZURE_ACCOUNT_KEY") {
-                    builder = builder.with_access_key(key);
-                }
-                if let Some(endpoint) = &replication.endpoint {
-                    builder = builder.with_endpoint(endpoint.clone());
-                }
-                Arc::new(builder.with_container_name(container).build().map_err(of_store)?)
+                let account = account.as_deref();
+                StoreClient::Cloud(abs(account, container, replication, environment).map_err(settings)?)
             }
             Backend::Sftp { host, port, user } => {
-                let sftp = Sftp::new(host, *port, user.as_deref(), environment);
-                return Ok(Self { location: location.clone(), store: StoreClient::Sftp(Arc::new(sftp)) });
+                StoreClient::Sftp(Arc::new(Sftp::new(host, *port, user.as_deref(), environment)))
             }
-            Backend::File => {
-                return Ok(Self {
-                    location: location.clone(),
-                    store: StoreClient::Folder(location.folder()),
-                });
-            }
+            Backend::File => StoreClient::Folder(location.folder()),
         };
-        Ok(Self { location: location.clone(), store: StoreClient::Cloud(cloud) })
+        Ok(Self { location: location.clone(), store })
     }
 
     /// The content of an object; `None` if there is none of that name.
@@ -301,6 +232,99 @@ impl Objects {
     fn path(&self, name: &str) -> String {
         format!("/{}", self.location.join(name).path)
     }
+}
+
+fn client_options() -> ClientOptions {
+    ClientOptions::new()
+        .with_timeout(REQUEST_TIMEOUT)
+        .with_connect_timeout(CONNECT_TIMEOUT)
+        .with_allow_http(true)
+}
+
+fn retries() -> RetryConfig {
+    RetryConfig { max_retries: 3, retry_timeout: CALL_TIMEOUT / 2, ..RetryConfig::default() }
+}
+
+/// The variables that a client knows by their names, in lower case: those with its prefix.
+fn variables<'e>(
+    environment: &'e BTreeMap<String, String>,
+    prefix: &'static str,
+) -> impl Iterator<Item = (String, &'e String)> {
+    let of_client = environment.iter().filter(move |(name, _)| name.starts_with(prefix));
+    of_client.map(|(name, value)| (name.to_lowercase(), value))
+}
+
+/// A client for S3, or why the settings make none.
+fn s3(
+    bucket: &str,
+    replication: &Replication,
+    environment: &BTreeMap<String, String>,
+) -> Result<Arc<dyn ObjectStore>, String> {
+    let mut builder = AmazonS3Builder::new().with_client_options(client_options()).with_retry(retries());
+    for (name, value) in variables(environment, "AWS_") {
+        if let Ok(key) = name.parse() {
+            builder = builder.with_config(key, value);
+        }
+    }
+    let of_litestream =
+        |name| environment.get(name).filter(|_| !environment.contains_key("AWS_ACCESS_KEY_ID"));
+    if let Some(id) = of_litestream("LITESTREAM_ACCESS_KEY_ID") {
+        builder = builder.with_access_key_id(id);
+    }
+    if let Some(secret) = of_litestream("LITESTREAM_SECRET_ACCESS_KEY") {
+        builder = builder.with_secret_access_key(secret);
+    }
+    if let Some(endpoint) = &replication.endpoint {
+        builder = builder.with_endpoint(endpoint).with_virtual_hosted_style_request(false);
+    }
+    if let Some(region) = &replication.region {
+        builder = builder.with_region(region);
+    }
+    builder = match &replication.encryption {
+        Some(Encryption::Kms { key_id }) => builder.with_sse_kms_encryption(key_id),
+        Some(Encryption::CustomerKey) => builder.with_ssec_encryption(customer_key(environment)?),
+        None => builder,
+    };
+    Ok(Arc::new(builder.with_bucket_name(bucket).build().map_err(|error| error.to_string())?))
+}
+
+/// A client for Google Cloud Storage, or why the settings make none.
+fn gcs(bucket: &str, environment: &BTreeMap<String, String>) -> Result<Arc<dyn ObjectStore>, String> {
+    let mut builder =
+        GoogleCloudStorageBuilder::new().with_client_options(client_options()).with_retry(retries());
+    for (name, value) in variables(environment, "GOOGLE_") {
+        if let Ok(key) = name.parse() {
+            builder = builder.with_config(key, value);
+        }
+    }
+    Ok(Arc::new(builder.with_bucket_name(bucket).build().map_err(|error| error.to_string())?))
+}
+
+/// A client for Azure Blob Storage, or why the settings make none.
+fn abs(
+    account: Option<&str>,
+    container: &str,
+    replication: &Replication,
+    environment: &BTreeMap<String, String>,
+) -> Result<Arc<dyn ObjectStore>, String> {
+    let mut builder =
+        MicrosoftAzureBuilder::new().with_client_options(client_options()).with_retry(retries());
+    for (name, value) in variables(environment, "AZURE_") {
+        if let Ok(key) = name.parse() {
+            builder = builder.with_config(key, value);
+        }
+    }
+    if let Some(account) = account {
+        builder = builder.with_account(account);
+    }
+    // The name that Litestream has for the key.
+    if let Some(key) = environment.get("LITESTREAM_AZURE_ACCOUNT_KEY") {
+        builder = builder.with_access_key(key);
+    }
+    if let Some(endpoint) = &replication.endpoint {
+        builder = builder.with_endpoint(endpoint.clone());
+    }
+    Ok(Arc::new(builder.with_container_name(container).build().map_err(|error| error.to_string())?))
 }
 
 /// The key that the credentials name a file of.
