@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use litejoin_crds::error::chain;
-use litejoin_crds::plan::{Plan, SourceKind};
+use litejoin_crds::plan::{self, Plan, SourceKind};
 use tracing::info;
 
 use super::StartError;
@@ -104,111 +104,125 @@ impl Sources {
         listeners: &Listeners,
         offsets: &HashMap<String, u64>,
     ) -> Result<Work, StartError> {
-        let (name, status, ingest) = (name.to_owned(), Arc::clone(&self.status), self.ingest.clone());
         match &source.kind {
-            SourceKind::Http(spec) => {
-                let front = Front::new(&spec.serving, &self.secrets)
-                    .map_err(|problem| StartError::Source { name: name.clone(), problem })?;
-                let (listener, local) = listeners.listener(&format!("source {name}"))?;
-                let spec = spec.clone();
-                let replication_barrier =
-                    Some(self.replication_barrier.clone()).filter(|_| spec.waits_for_replica);
-                Ok(Box::new(move |stopping| {
-                    let status = status.source(&name);
-                    status.error.clear();
-                    *status.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(local.to_string());
-                    info!(source = name, address = %local, "taking messages: POST /ingest");
-                    let state = Arc::new(HttpState {
-                        spec,
-                        ingest,
-                        status,
-                        replication_barrier,
-                        stopping: stopping.clone(),
-                    });
-                    Box::pin(front.serve(listener, http::router(state), stopping))
-                }))
-            }
+            SourceKind::Http(spec) => self.http(name.to_owned(), spec.clone(), listeners),
             SourceKind::File(spec) => {
                 let path = source.path.clone().unwrap_or_else(|| PathBuf::from(&spec.path));
-                let stored = own_streams(&name, offsets);
-                let (spec, letters) = (spec.clone(), Arc::clone(&self.letters));
-                let batch_messages_max = self.batch_messages_max;
-                Ok(Box::new(move |stopping| {
-                    let status = status.source(&name);
-                    *status.at.lock().unwrap_or_else(PoisonError::into_inner) =
-                        Some(path.display().to_string());
-                    status.finished.store(false, Ordering::Relaxed);
-                    status.error.clear();
-                    let reader = FileReader {
-                        name,
-                        spec,
-                        path,
-                        ingest,
-                        letters,
-                        status,
-                        stopping,
-                        batch_messages_max,
-                        stored,
-                    };
-                    Box::pin(reader.run())
-                }))
+                Ok(self.file(name.to_owned(), spec.clone(), path, own_streams(name, offsets)))
             }
             #[cfg(not(feature = "kafka"))]
             SourceKind::Kafka(_) => unreachable!("the pipeline is refused without Kafka"),
             #[cfg(feature = "kafka")]
             SourceKind::Kafka(spec) => {
-                let stored = own_streams(&name, offsets);
-                let (spec, letters, secrets) =
-                    ((**spec).clone(), Arc::clone(&self.letters), Arc::clone(&self.secrets));
-                let batch_messages_max = self.batch_messages_max;
-                let replication_barrier =
-                    Some(self.replication_barrier.clone()).filter(|_| spec.waits_for_replica);
-                Ok(Box::new(move |stopping| {
-                    let status = status.source(&name);
-                    status.contact.awaited();
-                    *status.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(format!(
-                        "{} of {}",
-                        spec.kafka_topics.join(", "),
-                        spec.connection.brokers.join(",")
-                    ));
-                    status.error.clear();
-                    let reader = KafkaReader {
-                        name,
-                        spec,
-                        secrets,
-                        ingest,
-                        letters,
-                        status,
-                        replication_barrier,
-                        stopping,
-                        batch_messages_max,
-                        stored,
-                    };
-                    Box::pin(reader.run())
-                }))
+                Ok(self.kafka(name.to_owned(), (**spec).clone(), own_streams(name, offsets)))
             }
-            SourceKind::Api(spec) => {
-                let problem = |problem| StartError::Source { name: name.clone(), problem };
-                let outbound = Outbound::new(&spec.connection, Arc::clone(&self.secrets));
-                let outbound = outbound.map_err(|error| problem(chain(&error)))?;
-                let surroundings = Surroundings {
-                    ingest,
-                    letters: Arc::clone(&self.letters),
-                    shard_paths: self.shard_paths.clone(),
-                    states: Arc::clone(&self.states),
-                    offsets,
-                };
-                let poller = Poller::new(&name, spec, outbound, surroundings);
-                let poller = poller.map_err(|error| problem(error.to_string()))?;
-                let url = spec.connection.url.split('?').next().unwrap_or_default().to_owned();
-                Ok(Box::new(move |stopping| {
-                    let status = status.source(&name);
-                    status.error.clear();
-                    *status.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(url);
-                    Box::pin(poller.run(PollerRun { status, stopping }))
-                }))
-            }
+            SourceKind::Api(spec) => self.api(name.to_owned(), spec, offsets),
         }
+    }
+
+    fn http(&self, name: String, spec: plan::HttpSource, listeners: &Listeners) -> Result<Work, StartError> {
+        let (status, ingest) = (Arc::clone(&self.status), self.ingest.clone());
+        let front = Front::new(&spec.serving, &self.secrets)
+            .map_err(|problem| StartError::Source { name: name.clone(), problem })?;
+        let (listener, local) = listeners.listener(&format!("source {name}"))?;
+        let replication_barrier = Some(self.replication_barrier.clone()).filter(|_| spec.waits_for_replica);
+        Ok(Box::new(move |stopping| {
+            let status = status.source(&name);
+            status.error.clear();
+            *status.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(local.to_string());
+            info!(source = name, address = %local, "taking messages: POST /ingest");
+            let stop = stopping.clone();
+            let state = Arc::new(HttpState { spec, ingest, status, replication_barrier, stopping: stop });
+            Box::pin(front.serve(listener, http::router(state), stopping))
+        }))
+    }
+
+    /// `stored` are the streams of the source that the shards know.
+    fn file(
+        &self,
+        name: String,
+        spec: plan::FileSource,
+        path: PathBuf,
+        stored: HashMap<String, u64>,
+    ) -> Work {
+        let (status, ingest) = (Arc::clone(&self.status), self.ingest.clone());
+        let letters = Arc::clone(&self.letters);
+        let batch_messages_max = self.batch_messages_max;
+        Box::new(move |stopping| {
+            let status = status.source(&name);
+            *status.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(path.display().to_string());
+            status.finished.store(false, Ordering::Relaxed);
+            status.error.clear();
+            let reader = FileReader {
+                name,
+                spec,
+                path,
+                ingest,
+                letters,
+                status,
+                stopping,
+                batch_messages_max,
+                stored,
+            };
+            Box::pin(reader.run())
+        })
+    }
+
+    /// `stored` are the streams of the source that the shards know.
+    fn kafka(&self, name: String, spec: plan::KafkaSource, stored: HashMap<String, u64>) -> Work {
+        let (status, ingest) = (Arc::clone(&self.status), self.ingest.clone());
+        let (letters, secrets) = (Arc::clone(&self.letters), Arc::clone(&self.secrets));
+        let batch_messages_max = self.batch_messages_max;
+        let replication_barrier = Some(self.replication_barrier.clone()).filter(|_| spec.waits_for_replica);
+        Box::new(move |stopping| {
+            let status = status.source(&name);
+            status.contact.awaited();
+            let (topics, brokers) = (spec.kafka_topics.join(", "), spec.connection.brokers.join(","));
+            *status.at.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some(format!("{topics} of {brokers}"));
+            status.error.clear();
+            let reader = KafkaReader {
+                name,
+                spec,
+                secrets,
+                ingest,
+                letters,
+                status,
+                replication_barrier,
+                stopping,
+                batch_messages_max,
+                stored,
+            };
+            Box::pin(reader.run())
+        })
+    }
+
+    fn api(
+        &self,
+        name: String,
+        spec: &plan::ApiSource,
+        offsets: &HashMap<String, u64>,
+    ) -> Result<Work, StartError> {
+        let status = Arc::clone(&self.status);
+        let problem = |problem| StartError::Source { name: name.clone(), problem };
+        let outbound = Outbound::new(&spec.connection, Arc::clone(&self.secrets));
+        let outbound = outbound.map_err(|error| problem(chain(&error)))?;
+        let surroundings = Surroundings {
+            ingest: self.ingest.clone(),
+            letters: Arc::clone(&self.letters),
+            shard_paths: self.shard_paths.clone(),
+            states: Arc::clone(&self.states),
+            offsets,
+        };
+        let poller = Poller::new(&name, spec, outbound, surroundings);
+        let poller = poller.map_err(|error| problem(error.to_string()))?;
+        let url = spec.connection.url.split('?').next().unwrap_or_default().to_owned();
+        Ok(Box::new(move |stopping| {
+            let status = status.source(&name);
+            status.error.clear();
+            *status.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(url);
+            Box::pin(poller.run(PollerRun { status, stopping }))
+        }))
     }
 }
 
