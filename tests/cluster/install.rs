@@ -53,9 +53,33 @@ async fn orders_on_kubernetes() {
         return;
     }
     let cluster = Cluster::start().await;
-    let node = &cluster.node;
     cluster.shell();
+    let first = the_example_runs(&cluster).await;
+    a_join_comes_and_goes(&cluster, &first).await;
+    a_mistake_is_told(&cluster).await;
+    the_data_outlives_pods(&cluster, &first).await;
+    an_admin_address_is_closed(&cluster).await;
+    the_volume_grows(&cluster).await;
+    an_upgrade_restarts_no_worker(&cluster).await;
 
+    cluster.say("What happened is told as Events:");
+    cluster.show(&["get", "events", "--field-selector=involvedObject.kind=Join", "-o", EVENT_COLUMNS]);
+    cluster.say("Nothing waits for the operator when everything is removed, not even if it is gone.");
+    cluster.node.kubectl(&["-n", "litejoin", "scale", "deployment/litejoin-operator", "--replicas=0"]);
+    cluster.remove_shell();
+    cluster.node.kubectl(&["delete", "namespace", NAMESPACE, "--wait=true", "--timeout=60s"]);
+    expect_file!["../../examples/orders/kubernetes.md"].assert_eq(&stable(&cluster.text.borrow()));
+}
+
+/// The arguments that post a message from within the cluster.
+fn post(message: &str) -> Vec<String> {
+    let ingest = format!("http://orders.{NAMESPACE}:8080/ingest");
+    let (header, data) = ("--header=Content-Type: application/json", format!("--post-data={message}"));
+    ["exec", "shell", "--", "wget", "-qO-", header, &data, &ingest].map(str::to_owned).to_vec()
+}
+
+/// Applies the example; returns its pod.
+async fn the_example_runs(cluster: &Cluster) -> Pod {
     cluster.say("With both charts installed, the example is applied as it is:");
     let example = repository().join("examples/orders");
     cluster.show_as(&["apply", "-f", "examples/orders"], &["apply", "-f", &example.display().to_string()]);
@@ -64,12 +88,6 @@ async fn orders_on_kubernetes() {
     let first = cluster.pod("orders-0").await;
 
     cluster.say("The Service has a port for each http source and sse sink. Messages go in at one:");
-    let ingest = &format!("http://orders.{NAMESPACE}:8080/ingest");
-    let header = "--header=Content-Type: application/json";
-    let post = |message: &str| -> Vec<String> {
-        let data = format!("--post-data={message}");
-        ["exec", "shell", "--", "wget", "-qO-", header, &data, ingest].map(str::to_owned).to_vec()
-    };
     cluster
         .reach(&post(r#"{"topic": "orders", "key": "o1", "payload": {"amount": 42, "customer_id": "c1"}}"#))
         .await;
@@ -78,7 +96,11 @@ async fn orders_on_kubernetes() {
     cluster.result("enriched", "o1", r#""customer":"Ada""#).await;
     let snapshot = format!("http://orders.{NAMESPACE}:9100/snapshot?join=enriched");
     cluster.show(&["exec", "shell", "--", "wget", "-qO-", &snapshot]);
+    first
+}
 
+/// Adds a join while data flows, and takes it away again.
+async fn a_join_comes_and_goes(cluster: &Cluster, first: &Pod) {
     cluster.say("A join of its own is added while data flows:");
     cluster.text.borrow_mut().push_str(&format!("\n```yaml\n{SPENT}```\n"));
     cluster.apply(SPENT);
@@ -92,7 +114,10 @@ async fn orders_on_kubernetes() {
     cluster.show(&["delete", "join", "spent"]);
     until("the join to be gone", async || (!cluster.snapshot("spent").contains("spent\":42")).then_some(()))
         .await;
+}
 
+/// Applies a join that is wrong.
+async fn a_mistake_is_told(cluster: &Cluster) {
     cluster.say("A mistake is told where it was made, and changes nothing else:");
     cluster.apply(&SPENT.replace("SELECT", "SELEC"));
     until("the mistake to be told", async || {
@@ -108,7 +133,10 @@ async fn orders_on_kubernetes() {
         "jsonpath={.status.conditions[?(@.type=='Accepted')].message}",
     ]);
     cluster.kubectl(&["delete", "join", "spent"]);
+}
 
+/// Deletes the pod, kills the worker, drains the node.
+async fn the_data_outlives_pods(cluster: &Cluster, first: &Pod) {
     cluster.say("The pod is deleted, the worker killed, the node drained: the data is there, and goes on.");
     cluster.show(&["delete", "pod", "orders-0", "--wait=true"]);
     until("another pod", async || (cluster.pod("orders-0").await.uid() != first.uid()).then_some(())).await;
@@ -134,7 +162,10 @@ async fn orders_on_kubernetes() {
     until("another pod", async || (cluster.pod("orders-0").await.uid() != second.uid()).then_some(())).await;
     cluster.wait_ready("pipeline/orders").await;
     cluster.result("enriched", "o1", r#""customer":"Ada""#).await;
+}
 
+/// Applies a pipeline whose admin address wants a token and encrypts.
+async fn an_admin_address_is_closed(cluster: &Cluster) {
     // kubelet and the operator come in where a token is wanted and all is encrypted.
     let Identity { cert, key } = Authority::new().sign(&["guarded.example"]);
     let literal = |name: &str, value: &str| format!("--from-literal={name}={value}");
@@ -145,7 +176,10 @@ async fn orders_on_kubernetes() {
     cluster.apply(GUARDED);
     cluster.wait_ready("pipeline/guarded").await;
     cluster.kubectl(&["delete", "pipeline", "guarded"]);
+}
 
+/// Makes the volume larger.
+async fn the_volume_grows(cluster: &Cluster) {
     // The volume grows by the Pipeline.
     let size = r#"{"spec": {"storage": {"size": "20Gi"}}}"#;
     cluster.kubectl(&["patch", "pipeline", "orders", "--type=merge", "-p", size]);
@@ -155,23 +189,25 @@ async fn orders_on_kubernetes() {
         (capacity == "20Gi").then_some(())
     })
     .await;
+}
 
+/// Installs another image of the operator.
+async fn an_upgrade_restarts_no_worker(cluster: &Cluster) {
     // Another operator image: nothing of the pipeline is touched.
     let before = cluster.pod("orders-0").await;
     cluster.helm_operator("second");
-    node.kubectl(&["-n", "litejoin", "rollout", "status", "deployment/litejoin-operator", "--timeout=60s"]);
+    cluster.node.kubectl(&[
+        "-n",
+        "litejoin",
+        "rollout",
+        "status",
+        "deployment/litejoin-operator",
+        "--timeout=60s",
+    ]);
     cluster.apply(SPENT);
     cluster.wait_ready("join/spent").await;
     let after = cluster.pod("orders-0").await;
     assert_eq!(before.uid(), after.uid(), "an upgrade of the operator restarts no worker");
-
-    cluster.say("What happened is told as Events:");
-    cluster.show(&["get", "events", "--field-selector=involvedObject.kind=Join", "-o", EVENT_COLUMNS]);
-    cluster.say("Nothing waits for the operator when everything is removed, not even if it is gone.");
-    node.kubectl(&["-n", "litejoin", "scale", "deployment/litejoin-operator", "--replicas=0"]);
-    cluster.remove_shell();
-    node.kubectl(&["delete", "namespace", NAMESPACE, "--wait=true", "--timeout=60s"]);
-    expect_file!["../../examples/orders/kubernetes.md"].assert_eq(&stable(&cluster.text.borrow()));
 }
 
 /// Columns of Events that are the same in each run.

@@ -10,7 +10,7 @@ use litejoin_tests::wait::until;
 use serde_json::json;
 
 use crate::settled::orders;
-use crate::site::{Ports, Site, condition_of};
+use crate::site::{ControllerSite, Ports, condition_of};
 
 /// Orders whose admin address is closed, with what is in `admin` beside.
 fn guarded(ports: &Ports, admin: &str) -> String {
@@ -23,7 +23,7 @@ const BY_SECRETS: &str = "auth: {bearer: {secretKeyRef: {name: door, key: token}
 
 #[tokio::test]
 async fn a_worker_with_token_and_certificate_is_asked() {
-    let site = Site::new().await;
+    let site = ControllerSite::new().await;
     let operator = site.operator_with(&["--lease-seconds", "3", "--log", "trace"]);
     let authority = Authority::new();
     // Its names say nothing of the pod.
@@ -58,7 +58,7 @@ async fn a_worker_with_token_and_certificate_is_asked() {
 }
 
 /// Waits until the Pipeline, which is looked at again, says why it isn't ready.
-async fn told(site: &Site, message: &str) {
+async fn told(site: &ControllerSite, message: &str) {
     let pipelines = site.ours(Kind::Pipeline);
     let touch = json!({ "metadata": { "annotations": { "looked-at-for": message } } });
     let touched = pipelines.patch("orders", &PatchParams::default(), &Patch::Merge(&touch)).await;
@@ -72,7 +72,7 @@ async fn told(site: &Site, message: &str) {
 
 #[tokio::test]
 async fn what_nobody_outside_of_the_pod_can_open_is_refused() {
-    let site = Site::new().await;
+    let site = ControllerSite::new().await;
     let operator = site.operator();
     site.apply(&guarded(
         &Ports::free(),
@@ -94,7 +94,7 @@ async fn what_nobody_outside_of_the_pod_can_open_is_refused() {
 
 #[tokio::test]
 async fn what_answers_in_a_pod_sends_the_operator_nowhere() {
-    let site = Site::new().await;
+    let site = ControllerSite::new().await;
     let operator = site.operator();
     let (pretender, victim) = (Server::start().await, Server::start().await);
     let elsewhere = victim.url("/status");

@@ -14,11 +14,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::site::Site;
+use crate::site::ControllerSite;
 
 #[tokio::test]
 async fn documents_are_accepted_or_refused() {
-    let site = Site::new().await;
+    let site = ControllerSite::new().await;
     let text = fs::read_to_string(repository().join("tests/cases/documents/cases.yaml"));
     let cases: Vec<Value> = serde_yaml::from_str(&text.expect("the table is there")).expect("a list");
     let mut answers = String::new();
@@ -50,7 +50,7 @@ fn messages(schema: &Value, all: &mut BTreeSet<String>) {
 
 #[tokio::test]
 async fn defaults_are_filled_in() {
-    let site = Site::new().await;
+    let site = ControllerSite::new().await;
     let text = fs::read_to_string(repository().join("tests/cases/documents/smallest.yaml"));
     let cases: Vec<Value> = serde_yaml::from_str(&text.expect("the table is there")).expect("a list");
     let mut filled = String::new();
@@ -127,7 +127,7 @@ fn read(kind: Kind, spec: &Value) -> Value {
 }
 
 /// What the server says of a case.
-async fn answer(site: &Site, case: &Value) -> String {
+async fn answer(site: &ControllerSite, case: &Value) -> String {
     let kind = case["kind"].as_str().and_then(Kind::from_name).expect("a kind of ours");
     let name = case["name"].as_str().unwrap_or("subject");
     if !case["before"].is_null() {
@@ -146,7 +146,7 @@ async fn answer(site: &Site, case: &Value) -> String {
 
 /// Replaces a document, as `kubectl apply` of another version of it does.
 async fn apply(
-    site: &Site,
+    site: &ControllerSite,
     kind: Kind,
     name: &str,
     mut spec: Value,
@@ -161,7 +161,7 @@ async fn apply(
 }
 
 /// Says of the data what the operator would have said.
-async fn tell(site: &Site, name: &str, case: &Value) {
+async fn tell(site: &ControllerSite, name: &str, case: &Value) {
     let Some(shards) = case["layout"].as_u64() else { return };
     let mut status = json!({ "layout": { "shardCount": shards } });
     if let Some(phase) = case["reshard"].as_str() {

@@ -11,7 +11,7 @@ use litejoin_tests::kubernetes::proxy::Fault;
 use litejoin_tests::wait::until;
 use serde_json::{Value, json};
 
-use crate::site::Site;
+use crate::site::ControllerSite;
 
 const START: &str = r#"
 apiVersion: litejoin.io/v1alpha1
@@ -112,7 +112,7 @@ async fn check(scenario: Scenario) {
 
 /// Runs the scenario with a fault; returns whether there was a write to disturb, and what there was.
 async fn run(scenario: Scenario, fault: Option<(usize, Fault)>, known: Option<&Known>) -> (bool, Known) {
-    let site = Site::new().await;
+    let site = ControllerSite::new().await;
     let mut operator = site.operator();
     let mut before = Value::Null;
     if let Some(manifest) = scenario.before {
@@ -146,7 +146,7 @@ async fn run(scenario: Scenario, fault: Option<(usize, Fault)>, known: Option<&K
 
 /// Waits until all is as expected, or, if that isn't known, until every status is about the present, one of them has
 /// this reason, and nothing moves.
-async fn settle(site: &Site, expected: Result<&Value, &str>, what: &str) -> Value {
+async fn settle(site: &ControllerSite, expected: Result<&Value, &str>, what: &str) -> Value {
     let shown = expected.ok().cloned().unwrap_or_default();
     let last = Shown { found: RefCell::new(Value::Null), expected: shown };
     let mut writes = site.proxy.writes().len();
@@ -200,7 +200,7 @@ impl Drop for Shown {
 }
 
 /// All that there is of pipelines in the namespace, without what differs from run to run.
-async fn found(site: &Site) -> Option<Value> {
+async fn found(site: &ControllerSite) -> Option<Value> {
     let mut resources: Vec<ApiResource> = Kind::ALL.map(|kind| resource_of(kind)).to_vec();
     resources.push(ApiResource::erase::<k8s_openapi::api::core::v1::ServiceAccount>(&()));
     resources.push(ApiResource::erase::<k8s_openapi::api::core::v1::ConfigMap>(&()));

@@ -12,7 +12,7 @@ use litejoin_tests::wait::until;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::site::{Site, condition_of};
+use crate::site::{ControllerSite, condition_of};
 
 /// Fields of a Pipeline that hold fields of Kubernetes' own, or lists of ours: their tables are elsewhere.
 const WHOLE: [&str; 8] = [
@@ -37,7 +37,7 @@ async fn every_field_is_followed_there_and_back() {
     let known: BTreeSet<String> = table.iter().map(|(path, _)| path.clone()).collect();
     assert_eq!(known, fields(Kind::Pipeline), "the table has every field, and no other");
 
-    let site = Site::new().await;
+    let site = ControllerSite::new().await;
     site.secret("door", &[("token", "t"), ("tls.crt", "c"), ("tls.key", "k")]).await;
     let operator = site.operator();
     // Fields of what is there only when it is asked for are changed while it is.
@@ -89,7 +89,7 @@ async fn every_field_of_a_child_is_followed_there_and_back() {
         assert_eq!(known[kind.as_str()], fields(kind), "the table has every field of a {}", kind.as_str());
     }
 
-    let site = Site::new().await;
+    let site = ControllerSite::new().await;
     site.secret("door", &[("token", "t"), ("tls.crt", "c"), ("tls.key", "k")]).await;
     let operator = site.operator();
     site.apply(PIPELINE).await;
@@ -114,7 +114,7 @@ fn name(kind: Kind) -> &'static str {
 }
 
 /// Changes each field there and back; returns which objects followed.
-async fn walk(site: &Site, kind: Kind, base: &Value, table: Vec<(String, Value)>) -> String {
+async fn walk(site: &ControllerSite, kind: Kind, base: &Value, table: Vec<(String, Value)>) -> String {
     let name = name(kind);
     let before = follow(site, kind, base).await;
     let mut told = String::new();
@@ -139,7 +139,7 @@ async fn walk(site: &Site, kind: Kind, base: &Value, table: Vec<(String, Value)>
 }
 
 /// Lets the document have this spec, waits until the operator has seen it, and returns what there is by kind and name.
-async fn follow(site: &Site, kind: Kind, spec: &Value) -> BTreeMap<String, Value> {
+async fn follow(site: &ControllerSite, kind: Kind, spec: &Value) -> BTreeMap<String, Value> {
     let document = json!({
         "apiVersion": litejoin_crds::API_VERSION, "kind": kind.as_str(), "metadata": { "name": name(kind) }, "spec": spec,
     });

@@ -4,13 +4,13 @@ use litejoin_crds::kind::Kind;
 use litejoin_tests::kubernetes::proxy::Fault;
 use litejoin_tests::wait::until;
 
-use crate::site::Site;
+use crate::site::ControllerSite;
 
 const PIPELINE: &str = "{apiVersion: litejoin.io/v1alpha1, kind: Pipeline, metadata: {name: orders}, spec: {storage: {shardCount: 2}}}";
 
 #[tokio::test]
 async fn the_second_operator_finishes_what_the_first_began() {
-    let site = Site::new().await;
+    let site = ControllerSite::new().await;
     let leads = |log: String| log.contains("\"message\":\"leads\"");
     let first = site.operator();
     until("a leader", async || leads(first.log()).then_some(())).await;
@@ -30,7 +30,7 @@ async fn the_second_operator_finishes_what_the_first_began() {
 
 #[tokio::test]
 async fn a_lease_that_is_given_back_is_taken_at_once() {
-    let site = Site::new().await;
+    let site = ControllerSite::new().await;
     let leads = |log: String| log.contains("\"message\":\"leads\"");
     // Nobody here waits for an hour.
     let hour = ["--lease-seconds", "3600"];

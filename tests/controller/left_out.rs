@@ -5,11 +5,11 @@ use litejoin_crds::kind::Kind;
 use litejoin_tests::wait::until;
 
 use crate::settled::orders;
-use crate::site::{Ports, Site, condition_of};
+use crate::site::{ControllerSite, Ports, condition_of};
 
 #[tokio::test]
 async fn a_query_that_sqlite_refuses_is_left_out() {
-    let site = Site::new().await;
+    let site = ControllerSite::new().await;
     let operator = site.operator();
     site.apply(&orders(&Ports::free())).await;
     let broken = |query: &str| {

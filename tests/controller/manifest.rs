@@ -15,7 +15,7 @@ use litejoin_tests::kubernetes::operator;
 use litejoin_tests::kubernetes::programs::{program, repository, run};
 use serde_json::{Value, json};
 
-use crate::site::{Site, documents};
+use crate::site::{ControllerSite, documents};
 
 /// Where the manifest puts the operator.
 const NAMESPACE: &str = "litejoin";
@@ -46,7 +46,7 @@ async fn one_manifest_installs_all() {
     }
 
     // What its service account may do is enough for a pipeline in another namespace.
-    let site = Site::on(Arc::new(server)).await;
+    let site = ControllerSite::on(Arc::new(server)).await;
     let accounts: Api<ServiceAccount> = Api::namespaced(site.client.clone(), NAMESPACE);
     let request = TokenRequest::default();
     let token = accounts.create_token_request("litejoin-operator", &PostParams::default(), &request).await;

@@ -12,7 +12,7 @@ use litejoin_tests::wait::until;
 use serde_json::json;
 
 use crate::fields::pod_monitors;
-use crate::site::{Site, condition_of};
+use crate::site::{ControllerSite, condition_of};
 
 const PIPELINE: &str = "
 apiVersion: litejoin.io/v1alpha1
@@ -23,7 +23,7 @@ spec: {podMonitor: {enabled: true}}
 
 #[tokio::test]
 async fn a_pod_monitor_waits_for_its_kind() {
-    let site = Site::on(Arc::new(ApiServer::start().await)).await;
+    let site = ControllerSite::on(Arc::new(ApiServer::start().await)).await;
     let operator = site.operator();
     site.apply(PIPELINE).await;
     site.wait_for(Kind::Pipeline, "orders", "Degraded", "True", "NoPodMonitors").await;

@@ -12,10 +12,10 @@ use litejoin_tests::wait::until;
 use litejoin_tests::worker::{Launch, Worker};
 use serde_json::json;
 
-use crate::site::{Ports, Site, condition_of};
+use crate::site::{ControllerSite, Ports, condition_of};
 
 /// A pipeline with its replica in a folder.
-fn replicated(site: &Site, ports: &Ports) -> String {
+fn replicated(site: &ControllerSite, ports: &Ports) -> String {
     let Ports { admin, ingest, live } = ports;
     let replica = site.folder.path().join("replica");
     format!(
@@ -42,7 +42,7 @@ spec:
 
 #[tokio::test]
 async fn what_was_on_a_lost_node_is_replaced_where_that_is_wanted() {
-    let site = Site::new().await;
+    let site = ControllerSite::new().await;
     let operator = site.operator_with(&["--lease-seconds", "3", "--node-loss-seconds", "1"]);
     let ports = Ports::free();
     site.apply(&replicated(&site, &ports)).await;
@@ -121,7 +121,7 @@ async fn what_was_on_a_lost_node_is_replaced_where_that_is_wanted() {
 }
 
 /// A worker that finds Litestream.
-fn launch(site: &Site) -> Launch {
+fn launch(site: &ControllerSite) -> Launch {
     let program = litestream().display().to_string();
     site.folder.run(["--watch", "--leave-out-invalid"]).with_variable("LITEJOIN_LITESTREAM", &program)
 }

@@ -10,9 +10,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::settled::orders;
-use crate::site::{Ports, Site};
+use crate::site::{ControllerSite, Ports};
 
-async fn make<K>(site: &Site, object: Value) -> Api<K>
+async fn make<K>(site: &ControllerSite, object: Value) -> Api<K>
 where
     K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
         + Clone
@@ -28,7 +28,7 @@ where
 
 #[tokio::test]
 async fn a_claim_of_somebody_elses_database_is_not_grown() {
-    let site = Site::new().await;
+    let site = ControllerSite::new().await;
     let labels = json!({"app": "database"});
     let set = json!({"metadata": {"name": "orders"}, "spec": {
         "replicas": 0, "serviceName": "x", "selector": {"matchLabels": labels},
@@ -52,7 +52,7 @@ async fn a_claim_of_somebody_elses_database_is_not_grown() {
 
 #[tokio::test]
 async fn an_account_of_ones_own_may_have_the_name_of_the_pipeline() {
-    let site = Site::new().await;
+    let site = ControllerSite::new().await;
     let accounts = make::<ServiceAccount>(&site, json!({"metadata": {"name": "orders"}})).await;
     let operator = site.operator();
     let named = "spec:\n  podTemplate: {serviceAccountName: orders}\n";

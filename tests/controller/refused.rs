@@ -10,11 +10,11 @@ use litejoin_tests::wait::until;
 use serde_json::json;
 
 use crate::settled::orders;
-use crate::site::{Ports, Site, condition_of};
+use crate::site::{ControllerSite, Ports, condition_of};
 
 #[tokio::test]
 async fn a_policy_that_forbids_what_is_built_is_told() {
-    let site = Site::new().await;
+    let site = ControllerSite::new().await;
     let name = format!("no-services-{}", site.namespace);
     let policy = json!({
         "metadata": {"name": name},

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::fields::pod_monitors;
 use crate::settled::orders;
-use crate::site::{Ports, Site, documents};
+use crate::site::{ControllerSite, Ports, documents};
 
 /// Names a Secret, which has to be looked for.
 const WITH_SECRET: &str = r"
@@ -100,7 +100,7 @@ fn rules(scope: Scope) -> Vec<Rule> {
 
 /// Runs an operator with these rules until its work is done or something is forbidden; returns what that was.
 async fn forbidden(server: &Arc<ApiServer>, scope: Scope, rules: &[Rule]) -> Option<String> {
-    let site = Site::on(Arc::clone(server)).await;
+    let site = ControllerSite::on(Arc::clone(server)).await;
     let kubeconfig = kubeconfig(&site, rules).await;
     let arguments = ["--lease-seconds", "3", "--node-loss-seconds", "1", "--log", "debug"];
     let operator = match scope {
@@ -166,7 +166,7 @@ async fn forbidden(server: &Arc<ApiServer>, scope: Scope, rules: &[Rule]) -> Opt
 }
 
 /// A kubeconfig of a service account with these rules.
-async fn kubeconfig(site: &Site, rules: &[Rule]) -> std::path::PathBuf {
+async fn kubeconfig(site: &ControllerSite, rules: &[Rule]) -> std::path::PathBuf {
     let account = json!({ "metadata": { "name": "operator" } });
     make(site.api::<ServiceAccount>(), account).await;
     let subjects = json!([{ "kind": "ServiceAccount", "name": "operator", "namespace": site.namespace }]);

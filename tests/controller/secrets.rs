@@ -8,7 +8,7 @@ use litejoin_tests::server::Server;
 use litejoin_tests::wait::until;
 
 use crate::settled::orders;
-use crate::site::{Ports, Site, condition_of};
+use crate::site::{ControllerSite, Ports, condition_of};
 
 const DOCUMENTS: &str = r"
 apiVersion: litejoin.io/v1alpha1
@@ -27,7 +27,7 @@ spec:
 
 #[tokio::test]
 async fn a_missing_secret_is_noticed_when_it_comes() {
-    let site = Site::new().await;
+    let site = ControllerSite::new().await;
     let operator = site.operator();
     site.apply(DOCUMENTS).await;
     let told = async |message: &str| {
@@ -53,7 +53,7 @@ async fn a_missing_secret_is_noticed_when_it_comes() {
 
 #[tokio::test]
 async fn a_sink_whose_secret_goes_and_comes_back_runs_on() {
-    let site = Site::new().await;
+    let site = ControllerSite::new().await;
     let operator = site.operator();
     let server = Server::start().await;
     let sink = format!(

@@ -13,7 +13,7 @@ use litejoin_tests::wait::until;
 use litejoin_tests::worker::get;
 use serde_json::json;
 
-use crate::site::{Ports, Site, condition_of, names};
+use crate::site::{ControllerSite, Ports, condition_of, names};
 
 /// Orders with their customers, as one Pipeline and a Sink beside it.
 pub(crate) fn orders(ports: &Ports) -> String {
@@ -53,7 +53,7 @@ spec:
 
 #[tokio::test]
 async fn a_pipeline_comes_changes_and_goes() {
-    let site = Site::new().await;
+    let site = ControllerSite::new().await;
     let operator = site.operator();
     let ports = Ports::free();
     site.apply(&orders(&ports)).await;
@@ -132,7 +132,7 @@ spec:
     worker.stop().await;
 }
 
-async fn count<K>(site: &Site, which: &ListParams) -> Option<usize>
+async fn count<K>(site: &ControllerSite, which: &ListParams) -> Option<usize>
 where
     K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
         + Clone
@@ -158,7 +158,7 @@ pub(crate) async fn reconciles(operator: &litejoin_tests::worker::Worker) -> u64
 
 #[tokio::test]
 async fn another_image_is_not_told_to_be_ready_before_its_pod_is() {
-    let site = Site::new().await;
+    let site = ControllerSite::new().await;
     let operator = site.operator();
     site.apply(&orders(&Ports::free())).await;
     let worker = site.run_pod("orders").await;

@@ -21,11 +21,11 @@ use litejoin_tests::worker::{self, Launch, Worker};
 use serde_json::{Value, json};
 
 /// A namespace with all that belongs to it.
-pub(crate) struct Site {
+pub(crate) struct ControllerSite {
     pub(crate) client: Client,
     pub(crate) namespace: String,
     pub(crate) proxy: Proxy,
-    pub(crate) folder: worker::Site,
+    pub(crate) folder: worker::ControllerSite,
     pub(crate) server: Arc<ApiServer>,
 }
 
@@ -46,7 +46,7 @@ impl Ports {
     }
 }
 
-impl Site {
+impl ControllerSite {
     pub(crate) async fn new() -> Self {
         Self::on(ApiServer::shared().await).await
     }
@@ -56,7 +56,7 @@ impl Site {
         let client = server.client().await;
         let namespace = server.namespace(&client).await;
         let proxy = Proxy::start(server.client().await).await;
-        Self { client, namespace, proxy, folder: worker::Site::new(), server }
+        Self { client, namespace, proxy, folder: worker::ControllerSite::new(), server }
     }
 
     /// Starts an operator behind the proxy.

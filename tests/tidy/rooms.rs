@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{assert_none, source, tree};
 
 /// The rooms below a module, from the ground up.
-struct House {
+struct FloorPlan {
     /// The folder of the crate's source.
     source: &'static str,
     /// The module that the rooms stand in; empty for the crate itself.
@@ -14,9 +14,9 @@ struct House {
     floors: &'static [&'static [&'static str]],
 }
 
-/// Every house whose floors are drawn.
-const HOUSES: [House; 5] = [
-    House {
+/// The parts of the code whose floors are drawn.
+const FLOOR_PLANS: [FloorPlan; 5] = [
+    FloorPlan {
         source: "worker/src",
         module: "",
         floors: &[
@@ -31,12 +31,12 @@ const HOUSES: [House; 5] = [
             &["commands", "runtime"],
         ],
     },
-    House {
+    FloorPlan {
         source: "operator/src",
         module: "",
         floors: &[&["error", "leader", "metrics"], &["controller", "serve"]],
     },
-    House {
+    FloorPlan {
         source: "operator/src",
         module: "controller",
         floors: &[
@@ -52,7 +52,7 @@ const HOUSES: [House; 5] = [
             &["publish"],
         ],
     },
-    House {
+    FloorPlan {
         source: "crds/src",
         module: "",
         floors: &[
@@ -82,7 +82,7 @@ const HOUSES: [House; 5] = [
             &["validate"],
         ],
     },
-    House {
+    FloorPlan {
         source: "crds/src",
         module: "validate",
         floors: &[
@@ -101,27 +101,27 @@ const CRATES: [&str; 3] = ["crds/src", "operator/src", "worker/src"];
 #[test]
 fn rooms_import_only_what_is_below_them() {
     let mut complaints = Vec::new();
-    for house in &HOUSES {
-        let floor_of = |room: &str| house.floors.iter().position(|floor| floor.contains(&room));
-        let graph = Graph::read(house.source);
-        let rooms = graph.rooms_of(house.module);
-        for room in house.floors.iter().flat_map(|floor| floor.iter()) {
+    for plan in &FLOOR_PLANS {
+        let floor_of = |room: &str| plan.floors.iter().position(|floor| floor.contains(&room));
+        let graph = Graph::read(plan.source);
+        let rooms = graph.rooms_of(plan.module);
+        for room in plan.floors.iter().flat_map(|floor| floor.iter()) {
             if !rooms.contains(*room) {
                 complaints.push(format!(
                     "{}: room {room} is on a floor and does not exist; take it away",
-                    house.source
+                    plan.source
                 ));
             }
         }
         for room in &rooms {
             if floor_of(room).is_none() {
-                let file = graph.file_of(house.module, room);
+                let file = graph.file_of(plan.module, room);
                 complaints.push(format!(
                     "{file}:1: room {room} is on no floor; put it on one in tests/tidy/rooms.rs"
                 ));
             }
         }
-        for import in graph.imports_within(house.module) {
+        for import in graph.imports_within(plan.module) {
             let (Some(from), Some(to)) = (floor_of(&import.from), floor_of(&import.to)) else { continue };
             if to >= from {
                 let Import { file, line, from, to } = import;

@@ -169,6 +169,7 @@ impl Sources {
     }
 
     /// `stored` are the streams of the source that the shards know.
+    #[cfg(feature = "kafka")]
     fn kafka(&self, name: String, spec: plan::KafkaSource, stored: HashMap<String, u64>) -> Work {
         let (status, ingest) = (Arc::clone(&self.status), self.ingest.clone());
         let (letters, secrets) = (Arc::clone(&self.letters), Arc::clone(&self.secrets));
