@@ -10,6 +10,7 @@
 //! ```
 
 mod index;
+mod table;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,8 +21,9 @@ use rusqlite::{Connection, OptionalExtension, params};
 use tracing::info;
 
 pub(crate) use self::index::Index;
-use self::index::{Entries, IndexedRow};
-use super::change::{self, PayloadDiff};
+use self::index::IndexedRow;
+use self::table::TopicTable;
+pub(crate) use self::table::{KIND_EXPIRY, KIND_WRITE};
 use super::checkpoint::{CheckpointWindow, checkpoint};
 use super::expiry::Expiry;
 use super::sqlite::{self, Journal, SqliteError, quoted};
@@ -29,11 +31,6 @@ use super::topics::{TopicId, Topics};
 use crate::fault;
 use crate::status::topics::Counts;
 use crate::storage::message::Message;
-
-/// What a `_chg` entry came from.
-pub(crate) const KIND_WRITE: i64 = 0;
-/// See [`KIND_WRITE`]: a row that retention removed, of which sinks are not told.
-pub(crate) const KIND_EXPIRY: i64 = 1;
 
 /// What a change costs in memory beside its texts.
 const CHANGE_BYTES: usize = 192;
@@ -96,16 +93,6 @@ pub(crate) struct Shard {
 pub(crate) struct Needs {
     pub(crate) topics: Vec<String>,
     pub(crate) indexes: Vec<Index>,
-}
-
-/// A topic in this file, with the statements of the hot path spelled out once.
-struct TopicTable {
-    id: i64,
-    select: String,
-    insert: String,
-    update: String,
-    delete: String,
-    indexes: Vec<Index>,
 }
 
 /// Messages of one source that belong to this shard, with the stream they come from.
@@ -232,31 +219,17 @@ impl Shard {
                 let Some(table) = shard.tables.get(topic) else { continue };
                 let mut counts = Counts::default();
                 let mut select = shard.connection.prepare_cached(&table.select)?;
-                let mut delete = shard.connection.prepare_cached(&table.delete)?;
-                let mut log = shard.connection.prepare_cached(LOG)?;
-                let mut indexes = table.entries(&shard.connection)?;
+                let mut writer = table.writer(&shard.connection)?;
                 for key in keys {
                     let old: Option<(String, i64, i64)> = select
                         .query_row([key], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
                         .optional()?;
-                    if let Some((old, old_timestamp, number)) = old
-                        && old_timestamp < *before
+                    if let Some((payload, timestamp, number)) = old
+                        && timestamp < *before
                     {
-                        delete.execute([key])?;
-                        let row = IndexedRow { number, key, payload: &old, timestamp: old_timestamp };
-                        indexes.iter_mut().try_for_each(|index| index.take(row))?;
-                        let change = None::<&str>;
-                        log.execute(params![
-                            table.id,
-                            key,
-                            old,
-                            None::<&str>,
-                            old_timestamp,
-                            now,
-                            change,
-                            kind
-                        ])?;
-                        pending.bytes += CHANGE_BYTES + key.len() + old.len();
+                        let row = IndexedRow { number, key, payload: &payload, timestamp };
+                        writer.expire(row, now, kind)?;
+                        pending.bytes += change_bytes(key, Some(&payload), None);
                         counts.expired += 1;
                     }
                 }
@@ -430,126 +403,71 @@ impl Shard {
     fn apply(&self, messages: &[&Message], now: i64, pending: &mut Pending) -> rusqlite::Result<()> {
         let topic = messages[0].topic;
         let table = &self.tables[&topic];
-        let connection = &self.connection;
-        let mut select = connection.prepare_cached(&table.select)?;
-        let mut insert = connection.prepare_cached(&table.insert)?;
-        let mut update = connection.prepare_cached(&table.update)?;
-        let mut delete = connection.prepare_cached(&table.delete)?;
-        let mut log = connection.prepare_cached(LOG)?;
-        let mut bury = connection.prepare_cached(
-            "INSERT INTO _tombstones (topic, key, timestamp) VALUES (?1, ?2, ?3)
-             ON CONFLICT DO UPDATE SET timestamp = max(timestamp, excluded.timestamp)",
-        )?;
-        let mut unbury =
-            connection.prepare_cached("DELETE FROM _tombstones WHERE topic = ?1 AND key = ?2")?;
-        let mut buried =
-            connection.prepare_cached("SELECT timestamp FROM _tombstones WHERE topic = ?1 AND key = ?2")?;
-
-        let mut indexes = table.entries(connection)?;
-
+        let mut select = self.connection.prepare_cached(&table.select)?;
+        let mut writer = table.writer(&self.connection)?;
         let mut counts = Counts::default();
         let bytes_before = pending.bytes;
         for message in messages {
             let key = &*message.key;
-            let mut note = |old: Option<&str>, new: Option<&str>| {
-                let [old, new] = [old, new].map(|payload| payload.map_or(0, str::len));
-                pending.bytes += CHANGE_BYTES + key.len() + old + new;
-            };
             let timestamp = message.timestamp.unwrap_or(now);
             let mut rows = select.query([key])?;
-            let row = rows.next()?;
-            let stored: Option<(&str, i64, i64)> = match row {
-                Some(row) => Some((row.get_ref(0)?.as_str()?, row.get(1)?, row.get(2)?)),
+            let stored = match rows.next()? {
+                Some(row) => Some(IndexedRow {
+                    key,
+                    payload: row.get_ref(0)?.as_str()?,
+                    timestamp: row.get(1)?,
+                    number: row.get(2)?,
+                }),
                 None => None,
             };
             let tombstones = self.has_tombstones || pending.tombstones;
-            let newest = match stored {
-                Some((_, stored_timestamp, _)) => Some(stored_timestamp),
-                None if tombstones && message.timestamp.is_some() => {
-                    buried.query_row(params![table.id, key], |row| row.get(0)).optional()?
-                }
+            let newest = match &stored {
+                Some(stored) => Some(stored.timestamp),
+                None if tombstones && message.timestamp.is_some() => writer.buried_at(key)?,
                 None => None,
             };
             if message.timestamp.is_some() && newest.is_some_and(|newest| newest > timestamp) {
                 counts.stale += 1;
                 continue;
             }
+            // A row is read to its end, `rows` dropped, before it is written.
             match (stored, message.payload.as_deref()) {
                 (None, None) => {
-                    bury.execute(params![table.id, key, timestamp])?;
+                    writer.bury(key, timestamp)?;
                     pending.tombstones = true;
                     counts.unchanged += 1;
                 }
-                (Some((old, old_timestamp, number)), None) => {
-                    log.execute(params![
-                        table.id,
-                        key,
-                        old,
-                        None::<&str>,
-                        old_timestamp,
-                        timestamp,
-                        None::<&str>,
-                        KIND_WRITE
-                    ])?;
-                    note(Some(old), None);
-                    let row = IndexedRow { number, key, payload: old, timestamp: old_timestamp };
-                    indexes.iter_mut().try_for_each(|index| index.take(row))?;
+                (Some(old), None) => {
+                    writer.log_deletion(old, timestamp)?;
+                    pending.bytes += change_bytes(key, Some(old.payload), None);
                     drop(rows);
-                    delete.execute([key])?;
-                    bury.execute(params![table.id, key, timestamp])?;
+                    writer.delete(key)?;
+                    writer.bury(key, timestamp)?;
                     pending.tombstones = true;
                     counts.deleted += 1;
                 }
-                (Some((old, ..)), Some(new)) if old == new => counts.unchanged += 1,
-                (Some((old, old_timestamp, number)), Some(new)) => {
-                    let diff = PayloadDiff::between(old, new);
-                    let change = change::with_headers(diff.change().into(), message.headers.as_deref());
-                    log.execute(params![
-                        table.id,
-                        key,
-                        old,
-                        new,
-                        old_timestamp,
-                        timestamp,
-                        change,
-                        KIND_WRITE
-                    ])?;
-                    note(Some(old), Some(new));
-                    for index in indexes.iter_mut().filter(|index| !index.stays(&diff)) {
-                        index.take(IndexedRow { number, key, payload: old, timestamp: old_timestamp })?;
-                        index.put(IndexedRow { number, key, payload: new, timestamp })?;
-                    }
+                (Some(old), Some(new)) if old.payload == new => counts.unchanged += 1,
+                (Some(old), Some(new)) => {
+                    let number = old.number;
+                    let change = writer.log_update(old, new, timestamp, message.headers.as_deref())?;
+                    pending.bytes += change_bytes(key, Some(old.payload), Some(new));
                     drop(rows);
-                    update.execute(params![number, new, timestamp, change])?;
+                    writer.update(number, new, timestamp, &change)?;
                     counts.updated += 1;
                 }
                 (None, Some(new)) => {
-                    let change = change::with_headers(change::CREATED.into(), message.headers.as_deref());
                     drop(rows);
-                    insert.execute(params![key, new, timestamp, change])?;
-                    let row =
-                        IndexedRow { number: connection.last_insert_rowid(), key, payload: new, timestamp };
-                    indexes.iter_mut().try_for_each(|index| index.put(row))?;
-                    log.execute(params![
-                        table.id,
-                        key,
-                        None::<&str>,
-                        new,
-                        None::<i64>,
-                        timestamp,
-                        change,
-                        KIND_WRITE
-                    ])?;
-                    note(None, Some(new));
+                    writer.insert(key, new, timestamp, message.headers.as_deref())?;
+                    pending.bytes += change_bytes(key, None, Some(new));
                     if tombstones {
-                        unbury.execute(params![table.id, key])?;
+                        writer.unbury(key)?;
                     }
                     counts.created += 1;
                 }
             }
         }
         if pending.bytes > bytes_before {
-            pending.last_seq = connection.last_insert_rowid();
+            pending.last_seq = self.connection.last_insert_rowid();
         }
         *pending.count(topic) += counts;
         Ok(())
@@ -582,9 +500,6 @@ impl Shard {
     }
 }
 
-const LOG: &str = "INSERT INTO _chg (topic, key, old, new, old_timestamp, timestamp, change, kind)
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
-
 impl Pending {
     fn count(&mut self, topic: TopicId) -> &mut Counts {
         let index = match self.counts.iter().position(|(counted, _)| *counted == topic) {
@@ -598,22 +513,10 @@ impl Pending {
     }
 }
 
-impl TopicTable {
-    fn new(id: i64, name: &str) -> Self {
-        let table = quoted(name);
-        Self {
-            id,
-            select: format!("SELECT payload, timestamp, _row FROM {table} WHERE key = ?1"),
-            insert: format!("INSERT INTO {table} (key, payload, timestamp, _change) VALUES (?1, ?2, ?3, ?4)"),
-            update: format!("UPDATE {table} SET payload = ?2, timestamp = ?3, _change = ?4 WHERE _row = ?1"),
-            delete: format!("DELETE FROM {table} WHERE key = ?1"),
-            indexes: Vec::new(),
-        }
-    }
-
-    fn entries<'c>(&'c self, connection: &'c Connection) -> rusqlite::Result<Vec<Entries<'c>>> {
-        self.indexes.iter().map(|index| index.entries(connection)).collect()
-    }
+/// Bytes that an evaluator needs to hold a change in memory, about.
+fn change_bytes(key: &str, old: Option<&str>, new: Option<&str>) -> usize {
+    let [old, new] = [old, new].map(|payload| payload.map_or(0, str::len));
+    CHANGE_BYTES + key.len() + old + new
 }
 
 #[cfg(test)]
