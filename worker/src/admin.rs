@@ -1,4 +1,4 @@
-//! What the worker shows of itself on `spec.admin.addr`; nothing here changes anything.
+//! The pages that the worker shows on `spec.admin.addr`; nothing here changes anything.
 //! `GET /healthz`, `/readyz`, `/metrics` (Prometheus), `/status` (JSON).
 
 use std::sync::Arc;

@@ -45,7 +45,7 @@ pub(crate) struct Files {
     pub(crate) scratch: PathBuf,
 }
 
-/// What an audit of one join has come to; also what a worker answers for each.
+/// The finding of an audit of one join; a worker answers with one for each.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Finding {

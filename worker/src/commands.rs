@@ -1,4 +1,4 @@
-//! What the program can be asked for, a file for each command; `litejoin run` alone starts the engine. Commands look at
+//! The commands of the program, a file for each; `litejoin run` alone starts the engine. Commands look at
 //! files, or ask the worker that runs on them, and print what they have found.
 
 pub(crate) mod arguments;

@@ -1,6 +1,6 @@
 //! Talking to a running worker from the same machine: a socket in its data directory that only its user may open.
-//! What the admin endpoint shows is shown here too, and `POST /audit {"joins": […]}` compares stored results: a line
-//! of JSON for each join as it is done, and one behind the last. What `/dlq` answers is in [`dlq`].
+//! The pages of the admin endpoint are here too, and `POST /audit {"joins": […]}` compares stored results: a line
+//! of JSON for each join as it is done, and one behind the last. The answers of `/dlq` are in [`dlq`].
 
 pub(crate) mod dlq;
 
@@ -78,7 +78,7 @@ impl Control {
     }
 }
 
-/// What audits are answered with.
+/// The parts that answer audits.
 #[derive(Clone)]
 struct Audits {
     auditor: Arc<Auditor>,
@@ -124,7 +124,7 @@ async fn audit(State(audits): State<Audits>, Json(wanted): Json<AuditRequest>) -
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
 }
 
-/// Nobody finds the socket before it is closed to others; one that a crash has left makes room.
+/// The socket is closed to others before it can be found; one that a crash has left makes room.
 fn listen(path: &Path) -> io::Result<UnixListener> {
     let next = path.with_extension("next");
     match std::fs::remove_file(&next) {

@@ -51,7 +51,7 @@ const SCHEMA: &str = "
 /// Insertions after which the size is looked at.
 const UNCHECKED_MAX: u32 = 500;
 
-/// What an entry takes beside its content, in bytes; an estimate.
+/// The size of an entry beside its content, in bytes; an estimate.
 const ENTRY_OVERHEAD_BYTES: u64 = 200;
 
 /// Entries that go before the size is looked at again.
@@ -170,8 +170,8 @@ impl DeadLetters {
         })
     }
 
-    /// Forgets the letters of a join that a sink is about to get as it stands. Those that tell of a deletion stay: either
-    /// it holds, or the present result takes their place.
+    /// Forgets the letters of a join that a sink is about to get as it stands. Letters of deletions stay: either
+    /// the deletion holds, or the present result takes the place of its letter.
     pub(crate) fn forget(&self, sink: &str, join_name: &str) -> Result<(), SqliteError> {
         self.doing("forget dead letters", |connection| {
             connection

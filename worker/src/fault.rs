@@ -7,7 +7,7 @@
 /// Ways to break evaluation by key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sabotage {
-    /// What a row was before a change is not looked at.
+    /// The image of a row before a change is not looked at.
     NoOldImages,
     /// Changes of the last occurrence of a topic concern nobody.
     DropKeyQuery,

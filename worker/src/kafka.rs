@@ -86,7 +86,7 @@ pub(crate) fn settings(connection: &KafkaConnection, secrets: &Secrets) -> Resul
     Ok(config)
 }
 
-/// What a client tells of itself between two calls; all clones are one.
+/// The events of a client between two calls; all clones are one.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Events(Arc<Heard>);
 
@@ -97,7 +97,7 @@ struct Heard {
     statistics: Mutex<Option<Statistics>>,
 }
 
-/// What keeps a client from its work, in words for whoever runs the pipeline.
+/// A problem that keeps a client from its work, in words for the user who runs the pipeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KafkaProblem {
     pub(crate) text: String,
@@ -110,7 +110,7 @@ impl Events {
         Self(Arc::new(Heard { brokers: connection.brokers.join(","), ..Heard::default() }))
     }
 
-    /// What has gone wrong last.
+    /// The last problem.
     pub(crate) fn problem(&self) -> Option<KafkaProblem> {
         self.0.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -137,7 +137,7 @@ impl Events {
 
 impl ClientContext for Events {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        // What matters comes as an error too, and is told where it can be acted on.
+        // Lines that matter come as errors too, and are told where they can be acted on.
         match level {
             RDKafkaLogLevel::Debug => trace!(facility, message, "librdkafka"),
             _ => debug!(facility, message, "librdkafka"),
@@ -156,7 +156,7 @@ impl ClientContext for Events {
 
 impl ConsumerContext for Events {}
 
-/// What errors of OpenSSL have in them.
+/// The mark of errors of OpenSSL.
 const OF_OPENSSL: &str = ":SSL routines:";
 
 /// Says what a client's error means for whoever runs the pipeline.
@@ -201,7 +201,7 @@ fn plain(reason: &str) -> &str {
     reason[..end.unwrap_or(reason.len())].trim_end_matches([' ', ',', ':'])
 }
 
-/// What an error of a call means, with what the client has told meanwhile.
+/// The problem behind an error of a call, with the events of the client meanwhile.
 pub(crate) fn problem(events: &Events, error: &KafkaError) -> KafkaProblem {
     let told = events.problem();
     let code = error.rdkafka_error_code();

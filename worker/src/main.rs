@@ -182,7 +182,7 @@ async fn watch_config(
 fn start_logging(filter: &str, format: LogFormat) {
     let terminal = std::io::stderr().is_terminal();
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    // Whoever closes standard error does not want to know; complaining about it there would be a panic.
+    // A user who closes standard error does not want to know; complaining about it there would be a panic.
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -62,7 +62,7 @@ pub(crate) struct ManifestError {
     pub(crate) file: String,
     /// Counted from 1, where the trouble is in a line.
     pub(crate) line: Option<usize>,
-    /// What is wrong and what to do.
+    /// The fault, and the remedy.
     pub(crate) message: String,
 }
 

@@ -1,5 +1,5 @@
 //! Requests that we send to somebody else's server: URL, headers, credentials, proxy, TLS and redirects, one way for
-//! sources and sinks. What an answer means is left to them.
+//! sources and sinks. The meaning of an answer is left to them.
 
 mod redaction;
 mod retry_after;
@@ -109,7 +109,7 @@ impl Outbound {
         Ok(body)
     }
 
-    /// What a server says that does not do what it was asked: the status, and how its body begins. Should it repeat
+    /// The words of a server that does not do what it was asked: the status, and how its body begins. Should it repeat
     /// our credentials, they are taken out.
     pub(crate) async fn complaint(&self, mut response: Response) -> String {
         let status = response.status();

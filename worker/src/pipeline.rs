@@ -13,7 +13,7 @@ use crate::join::CheckedJoin;
 use crate::join::check::{self, Catalog, QueryError};
 use crate::manifest::{self, Manifest};
 
-/// What to run.
+/// A pipeline that can run.
 pub(crate) struct Pipeline {
     pub(crate) plan: Plan,
     /// Each after those that it reads.

@@ -49,7 +49,7 @@ const BIRTH: &str = "birth.json";
 const READY: &str = "READY";
 const RESTORE_POINTS: &str = "cuts.json";
 
-/// What the command line and the environment say.
+/// The settings of the command line and the environment.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tools {
     /// The program Litestream; `None` is the one on the PATH.
@@ -176,7 +176,7 @@ impl Site {
             let Ok(incarnation) = name.parse::<Incarnation>() else { continue };
             let Some(birth) = self.read::<Birth>(&format!("{name}/{BIRTH}")).await? else { continue };
             let ready = self.objects.get(&format!("{name}/{READY}")).await?;
-            // What is in it is for restores to a time; that it is there is what counts.
+            // Its content is for restores to a time; its being there is what counts.
             let ready_at = ready.map(|content| {
                 let told = String::from_utf8_lossy(&content).trim().parse();
                 told.unwrap_or(birth.born_at)
@@ -230,13 +230,13 @@ pub(crate) struct Replica {
     pub(crate) identity: String,
     pub(crate) litestream: Litestream,
     pub(crate) marker: Marker,
-    /// What has just come from the store, if anything has.
+    /// The kind of restore that has just been made, if any.
     pub(crate) restored: Option<Restored>,
     pub(crate) files: Vec<ReplicatedFile>,
     pub(crate) data_dir: PathBuf,
     /// Litestream's control socket.
     pub(crate) socket: PathBuf,
     pub(crate) config: PathBuf,
-    /// What each Litestream of this directory holds while it lives.
+    /// The lock that each Litestream of this directory holds while it lives.
     pub(crate) lock: PathBuf,
 }

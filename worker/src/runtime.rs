@@ -47,11 +47,12 @@ use crate::storage::ingest::Ingest;
 use crate::storage::layout::{LayoutError, LockedDir};
 use crate::storage::sqlite::SqliteError;
 
-/// How long a planned stop waits for the evaluator and the sinks. What is not done by then is done at the next
+/// How long a planned stop waits for the evaluator and the sinks. Work that is not done by then is done at the next
 /// start: it is all on disk.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How much of that sources may take. What they have not handed over by then is refused, and nothing of it was acknowledged.
+/// How much of [`DRAIN_TIMEOUT`] sources may take. Messages that they have not handed over by then are refused; none of
+/// them was acknowledged.
 const SOURCES_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a pipeline did not start.
@@ -117,7 +118,7 @@ struct Running {
 }
 
 /// Runs the pipeline until `stop` is heard (or, with `once`, until its sources have ended), then stops in order.
-/// What comes from `reloads` takes its place meanwhile.
+/// A pipeline that comes from `reloads` takes its place meanwhile.
 pub(crate) async fn run(
     pipeline: Pipeline,
     secrets: Arc<Secrets>,

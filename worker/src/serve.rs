@@ -56,14 +56,14 @@ const TURNED_AWAY_TIME: Duration = Duration::from_secs(1);
 /// Requests of one HTTP/2 connection at once.
 const STREAMS_MAX: u32 = 100;
 
-/// What stands before a router.
+/// The front that stands before a router.
 pub(crate) struct Front {
     serving: Serving,
     certificates: Option<Certificates>,
     secrets: Arc<Secrets>,
 }
 
-/// What a connection is served with.
+/// The means to serve a connection.
 #[derive(Clone)]
 struct Service {
     router: TowerToHyperService<Router>,
@@ -167,7 +167,7 @@ impl Service {
         watcher: Watcher,
     ) {
         let io = TokioIo::new(Stall::new(stream, self.client_timeout));
-        // What ends a connection early is the client's doing.
+        // An early end of a connection is the client's doing.
         let outcome = if is_h2 {
             let mut builder = http2::Builder::new(TokioExecutor::new());
             builder
@@ -204,12 +204,12 @@ async fn turn_away(mut stream: TcpStream) {
         body.len()
     );
     if stream.write_all(answer.as_bytes()).await.is_ok() && stream.shutdown().await.is_ok() {
-        // What the client still sends would reset the connection, and take the answer along.
+        // Bytes that the client still sends would reset the connection, and take the answer along.
         while stream.read(&mut unread).await.is_ok_and(|read| read > 0) {}
     }
 }
 
-/// Who may come in.
+/// The clients that may come in.
 struct Guard {
     bearer: Credential,
     secrets: Arc<Secrets>,

@@ -30,7 +30,7 @@ pub(crate) struct Delivery {
     pub(crate) json: String,
 }
 
-/// What became of one result.
+/// The outcome of one result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Delivered,
@@ -62,8 +62,8 @@ pub(crate) trait Sink: Send + Sync {
         Box::pin(async { Ok(()) })
     }
 
-    /// Delivers results in their order and says what became of each. A call may be given up at any await; what
-    /// was not answered for is delivered again.
+    /// Delivers results in their order and returns the outcome of each. A call may be given up at any await;
+    /// results without an outcome are delivered again.
     fn deliver<'a>(&'a mut self, results: &'a [Delivery]) -> Outcomes<'a>;
 
     /// Results that one call takes at most.

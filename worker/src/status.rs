@@ -1,4 +1,4 @@
-//! What the worker tells about itself: counters that the rooms raise, and their two outlets, `/status` (JSON)
+//! The status of the worker: counters that the rooms raise, and their two outlets, `/status` (JSON)
 //! and `/metrics` (Prometheus). Counters are since the start of the process.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,7 +44,7 @@ pub(crate) struct Status {
     pub(crate) outbox_compacted: Counter,
     pub(crate) inflight_bytes: Gauge,
     pub(crate) replication: Arc<ReplicationStatus>,
-    /// What keeps results from being stored, and whether that is a full disk.
+    /// The error that keeps results from being stored, and whether that is a full disk.
     results_error: LastError,
     results_disk_full: AtomicBool,
     shard_errors: Vec<LastError>,
@@ -156,12 +156,12 @@ impl Status {
         self.results_error.clear()
     }
 
-    /// What keeps results from being stored, and whether that is a full disk.
+    /// The error that keeps results from being stored, and whether that is a full disk.
     pub(crate) fn results_problem(&self) -> Option<(String, bool)> {
         self.results_error.text().map(|error| (error, self.results_disk_full.load(Ordering::Relaxed)))
     }
 
-    /// What keeps data from being stored right now, if anything.
+    /// The error that keeps data from being stored right now, if any.
     pub(crate) fn storage_error(&self) -> Option<String> {
         let of_shard = self
             .shard_errors
@@ -171,8 +171,8 @@ impl Status {
         of_shard.or_else(|| self.results_error.text().map(|error| format!("results.db: {error}")))
     }
 
-    /// What keeps the worker from being ready, if anything. What has answered once may be away later: that is no reason
-    /// to keep clients from the rest.
+    /// The reason why the worker is not ready, if any. A server that has answered once may be away later: that is no
+    /// reason to keep clients from the rest.
     pub(crate) fn unready(&self) -> Option<String> {
         if !self.ready.load(Ordering::Relaxed) {
             return Some("starting or stopping".to_owned());

@@ -1,5 +1,6 @@
 //! When a worker compares its stored results: one join at a time, when somebody asks, and by itself while nothing is
-//! written. What differs is told loudly and, unless that is switched off, evaluated anew.
+//! written. Results that differ are logged as an error and, unless
+//! that is switched off, evaluated anew.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -181,7 +182,7 @@ impl Files {
     }
 }
 
-/// What an audit that began at `started` has come to.
+/// The comparison of an audit that began at `started`.
 pub(crate) fn finding(name: &str, outcome: Result<Finding, AuditError>, started: Instant) -> Finding {
     let seconds = started.elapsed().as_secs_f64();
     let (mut skipped, mut error) = (None, None);

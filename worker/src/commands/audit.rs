@@ -190,7 +190,7 @@ impl FindingTable {
         format!("{head}{:<24} {results:>10} {differences:>11} {:>9.2}{note}\n", finding.join, finding.seconds)
     }
 
-    /// What it all comes to.
+    /// The line below the table.
     pub(crate) fn end(&self) -> &'static str {
         match (self.wrong, self.differences, self.is_repairing) {
             (0, ..) => "no difference\n",

@@ -37,7 +37,7 @@ pub(crate) enum AskError {
     Url { url: String },
 }
 
-/// What a worker answers, line by line.
+/// The answer of a worker, line by line.
 pub(crate) struct Answer {
     peer: String,
     reader: BufReader<Box<dyn Connection>>,

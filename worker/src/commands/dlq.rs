@@ -284,7 +284,7 @@ impl EntryTable {
         format!("{head}{line}\n")
     }
 
-    /// What it all comes to.
+    /// The line below the table.
     pub(crate) fn end(&self) -> String {
         match self.rows {
             0 => "no dead letters\n".to_owned(),

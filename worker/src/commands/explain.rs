@@ -62,7 +62,7 @@ pub(crate) fn run(arguments: &Explain) -> ExitCode {
 /// Look-ups a change above which a join is worth a second thought.
 const PROBES_MANY: u64 = 100;
 
-/// What is told of a pipeline.
+/// The report on a pipeline.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Explanation {
@@ -73,7 +73,7 @@ pub(crate) struct Explanation {
     warnings: usize,
 }
 
-/// What is told of one join.
+/// The report on one join.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Explained {
@@ -129,7 +129,7 @@ struct IndexState {
     built: Option<Built>,
 }
 
-/// What lies in the shards of one index.
+/// The entries of one index in the shards.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Built {
@@ -139,7 +139,7 @@ pub(crate) struct Built {
     bytes: u64,
 }
 
-/// What a running worker has counted since it started.
+/// The counters of a running worker since it started.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Measured {
@@ -153,7 +153,7 @@ struct Measured {
     last_error: Option<String>,
 }
 
-/// What is known beside the manifests.
+/// Knowledge beside the manifests.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     /// Indexes in the shards of a data directory, by name.

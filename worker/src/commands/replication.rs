@@ -107,14 +107,14 @@ pub(crate) enum Aim<'a> {
     Nowhere,
 }
 
-/// What `litejoin replication status` tells.
+/// The report of `litejoin replication status`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ReplicaReport {
     base: String,
     claim: Option<Claim>,
     incarnations: Vec<IncarnationReport>,
-    /// What the worker says that runs on the data directory; `None` where none does.
+    /// The report of the worker that runs on the data directory; `None` where none does.
     worker: Option<Value>,
 }
 
@@ -326,7 +326,7 @@ fn compare(
     Ok(())
 }
 
-/// What is in a restored file.
+/// The contents of a restored file.
 struct Contents {
     rows: i64,
     /// Beside the living file, if there is one.

@@ -20,7 +20,7 @@ impl Run {
         }
     }
 
-    /// What replication works with.
+    /// The settings of replication.
     pub(crate) fn tools(&self) -> Tools {
         Tools { litestream: self.litestream.program.clone(), expects_replica: self.expect_replica }
     }

@@ -21,7 +21,7 @@ use crate::dead_letters::DeadLetters;
 use crate::dead_letters::inspect::{After, Filter};
 use crate::storage::sqlite::SqliteError;
 
-/// What is read.
+/// A request to read the queue.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Reading {
     pub(crate) filter: Filter,

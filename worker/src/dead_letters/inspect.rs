@@ -12,7 +12,7 @@ use crate::storage::sqlite::SqliteError;
 /// Entries that are read at a time.
 pub(crate) const PAGE: usize = 100;
 
-/// What somebody wants to see; all that is written must hold.
+/// The entries that a user wants to see: every field that is set must hold.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Filter {
@@ -31,7 +31,7 @@ pub(crate) struct Filter {
     pub(crate) given_up: bool,
 }
 
-/// What the queue holds.
+/// An entry of the queue.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "kind")]
 pub(crate) enum Entry {

@@ -12,7 +12,7 @@ pub(crate) struct Circuit {
     open_until: Option<Instant>,
 }
 
-/// What may be sent now.
+/// How much may be sent now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Allowance {
     /// As much as there is.
@@ -65,7 +65,7 @@ impl Circuit {
     }
 
     /// Notes a failure that may pass with time; `wait` is how long the sink is left alone if this opens the
-    /// circuit, or keeps it open. Returns whether it opens now. What fails in the call that has opened it says
+    /// circuit, or keeps it open. Returns whether it opens now. Further failures of the call that has opened it say
     /// nothing new.
     pub(crate) fn failed(&mut self, now: Instant, wait: Duration) -> bool {
         if matches!(self.allowance(now), Allowance::Wait(_)) {

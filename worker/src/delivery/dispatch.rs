@@ -30,7 +30,7 @@ use crate::storage::sqlite::SqliteError;
 /// Bytes that are handed to a sink at a time.
 const PAGE_BYTES: usize = 4 << 20;
 
-/// What a sink that may be away is tried with.
+/// The page with which a sink that may be away is tried.
 const PROBE: PageLimit = PageLimit { events: 1, bytes: 1 };
 
 /// Letters that are tried in one round.
@@ -70,14 +70,14 @@ pub(crate) struct Dispatcher {
     pub(crate) is_count_old: bool,
 }
 
-/// What was handed to the sink.
+/// The kind of result that was handed to the sink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tried {
     Result,
     Letter,
 }
 
-/// What an outcome means for the result.
+/// The meaning of an outcome for the result.
 enum Verdict {
     Delivered,
     Failed {
@@ -144,7 +144,7 @@ impl Dispatcher {
         }
     }
 
-    /// Somebody else may have put letters in, or taken some out.
+    /// Looks whether letters were put in or taken out by others than this sink.
     fn look_at_letters(&mut self) {
         self.has_letters = true;
         self.counted = None;
@@ -153,7 +153,7 @@ impl Dispatcher {
         }
     }
 
-    /// Somebody has changed letters, perhaps to have them tried: that is worth it, whatever became of them so far.
+    /// Has letters tried that a user has changed: trying them is worth it, whatever became of them so far.
     fn try_letters(&mut self) {
         self.look_at_letters();
         self.letters_circuit.succeeded();

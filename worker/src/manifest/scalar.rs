@@ -1,4 +1,4 @@
-//! What a plain scalar means: YAML 1.2's core schema. kubectl still reads YAML 1.1, and the same file must mean
+//! The meaning of a plain scalar: YAML 1.2's core schema. kubectl still reads YAML 1.1, and the same file must mean
 //! the same on a laptop and in a cluster, so a word that the two read differently is refused.
 
 use serde_json::{Number, Value};

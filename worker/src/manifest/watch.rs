@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{bytes, files, is_stdin};
 
-/// What the files of some paths held at one look; equal looks mean equal files.
+/// The contents of the files of some paths at one look; equal looks mean equal files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Look(u64);
 
@@ -33,7 +33,7 @@ fn hash_file(file: &Path, hasher: &mut DefaultHasher) {
 /// Tells a change that has come to rest from one that goes on.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    /// What was read last.
+    /// The look that was taken last.
     known: Look,
     last: Look,
 }

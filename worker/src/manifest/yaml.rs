@@ -61,7 +61,7 @@ impl Positions {
 pub(crate) struct Fault {
     /// Counted from 1.
     pub(crate) line: usize,
-    /// What is wrong and what to write instead.
+    /// The fault, and the remedy.
     pub(crate) message: String,
 }
 
@@ -142,7 +142,7 @@ impl<'a> YamlReader<'a> {
 
 struct DocumentReader<'r, 'a> {
     reader: &'r mut YamlReader<'a>,
-    /// What each anchor names, and how many values it holds.
+    /// The value of each anchor, and how many values it holds.
     anchors: HashMap<usize, (Value, usize)>,
     positions: Positions,
 }

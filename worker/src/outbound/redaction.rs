@@ -1,4 +1,4 @@
-//! What a server says, without our credentials, should it repeat them. Pure.
+//! The words of a server without our credentials, should it repeat them. Pure.
 
 use std::cmp::Reverse;
 
@@ -10,7 +10,7 @@ const SHOWN_BYTES_MAX: usize = 300;
 /// A value that is filled in and shorter than that is no credential, and may be part of many words.
 const FILLED_IN_BYTES_MIN: usize = 4;
 
-/// What must not be shown.
+/// The texts that must not be shown.
 #[derive(Default)]
 pub(super) struct Redaction(Vec<String>);
 

@@ -1,5 +1,5 @@
 //! How a data directory comes to its data and its prefix, before anything is opened: look, decide, claim, see that the
-//! claim is ours, look again, restore. What is written can be cut off at any point: the next start takes it up.
+//! claim is ours, look again, restore. Each write can be cut off at any point: the next start takes it up.
 
 use std::path::{Path, PathBuf};
 
@@ -28,7 +28,7 @@ const LOCK: &str = "litestream.lock";
 const SOCKET_PATH_BYTES_MAX: usize = 100;
 
 /// Gives a directory its data and its prefix. Where that can't be done without the risk of losing data or of writing
-/// where somebody else does, it fails and has changed nothing that counts.
+/// where another worker does, it fails and has changed nothing that counts.
 pub(crate) async fn prepare(
     locked: &LockedDir,
     plan: &Plan,
@@ -92,7 +92,7 @@ struct ReplicaStart<'a> {
     directory: &'a Directory<'a>,
 }
 
-/// What a start has seen.
+/// The directory and the store as a start has seen them.
 struct Observed {
     local: Local,
     remote: Remote,
@@ -178,7 +178,7 @@ impl ReplicaStart<'_> {
         fault::point("incarnation-born");
         claim(site, &self.wanted.identity, &own, &holder).await?;
         fault::point("incarnation-claimed");
-        // From now on the one before us tells nobody that something is replicated: what is there now is all there is.
+        // From now on the worker before us acknowledges nothing as replicated: the store now has all that it ever will.
         seen.remote = site.look().await?.before_claim_of(&own, seen.remote);
         if let Some(other) = overtaker(&own, &seen.remote) {
             return Err(ReplicationError::Overtaken { place: site.base.to_string(), other: other.clone() });
@@ -201,7 +201,7 @@ impl ReplicaStart<'_> {
         Ok((marker, restored))
     }
 
-    /// What is known of an incarnation before it is known whose data it begins with.
+    /// The birth of an incarnation before it is known whose data it begins with.
     fn birth(&self) -> Birth {
         Birth {
             identity: self.wanted.identity.clone(),
@@ -228,7 +228,7 @@ impl ReplicaStart<'_> {
     }
 }
 
-/// What the pipeline wants of its replica.
+/// The requirements of the pipeline on its replica.
 fn wanted(plan: &Plan, site: &Site, tools: &Tools, begin: Begin<'_>) -> Requirements {
     let replication = &site.replication;
     Requirements {
@@ -242,7 +242,7 @@ fn wanted(plan: &Plan, site: &Site, tools: &Tools, begin: Begin<'_>) -> Requirem
     }
 }
 
-/// Says that this incarnation counts, and sees that nobody says otherwise at the same time.
+/// Claims that this incarnation counts, and sees that no other start claims otherwise at the same time.
 pub(super) async fn claim(
     site: &Site,
     identity: &str,

@@ -36,7 +36,7 @@ pub(crate) const SFTP_HOST_KEY: &str = "LITEJOIN_SFTP_HOST_KEY";
 /// The variable that names the file with the key by which S3 encrypts, where its owner keeps it.
 pub(crate) const SSE_CUSTOMER_KEY_PATH: &str = "LITEJOIN_SSE_CUSTOMER_KEY_PATH";
 
-/// What Litestream is to do: copy these files to below `incarnation`. `variable` looks into the environment, of which
+/// Litestream's configuration: copy these files to below `incarnation`. `variable` looks into the environment, of which
 /// nothing secret is taken.
 pub(crate) fn litestream(
     replication: &Replication,

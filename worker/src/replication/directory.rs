@@ -1,6 +1,6 @@
 //! A data directory before it is opened: what it says of itself, and what is done so that it may write the prefix that
-//! was decided on. What can be of use to somebody is set aside, and never removed; and not before all that takes its place
-//! is here. What follows then can be cut off at any point, and ends at the next start without the store.
+//! was decided on. Data that can be of use is set aside, and never removed; and not before all that takes its place is
+//! here. The steps from there on can be cut off at any point, and are ended by the next start without the store.
 //!
 //! ```text
 //! fetch into restoring/ ─► marker: restoring ─► set aside ─► marker: set aside ─► move to the places ─► lay out ─► marker
@@ -29,10 +29,10 @@ pub(super) const CONFIG: &str = "litestream.yml";
 const RESTORING: &str = "restoring";
 const SET_ASIDE: &str = "set-aside";
 
-/// What is set aside beside the replicated files, their WALs and Litestream's notes.
+/// Files that are set aside beside the replicated files, their WALs and Litestream's notes.
 const SET_ASIDE_TOO: [&str; 3] = ["layout.json", CONFIG, "scratch"];
 
-/// What is to be done.
+/// The choice of a start: how the directory comes to its data.
 pub(super) struct Choice {
     pub(super) decision: Decision,
     /// Another pipeline's replica, if the data comes from there.
@@ -128,12 +128,12 @@ impl Directory<'_> {
             }
             Decision::Keep { why, .. } => {
                 info!(base = %self.site.base, why, "the data of this directory counts; copying all of it");
-                // What Litestream knew of its old place.
+                // Litestream's notes are about its old place.
                 self.forget_litestream()?;
                 return Ok(None);
             }
             Decision::Restore { from } => {
-                // One that lies elsewhere is not lost with the directory, and stays where nobody goes back in time.
+                // A file that lies elsewhere is not lost with the directory, and stays unless a time is gone back to.
                 let is_wanted = |file: &&ReplicatedFile| {
                     let is_replaced = self.is_inside(file) || point.is_some() || !file.path.exists();
                     from.birth.files.contains(&file.name) && is_replaced
@@ -261,7 +261,7 @@ fn notes(file: &ReplicatedFile) -> Option<PathBuf> {
     Some(file.path.with_file_name(format!(".{name}-litestream")))
 }
 
-/// What the folder is called that takes what is in a directory now.
+/// The name of the folder that takes the present contents of a directory.
 fn set_aside_name(local: &Local) -> String {
     let was = match local {
         Local::Marked { marker, .. } => marker.incarnation.to_string(),

@@ -28,7 +28,7 @@ const TELL_INTERVAL: Duration = Duration::from_secs(5);
 /// The same on a terminal.
 const DRAW_INTERVAL: Duration = Duration::from_millis(200);
 
-/// What was restored.
+/// The state in which files were restored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Restored {
     /// The newest of each file.
@@ -39,7 +39,7 @@ pub(crate) enum Restored {
     Apart,
 }
 
-/// What becomes of a `results.db` that comes back unsound. All of it follows from what is in the shards.
+/// The treatment of a `results.db` that comes back unsound: all of it follows from the shards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum UnsoundResults {
     Refuse,
@@ -94,7 +94,7 @@ pub(crate) async fn fetch(
                 error = chain(&problem),
                 "the exact cut before that time can't be restored any more; taking each file as of its own last moment"
             ),
-            // Whatever else it was, the restore point may be there at the next try.
+            // After any other error the restore point may be there at the next try.
             Err(problem) => return Err(problem),
         }
         make_empty(folder)?;

@@ -1,7 +1,7 @@
 //! Which copy of the data counts, and under which prefix a worker may write. Two Litestreams on one prefix destroy it,
 //! so a prefix has one writer for ever: an *incarnation*, minted when a directory is made, restored or taken over, with
-//! a random part in its name, so that no race can make the same one twice. What is decided here follows from
-//! what was seen; the looking, claiming and restoring is [`super::boot`]'s.
+//! a random part in its name, so that no race can make the same one twice. Decisions here follow from
+//! values that were seen; the looking, claiming and restoring is [`super::boot`]'s.
 //!
 //! ```text
 //! <replicaUrl>/<identity>/<ordinal>/claim.json                 the incarnation that counts, and who holds it
@@ -56,7 +56,7 @@ impl<'de> Deserialize<'de> for Incarnation {
     }
 }
 
-/// `claim.json`: whoever it names may go on, everyone else ends. Only a start writes it, so nothing that runs can
+/// `claim.json`: the worker that it names may go on, every other one ends. Only a start writes it, so nothing that runs can
 /// overwrite its successor's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -126,15 +126,15 @@ pub(crate) struct Marker {
     /// `restore.timestamp` that was gone back to last.
     #[serde(default)]
     pub(crate) gone_back_to: Option<String>,
-    /// What was committed before this time, in seconds since the epoch, was in the replica when this was written last.
+    /// Commits from before this time, in seconds since the epoch, were in the replica when this was written last.
     #[serde(default)]
     pub(crate) complete_until: Option<i64>,
     /// The inode of the lock file: another one in a copy of the directory.
     pub(crate) lock_inode: u64,
 }
 
-/// What is left of a restore once all of its files lie beside the data: it needs no store any more, and a start that finds
-/// it goes on with it.
+/// The rest of a restore once all of its files lie beside the data: it needs no store any more, and a start that finds it
+/// goes on with it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Restoring {
@@ -150,15 +150,15 @@ impl Marker {
         claim.is_some_and(|claim| claim.incarnation == self.incarnation && claim.holder == self.holder)
     }
 
-    /// What is noted before the claim, which names `held` now, is renewed. A holder that was announced before and is not
-    /// in it may still come there, so it is announced again; where there is none, `drawn` is, a new one.
+    /// The marker to write before renewing the claim. `held` is the holder now in the claim. Keeps an earlier
+    /// `next_holder` that has not appeared there yet, because that write may still arrive; otherwise uses `drawn`.
     pub(crate) fn announcing(self, held: &str, drawn: String) -> Self {
         let announced = self.next_holder.filter(|announced| announced != held);
         Self { holder: held.to_owned(), next_holder: Some(announced.unwrap_or(drawn)), ..self }
     }
 }
 
-/// What a data directory holds.
+/// The contents of a data directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Local {
     /// Nothing, or a restore that is under way.
@@ -174,14 +174,14 @@ pub(crate) enum Local {
     },
 }
 
-/// What the store holds.
+/// The contents of the store.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Remote {
     pub(crate) claim: Option<Claim>,
     pub(crate) found: Vec<FoundIncarnation>,
 }
 
-/// What a pipeline wants.
+/// The requirements of a pipeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Requirements {
     pub(crate) identity: String,
@@ -287,7 +287,7 @@ impl Decision {
 }
 
 impl Remote {
-    /// What a restore takes: the claimed incarnation once it is READY, until then the newest that is.
+    /// The incarnation that a restore takes: the claimed one once it is READY, until then the newest that is.
     pub(crate) fn best(&self) -> Option<&FoundIncarnation> {
         let ready = || self.found.iter().filter(|found| found.is_ready());
         let claimed = self.claim.as_ref().map(|claim| &claim.incarnation);
@@ -296,8 +296,8 @@ impl Remote {
             .or_else(|| ready().max_by_key(|found| &found.incarnation))
     }
 
-    /// One that became READY since `before` was seen. It was claimed since then too, and may have told that something is
-    /// replicated: whoever has read the claim before that, and written it after that, has to begin with its data.
+    /// The newest incarnation that became READY after `before` was read. Its owner may have acknowledged messages as
+    /// replicated, so a worker that overwrote its claim must restore from it.
     pub(crate) fn newcomer(&self, before: &Remote) -> Option<&FoundIncarnation> {
         let was_ready = |found: &FoundIncarnation| {
             before.found.iter().any(|then| then.incarnation == found.incarnation && then.is_ready())
@@ -310,13 +310,13 @@ impl Remote {
         })
     }
 
-    /// The same, seen by whoever has just claimed it for `own`, and saw `before` earlier: with the claim that counted
-    /// until then, and without its own incarnation.
+    /// The same for a worker that has just claimed it for `own`, and saw `before` earlier: with the claim that counted
+    /// until then, and without `own`.
     pub(crate) fn before_claim_of(mut self, own: &Incarnation, before: Remote) -> Self {
         self.found.retain(|found| found.incarnation != *own);
         let newcomer = self.newcomer(&before).map(|found| found.incarnation.clone());
         self.claim = match (before.claim, newcomer) {
-            // Nobody is left who holds it.
+            // No worker is left that holds it.
             (Some(claim), Some(incarnation)) if claim.incarnation != incarnation => {
                 Some(Claim { incarnation, holder: String::new(), ..claim })
             }
@@ -325,7 +325,7 @@ impl Remote {
         self
     }
 
-    /// Those that may hold the data of a time, in seconds since the epoch; the most likely one comes first.
+    /// The incarnations that may hold the data of a time, in seconds since the epoch; the most likely one comes first.
     pub(crate) fn lived_at(&self, seconds: i64) -> Vec<&FoundIncarnation> {
         let mut all: Vec<&FoundIncarnation> =
             self.found.iter().filter(|found| found.ready_at.is_some_and(|at| at <= seconds)).collect();
@@ -333,7 +333,7 @@ impl Remote {
         all
     }
 
-    /// Those that nobody needs any more beside `own`: a later one that is READY was born before this time.
+    /// The incarnations that are of no use any more beside `own`: a later one that is READY was born before this time.
     pub(crate) fn outlived(&self, own: &Incarnation, before: i64) -> Vec<&Incarnation> {
         let claimed = self.claim.as_ref().map(|claim| &claim.incarnation);
         let is_outlived = |incarnation: &Incarnation| {
@@ -435,7 +435,7 @@ fn marked(
     let is_own = claim.incarnation == *own && holds && !is_copy;
     let decision = match best {
         _ if is_own => Decision::GoOn(own.clone()),
-        // Who took over has never been READY: this directory holds all that was ever told to be replicated.
+        // The worker that took over has never been READY: this directory holds all that was ever acknowledged as replicated.
         None => keep("no other was ever complete"),
         Some(best) if best.incarnation.number < own.number => keep("no later one was ever complete"),
         Some(best) if best.incarnation == *own && !is_copy && claim.incarnation != *own => {
@@ -446,7 +446,7 @@ fn marked(
         }
         Some(from) => return restore(from, wanted),
     };
-    // Its data counts, and is made whole first: whoever goes on without a file never gets it back.
+    // The directory's data counts, and is made whole first: a worker that goes on without a file never gets it back.
     let Some(from) = best else { return Ok(decision) };
     let missing: Vec<String> =
         missing.iter().filter(|name| from.birth.files.contains(name)).cloned().collect();

@@ -40,7 +40,7 @@ const RESTART_WAITS: [Duration; 5] = [
 /// A run of this length was no failure in a row.
 const GOOD_RUN: Duration = Duration::from_secs(60);
 
-/// What its end takes beside the last shipment of each file.
+/// The time that its end takes beside the last shipment of each file.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 
 /// How long a restore may stand still.
@@ -49,10 +49,10 @@ const RESTORE_STALL: Duration = Duration::from_secs(60);
 /// How often a restore is looked at.
 const RESTORE_LOOK: Duration = Duration::from_millis(500);
 
-/// What Litestream says where it has put a file together, and SQLite finds it broken.
+/// The words of Litestream where it has put a file together, and SQLite finds it broken.
 const UNSOUND: &str = "integrity check failed";
 
-/// What it says where its replica has no such state of a file, or not any more.
+/// The words of Litestream where its replica has no such state of a file, or not any more.
 const UNAVAILABLE: &str = "no matching backup files available";
 
 /// How often we see whether a Litestream that is left over has ended.
@@ -379,7 +379,7 @@ fn log_line(line: &str) -> (String, String, String) {
     (level, message, details.join(" "))
 }
 
-/// What a program said last, on one line.
+/// The last words of a program, on one line.
 fn last_words(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
     let words = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("nothing");

@@ -11,7 +11,7 @@ pub(crate) struct ReplicaLocation {
     pub(crate) path: String,
 }
 
-/// What kind of store it is, and which one.
+/// The kind of a store, and which one it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Backend {
     S3 {

@@ -339,7 +339,7 @@ impl ReplicaMonitor {
 }
 
 /// Removes incarnations and directories that were left longer ago than replicas are kept. Of an incarnation READY goes
-/// first, so that nobody restores a part of it, and its birth last, so that what is left of it is found again.
+/// first, so that no restore takes a part of it, and its birth last, so that what is left of it is found again.
 async fn clean(site: &Site, marker: &Marker, data_dir: PathBuf) -> Result<(), ReplicationError> {
     let retention = i64::try_from(site.replication.retention.as_secs()).unwrap_or(i64::MAX);
     let before = clock::epoch_seconds().saturating_sub(retention);
@@ -355,8 +355,8 @@ async fn clean(site: &Site, marker: &Marker, data_dir: PathBuf) -> Result<(), Re
     Ok(())
 }
 
-/// Has a file shipped; returns its name, the length of its WAL, and what Litestream says. What is shipped is on the disk
-/// first: one that came back from a loss of power without it would go on under the same prefix.
+/// Has a file shipped; returns its name, the length of its WAL, and Litestream's answer. Commits are on the disk before
+/// they are shipped: one that came back from a loss of power without it would go on under the same prefix.
 async fn sync(socket: LitestreamSocket, file: ReplicatedFile) -> (String, u64, Result<Synced, String>) {
     let path = file.path.clone();
     let synced = match blocking(move || sqlite::sync_wal(&path)).await {

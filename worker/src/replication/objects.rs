@@ -39,7 +39,7 @@ const OBJECT_BYTES_MAX: usize = 1 << 20;
 /// Length of a key by which S3 encrypts.
 const KEY_BYTES: usize = 32;
 
-/// What S3 stores say of a request whose time is more than a quarter of an hour off, whatever code they give it.
+/// The words of S3 stores for a request whose time is more than a quarter of an hour off, whatever its code.
 const CLOCK_REFUSAL: &str = "difference between the request time and the";
 
 /// Why a store gave no answer.
@@ -67,7 +67,7 @@ pub(crate) struct Objects {
 
 #[derive(Clone)]
 enum StoreClient {
-    /// What [`object_store`] speaks with.
+    /// A store that [`object_store`] speaks with.
     Cloud(Arc<dyn ObjectStore>),
     /// A folder of this machine; made with the first object.
     Folder(PathBuf),
@@ -136,7 +136,7 @@ impl Objects {
         .await
     }
 
-    /// What lies directly below a folder, `""` being the whole.
+    /// The names directly below a folder, `""` being the whole.
     pub(crate) async fn list(&self, folder_name: &str) -> Result<Listing, ObjectsError> {
         self.call("list what is there", async {
             match &self.store {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::json;
 
-/// What Litestream may take beyond the time that it was given.
+/// The time that Litestream may take beyond the time that it was given.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// Why it did not answer as asked.

@@ -1,4 +1,4 @@
-//! What a start does with what it has seen of its directory and of the store. Pure: two starts that race see different
+//! The decisions of a start, from what it has seen of its directory and of the store. Pure: two starts that race see different
 //! things, and each pair of sights is a row of the tests. [`super::boot`] looks, claims and restores.
 
 use litejoin_crds::replication::RestorePolicy;
@@ -9,24 +9,24 @@ use super::incarnation::{
 };
 use super::{PointInTime, ReplicationError};
 
-/// What a directory is prepared for.
+/// The purpose for which a directory is prepared.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Begin<'a> {
-    /// Whatever is needed is done, and then a Litestream of ours is started, or somebody is told to start one.
+    /// To be run: all that is needed is done, and then a Litestream is started, by us or by the user.
     Run,
-    /// The same for somebody who asks for data, and is not served by none.
+    /// The same for a user who asks for data: having none is an error.
     Restore,
-    /// A Litestream of somebody else's runs already, by a configuration of ours: nothing may change.
+    /// A Litestream that is not ours runs already, by a configuration of ours: nothing may change.
     Prepared,
     /// To go back to this time.
     At(&'a PointInTime),
 }
 
-/// What is asked of a start, by its command and by the manifest.
+/// The wishes of a start's command and of the manifest.
 #[derive(Debug, Clone)]
 pub(super) struct Request<'a> {
     pub(super) begin: Begin<'a>,
-    /// `restore.timestamp`: what the data is to be gone back to once.
+    /// `restore.timestamp`: the time that the data is to be gone back to once.
     pub(super) timestamp: Option<PointInTime>,
     /// `restore.fromUrl`: another pipeline's replica, for a start that has nothing of its own.
     pub(super) from_url: Option<&'a str>,
@@ -41,7 +41,7 @@ pub(super) enum DataOrigin {
     Elsewhere(String, Option<PointInTime>),
 }
 
-/// What became of a start that had renewed its claim.
+/// The outcome of renewing a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Renewal {
     /// The claim was ours all the time.
@@ -50,7 +50,7 @@ pub(super) enum Renewal {
     Overtaken(Remote),
 }
 
-/// What the store is taken to hold when it can't be reached; `None` if the start can't do without it. All of the data
+/// The contents that the store is taken to have when it can't be reached; `None` if the start can't do without it. All of the data
 /// has to be in the directory, and what is written goes below a prefix that no other writes. Whether the claim still
 /// names us turns out when the store is back; until then nothing is told to be replicated. `birth` is that of now.
 pub(super) fn without_store(
@@ -73,8 +73,8 @@ pub(super) fn without_store(
     Some(Remote { claim: Some(held(marker, wanted)), found: vec![own] })
 }
 
-/// Decides where the directory's data comes from: as [`decide`] does, if nobody asks for an earlier time or another
-/// pipeline's data.
+/// Decides where the directory's data comes from: as [`decide`] does, unless an earlier time or another pipeline's
+/// data is asked for.
 pub(super) fn origin(
     request: &Request<'_>,
     local: &Local,

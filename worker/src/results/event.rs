@@ -48,7 +48,7 @@ impl Applied {
     }
 }
 
-/// What happened to a result.
+/// The change of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Op {
     Created,
@@ -131,7 +131,7 @@ pub(crate) struct Envelope {
     pub(crate) join_name: String,
     /// Second name of the field `key`.
     pub(crate) result_key: Option<String>,
-    /// What the rows hold.
+    /// The columns of the rows.
     pub(crate) shape: Arc<Shape>,
 }
 

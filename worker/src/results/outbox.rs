@@ -12,7 +12,7 @@ use crate::storage::sqlite::SqliteError;
 /// Events that one transaction removes or looks at, so that epochs need not wait long.
 const EVENTS_PER_STEP: usize = 10_000;
 
-/// What may leave the outbox.
+/// The events that stay in the outbox.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Keep {
     /// Events stored at or after this time (seconds since the epoch) stay, unless the outbox is too large.
@@ -22,14 +22,14 @@ pub(crate) struct Keep {
     pub(crate) bytes_max: u64,
 }
 
-/// What a pass over the outbox did.
+/// The effects of a pass over the outbox.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Tidied {
     /// Events that every sink has had.
     pub(crate) trimmed: u64,
     /// Events that were superseded before a lagging sink had them.
     pub(crate) compacted: u64,
-    /// What is left, in bytes.
+    /// The size of the events that are left, in bytes.
     pub(crate) bytes: u64,
 }
 
@@ -133,8 +133,8 @@ impl Results {
         })
     }
 
-    /// Removes what nobody should get any more, now that every join was evaluated: results that were stored before what
-    /// they follow from was lost, and that have been taken back.
+    /// Removes events that no sink should get any more, now that every join was evaluated: results that followed from
+    /// lost messages, and that have been taken back.
     pub(crate) fn end_recovery(&self) -> Result<(), SqliteError> {
         let mut after = Position::default();
         while let Some((up_to, ..)) = self.compact_step(after)? {

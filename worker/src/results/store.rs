@@ -19,7 +19,7 @@ const EPOCHS_RESERVED: u64 = 10_000;
 /// The entry of `accumulators` that is no group: by which plan the others are kept.
 const ACCUMULATED_BY: &str = "plan";
 
-/// What `joins.stale` says while only a part of the results is stored; 1 when the query failed, 0 when all is well.
+/// The value of `joins.stale` while only a part of the results is stored; 1 when the query failed, 0 when all is well.
 pub(crate) const STALE_WHILE_STORING: i64 = 2;
 
 /// The writing side of `results.db`.
@@ -59,7 +59,7 @@ pub(crate) struct EpochWriter<'a> {
     writes: u64,
 }
 
-/// What a committed epoch has added.
+/// The events that a committed epoch has added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Committed {
     /// The last event of the epoch, or its start if there was none.
@@ -235,7 +235,7 @@ impl Results {
         })
     }
 
-    /// What [`EpochWriter::accumulate_by`] has noted of a join.
+    /// The plan that [`EpochWriter::accumulate_by`] has noted of a join.
     pub(crate) fn accumulated_by(&self, join: JoinId) -> Result<Option<String>, SqliteError> {
         self.doing("read accumulators", |connection| {
             connection

@@ -10,7 +10,7 @@ use crate::storage::sqlite;
 /// The entry of `meta` that is there while results may not follow from what is in the topics.
 pub(super) const DOUBTFUL: &str = "doubtful";
 
-/// What an event takes beside its key and rows, in bytes; an estimate.
+/// The size of an event beside its key and rows, in bytes; an estimate.
 const EVENT_OVERHEAD_BYTES: u64 = 64;
 
 pub(super) const SCHEMA: &str = "

@@ -1,4 +1,4 @@
-//! What differs between the config in force and the one that is to follow it. Pure.
+//! The difference between the config in force and the one that is to follow it. Pure.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -82,7 +82,7 @@ impl Listeners {
     }
 }
 
-/// What listens, and on which address.
+/// The parts that listen, and on which address.
 fn addresses(plan: &Plan) -> impl Iterator<Item = (String, &str)> {
     let sources = plan.sources.iter().filter_map(|source| match &source.kind {
         SourceKind::Http(spec) => Some((format!("source {}", source.name), spec.addr.as_str())),

@@ -1,5 +1,5 @@
-//! What runs beside the data path: keeping the outbox, the dead-letter queue and the topics small, and
-//! comparing stored results while nothing else is to do.
+//! Maintenance beside the data path: the outbox, the dead-letter queue and the topics are kept small, and stored results
+//! are compared while nothing else is to do.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ async fn tick(interval: Duration, stopping: &mut watch::Receiver<bool>) -> bool 
     }
 }
 
-/// What maintenance is made of.
+/// The tasks of maintenance, and all that they work on.
 pub(super) struct Maintenance {
     pub(super) units: Vec<Unit>,
     pub(super) results: Arc<Results>,

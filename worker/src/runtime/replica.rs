@@ -12,7 +12,7 @@ use crate::status::replication::ReplicationStatus;
 use crate::storage::ingest::Ingest;
 use crate::storage::replication_barrier::ReplicationBarrier;
 
-/// What replicates.
+/// The parts that replicate.
 pub(super) struct Replication {
     /// `None` where somebody else runs it.
     litestream: Option<Unit>,

@@ -66,7 +66,7 @@ pub(super) fn specs(plan: &plan::Plan) -> BTreeMap<String, SinkSpec> {
 /// The sinks that run, and what they are made of.
 pub(super) struct Sinks {
     pub(super) units: Units<SinkSpec>,
-    /// What each takes, by its name.
+    /// The routes of each sink, by its name.
     pub(super) routes: BTreeMap<String, watch::Sender<Arc<Routes>>>,
     pub(super) results: Arc<Results>,
     pub(super) reader: Arc<Reader>,
@@ -86,7 +86,7 @@ pub(super) struct Sinks {
 }
 
 impl Sinks {
-    /// Makes sinks ready to start. What they take is told by [`Self::route`] before they do.
+    /// Makes sinks ready to start. [`Self::route`] says before that which joins they take.
     pub(super) fn prepare<'n>(
         &mut self,
         names: impl Iterator<Item = &'n str>,
@@ -175,7 +175,7 @@ impl Sinks {
         })
     }
 
-    /// What a sink that is written to does.
+    /// The work of a sink that is written to.
     fn dispatch(&mut self, name: &str, mut sink: Box<dyn Sink>, delivery: &plan::Delivery) -> Work {
         let (name, delivery) = (name.to_owned(), delivery.clone());
         let (status, applied) = (Arc::clone(&self.status), self.applied.clone());

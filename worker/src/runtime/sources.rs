@@ -74,7 +74,7 @@ pub(super) struct Sources {
     pub(super) secrets: Arc<Secrets>,
     pub(super) shard_paths: Vec<PathBuf>,
     pub(super) states: Arc<States>,
-    /// What waits for the replica.
+    /// The barrier at which a source waits for the replica.
     pub(super) replication_barrier: ReplicationBarrier,
 }
 

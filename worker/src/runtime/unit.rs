@@ -14,7 +14,7 @@ use super::config_diff::NameDiff;
 /// How long a part that a reload changes or removes may take to finish what it has begun.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a part does until it hears that it is to stop.
+/// The work of a part until it hears that it is to stop.
 pub(super) type Work = Box<dyn FnOnce(watch::Receiver<bool>) -> Task + Send>;
 
 /// See [`Work`].
@@ -74,7 +74,7 @@ impl<S> Default for Units<S> {
 }
 
 impl<S: PartialEq> Units<S> {
-    /// What to do so that `wanted` runs.
+    /// The names to start and to stop so that `wanted` runs.
     pub(super) fn diff(&self, wanted: &BTreeMap<String, S>) -> NameDiff {
         let running = self.running.iter().map(|(name, (spec, _))| (name.as_str(), spec));
         NameDiff::between(running, wanted.iter().map(|(name, spec)| (name.as_str(), spec)))

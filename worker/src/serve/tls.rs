@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use crate::credentials::{Secret, Secrets};
 
-/// What is served with now.
+/// The certificate in force.
 pub(super) struct Certificates {
     spec: ServerTls,
     texts: Texts,

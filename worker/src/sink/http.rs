@@ -147,7 +147,7 @@ fn is_away(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Failed(_) | Outcome::Later(..))
 }
 
-/// Whether the same request may go through later. What the server does not take for what it is never will; a redirect
+/// Whether the same request may go through later. A request that the server refuses for what it is never will; a redirect
 /// that is not followed is the fault of the manifest, not of the result.
 fn may_pass(status: StatusCode) -> bool {
     !status.is_client_error()

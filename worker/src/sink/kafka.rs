@@ -72,7 +72,7 @@ struct Cluster {
     name: String,
     spec: plan::KafkaSink,
     secrets: Arc<Secrets>,
-    /// Who we are to the cluster over all restarts: the transactional id, and the group that keeps what was written.
+    /// Our name in the cluster over all restarts: the transactional id, and the group that keeps the ids of written results.
     id: String,
 }
 
@@ -84,7 +84,7 @@ impl KafkaSink {
         Self { cluster, producer: None, session: None, scout: None }
     }
 
-    /// Sends results and waits for all of them. What is refused in company is sent again in halves, down to single ones.
+    /// Sends results and waits for all of them. Results that are refused in company are sent again in halves, down to single ones.
     async fn send(&mut self, results: &[Delivery]) -> Vec<Outcome> {
         let producer = match self.producer.take().map_or_else(|| self.cluster.producer(&[]), Ok) {
             Ok(producer) => producer,
@@ -241,7 +241,7 @@ impl Cluster {
         record
     }
 
-    /// What it means that a record was not taken.
+    /// The outcome of a record that was not taken.
     fn failure(&self, events: &Events, error: &KafkaError) -> Outcome {
         use RDKafkaErrorCode as Code;
         let kafka_topic = &self.spec.kafka_topic;
@@ -330,7 +330,7 @@ impl Cluster {
     fn reach(&self) -> Result<Option<String>, String> {
         let producer = self.producer(&[])?;
         let metadata = producer.client.client().fetch_metadata(Some(&self.spec.kafka_topic), REACH_MAX);
-        // What the client has to tell comes on a thread of its own.
+        // Events of the client come on a thread of its own.
         let metadata = metadata.map_err(|error| kafka::problem(&producer.events, &error).text)?;
         let trouble = metadata.topics().iter().find_map(|topic| topic.error());
         Ok(trouble.and_then(|code| {

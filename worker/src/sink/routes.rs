@@ -11,7 +11,7 @@ use crate::results::event::{Envelope, JoinId};
 /// Where a sink finds the routes that are in force.
 pub(crate) type RoutesInForce = watch::Receiver<Arc<Routes>>;
 
-/// What a sink takes.
+/// The joins that a sink takes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Routes {
     /// In the order of the plan.

@@ -34,7 +34,7 @@ const TABLES: &str = "CREATE TABLE IF NOT EXISTS _litejoin (
     incarnation TEXT NOT NULL
 )";
 
-/// What stands between a join and its table.
+/// The reason why a join has no table.
 #[derive(Debug, thiserror::Error)]
 enum TableError {
     #[error("{0}")]

@@ -48,7 +48,7 @@ const RELEASE_WAIT: Duration = Duration::from_secs(20);
 /// Bytes of a snapshot that are sent in one piece.
 const SNAPSHOT_PIECE_BYTES: usize = 64 << 10;
 
-/// What every request of one SSE sink shares.
+/// The state that every request of one SSE sink shares.
 pub(crate) struct SseState {
     pub(crate) routes: RoutesInForce,
     pub(crate) lineage: String,
@@ -70,7 +70,7 @@ impl SseState {
         Arc::new(Semaphore::new(SNAPSHOTS_MAX))
     }
 
-    /// What the sink takes now.
+    /// The routes of the sink that are in force.
     fn routes(&self) -> Arc<Routes> {
         Arc::clone(&self.routes.borrow())
     }
@@ -255,7 +255,7 @@ impl SnapshotWriter {
             &[join],
             key,
             |_, _| {
-                // What is read is fixed now, so that what is replicated from here on has it.
+                // The reading is fixed now, so that a sync round from here on has all of it.
                 if !state.release.wait_for_all(&runtime, RELEASE_WAIT) {
                     return Err(SnapshotError::NotReleased);
                 }

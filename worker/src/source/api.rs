@@ -87,13 +87,13 @@ pub(crate) struct Poller {
 /// A record that was read; or its text, and why it can't be.
 type Decoded = Result<ApiRecord, (String, ApiRecordError)>;
 
-/// What runs it.
+/// The means of one run.
 pub(crate) struct PollerRun {
     pub(crate) status: Arc<SourceStatus>,
     pub(crate) stopping: watch::Receiver<bool>,
 }
 
-/// What a poller needs of the worker.
+/// The parts of the worker that a poller needs.
 pub(crate) struct Surroundings<'a> {
     pub(crate) ingest: Ingest,
     pub(crate) letters: Arc<DeadLetters>,
@@ -103,7 +103,7 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) offsets: &'a HashMap<String, u64>,
 }
 
-/// What has been read of one poll so far.
+/// The records that one poll has read so far.
 struct Poll {
     watermark: Watermark,
     /// Keys of its records, where they are needed.
@@ -235,7 +235,7 @@ impl Poller {
         Ok(())
     }
 
-    /// What the last poll has left that every shard has stored.
+    /// The state that the last poll has left whose data every shard has stored.
     async fn recall(&self) -> Result<Mark, PollError> {
         let (states, stream, stored) = (Arc::clone(&self.states), self.stream.clone(), self.stored);
         Ok(blocking(move || states.recall(&stream, stored)).await?)
@@ -456,7 +456,7 @@ impl Poller {
     }
 }
 
-/// What an answer follows from: of another question, marks are worth nothing.
+/// The question that an answer follows from: marks of another question are worth nothing.
 fn fingerprint(spec: &plan::ApiSource) -> u64 {
     let plan::ApiSource { connection, topic, method, body, response_path, key_path, .. } = spec;
     let question = format!(

@@ -49,7 +49,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a request waits for the replica. Others wait as well, and there is an end to how many may.
 const REPLICA_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What every request of one http source shares.
+/// The state that every request of one http source shares.
 pub(crate) struct HttpState {
     pub(crate) spec: plan::HttpSource,
     pub(crate) ingest: Ingest,
@@ -139,7 +139,7 @@ async fn receive(state: &HttpState, body: &mut Body) -> Result<(Arrival, Vec<u8>
     let limit = usize::try_from(state.spec.body_bytes_max).unwrap_or(usize::MAX);
     let (mut arrival, mut read) = (state.ingest.arrival(), Vec::new());
     while let Some(frame) = body.frame().await {
-        // What is no data is a trailer.
+        // A frame without data is a trailer.
         let Ok(piece) = frame.map_err(Unread::BrokeOff)?.into_data() else { continue };
         if piece.len() > limit - read.len() {
             return Err(Unread::TooLarge);

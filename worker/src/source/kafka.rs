@@ -50,7 +50,7 @@ pub(crate) struct KafkaReader {
     pub(crate) ingest: Ingest,
     pub(crate) letters: Arc<DeadLetters>,
     pub(crate) status: Arc<SourceStatus>,
-    /// What comes to the replica, where the broker is told of no more than that.
+    /// The barrier at which commits wait, where the broker is told only of replicated records.
     pub(crate) replication_barrier: Option<ReplicationBarrier>,
     pub(crate) stopping: watch::Receiver<bool>,
     /// Messages of one transaction of a shard.
@@ -59,7 +59,7 @@ pub(crate) struct KafkaReader {
     pub(crate) stored: HashMap<String, u64>,
 }
 
-/// What the client hands over.
+/// A message of the client thread.
 enum RecordBlock {
     /// Partitions that the shards do not know yet: each has to store where they begin before anything of them comes.
     Begin(Vec<Stream>),
@@ -104,7 +104,7 @@ impl KafkaReader {
             .spawn(move || {
                 let _entered = handle.enter();
                 client.run(all_stored);
-                // Whoever waits for it may have given up.
+                // The other end may have given up waiting.
                 let _ = ended.send(());
             })
             .expect("a thread can be started");

@@ -23,7 +23,7 @@ const LANE_PARTS_MAX: usize = 64;
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 
-/// What a batch has for one shard.
+/// The part of a batch for one shard.
 struct LanePart {
     messages: Vec<Message>,
     /// The place behind the last message of the batch.
@@ -152,7 +152,7 @@ impl Lane {
     /// Writes parts until there are no more, or the worker stops while one can't be stored.
     async fn run(mut self, mut parts: mpsc::Receiver<LanePart>) {
         while let Some(first) = parts.recv().await {
-            // What has come in while the shard was busy goes into one transaction.
+            // Parts that have come in while the shard was busy go into one transaction.
             let mut rooms = Vec::new();
             let mut batches: Vec<(Option<Stream>, Vec<Message>)> = Vec::new();
             let mut count = 0;

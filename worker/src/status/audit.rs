@@ -1,4 +1,4 @@
-//! What is told about comparisons of a join's stored results with what its query yields.
+//! The status of audits: comparisons of a join's stored results with what its query yields.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

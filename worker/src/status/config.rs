@@ -1,4 +1,4 @@
-//! What is told about the config: which one is in force, and how the last reload went.
+//! The status of the config: which one is in force, and how the last reload went.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use super::counters::Counter;
 
-/// What became of a reload.
+/// The outcome of a reload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ReloadOutcome {
-    /// What it says is what runs.
+    /// The new config is in force.
     Applied,
     /// It is wrong, or can't be run; the one before stays in force.
     Refused,
@@ -85,7 +85,7 @@ impl ConfigStatus {
         let ok = outcome != ReloadOutcome::Refused;
         self.lock().last_reload =
             Some(LastReload { hash, at, ok, outcome: outcome.as_str().to_owned(), error });
-        // Whoever waits for the count finds the rest told.
+        // A reader that waits for the count finds the rest written.
         self.reloads[outcome as usize].add(1);
     }
 

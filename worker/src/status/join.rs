@@ -1,4 +1,4 @@
-//! What is counted of a join, and how it is kept current.
+//! The counters of a join, and how it is kept current.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -8,12 +8,12 @@ use serde_json::{Value, json};
 use super::audit::AuditStatus;
 use super::counters::{Counter, CounterByLabel, Gauge, LastError};
 
-/// What is counted of a join.
+/// The counters of a join.
 #[derive(Debug, Default)]
 pub(crate) struct JoinStatus {
     class: Mutex<Option<ClassInForce>>,
     pub(crate) evaluations: Counter,
-    /// Those that ran over everything.
+    /// Evaluations that ran over everything.
     pub(crate) evaluations_full: Counter,
     pub(crate) evaluation_microseconds: Counter,
     pub(crate) results_changed: Counter,

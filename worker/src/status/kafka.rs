@@ -1,4 +1,4 @@
-//! What a Kafka source tells of its partitions: how far it is, and what it has missed.
+//! The status of a Kafka source's partitions: how far each is read, and what was missed.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -32,9 +32,9 @@ pub(crate) struct KafkaStatus {
     partitions: Mutex<PartitionStatuses>,
     /// Records that were gone before they were read.
     pub(crate) lost: Counter,
-    /// What was missed last.
+    /// The last records that were missed.
     pub(crate) loss: LastError,
-    /// What is not as it should be and costs no data.
+    /// A fault that costs no data.
     pub(crate) warning: LastError,
 }
 

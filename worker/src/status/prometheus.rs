@@ -1,4 +1,4 @@
-//! `/metrics`: the counters of [`Status`] in the Prometheus text format. What each metric counts for its users stands in
+//! `/metrics`: the counters of [`Status`] in the Prometheus text format. Users read what each metric counts in
 //! `README.md` beside this file; a test holds that table to the ones below.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! What is told of the replica: how far each file is, and since when it has not had everything.
+//! The status of the replica: how far each file is, and since when it has not had everything.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,7 +17,7 @@ struct ReplicationState {
     /// `restore.timestamp` that the data was gone back to last.
     restored_timestamp: Option<String>,
     is_ready: bool,
-    /// What was committed before this time, in seconds since the epoch, is in the replica.
+    /// Commits from before this time, in seconds since the epoch, are in the replica.
     complete_until: i64,
     /// The last instant that the shards are known of together, in milliseconds since the epoch.
     restore_point_at: Option<i64>,
@@ -26,7 +26,7 @@ struct ReplicationState {
     files: BTreeMap<String, FileProgress>,
 }
 
-/// Nothing of it is shown while nothing is replicated.
+/// The status of the replica; empty while nothing is replicated.
 #[derive(Debug, Default)]
 pub(crate) struct ReplicationStatus {
     state: Mutex<Option<ReplicationState>>,

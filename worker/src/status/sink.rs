@@ -1,4 +1,4 @@
-//! What is counted of a sink.
+//! The counters of a sink.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::counters::{Counter, Gauge, LastError, Meter};
 use super::source::Contact;
 
-/// What is counted of a sink.
+/// The counters of a sink.
 #[derive(Debug, Default)]
 pub(crate) struct SinkStatus {
     pub(crate) delivered: Meter,

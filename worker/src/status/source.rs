@@ -1,4 +1,4 @@
-//! What is counted of a source, and whether what it connects to has ever answered.
+//! The counters of a source, and whether the server it connects to has ever answered.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::counters::{Counter, LastError, Meter};
 use super::kafka::KafkaStatus;
 
-/// What is counted of a source.
+/// The counters of a source.
 #[derive(Debug, Default)]
 pub(crate) struct SourceStatus {
     pub(crate) accepted: Meter,

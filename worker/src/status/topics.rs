@@ -1,10 +1,10 @@
-//! What messages did to topics, counted.
+//! Counters of what messages did to topics.
 
 use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
-/// What messages did to a topic.
+/// Counts of messages by what they did to a topic.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) created: u64,
@@ -55,7 +55,7 @@ impl std::ops::AddAssign for Counts {
     }
 }
 
-/// What is counted of a topic.
+/// The counters of a topic.
 #[derive(Debug, Default)]
 pub(crate) struct TopicStatus {
     counts: Mutex<Counts>,

@@ -1,4 +1,4 @@
-//! What a write changed, as the `_change` column tells it: `{"op":"created"}`, or
+//! The change that a write made, as the `_change` column has it: `{"op":"created"}`, or
 //! `{"op":"updated","fields":["amount"]}` with the top-level fields that differ, and `"headers"` where a message has
 //! some. Pure.
 

@@ -1,4 +1,4 @@
-//! What retention asks of a shard: the keys that may have expired, and by which time.
+//! The request of retention to a shard: the keys that may have expired, and by which time.
 
 use std::sync::mpsc;
 

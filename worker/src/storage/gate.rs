@@ -31,7 +31,7 @@ pub(crate) struct EpochGate {
     rung: Condvar,
 }
 
-/// What a writer reads and changes while it passes; the lock inside is for the few numbers alone.
+/// The numbers that a writer reads and changes while it passes; the lock inside is for the few numbers alone.
 #[derive(Debug)]
 struct Passage {
     next_epoch: u64,
@@ -133,7 +133,7 @@ impl EpochGate {
         self.signal.lock().unwrap_or_else(PoisonError::into_inner).uncut_bytes > UNCUT_BYTES_MAX / 2
     }
 
-    /// What each shard has committed by now.
+    /// The last sequence number that each shard has committed by now.
     pub(crate) fn committed(&self) -> Vec<i64> {
         self.passage.read().unwrap_or_else(PoisonError::into_inner).committed()
     }

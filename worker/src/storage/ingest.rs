@@ -1,5 +1,5 @@
 //! The way in: messages go to the writers of their shards, and the sender learns in which epoch they are seen.
-//! What is on its way is bounded in bytes; a sender that finds no room waits or is told to come back.
+//! Messages on their way are bounded in bytes; a sender that finds no room waits or is told to come back.
 
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -39,13 +39,13 @@ impl Batch {
         index
     }
 
-    /// What it has for each shard.
+    /// The messages for each shard.
     pub(crate) fn into_shards(self) -> Vec<Vec<Message>> {
         self.shards
     }
 }
 
-/// What became of a batch, shard by shard; `None` where it had nothing for the shard.
+/// The outcome of a batch, shard by shard; `None` where it had nothing for the shard.
 #[derive(Debug)]
 pub(crate) struct BatchOutcome {
     pub(crate) shards: Vec<Option<Result<u64, WriteError>>>,

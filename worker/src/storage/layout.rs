@@ -33,7 +33,7 @@ pub(crate) fn dead_letters_path(configured: Option<&Path>, data_dir: &Path) -> P
     configured.map_or_else(|| data_dir.join(DEAD_LETTERS_FILE), Path::to_owned)
 }
 
-/// What lies in a data directory.
+/// The description of a data directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Layout {

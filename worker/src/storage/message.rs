@@ -26,7 +26,7 @@ pub(crate) struct Message {
     pub(crate) source_offset: u64,
 }
 
-/// What is wrong with a message.
+/// A fault of a message.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub(crate) enum MessageError {
     #[error("key is empty; every message needs one")]

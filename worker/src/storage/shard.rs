@@ -32,7 +32,7 @@ use crate::fault;
 use crate::status::topics::Counts;
 use crate::storage::message::Message;
 
-/// What a change costs in memory beside its texts.
+/// The size of a change in memory beside its texts, in bytes.
 const CHANGE_BYTES: usize = 192;
 
 /// Entries of `_chg` that one transaction trims at most, so that no commit waits for a long delete.
@@ -88,7 +88,7 @@ pub(crate) struct Shard {
     first_seq: i64,
 }
 
-/// What joins need in every shard.
+/// The topics and indexes that joins need in every shard.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Needs {
     pub(crate) topics: Vec<String>,
@@ -110,13 +110,13 @@ pub(crate) struct Stream {
     pub(crate) next: u64,
 }
 
-/// What a transaction that is still open has done; dropped when it is rolled back.
+/// The effects of a transaction that is still open; dropped when it is rolled back.
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
     pub(crate) counts: Vec<(TopicId, Counts)>,
     /// Newest `seq` once it is committed.
     pub(crate) last_seq: i64,
-    /// What an evaluator needs to hold these changes in memory, about.
+    /// The memory that an evaluator needs to hold these changes, about.
     pub(crate) bytes: usize,
     offsets: Vec<Stream>,
     new_tables: Vec<TopicId>,
@@ -331,7 +331,7 @@ impl Shard {
 
     fn roll_back(&mut self, pending: &Pending) {
         if !self.connection.is_autocommit() {
-            // What can't be rolled back now is rolled back when the file is next opened.
+            // A transaction that can't be rolled back now is rolled back when the file is next opened.
             let _ = self.connection.execute_batch("ROLLBACK");
         }
         for topic in &pending.new_tables {

@@ -18,7 +18,7 @@ const CACHE_KIB: i64 = -2_048;
 /// The same of a connection that reads: there are many, and they read in the order of the files.
 const READER_CACHE_KIB: i64 = -256;
 
-/// What went wrong with a file, and while doing what.
+/// A fault of a file, and the step in which it showed.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: could not {doing}")]
 pub(crate) struct SqliteError {
@@ -75,7 +75,7 @@ pub(crate) fn is_disk_full(error: &rusqlite::Error) -> bool {
 /// How the commits of a file are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Journal {
-    /// What a commit survives.
+    /// The failures that a commit survives.
     pub(crate) synchronous: Synchronous,
     /// Size of a WAL from which on it should be moved into the file, in bytes.
     pub(crate) wal_bytes_high: u64,
@@ -124,7 +124,7 @@ pub(crate) fn open_writer(path: &Path, journal: impl Into<Journal>) -> Result<Co
         // pages, since a checkpoint costs two syncs; the evaluator asks for it before that, when it suits.
         let pages = i64::try_from(2 * journal.wal_bytes_high / PAGE_BYTES).unwrap_or(i64::MAX);
         connection.pragma_update(None, "wal_autocheckpoint", pages)?;
-        // What is kept of a WAL that has grown beyond and starts over: its size tells that it has.
+        // The size to which a WAL that has grown beyond it is cut when it starts over.
         let kept = i64::try_from(journal.wal_bytes_high).unwrap_or(i64::MAX);
         connection.pragma_update(None, "journal_size_limit", kept)?;
         connection
@@ -209,7 +209,7 @@ pub(crate) fn open_read_only(path: &Path) -> Result<Connection, SqliteError> {
 }
 
 /// Opens a file of ours that may be thrown away at any time: no journal on disk, no syncs, one owner.
-/// Whatever stood there before is removed first.
+/// A file that stood there before is removed first.
 pub(crate) fn open_scratch(path: &Path) -> Result<Connection, SqliteError> {
     remove(path)?;
     let flags =
@@ -220,7 +220,7 @@ pub(crate) fn open_scratch(path: &Path) -> Result<Connection, SqliteError> {
         connection.pragma_update(None, "synchronous", "OFF")?;
         connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
         connection.pragma_update(None, "cache_size", SCRATCH_CACHE_KIB)?;
-        // What a query sorts or materializes may be large: it spills to the folder for temporary files.
+        // Rows that a query sorts or materializes may be many: they spill to the folder for temporary files.
         connection.pragma_update(None, "temp_store", "FILE")?;
         Ok(connection)
     };

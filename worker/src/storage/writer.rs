@@ -19,7 +19,7 @@ use crate::clock;
 use crate::fault;
 use crate::status::Status;
 
-/// What a writer is asked to do.
+/// A request to a writer.
 pub(crate) enum WriterCommand {
     Write {
         batch: ShardBatch,
@@ -59,7 +59,7 @@ impl WriteError {
     }
 }
 
-/// What a writer needs beside its shard.
+/// The writer of a shard, and all that it works with.
 pub(crate) struct Writer {
     pub(crate) shard_index: usize,
     pub(crate) shard: Shard,
@@ -113,16 +113,16 @@ impl Writer {
                 None | Some(WriterCommand::Write { .. }) => {}
                 Some(WriterCommand::Expire(expiry)) => self.expire(&expiry),
                 Some(WriterCommand::Prepare { needs, done }) => {
-                    // Whoever asked may have gone.
+                    // The caller may have gone.
                     let _ = done.send(self.shard.prepare(&needs, &self.topics));
                 }
                 Some(WriterCommand::Checkpoint { done }) => {
-                    // What fails now is tried again at a commit, which tells.
+                    // A checkpoint that fails now is tried again at a commit, which reports it.
                     let _ = self.shard.checkpoint();
                     let _ = done.send(());
                 }
                 Some(WriterCommand::Hold { held, release }) => {
-                    // Whoever asked may have given up, and then has dropped the other end.
+                    // The caller may have given up, and then has dropped the other end.
                     let _ = held.send(());
                     let _ = release.recv();
                 }
@@ -138,7 +138,8 @@ impl Writer {
     }
 
     fn write(&mut self, batches: &[ShardBatch]) -> Result<u64, WriteError> {
-        // What is stored now can't be trimmed before the joins have it: that would take the space they wait for.
+        // Messages that are stored now can't be trimmed before the joins have them: they would take the space that the
+        // joins wait for.
         if let Some((detail, disk_full)) = self.status.results_problem() {
             let detail = format!("results can't be stored: {detail}");
             return Err(if disk_full { WriteError::DiskFull } else { WriteError::Failed { detail } });
@@ -161,7 +162,7 @@ impl Writer {
     fn expire(&mut self, expiry: &Expiry) {
         let now = clock::epoch_seconds();
         let outcome = self.shard.expire(expiry, now).and_then(|pending| self.commit(pending));
-        // What could not be removed now is found again by the next pass.
+        // Rows that could not be removed now are found again by the next pass.
         let _ = self.report(outcome);
         // The cleaner may have gone.
         let _ = expiry.done.send(());

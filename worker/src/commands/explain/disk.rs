@@ -1,4 +1,4 @@
-//! What lies in a data directory of the indexes that joins need. Reads only, also beside a running worker.
+//! The indexes that joins need, as far as they lie in a data directory. Reads only, also beside a running worker.
 
 use std::collections::BTreeMap;
 use std::path::Path;

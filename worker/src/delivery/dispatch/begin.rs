@@ -58,7 +58,8 @@ impl Dispatcher {
         let (results, name) = (Arc::clone(&self.results), self.name.clone());
         blocking(move || results.unsubscribe_others(&name, &taken)).await?;
         self.joins.clear();
-        // A stop may have come amid a hand-over. It is begun again, and what went of it meanwhile is told first.
+        // The worker may have stopped in the middle of a hand-over. The hand-over starts again from its beginning, but
+        // events from the outbox are sent first.
         let (mut partly, mut new) = (Vec::new(), Vec::new());
         for join in self.routes.joins() {
             match subscriptions.iter().find(|(known, _)| known == join) {
@@ -72,8 +73,8 @@ impl Dispatcher {
         if partly.is_empty() && new.is_empty() {
             return Ok(start);
         }
-        // A letter of a new join is from before the sink or the join was gone. What it tells is handed over, or was
-        // deleted meanwhile, and then nothing would ever take it back.
+        // A letter of a new join is from before the sink or the join was gone. Its result is handed over, or was
+        // deleted meanwhile, and then no event would ever take the letter back.
         for join in &new {
             if let Some(envelope) = self.routes.envelope(*join) {
                 self.letters.forget(&self.name, &envelope.join_name)?;

@@ -14,7 +14,7 @@ use crate::results::event::ResultChange;
 use crate::results::outbox::Keep;
 use crate::sink::Outcomes;
 
-/// What the sink does with a result, by its key.
+/// The outcome that the sink has for a result, by its key.
 type Behaviour = Box<dyn Fn(&str) -> Outcome + Send + Sync>;
 
 #[derive(Default)]

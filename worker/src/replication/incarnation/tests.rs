@@ -113,7 +113,7 @@ fn a_directory_without_data() {
         (Some(4), &[(1, true), (2, true), (3, true), (4, false)], "restore 3", "restore 3", "empty"),
         // The claim is lost, and what it named is not.
         (None, &[(1, true), (2, true)], "restore 2", "restore 2", "empty"),
-        // What is claimed is gone.
+        // The claimed incarnation is gone.
         (Some(2), &[(1, true)], "damaged", "damaged", "empty"),
         (Some(1), &[], "damaged", "damaged", "empty"),
     ] {
@@ -156,7 +156,7 @@ fn whoever_was_ready_before_it_was_overtaken_is_what_its_successor_begins_with()
         // A loser of an earlier race.
         (Some(2), &[(1, true), (2, true), (3, true)], &[(1, true), (2, true), (3, true)], "restore 2"),
     ] {
-        // Who began at the same moment has taken the same number.
+        // A worker that began at the same moment has taken the same number.
         let own = Incarnation { number: 4, id: "own".to_owned() };
         let mut seen = remote(None, after);
         seen.found.push(FoundIncarnation { incarnation: own.clone(), ..found(4, false) });
@@ -184,7 +184,7 @@ fn a_directory_that_was_replicated() {
         (Some(3), &[(2, true), (3, false)], "go on 3", "go on 3"),
         // It was overtaken.
         (Some(4), &[(3, true), (4, true)], "restore 4", "overtaken by 4"),
-        // Whoever took over was never READY: nobody knows more than this directory.
+        // The worker that took over was never READY: no copy has more than this directory.
         (Some(4), &[(3, true), (4, false)], "keep", "keep"),
         (Some(4), &[(3, false), (4, false)], "keep", "keep"),
         (Some(5), &[(3, true), (4, true), (5, false)], "restore 4", "overtaken by 4"),

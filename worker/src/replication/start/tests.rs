@@ -77,7 +77,7 @@ fn another_replica_is_for_those_who_never_had_one() {
     assert_eq!(told(&asked(Begin::Run), &Local::Nothing, &none, &wanted(RestorePolicy::Never)), "empty");
     let expecting = Requirements { expects_replica: true, ..auto };
     assert_eq!(told(&asked(Begin::Run), &Local::Nothing, &none, &expecting), "no replica");
-    // Somebody who asks for data always expects some.
+    // A user who asks for data always expects some.
     assert_eq!(told(&asked(Begin::Restore), &Local::Nothing, &none, &expecting), looked);
     let point = Some(at("2026-01-01T00:00:00Z"));
     let with_time = Request { timestamp: point, ..asked(Begin::Run) };

@@ -1,5 +1,5 @@
-//! Which results were written last, in a text that fits beside an offset in Kafka: so whoever comes after a crash knows
-//! what was committed and what was not. Pure.
+//! The ids of the results that were written last, as a text that fits beside an offset in Kafka: so the session after a
+//! crash knows which results were committed. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 

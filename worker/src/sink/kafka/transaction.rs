@@ -1,5 +1,5 @@
 //! Results in transactions, each once for whoever reads committed records. With the results a transaction commits which
-//! they were, as the note beside an offset of a group of our own. Whoever comes after a crash reads the note, and passes
+//! they were, as the note beside an offset of a group of our own. The session after a crash reads the note, and passes
 //! over what it has, since the cursor may not have moved before the crash. The note has the last few hundred results: more
 //! than lie between two moves of the cursor.
 
@@ -30,11 +30,11 @@ const PURGES_MAX: usize = 20;
 /// After that time brokers give up a transaction of a worker that is gone.
 const TRANSACTION_TIMEOUT: &str = "60000";
 
-/// What goes on from one transaction to the next.
+/// The state that goes on from one transaction to the next.
 pub(super) struct TransactionSession {
     producer: Producer,
     group: ConsumerGroupMetadata,
-    /// What the last transactions have written.
+    /// The results that the last transactions have written.
     delivered: DeliveredIds,
 }
 
@@ -135,7 +135,7 @@ impl TransactionSession {
         (Some(self), outcomes.into_iter().flatten().collect())
     }
 
-    /// One transaction. What the topic does not take comes into `refused`, by its number.
+    /// One transaction. Results that the topic does not take come into `refused`, by their numbers.
     fn transact(
         &self,
         cluster: &Cluster,
@@ -150,7 +150,7 @@ impl TransactionSession {
                 if let refusal @ Outcome::Refused(_) = cluster.failure(&self.producer.events, &error) {
                     refused.insert(n, refusal);
                 }
-                // What came first is why the others were thrown out.
+                // The first error is why the others were thrown out.
                 problem = Some(problem.filter(|first| !is_purged(first)).unwrap_or(error));
             }
         }

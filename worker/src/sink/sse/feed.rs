@@ -38,12 +38,12 @@ pub(super) struct Feed {
     pub(super) wanted: SubscribedJoins,
     /// The routes that it follows, until it looks for others.
     pub(super) routes: Arc<Routes>,
-    /// What it sends of them.
+    /// The joins among them that it sends.
     pub(super) joins: Vec<JoinId>,
     pub(super) queue: EventQueue,
 }
 
-/// What a client has subscribed to.
+/// The joins that a client has subscribed to.
 pub(super) enum SubscribedJoins {
     All,
     One(JoinId),

@@ -1,4 +1,4 @@
-//! What waits in memory for one client: so many events, and so many bytes of them. Whoever has more to say waits.
+//! The events that wait in memory for one client: bounded in number and in bytes. A feed that has more to send waits.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ impl EventQueue {
     /// Puts an event of so many bytes in, as soon as there is room. Returns `false` if the client has gone.
     pub(super) async fn send(&self, event: Event, bytes: usize) -> bool {
         let permits = u32::try_from(bytes.min(BYTES_MAX)).expect("that many bytes fit in 32 bits");
-        // What had been waiting for a client that has gone makes room too.
+        // Events that had been waiting for a client that has gone make room too.
         let room = Arc::clone(&self.room).acquire_many_owned(permits).await;
         let room = room.expect("the semaphore is never closed");
         self.sender.send(Queued { event, _room: room }).await.is_ok()

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::storage::message::{MessageError, check_key, check_payload};
 
-/// What is wrong with an answer as a whole.
+/// A fault of an answer as a whole.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unreadable {
     #[error("the answer is no text in UTF-8")]
@@ -22,7 +22,7 @@ pub(super) enum Unreadable {
     Null { path: Option<String> },
 }
 
-/// What a poll makes of `null` in the place of its records.
+/// The meaning of `null` in the place of the records of a poll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Null {
     /// No records.
@@ -31,7 +31,7 @@ pub(super) enum Null {
     Unclear,
 }
 
-/// What is wrong with a record.
+/// A fault of one record.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ApiRecordError {
     #[error("keyPath {path:?} finds nothing")]

@@ -40,7 +40,7 @@ pub(crate) struct States {
     connection: Mutex<Option<Connection>>,
 }
 
-/// What a poll leaves to the next.
+/// The state that a poll leaves to the next.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Mark {
     /// Polls have rising numbers; 0 is before the first.

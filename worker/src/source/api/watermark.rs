@@ -1,4 +1,4 @@
-//! What a poll remembers so that the next asks only for what is new. Pure.
+//! The watermark of an API source: a poll remembers it, so that the next asks only for newer records. Pure.
 
 use std::cmp::Ordering;
 
@@ -13,7 +13,7 @@ pub(super) struct Watermark {
     strategy: WatermarkStrategy,
     path: String,
     param: String,
-    /// What is sent.
+    /// The value that is sent.
     sent: Option<String>,
     next: Option<String>,
     /// Whether a timestamp was older than one before it.
@@ -63,7 +63,7 @@ impl Watermark {
         }
     }
 
-    /// Hears that there are pages which this poll has not read. What it has read stays behind it only where the rest is
+    /// Hears that there are pages which this poll has not read. The records it has read stay behind it only where the rest is
     /// newer: by a cursor, or by timestamps that rise.
     pub(super) fn was_cut(&mut self) {
         let rises = self.strategy == WatermarkStrategy::Timestamp && !self.goes_back;
@@ -87,7 +87,7 @@ impl Watermark {
         }
     }
 
-    /// What this poll leaves to the next.
+    /// The watermark that this poll leaves to the next.
     pub(super) fn into_value(self) -> Option<String> {
         self.next
     }

@@ -9,7 +9,7 @@ const SKIPPED_AT_ONCE: usize = 8 << 10;
 /// See the module.
 pub(super) struct Lookback<R> {
     pub(super) input: R,
-    /// What was read of the input since the row began, and perhaps some before.
+    /// The input that was read since the row began, and perhaps some before.
     kept: Vec<u8>,
     /// Offset of its first byte.
     kept_from: u64,

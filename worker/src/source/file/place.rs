@@ -41,7 +41,7 @@ impl Head {
         is_whole && digest == digest_of(begin)
     }
 
-    /// The name of a stream that begins like this. What `grows` may go on with a line that has no end yet.
+    /// The name of a stream that begins like this. A file that `grows` may go on with a line that has no end yet.
     fn name(&self, grows: bool) -> String {
         let whole = self.0.iter().rposition(|byte| *byte == b'\n').map(|end| end + 1);
         let bytes = whole.filter(|_| grows).unwrap_or(self.0.len());
@@ -69,7 +69,7 @@ impl Read for FromStart<'_> {
     }
 }
 
-/// What the shards know of the files of a source: its streams, each with the least offset over all shards.
+/// The files of a source that the shards know: its streams, each with the least offset over all shards.
 pub(super) struct KnownFiles<'s> {
     pub(super) source: &'s str,
     pub(super) stored: &'s HashMap<String, u64>,
@@ -109,7 +109,7 @@ impl KnownFiles<'_> {
 mod tests {
     use super::*;
 
-    /// What a source that knows `stored` makes of a file: where it starts, and its stream when it has become `grown`.
+    /// Where a source that knows `stored` starts a file, and the stream of the file when it has become `grown`.
     fn opened(stored: &[(&str, u64)], file: &str, grown: &str) -> (Option<u64>, String) {
         let stored = stored.iter().map(|(stream, next)| ((*stream).to_owned(), *next)).collect();
         let known = KnownFiles { source: "f", stored: &stored };

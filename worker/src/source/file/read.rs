@@ -43,14 +43,14 @@ pub(crate) struct Rejected {
     pub(crate) body: Vec<u8>,
 }
 
-/// What the reading thread sends.
+/// A message of the reading thread.
 pub(crate) enum FileBlock {
     Rows(Vec<FileRow>),
     /// The file can't be read any further.
     Failed(String),
 }
 
-/// What reading needs to know.
+/// The reading of one file: its spec, and where rows go.
 pub(crate) struct RowReader {
     pub(crate) spec: FileSource,
     pub(crate) topics: Arc<Topics>,
@@ -67,7 +67,7 @@ impl RowReader {
             FileFormat::Ndjson => self.read_lines(path, start, outlet),
         };
         if let Err(Stop::Failed(error)) = outcome {
-            // Nobody listens any more once the worker has stopped.
+            // The other end is gone once the worker has stopped.
             let _ = self.blocks.blocking_send(FileBlock::Failed(format!("{}: {error}", path.display())));
         }
     }
@@ -229,7 +229,7 @@ fn skip_line(input: &mut impl BufRead) -> std::io::Result<u64> {
 /// Why reading ends.
 enum Stop {
     Failed(String),
-    /// Nobody takes rows any more.
+    /// The source takes no more rows.
     Unwanted,
 }
 
@@ -286,7 +286,7 @@ impl Read for Tail {
             if read > 0 || !self.follow || *self.stopping.borrow() {
                 return Ok(read);
             }
-            // Whoever wakes this early is the stop.
+            // Only the stop wakes this early.
             let stopping = &mut self.stopping;
             let pause = async { tokio::time::timeout(FOLLOW_INTERVAL, stopping.changed()).await };
             let _ = tokio::runtime::Handle::current().block_on(pause);

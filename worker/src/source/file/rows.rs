@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::storage::message::{Message, MessageError, check_key, check_payload};
 use crate::storage::topics::TopicId;
 
-/// What stands between the parts of a key that is made of several columns.
+/// The text between the parts of a key that is made of several columns.
 const KEY_SEPARATOR: char = '|';
 
 /// Why a row was refused.

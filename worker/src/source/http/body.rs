@@ -1,4 +1,4 @@
-//! What a client sends to `/ingest`: one `{topic, key, payload}`, an array of them, or one a line. Pure.
+//! The body of a request to `/ingest`: one `{topic, key, payload}`, an array of them, or one a line. Pure.
 
 use std::borrow::Cow;
 
@@ -59,7 +59,7 @@ pub(crate) enum Framing {
     Lines,
 }
 
-/// Reads a body, calling `each` for every message in it. What can't be read is refused item by item; the error
+/// Reads a body, calling `each` for every message in it. Messages that can't be read are refused item by item; the error
 /// is a body of which nothing can be read.
 pub(crate) fn read(
     body: &[u8],

@@ -98,7 +98,7 @@ struct Partition {
     stream: Arc<str>,
     /// The offset of the next record to come.
     next: u64,
-    /// What the broker was told last.
+    /// The offset that was committed last.
     committed: u64,
     /// Its run in the block that is being filled.
     run: Option<usize>,
@@ -282,7 +282,7 @@ impl KafkaClient {
                 Some(Err(KafkaError::MessageConsumptionFatal(code))) => {
                     let problem =
                         kafka::problem(consumer.context(), &KafkaError::MessageConsumptionFatal(code));
-                    // What was taken is not read again: the next session goes on behind it.
+                    // Records that were taken are not read again: the next session goes on behind them.
                     let handed =
                         runs.is_empty() || self.blocks.blocking_send(RecordBlock::Records(runs)).is_ok();
                     return Err(if handed { End::Broken(problem) } else { End::Stopping });

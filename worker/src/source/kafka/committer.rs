@@ -15,10 +15,10 @@ use crate::storage::replication_barrier::ReplicationBarrier;
 /// How long the replica is waited for before the broker is told something newer.
 const REPLICA_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What became of a commit.
+/// The outcome of a commit.
 pub(super) enum CommitOutcome {
     Told(KafkaResult<()>),
-    /// What was to be told is not in the replica yet.
+    /// The data below the offsets is not in the replica yet.
     Behind,
 }
 
@@ -60,7 +60,7 @@ impl OffsetCommitter {
         self.offsets.try_send(offsets).is_ok()
     }
 
-    /// What became of the last commit, once.
+    /// The outcome of the last commit, once.
     pub(super) fn outcome(&self) -> Option<CommitOutcome> {
         self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take()
     }

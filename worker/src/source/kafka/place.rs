@@ -24,7 +24,7 @@ pub(crate) struct Place {
     pub(crate) gap: Option<OffsetGap>,
 }
 
-/// What is not as we left it.
+/// A partition that is not as it was left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OffsetGap {
     /// Records that we have not read are gone.

@@ -13,7 +13,7 @@ use crate::storage::topics::TopicId;
 /// Most bytes of names and values of headers that are kept with a row.
 const HEADERS_BYTES_MAX: usize = 64 << 10;
 
-/// What a record has beside its place.
+/// The parts of a record beside its place.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct KafkaRecord<'r> {
     pub(crate) key: Option<&'r [u8]>,

@@ -2,7 +2,7 @@
 //!
 //! SQLite takes the entry of such an index out at every update of the row and puts it in again, also where the value
 //! stays: 4 µs, and one more page for the WAL. Ours is a table `_by_…(value, _row)` that is touched where the value has
-//! changed. What each holds is noted in `_indexes`, so that whoever writes to the file keeps it.
+//! changed. The definition of each is in `_indexes`, so that every writer of the file keeps the index.
 
 use std::collections::BTreeSet;
 

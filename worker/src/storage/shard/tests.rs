@@ -1,4 +1,4 @@
-//! What a batch does to a shard, on a real file.
+//! The effect of a batch on a shard, on a real file.
 
 use tempfile::TempDir;
 

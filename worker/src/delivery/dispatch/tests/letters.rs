@@ -1,8 +1,8 @@
-//! Letters that fail for ever, or that nobody wants any more, and what they may hold up.
+//! Dead letters that fail for ever, or whose join is gone, and what they may hold up.
 
 use super::*;
 
-/// What fails for ever: results whose key begins with `p`.
+/// A sink that fails for ever on results whose key begins with `p`.
 fn poison(key: &str) -> Outcome {
     if key.starts_with("\"p") { Outcome::Failed("answered 500".to_owned()) } else { Outcome::Delivered }
 }

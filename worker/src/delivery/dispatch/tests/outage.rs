@@ -58,7 +58,7 @@ impl Neighbour {
     }
 }
 
-/// What a sink holds after it took `key=value` in this order; values of a key must come in their order.
+/// The results that a sink holds after it took `key=value` in this order; values of a key must come in their order.
 fn folded(taken: &[String], into: &mut BTreeMap<String, u64>) {
     for line in taken {
         let (key, value) = line.split_once('=').unwrap();
