@@ -57,7 +57,7 @@ pub(crate) struct Finding {
     /// The first of them as JSON, each behind what ought to happen to it: `updated "o1"`.
     pub(crate) keys: Vec<String>,
     pub(crate) seconds: f64,
-    /// Why it could not be compared, through nobody's fault.
+    /// The reason why the join could not be compared, which is no fault.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) skipped: Option<String>,
     /// Why it could not be compared.
@@ -68,7 +68,7 @@ pub(crate) struct Finding {
 }
 
 impl Finding {
-    /// Whether somebody should look at it.
+    /// Whether a person should look at it.
     pub(crate) fn is_wrong(&self) -> bool {
         self.differences > 0 || self.error.is_some()
     }

@@ -21,12 +21,12 @@ pub(crate) fn environment() -> impl Iterator<Item = (String, String)> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
-/// Writes to standard error; whoever closed it does not want to know.
+/// Writes to standard error; a user who has closed it does not want to know.
 pub(crate) fn complain(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
-/// Writes to standard output; whoever closed it does not want to know.
+/// Writes to standard output; a user who has closed it does not want to know.
 fn say(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }

@@ -104,7 +104,7 @@ impl Secrets {
         names.filter_map(|name| self.variables.get(name).cloned().map(Secret)).collect()
     }
 
-    /// The environment for a program of somebody else's, and with it the keys of a Secret that are variables.
+    /// The environment for a program that is not ours, and with it the keys of a Secret that are variables.
     pub(crate) fn environment(
         &self,
         secret: Option<&str>,

@@ -86,7 +86,7 @@ pub(crate) struct RetryState {
     pub(crate) reason: String,
     /// Deliveries that have failed.
     pub(crate) attempts: u32,
-    /// Seconds since the epoch; `None` waits for somebody to ask for it.
+    /// Seconds since the epoch; `None` waits for the user to ask for it.
     pub(crate) retry_at: Option<i64>,
 }
 

@@ -9,7 +9,7 @@
 pub(crate) enum Sabotage {
     /// The image of a row before a change is not looked at.
     NoOldImages,
-    /// Changes of the last occurrence of a topic concern nobody.
+    /// Changes of the last occurrence of a topic are left out.
     DropKeyQuery,
     /// The last occurrence of a topic is not gathered.
     MissingOccurrence,

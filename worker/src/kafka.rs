@@ -127,7 +127,7 @@ impl Events {
 
     fn note(&self, code: Option<RDKafkaErrorCode>, reason: &str) {
         let mut problem = self.0.problem.lock().unwrap_or_else(PoisonError::into_inner);
-        // That all are down follows from what was told of each.
+        // The event that all brokers are down follows from the events of each.
         if code == Some(RDKafkaErrorCode::AllBrokersDown) && problem.is_some() {
             return;
         }
@@ -159,7 +159,7 @@ impl ConsumerContext for Events {}
 /// The mark of errors of OpenSSL.
 const OF_OPENSSL: &str = ":SSL routines:";
 
-/// Says what a client's error means for whoever runs the pipeline.
+/// Says what a client's error means for the user who runs the pipeline.
 fn explain(brokers: &str, code: Option<RDKafkaErrorCode>, reason: &str) -> KafkaProblem {
     use RDKafkaErrorCode as Code;
     let reason = plain(reason);

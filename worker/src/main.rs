@@ -155,7 +155,7 @@ async fn watch_config(
     loop {
         tokio::select! {
             _ = hangup.recv() => {
-                // A terminal that is closed sends the same signal, and nobody could end us from there any more.
+                // A terminal that is closed sends the same signal, and no key could end us from there any more.
                 if had_terminal && !std::io::stderr().is_terminal() {
                     let _ = stop.send(()).await;
                     return;

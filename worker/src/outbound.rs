@@ -1,4 +1,4 @@
-//! Requests that we send to somebody else's server: URL, headers, credentials, proxy, TLS and redirects, one way for
+//! Requests that we send to servers of others: URL, headers, credentials, proxy, TLS and redirects, one way for
 //! sources and sinks. The meaning of an answer is left to them.
 
 mod redaction;
@@ -247,7 +247,7 @@ fn parse_url(secrets: &Secrets, text: &str) -> Result<Url, OutboundError> {
 }
 
 /// Follows a redirect on the same server that keeps method and body. Any other would carry results or credentials to
-/// where nobody wanted them, or turn a POST into a GET whose 200 would pass for a delivery.
+/// where they were not meant to go, or turn a POST into a GET whose 200 would pass for a delivery.
 fn same_server(attempt: Attempt<'_>) -> reqwest::redirect::Action {
     let Some(from) = attempt.previous().last() else { return attempt.stop() };
     let keeps_method =

@@ -46,10 +46,11 @@ pub(crate) fn load(files: &[PathBuf]) -> Result<(Pipeline, String), String> {
     check(manifest).map_err(|wrong| wrong.text)
 }
 
-/// The same, but leaves out documents of their own that are wrong, as long as the rest can do without them.
+/// Loads manifests as [`load`] does, but leaves out documents of their own that are wrong, as long as the rest can do
+/// without them.
 pub(crate) fn load_valid(files: &[PathBuf]) -> Result<(Pipeline, String), String> {
     let mut manifest = read(files)?;
-    // It is recognised by all that was written.
+    // A config is recognised by all that was written.
     let config_hash = config_hash(&manifest.documents);
     let mut left_out = Vec::new();
     loop {

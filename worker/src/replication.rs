@@ -54,7 +54,7 @@ const RESTORE_POINTS: &str = "cuts.json";
 pub(crate) struct Tools {
     /// The program Litestream; `None` is the one on the PATH.
     pub(crate) litestream: Option<PathBuf>,
-    /// Whether somebody knows that there is a replica.
+    /// Whether the user says that there is a replica.
     pub(crate) expects_replica: bool,
 }
 

@@ -215,7 +215,7 @@ struct Guard {
     secrets: Arc<Secrets>,
 }
 
-/// Paths that tell nothing but health, which whoever probes it has no token for.
+/// Paths that tell nothing but health, and are open to probes, which have no token.
 const HEALTH: [&str; 3] = ["/health", "/healthz", "/readyz"];
 
 /// Lets a request through that has the token, or needs none. A preflight of CORS can't have one.

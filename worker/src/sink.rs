@@ -34,11 +34,11 @@ pub(crate) struct Delivery {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Delivered,
-    /// It may go through later.
+    /// The result may go through later.
     Failed(String),
-    /// It may go through after that time, says the sink itself, and nothing does before.
+    /// The sink says itself that nothing goes through before that time, and the result may afterwards.
     Later(String, Duration),
-    /// It never will as it is.
+    /// The result never goes through as it is.
     Refused(String),
 }
 

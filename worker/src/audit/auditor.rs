@@ -1,4 +1,4 @@
-//! When a worker compares its stored results: one join at a time, when somebody asks, and by itself while nothing is
+//! When a worker compares its stored results: one join at a time, when the user asks, and by itself while nothing is
 //! written. Results that differ are logged as an error and, unless
 //! that is switched off, evaluated anew.
 

@@ -149,7 +149,7 @@ impl DlqQueue {
     }
 }
 
-/// The queue of a pipeline, whoever has it.
+/// The queue of a pipeline, open in a worker or not.
 pub(crate) struct Queue {
     peer: Peer,
     data_dir: PathBuf,

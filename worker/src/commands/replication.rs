@@ -203,7 +203,7 @@ impl ReplicaReport {
     }
 }
 
-/// Makes a data directory ready for a Litestream that somebody else starts.
+/// Makes a data directory ready for a Litestream that is not started by us.
 pub(crate) async fn prepare(plan: &Plan, secrets: &Secrets, tools: &Tools) -> Result<(), ReplicationError> {
     let site = Site::of(plan, secrets)?.ok_or(ReplicationError::Disabled)?;
     let locked = LockedDir::lock(&plan.storage.data_dir)?;

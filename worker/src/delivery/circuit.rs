@@ -53,7 +53,7 @@ impl Circuit {
         !was_open
     }
 
-    /// Ends a wait early: somebody says that the sink is well. The next result is the probe.
+    /// Ends a wait early, since the user says that the sink is well. The next result is the probe.
     pub(crate) fn probe_at(&mut self, now: Instant) {
         self.open_until = self.open_until.map(|until| until.min(now));
     }

@@ -62,7 +62,7 @@ pub(crate) struct Dispatcher {
     /// Whether its letters are worth trying. They have a circuit of their own: their failures say nothing about other
     /// keys, so they hold up letters alone.
     pub(crate) letters_circuit: Circuit,
-    /// Where news of letters come from that somebody else has changed.
+    /// News of letters that were changed by hand.
     pub(crate) letters_changed: watch::Receiver<u64>,
     /// When the letters were last counted.
     pub(crate) counted: Option<Instant>,
@@ -233,7 +233,7 @@ impl Dispatcher {
                     self.store_letter(&letter.result, reason, letter.attempts + 1, again, now)?;
                 }
                 Verdict::Held { reason, wait } => {
-                    // Others that are due come first when the time is over.
+                    // Other letters that are due come first when the time is over.
                     let retry_at = Some(now.after(wait).seconds);
                     let retry = RetryState { reason, attempts: letter.attempts, retry_at };
                     self.letters.put(&self.name, &letter.result, &retry, now.seconds)?;
@@ -273,7 +273,7 @@ impl Dispatcher {
                     if !call.is_empty() {
                         break;
                     }
-                    // It takes the place of the older one and is tried in its turn, at once.
+                    // The result takes the place of the older letter and is tried in its turn, at once.
                     let reason = "an older result of the key had failed".to_owned();
                     self.store_letter(result, reason, 0, true, now)?;
                     handled += 1;
@@ -335,7 +335,7 @@ impl Dispatcher {
         match outcome {
             Outcome::Delivered => {
                 self.status.delivered.add(1);
-                // Whichever it was, the sink is there for the others too.
+                // Letter or result, the sink is there for the others too.
                 self.letters_circuit.succeeded();
                 if circuit.succeeded() {
                     info!(sink = self.name, "the sink takes results again");
@@ -467,7 +467,7 @@ impl Dispatcher {
         })
     }
 
-    /// Waits for that moment, or for the stop; or until somebody wants letters to be tried, which is worth a probe.
+    /// Waits for that moment, or for the stop; or until letters are to be tried by hand, which is worth a probe.
     async fn wait_until(&mut self, moment: Instant, circuit: &mut Circuit) {
         tokio::select! {
             () = tokio::time::sleep_until(moment.into()) => {}

@@ -40,7 +40,7 @@ impl Redaction {
 
     /// Returns how a body begins, as one line without credentials. A body that is not whole may end within one.
     pub(super) fn shown(mut self, body: &[u8], is_whole: bool) -> String {
-        // One may be a part of another.
+        // A text may be a part of another.
         self.0.sort_by_key(|secret| Reverse(secret.len()));
         let mut text = String::from_utf8_lossy(body).into_owned();
         for secret in &self.0 {

@@ -103,7 +103,7 @@ struct Observed {
 /// How a directory that was to go on has fared.
 enum Continued {
     Marked(Box<Marker>),
-    /// It was not to go on, or was overtaken meanwhile: it needs a new incarnation.
+    /// The directory was not to go on, or was overtaken meanwhile: it needs a new incarnation.
     No(Observed, Choice),
 }
 

@@ -1,4 +1,4 @@
-//! The configuration that Litestream is given. It ignores keys that it does not know, so nobody writes it by hand: it
+//! The configuration that Litestream is given. Litestream ignores keys that it does not know, so the file is not written by hand: it
 //! is made of checked values, and a test asks Litestream what it has understood. JSON is YAML, and quotes itself.
 
 use std::path::{Path, PathBuf};

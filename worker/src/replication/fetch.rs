@@ -25,7 +25,7 @@ const RESTORES: usize = 2;
 /// How often a long restore says how far it is.
 const TELL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The same on a terminal.
+/// How often the bar of a restore is drawn on a terminal.
 const DRAW_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The state in which files were restored.
@@ -147,7 +147,7 @@ struct RestoreProgress {
 impl RestoreProgress {
     fn of(files: usize) -> Self {
         let style = ProgressStyle::with_template("restoring {wide_bar} {pos}/{len} files, {msg}, {elapsed}");
-        // It hides itself where standard error is no terminal, and is wiped off when this ends, in whichever way.
+        // The bar hides itself where standard error is no terminal, and is wiped off when this ends, in whichever way.
         let bar = ProgressBar::new(files as u64)
             .with_style(style.expect("it is written as a template above"))
             .with_message(HumanBytes(0).to_string())

@@ -191,7 +191,7 @@ pub(crate) struct Requirements {
     pub(crate) hash_version: u32,
     pub(crate) format_version: u32,
     pub(crate) policy: RestorePolicy,
-    /// Whether somebody knows that there is a replica.
+    /// Whether the user says that there is a replica.
     pub(crate) expects_replica: bool,
 }
 
@@ -210,7 +210,7 @@ pub(crate) enum Decision {
     Empty { why: &'static str },
 }
 
-/// Why a worker does not start: it could lose data, or take somebody else's for its own.
+/// Why a worker does not start: it could lose data, or take another pipeline's for its own.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum StartRefusal {
     #[error(

@@ -121,7 +121,7 @@ impl WantedState {
     fn arguments(self) -> Vec<String> {
         match self {
             WantedState::Newest => Vec::new(),
-            // It reads fewer forms of a time than we do, and all that we write.
+            // Litestream reads fewer forms of a time than we do, and all that we write.
             WantedState::At(milliseconds) => vec!["-timestamp".to_owned(), timestamp_text(milliseconds)],
             WantedState::After(txid) => vec!["-txid".to_owned(), format!("{txid:016x}")],
         }

@@ -25,7 +25,7 @@ pub(crate) struct RestorePoints {
     pub(crate) points: VecDeque<RestorePoint>,
 }
 
-/// One instant.
+/// How far all files were at one instant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RestorePoint {
     /// Milliseconds since the epoch.

@@ -1,4 +1,4 @@
-//! Small objects on an sftp server, by the program `sftp` of OpenSSH in batch mode: whoever keeps replicas there has
+//! Small objects on an sftp server, by the program `sftp` of OpenSSH in batch mode: a user who keeps replicas there has
 //! it, with keys, agents, known hosts and jump hosts as `~/.ssh/config` says, and no second implementation of SSH
 //! comes in. A call is a connection; there are few.
 

@@ -1,4 +1,4 @@
-//! When results may leave: at once, or (`delivery.after: replicated`) when a restore would know them, so that nobody holds
+//! When results may leave: at once, or (`delivery.after: replicated`) when a restore would know them, so that no sink holds
 //! a result that a lost disk has taken back.
 
 use std::sync::{Arc, Mutex, PoisonError};

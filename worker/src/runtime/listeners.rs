@@ -1,5 +1,5 @@
 //! Sockets that the manifest names, all opened before anything else: a port in use stops the start or the reload,
-//! not the run. A socket stays open for as long as the config names its address, whoever listens on it.
+//! not the run. A socket stays open for as long as the config names its address, whichever part listens on it.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener as StdListener};

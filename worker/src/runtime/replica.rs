@@ -14,7 +14,7 @@ use crate::storage::replication_barrier::ReplicationBarrier;
 
 /// The parts that replicate.
 pub(super) struct Replication {
-    /// `None` where somebody else runs it.
+    /// `None` where Litestream is not run by us.
     litestream: Option<Unit>,
     monitor: Unit,
 }

@@ -81,7 +81,7 @@ pub(super) struct Sinks {
     /// Whose data this is.
     pub(super) identity: String,
     pub(super) data_dir: PathBuf,
-    /// Rung when nobody reads standard output any more.
+    /// Rung when standard output has no reader any more.
     pub(super) stdout_closed: mpsc::Sender<()>,
 }
 

@@ -21,7 +21,7 @@ pub(super) struct Certificates {
     spec: ServerTls,
     texts: Texts,
     config: Arc<ServerConfig>,
-    /// Whether the newest texts can't be used, and somebody was told.
+    /// Whether the newest texts can't be used, and that was logged.
     is_refused: bool,
 }
 

@@ -166,7 +166,8 @@ fn array(results: &[Delivery]) -> String {
     text
 }
 
-/// The same for the same results. Two arrays may begin with the same one and yet differ, so its id is not enough.
+/// The id of a batch, the same for the same results. Two arrays may begin with the same result and yet differ, so the id
+/// of the result is not enough.
 fn idempotency_key(results: &[Delivery]) -> String {
     if let [result] = results {
         return result.id.clone();

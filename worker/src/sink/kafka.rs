@@ -159,7 +159,7 @@ impl KafkaSink {
 }
 
 /// Writes `count` results, and opens a session wherever there is none that can go on: a new one finds out what the last has
-/// done, and goes on from there. None is opened once nobody waits any more: somebody else may have one by then, which that
+/// done, and goes on from there. No session is opened once its caller is gone: another worker may have one by then, which that
 /// would end.
 fn write_in_sessions<S>(
     mut session: Option<S>,
@@ -365,7 +365,7 @@ mod tests {
             opened.set(opened.get() + 1);
             Ok(())
         };
-        // The third session goes on; the others were ended by somebody else.
+        // The third session goes on; the others were ended by another worker.
         let write = |()| ((opened.get() == 3).then_some(()), vec![Outcome::Delivered]);
         assert!(write_in_sessions(None, 1, || waits.get(), open, write).0.is_some());
         assert_eq!(opened.replace(0), 3);

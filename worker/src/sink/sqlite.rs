@@ -1,4 +1,4 @@
-//! Results in the tables of a SQLite file, one a join, for whoever reads SQLite. A call is one transaction, so readers
+//! Results in the tables of a SQLite file, one a join, for programs that read SQLite. A call is one transaction, so readers
 //! see whole results, and whatever the sink has answered for is on the disk.
 //!
 //! ```text

@@ -6,9 +6,9 @@ use tokio::sync::mpsc;
 
 use super::{Delivery, Outcome, Outcomes, Sink};
 
-/// Writes to standard output in a thread of its own, since whoever reads it may stop reading.
+/// Writes to standard output in a thread of its own, since its reader may stop reading.
 pub(crate) struct Stdout {
-    /// Rung once when nobody reads any more.
+    /// Rung once when there is no reader any more.
     closed: mpsc::Sender<()>,
 }
 

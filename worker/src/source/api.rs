@@ -1,4 +1,4 @@
-//! Records of somebody else's API as messages of a topic. A poll asks for all pages, one after another; what has changed
+//! Records of an API as messages of a topic. A poll asks for all pages, one after another; what has changed
 //! is found out by the shards, which skip payloads that they have. Where polls ask only for what is new, that mark is
 //! kept in `sources.db` and counts only if every shard has stored the poll that it is of.
 //!

@@ -126,7 +126,7 @@ impl FileReader {
         };
         let path = self.path.clone();
         let handle = tokio::runtime::Handle::current();
-        // A thread of its own, and nobody waits for it: a read of standard input can't be broken off.
+        // A thread of its own that is not waited for: a read of standard input can't be broken off.
         std::thread::Builder::new()
             .name(format!("file-{}", self.name))
             .spawn(move || {

@@ -10,7 +10,7 @@
 //! | 503, 507 | the worker stops, a shard fails, or the disk is full: what is listed was not stored |
 //!
 //! A body takes room as its bytes come, and a body that has come whole takes the room that all sources share. So clients
-//! that announce much and send little, or nothing, are in nobody's way; nor do they hold up a stop.
+//! that announce much and send little, or nothing, are in no other request's way; nor do they hold up a stop.
 
 pub(crate) mod body;
 

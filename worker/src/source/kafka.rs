@@ -166,7 +166,7 @@ async fn write_all(
             tell_all(ingest, &lanes, &mut places).await;
         }
     }
-    // The client hears that nobody listens any more.
+    // The client hears by this that its other end is gone.
     drop(blocks);
     tell_all(ingest, &lanes, &mut places).await;
     lanes.finish().await;

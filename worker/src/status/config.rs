@@ -12,9 +12,9 @@ use super::counters::Counter;
 pub(crate) enum ReloadOutcome {
     /// The new config is in force.
     Applied,
-    /// It is wrong, or can't be run; the one before stays in force.
+    /// The new config is wrong, or can't be run; the one before stays in force.
     Refused,
-    /// It says what runs already.
+    /// The new config says what runs already.
     Unchanged,
 }
 

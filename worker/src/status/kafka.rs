@@ -26,7 +26,7 @@ impl PartitionStatus {
 /// By Kafka topic and partition.
 pub(crate) type PartitionStatuses = BTreeMap<(String, i32), PartitionStatus>;
 
-/// See the head of this file; empty for sources of other kinds.
+/// The status of a Kafka source; empty for sources of other kinds.
 #[derive(Debug, Default)]
 pub(crate) struct KafkaStatus {
     partitions: Mutex<PartitionStatuses>,

@@ -1,5 +1,5 @@
 //! Moves what long WALs hold into their files on a thread of its own, so that neither a writer nor the evaluator waits
-//! for the disk. A WAL starts over only when all of it was moved, nobody reads and nobody writes. That moment is the
+//! for the disk. A WAL starts over only when all of it was moved and no connection reads or writes. That moment is the
 //! owner's to find: it moves what little has come meanwhile.
 
 use std::path::{Path, PathBuf};
@@ -120,7 +120,7 @@ pub(crate) struct CheckpointWindow {
     next: u64,
 }
 
-/// For how long a writer rests at most. Litestream looks at a WAL every second at the latest, and somebody who reads for
+/// For how long a writer rests at most. Litestream looks at a WAL every second at the latest, and a connection that reads for
 /// long, or a Litestream that is away, must not stop writers for ever.
 const REST_MAX: Duration = Duration::from_secs(2);
 
@@ -165,7 +165,7 @@ fn wal_bytes_used(connection: &Connection, path: &Path) -> Result<u64, SqliteErr
     sqlite::wal_bytes_used(connection).map_err(|source| SqliteError::new(path, "look at the WAL", source))
 }
 
-/// Moves what the WAL holds into the file, as far as nobody reads what was before, and waits for nobody.
+/// Moves the content of the WAL into the file, as far as no connection reads what was before, and waits for none.
 pub(crate) fn checkpoint(connection: &Connection, path: &Path) -> Result<(), SqliteError> {
     connection
         .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))

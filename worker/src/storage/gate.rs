@@ -56,7 +56,7 @@ struct Signal {
 /// Why [`EpochGate::wait`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wake {
-    /// Something was committed, or somebody rang.
+    /// Something was committed, or [`EpochGate::ring`] was called.
     Dirty,
     /// Nothing was, for the whole time-out.
     Idle,
@@ -143,7 +143,7 @@ impl EpochGate {
         self.passage.read().unwrap_or_else(PoisonError::into_inner).next_epoch
     }
 
-    /// Waits until something is committed or somebody rings, at most for `timeout`.
+    /// Waits until something is committed or [`Self::ring`] is called, at most for `timeout`.
     pub(crate) fn wait(&self, timeout: Duration) -> Wake {
         let signal = self.signal.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut signal, _) = self
@@ -166,7 +166,7 @@ impl EpochGate {
         let _ = self.rung.wait_timeout_while(signal, timeout, |signal| !signal.stopped && !signal.halted);
     }
 
-    /// Wakes whoever waits for a commit.
+    /// Wakes the thread that waits for a commit.
     pub(crate) fn ring(&self) {
         self.ring_with(|signal| signal.dirty = true);
     }

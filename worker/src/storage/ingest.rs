@@ -18,7 +18,7 @@ use crate::storage::message::Message;
 pub(crate) const INFLIGHT_BYTES_MAX: usize = 64 << 20;
 
 /// Bytes of bodies that may have come in so far, over all http sources. They are no part of [`INFLIGHT_BYTES_MAX`]: how long
-/// they take is up to clients, and nobody else should have to wait for those.
+/// they take is up to clients, and no other client should have to wait for that.
 const ARRIVING_BYTES_MAX: usize = 64 << 20;
 
 /// Messages grouped by shard, in their order.
@@ -228,7 +228,7 @@ impl Ingest {
             })
             .unzip();
         if !self.command_all(commands) {
-            // They end by themselves.
+            // The writers end by themselves.
             return (self.alive.strong_count() == 0).then_some(Held { _releases: releases });
         }
         for _ in 0..self.shard_count {

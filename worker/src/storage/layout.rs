@@ -223,7 +223,7 @@ impl DataDir {
     }
 }
 
-/// The shard files of a pipeline in a directory that somebody else may hold; changes nothing.
+/// The shard files of a pipeline in a directory that another process may hold; changes nothing.
 pub(crate) fn shard_paths(
     path: &Path,
     shard_count: usize,
@@ -264,7 +264,7 @@ fn lock(path: &Path) -> Result<File, LayoutError> {
         lock.rewind()?;
         lock.write_all(std::process::id().to_string().as_bytes())
     };
-    // The number only helps whoever is refused; a full disk must not keep us from starting.
+    // The number only helps the process that is refused; a full disk must not keep us from starting.
     let _ = note(&mut lock);
     Ok(lock)
 }

@@ -45,7 +45,7 @@ pub(crate) enum MessageError {
     BadTimestamp { got: i64 },
 }
 
-/// Last second of the year 9999: beyond it somebody sent milliseconds.
+/// Last second of the year 9999: a larger number is one of milliseconds.
 const TIMESTAMP_MAX: i64 = 253_402_300_799;
 
 /// Checks a key.

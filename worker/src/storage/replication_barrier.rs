@@ -21,7 +21,7 @@ struct Shared {
     wanted: Notify,
 }
 
-/// One that waits; dropped with its task.
+/// Counts a wait until the task that waits drops it.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl Drop for Waiting<'_> {
@@ -49,7 +49,7 @@ impl ReplicationBarrier {
         self.0.waiting.load(Ordering::SeqCst) > 0
     }
 
-    /// Returns when somebody has begun to wait, and others have had this time to do so too.
+    /// Returns when a wait has begun, and others have had this time to begin too.
     pub(crate) async fn wanted_for(&self, gap: Duration) {
         self.0.wanted.notified().await;
         tokio::time::sleep(gap).await;

@@ -340,7 +340,7 @@ impl Shard {
     }
 
     /// Drops what the shard has seen already, and keeps only the last of several messages with one key: between
-    /// two commits nobody can see the others. Messages that carry their own time all stay, in their order, since
+    /// two commits no reader can see the others. Messages that carry their own time all stay, in their order, since
     /// the last one to arrive need not win. Orders the rest by topic and key: neighbours in the index are found
     /// for less.
     fn coalesce<'a>(&self, batches: &'a [ShardBatch], pending: &mut Pending) -> Vec<&'a Message> {

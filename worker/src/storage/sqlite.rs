@@ -15,7 +15,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 /// connections a shard and the operating system caches the files anyway.
 const CACHE_KIB: i64 = -2_048;
 
-/// The same of a connection that reads: there are many, and they read in the order of the files.
+/// The size of the page cache of a connection that reads: there are many, and they read in the order of the files.
 const READER_CACHE_KIB: i64 = -256;
 
 /// A fault of a file, and the step in which it showed.
@@ -202,7 +202,7 @@ pub(crate) fn release(connection: &Connection) {
     }
 }
 
-/// Opens an existing file of somebody else's to read from it; nothing in it is changed, not even by tidying up.
+/// Opens an existing file of another program to read from it; nothing in it is changed, not even by tidying up.
 pub(crate) fn open_read_only(path: &Path) -> Result<Connection, SqliteError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     connect(path, flags).map_err(|source| SqliteError::new(path, "open the file", source))

@@ -31,7 +31,7 @@ pub(crate) enum WriterCommand {
         needs: Arc<Needs>,
         done: mpsc::Sender<Result<(), SqliteError>>,
     },
-    /// Moves what the WAL holds into the file, while nobody reads what was before.
+    /// Moves the content of the WAL into the file, while no connection reads what was before.
     Checkpoint {
         done: mpsc::Sender<()>,
     },

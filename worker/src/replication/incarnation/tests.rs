@@ -144,7 +144,7 @@ fn somebody_knows_that_there_is_a_replica() {
 fn whoever_was_ready_before_it_was_overtaken_is_what_its_successor_begins_with() {
     for (claimed, before, after, expected) in [
         (Some(1), &[(1, true)][..], &[(1, true)][..], "restore 1"),
-        // One that claimed between our two looks, and has told nobody anything yet.
+        // A worker that claimed between our two looks, and has acknowledged nothing yet.
         (Some(1), &[(1, true)], &[(1, true), (2, false)], "restore 1"),
         // The same, and it may have.
         (Some(1), &[(1, true)], &[(1, true), (2, true)], "restore 2"),
@@ -270,7 +270,7 @@ fn files_that_are_missing_come_from_the_store() {
         (3, &[(2, true), (3, false)], "complete 2 with shard_1.db"),
         (4, &[(2, true), (3, false), (4, false)], "complete 2 with shard_1.db"),
         (4, &[(3, true), (4, true)], "restore 4"),
-        // Nothing was ever complete: whoever opens the directory sees what is missing.
+        // Nothing was ever complete: opening the directory shows what is missing.
         (3, &[(3, false)], "go on 3"),
     ] {
         assert_eq!(decided(&local, &remote(claimed, all), &wanted(Auto)), expected, "{claimed:?} {all:?}");

@@ -1,4 +1,4 @@
-//! Results in transactions, each once for whoever reads committed records. With the results a transaction commits which
+//! Results in transactions, each once for consumers of committed records. With the results a transaction commits which
 //! they were, as the note beside an offset of a group of our own. The session after a crash reads the note, and passes
 //! over what it has, since the cursor may not have moved before the crash. The note has the last few hundred results: more
 //! than lie between two moves of the cursor.
@@ -40,7 +40,7 @@ pub(super) struct TransactionSession {
 
 /// Why a transaction was not committed.
 enum Failure {
-    /// It is undone, and the session can go on.
+    /// The transaction is undone, and the session can go on.
     Aborted(KafkaError),
     /// Whether it was committed is for the next session to find out.
     Unknown(KafkaError),
@@ -108,7 +108,7 @@ impl TransactionSession {
                     shares.extend(halves(suspects));
                     shares.push(share);
                 }
-                // They were not even sent, so nothing is known of them yet.
+                // These results were not even sent, so nothing is known of them yet.
                 Err(Failure::Aborted(error)) if is_purged(&error) && purges < PURGES_MAX => {
                     purges += 1;
                     shares.push(share);

@@ -27,7 +27,7 @@ pub(super) enum Unreadable {
 pub(super) enum Null {
     /// No records.
     Empty,
-    /// It may be an error, and says nothing of what the API has.
+    /// `null` may be an error, and says nothing of the records that the API has.
     Unclear,
 }
 

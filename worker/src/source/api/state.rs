@@ -4,7 +4,7 @@
 //! marks(stream, number, watermark)   of the last polls; one counts if every shard is beyond its number
 //! noted(stream, key, digest)         records of a first poll that was not to be taken, until they change
 //! ```
-//! It is worth nothing without the shards: where they have lost the end of a poll, its mark does not count, and where
+//! The state is worth nothing without the shards: where they have lost the end of a poll, its mark does not count, and where
 //! the file is lost the next poll is a first one.
 
 use std::collections::HashMap;

@@ -6,7 +6,7 @@ use std::io::{self, Read};
 /// Bytes that are read at once where a line is skipped.
 const SKIPPED_AT_ONCE: usize = 8 << 10;
 
-/// See the module.
+/// The end of the input that was read, kept to look back at.
 pub(super) struct Lookback<R> {
     pub(super) input: R,
     /// The input that was read since the row began, and perhaps some before.

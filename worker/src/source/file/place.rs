@@ -158,7 +158,7 @@ mod tests {
         assert_eq!((start, second.as_str()), (None, format!("{first}#1").as_str()));
         assert_eq!(opened(&[(&first, 9), (&second, 4)], "1\n2\n", "1\n2\n"), (Some(4), second.clone()));
         assert_eq!(opened(&[(&first, 9), (&second, 6)], "1\n2\n", "1\n2\n").1, format!("{first}#2"));
-        // It may be empty for a moment.
+        // The file may be empty for a moment.
         assert_eq!(opened(&[(&first, 9)], "", "1\n2\n"), (Some(0), second));
     }
 

@@ -126,7 +126,7 @@ struct ClientSession {
 /// Why a session ends.
 enum End {
     Stopping,
-    /// It does not work any more; the next one may.
+    /// The session does not work any more; the next one may.
     Broken(KafkaProblem),
 }
 
@@ -147,7 +147,7 @@ impl KafkaClient {
                         if let Some(offsets) = session.uncommitted(&self.progress)
                             && is_replicated(&runtime, self.replication_barrier.as_ref(), LAST_SYNC_TIMEOUT)
                         {
-                            // It is for show; the next start knows better.
+                            // The commit is for show; the next start knows better.
                             let _ = session.consumer.commit(&offsets, CommitMode::Sync);
                         }
                         return;
@@ -342,7 +342,7 @@ impl KafkaClient {
             }
             Err(error) => self.reject(record, &error.to_string())?,
         }
-        // Only now: what could not be kept is read again.
+        // Only now, so that a record that could not be kept is read again.
         partition.next = offset + 1;
         runs[index].stream.next = offset + 1;
         Ok(record.key_len() + record.payload_len())

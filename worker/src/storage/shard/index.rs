@@ -21,7 +21,7 @@ pub(crate) struct Index {
     pub(crate) topic: String,
     /// SQL over the columns of the topic; never a BLOB.
     pub(crate) expression: String,
-    /// The same over parameters: 1 is the key, 2 the payload, 3 the timestamp.
+    /// The expression over parameters: 1 is the key, 2 the payload, 3 the timestamp.
     pub(crate) parameters: String,
     /// Top-level fields of the payload, if the value follows from them and the key.
     pub(crate) fields: Option<BTreeSet<String>>,
