@@ -70,7 +70,10 @@ pub(crate) async fn prepare(
     }
     let (marker, restored) = match start.go_on(seen, choice).await? {
         Continued::Marked(marker) => (marker, None),
-        Continued::No(seen, choice) => start.mint(seen, choice).await?,
+        Continued::No(rest) => {
+            let (seen, choice) = *rest;
+            start.mint(seen, choice).await?
+        }
     };
     directory.write_marker(&marker)?;
     fault::point("incarnation-marked");
@@ -104,7 +107,7 @@ struct Observed {
 enum Continued {
     Marked(Box<Marker>),
     /// The directory was not to go on, or was overtaken meanwhile: it needs a new incarnation.
-    No(Observed, Choice),
+    No(Box<(Observed, Choice)>),
 }
 
 impl ReplicaStart<'_> {
@@ -143,7 +146,7 @@ impl ReplicaStart<'_> {
     /// sees that no other start has come between.
     async fn go_on(&self, mut seen: Observed, mut choice: Choice) -> Result<Continued, ReplicationError> {
         let (Decision::GoOn(own), Local::Marked { marker, .. }) = (&choice.decision, &seen.local) else {
-            return Ok(Continued::No(seen, choice));
+            return Ok(Continued::No(Box::new((seen, choice))));
         };
         let (directory, site, own) = (self.directory, self.directory.site, own.clone());
         let mut marker = announced(&own, marker, &seen.remote, random_id());
@@ -161,7 +164,7 @@ impl ReplicaStart<'_> {
         }
         match choice.decision {
             Decision::GoOn(_) => Ok(Continued::Marked(Box::new(marker))),
-            _ => Ok(Continued::No(seen, choice)),
+            _ => Ok(Continued::No(Box::new((seen, choice)))),
         }
     }
 
