@@ -17,7 +17,7 @@ use super::names::{Meaning, Names, SourceColumn, Term, columns_of, is_optional};
 use super::restrict::{self, Restricted};
 use super::row::{Affinity, Column, RowExpr};
 use super::side::What;
-use super::syntax::{Arm, Body, Core, Expr, ExprPart, Kind, OutputTerm, Query, Source, SourceItem};
+use super::syntax::{Arm, Body, Expr, ExprPart, Kind, OutputTerm, Query, SelectCore, Source, SourceItem};
 use super::{Keyed, Reason, print, table_name_of};
 use crate::join::aggregate_state::{Aggregate, Function};
 use crate::storage::sqlite::quoted;
@@ -162,7 +162,7 @@ pub(super) fn accumulate(
 /// The rows below the aggregates by a driving value, and their plan. Of several driving values the one is taken that finds
 /// most neighbours by their keys, since its plan touches the fewest rows.
 fn rows_by_driving_value(
-    core: &Core,
+    core: &SelectCore,
     columns: &[Expr],
     plan: impl Fn(&Query, Restricted, &str) -> Result<Keyed, Reason>,
 ) -> Option<(Query, Keyed)> {
@@ -184,12 +184,12 @@ fn rows_by_driving_value(
 }
 
 /// The query for the rows below the aggregates: the driving value, then `columns`.
-fn rows_driven_by(core: &Core, driving: Expr, sources: Vec<Source>, columns: &[Expr]) -> Query {
+fn rows_driven_by(core: &SelectCore, driving: Expr, sources: Vec<Source>, columns: &[Expr]) -> Query {
     let outputs = std::iter::once(driving).chain(columns.iter().cloned());
     let mut outputs: Vec<OutputTerm> = outputs.map(|expr| OutputTerm::Expr { expr, name: None }).collect();
     // WHERE may read them by name.
     outputs.extend(core.outputs.iter().filter(|output| is_named_value(output)).cloned());
-    let core = Core {
+    let core = SelectCore {
         distinct: false,
         outputs,
         sources,
@@ -356,7 +356,7 @@ fn text_expr(text: String) -> Expr {
 }
 
 /// Columns of which every row below the aggregates may have one value, with the FROM that has them.
-fn driving_columns(core: &Core) -> Vec<(Expr, Vec<Source>)> {
+fn driving_columns(core: &SelectCore) -> Vec<(Expr, Vec<Source>)> {
     let mut columns = Vec::new();
     for (index, source) in core.sources.iter().enumerate() {
         if is_optional(core, index) {

@@ -2,12 +2,12 @@
 
 use super::print::print_expr;
 use super::row::Column;
-use super::syntax::{Body, Core, Expr, JoinKind, Kind, OutputTerm, Query, SourceItem};
+use super::syntax::{Body, Expr, JoinKind, Kind, OutputTerm, Query, SelectCore, SourceItem};
 
 /// A SELECT core and the one around it whose columns it can see.
 #[derive(Clone, Copy)]
 pub(super) struct Scope<'q> {
-    pub(super) core: &'q Core,
+    pub(super) core: &'q SelectCore,
     /// ORDER BY of the query that it is the only arm of.
     pub(super) order_by: &'q [Expr],
     pub(super) parent: Option<usize>,
@@ -60,7 +60,7 @@ const JSON_COLUMNS: [&str; 10] =
 
 impl<'q> Names<'q> {
     /// Looks at one SELECT as it is; it is scope 0.
-    pub(super) fn of(core: &'q Core) -> Self {
+    pub(super) fn of(core: &'q SelectCore) -> Self {
         Self { scopes: vec![Scope { core, order_by: &[], parent: None }] }
     }
 
@@ -129,19 +129,19 @@ impl<'q> Names<'q> {
     }
 }
 
-pub(super) fn source_name(core: &Core, source: usize) -> String {
+pub(super) fn source_name(core: &SelectCore, source: usize) -> String {
     core.sources[source].alias.clone().unwrap_or_else(|| format!("source {}", source + 1))
 }
 
 /// Whether rows of the result may lack this source.
-pub(super) fn is_optional(core: &Core, source: usize) -> bool {
+pub(super) fn is_optional(core: &SelectCore, source: usize) -> bool {
     matches!(core.sources[source].kind, JoinKind::Left | JoinKind::Full)
         || core.sources[source + 1..]
             .iter()
             .any(|later| matches!(later.kind, JoinKind::Right | JoinKind::Full))
 }
 
-pub(super) fn column_of(core: &Core, source: usize, name: &str) -> Option<SourceColumn> {
+pub(super) fn column_of(core: &SelectCore, source: usize, name: &str) -> Option<SourceColumn> {
     columns_of(core, source)
         .into_iter()
         .find(|(column, _)| column.eq_ignore_ascii_case(name))
@@ -149,7 +149,7 @@ pub(super) fn column_of(core: &Core, source: usize, name: &str) -> Option<Source
 }
 
 /// The columns of a source by name.
-pub(super) fn columns_of(core: &Core, source: usize) -> Vec<(String, SourceColumn)> {
+pub(super) fn columns_of(core: &SelectCore, source: usize) -> Vec<(String, SourceColumn)> {
     match &core.sources[source].item {
         SourceItem::Topic { .. } => Column::ALL
             .into_iter()

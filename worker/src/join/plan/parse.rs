@@ -14,8 +14,8 @@ use sqlite3_parser::{Bump, FallibleIterator as _};
 
 use super::Reason;
 use super::syntax::{
-    Arm, Body, Core, Expr, ExprPart, JoinKind, Kind, OutputTerm, Over, Query, Source, SourceItem, UNION_ALL,
-    Window, text, window_parts,
+    Arm, Body, Expr, ExprPart, JoinKind, Kind, OutputTerm, Over, Query, SelectCore, Source, SourceItem,
+    UNION_ALL, Window, text, window_parts,
 };
 use crate::storage::sqlite::quoted;
 
@@ -172,7 +172,7 @@ impl QueryReader<'_> {
         for window in window_clause.unwrap_or_default() {
             windows.push((unquoted(window.name.0), self.window(&window.window)?));
         }
-        Ok(Body::Core(Box::new(Core {
+        Ok(Body::Core(Box::new(SelectCore {
             distinct: matches!(distinctness, Some(ast::Distinctness::Distinct)),
             outputs,
             sources,

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use super::row::Hint;
 use super::syntax::{
-    Arm, Body, Core, Expr, ExprPart, Kind, OutputTerm, Query, Source, SourceItem, window_parts,
+    Arm, Body, Expr, ExprPart, Kind, OutputTerm, Query, SelectCore, Source, SourceItem, window_parts,
 };
 use super::table_name;
 use crate::storage::sqlite::quoted;
@@ -69,7 +69,7 @@ impl Printer<'_> {
         }
     }
 
-    fn core(&mut self, core: &Core) {
+    fn core(&mut self, core: &SelectCore) {
         self.text(if core.distinct { "SELECT DISTINCT " } else { "SELECT " });
         for (index, output) in core.outputs.iter().enumerate() {
             if index > 0 {

@@ -26,14 +26,14 @@ pub(super) struct Arm {
 
 #[derive(Debug, Clone)]
 pub(super) enum Body {
-    Core(Box<Core>),
+    Core(Box<SelectCore>),
     /// `VALUES …` as text, with its number of columns.
     Values(String, usize),
 }
 
 /// `SELECT … FROM … WHERE … GROUP BY … HAVING …`.
 #[derive(Debug, Clone)]
-pub(super) struct Core {
+pub(super) struct SelectCore {
     pub(super) distinct: bool,
     pub(super) outputs: Vec<OutputTerm>,
     pub(super) sources: Vec<Source>,
@@ -195,7 +195,7 @@ pub(super) fn text(text: &str) -> ExprPart {
 }
 
 /// All expressions of a core that may hold something to look at.
-pub(super) fn expressions<'q>(core: &'q Core, order_by: &'q [Expr]) -> impl Iterator<Item = &'q Expr> {
+pub(super) fn expressions<'q>(core: &'q SelectCore, order_by: &'q [Expr]) -> impl Iterator<Item = &'q Expr> {
     let outputs = core.outputs.iter().filter_map(|output| match output {
         OutputTerm::Expr { expr, .. } => Some(expr),
         OutputTerm::Star(_) => None,
