@@ -1,5 +1,5 @@
-//! Every default of the API, with its unit, its reason and its source. The schemas, the worker, the charts and
-//! the reference draw on these. "The original" is LiteJoin as its public documentation describes it.
+//! The defaults of the API that are numbers, sizes, durations and texts, with unit, reason and source; the default of an
+//! enum stands at the enum. The schemas, the worker, the charts and the reference draw on these. "The original" is LiteJoin as its public documentation describes it.
 //!
 //! Durations are texts, so that the schema shows them as a user would write them; a test parses each.
 

@@ -4,8 +4,10 @@
 //! letters(sink, join_name, key, …)    at most one for each sink and key: the newest result
 //! rejected(id, source, position, …)   messages, with the place in their source and the reason
 //! ```
+//! Dead letters are stored here and tried again by [`crate::delivery::dispatch`]; [`by_hand`] shows, retries and purges them
+//! on request.
 
-pub(crate) mod inspect;
+pub(crate) mod by_hand;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -456,6 +458,6 @@ mod tests {
         for body in ["old", "old", "new"] {
             letters.reject("s", "rows.ndjson: byte 0", "bad", body.as_bytes(), 1).unwrap();
         }
-        assert_eq!(letters.purge(&inspect::Filter::default()).unwrap(), 2, "the file was made anew");
+        assert_eq!(letters.purge(&by_hand::Filter::default()).unwrap(), 2, "the file was made anew");
     }
 }

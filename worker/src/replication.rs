@@ -27,6 +27,7 @@ use crate::storage::sqlite::SqliteError;
 
 pub(crate) mod boot;
 pub(crate) mod config;
+mod decision;
 mod directory;
 pub(crate) mod fetch;
 pub(crate) mod incarnation;
@@ -38,7 +39,6 @@ pub(crate) mod objects;
 mod restore_points;
 mod sftp;
 pub(crate) mod socket;
-mod start;
 
 /// Which of several workers of a pipeline this is. There is one for now.
 const ORDINAL: u32 = 0;

@@ -1,5 +1,6 @@
 //! Where results go. A sink that is written to implements [`Sink`] and leaves retries, order and dead letters
-//! to [`crate::delivery`]; the SSE sink is read from instead, each client at its own pace.
+//! to [`crate::delivery`]; the SSE sink is read from instead, each client at its own pace. `runtime/sinks.rs` makes each
+//! sink from its spec.
 
 use std::pin::Pin;
 use std::sync::Arc;

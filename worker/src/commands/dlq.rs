@@ -14,7 +14,7 @@ use super::{EXIT_INVALID, complain, say};
 use crate::control::END;
 use crate::control::dlq::{Count, Reading};
 use crate::dead_letters::DeadLetters;
-use crate::dead_letters::inspect::{After, Entry, Filter};
+use crate::dead_letters::by_hand::{After, Entry, Filter};
 use crate::storage::layout;
 use crate::storage::sqlite::SqliteError;
 use crate::{clock, pipeline};

@@ -3,7 +3,7 @@
 //! directory or a worker.
 
 mod disk;
-mod probes;
+mod lookups;
 mod text;
 
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use self::disk::{Disk, DiskError};
-use self::probes::Probes;
+use self::lookups::Probes;
 use super::arguments::{Explain, OutputFormat};
 use super::client::{AskError, Peer};
 use super::{EXIT_INVALID, complain, say};
@@ -225,7 +225,7 @@ fn explained(plan: &Plan, join: &CheckedJoin, known: &Known) -> Explained {
         sinks: sinks.map(|written| written.sinks.clone()).unwrap_or_default(),
         occurrences: keyed.map(|keyed| gathered(keyed, shards)).unwrap_or_default(),
         indexes: indexes(join, known.disk.as_ref()),
-        probes: keyed.map(|keyed| probes::estimate(keyed, shards)).unwrap_or_default(),
+        probes: keyed.map(|keyed| lookups::estimate(keyed, shards)).unwrap_or_default(),
         measured: known.status.as_ref().and_then(|status| measured(status, join)),
         warnings: Vec::new(),
     };

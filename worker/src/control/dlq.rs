@@ -18,7 +18,7 @@ use super::END;
 use crate::blocking::blocking;
 use crate::clock;
 use crate::dead_letters::DeadLetters;
-use crate::dead_letters::inspect::{After, Filter};
+use crate::dead_letters::by_hand::{After, Filter};
 use crate::storage::sqlite::SqliteError;
 
 /// A request to read the queue.

@@ -2,6 +2,7 @@
 //! stored before the cursor moves, so a crash in between delivers twice and loses nothing.
 
 mod begin;
+mod dead_letters;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use super::circuit::{Allowance, Circuit};
 use super::schedule::retry_delay;
 use crate::blocking::blocking;
 use crate::clock::Moment;
-use crate::dead_letters::{DeadLetter, DeadLetters, RetryState};
+use crate::dead_letters::DeadLetters;
 use crate::results::event::{Envelope, Event, JoinId, PendingResult, ResultId};
 use crate::results::reader::PageLimit;
 use crate::results::release::Release;
@@ -32,9 +33,6 @@ const PAGE_BYTES: usize = 4 << 20;
 
 /// The page with which a sink that may be away is tried.
 const PROBE: PageLimit = PageLimit { events: 1, bytes: 1 };
-
-/// Letters that are tried in one round.
-const LETTERS_PER_ROUND: usize = 100;
 
 /// How often letters are counted for show.
 const COUNT_INTERVAL: Duration = Duration::from_secs(1);
@@ -134,29 +132,14 @@ impl Dispatcher {
                     tokio::select! {
                         _ = self.applied.changed() => {}
                         Ok(()) = self.in_force.changed() => self.in_force.mark_changed(),
-                        Ok(()) = self.letters_changed.changed() => self.try_letters(),
+                        Ok(()) = self.letters_changed.changed() => self.try_dead_letters(),
                         _ = self.stopping.changed() => {}
                         () = tokio::time::sleep(due) => {}
-                        () = tokio::time::sleep(COUNT_INTERVAL), if self.is_count_old => self.look_at_letters(),
+                        () = tokio::time::sleep(COUNT_INTERVAL), if self.is_count_old => self.look_at_dead_letters(),
                     }
                 }
             }
         }
-    }
-
-    /// Looks whether letters were put in or taken out by others than this sink.
-    fn look_at_letters(&mut self) {
-        self.has_letters = true;
-        self.counted = None;
-        if let Err(error) = self.count_letters() {
-            self.status.error.set(&chain(&error));
-        }
-    }
-
-    /// Has letters tried that a user has changed: trying them is worth it, whatever became of them so far.
-    fn try_letters(&mut self) {
-        self.look_at_letters();
-        self.letters_circuit.succeeded();
     }
 
     /// Tries what is due, then a page of the outbox.
@@ -171,7 +154,7 @@ impl Dispatcher {
             Allowance::Probe => PROBE,
             Allowance::Open => self.page(),
         };
-        self.retry_letters(circuit, limit.events, now).await?;
+        self.retry_dead_letters(circuit, limit.events, now).await?;
         let (after, joins) = (*cursor, self.joins.clone());
         let Some(page) = self.read(move |reader| reader.after(after, &joins, limit)).await? else {
             *cursor = self.read(Reader::horizon).await?;
@@ -198,51 +181,6 @@ impl Dispatcher {
     /// How much is handed to the sink at a time.
     fn page(&self) -> PageLimit {
         PageLimit { events: self.sink.results_per_call(), bytes: PAGE_BYTES }
-    }
-
-    /// Tries letters that are due.
-    async fn retry_letters(
-        &mut self,
-        circuit: &mut Circuit,
-        limit: usize,
-        now: Moment,
-    ) -> Result<(), SqliteError> {
-        let limit = match self.letters_circuit.allowance(now.instant) {
-            _ if !self.has_letters => return Ok(()),
-            Allowance::Wait(_) => return Ok(()),
-            Allowance::Probe => 1,
-            Allowance::Open => limit.min(LETTERS_PER_ROUND),
-        };
-        let name = self.name.clone();
-        let letters = Arc::clone(&self.letters);
-        let due = blocking(move || letters.due(&name, now.seconds, limit)).await?;
-        if due.is_empty() {
-            return Ok(());
-        }
-        let (known, orphans): (Vec<DeadLetter>, Vec<DeadLetter>) =
-            due.into_iter().partition(|letter| self.envelope(&letter.result.join_name).is_some());
-        for letter in orphans {
-            // Its join is gone, and with it the way it was written out.
-            self.letters.remove(&self.name, &letter)?;
-        }
-        let (outcomes, now) = self.deliver(known.iter().map(|letter| &letter.result), now).await;
-        for (letter, outcome) in known.iter().zip(outcomes) {
-            match self.judge(Tried::Letter, outcome, circuit, now) {
-                Verdict::Delivered => self.letters.remove(&self.name, letter)?,
-                Verdict::Failed { reason, again } => {
-                    self.store_letter(&letter.result, reason, letter.attempts + 1, again, now)?;
-                }
-                Verdict::Held { reason, wait } => {
-                    // Other letters that are due come first when the time is over.
-                    let retry_at = Some(now.after(wait).seconds);
-                    let retry = RetryState { reason, attempts: letter.attempts, retry_at };
-                    self.letters.put(&self.name, &letter.result, &retry, now.seconds)?;
-                    break;
-                }
-            }
-        }
-        self.has_letters = self.letters.has_any(&self.name)?;
-        self.count_letters()
     }
 
     /// Hands results to the sink, in order, and returns how many of them are dealt with: delivered, or in the
@@ -275,7 +213,7 @@ impl Dispatcher {
                     }
                     // The result takes the place of the older letter and is tried in its turn, at once.
                     let reason = "an older result of the key had failed".to_owned();
-                    self.store_letter(result, reason, 0, true, now)?;
+                    self.store_dead_letter(result, reason, 0, true, now)?;
                     handled += 1;
                     continue;
                 }
@@ -293,7 +231,9 @@ impl Dispatcher {
                     // The sink as a whole is away: wait here.
                     Verdict::Failed { again: true, .. } if was_open => return Ok(handled),
                     Verdict::Held { .. } => return Ok(handled),
-                    Verdict::Failed { reason, again } => self.store_letter(result, reason, 1, again, now)?,
+                    Verdict::Failed { reason, again } => {
+                        self.store_dead_letter(result, reason, 1, again, now)?
+                    }
                 }
                 handled += 1;
             }
@@ -301,7 +241,7 @@ impl Dispatcher {
                 break;
             }
         }
-        self.count_letters()?;
+        self.count_dead_letters()?;
         Ok(handled)
     }
 
@@ -384,40 +324,6 @@ impl Dispatcher {
         }
     }
 
-    /// Puts a result into the dead-letter queue; `attempts` counts failed deliveries, 0 is due at once.
-    fn store_letter(
-        &mut self,
-        result: &PendingResult,
-        reason: String,
-        attempts: u32,
-        again: bool,
-        now: Moment,
-    ) -> Result<(), SqliteError> {
-        let policy = &self.delivery.dlq;
-        let given_up = policy.retries_max.is_some_and(|retries_max| attempts > retries_max);
-        let retry_at = (again && !given_up).then(|| match attempts {
-            0 => now.seconds,
-            attempts => now.after(retry_delay(policy, attempts - 1, rand::random())).seconds,
-        });
-        self.letters.put(&self.name, result, &RetryState { reason, attempts, retry_at }, now.seconds)?;
-        self.has_letters = true;
-        Ok(())
-    }
-
-    /// Brings the number of letters that is shown up to date, now and then: counting takes time.
-    fn count_letters(&mut self) -> Result<(), SqliteError> {
-        self.is_count_old = false;
-        if !self.has_letters {
-            self.status.dead_letters.set(0);
-        } else if self.counted.is_none_or(|counted| counted.elapsed() >= COUNT_INTERVAL) {
-            self.status.dead_letters.set(self.letters.count(&self.name)?);
-            self.counted = Some(Instant::now());
-        } else {
-            self.is_count_old = true;
-        }
-        Ok(())
-    }
-
     fn warn_of_horizon(&self) {
         warn!(
             sink = self.name,
@@ -448,31 +354,12 @@ impl Dispatcher {
         self.routes.named(join_name).and_then(|join| self.routes.envelope(join))
     }
 
-    /// Time until the next letter is due, an hour if there is none.
-    async fn next_due(&self) -> Duration {
-        let hour = Duration::from_secs(3_600);
-        if !self.has_letters {
-            return hour;
-        }
-        let (letters, name) = (Arc::clone(&self.letters), self.name.clone());
-        let due = blocking(move || letters.next_due(&name)).await.ok().flatten();
-        let now = Moment::now();
-        let held = match self.letters_circuit.allowance(now.instant) {
-            Allowance::Wait(until) => until - now.instant,
-            Allowance::Probe | Allowance::Open => Duration::ZERO,
-        };
-        due.map_or(hour, |due| {
-            let seconds = u64::try_from((due - now.seconds).max(0)).unwrap_or(0);
-            Duration::from_secs(seconds).max(held).clamp(Duration::from_millis(100), hour)
-        })
-    }
-
     /// Waits for that moment, or for the stop; or until letters are to be tried by hand, which is worth a probe.
     async fn wait_until(&mut self, moment: Instant, circuit: &mut Circuit) {
         tokio::select! {
             () = tokio::time::sleep_until(moment.into()) => {}
             Ok(()) = self.letters_changed.changed() => {
-                self.try_letters();
+                self.try_dead_letters();
                 circuit.probe_at(Instant::now());
             }
             _ = self.stopping.changed() => {}

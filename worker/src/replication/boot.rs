@@ -8,14 +8,14 @@ use litejoin_crds::plan::Plan;
 use litejoin_crds::replication::RestorePolicy;
 use tracing::{info, warn};
 
+pub(crate) use super::decision::Begin;
+use super::decision::{
+    DataOrigin, Renewal, Request, announced, from_elsewhere, origin, overtaker, renewal, without_store,
+};
 use super::directory::{CONFIG, Choice, Directory};
 use super::fetch::Restored;
 use super::incarnation::{Birth, Claim, Decision, Incarnation, Local, Marker, Remote, Requirements};
 use super::litestream::{self, Litestream};
-pub(crate) use super::start::Begin;
-use super::start::{
-    DataOrigin, Renewal, Request, announced, from_elsewhere, origin, overtaker, renewal, without_store,
-};
 use super::{BIRTH, CLAIM, Replica, ReplicationError, Site, Tools, files};
 use crate::clock;
 use crate::fault;

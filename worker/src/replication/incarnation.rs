@@ -1,7 +1,7 @@
 //! Which copy of the data counts, and under which prefix a worker may write. Two Litestreams on one prefix destroy it,
 //! so a prefix has one writer for ever: an *incarnation*, minted when a directory is made, restored or taken over, with
-//! a random part in its name, so that no race can make the same one twice. Decisions here follow from
-//! values that were seen; the looking, claiming and restoring is [`super::boot`]'s.
+//! a random part in its name, so that no race can make the same one twice. [`super::decision`]
+//! decides by these values what a start does; looking, claiming and restoring is [`super::boot`]'s.
 //!
 //! ```text
 //! <replicaUrl>/<identity>/<ordinal>/claim.json                 the incarnation that counts, and who holds it

@@ -1,6 +1,6 @@
 //! A simulated sink over real files: what it gets, in what order, when it fails in every way it can.
 
-mod letters;
+mod dead_letters;
 mod outage;
 
 use std::sync::Mutex;

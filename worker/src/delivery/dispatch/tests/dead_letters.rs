@@ -1,6 +1,7 @@
 //! Dead letters that fail for ever, or whose join is gone, and what they may hold up.
 
 use super::*;
+use crate::dead_letters::RetryState;
 
 /// A sink that fails for ever on results whose key begins with `p`.
 fn poison(key: &str) -> Outcome {
