@@ -1,12 +1,12 @@
-//! Joins: what a query may read, what it yields, and how stored results are brought up to date. No clock, no
-//! sockets; the connections on which queries run are handed in.
+//! Joins: which topics a query reads, which rows it yields, and how stored results are kept current. The folder has no
+//! clock and no sockets; callers pass in the connections on which queries run.
 //!
 //! ```text
-//! check (at start):   query ─► names and columns, by SQLite itself under an authorizer
-//! plan (at start):    query ─► how rows of topics belong to result keys, or why that can't be told
-//! keyed (an epoch):   changes ─► affected result keys ─► their rows gathered ─► query ─► differences
-//! accumulate:         changes ─► rows that came and went ─► what is kept of their groups ─► differences
-//! full (aside):       a copy of the topics ─► query ─► differences; the oracle, the backfill and the repair
+//! check (at start):         query ─► names and columns, by SQLite itself under an authorizer
+//! plan (at start):          query ─► how rows of topics belong to result keys, or why the query is evaluated in full
+//! keyed (an epoch):         changes ─► affected result keys ─► their rows gathered ─► query ─► differences
+//! aggregate (an epoch):     changes ─► rows that came and went ─► aggregate states of their groups ─► differences
+//! full (in the background): a copy of the topics ─► query ─► differences; the oracle, the backfill and the repair
 //! ```
 
 pub(crate) mod aggregate;
@@ -33,7 +33,7 @@ use self::plan::row::RowExpr;
 use crate::status::join::ClassInForce;
 use crate::storage::shard::{Index, Needs};
 
-/// The tables and indexes that joins need in every shard.
+/// Returns the tables and indexes that joins need in every shard.
 pub(crate) fn needs(joins: &[CheckedJoin]) -> Needs {
     let topics: BTreeSet<String> = joins.iter().flat_map(|join| join.topics.iter().cloned()).collect();
     let mut indexes = BTreeSet::new();
@@ -45,7 +45,7 @@ pub(crate) fn needs(joins: &[CheckedJoin]) -> Needs {
     Needs { topics: topics.into_iter().collect(), indexes: indexes.into_iter().collect() }
 }
 
-/// The classes of joins by name, as their status tells them.
+/// Returns the classes of joins by name, as `/status` shows them.
 pub(crate) fn classes(joins: &[CheckedJoin]) -> impl Iterator<Item = (&str, ClassInForce)> {
     joins.iter().map(|join| {
         let (name, reason) = (join.class.name(), join.class.reason().map(ToString::to_string));
@@ -53,7 +53,7 @@ pub(crate) fn classes(joins: &[CheckedJoin]) -> impl Iterator<Item = (&str, Clas
     })
 }
 
-/// The index by which rows of a topic are looked up by an expression.
+/// Returns the index by which rows of a topic are looked up by an expression.
 fn index(topic: &str, expr: &RowExpr) -> Index {
     Index {
         topic: topic.to_owned(),
@@ -63,7 +63,8 @@ fn index(topic: &str, expr: &RowExpr) -> Index {
     }
 }
 
-/// Finds the joins that are asked for; all if none is named. Gives a complaint about a name that there is not.
+/// Returns the joins with these names, or all joins if `names` is empty. An error is a complaint about an unknown
+/// name.
 pub(crate) fn named<'j>(joins: &'j [CheckedJoin], names: &[String]) -> Result<Vec<&'j CheckedJoin>, String> {
     if names.is_empty() {
         return Ok(joins.iter().collect());

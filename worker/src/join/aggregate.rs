@@ -1,14 +1,14 @@
-//! Evaluation by what has come and gone: rows below the aggregates, before and after the changes of an epoch; what
-//! is kept of their groups; the results that follow from it.
+//! Evaluation by rows that came and went: the rows below the aggregates before and after the changes of an epoch, the
+//! stored aggregate states of their groups, and the results that follow from these states.
 //!
 //! ```text
-//! deltas:  changes ─► affected driving values ─► their rows now, less their rows before ─► by group
-//! apply_deltas:  by group: what is kept (results.db) and the deltas ─► what is kept from now on
-//!          ─► the join's rows of the group before and after ─► results less the former, and the latter
-//! all:     the topics as a whole, rows ordered by group ─► what is kept of each
+//! deltas:        changes ─► affected driving values ─► their rows now, less their rows before ─► by group
+//! apply_deltas:  by group: stored aggregate state (results.db) and deltas ─► new aggregate state
+//!                ─► the join's rows of the group before and after ─► results less the former, and the latter
+//! accumulation:  all rows of the topics, ordered by group ─► the aggregate state of each group
 //! ```
-//! What is kept and what is stored as results are written in one transaction, so either follows from the other; where
-//! they don't fit together, everything is evaluated in full, and what is kept is made anew.
+//! Aggregate states and results are written in one transaction, so that the results always follow from the states. If
+//! the two disagree, the join is evaluated in full and the states are rebuilt.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,21 +28,21 @@ use super::workspace::{OldImages, View, Workspace};
 use crate::results::event::{Emit, JoinId, Op, ResultChange};
 use crate::storage::topics::TopicId;
 
-/// A join whose groups are accumulated.
+/// A join whose groups have an aggregate state.
 #[derive(Debug)]
 pub(crate) struct AccumulatedJoin {
     pub(crate) join: CheckedJoin,
     pub(crate) id: JoinId,
     pub(crate) plan: Accumulated,
     pub(crate) rows: KeyedJoin,
-    /// The term by which the rows of a group are found, if they can be.
+    /// Which term of GROUP BY finds the rows of a group, and the join that looks them up by it; `None` if no term can.
     group: Option<(usize, KeyedJoin)>,
 }
 
-/// The terms of GROUP BY.
+/// The values of the GROUP BY terms.
 type Group = Vec<Datum>;
 
-/// Rows that came (or went, if fewer than none) by group.
+/// Rows that came by group; a negative number counts rows that went.
 #[derive(Debug, Default)]
 pub(crate) struct Deltas {
     groups: HashMap<Group, Delta>,
@@ -51,20 +51,20 @@ pub(crate) struct Deltas {
 #[derive(Debug, Default)]
 struct Delta {
     emit: Emit,
-    /// By the arguments of aggregates.
+    /// How many rows came, by the arguments of aggregates.
     rows: HashMap<Vec<Datum>, i64>,
 }
 
-/// What an epoch changes.
+/// The new aggregate states and results of an epoch.
 #[derive(Debug, Default)]
 pub(crate) struct AggregateChange {
     pub(crate) changes: Vec<ResultChange<'static>>,
-    /// What is kept of groups from now on, by the text of the group; nothing of those that are gone.
+    /// New aggregate states by the text of their group; `None` for a group that is gone.
     pub(crate) states: Vec<(String, Option<String>)>,
 }
 
 impl AccumulatedJoin {
-    /// `topic_id` gives the number of a topic.
+    /// Prepares the statements of the join. `topic_id` returns the number of a topic.
     pub(crate) fn new(
         join: CheckedJoin,
         id: JoinId,
@@ -77,14 +77,14 @@ impl AccumulatedJoin {
         Self { join, id, plan, rows, group }
     }
 
-    /// The joins by which its rows are found.
+    /// Returns the joins by which rows below the aggregates are found.
     pub(crate) fn keyed(&self) -> impl Iterator<Item = &KeyedJoin> {
         std::iter::once(&self.rows).chain(self.group.as_ref().map(|(_, group)| group))
     }
 }
 
 impl Accumulated {
-    /// The group and the arguments of a row below the aggregates.
+    /// Returns the group and the aggregate arguments of a row below the aggregates.
     fn read(&self, row: &Row<'_>) -> Result<(Group, Vec<Datum>), KeyedError> {
         let datum = |column| Datum::new(row.get_ref(column)?).ok_or(KeyedError::NotAccumulable);
         let group: Group = (1..=self.group_terms).map(datum).collect::<Result<_, _>>()?;
@@ -122,8 +122,8 @@ impl Deltas {
 }
 
 impl Workspace {
-    /// Finds what came and went among the rows with some driving values. `changes` are all between what is kept and
-    /// what the readers see, `old` is from [`Self::old_images`].
+    /// Returns the rows that came and went among those with some driving values. `changes` holds every change between
+    /// the stored aggregate states and what the readers see; `old` comes from [`Self::old_images`].
     pub(crate) fn deltas(
         &mut self,
         join: &AccumulatedJoin,
@@ -152,7 +152,7 @@ impl Workspace {
         Ok(())
     }
 
-    /// Brings groups up to date.
+    /// Applies deltas to the aggregate states of their groups.
     pub(crate) fn apply_deltas(
         &mut self,
         join: &AccumulatedJoin,
@@ -169,7 +169,7 @@ impl Workspace {
             }
             let before = self.stored_state(join, &group)?;
             let mut after = before.clone().unwrap_or_else(|| plan.new_state());
-            // Those that come first: an extreme that is there again was never lost.
+            // Rows that came are added first: an extreme that is there again was never lost.
             for comes in [true, false] {
                 for (arguments, times) in delta.rows.iter().filter(|(_, times)| (**times > 0) == comes) {
                     after.add(&plan.aggregates, arguments, *times)?;
@@ -183,7 +183,7 @@ impl Workspace {
         if !lost.is_empty() {
             let found = self.groups_anew(join, &lost, changes)?;
             for changed in changed.iter_mut().filter(|changed| lost.contains(&changed.group)) {
-                // A group that is not what was kept of it says that something is amiss.
+                // Rows that don't add up to the stored aggregate state reveal a corrupt state.
                 let state = found.get(&changed.group).filter(|state| state.rows() == changed.after.rows());
                 changed.after = state.cloned().ok_or(KeyedError::StateMismatch)?;
             }
@@ -215,7 +215,7 @@ impl Workspace {
         }
     }
 
-    /// Looks at all rows of some groups.
+    /// Computes aggregate states from all rows of some groups.
     fn groups_anew(
         &mut self,
         join: &AccumulatedJoin,
@@ -245,7 +245,7 @@ impl Workspace {
         Ok(found)
     }
 
-    /// The results that change with the groups.
+    /// Returns the results that change with the groups.
     fn result_changes(
         &mut self,
         join: &AccumulatedJoin,
@@ -287,7 +287,7 @@ impl Workspace {
                 rows.ok_or(KeyedError::StateMismatch)?.into_iter().map(RawValue::get).collect();
             for gone in &old {
                 let position = rows.iter().position(|row| row == gone);
-                // Results that don't follow from what is kept are made anew, and both agree again.
+                // If a stored result doesn't follow from the aggregate state, full evaluation rebuilds both.
                 rows.swap_remove(position.ok_or(KeyedError::StateMismatch)?);
             }
             rows.extend(new.iter().map(String::as_str));
@@ -306,7 +306,7 @@ impl Workspace {
         Ok(changes)
     }
 
-    /// Writes what groups were (even numbers) and what they are into the table of accumulators.
+    /// Writes the groups before (even numbers) and after (odd numbers) into the table of aggregate states.
     fn fill(&mut self, join: &AccumulatedJoin, changed: &[Changed]) -> Result<(), KeyedError> {
         let plan = &join.plan;
         let marks = ", ?".repeat(plan.group_terms + plan.aggregates.len());
@@ -333,7 +333,7 @@ struct Changed {
     after: AggregateState,
 }
 
-/// Accumulates all groups from rows that come ordered by group.
+/// Computes the aggregate states of all groups from rows that come ordered by group.
 pub(super) struct Accumulation<'a> {
     plan: &'a Accumulated,
     current: Option<(Group, AggregateState)>,
@@ -345,7 +345,7 @@ impl<'a> Accumulation<'a> {
         Self { plan, current }
     }
 
-    /// Takes a row in; returns the group before, if that is complete, as texts.
+    /// Adds a row. Returns the previous group and its aggregate state as texts if this row begins a new group.
     pub(super) fn add(&mut self, row: &Row<'_>) -> Result<Option<(String, String)>, KeyedError> {
         let (group, arguments) = self.plan.read(row)?;
         let complete = match &self.current {
@@ -357,7 +357,7 @@ impl<'a> Accumulation<'a> {
         Ok(complete)
     }
 
-    /// The last group.
+    /// Returns the last group and its aggregate state as texts.
     pub(super) fn end(&mut self) -> Option<(String, String)> {
         self.current.take().map(|(group, state)| (group_text(&group), state.text()))
     }

@@ -1,7 +1,8 @@
-//! What is kept of a group instead of its rows: how many there are, and for each aggregate a number of values, their
-//! sum, or the extreme and how often it occurs. Rows come and go, and the cost follows them and not the group. Pure.
+//! The aggregate state of a group: the number of its rows, and for each aggregate the number of values, their sum, or
+//! the extreme and how often it occurs. Cost grows with the rows that come and go, not with the group. Pure.
 //!
-//! Only what is exact in any order is kept: integers are summed, everything else is a [`AggregateError`].
+//! A state holds only values that are exact in any order: integers are summed, every other number is a
+//! [`AggregateError`].
 
 use std::cmp::Ordering;
 use std::fmt::Write as _;
@@ -20,24 +21,24 @@ pub(crate) enum Function {
     Max,
 }
 
-/// A call of such a function.
+/// A call of an aggregate function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Aggregate {
     pub(crate) function: Function,
-    /// Which of the arguments it reads; none for `count(*)`.
+    /// Index of the argument that the function reads; `None` for `count(*)`.
     pub(crate) argument: Option<usize>,
 }
 
-/// Why a row can't be taken in or out.
+/// Why a row can't be added or removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AggregateError {
-    /// What SQLite makes of such a value depends on the order of rows, or on which of several equal ones it shows.
+    /// SQLite's result for such a value depends on the order of rows, or on which of several equal values it returns.
     NotAccumulable,
-    /// More was taken out than was in: the state is not that of the rows.
+    /// More rows were removed than had been added: the state belongs to other rows.
     Wrong,
 }
 
-/// A value as it is spelled: `1` and `1.0` are two.
+/// A value in its spelling: `1` and `1.0` are two values.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Datum {
     Null,
@@ -54,20 +55,20 @@ pub(crate) struct AggregateState {
     cells: Vec<Cell>,
 }
 
-/// The state of an aggregate.
+/// The state of one aggregate.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Cell {
-    /// Values that are not NULL.
+    /// The number of values that are not NULL.
     values: i64,
     sum: i128,
-    /// The sum without signs: as long as it fits, no order of rows makes SQLite's sum overflow.
+    /// The sum of absolute values: as long as it fits, no order of rows makes SQLite's sum overflow.
     magnitude: i128,
-    /// The least or greatest value, and how many are equal to it; none if that is not known, or there are no values.
+    /// The least or greatest value and how many values equal it; `None` if unknown, or if there are no values.
     extreme: Option<(Datum, i64)>,
 }
 
 impl Datum {
-    /// `None` for a BLOB and for text that is not UTF-8.
+    /// Returns `None` for a BLOB and for text that is not UTF-8.
     pub(crate) fn new(value: ValueRef<'_>) -> Option<Self> {
         Some(match value {
             ValueRef::Null => Self::Null,
@@ -87,7 +88,7 @@ impl Datum {
         }
     }
 
-    /// Whether a group with this term has no other spelling.
+    /// Returns whether a group with this term has no other spelling.
     pub(crate) fn is_one_spelling(&self) -> bool {
         match self {
             Self::Real(bits) => f64::from_bits(*bits).fract() != 0.0,
@@ -95,7 +96,7 @@ impl Datum {
         }
     }
 
-    /// As SQLite orders values. Source: sqlite.org/datatype3.html §4.1.
+    /// Orders values as SQLite does. Source: sqlite.org/datatype3.html §4.1.
     fn compare(&self, other: &Self) -> Ordering {
         let class = |datum: &Self| match datum {
             Self::Null => 0,
@@ -146,7 +147,7 @@ impl ToSql for Datum {
     }
 }
 
-/// Reals lose digits as integers do as reals, so neither is made into the other.
+/// Compares exactly, without a conversion: large integers lose digits as reals, and reals lose digits as integers.
 fn compare_with_real(integer: i64, real: f64) -> Ordering {
     if real < -9_223_372_036_854_775_808.0 {
         return Ordering::Greater;
@@ -159,7 +160,7 @@ fn compare_with_real(integer: i64, real: f64) -> Ordering {
     integer.cmp(&whole).then_with(|| 0.0_f64.total_cmp(&(real - real.trunc() + 0.0)))
 }
 
-/// The text under which a group is stored.
+/// Returns the text under which a group is stored.
 pub(crate) fn group_text(group: &[Datum]) -> String {
     let mut text = "g ".to_owned();
     group.iter().for_each(|datum| datum.write(&mut text));
@@ -167,7 +168,7 @@ pub(crate) fn group_text(group: &[Datum]) -> String {
 }
 
 impl AggregateState {
-    /// A group without rows.
+    /// Returns the state of a group without rows.
     pub(crate) fn new(aggregates: usize) -> Self {
         Self { rows: 0, cells: vec![Cell::default(); aggregates] }
     }
@@ -180,7 +181,8 @@ impl AggregateState {
         self.rows
     }
 
-    /// Takes `times` rows with these arguments in, or out if it is negative. Those that come must come first.
+    /// Adds `times` rows with these arguments, or removes them if `times` is negative. Callers add rows before they
+    /// remove rows.
     pub(crate) fn add(
         &mut self,
         aggregates: &[Aggregate],
@@ -196,7 +198,7 @@ impl AggregateState {
         Ok(())
     }
 
-    /// Whether an extreme is not known any more, so that the group's rows have to be looked at.
+    /// Returns whether an extreme is unknown, so that the rows of the group have to be read.
     pub(crate) fn is_lost(&self, aggregates: &[Aggregate]) -> bool {
         aggregates.iter().zip(&self.cells).any(|(aggregate, cell)| {
             matches!(aggregate.function, Function::Min | Function::Max)
@@ -205,7 +207,7 @@ impl AggregateState {
         })
     }
 
-    /// What the aggregates give.
+    /// Returns the results of the aggregates.
     pub(crate) fn results(&self, aggregates: &[Aggregate]) -> Vec<Datum> {
         aggregates
             .iter()
@@ -229,7 +231,7 @@ impl AggregateState {
         text
     }
 
-    /// Reads what [`Self::text`] has written.
+    /// Parses the text that [`Self::text`] returns.
     pub(crate) fn parse(mut text: &str, aggregates: usize) -> Option<Self> {
         let text = &mut text;
         let mut state = Self { rows: word(text)?.parse().ok()?, cells: Vec::with_capacity(aggregates) };
@@ -279,7 +281,7 @@ impl Cell {
 
     fn add_extreme(&mut self, function: Function, value: &Datum, times: i64) -> Result<(), AggregateError> {
         let Some((extreme, count)) = &mut self.extreme else {
-            // The first value; of what was lost before, none is known to be the extreme.
+            // The first value is the extreme. After a loss, no later value is known to be.
             if self.values == times {
                 self.extreme = Some((value.clone(), times));
             }
@@ -305,7 +307,7 @@ impl Cell {
     }
 
     fn result(&self, aggregate: Aggregate, rows: i64) -> Datum {
-        // It fits as long as its magnitude does.
+        // The sum fits as long as its magnitude does.
         let sum = i64::try_from(self.sum).unwrap_or(0);
         #[expect(clippy::cast_precision_loss, reason = "as SQLite does")]
         let (real_sum, real_values) = (sum as f64, self.values as f64);
@@ -322,7 +324,7 @@ impl Cell {
     }
 }
 
-/// The text up to the next space, which is passed over.
+/// Returns the text up to the next space, and moves `text` behind that space.
 fn word<'t>(text: &mut &'t str) -> Option<&'t str> {
     let (word, rest) = text.split_once(' ')?;
     *text = rest;

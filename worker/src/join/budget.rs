@@ -1,4 +1,4 @@
-//! How much a query of a user's may cost: steps of SQLite's virtual machine (counted, not timed, so that what passes
+//! The budget of a user's query: steps of SQLite's virtual machine (counted, not timed, so that a query which passes
 //! on one machine passes on any), time, and the length of a value.
 
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use rusqlite::limits::Limit;
 /// Steps that one evaluation may take: minutes of one core.
 pub(crate) const STEPS_MAX: u64 = 20_000_000_000;
 
-/// How long one evaluation may take: far beyond what the steps take on any machine that is not in trouble.
+/// How long one evaluation may take: far beyond the time of [`STEPS_MAX`] on a healthy machine.
 pub(crate) const TIME_MAX: Duration = Duration::from_secs(900);
 
 /// Rows that one evaluation may yield.
 pub(crate) const ROWS_MAX: u64 = 50_000_000;
 
-/// Steps between two looks at the budget.
+/// Steps between two checks of the budget.
 const STEPS_A_LOOK: u64 = 1_000_000;
 
 /// Longest text or BLOB that a query may make, in bytes.
@@ -26,7 +26,7 @@ const VALUE_BYTES_MAX: i32 = 64 << 20;
 /// The budget of the queries on one connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Budget {
-    /// Looks that the running query has left; endless while none of a user's runs.
+    /// Checks that the running query has left; endless while no user's query runs.
     looks_left: Arc<AtomicI64>,
     /// Milliseconds after `began` at which the running query is stopped.
     deadline: Arc<AtomicU64>,
@@ -36,8 +36,8 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// Guards a connection; a query between [`Self::open`] and [`Self::close`] may take `steps_max` steps, and
-    /// whatever runs is stopped once it is `cancelled`.
+    /// Guards a connection: a query between [`Self::open`] and [`Self::close`] may take `steps_max` steps, and any
+    /// query is stopped once `cancelled` is set.
     pub(crate) fn guard(
         connection: &mut Connection,
         steps_max: u64,
@@ -61,14 +61,14 @@ impl Budget {
         Ok(budget)
     }
 
-    /// A user's query begins.
+    /// Starts the budget of a user's query.
     pub(crate) fn open(&self) {
         self.looks_left.store((self.steps_max / STEPS_A_LOOK).cast_signed(), Ordering::Relaxed);
         let limit = u64::try_from(TIME_MAX.as_millis()).unwrap_or(u64::MAX);
         self.deadline.store(self.elapsed() + limit, Ordering::Relaxed);
     }
 
-    /// What follows is ours, and takes as long as it takes.
+    /// Ends the budget: the following queries are LiteJoin's own and have no limit.
     pub(crate) fn close(&self) {
         self.looks_left.store(i64::MAX, Ordering::Relaxed);
         self.deadline.store(u64::MAX, Ordering::Relaxed);

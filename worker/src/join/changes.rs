@@ -1,6 +1,6 @@
-//! What happened to topics between two cuts, one entry a row: the first old image and the last new one.
+//! Changes of topics between two cuts, one entry a row: the first old image and the last new one.
 //!
-//! All texts lie one behind the other in one buffer a shard: they are most of what an epoch holds in memory.
+//! All texts of a shard lie one behind the other in one buffer: they are most of the memory that an epoch takes.
 
 use std::collections::BTreeSet;
 use std::hash::BuildHasher as _;
@@ -13,20 +13,20 @@ use crate::storage::log::{LoggedChange, ShardReader};
 use crate::storage::sqlite::SqliteError;
 use crate::storage::topics::{TopicId, Topics};
 
-/// What happened in all shards.
+/// The changes of all shards.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     parts: Vec<ShardChanges>,
 }
 
-/// What happened in one shard.
+/// The changes of one shard.
 #[derive(Debug, Default)]
 pub(crate) struct ShardChanges {
     text: String,
     topics: HashMap<TopicId, TopicRows>,
 }
 
-/// The changed rows of a topic, and where to find which.
+/// The changed rows of a topic, and where to find each by key.
 #[derive(Debug, Default)]
 struct TopicRows {
     rows: Vec<RowSpans>,
@@ -59,10 +59,10 @@ struct Span {
 /// Bytes of texts that are held at most, over all shards.
 pub(crate) const BYTES_MAX: usize = 256 << 20;
 
-/// Why a log could not be read.
+/// Why a log of changes could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReadError {
-    /// It holds more than is held in memory; to evaluate everything at once is the way then.
+    /// The log holds more than [`BYTES_MAX`]; full evaluation needs no log.
     #[error("the changes are too large to hold them in memory")]
     TooMuch,
     #[error(transparent)]
@@ -73,15 +73,15 @@ pub(crate) enum ReadError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ChangedRow<'a> {
     pub(crate) key: &'a str,
-    /// Its `_change` is not known; nothing at all where old images were not wanted.
+    /// The row before, without a known `_change`; `None` also if old images of the topic were not asked for.
     pub(crate) old: Option<TopicImage<'a>>,
     pub(crate) new: Option<TopicImage<'a>>,
-    /// Whether retention had the last word, so that nobody is told what follows from it.
+    /// Whether retention made the last change, so that the results that follow from it emit no event.
     pub(crate) expired: bool,
 }
 
 impl Changes {
-    /// What happened, shard by shard.
+    /// Joins the changes of all shards.
     pub(crate) fn new(parts: Vec<ShardChanges>) -> Self {
         Self { parts }
     }
@@ -90,23 +90,23 @@ impl Changes {
         &self.parts
     }
 
-    /// How many rows have changed.
+    /// Returns the number of changed rows.
     pub(crate) fn len(&self) -> usize {
         let topics = self.parts.iter().flat_map(|part| part.topics.values());
         topics.map(|rows| rows.rows.len()).sum()
     }
 
-    /// Topics in which anything has changed.
+    /// Returns the topics with changed rows.
     pub(crate) fn topics(&self) -> BTreeSet<TopicId> {
         self.parts.iter().flat_map(|part| part.topics.keys().copied()).collect()
     }
 
-    /// The changed rows of a topic.
+    /// Returns the changed rows of a topic.
     pub(crate) fn rows(&self, topic: TopicId) -> impl Iterator<Item = ChangedRow<'_>> {
         self.parts.iter().flat_map(move |part| part.rows(topic))
     }
 
-    /// What became of a row, if it has changed.
+    /// Returns the change of a row, or `None` if the row has not changed.
     pub(crate) fn row(&self, topic: TopicId, key: &str) -> Option<ChangedRow<'_>> {
         if self.parts.is_empty() {
             return None;
@@ -116,7 +116,7 @@ impl Changes {
 }
 
 impl ShardChanges {
-    /// Reads what the log of one shard holds in `after < seq <= to`, old images of some topics only.
+    /// Reads the entries with `after < seq <= to` from the log of one shard, old images of some topics only.
     pub(crate) fn read(
         reader: &mut ShardReader,
         after: i64,
@@ -131,13 +131,13 @@ impl ShardChanges {
             part.add(&change);
             if part.text.len() > bytes_max { Err(ReadError::TooMuch) } else { Ok(()) }
         })?;
-        // Nothing is added any more, and a third of what has grown by doubling is empty.
+        // The buffers are complete now, and doubling has left a third of them empty.
         part.text.shrink_to_fit();
         part.topics.values_mut().for_each(|rows| rows.rows.shrink_to_fit());
         Ok(part)
     }
 
-    /// Adds an entry of the log; those of one row come in their order.
+    /// Adds an entry of the log. Entries of one row must come in their order.
     fn add(&mut self, change: &LoggedChange<'_>) {
         let Self { text, topics } = self;
         let new = change.new.map(|payload| ImageSpans {
@@ -165,7 +165,7 @@ impl ShardChanges {
         by_key.insert_unique(hasher.hash_one(change.key), index, rehash);
     }
 
-    /// The changed rows of a topic, in the order in which they first changed.
+    /// Returns the changed rows of a topic, in the order in which they first changed.
     pub(crate) fn rows(&self, topic: TopicId) -> impl Iterator<Item = ChangedRow<'_>> {
         self.topics.get(&topic).into_iter().flat_map(|rows| &rows.rows).map(|row| self.view(row))
     }
@@ -197,7 +197,7 @@ impl TopicRows {
     }
 }
 
-/// Appends a text to those that are there; returns its place.
+/// Appends `piece` to `text` and returns its span.
 fn append(text: &mut String, piece: &str) -> Span {
     let place = |length: usize| u32::try_from(length).expect("both are far below 4 GiB");
     let span = Span { start: place(text.len()), length: place(piece.len()) };

@@ -1,4 +1,4 @@
-//! What a query reads and yields, found out by SQLite itself: each query is prepared on empty tables under an
+//! The columns and inputs of a query, found out by SQLite itself: each query is prepared on empty tables under an
 //! authorizer that lets it read topics and other joins, and nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,37 +15,38 @@ use super::rows::Columns;
 use crate::results::event::{Emit, Shape};
 use crate::storage::sqlite::{open_memory, quoted};
 
-/// A join whose query has been understood.
+/// A join whose query was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CheckedJoin {
     pub(crate) name: String,
-    /// The SELECT, without a semicolon behind it.
+    /// The SELECT without its final semicolon.
     pub(crate) query: String,
     pub(crate) columns: Columns,
-    /// The same for sinks that have tables.
+    /// The columns, for sinks that have tables.
     pub(crate) shape: Arc<Shape>,
-    /// Topics that it reads, also through other joins, in their declared spelling.
+    /// Topics that the query reads, also through other joins, in their declared spelling.
     pub(crate) topics: BTreeSet<String>,
-    /// Other joins that its own text reads.
+    /// Other joins that the query names itself.
     pub(crate) reads: BTreeSet<String>,
-    /// Whether it yields other rows as time passes.
+    /// Whether the query yields other rows as time passes.
     pub(crate) reads_clock: bool,
     pub(crate) result_key: Option<String>,
-    /// Whether any sink takes it.
+    /// Whether any sink receives the results.
     pub(crate) has_sinks: bool,
-    /// How it is kept current.
+    /// How the join is kept current.
     pub(crate) class: Class,
 }
 
 impl CheckedJoin {
-    /// What becomes of an event: where no sink takes the join's results, there is none.
+    /// Returns `emit`, or [`Emit::Silent`] for a join without sinks.
     pub(crate) fn emit(&self, emit: Emit) -> Emit {
         if self.has_sinks { emit } else { Emit::Silent }
     }
 
-    /// What the stored results depend on beside the topics: if it changes, they are evaluated anew.
+    /// Returns a text on which stored results depend beside the topics: after a change of it, the join is evaluated
+    /// anew.
     pub(crate) fn definition(&self, joins: &[CheckedJoin]) -> String {
-        // Another join that is read by name, be it through others, stands for its own query.
+        // Another join that is read, even through others, contributes its own query.
         let mut read = vec![self];
         let mut next = 0;
         while let Some(reader) = read.get(next).copied() {
@@ -63,40 +64,42 @@ impl CheckedJoin {
     }
 }
 
-/// What is wrong with a query, and where in it.
+/// An error in a query, and its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct QueryError {
     pub(crate) place: Place,
-    /// The field below `place` that is to blame.
+    /// The wrong field below `place`.
     pub(crate) field: &'static str,
     /// Line within the query, from 0.
     pub(crate) line: usize,
     pub(crate) message: String,
 }
 
-/// What queries may read beside each other.
+/// The names that queries may read beside each other.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Catalog<'a> {
     pub(crate) topics: &'a [String],
-    /// Whether a source takes any topic, so that names which are not declared may come to life.
+    /// Whether a source accepts any topic, so that undeclared names may become topics later.
     pub(crate) open: bool,
 }
 
-/// Columns of a topic as queries see them. Without a rowid, since rows of different shards have none in common.
+/// Returns the statement for a topic's table as queries see it, without a rowid: rows of different shards have none in
+/// common.
 pub(crate) fn topic_table_sql(name: &str) -> String {
     gathered_table_sql(&quoted(name))
 }
 
-/// The same for a name that is quoted already.
+/// Returns the statement of [`topic_table_sql`] for a name that is quoted already.
 pub(crate) fn gathered_table_sql(quoted_name: &str) -> String {
     format!(
         "CREATE TABLE {quoted_name} (key TEXT PRIMARY KEY, payload TEXT, timestamp INTEGER, _change TEXT) WITHOUT ROWID"
     )
 }
 
-/// Checks all joins, and returns them so that each comes after those that it reads. All complaints at once.
+/// Checks all joins and returns them so that each join comes after the joins that it reads. Reports all errors at
+/// once.
 pub(crate) fn check(joins: &[Join], catalog: Catalog<'_>) -> Result<Vec<CheckedJoin>, Vec<QueryError>> {
-    let mut workbench = Checker::new(catalog);
+    let mut checker = Checker::new(catalog);
     let mut checked = Vec::new();
     let mut errors = Vec::new();
     let mut waiting: Vec<&Join> = joins.iter().collect();
@@ -104,15 +107,15 @@ pub(crate) fn check(joins: &[Join], catalog: Catalog<'_>) -> Result<Vec<CheckedJ
         let mut postponed = Vec::new();
         let before = waiting.len();
         for join in waiting {
-            match workbench.check(join, joins) {
+            match checker.check(join, joins) {
                 Ok(found) => checked.push(found),
                 Err(CheckProblem::NeedsJoin) => postponed.push(join),
                 Err(CheckProblem::Wrong(error)) => {
                     errors.push(error);
-                    workbench.broken.insert(join.name.to_ascii_lowercase());
+                    checker.broken.insert(join.name.to_ascii_lowercase());
                 }
                 Err(CheckProblem::NeedsBroken) => {
-                    workbench.broken.insert(join.name.to_ascii_lowercase());
+                    checker.broken.insert(join.name.to_ascii_lowercase());
                 }
             }
         }
@@ -135,7 +138,7 @@ pub(crate) fn check(joins: &[Join], catalog: Catalog<'_>) -> Result<Vec<CheckedJ
     let queries: BTreeMap<String, String> =
         checked.iter().map(|join| (join.name.to_ascii_lowercase(), join.query.clone())).collect();
     for join in &mut checked {
-        join.class = workbench.confirmed(plan::plan(join, &queries));
+        join.class = checker.confirmed(plan::plan(join, &queries));
     }
     Ok(checked)
 }
@@ -150,26 +153,25 @@ struct Checker<'a> {
     connection: Connection,
     catalog: Catalog<'a>,
     seen: Arc<Mutex<Seen>>,
-    /// Joins that were understood, by lower-case name, with the topics they read.
+    /// Joins that passed the check, by lower-case name, with the topics that they read.
     topics_of: BTreeMap<String, (BTreeSet<String>, bool)>,
     broken: BTreeSet<String>,
 }
 
-/// What the authorizer has noted during one prepare.
+/// Names that the authorizer has noted during one prepare.
 #[derive(Debug, Default)]
 struct Seen {
     tables: BTreeSet<String>,
-    /// Those of them that the query names itself, not another join.
+    /// Those of `reads` that the query names itself, not through another join.
     named: BTreeSet<String>,
     functions: BTreeSet<String>,
     denied: Option<String>,
 }
 
-/// The schema in which topics lie while queries are checked. Nobody can guess it, so a schema-qualified name
-/// never fits.
+/// The schema of topics during the check: a name that no user writes, so that schema-qualified names never match.
 const SCHEMA: &str = "lj_7f3c9b1e";
 
-/// Functions whose value does not follow from the topics.
+/// Functions whose value depends on more than the topics.
 const UNREPEATABLE: [&str; 7] = [
     "random",
     "randomblob",
@@ -180,7 +182,7 @@ const UNREPEATABLE: [&str; 7] = [
     "sqlite_offset",
 ];
 
-/// Functions that read the clock when they are asked for now.
+/// Functions that read the clock when called with `now`.
 const CLOCK: [&str; 10] = [
     "date",
     "time",
@@ -203,7 +205,7 @@ impl<'a> Checker<'a> {
         connection
             .execute_batch(&format!("ATTACH ':memory:' AS {SCHEMA}"))
             .expect("SQLite attaches a database in memory");
-        let bench = Self {
+        let checker = Self {
             connection,
             catalog,
             seen: Arc::default(),
@@ -211,9 +213,9 @@ impl<'a> Checker<'a> {
             broken: BTreeSet::new(),
         };
         for topic in catalog.topics {
-            bench.add_topic(topic);
+            checker.add_topic(topic);
         }
-        bench
+        checker
     }
 
     fn add_topic(&self, name: &str) {
@@ -291,15 +293,15 @@ impl<'a> Checker<'a> {
         })
     }
 
-    /// The types of a view's columns: those of the columns and casts that they come from.
+    /// Returns the types of a view's columns: those of the columns and casts that they come from.
     fn column_types(&self, view: &str) -> rusqlite::Result<Vec<String>> {
         let mut statement =
             self.connection.prepare("SELECT type FROM pragma_table_info(?1, ?2) ORDER BY cid")?;
         statement.query_map([view, SCHEMA], |row| row.get(0))?.collect()
     }
 
-    /// Prepares the query under the authorizer and gives its columns, or what is wrong with a query that SQLite
-    /// takes and we don't.
+    /// Prepares the query under the authorizer. Returns its columns, or an error for a query that SQLite accepts and
+    /// LiteJoin doesn't.
     fn prepare(&mut self, query: &str) -> Result<Result<Vec<String>, String>, rusqlite::Error> {
         let seen = Arc::clone(&self.seen);
         let authorize = move |context: AuthContext<'_>| {
@@ -322,7 +324,7 @@ impl<'a> Checker<'a> {
         outcome
     }
 
-    /// Says in the user's terms why SQLite refused a query. `Ok` means that a topic was added: try again.
+    /// Explains in the user's terms why SQLite refused a query. `Ok` means that a topic was added: try again.
     fn explain(
         &self,
         join: &Join,
@@ -384,29 +386,29 @@ impl<'a> Checker<'a> {
         Err(wrong(message))
     }
 
-    /// A plan, if SQLite takes the queries that it runs and every expression by which rows are looked up.
+    /// Returns the class if SQLite accepts its queries and every expression by which rows are looked up.
     fn confirmed(&self, class: Class) -> Class {
         let try_keyed = |keyed: &Keyed| -> rusqlite::Result<()> {
-            let bench = open_memory()?;
+            let memory = open_memory()?;
             for occurrence in &keyed.occurrences {
-                bench.execute_batch(&gathered_table_sql(&occurrence.table))?;
+                memory.execute_batch(&gathered_table_sql(&occurrence.table))?;
                 let values = format!("INSERT INTO {} VALUES ('k', '{{}}', 0, NULL)", occurrence.table);
-                bench.execute_batch(&values)?;
+                memory.execute_batch(&values)?;
             }
             for (position, (topic, expr)) in keyed.lookups().iter().enumerate() {
                 let table = keyed.occurrences.iter().find(|occurrence| occurrence.topic == *topic);
                 let table = &table.expect("it is looked up in one of them").table;
-                bench.execute_batch(&format!("CREATE INDEX try_{position} ON {table} ({})", expr.sql()))?;
-                bench.prepare(&format!("SELECT {}", expr.parameters()))?;
+                memory.execute_batch(&format!("CREATE INDEX try_{position} ON {table} ({})", expr.sql()))?;
+                memory.prepare(&format!("SELECT {}", expr.parameters()))?;
             }
-            bench.prepare(&keyed.sql)?;
+            memory.prepare(&keyed.sql)?;
             Ok(())
         };
         if let Class::Accumulated(plan) = &class {
             let try_results = || -> rusqlite::Result<()> {
-                let bench = open_memory()?;
-                bench.execute_batch(&plan.table_sql())?;
-                bench.prepare(&plan.results_sql)?;
+                let memory = open_memory()?;
+                memory.execute_batch(&plan.table_sql())?;
+                memory.prepare(&plan.results_sql)?;
                 self.connection.prepare(&plan.all_sql)?;
                 Ok(())
             };
@@ -436,7 +438,7 @@ impl<'a> Checker<'a> {
     }
 }
 
-/// Lets a query read, and notes what.
+/// Allows a query to read, and notes its reads in `seen`.
 fn authorize(seen: &mut Seen, context: &AuthContext<'_>) -> Authorization {
     let mut deny = |what: String| {
         seen.denied.get_or_insert(what);
@@ -470,7 +472,7 @@ fn authorize(seen: &mut Seen, context: &AuthContext<'_>) -> Authorization {
     }
 }
 
-/// SQLite's message without the query behind it, and the byte of the query that it means.
+/// Returns SQLite's message without the query behind it, and the byte of the query that the message is about.
 fn short(error: &rusqlite::Error) -> (String, Option<usize>) {
     match error {
         rusqlite::Error::SqlInputError { msg, offset, .. } => (msg.clone(), usize::try_from(*offset).ok()),
@@ -479,12 +481,12 @@ fn short(error: &rusqlite::Error) -> (String, Option<usize>) {
     }
 }
 
-/// Lines that `trim` takes away in front of the query.
+/// Returns the number of lines that `trim` removes in front of the query.
 fn leading(query: &str) -> usize {
     query.len().checked_sub(query.trim_start().len()).map_or(0, |end| query[..end].matches('\n').count())
 }
 
-/// The number of the column that is the result key, or what is wrong with its name.
+/// Returns the index of the result key's column, or an error about its name.
 fn key_column_of(join: &Join, columns: &[String]) -> Result<usize, String> {
     let Some(name) = &join.key_column else { return Ok(0) };
     columns.iter().position(|column| column.eq_ignore_ascii_case(name)).ok_or_else(|| {
@@ -493,7 +495,7 @@ fn key_column_of(join: &Join, columns: &[String]) -> Result<usize, String> {
     })
 }
 
-/// Two columns of one name, counted from 1.
+/// Returns two columns with the same name, counted from 1.
 fn twin(columns: &[String]) -> Option<(usize, usize, &str)> {
     columns.iter().enumerate().find_map(|(second, name)| {
         let first = columns[..second].iter().position(|other| other.eq_ignore_ascii_case(name))?;
@@ -501,7 +503,7 @@ fn twin(columns: &[String]) -> Option<(usize, usize, &str)> {
     })
 }
 
-/// Whether a query that calls a date function asks for the present.
+/// Returns whether a query that calls a date function asks for the current time.
 fn says_now(query: &str) -> bool {
     let lower = query.to_ascii_lowercase();
     let dense: String = lower.chars().filter(|c| !c.is_whitespace()).collect();
@@ -516,7 +518,7 @@ fn mentions(query: &str, name: &str) -> bool {
     query.to_ascii_lowercase().contains(&name.to_ascii_lowercase())
 }
 
-/// `, did you mean "…"` for the nearest of `known`, or nothing.
+/// Returns `, did you mean "…"` for the nearest of `known`, or an empty text.
 fn near<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> String {
     nearest(name, known).map_or_else(String::new, |known| format!(", did you mean {known:?}"))
 }

@@ -1,4 +1,4 @@
-//! Following the links of a plan up: from changed rows to the keys of the results that they can concern.
+//! Following the links of a plan up: from changed rows to the keys of the results that they can affect.
 
 use hashbrown::HashSet;
 
@@ -10,11 +10,11 @@ use crate::results::event::Emit;
 use crate::storage::hash::shard_index;
 use crate::storage::log::ShardReader;
 
-/// Following links from changed rows to the keys of results.
+/// The walk from changed rows to the keys of results.
 pub(super) struct Climb<'a> {
     pub(super) join: &'a KeyedJoin,
     pub(super) readers: &'a [ShardReader],
-    /// By occurrence: values that were followed already.
+    /// By occurrence: values that were already followed.
     pub(super) seen: Vec<AffectedKeys>,
     pub(super) keys: AffectedKeys,
     pub(super) keys_max: usize,
@@ -57,7 +57,7 @@ impl Climb<'_> {
         Ok(())
     }
 
-    /// Looks up by what the parent's rows with a value are gathered.
+    /// Adds the values by which the parent's rows with `value` are gathered.
     fn parents(
         &mut self,
         value: &Value,
@@ -91,7 +91,7 @@ impl Climb<'_> {
         Ok(())
     }
 
-    /// The texts that SQLite makes of a value in its spellings.
+    /// Returns the texts that SQLite makes of the spellings of a value.
     fn texts(&self, value: &Value) -> Result<Vec<Value>, KeyedError> {
         let reader = self.readers.first().expect("there is a shard");
         let failed = |source| lookup_failed(reader, source);

@@ -1,4 +1,4 @@
-//! Comparing what a query yields with what is stored: two streams in the order of result keys, walked side by
+//! Comparing the rows of a query with the stored results: two streams in the order of result keys, walked side by
 //! side, so that memory does not grow with the results. Pure.
 
 use std::cmp::Ordering;
@@ -8,11 +8,11 @@ use crate::results::event::Op;
 
 /// The stored results of one join in the order of their keys.
 pub(crate) trait StoredResults {
-    /// The next key and its rows.
+    /// Returns the next key and its rows.
     fn next(&mut self) -> rusqlite::Result<Option<(String, String)>>;
 }
 
-/// Calls `emit` (what happened, key, rows) for every key whose rows differ between `fresh` and `stored`, in order.
+/// Calls `emit` (kind of change, key, rows) for every key whose rows differ between `fresh` and `stored`, in order.
 pub(crate) fn diff<E: From<rusqlite::Error>>(
     mut fresh: impl FnMut() -> rusqlite::Result<Option<(String, String)>>,
     stored: &mut dyn StoredResults,

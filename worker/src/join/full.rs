@@ -1,8 +1,8 @@
-//! Evaluation in full: a copy of the topics that a join reads, kept current row by row, and its query run over all
-//! of it. The oracle, the backfill and the repair of every quicker way.
+//! Evaluation in full: a copy of the topics that a join reads, kept current row by row, and the query run over all of
+//! it. Full evaluation is the oracle, the backfill and the repair of every faster way.
 //!
-//! The copy is in key order whatever the number of shards, so what SQLite leaves open (the order in which rows
-//! are aggregated) comes out the same in one shard and in eight.
+//! The copy is in key order in any number of shards. So an order that SQLite leaves open, such as that of aggregated
+//! rows, is the same in one shard and in eight.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
@@ -20,13 +20,13 @@ use super::plan::{Accumulated, Class, Keyed};
 use crate::results::event::{Emit, Op, ResultChange};
 use crate::storage::sqlite::{SqliteError, is_disk_full, quoted};
 
-/// Why an evaluation came to nothing.
+/// Why an evaluation failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FullError {
     /// The query itself failed; no other join is affected.
     #[error("the query failed: {message}")]
     Query { message: String },
-    /// The query would have gone on for too long; trying again would cost as much.
+    /// The query was over its limit of steps; a second try would cost as much.
     #[error(
         "the query took more than {steps} steps of SQLite's virtual machine and was stopped; make it cheaper (a join \
          condition is missing, or a recursion has no end) and reload"
@@ -34,7 +34,7 @@ pub(crate) enum FullError {
     StepLimit { steps: u64 },
     #[error("the query yields more than {rows} rows; narrow it down and reload")]
     Rows { rows: u64 },
-    /// The worker stops, or has another query now.
+    /// The worker stops, or this evaluation is no longer needed.
     #[error("the evaluation was cancelled")]
     Cancelled,
     #[error("could not {doing} the working copy of the topics")]
@@ -43,19 +43,19 @@ pub(crate) enum FullError {
     Stored(#[source] rusqlite::Error),
 }
 
-/// The copy and the statements that keep it.
+/// The copy and the statements that keep it current.
 pub(crate) struct Full {
     connection: Connection,
     budget: Budget,
     /// Upsert and delete, by lower-case topic.
     statements: HashMap<String, (String, String)>,
-    /// The query that runs once the copy has the indexes that it was planned with.
+    /// The query to run once the copy has the indexes that the query was planned with.
     indexed: Option<String>,
 }
 
 impl Full {
-    /// Makes empty tables for the topics that `join` reads, and a view for each of `others` so that it can read
-    /// them. `connection` is an empty scratch database; an evaluation may take `steps_max` steps.
+    /// Makes empty tables for the topics that `join` reads, and a view for each of `others` that the query may read.
+    /// `connection` is an empty scratch database; an evaluation may take `steps_max` steps.
     pub(crate) fn new(
         mut connection: Connection,
         join: &CheckedJoin,
@@ -89,7 +89,7 @@ impl Full {
         Ok(Self { connection, budget, statements, indexed: None })
     }
 
-    /// Runs `work` with everything that it absorbs in one transaction.
+    /// Runs `work` with all its calls of [`Self::absorb`] in one transaction.
     pub(crate) fn in_batch<E: From<FullError>>(
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<(), E>,
@@ -101,7 +101,7 @@ impl Full {
         outcome
     }
 
-    /// Takes in what a topic's row has become (`None`: it is gone).
+    /// Writes the new image of a topic's row into the copy (`None`: the row is gone).
     pub(crate) fn absorb(
         &mut self,
         topic: &str,
@@ -124,8 +124,8 @@ impl Full {
         absorb().map_err(copy("update"))
     }
 
-    /// Gives the copy the indexes by which a keyed join finds its neighbours: without them a join on a field of the
-    /// payload compares each row with each.
+    /// Adds to the copy the indexes by which a keyed join looks rows up: without them a join on a field of the payload
+    /// compares each row with each.
     pub(crate) fn index(&mut self, join: &CheckedJoin) -> Result<(), FullError> {
         let lookups: BTreeSet<_> = join.class.plans().into_iter().flat_map(Keyed::lookups).collect();
         for (number, (topic, expr)) in lookups.iter().enumerate() {
@@ -140,8 +140,8 @@ impl Full {
         Ok(())
     }
 
-    /// Runs the query over everything absorbed, compares its rows with those that are `stored`, and keeps the
-    /// differences for [`Self::differences`]. Returns how many there are.
+    /// Runs the query over the copy, compares its rows with the `stored` ones, and keeps the differences for
+    /// [`Self::differences`]. Returns the number of differences.
     pub(crate) fn evaluate(
         &mut self,
         join: &CheckedJoin,
@@ -153,12 +153,13 @@ impl Full {
         self.budget.close();
         let end = if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" };
         self.connection.execute_batch(end).map_err(copy("fill"))?;
-        // It may be a while until the next one.
+        // The next evaluation may be far away.
         self.connection.execute_batch("PRAGMA shrink_memory").map_err(copy("tidy"))?;
         outcome
     }
 
-    /// Accumulates all groups of the join, for [`Self::accumulators`]; `false` if there are values that don't fit.
+    /// Computes the aggregate states of all groups, for [`Self::accumulators`]. Returns `false` if a value can't be
+    /// accumulated.
     pub(crate) fn accumulate(&mut self, plan: &Accumulated) -> Result<bool, FullError> {
         self.connection.execute_batch("BEGIN; DELETE FROM _accumulators;").map_err(copy("clear"))?;
         self.budget.open();
@@ -191,7 +192,7 @@ impl Full {
         Ok(true)
     }
 
-    /// Calls `emit` for what [`Self::accumulate`] has found: group and state.
+    /// Calls `emit` with each group and state that [`Self::accumulate`] has computed.
     pub(crate) fn accumulators<E: From<FullError>>(
         &self,
         emit: &mut dyn FnMut(&str, &str) -> Result<(), E>,
@@ -209,8 +210,8 @@ impl Full {
         Ok(())
     }
 
-    /// Calls `each` for results that the last evaluation found to differ, in the order of result keys: those whose
-    /// place among them is in `places`, from 0.
+    /// Calls `each` for differences of the last evaluation, in the order of result keys: those whose index among the
+    /// differences is in `places`, from 0.
     pub(crate) fn differences<E: From<FullError>>(
         &self,
         places: Range<u64>,
@@ -231,11 +232,11 @@ impl Full {
         Ok(())
     }
 
-    /// Runs the query and puts its rows, by key, into `_fresh`.
+    /// Runs the query and writes its rows by key into `_fresh`.
     fn run(&self, join: &CheckedJoin) -> Result<(), FullError> {
         self.budget.open();
         let failed = |source| self.failed(source);
-        // No authorizer here: the text was checked under one, on the same tables.
+        // The query needs no authorizer here: it was checked under one, on the same tables.
         let sql = self.indexed.as_ref().unwrap_or(&join.query);
         let mut query = self.connection.prepare_cached(sql).map_err(failed)?;
         let mut insert = self
@@ -257,7 +258,7 @@ impl Full {
         Ok(())
     }
 
-    /// Whose fault an error of a query is.
+    /// Classifies an error of the query: its own failure, its limits, a cancellation, or SQLite's failure.
     fn failed(&self, source: rusqlite::Error) -> FullError {
         match source.sqlite_error_code() {
             Some(ErrorCode::OperationInterrupted) if self.budget.is_cancelled() => FullError::Cancelled,
@@ -319,7 +320,7 @@ impl Full {
     }
 }
 
-/// Which side of a comparison failed.
+/// The side of a comparison that failed.
 enum CompareError {
     Read(rusqlite::Error),
     Keep(rusqlite::Error),

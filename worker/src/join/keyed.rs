@@ -1,4 +1,4 @@
-//! Evaluation by key: which results the changes of an epoch can concern, and what they are now.
+//! Evaluation by key: the results that the changes of an epoch can affect, and their rows now.
 //!
 //! ```text
 //! affected:  changed rows, old and new image ─► up the plan's links, by indexed look-ups in the shards ─► keys
@@ -17,25 +17,25 @@ use crate::results::event::{Emit, JoinId};
 use crate::storage::sqlite::{SqliteError, quoted};
 use crate::storage::topics::TopicId;
 
-/// Result keys of one join that an epoch evaluates one by one at most; above it everything is evaluated at once.
+/// Result keys of one join that an epoch evaluates one by one; above this number the join is evaluated in full.
 pub(crate) const KEYS_MAX: usize = 65_536;
 
-/// Driving values whose rows an epoch looks at, before and after, at most.
+/// Driving values whose rows before and after an epoch reads; above this number the join is evaluated in full.
 pub(crate) const DRIVING_MAX: usize = 4 * KEYS_MAX;
 
-/// Why an evaluation by key came to nothing.
+/// Why an evaluation by key failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KeyedError {
     #[error("the query failed: {message}")]
     Query { message: String },
     #[error("the query took more than {steps} steps of SQLite's virtual machine and was stopped")]
     StepLimit { steps: u64 },
-    /// Evaluating everything at once costs less memory, and perhaps less time.
+    /// Full evaluation takes less memory, and perhaps less time.
     #[error("too many rows belong together to evaluate them by key")]
     TooLarge,
     #[error("a value by which rows are looked up is a BLOB")]
     UnsupportedValue,
-    /// Full evaluation makes both anew.
+    /// Full evaluation rebuilds both.
     #[error("the stored results don't follow from the stored aggregate state")]
     StateMismatch,
     #[error(
@@ -52,7 +52,7 @@ pub(crate) enum KeyedError {
     Memory(#[from] rusqlite::Error),
 }
 
-/// A join and how it is kept current.
+/// A join and the statements that keep it current by key.
 #[derive(Debug)]
 pub(crate) struct KeyedJoin {
     pub(crate) join: CheckedJoin,
@@ -65,9 +65,9 @@ pub(crate) struct KeyedJoin {
 #[derive(Debug)]
 pub(super) struct Step {
     pub(super) topic: TopicId,
-    /// The value of `by` for a row given as parameters; none for the key itself.
+    /// The query for the value of `by` of a row given as parameters; `None` for the key itself.
     pub(super) by: Option<String>,
-    /// Rows in a shard by value.
+    /// The query for a shard's rows by value.
     pub(super) rows: String,
     pub(super) insert: String,
     pub(super) links: Vec<LinkStep>,
@@ -79,19 +79,19 @@ pub(super) enum LinkStep {
     Parent {
         index: usize,
         matching: Matching,
-        /// Values of the gathered rows of the parent.
+        /// The query for the values of the parent's gathered rows.
         gathered: String,
-        /// Whether they are the parent's keys.
+        /// Whether these values are the parent's keys.
         of_key: bool,
-        /// In a shard: what the parent's rows with a value are gathered by.
+        /// The query, in a shard, for the values by which the parent's rows with a value are gathered.
         up: String,
     },
 }
 
-/// Keys of results that have to be looked at, and whether their changes are sent.
+/// Keys of results to evaluate, and whether their changes emit an event.
 pub(crate) type AffectedKeys = HashMap<Value, Emit>;
 
-/// A result that has to be looked at.
+/// A result to evaluate.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct AffectedKey {
     pub(crate) value: Value,
@@ -99,7 +99,7 @@ pub(crate) struct AffectedKey {
 }
 
 impl KeyedJoin {
-    /// `topic_id` gives the number of a topic.
+    /// Prepares the statements of the join. `topic_id` returns the number of a topic.
     pub(crate) fn new(
         join: CheckedJoin,
         id: JoinId,
@@ -111,12 +111,12 @@ impl KeyedJoin {
         Self { join, id, plan, steps }
     }
 
-    /// The topics that it reads.
+    /// Returns the topics that the join reads.
     pub(crate) fn topics(&self) -> impl Iterator<Item = TopicId> {
         self.steps.iter().map(|step| step.topic)
     }
 
-    /// Those of them whose rows say by an old image where they belonged; the others are found by their key.
+    /// Returns the topics whose rows are looked up by more than their key, so that their old images are needed.
     pub(crate) fn looked_back(&self) -> impl Iterator<Item = TopicId> {
         self.steps.iter().filter(|step| step.by.is_some()).map(|step| step.topic)
     }
@@ -149,7 +149,7 @@ impl Step {
     }
 }
 
-/// A query for `terms` over the rows of a topic in a shard for which `by` is parameter 1.
+/// Returns a query for `terms` over a shard's rows of a topic whose `by` is parameter 1.
 fn select(terms: &str, topic: &str, by: &RowExpr) -> String {
     if by.is_key() {
         format!("SELECT {terms} FROM {} WHERE key = ?1", quoted(topic))

@@ -1,4 +1,4 @@
-//! Looking rows up by a value: the statements' parameters, their rows, and what they cost.
+//! Looking rows up by a value: the parameters of statements, the rows found, and the cost.
 
 use rusqlite::types::ValueRef;
 use rusqlite::{CachedStatement, Row, StatementStatus};
@@ -9,7 +9,7 @@ use super::value::Value;
 use crate::storage::log::ShardReader;
 use crate::storage::sqlite::SqliteError;
 
-/// What an evaluation has cost.
+/// The cost of an evaluation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Cost {
     /// Steps of SQLite's virtual machine.
@@ -44,7 +44,7 @@ pub(super) fn lookup_failed(reader: &ShardReader, source: rusqlite::Error) -> Ke
     SqliteError::new(reader.path(), "look rows up", source).into()
 }
 
-/// The value of an expression for a row that is not in a table.
+/// Returns the value of an expression for a row that is not in a table.
 pub(super) fn value_of(
     by: &mut CachedStatement<'_>,
     key: &str,
@@ -64,7 +64,7 @@ pub(super) fn value_of(
     Value::new(row.get_ref(0)?).ok_or(KeyedError::UnsupportedValue)
 }
 
-/// Steps since this was last asked.
+/// Returns the steps that the statement took since the last call.
 pub(super) fn steps_of(statement: &rusqlite::Statement<'_>) -> u64 {
     u64::try_from(statement.reset_status(StatementStatus::VmStep)).unwrap_or(0)
 }

@@ -1,5 +1,5 @@
-//! How a query is kept current without running it over everything: which rows of which topics belong to a result
-//! key, in both directions. Pure.
+//! How a query is kept current without running it over all rows: which rows of which topics belong to a result key, in
+//! both directions. Pure.
 //!
 //! The idea: to ask for the results of some keys only, push that restriction down the query. It passes through
 //! filters, joins (as a semi-join along an equality), GROUP BY and PARTITION BY terms, DISTINCT, UNION and
@@ -12,9 +12,9 @@
 //! gather (down):    keys ─► orders BY key ─► its payload->>'customer' ─► customers BY key
 //! affected (up):    a changed customer ─► its key ─► orders where payload->>'customer' is that ─► their keys
 //! ```
-//! Both directions use the same edges. A set of keys that is too large costs time; one too small is a bug. What was
-//! gathered goes into tables of its own for each occurrence of a topic, on which the user's query runs as it is:
-//! SQLite alone decides what its result is.
+//! Both directions use the same edges. A set of keys that is too large costs time; a set that is too small is a bug.
+//! Gathered rows go into tables of their own for each occurrence of a topic, on which the user's query runs unchanged:
+//! SQLite alone decides the result.
 
 mod aggregate;
 mod grouping;
@@ -41,16 +41,16 @@ use crate::storage::sqlite::quoted;
 /// How a join is kept current.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Class {
-    /// Only the results that a change can concern are evaluated.
+    /// Only the results that a change can affect are evaluated.
     Keyed(Keyed),
-    /// Groups are brought up to date by the rows that have come and gone.
+    /// Aggregate states of groups are updated by the rows that came and went.
     Accumulated(Box<Accumulated>),
-    /// Everything is evaluated whenever something changes.
+    /// All rows are evaluated after any change.
     Full(Reason),
 }
 
 impl Class {
-    /// Its name for people and machines.
+    /// Returns the name of the class in `/status` and logs.
     pub(crate) fn name(&self) -> ClassName {
         match self {
             Self::Keyed(_) => ClassName::Keyed,
@@ -59,7 +59,7 @@ impl Class {
         }
     }
 
-    /// Why it is evaluated in full.
+    /// Returns why the query is evaluated in full, or `None` if it is not.
     pub(crate) fn reason(&self) -> Option<&Reason> {
         match self {
             Self::Keyed(_) | Self::Accumulated(_) => None,
@@ -67,7 +67,7 @@ impl Class {
         }
     }
 
-    /// The plans by which rows are looked up.
+    /// Returns the plans by which rows are looked up.
     pub(crate) fn plans(&self) -> Vec<&Keyed> {
         match self {
             Self::Keyed(keyed) => vec![keyed],
@@ -76,7 +76,7 @@ impl Class {
         }
     }
 
-    /// The same without accumulators.
+    /// Returns the class of the join without aggregate states.
     pub(crate) fn unaccumulated(self) -> Self {
         match self {
             Self::Accumulated(accumulated) => match accumulated.otherwise {
@@ -95,7 +95,7 @@ pub(crate) struct Keyed {
     pub(crate) sql: String,
     /// The query over whole topics that have the same indexes.
     pub(crate) sql_full: String,
-    /// Parents come before those that are linked to them.
+    /// Parents come before the occurrences that are linked to them.
     pub(crate) occurrences: Vec<Occurrence>,
 }
 
@@ -103,19 +103,19 @@ pub(crate) struct Keyed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Occurrence {
     pub(crate) topic: String,
-    /// The table into which its rows are gathered, quoted.
+    /// The quoted name of the table into which rows are gathered.
     pub(crate) table: String,
     /// The rows that belong to a set of result keys are those whose `by` is one of `from`.
     pub(crate) by: RowExpr,
     pub(crate) from: Vec<Link>,
 }
 
-/// Where the values come from by which an occurrence is gathered.
+/// The source of the values by which an occurrence is gathered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Link {
     /// The result keys themselves, NULL included.
     Keys,
-    /// What `of` yields over the gathered rows of an occurrence (by its place in the list); NULL links nothing.
+    /// Values of `of` over the gathered rows of an occurrence (by index in the list); NULL links nothing.
     Parent { index: usize, of: RowExpr, matching: Matching },
 }
 
@@ -124,13 +124,13 @@ pub(crate) enum Link {
 pub(crate) enum Matching {
     /// Both are equal.
     Equal,
-    /// The parent has a text, and the value is that text or a number that is written so. A group of equal numbers is
-    /// found whole in this way: the text `5.0` leads to all rows with 5, however each spells it.
+    /// The parent has a text, and the value is that text or a number written as that text. So a group of equal numbers
+    /// is found whole: the text `5.0` links to all rows with 5, in any spelling.
     AsText,
 }
 
 impl Link {
-    /// Links also numbers that are written as a text of the parent.
+    /// Links numbers, too, that are written as a text of the parent.
     fn match_as_text(&mut self) {
         if let Self::Parent { matching, .. } = self {
             *matching = Matching::AsText;
@@ -196,17 +196,17 @@ pub(crate) enum Reason {
     Rewritten { message: String },
 }
 
-/// The table from which occurrence `number` of a topic in a join's query is read.
+/// Returns the name of the table for occurrence `number` of a topic in a join's query.
 fn table_name(join_name: &str, number: usize) -> String {
     quoted(&format!("_{}_{number}", join_name.to_ascii_lowercase()))
 }
 
-/// The same of another query of that join; names of joins hold no slash.
+/// Returns the name of a table for a second query of the join; names of joins have no slash.
 fn table_name_of(join_name: &str, part: &str) -> String {
     quoted(&format!("_{}/{part}", join_name.to_ascii_lowercase()))
 }
 
-/// Plans how a join is kept current. `queries` are the texts of all joins by lower-case name.
+/// Returns how a join is kept current. `queries` are the texts of all joins by lower-case name.
 pub(crate) fn plan(join: &CheckedJoin, queries: &BTreeMap<String, String>) -> Class {
     if join.reads_clock {
         return Class::Full(Reason::Clock);
@@ -217,7 +217,7 @@ pub(crate) fn plan(join: &CheckedJoin, queries: &BTreeMap<String, String>) -> Cl
     };
     let by_key = restrict::restrict(&query, join.columns.key_column())
         .and_then(|restricted| keyed(join, &query, restricted, &join.name));
-    // Where all is found by keys, what belongs to a result is a few rows: there is nothing to be saved.
+    // If all rows are found by keys, few rows belong to a result, and aggregate states would save nothing.
     let is_cheap = by_key.as_ref().is_ok_and(|keyed| keyed.occurrences.iter().all(|o| o.by.is_key()));
     if !is_cheap {
         let part = |query: &syntax::Query, restricted: Restricted, part: &str| {
@@ -233,7 +233,7 @@ pub(crate) fn plan(join: &CheckedJoin, queries: &BTreeMap<String, String>) -> Cl
     }
 }
 
-/// Gives the topics of a restricted query their tables, with `prefix` in their names.
+/// Assigns tables to the topics of a restricted query, with `prefix` in their names.
 fn keyed(
     join: &CheckedJoin,
     query: &syntax::Query,
@@ -258,7 +258,7 @@ fn keyed(
 }
 
 impl Keyed {
-    /// Expressions by which rows of topics are looked up, beside their key: topic and expression.
+    /// Returns the expressions, beside keys, by which rows of topics are looked up: topic and expression.
     pub(crate) fn lookups(&self) -> BTreeSet<(String, RowExpr)> {
         let mut found = BTreeSet::new();
         for occurrence in &self.occurrences {
@@ -275,7 +275,7 @@ impl Keyed {
 }
 
 impl fmt::Display for Keyed {
-    /// A line for each occurrence: what is gathered by what.
+    /// Writes a line for each occurrence: its topic, and how its rows are gathered.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (place, occurrence) in self.occurrences.iter().enumerate() {
             write!(formatter, "{}: {} by {} from ", place + 1, occurrence.topic, occurrence.by.sql())?;

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use rusqlite::Row;
 use rusqlite::types::ValueRef;
 
-/// Columns of a query, ready to be written in front of their values.
+/// The columns of a query as JSON labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Columns {
     /// `"name":` as JSON, by column.
@@ -24,17 +24,17 @@ impl Columns {
         Self { labels, key_column }
     }
 
-    /// The number of the column that is the result key.
+    /// Returns the index of the result key's column.
     pub(crate) fn key_column(&self) -> usize {
         self.key_column
     }
 
-    /// How many they are.
+    /// Returns the number of columns.
     pub(crate) fn count(&self) -> usize {
         self.labels.len()
     }
 
-    /// Writes the row's result key and the row itself, replacing what the buffers held.
+    /// Writes the row's result key and the row itself, replacing the contents of the buffers.
     pub(crate) fn write(&self, row: &Row<'_>, key: &mut String, object: &mut String) -> rusqlite::Result<()> {
         key.clear();
         object.clear();
@@ -78,7 +78,7 @@ fn write_string(json: &mut String, text: &str) {
     json.push_str(&serde_json::to_string(text).expect("a string is always JSON"));
 }
 
-/// Whether two JSON arrays hold the same rows, in whatever order.
+/// Returns whether two JSON arrays hold the same rows, in any order.
 pub(crate) fn same_rows(a: &str, b: &str) -> bool {
     if a == b {
         return true;

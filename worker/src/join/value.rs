@@ -4,19 +4,19 @@
 use rusqlite::ToSql;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 
-/// A value of SQLite that is no BLOB.
+/// A value of SQLite other than a BLOB.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Value {
     Null,
-    /// Also every real that is a whole number in the range of integers: `1.0 = 1`.
+    /// An integer, or a real that is a whole number in the range of integers: `1.0 = 1`.
     Integer(i64),
-    /// The bits of another real.
+    /// The bits of any other real.
     Real(u64),
     Text(Box<str>),
 }
 
 impl Value {
-    /// `None` for a BLOB.
+    /// Returns `None` for a BLOB.
     pub(crate) fn new(value: ValueRef<'_>) -> Option<Self> {
         Some(match value {
             ValueRef::Null => Self::Null,
@@ -38,13 +38,13 @@ impl Value {
         }
     }
 
-    /// The number that a text may be the spelling of, as a cast of numbers to TEXT spells them.
+    /// Returns the number whose cast to TEXT is this text, if there is one.
     pub(crate) fn as_number(text: &str) -> Option<Self> {
         let integer = text.parse().ok().map(Self::Integer);
         integer.or_else(|| text.parse().ok().filter(|real: &f64| !real.is_nan()).map(Self::real))
     }
 
-    /// The reals and integers that are equal to it, or itself.
+    /// Returns the reals and integers that equal the value, or the value itself.
     pub(crate) fn spellings(&self) -> impl Iterator<Item = ValueRef<'_>> {
         let (first, more): (ValueRef<'_>, &[f64]) = match self {
             Self::Null => (ValueRef::Null, &[]),
@@ -100,7 +100,7 @@ mod tests {
         };
         let mut bits = 1_u64;
         for _ in 0..100_000 {
-            // Knuth's generator, which comes through all numbers.
+            // Knuth's linear congruential generator has the full period: it reaches every number.
             bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let real = f64::from_bits(bits);
             if real.is_nan() {

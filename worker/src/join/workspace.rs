@@ -1,5 +1,5 @@
-//! A workspace evaluates keyed joins: it finds the keys that changes can concern, gathers the rows of some keys into
-//! tables in memory, runs the user's query on them, and compares what it yields with the stored results.
+//! A workspace evaluates keyed joins: it finds the keys that changes can affect, gathers the rows of some keys into
+//! tables in memory, runs the user's query on them, and compares the rows of the query with the stored results.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,13 +24,13 @@ use crate::storage::log::ShardReader;
 use crate::storage::sqlite::{self, SqliteError, quoted};
 use crate::storage::topics::TopicId;
 
-/// Rows that are gathered for one share of keys at most.
+/// Rows that one batch of keys gathers at most.
 const GATHERED_ROWS_MAX: usize = 200_000;
 
-/// Bytes of those rows at most.
+/// Bytes of gathered rows at most.
 const GATHERED_BYTES_MAX: usize = 32 << 20;
 
-/// What one thread evaluates with: readers of all shards, which see one cut, and a database in memory.
+/// The connections of one evaluating thread: readers of all shards, which see one cut, and a database in memory.
 pub(crate) struct Workspace {
     pub(super) memory: Connection,
     budget: Budget,
@@ -42,17 +42,17 @@ pub(crate) struct Workspace {
 /// The state of the topics in which rows are gathered.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum View<'a> {
-    /// What the readers see; changed rows, if they are given, need no look-up.
+    /// The state that the readers see; rows in the changes, if given, need no look-up.
     Now(Option<&'a Changes>),
-    /// What was there before the changes, given with [`OldImages`] of each occurrence.
+    /// The state before the changes, with the [`OldImages`] of each occurrence.
     Before(&'a Changes, &'a [OldImages<'a>]),
 }
 
-/// Changed rows as they were, by the value by which an occurrence is gathered; empty if that is the key.
+/// Old images of changed rows, by the value by which an occurrence is gathered; empty if that is the key.
 pub(crate) type OldImages<'a> = HashMap<Value, Vec<(&'a str, TopicImage<'a>)>>;
 
 impl<'a> View<'a> {
-    /// What a row is, if it need not be looked up.
+    /// Returns the image of a row, or `None` if it has to be looked up.
     fn row(&self, topic: TopicId, key: &str) -> Option<Option<(&'a str, TopicImage<'a>)>> {
         let (changes, is_old) = match self {
             Self::Now(changes) => ((*changes)?, false),
@@ -63,7 +63,7 @@ impl<'a> View<'a> {
         Some(image.map(|image| (row.key, image)))
     }
 
-    /// Changed rows of occurrence `index` that have the value, where the readers can't be asked for them.
+    /// Returns changed rows of occurrence `index` with this value that the readers no longer see.
     fn old(&self, index: usize, value: &Value) -> &'a [(&'a str, TopicImage<'a>)] {
         match self {
             Self::Now(_) => &[],
@@ -71,7 +71,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Whether what a reader sees of a row is not what it was.
+    /// Returns whether a reader sees another image of the row than this view.
     fn hides(&self, topic: TopicId, key: ValueRef<'_>) -> bool {
         match self {
             Self::Now(_) => false,
@@ -81,7 +81,7 @@ impl<'a> View<'a> {
 }
 
 impl Workspace {
-    /// Makes in `memory`, an empty database, the tables that the statements `tables` make and those of `joins`.
+    /// Creates in `memory`, an empty database, the tables of `joins` and those that the statements `tables` create.
     pub(crate) fn new<'a>(
         mut memory: Connection,
         readers: Vec<ShardReader>,
@@ -98,7 +98,7 @@ impl Workspace {
             for occurrence in &join.plan.occurrences {
                 let table = &occurrence.table;
                 memory.execute_batch(&super::check::gathered_table_sql(table))?;
-                // The user's query finds its neighbours by the same expressions as we do.
+                // The user's query looks rows up by the same expressions as `gather`.
                 let is_linked = occurrence.from.iter().any(|link| matches!(link, Link::Parent { .. }));
                 if is_linked && !occurrence.by.is_key() {
                     let index = quoted(&format!("{table}_by"));
@@ -112,7 +112,7 @@ impl Workspace {
         Ok(Self { memory, budget, readers, results, cost: Cost::default() })
     }
 
-    /// Fixes what the readers of shards see, until [`Self::release`].
+    /// Pins the state that the readers of shards see until [`Self::release`].
     pub(crate) fn hold(&self) -> Result<(), SqliteError> {
         self.readers.iter().try_for_each(ShardReader::hold)
     }
@@ -133,12 +133,12 @@ impl Workspace {
         &mut self.readers
     }
 
-    /// What was spent since this was last asked.
+    /// Returns the cost since the last call.
     pub(crate) fn take_cost(&mut self) -> Cost {
         std::mem::take(&mut self.cost)
     }
 
-    /// Finds the keys of the results that `changes` can concern: perhaps too many, never too few.
+    /// Returns the keys of the results that `changes` can affect: perhaps too many, never too few.
     pub(crate) fn affected(
         &mut self,
         join: &KeyedJoin,
@@ -180,8 +180,8 @@ impl Workspace {
         Ok(keys)
     }
 
-    /// Evaluates the results of some keys and appends to `found` what differs from what is stored. Rows in `known`
-    /// need no look-up.
+    /// Evaluates the results of some keys and appends to `found` each that differs from the stored one. Rows in
+    /// `known` need no look-up.
     pub(crate) fn evaluate(
         &mut self,
         join: &KeyedJoin,
@@ -191,13 +191,13 @@ impl Workspace {
     ) -> Result<(), KeyedError> {
         self.memory.execute_batch("BEGIN")?;
         let outcome = self.gather(join, keys, View::Now(known)).and_then(|()| self.run(join, keys));
-        // Rolling back what was only gathered leaves the tables empty, at the price of a few pages.
+        // A rollback empties the tables of gathered rows at the price of a few pages.
         self.memory.execute_batch("ROLLBACK")?;
         let fresh = outcome?;
         self.compare(join, keys, fresh, found)
     }
 
-    /// Changed rows as they were, for each occurrence.
+    /// Returns the old images of changed rows for each occurrence.
     pub(crate) fn old_images<'c>(
         &mut self,
         join: &KeyedJoin,
@@ -220,7 +220,7 @@ impl Workspace {
         Ok(all)
     }
 
-    /// Puts the rows that belong to some keys into the tables of their occurrences.
+    /// Inserts the rows that belong to some keys into the tables of their occurrences.
     pub(super) fn gather(
         &mut self,
         join: &KeyedJoin,
@@ -291,7 +291,7 @@ impl Workspace {
         Ok(())
     }
 
-    /// Runs the user's query on what was gathered: rows by result key, as JSON.
+    /// Runs the user's query on the gathered rows. Returns its rows by result key, as JSON.
     fn run(&mut self, join: &KeyedJoin, keys: &[AffectedKey]) -> Result<HashMap<String, String>, KeyedError> {
         let wanted: HashSet<&Value> = keys.iter().map(|key| &key.value).collect();
         let columns = &join.join.columns;
@@ -326,7 +326,7 @@ impl Workspace {
         Ok(fresh)
     }
 
-    /// Runs a query that comes from a user on the tables in memory, within its budget.
+    /// Runs a user's query on the tables in memory, within its budget.
     pub(super) fn query(
         &mut self,
         sql: &str,
@@ -386,8 +386,8 @@ impl Workspace {
     }
 }
 
-/// The values by which the rows of an occurrence are looked up for those of its parents that are gathered. They come in
-/// their order, since neighbours in the files are found for less.
+/// Returns the values by which the rows of an occurrence are looked up, from the gathered rows of its parents. The
+/// values are sorted: neighbours in the files are found at less cost.
 fn linked_values(memory: &Connection, step: &Step, cost: &mut Cost) -> Result<Vec<Value>, KeyedError> {
     let mut linked: Vec<Value> = Vec::new();
     for link in &step.links {

@@ -1,4 +1,4 @@
-//! Messages of queries that can't run, each asserted whole.
+//! Error messages of invalid queries, each asserted whole.
 
 use super::*;
 

@@ -1,14 +1,14 @@
-//! Splitting a query into the rows below its aggregates and what is made of the aggregates, so that a group can be
-//! kept current by the rows that come and go.
+//! Splitting a query at its aggregates into a query for the rows below and a query for the results above, so that a
+//! group is kept current by the rows that come and go.
 //!
 //! ```text
 //! SELECT o.payload->>'customer', sum(o.payload->>'n') + 1 FROM orders o GROUP BY 1
 //!
 //! rows:     SELECT o.key, o.payload->>'customer', o.payload->>'n' FROM orders o      for some values of o.key
-//! results:  SELECT g0, (+a0) + 1 FROM the accumulators of the groups that have changed
+//! results:  SELECT g0, (+a0) + 1 FROM the aggregate states of the groups that have changed
 //! ```
-//! Each row has one driving value, in the first column: those of some driving values are found as the results of a
-//! keyed join are. The other columns are the terms of GROUP BY, then the arguments of aggregates.
+//! Each row has one driving value, in the first column: rows are looked up by driving value as a keyed join looks up
+//! results. The other columns are the terms of GROUP BY, then the arguments of aggregates.
 
 use std::fmt;
 
@@ -22,32 +22,32 @@ use super::{Keyed, Reason, print, table_name_of};
 use crate::join::aggregate_state::{Aggregate, Function};
 use crate::storage::sqlite::quoted;
 
-/// The plan of a join whose groups are accumulated.
+/// The plan of a join whose groups have an aggregate state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Accumulated {
     /// The rows below the aggregates by driving value.
     pub(crate) rows: Keyed,
-    /// The same rows by a term of GROUP BY (which one), if they can be found so.
+    /// The same rows looked up by a term of GROUP BY, with the index of the term; `None` if no term can.
     pub(crate) group: Option<(usize, Keyed)>,
-    /// The same rows from the topics as a whole, the rows of a group side by side.
+    /// The query for the same rows of all topics, ordered by group.
     pub(crate) all_sql: String,
-    /// How many terms GROUP BY has.
+    /// The number of GROUP BY terms.
     pub(crate) group_terms: usize,
-    /// Whether there is one group, with or without rows.
+    /// Whether the query has exactly one group, with or without rows.
     pub(crate) is_global: bool,
     pub(crate) aggregates: Vec<Aggregate>,
-    /// How many arguments they have together.
+    /// The number of arguments of all aggregates together.
     pub(crate) arguments: usize,
-    /// The table of accumulators, quoted: `_n`, terms `g0` …, aggregates `a0` …
+    /// The quoted name of the table of aggregate states: `_n`, terms `g0` …, aggregates `a0` …
     pub(crate) table: String,
-    /// The join's rows from that table, with `_n` behind its columns.
+    /// The query for the join's rows from that table, with `_n` behind its columns.
     pub(crate) results_sql: String,
-    /// How the join is kept current when its values can't be accumulated.
+    /// How the join is kept current if its values can't be accumulated.
     pub(crate) otherwise: Result<Keyed, Reason>,
 }
 
 impl Accumulated {
-    /// Statement that makes [`Self::table`].
+    /// Returns the statement that creates [`Self::table`].
     pub(crate) fn table_sql(&self) -> String {
         let columns = (0..self.group_terms)
             .map(|term| format!(", g{term}"))
@@ -55,26 +55,26 @@ impl Accumulated {
         format!("CREATE TABLE {} (_n INTEGER PRIMARY KEY{})", self.table, columns.collect::<String>())
     }
 
-    /// The plans by which rows are looked up.
+    /// Returns the plans by which rows are looked up.
     pub(crate) fn plans(&self) -> impl Iterator<Item = &Keyed> {
         [Some(&self.rows), self.group.as_ref().map(|(_, keyed)| keyed), self.otherwise.as_ref().ok()]
             .into_iter()
             .flatten()
     }
 
-    /// What stored accumulators depend on: if it changes, they are made anew.
+    /// Returns a text on which stored aggregate states depend: after a change of it, they are rebuilt.
     pub(crate) fn fingerprint(&self) -> String {
         format!("1\n{}\n{}\n{:?}", self.all_sql, self.results_sql, self.aggregates)
     }
 
-    /// What is stored in the place of the fingerprint once a value can't be accumulated.
+    /// Returns the text that is stored instead of the fingerprint once a value can't be accumulated.
     pub(crate) fn given_up_fingerprint(&self) -> String {
         format!("unfit {}", self.fingerprint())
     }
 }
 
 impl fmt::Display for Accumulated {
-    /// Lines for the rows and what is made of them.
+    /// Writes lines for the rows and for the results made of them.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(formatter, "accumulated, as the rows of")?;
         write!(formatter, "{}{}\n{}\n", self.rows, self.rows.sql, self.results_sql)?;
@@ -89,8 +89,8 @@ impl fmt::Display for Accumulated {
     }
 }
 
-/// Plans a query that aggregates; `None` if it does not, or not in a way that can be accumulated. `occurrences` makes
-/// a plan of a restricted query, whose tables get names of their own by the text.
+/// Plans a query that aggregates. Returns `None` if the query doesn't aggregate, or not in a way that can be
+/// accumulated. `occurrences` plans a restricted query; its text argument names the tables.
 pub(super) fn accumulate(
     query: &Query,
     join_name: &str,
@@ -137,7 +137,7 @@ pub(super) fn accumulate(
         Some((term, plan(&rows_query, restricted, "group").ok()?))
     });
     let mut all_sql = print::print_plain(&rows_query);
-    // The log does not tell what `_change` was before.
+    // Old images in the log have no `_change`.
     if all_sql.to_ascii_lowercase().contains("_change") || hides_change(&rows_query) {
         return None;
     }
@@ -159,8 +159,8 @@ pub(super) fn accumulate(
     })
 }
 
-/// The rows below the aggregates by a driving value, and their plan. Of several driving values the one is taken that finds
-/// most neighbours by their keys, since its plan touches the fewest rows.
+/// Returns the query for the rows below the aggregates by a driving value, and its plan. Of several driving values the
+/// one that finds most rows by key wins, since its plan reads the fewest rows.
 fn rows_by_driving_value(
     core: &SelectCore,
     columns: &[Expr],
@@ -183,11 +183,11 @@ fn rows_by_driving_value(
     best.map(|(_, rows, keyed)| (rows, keyed))
 }
 
-/// The query for the rows below the aggregates: the driving value, then `columns`.
+/// Returns the query for the rows below the aggregates: the driving value, then `columns`.
 fn rows_driven_by(core: &SelectCore, driving: Expr, sources: Vec<Source>, columns: &[Expr]) -> Query {
     let outputs = std::iter::once(driving).chain(columns.iter().cloned());
     let mut outputs: Vec<OutputTerm> = outputs.map(|expr| OutputTerm::Expr { expr, name: None }).collect();
-    // WHERE may read them by name.
+    // WHERE may refer to named terms of the select list.
     outputs.extend(core.outputs.iter().filter(|output| is_named_value(output)).cloned());
     let core = SelectCore {
         distinct: false,
@@ -202,20 +202,20 @@ fn rows_driven_by(core: &SelectCore, driving: Expr, sources: Vec<Source>, column
     Query { arms, order_by: Vec::new(), limit: None }
 }
 
-/// The work on one query.
+/// The state of splitting one query.
 struct Split<'p, 'q> {
     names: &'p Names<'q>,
     /// The terms of GROUP BY in canonical form.
     groups: Vec<String>,
-    /// Each call by its canonical form.
+    /// Aggregate calls by canonical form.
     aggregates: Vec<(String, Aggregate)>,
-    /// Each argument by its canonical form.
+    /// Arguments by canonical form.
     arguments: Vec<(String, Expr)>,
 }
 
 impl<'q> Split<'_, 'q> {
-    /// An expression above the aggregates over the table of accumulators; `is_whole` if its value is a result as
-    /// it is.
+    /// Returns an expression above the aggregates, rewritten to read the table of aggregate states. `is_whole` says
+    /// that the value of the expression is a result column itself.
     fn rewritten(&mut self, expr: &'q Expr, is_whole: bool) -> Option<Expr> {
         let expr = expr.bare();
         let canonical = self.names.canonical(0, expr);
@@ -229,7 +229,7 @@ impl<'q> Split<'_, 'q> {
                 _ => None,
             },
             Kind::Function { .. } if is_aggregate_call(expr) => self.aggregate(expr, canonical),
-            // What says that a text is JSON is lost in a table.
+            // A table column doesn't keep SQLite's mark that a text is JSON.
             Kind::Function { name, .. } if name.starts_with("json") => None,
             Kind::Column { .. } | Kind::Function { over: Some(_), .. } | Kind::Subquery | Kind::In { .. } => {
                 None
@@ -250,7 +250,7 @@ impl<'q> Split<'_, 'q> {
         }
     }
 
-    /// A term of GROUP BY within an expression, compared there as the term itself would be.
+    /// Returns a term of GROUP BY within an expression, with the affinity that the term itself has in a comparison.
     fn group_within(&self, expr: &'q Expr, term: usize) -> Option<String> {
         match &expr.kind {
             Kind::Column { .. } => {
@@ -269,7 +269,7 @@ impl<'q> Split<'_, 'q> {
         }
     }
 
-    /// A call of an aggregate function.
+    /// Registers a call of an aggregate function and returns the column that replaces it.
     fn aggregate(&mut self, expr: &'q Expr, canonical: String) -> Option<Expr> {
         let Kind::Function { name, distinct: false, args, over: None } = &expr.kind else { return None };
         let function = match (name.as_str(), args) {
@@ -284,7 +284,7 @@ impl<'q> Split<'_, 'q> {
         let is_filtered =
             expr.parts.iter().any(|part| matches!(part, ExprPart::Text(text) if text == FILTER));
         let children: Vec<&'q Expr> = expr.children().collect();
-        // An order among the arguments would be one more.
+        // ORDER BY among the arguments would add an expression.
         if children.len() != args + usize::from(is_filtered) {
             return None;
         }
@@ -316,7 +316,7 @@ impl<'q> Split<'_, 'q> {
         Expr { kind: Kind::Other, parts }
     }
 
-    /// A term of GROUP BY written out.
+    /// Returns a term of GROUP BY; a number is replaced by its column.
     fn group_expr(&self, expr: &'q Expr) -> Option<Expr> {
         if let (Kind::Literal, [ExprPart::Text(text)]) = (&expr.bare().kind, expr.bare().parts.as_slice())
             && let Ok(number) = text.trim().parse::<usize>()
@@ -328,7 +328,7 @@ impl<'q> Split<'_, 'q> {
         Some(self.resolved(expr))
     }
 
-    /// The expression with columns of the select list written out.
+    /// Returns the expression with names from the select list replaced by their terms.
     fn resolved(&self, expr: &'q Expr) -> Expr {
         if let Kind::Column { table: None, name } = &expr.kind
             && let Some(Meaning::Output { expr, .. }) = self.names.find(0, None, name)
@@ -348,14 +348,14 @@ impl<'q> Split<'_, 'q> {
     }
 }
 
-/// What stands in front of the condition of a filtered aggregate.
+/// The text before the condition of a filtered aggregate.
 const FILTER: &str = " FILTER (WHERE ";
 
 fn text_expr(text: String) -> Expr {
     Expr { kind: Kind::Other, parts: vec![ExprPart::Text(text)] }
 }
 
-/// Columns of which every row below the aggregates may have one value, with the FROM that has them.
+/// Returns columns with one value for every row below the aggregates, and the FROM that contains them.
 fn driving_columns(core: &SelectCore) -> Vec<(Expr, Vec<Source>)> {
     let mut columns = Vec::new();
     for (index, source) in core.sources.iter().enumerate() {
@@ -384,10 +384,10 @@ fn driving_columns(core: &SelectCore) -> Vec<(Expr, Vec<Source>)> {
     columns
 }
 
-/// The name under which a query within is asked for a key.
+/// The name under which a subquery in FROM returns a key.
 const HIDDEN: &str = "_driving";
 
-/// Keys of topics that could be columns of a query, which yields the same rows with them.
+/// Returns keys of topics that the query could return as more columns without a change of its rows.
 fn hidden_keys(query: &Query) -> Vec<Expr> {
     let [Arm { body: Body::Core(core), .. }] = query.arms.as_slice() else { return Vec::new() };
     let names = Names::of(core);
@@ -416,7 +416,7 @@ fn column_of(source: &Source, name: &str) -> Expr {
     }
 }
 
-/// Whether a term of the select list is one value of a row, and has a name.
+/// Returns whether a term of the select list is a named value of a single row.
 fn is_named_value(output: &OutputTerm) -> bool {
     fn aggregates(expr: &Expr) -> bool {
         is_aggregate_call(expr) || expr.children().any(aggregates)
@@ -424,7 +424,7 @@ fn is_named_value(output: &OutputTerm) -> bool {
     matches!(output, OutputTerm::Expr { expr, name: Some(_) } if !aggregates(expr))
 }
 
-/// Whether `*` somewhere may stand for a column `_change` whose value matters.
+/// Returns whether some `*` may include a column `_change` whose value matters.
 fn hides_change(query: &Query) -> bool {
     query.arms.iter().any(|arm| {
         let Body::Core(core) = &arm.body else { return false };

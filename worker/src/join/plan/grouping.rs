@@ -1,5 +1,5 @@
-//! What rows are grouped by: GROUP BY and PARTITION BY terms, which values follow from them, and which of these are the
-//! same for all rows of a group.
+//! Grouping of rows: GROUP BY and PARTITION BY terms, the values that follow from them, and which of these values are
+//! the same for all rows of a group.
 
 use std::collections::BTreeSet;
 
@@ -24,7 +24,7 @@ const AGGREGATES: [&str; 12] = [
     "jsonb_group_object",
 ];
 
-/// Functions that give texts alone, or integers alone.
+/// Functions that return only texts, or only integers.
 const ONE_SPELLING: [&str; 15] = [
     "lower",
     "upper",
@@ -51,7 +51,7 @@ impl<'q> Names<'q> {
             || expressions(core, order_by).any(|expr| any(expr, &is_aggregate_call))
     }
 
-    /// SQLite gives an aggregate over columns from around a subquery to the query around it.
+    /// Refuses aggregates over outer columns: SQLite computes such an aggregate in the query around the subquery.
     pub(super) fn refuse_outer_aggregates(&self, scope: usize) -> Result<(), Reason> {
         let Scope { core, order_by, .. } = self.scopes[scope];
         let is_outer = |expr: &'q Expr| {
@@ -65,7 +65,7 @@ impl<'q> Names<'q> {
         if outer { Err(Reason::Syntax) } else { Ok(()) }
     }
 
-    /// The terms by which each window function of a scope partitions.
+    /// Returns the PARTITION BY terms of each window function of a scope.
     pub(super) fn partitions(&self, scope: usize) -> Result<Vec<Vec<String>>, Reason> {
         let Scope { core, order_by, .. } = self.scopes[scope];
         let mut calls = Vec::new();
@@ -116,7 +116,7 @@ impl<'q> Names<'q> {
         Ok(partitions)
     }
 
-    /// Whether a term's value follows from the values of `known` (in canonical form).
+    /// Returns whether a term's value follows from the values of `known` (in canonical form).
     pub(super) fn follows_from(&self, scope: usize, term: Term<'q>, known: &[String]) -> bool {
         let expr = match term {
             Term::At { source, column } => return known.contains(&canonical_column(scope, source, column)),
@@ -136,7 +136,8 @@ impl<'q> Names<'q> {
         }
     }
 
-    /// Whether equal values of `groups` (in canonical form) give equal values of a term that follows from them.
+    /// Returns whether equal values of `groups` (in canonical form) give equal values of a term that follows from
+    /// them.
     pub(super) fn is_one_of_a_group(&self, scope: usize, term: Term<'q>, groups: &[String]) -> bool {
         let Term::Expr(expr) = term else { return true };
         let expr = expr.bare();
@@ -161,7 +162,7 @@ impl<'q> Names<'q> {
         }
     }
 
-    /// Whether equal values of those of `groups` that an expression reads are written in one way.
+    /// Returns whether the `groups` that an expression reads have one spelling for equal values.
     pub(super) fn reads_one_spelling(&self, scope: usize, expr: &'q Expr, groups: &[String]) -> bool {
         if groups.contains(&self.canonical(scope, expr)) {
             return self.has_one_spelling(scope, expr);
@@ -175,7 +176,7 @@ impl<'q> Names<'q> {
         expr.children().all(|child| self.reads_one_spelling(scope, child, groups))
     }
 
-    /// Whether an expression gives texts alone, or integers alone.
+    /// Returns whether an expression yields only texts, or only integers.
     pub(super) fn has_one_spelling(&self, scope: usize, expr: &'q Expr) -> bool {
         let expr = expr.bare();
         match &expr.kind {
@@ -197,7 +198,7 @@ impl<'q> Names<'q> {
         }
     }
 
-    /// A GROUP BY term in canonical form; a number stands for a column.
+    /// Returns a GROUP BY term in canonical form; a number stands for a column.
     pub(super) fn group_term(&self, scope: usize, expr: &'q Expr) -> String {
         if let (Kind::Literal, [ExprPart::Text(text)]) = (&expr.bare().kind, expr.bare().parts.as_slice())
             && let Some(index) = text.trim().parse::<usize>().ok().and_then(|number| number.checked_sub(1))
@@ -211,7 +212,7 @@ impl<'q> Names<'q> {
         self.canonical(scope, expr)
     }
 
-    /// Text that is the same for expressions that mean the same columns.
+    /// Returns a text that is equal for expressions that mean the same columns.
     pub(super) fn canonical(&self, scope: usize, expr: &'q Expr) -> String {
         let expr = expr.bare();
         if let Kind::Column { table, name } = &expr.kind {
@@ -227,9 +228,9 @@ impl<'q> Names<'q> {
         for part in &expr.parts {
             match part {
                 ExprPart::Text(piece) => text.push_str(piece),
-                // Which belongs to which is told by parentheses alone.
+                // The parentheses keep operator precedence.
                 ExprPart::Expr(expr) => text.push_str(&format!("({})", self.canonical(scope, expr))),
-                // Never equal to anything.
+                // An address makes the text of a subquery unique.
                 ExprPart::Query(query) => text.push_str(&format!("{:p}", std::ptr::from_ref::<Query>(query))),
             }
         }

@@ -1,19 +1,19 @@
-//! What the names in a query mean: columns of its sources, terms of its select list, and what stands around a subquery.
+//! The meaning of names in a query: columns of its sources, terms of its select list, and columns around a subquery.
 
 use super::print::print_expr;
 use super::row::Column;
 use super::syntax::{Body, Expr, JoinKind, Kind, OutputTerm, Query, SelectCore, SourceItem};
 
-/// A SELECT core and the one around it whose columns it can see.
+/// A SELECT core and the index of the scope around it.
 #[derive(Clone, Copy)]
 pub(super) struct Scope<'q> {
     pub(super) core: &'q SelectCore,
-    /// ORDER BY of the query that it is the only arm of.
+    /// ORDER BY of the query whose only arm is this core.
     pub(super) order_by: &'q [Expr],
     pub(super) parent: Option<usize>,
 }
 
-/// The scopes of a query as far as they were looked at, by number.
+/// The scopes of a query that were visited so far, by number.
 #[derive(Clone)]
 pub(super) struct Names<'q> {
     pub(super) scopes: Vec<Scope<'q>>,
@@ -23,19 +23,19 @@ pub(super) struct Names<'q> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SourceColumn {
     Topic(Column),
-    /// By number.
+    /// The index of a subquery's column.
     Query(usize),
     Function,
 }
 
-/// What a name means.
+/// The meaning of a name.
 pub(super) enum Meaning<'q> {
     Column {
         scope: usize,
         source: usize,
         column: SourceColumn,
     },
-    /// A column of USING in an outer join: the first of two sources that is not NULL.
+    /// A USING column of an outer join: the value of the first of two sources that is not NULL.
     Merged {
         left: usize,
         right: usize,
@@ -59,12 +59,12 @@ const JSON_COLUMNS: [&str; 10] =
     ["key", "value", "type", "atom", "id", "parent", "fullkey", "path", "json", "root"];
 
 impl<'q> Names<'q> {
-    /// Looks at one SELECT as it is; it is scope 0.
+    /// Returns the names of one SELECT without its surroundings; the SELECT is scope 0.
     pub(super) fn of(core: &'q SelectCore) -> Self {
         Self { scopes: vec![Scope { core, order_by: &[], parent: None }] }
     }
 
-    /// What a name means in a scope.
+    /// Returns the meaning of a name in a scope.
     pub(super) fn find(&self, scope: usize, table: Option<&str>, name: &str) -> Option<Meaning<'q>> {
         let core = self.scopes[scope].core;
         let mut found = (0..core.sources.len()).filter_map(|source| {
@@ -100,7 +100,7 @@ impl<'q> Names<'q> {
         self.find(self.scopes[scope].parent?, table, name)
     }
 
-    /// The select list of a scope with `*` written out.
+    /// Returns the select list of a scope with `*` expanded.
     pub(super) fn terms(&self, scope: usize) -> Vec<Term<'q>> {
         let core = self.scopes[scope].core;
         let mut terms = Vec::new();
@@ -133,7 +133,7 @@ pub(super) fn source_name(core: &SelectCore, source: usize) -> String {
     core.sources[source].alias.clone().unwrap_or_else(|| format!("source {}", source + 1))
 }
 
-/// Whether rows of the result may lack this source.
+/// Returns whether rows of the result may lack this source.
 pub(super) fn is_optional(core: &SelectCore, source: usize) -> bool {
     matches!(core.sources[source].kind, JoinKind::Left | JoinKind::Full)
         || core.sources[source + 1..]
@@ -148,7 +148,7 @@ pub(super) fn column_of(core: &SelectCore, source: usize, name: &str) -> Option<
         .map(|(_, at)| at)
 }
 
-/// The columns of a source by name.
+/// Returns the columns of a source by name.
 pub(super) fn columns_of(core: &SelectCore, source: usize) -> Vec<(String, SourceColumn)> {
     match &core.sources[source].item {
         SourceItem::Topic { .. } => Column::ALL
@@ -165,7 +165,7 @@ pub(super) fn columns_of(core: &SelectCore, source: usize) -> Vec<(String, Sourc
     }
 }
 
-/// The names of a query's columns, as SQLite gives them.
+/// Returns the names of a query's columns, as SQLite names them.
 pub(super) fn output_names(query: &Query) -> Vec<String> {
     let core = match query.arms.first().map(|arm| &arm.body) {
         Some(Body::Core(core)) => core,
@@ -178,7 +178,7 @@ pub(super) fn output_names(query: &Query) -> Vec<String> {
             OutputTerm::Expr { name: Some(name), .. } => names.push(name.clone()),
             OutputTerm::Expr { expr, name: None } => names.push(match &expr.bare().kind {
                 Kind::Column { name, .. } => name.clone(),
-                // Whoever reads such a column by name is evaluated in full: it is not found here.
+                // A query that reads such a column by name finds no column here and is evaluated in full.
                 _ => print_expr(expr),
             }),
             OutputTerm::Star(of) => {

@@ -1,5 +1,4 @@
-//! Reading a query: the parser's tree, reduced to what planning asks of it. Where a clause means nothing to the planner,
-//! its text is kept as it is.
+//! Parsing a query: the parser's tree, reduced to the parts that the planner needs. Other clauses are kept as text.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,9 +18,9 @@ use super::syntax::{
 };
 use crate::storage::sqlite::quoted;
 
-/// Reads one SELECT. `queries` are the texts of other joins by lower-case name; whatever else FROM names is a topic.
+/// Reads one SELECT. `queries` are the texts of other joins by lower-case name; every other name in FROM is a topic.
 pub(super) fn read(sql: &str, queries: &BTreeMap<String, String>) -> Result<Query, Reason> {
-    // The parser says of itself that it may panic; then the query is evaluated in full.
+    // The parser documents that it may panic; the query is then evaluated in full.
     let query = catch_unwind(AssertUnwindSafe(|| parse(sql, queries, 0)));
     let mut query = query.map_err(|_| Reason::Syntax)??;
     let mut next = 0;
@@ -49,7 +48,7 @@ fn parse(sql: &str, queries: &BTreeMap<String, String>, depth: usize) -> Result<
 struct QueryReader<'a> {
     queries: &'a BTreeMap<String, String>,
     depth: usize,
-    /// Common table expressions in sight, the innermost last: lower-case name, query, names of columns.
+    /// Visible common table expressions, the innermost last: lower-case name, query, names of columns.
     ctes: Vec<(String, Query, Vec<String>)>,
 }
 
@@ -58,7 +57,7 @@ impl QueryReader<'_> {
         let in_sight = self.ctes.len();
         if let Some(with) = &select.with {
             for (index, cte) in with.ctes.iter().enumerate() {
-                // SQLite lets an expression read itself and those behind it, with or without RECURSIVE.
+                // SQLite lets an expression read itself and later ones, with or without RECURSIVE.
                 let name = |cte: &ast::CommonTableExpr<'_>| unquoted(cte.tbl_name.0).to_ascii_lowercase();
                 if with.ctes[index..].iter().any(|later| mentions(cte.select, &name(later))) {
                     return Err(Reason::Recursive);
@@ -245,7 +244,7 @@ impl QueryReader<'_> {
         Ok(Window { base: window.base.as_ref().map(|name| unquoted(name.0)), partition_by, rest })
     }
 
-    /// An expression made of pieces in a row.
+    /// Returns an expression as its pieces in order.
     fn expr(&mut self, expr: &ast::Expr<'_>) -> Result<Expr, Reason> {
         use ast::Expr as E;
         let mut parts = Vec::new();
@@ -305,7 +304,7 @@ impl QueryReader<'_> {
         Ok(Expr { kind, parts })
     }
 
-    /// IN, BETWEEN, LIKE and the tests for NULL.
+    /// Reads IN, BETWEEN, LIKE and the tests for NULL.
     fn predicate(&mut self, expr: &ast::Expr<'_>, parts: &mut Vec<ExprPart>) -> Result<Kind, Reason> {
         use ast::Expr as E;
         match expr {
@@ -337,7 +336,7 @@ impl QueryReader<'_> {
         Ok(Kind::Other)
     }
 
-    /// A function, with FILTER and OVER behind it.
+    /// Reads a function call with its FILTER and OVER.
     fn call(&mut self, expr: &ast::Expr<'_>, parts: &mut Vec<ExprPart>) -> Result<Kind, Reason> {
         match expr {
             ast::Expr::FunctionCall { name, distinctness, args, order_by, filter_over } => {
@@ -366,7 +365,7 @@ impl QueryReader<'_> {
         }
     }
 
-    /// Expressions with commas between them.
+    /// Reads expressions separated by commas.
     fn list<'e>(
         &mut self,
         opening: &str,
@@ -399,7 +398,7 @@ impl QueryReader<'_> {
         Ok(ExprPart::Expr(self.expr(expr)?))
     }
 
-    /// FILTER and OVER.
+    /// Reads FILTER and OVER.
     fn tail(
         &mut self,
         tail: Option<&ast::FunctionTail<'_>>,
@@ -431,7 +430,7 @@ impl QueryReader<'_> {
     }
 }
 
-/// What an operator means to the planner.
+/// Returns the planner's kind for an operator.
 fn kind_of(operator: &ast::Operator) -> Kind {
     use ast::Operator as O;
     match operator {
@@ -460,7 +459,7 @@ fn alias(alias: &As<'_>) -> String {
     }
 }
 
-/// An identifier as SQLite understands it, without the quotes around it.
+/// Returns the identifier that SQLite reads: the name without its quotes.
 fn unquoted(name: &str) -> String {
     let mut chars = name.chars();
     match chars.next() {
@@ -473,7 +472,7 @@ fn unquoted(name: &str) -> String {
     }
 }
 
-/// Whether the query names a table like this anywhere; good enough to tell a recursion.
+/// Returns whether the text of the query contains this name anywhere, which is enough to detect a recursion.
 fn mentions(select: &ast::Select<'_>, lower: &str) -> bool {
     let text = Shown(select).to_string().to_ascii_lowercase();
     text.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word == lower)
@@ -488,7 +487,7 @@ impl<T: ToTokens> fmt::Display for Shown<'_, T> {
     }
 }
 
-/// Gives each occurrence of a topic its number.
+/// Assigns a number to each occurrence of a topic.
 fn number(query: &mut Query, next: &mut usize) {
     for arm in &mut query.arms {
         if let Body::Core(core) = &mut arm.body {

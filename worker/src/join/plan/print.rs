@@ -1,4 +1,4 @@
-//! The query as text again, each occurrence of a topic reading its own table.
+//! Printing a query, with each occurrence of a topic read from its own table.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -10,7 +10,7 @@ use super::syntax::{
 use super::table_name;
 use crate::storage::sqlite::quoted;
 
-/// Prints the query; equalities that have a hint (by address) are told in a second way that an index can answer.
+/// Prints the query; equalities with a hint (by address) are printed a second time in a form that an index can answer.
 pub(super) fn print(query: &Query, reads: Reads<'_>, hints: &HashMap<usize, Hint>) -> String {
     let mut printer = Printer { sql: String::new(), reads, hints };
     printer.query(query);
@@ -25,7 +25,7 @@ pub(super) fn print_plain(query: &Query) -> String {
     printer.sql
 }
 
-/// What a printed query reads.
+/// The tables that a printed query reads.
 #[derive(Clone, Copy)]
 pub(super) enum Reads<'a> {
     /// The topics by their names.
@@ -34,7 +34,7 @@ pub(super) enum Reads<'a> {
     Occurrences { join_name: &'a str },
 }
 
-/// Prints an expression alone.
+/// Prints a single expression.
 pub(super) fn print_expr(expr: &Expr) -> String {
     let hints = HashMap::new();
     let mut printer = Printer { sql: String::new(), reads: Reads::Topics, hints: &hints };

@@ -1,4 +1,4 @@
-//! Pushing "only these result keys" down a query, as far as the topics.
+//! Pushing a restriction to some result keys down a query, as far as the topics.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -13,10 +13,10 @@ use super::syntax::{
 use super::{Link, Matching, Reason};
 use crate::fault::{self, Sabotage};
 
-/// What was found out about a query.
+/// The result of restricting a query.
 pub(super) struct Restricted {
     pub(super) rules: Vec<Rule>,
-    /// By address of an equality: how to say it so that an index can answer.
+    /// By address of an equality: the casts with which an index can answer it.
     pub(super) hints: HashMap<usize, Hint>,
 }
 
@@ -36,11 +36,11 @@ pub(super) fn restrict(query: &Query, key_column: usize) -> Result<Restricted, R
     Ok(Restricted { rules: planner.state.rules, hints: planner.state.hints })
 }
 
-/// What is undone when a way turns out to be barred.
+/// The state that is undone when a path of the planner fails.
 #[derive(Default, Clone)]
 struct Attempt {
     rules: Vec<Rule>,
-    /// Sources that are restricted: scope and source.
+    /// Restricted sources: scope and source.
     reached: BTreeSet<(usize, usize)>,
     /// The scopes of a subquery's arms (none for VALUES), by address of the subquery.
     arms: HashMap<usize, Vec<Option<usize>>>,
@@ -52,21 +52,21 @@ struct Planner<'q> {
     state: Attempt,
 }
 
-/// An equality that every result row satisfies, at its place.
+/// An equality that every result row satisfies, and its place.
 struct Edge<'q> {
-    /// The source in whose ON or USING it stands; WHERE has none.
+    /// The source whose ON or USING contains the equality; `None` for WHERE.
     on: Option<usize>,
     left: Side,
     right: Side,
-    /// Where it is written out.
+    /// The expression, if the equality is written out.
     expr: Option<&'q Expr>,
 }
 
-/// Numbers of occurrences that stand in no query begin here: no query is so long.
+/// Occurrences that the query itself does not contain are numbered from here: no query is so long.
 const LOOK_UPS_FROM: usize = 1 << 20;
 
 impl<'q> Planner<'q> {
-    /// Restricts column `column` of a query, cast so, to the values of `from`.
+    /// Restricts column `column` of a query, with this cast, to the values of `from`.
     fn query(
         &mut self,
         query: &'q Query,
@@ -90,7 +90,7 @@ impl<'q> Planner<'q> {
         Ok(())
     }
 
-    /// Whether rows of a query whose values are equal become one, or are looked at together.
+    /// Returns whether the query merges rows with equal values or evaluates them together.
     fn groups(&self, query: &Query, scopes: &[Option<usize>]) -> Result<bool, Reason> {
         if query.arms.iter().any(|arm| arm.operator.is_some_and(|operator| operator != UNION_ALL)) {
             return Ok(true);
@@ -105,7 +105,7 @@ impl<'q> Planner<'q> {
         Ok(false)
     }
 
-    /// Makes a scope of each arm of a query.
+    /// Adds a scope for each arm of a query.
     fn arms(&mut self, query: &'q Query, parent: Option<usize>) -> Vec<Option<usize>> {
         let scopes: Vec<Option<usize>> = query
             .arms
@@ -161,7 +161,7 @@ impl<'q> Planner<'q> {
         }
         let mut inner = None;
         if is_optional(core, side.source) {
-            // A value that is not NULL comes from rows that have matched, as if the join were an inner one.
+            // A value other than NULL comes from rows that matched, as in an inner join.
             let alone = core.sources[side.source].kind == JoinKind::Left
                 && core.sources[side.source + 1..]
                     .iter()
@@ -181,9 +181,9 @@ impl<'q> Planner<'q> {
         self.subqueries(scope)
     }
 
-    /// Restricts a source to the rows that give a value of `from`, and to all that are in a group with them, though
-    /// they give others: an occurrence that the query doesn't read finds the former, and its rows the latter. `None` if
-    /// the groups can't be told.
+    /// Restricts a source to the rows that yield a value of `from`, and to all rows of their groups even if these
+    /// yield other values: an extra occurrence that the query doesn't read finds the former, and its rows find the
+    /// latter. Returns `None` if the groups are unknown.
     fn whole_groups(
         &mut self,
         term: Term<'q>,
@@ -207,13 +207,13 @@ impl<'q> Planner<'q> {
         let by = by.clone().cast(cast);
         self.state.rules.push(Rule { topic: name.clone(), number, by, from: from.to_vec() });
         let mut links = vec![Link::Parent { index, of: of_group.clone(), matching: Matching::Equal }];
-        // NULL, by which a result key may be none, links nothing.
+        // A result key may be NULL, and NULL links nothing: links to result keys stay.
         links.extend(from.iter().filter(|link| **link == Link::Keys).cloned());
         let side = Side { what: What::Row(of_group), ..side.clone() };
         Some(self.source(&side, Cast::Not, &links))
     }
 
-    /// Restricts one source to the rows that give, after the cast, a value of `from`.
+    /// Restricts one source to the rows that yield, after the cast, a value of `from`.
     fn source(&mut self, side: &Side, cast: Cast, from: &[Link]) -> Result<(), Reason> {
         let core = self.names.scopes[side.scope].core;
         self.state.reached.insert((side.scope, side.source));
@@ -234,8 +234,8 @@ impl<'q> Planner<'q> {
         }
     }
 
-    /// Restricts the sources of a scope that are not restricted yet, along equalities with those that are. The join
-    /// of source `inner` counts as an inner one.
+    /// Restricts the remaining sources of a scope along equalities with restricted ones. The join of source `inner`
+    /// counts as an inner one.
     fn spread(&mut self, scope: usize, inner: Option<usize>) -> Result<(), Reason> {
         let core = self.names.scopes[scope].core;
         for (index, source) in core.sources.iter().enumerate() {
@@ -279,8 +279,8 @@ impl<'q> Planner<'q> {
         }
     }
 
-    /// Whether the edge ties `source` to something restricted: its side of the edge, the other one, and the casts
-    /// that make both comparable by an index.
+    /// Returns how the edge ties `source` to a restricted source: the side of `source`, the other side, and the casts
+    /// with which an index can compare them.
     fn usable(
         &self,
         scope: usize,
@@ -299,7 +299,7 @@ impl<'q> Planner<'q> {
             None => true,
             Some(on) => match core.sources[on].kind {
                 JoinKind::Inner => true,
-                // The optional side may be cut down to what can match; the other one must stay whole.
+                // The optional side may be reduced to rows that can match; the other side must stay whole.
                 JoinKind::Left => source == on || inner == Some(on),
                 JoinKind::Right => source < on,
                 JoinKind::Full => false,
@@ -312,7 +312,7 @@ impl<'q> Planner<'q> {
         Some((to.clone(), other.clone(), RowExpr::casts(a, b)))
     }
 
-    /// Remembers how an edge is told to SQLite in the gathered tables.
+    /// Records the casts with which an edge is printed for the gathered tables.
     fn hint(&mut self, edge: &Edge<'q>) {
         let (Some(expr), Some(a), Some(b)) =
             (edge.expr, self.names.affinity(&edge.left), self.names.affinity(&edge.right))
@@ -326,7 +326,7 @@ impl<'q> Planner<'q> {
         }
     }
 
-    /// Restricts the subqueries in the expressions of a scope by what ties them to its rows.
+    /// Restricts the subqueries in the expressions of a scope by the equalities that tie them to its rows.
     fn subqueries(&mut self, scope: usize) -> Result<(), Reason> {
         let Scope { core, order_by, .. } = self.names.scopes[scope];
         let mut found: Vec<(&'q Query, Option<&'q Expr>)> = Vec::new();
@@ -361,7 +361,7 @@ impl<'q> Planner<'q> {
         Ok(())
     }
 
-    /// Restricts a subquery by equalities with columns from around it.
+    /// Restricts a subquery by equalities with columns of the scope around it.
     fn correlated(&mut self, query: &'q Query, around: usize) -> Result<(), Reason> {
         for scope in self.arms(query, Some(around)).into_iter().flatten() {
             self.names.refuse_outer_aggregates(scope)?;
@@ -374,7 +374,7 @@ impl<'q> Planner<'q> {
         Ok(())
     }
 
-    /// Restricts the subquery behind IN to the values in front of it.
+    /// Restricts the subquery behind IN to the values in front of IN.
     fn member(&mut self, query: &'q Query, side: &Side, around: usize) -> Result<(), Reason> {
         let mut affinity = None;
         let before = self.names.scopes.len();
@@ -388,7 +388,7 @@ impl<'q> Planner<'q> {
         }
         self.names.scopes.truncate(before);
         let own = self.names.affinity(side).ok_or(Reason::Syntax)?;
-        // Only where both compare as they are: the subquery's own expressions are not cast.
+        // Both sides must compare without a cast: the subquery's own expressions are not cast.
         if affinity != Some(own) {
             return Err(Reason::Syntax);
         }
@@ -396,7 +396,7 @@ impl<'q> Planner<'q> {
         self.query(query, 0, Cast::Not, links, Some(around))
     }
 
-    /// The values that a restricted side has, as links.
+    /// Returns the values of a restricted side as links.
     fn values(&self, side: &Side, cast: Cast) -> Option<Vec<Link>> {
         let core = self.names.scopes[side.scope].core;
         match (&core.sources[side.source].item, &side.what) {
@@ -430,7 +430,7 @@ impl<'q> Planner<'q> {
         }
     }
 
-    /// `coalesce(a.x, b.y)` of `a FULL JOIN b ON a.x = b.y`, and the same by USING: both sides.
+    /// Returns both sides of `coalesce(a.x, b.y)` over `a FULL JOIN b ON a.x = b.y`, or of the same join with USING.
     fn full_join_key(&self, scope: usize, term: Term<'q>) -> Option<(Side, Side)> {
         let core = self.names.scopes[scope].core;
         let [_, second] = core.sources.as_slice() else { return None };
@@ -472,12 +472,12 @@ impl<'q> Planner<'q> {
                         || (same(a, &edge.right) && same(b, &edge.left))
                 }
             };
-            // Several conditions would leave rows alone that share the key.
+            // With several conditions, rows that share the key could stay unmatched.
             fits.then_some((edge.left, edge.right))
         })
     }
 
-    /// The equalities that a scope's rows satisfy, those on a bare key first.
+    /// Returns the equalities that the rows of a scope satisfy, those on a bare key first.
     fn edges(&self, scope: usize) -> Vec<Edge<'q>> {
         let core = self.names.scopes[scope].core;
         let mut edges = Vec::new();

@@ -30,7 +30,7 @@ impl Column {
     }
 }
 
-/// What SQLite does to a value before it compares it with another. Source: sqlite.org/datatype3.html §4.2.
+/// The conversion that SQLite applies to a value before a comparison. Source: sqlite.org/datatype3.html §4.2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Affinity {
     Text,
@@ -38,15 +38,15 @@ pub(crate) enum Affinity {
     None,
 }
 
-/// An expression over one row of a topic, such that equal rows give equal values, nothing fails, and nothing is
-/// a BLOB: fit for an index.
+/// An expression over one row of a topic that fits in an index: equal rows give equal values, evaluation never fails,
+/// and no value is a BLOB.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct RowExpr {
     pieces: Vec<Piece>,
     pub(super) affinity: Affinity,
-    /// Whether it is NULL whenever a column that it reads is.
+    /// Whether the value is NULL whenever a column in the expression is.
     pub(super) strict: bool,
-    /// Top-level fields of the payload, if the value follows from them and the key.
+    /// Top-level fields of the payload, if the value follows from these fields and the key.
     fields: Option<BTreeSet<String>>,
 }
 
@@ -72,7 +72,7 @@ impl RowExpr {
         }
     }
 
-    /// Puts expressions between texts: `texts` has one more than `inner`.
+    /// Puts expressions between texts: `texts` has one more item than `inner`.
     pub(super) fn compose(texts: &[&str], inner: Vec<Self>, affinity: Affinity, strict: bool) -> Self {
         let mut pieces = Vec::new();
         let strict = strict && inner.iter().all(|expr| expr.strict);
@@ -86,7 +86,7 @@ impl RowExpr {
         Self { pieces, affinity, strict, fields }
     }
 
-    /// The same expression, which takes a field out of this document.
+    /// Returns the expression with the field that it extracts from `document` noted in `fields`.
     pub(super) fn taking(self, document: &Self, field: Option<String>) -> Self {
         match field {
             Some(field) if document.pieces == [Piece::Column(Column::Payload)] => {
@@ -96,27 +96,27 @@ impl RowExpr {
         }
     }
 
-    /// Top-level fields of the payload, if the value follows from them and the key.
+    /// Returns the top-level fields of the payload, if the value follows from these fields and the key.
     pub(crate) fn fields(&self) -> Option<&BTreeSet<String>> {
         self.fields.as_ref()
     }
 
-    /// Whether it is the topic's key, by which rows lie in shards.
+    /// Returns whether the expression is the topic's key, which determines a row's shard.
     pub(crate) fn is_key(&self) -> bool {
         self.pieces == [Piece::Column(Column::Key)]
     }
 
-    /// Whether it reads any column at all.
+    /// Returns whether the expression reads no column.
     pub(super) fn is_constant(&self) -> bool {
         !self.pieces.iter().any(|piece| matches!(piece, Piece::Column(_)))
     }
 
-    /// As SQL over a table of the topic.
+    /// Returns the SQL over a table of the topic.
     pub(crate) fn sql(&self) -> String {
         self.render(|column| column.name().to_owned())
     }
 
-    /// As SQL over parameters 1 to 4: key, payload, timestamp, `_change`.
+    /// Returns the SQL over parameters 1 to 4: key, payload, timestamp, `_change`.
     pub(crate) fn parameters(&self) -> String {
         self.render(|column| format!("?{}", column as usize + 1))
     }
@@ -132,7 +132,7 @@ impl RowExpr {
         sql
     }
 
-    /// The same value in the one spelling that all equal values have: an integer for a real that is a whole number.
+    /// Returns the expression with one spelling for equal values: an integer for a real that is a whole number.
     pub(super) fn in_one_spelling(self) -> Self {
         let texts = [
             "CASE WHEN typeof(",
@@ -145,12 +145,12 @@ impl RowExpr {
         Self::compose(&texts, vec![self; texts.len() - 1], Affinity::None, true)
     }
 
-    /// What an equality between expressions of these affinities compares; the texts to put around either side.
+    /// Returns the texts to put around either side of an equality between expressions of these affinities.
     pub(super) fn casts(left: Affinity, right: Affinity) -> (Cast, Cast) {
         use Affinity::{None, Numeric, Text};
         match (left, right) {
             (Numeric, Numeric) | (Text, Text) | (None, None) => (Cast::Not, Cast::Not),
-            // A superset of what SQLite finds equal: NUMERIC affinity leaves text alone that is no number.
+            // A superset of what SQLite finds equal: NUMERIC affinity leaves text unchanged that is not a number.
             (Numeric, _) => (Cast::Not, Cast::Numeric),
             (_, Numeric) => (Cast::Numeric, Cast::Not),
             (Text, None) => (Cast::Not, Cast::Text),
@@ -168,7 +168,7 @@ impl RowExpr {
     }
 }
 
-/// What stands around one side of an equality so that an index on it can answer.
+/// The text around one side of an equality with which an index on that side can answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cast {
     Not,

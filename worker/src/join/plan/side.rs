@@ -1,4 +1,4 @@
-//! Which expressions a single source gives, such that an index can hold them: the sides of equalities.
+//! Sides of equalities: expressions over a single source that an index can hold.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use super::names::{Meaning, Names, Scope, SourceColumn, Term, column_of};
 use super::row::{Affinity, Column, RowExpr};
 use super::syntax::{Body, Expr, ExprPart, JoinKind, Kind, SourceItem};
 
-/// One side of an equality: something that a single source gives.
+/// One side of an equality: an expression over a single source.
 #[derive(Debug, Clone)]
 pub(super) struct Side {
     pub(super) scope: usize,
@@ -22,18 +22,18 @@ pub(super) enum What {
     Query(usize),
 }
 
-/// Functions of one row that never fail, give equal values for equal ones, and are NULL if an argument is.
+/// Functions of one row that never fail, return equal values for equal ones, and return NULL if an argument is NULL.
 const STRICT: [&str; 10] =
     ["lower", "upper", "trim", "ltrim", "rtrim", "length", "substr", "substring", "instr", "round"];
 
-/// The same, but perhaps not NULL.
+/// Functions like [`STRICT`] that may return a value for NULL.
 const TOTAL: [&str; 4] = ["coalesce", "ifnull", "nullif", "typeof"];
 
-/// Functions of a time; only fit for an index when it is given in seconds.
+/// Functions of a time; an index can hold them only for a time in seconds.
 const TIME: [&str; 6] = ["date", "time", "datetime", "julianday", "unixepoch", "strftime"];
 
 impl<'q> Names<'q> {
-    /// Understands a term as something that a single source gives.
+    /// Returns a term as an expression over a single source.
     pub(super) fn side_of(&self, scope: usize, term: Term<'q>) -> Result<Side, NotASide> {
         let expr = match term {
             Term::At { source, column } => return at(scope, source, column).ok_or(NotASide::NotIndexable),
@@ -71,7 +71,7 @@ impl<'q> Names<'q> {
         }
     }
 
-    /// What SQLite does to the side's values before comparing; `None` where arms of a subquery differ.
+    /// Returns the affinity with which the side is compared, or `None` where arms of a subquery differ.
     pub(super) fn affinity(&self, side: &Side) -> Option<Affinity> {
         match &side.what {
             What::Row(expr) => Some(expr.affinity),
@@ -81,7 +81,7 @@ impl<'q> Names<'q> {
                 let mut found = None;
                 for arm in &query.arms {
                     let Body::Core(core) = &arm.body else { return None };
-                    // A scope of its own, since the subquery need not be restricted yet.
+                    // The subquery gets a scope of its own, since it may not be restricted yet.
                     let mut inner = self.clone();
                     inner.scopes.push(Scope { core, order_by: &[], parent: None });
                     let scope = inner.scopes.len() - 1;
@@ -103,7 +103,7 @@ impl<'q> Names<'q> {
         }
     }
 
-    /// The sources whose columns an expression reads.
+    /// Adds the sources whose columns an expression reads.
     pub(super) fn places(
         &self,
         scope: usize,
@@ -134,13 +134,13 @@ impl<'q> Names<'q> {
         Ok(())
     }
 
-    /// The expression over a topic's row, if an index can hold it.
+    /// Returns the expression over a topic's row, or `None` if an index can't hold it.
     pub(super) fn row(&self, scope: usize, expr: &'q Expr) -> Option<RowExpr> {
         self.row_of_group(scope, expr, &[])
     }
 
-    /// The same with each of the terms `groups` (in canonical form) in one spelling, so that it is equal for all rows
-    /// of a group.
+    /// Returns [`Self::row`] with each of the terms `groups` (in canonical form) in one spelling, so that the value is
+    /// equal for all rows of a group.
     pub(super) fn row_of_group(&self, scope: usize, expr: &'q Expr, groups: &[String]) -> Option<RowExpr> {
         if !groups.is_empty() && groups.contains(&self.canonical(scope, expr)) {
             return self.row(scope, expr).map(RowExpr::in_one_spelling);
@@ -149,7 +149,7 @@ impl<'q> Names<'q> {
         let inner = || expr.children().map(row).collect::<Option<Vec<_>>>();
         match &expr.kind {
             Kind::Column { table, name } => match self.find(scope, table.as_deref(), name)? {
-                // The log does not tell what `_change` was before.
+                // Old images in the log have no `_change`.
                 Meaning::Column { column: SourceColumn::Topic(column), .. } if column != Column::Change => {
                     Some(RowExpr::column(column))
                 }
@@ -214,7 +214,7 @@ impl<'q> Names<'q> {
         }
     }
 
-    /// Whether a function of a time reads the column `timestamp` as seconds, and nothing but it.
+    /// Returns whether a function of a time reads the column `timestamp` as seconds, and nothing else.
     pub(super) fn is_time(&self, scope: usize, name: &str, args: &[&'q Expr]) -> bool {
         let skip = usize::from(name == "strftime");
         let text = |expr: &Expr| match (&expr.kind, expr.parts.as_slice()) {
@@ -235,7 +235,7 @@ impl<'q> Names<'q> {
     }
 }
 
-/// A column of a source as a side; `None` for one that no index can hold.
+/// Returns a column of a source as a side, or `None` if an index can't hold it.
 pub(super) fn at(scope: usize, source: usize, column: SourceColumn) -> Option<Side> {
     let what = match column {
         SourceColumn::Topic(Column::Change) | SourceColumn::Function => return None,
@@ -245,14 +245,14 @@ pub(super) fn at(scope: usize, source: usize, column: SourceColumn) -> Option<Si
     Some(Side { scope, source, what })
 }
 
-/// Why a term is nothing that a single source gives.
+/// Why a term is not an expression over a single source.
 pub(super) enum NotASide {
     Several,
     NotIndexable,
 }
 
-/// The top-level field that a path into JSON goes through, if it is a literal that can't be malformed; none for one that
-/// goes elsewhere.
+/// Returns the top-level field of a literal JSON path: `Some(None)` for the root or an array index, `None` for a path
+/// that may be malformed and for any other expression.
 pub(super) fn plain_path(expr: &Expr) -> Option<Option<String>> {
     let (Kind::Literal, [ExprPart::Text(text)]) = (&expr.kind, expr.parts.as_slice()) else { return None };
     if text.parse::<u32>().is_ok() {
@@ -277,7 +277,7 @@ pub(super) fn plain_path(expr: &Expr) -> Option<Option<String>> {
     Some(field)
 }
 
-/// The affinity that a type's name gives; `None` for BLOB.
+/// Returns the affinity of a type's name; `None` for BLOB.
 pub(super) fn cast_affinity(to: &str) -> Option<Affinity> {
     let has = |word: &str| to.contains(word);
     if has("INT") {

@@ -1,7 +1,7 @@
-//! A query as a tree that can be read, cloned and printed again. [`parse`](super::parse) makes it.
+//! A query as a tree that can be read, cloned and printed again. [`parse`](super::parse) builds it.
 //!
-//! Names of common table expressions and of other joins are replaced by the queries that they stand for, so each
-//! use of a topic is an occurrence of its own.
+//! Names of common table expressions and of other joins are replaced by their queries, so that each use of a topic is
+//! an occurrence of its own.
 
 use crate::storage::sqlite::quoted;
 
@@ -69,10 +69,10 @@ pub(super) enum JoinKind {
 #[derive(Debug, Clone)]
 pub(super) struct Source {
     pub(super) kind: JoinKind,
-    /// The operator as written; nothing before the first.
+    /// The join operator as written; empty for the first source.
     pub(super) operator: String,
     pub(super) item: SourceItem,
-    /// The name by which columns are qualified.
+    /// The name that qualifies columns of the source.
     pub(super) alias: Option<String>,
     pub(super) on: Option<Expr>,
     pub(super) using: Vec<String>,
@@ -80,15 +80,15 @@ pub(super) struct Source {
 
 #[derive(Debug, Clone)]
 pub(super) enum SourceItem {
-    /// A topic; occurrences are counted in the order of the text.
+    /// A topic; occurrences are numbered in the order of the text.
     Topic { name: String, occurrence: usize },
-    /// A subquery, with the names that its columns are given from outside.
+    /// A subquery, with names for its columns if the query around it gives any.
     Query { query: Box<Query>, columns: Vec<String> },
     /// A table function.
     Function { name: String, args: Vec<Expr> },
 }
 
-/// An expression: what it means to the planner, and the pieces that it is printed from.
+/// An expression: its meaning to the planner, and the pieces from which it is printed.
 #[derive(Debug, Clone)]
 pub(super) struct Expr {
     pub(super) kind: Kind,
@@ -136,11 +136,11 @@ pub(super) enum Kind {
     Other,
 }
 
-/// What stands behind OVER.
+/// The window behind OVER.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Over {
     Name(String),
-    /// The window itself; its partition terms are the first parts of the call behind its arguments.
+    /// The window itself; its partition terms are the first parts of the call behind the arguments.
     Inline {
         partition: usize,
         base: Option<String>,
@@ -164,7 +164,7 @@ impl Expr {
         })
     }
 
-    /// The expression without the parentheses around it.
+    /// Returns the expression without the parentheses around it.
     pub(super) fn bare(&self) -> &Expr {
         match (&self.kind, self.parts.as_slice()) {
             (Kind::Parenthesis, [_, ExprPart::Expr(inner), _]) => inner.bare(),
@@ -173,10 +173,10 @@ impl Expr {
     }
 }
 
-/// What stands before the first partition term of a window.
+/// The text before the first partition term of a window.
 pub(super) const PARTITION: &str = "PARTITION BY ";
 
-/// What stands between the parentheses of a window.
+/// Returns the parts between the parentheses of a window.
 pub(super) fn window_parts(window: Window) -> Vec<ExprPart> {
     let mut parts = Vec::new();
     if let Some(base) = window.base {
@@ -194,7 +194,7 @@ pub(super) fn text(text: &str) -> ExprPart {
     ExprPart::Text(text.to_owned())
 }
 
-/// All expressions of a core that may hold something to look at.
+/// Returns all expressions of a core that the planner examines.
 pub(super) fn expressions<'q>(core: &'q SelectCore, order_by: &'q [Expr]) -> impl Iterator<Item = &'q Expr> {
     let outputs = core.outputs.iter().filter_map(|output| match output {
         OutputTerm::Expr { expr, .. } => Some(expr),
@@ -233,7 +233,7 @@ pub(super) fn nested<'q>(expr: &'q Expr, each: &mut dyn FnMut(&'q Query)) {
     }
 }
 
-/// Whether `is` holds for the expression or one within it, subqueries aside.
+/// Returns whether `is` holds for the expression or one within it, subqueries excluded.
 pub(super) fn any<'q>(expr: &'q Expr, mut is: impl FnMut(&'q Expr) -> bool) -> bool {
     fn walk<'q>(expr: &'q Expr, is: &mut dyn FnMut(&'q Expr) -> bool) -> bool {
         is(expr) || expr.children().any(|child| walk(child, is))
@@ -241,7 +241,7 @@ pub(super) fn any<'q>(expr: &'q Expr, mut is: impl FnMut(&'q Expr) -> bool) -> b
     walk(expr, &mut is)
 }
 
-/// The terms that are joined by AND.
+/// Returns the terms joined by AND.
 pub(super) fn conjuncts(expr: &Expr) -> Vec<&Expr> {
     let expr = expr.bare();
     match (&expr.kind, expr.parts.as_slice()) {

@@ -1,4 +1,4 @@
-//! Queries of each class, and in plans.txt how each is gathered, or why it is not. `UPDATE_EXPECT=1 cargo test`
+//! Queries of each class. plans.txt shows how each is gathered, or why it is not; `UPDATE_EXPECT=1 cargo test`
 //! rewrites that file.
 
 use std::fmt::Write as _;
