@@ -176,7 +176,7 @@ async fn a_restart_promises_no_epoch_that_some_join_does_not_hold() {
     let before = not_below(first, &worker.status().await, 0);
     worker.kill().await;
 
-    let worker = site.run([]).with_variable("LITEJOIN_STALL", "evaluated-aside").start().await;
+    let worker = site.run([]).with_variable("LITEJOIN_STALL", "evaluated-in-background").start().await;
     let second = worker.ingest().put("orders", "o2", json!({"n": 2})).await;
     until("the join by key to be current", async || {
         let status = worker.status().await;

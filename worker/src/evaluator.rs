@@ -1,15 +1,15 @@
-//! The evaluator: a thread that cuts epochs, brings the joins up to date, and commits what has changed. [`schedule`] says
-//! what is done in an epoch, [`pool`] shares it over the cores, and [`commit`] stores it.
+//! The evaluator: a thread that cuts epochs, brings the joins up to date, and commits the changed results.
+//! [`schedule`] decides the work of an epoch, [`pool`] spreads it over the cores, and [`commit`] stores its results.
 //!
 //! ```text
-//! cut ─► read _chg of each shard ─► affected keys, join by join ─► shares of keys over the cores
+//! cut ─► read _chg of each shard ─► affected keys, join by join ─► batches of keys over the cores
 //!        ─► differences, as they are found, into one transaction of results.db, with outbox and applied
-//!        ─► sinks are told, shards may trim
+//!        ─► sinks are woken, shards may trim
 //! ```
-//! Each join has its own progress. One that can't be kept current by key (a new query, one that failed, one of class
-//! full, or more results than fit an epoch) is evaluated in full in the [`background`], at a cut of its own, and holds up
-//! no other. Nothing is remembered between epochs but progress: an epoch that could not be stored is simply begun
-//! again.
+//! Each join has its own progress. A join that can't be kept current by key (a new query, one that failed, one of
+//! class full, or more results than fit an epoch) is evaluated in full in the [`background`], at a cut of its own, and
+//! holds up no other join. The evaluator keeps only progress between epochs: an epoch that could not be stored is
+//! started again.
 
 mod background;
 mod commit;
@@ -42,27 +42,28 @@ use crate::storage::ingest::Ingest;
 use crate::storage::sqlite::{self, SqliteError};
 use crate::storage::topics::Topics;
 
-/// How often a join that reads the clock is looked at when nothing is written; topics hold whole seconds.
+/// How often a join that reads the clock is evaluated while no message arrives; topics hold whole seconds.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Entries of the log that are taken in at a time, over all shards; few where tests are to come to
-/// more.
+/// Entries of the log that are evaluated at a time, over all shards; few in debug builds, so that tests reach the
+/// limit.
 const SLICE_ENTRIES: i64 = if cfg!(debug_assertions) { 1_024 } else { 65_536 };
 
-/// Entries that are taken in at once where groups are accumulated, since what was before follows from all of them.
+/// Entries that are evaluated in one slice for joins with aggregate states, which need all old images together.
 const WHOLE_ENTRIES_MAX: i64 = 4 * SLICE_ENTRIES;
 
-/// Entries of the log by which a join may lag and still be kept current by key; beyond, everything is read anyway.
+/// Entries of the log that a join may lag behind and still be kept current by key; above, a full evaluation costs
+/// less.
 const LAG_ENTRIES_MAX: i64 = 1_000_000;
 
 /// Evaluations in the background that run at a time.
 const BACKGROUND_MAX: usize = 2;
 
-/// Wait before an epoch that failed is tried again; doubled up to [`RETRY_MAX`].
+/// Wait before a failed epoch is tried again; doubled up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 
-/// What the evaluator works on.
+/// The inputs of the evaluator, and the progress of its joins.
 pub(crate) struct Evaluator {
     pub(crate) gate: Arc<EpochGate>,
     pub(crate) topics: Arc<Topics>,
@@ -70,31 +71,31 @@ pub(crate) struct Evaluator {
     pub(crate) reader: Arc<Reader>,
     pub(crate) status: Arc<Status>,
     pub(crate) joins: Vec<CheckedJoin>,
-    /// By join, as `results.db` has it.
+    /// By join, as stored in `results.db`.
     pub(crate) progress: Vec<Progress>,
     pub(crate) shard_paths: Vec<PathBuf>,
-    /// The way to the writers.
+    /// Sends requests to the writers of shards.
     pub(crate) ingest: Ingest,
-    /// A folder for what is worth nothing to the next start.
+    /// A folder for files that the next start does not need.
     pub(crate) scratch_folder: PathBuf,
-    /// By shard: what its writer may trim.
+    /// By shard: the last log entry that its writer may trim.
     pub(crate) trim_to: Vec<Arc<AtomicI64>>,
-    /// Last epoch number that is reserved.
+    /// The last epoch number that is reserved.
     pub(crate) reserved: u64,
-    /// Tells sinks and readers where the outbox ends.
+    /// Publishes the end of the outbox to sinks and readers.
     pub(crate) applied: watch::Sender<Applied>,
-    /// Indexes of joins that took too long and are left alone until the next start.
+    /// Indexes of joins that were over their budget and are not evaluated until the next start.
     pub(crate) stopped: BTreeSet<usize>,
-    /// What somebody else found to be wrong.
+    /// Joins to evaluate again because an audit found differences.
     pub(crate) repairs: Arc<Repairs>,
 }
 
-/// Joins whose stored results are not to be trusted: they are evaluated in full, and what differs is stored and sent.
+/// Joins whose stored results may be wrong: each is evaluated in full, and differences are stored and sent.
 #[derive(Debug, Default)]
 pub(crate) struct Repairs(Mutex<BTreeSet<String>>);
 
 impl Repairs {
-    /// Asks for a join. An evaluator that waits at the gate has to be woken.
+    /// Requests an evaluation in full. The caller has to wake an evaluator that waits at the gate.
     pub(crate) fn ask(&self, join_name: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(join_name.to_owned());
     }
@@ -104,7 +105,7 @@ impl Repairs {
     }
 }
 
-/// Why an epoch was not applied; it is tried again.
+/// Why an epoch was not applied. The evaluator tries again.
 #[derive(Debug, thiserror::Error)]
 enum EpochError {
     #[error(transparent)]
@@ -113,7 +114,7 @@ enum EpochError {
     Full(#[from] FullError),
     #[error("could not use the tables in memory")]
     Memory(#[from] rusqlite::Error),
-    /// A join that had stored some of its results has to be evaluated in the background; the others start over.
+    /// A join that had stored some of its results has to be evaluated in the background; the other joins start over.
     #[error("a join could not be evaluated to its end")]
     Begun,
 }
@@ -131,8 +132,8 @@ impl EpochError {
 }
 
 impl Evaluator {
-    /// Runs until the gate is stopped and everything committed has been evaluated, or until it is halted: then what
-    /// follows is for another evaluator with the same files.
+    /// Runs until the gate is stopped and everything committed has been evaluated, or until the gate is halted, so
+    /// that another evaluator can take over the same files.
     pub(crate) fn run(mut self) -> Self {
         let mut pause = RETRY_MIN;
         let mut epochs = loop {
@@ -210,7 +211,7 @@ impl Evaluator {
     fn report(&self, problem: &EpochError) {
         let disk_full = problem.is_disk_full();
         if disk_full {
-            // The WAL can be written from its start again once the file has what it holds.
+            // After a checkpoint, writers reuse the WAL from its start.
             let _ = self.results.checkpoint();
         }
         let text = if disk_full { "the disk is full".to_owned() } else { chain(problem) };
@@ -219,7 +220,7 @@ impl Evaluator {
         }
     }
 
-    /// Opens what the work needs.
+    /// Opens the files and workspaces.
     fn begin(&self) -> Result<EpochLoop, EpochError> {
         let (sender, done) = mpsc::channel();
         let committer = Arc::new(Committer::new(

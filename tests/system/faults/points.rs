@@ -41,7 +41,7 @@ const POINTS: [(&str, Trigger); 23] = [
     ("evaluated", Trigger::Load),
     ("copied", Trigger::Load),
     ("copied", Trigger::OtherQuery),
-    ("evaluated-aside", Trigger::Load),
+    ("evaluated-in-background", Trigger::Load),
     ("slice-stored", Trigger::OtherQuery),
     ("result-stored", Trigger::Load),
     ("results-written", Trigger::Load),

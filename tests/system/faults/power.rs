@@ -18,7 +18,7 @@ const REPAIR: [&str; 8] = [
     "loss-noticed",
     "loss-noted",
     "copied",
-    "evaluated-aside",
+    "evaluated-in-background",
     "result-stored",
     "results-written",
     "results-committed",

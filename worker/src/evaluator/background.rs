@@ -1,5 +1,6 @@
-//! Evaluation in full in the background: on a thread of its own and at a cut of its own: a new or changed query, one that has failed,
-//! one of class full, or a change that concerns more results than fit an epoch. Other joins go on meanwhile.
+//! Evaluation in full in the background, on a thread of its own and at a cut of its own: of a new or changed query,
+//! one that has failed, one of class full, or after a change that affects more results than fit an epoch. Other joins
+//! stay current meanwhile.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -28,10 +29,10 @@ use crate::storage::log::ShardReader;
 use crate::storage::sqlite::{self, SqliteError};
 use crate::storage::topics::Topics;
 
-/// Results that are stored in one transaction at most; few where tests are to come to it.
+/// Results that are stored in one transaction at most; few in debug builds, so that tests reach the limit.
 const STORED_AT_ONCE: u64 = if cfg!(debug_assertions) { 4 } else { 10_000 };
 
-/// What evaluations in the background work on.
+/// The connections and settings of evaluations in the background.
 pub(super) struct BackgroundEvaluator {
     pub(super) gate: Arc<EpochGate>,
     pub(super) topics: Arc<Topics>,
@@ -44,44 +45,44 @@ pub(super) struct BackgroundEvaluator {
     pub(super) done: mpsc::Sender<JobResult>,
 }
 
-/// A copy of a join's topics, as of some place in the logs.
+/// A copy of a join's topics, as of one place in the logs.
 pub(super) struct FullCopy {
     full: Full,
     at: Vec<i64>,
 }
 
-/// How an evaluation has ended.
+/// The result of an evaluation.
 pub(super) struct JobResult {
     pub(super) index: usize,
     pub(super) microseconds: u64,
     pub(super) outcome: JobOutcome,
     /// Whether the join has values that can't be accumulated.
     pub(super) is_not_accumulable: bool,
-    /// For joins that will need it again.
+    /// The copy of the topics, for joins that will need it again.
     pub(super) copy: Option<FullCopy>,
 }
 
 pub(super) enum JobOutcome {
-    /// The results contain this cut.
+    /// The stored results contain this cut.
     Applied { cut: Cut },
-    /// The query failed on this cut; the results stay as they were.
+    /// The query failed on this cut; the stored results are unchanged.
     Failed { cut: Cut, error: FullError },
-    /// It could not be stored (or was cancelled, without an error): try again.
+    /// The results could not be stored, or the evaluation was cancelled (without an error): try again.
     Again { error: Option<EpochError> },
 }
 
-/// What is to be evaluated.
+/// An evaluation to start.
 pub(super) struct Job {
-    /// The join.
+    /// The index of the join.
     pub(super) index: usize,
     pub(super) id: JoinId,
-    /// What the stored results follow from, if that is known.
+    /// The cut that the stored results follow from, if known.
     pub(super) applied: Option<Vec<i64>>,
-    /// The number of that cut, as it is stored.
+    /// The number of that cut, as stored.
     pub(super) epoch: u64,
-    /// Whether its groups are accumulated.
+    /// Whether the join has aggregate states.
     pub(super) accumulates: bool,
-    /// Whether it can be kept current by key otherwise.
+    /// Whether the join can be kept current by key without aggregate states.
     pub(super) by_key: bool,
 }
 
@@ -94,12 +95,12 @@ struct RunningJob {
 }
 
 impl BackgroundEvaluator {
-    /// Ends what runs as soon as it can be ended.
+    /// Cancels all running evaluations.
     pub(super) fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }
 
-    /// Starts to evaluate a join.
+    /// Starts the evaluation of a join.
     pub(super) fn start(self: &Arc<Self>, job: Job, copy: Option<FullCopy>) {
         let (index, id) = (job.index, job.id);
         let running = RunningJob { evaluator: Arc::clone(self), job, copy, is_not_accumulable: false };
@@ -107,7 +108,7 @@ impl BackgroundEvaluator {
             let started = Instant::now();
             let evaluator = Arc::clone(&running.evaluator);
             let (outcome, copy, is_not_accumulable) = running.run();
-            // Whoever asked may have gone.
+            // The evaluator may have stopped waiting.
             let _ = evaluator.done.send(JobResult {
                 index,
                 microseconds: microseconds(started),
@@ -141,17 +142,17 @@ impl RunningJob {
                 }
             }
             (Err(error), _) => {
-                // It may be half updated.
+                // The copy may be half updated.
                 self.copy = None;
                 JobOutcome::Again { error: Some(error) }
             }
             (Ok(()), None) => unreachable!("nothing is evaluated without a cut"),
         };
-        // Who is kept current in another way needs it no more.
+        // A join that is kept current by key or by aggregate states needs no copy.
         let keep = !self.job.by_key && (!self.job.accumulates || self.is_not_accumulable);
         let copy = self.copy.take().filter(|_| keep);
         if copy.is_none() {
-            // It is made anew when it is needed; nobody misses the file.
+            // The next evaluation makes a new copy, so a file that stays does no harm.
             let _ = sqlite::remove(&self.scratch_path());
         }
         (outcome, copy, self.is_not_accumulable)
@@ -184,7 +185,7 @@ impl RunningJob {
         drop(readers);
         fault::point("copied");
         let changes = changes.unwrap_or_default();
-        // What retention removed stays in at first, so that only the rest is told.
+        // Rows removed by retention stay in the copy at first, so that only the other changes emit events.
         let mut expired: Vec<(Arc<str>, String)> = Vec::new();
         full.in_batch::<FullError>(|full| {
             for topic in changes.topics() {
@@ -218,7 +219,7 @@ impl RunningJob {
         outcome
     }
 
-    /// What the logs tell from what is applied to the cut; `None` if they don't reach back that far.
+    /// Returns the changes between `applied` and the cut; `None` if the logs don't reach back that far.
     fn changes(
         &self,
         readers: &mut [ShardReader],
@@ -266,7 +267,8 @@ impl RunningJob {
         Ok(full)
     }
 
-    /// Evaluates over the copy and stores what differs; with `is_last`, also that the results contain the cut.
+    /// Evaluates the query over the copy and stores the differences; with `is_last`, also stores that the results
+    /// contain the cut.
     fn compare_and_commit(
         &mut self,
         full: &mut Full,
@@ -285,13 +287,13 @@ impl RunningJob {
         if plan.is_none() && differences == 0 && (!is_last || is_stored) {
             return Ok(());
         }
-        fault::point("evaluated-aside");
+        fault::point("evaluated-in-background");
         let store = |writer: &mut EpochWriter<'_>, places: Range<u64>| {
             full.differences::<EpochError>(places, emit, &mut |change| {
                 Ok(writer.store(self.job.id, [change])?)
             })
         };
-        // A slice at a time, so that others get at the file in between.
+        // Commit slice by slice, so that other transactions can write in between.
         let mut stored = 0;
         while differences - stored > STORED_AT_ONCE {
             self.evaluator.committer.commit::<EpochError>(cut.epoch, |writer| {
@@ -331,7 +333,7 @@ impl RunningJob {
         outcome
     }
 
-    /// Notes that the results are none that follow from what is applied or kept, until all of them are stored.
+    /// Marks the results as incomplete until all of them are stored.
     fn begin(&self, writer: &mut EpochWriter<'_>) -> Result<(), SqliteError> {
         if self.job.accumulates {
             writer.accumulate_by(self.job.id, None)?;
@@ -339,7 +341,7 @@ impl RunningJob {
         writer.stale(self.job.id)
     }
 
-    /// The plan by which its groups are accumulated, if they are.
+    /// Returns the plan of the aggregate states, if the join has any.
     fn accumulated(&self) -> Option<Accumulated> {
         match &self.join().class {
             Class::Accumulated(plan) if self.job.accumulates => Some(plan.as_ref().clone()),
@@ -347,7 +349,7 @@ impl RunningJob {
         }
     }
 
-    /// Stores that the results don't follow from the cut, and that there is no use in trying it again.
+    /// Stores that the query failed at this cut, so that a restart does not repeat it.
     fn fail(&self, cut: &Cut) -> Result<(), SqliteError> {
         self.evaluator.committer.commit(cut.epoch, |writer| {
             writer.accumulate_by(self.job.id, None)?;
@@ -355,8 +357,8 @@ impl RunningJob {
         })
     }
 
-    /// Runs `work` with the stored results of the join in the order of their keys. Nobody else changes them
-    /// meanwhile.
+    /// Runs `work` with the stored results of the join in the order of their keys. No other thread changes these
+    /// results meanwhile.
     fn with_stored<T>(&self, work: impl FnOnce(&mut dyn StoredResults) -> T) -> Result<T, SqliteError> {
         struct StoredRows<'s>(rusqlite::Rows<'s>);
         impl StoredResults for StoredRows<'_> {
@@ -373,7 +375,7 @@ impl RunningJob {
     }
 }
 
-/// Whether the query itself is to blame, so that trying again at once would fail again.
+/// Returns whether the query itself failed, so that another try would fail too.
 fn is_of_query(error: &FullError) -> bool {
     matches!(error, FullError::Query { .. } | FullError::StepLimit { .. } | FullError::Rows { .. })
 }

@@ -1,4 +1,4 @@
-//! Committing epochs: whoever has results ready stores them behind all that were stored before.
+//! Committing epochs: each commit, of an epoch or from the background, gets the next position in the outbox.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,18 +14,18 @@ use crate::storage::checkpoint::Checkpointer;
 use crate::storage::gate::EpochGate;
 use crate::storage::sqlite::SqliteError;
 
-/// The one way to `results.db` for evaluations.
+/// The only writer of results of joins in `results.db`.
 pub(super) struct Committer {
     gate: Arc<EpochGate>,
     results: Arc<Results>,
     status: Arc<Status>,
     applied: watch::Sender<Applied>,
-    /// For the shards by their indexes, and `results.db` behind them.
+    /// Checkpoints of the shards by index, and of `results.db` at the index behind them.
     checkpointer: Checkpointer,
     shard_count: usize,
-    /// Last epoch number that is reserved.
+    /// The last epoch number that is reserved.
     reserved: Mutex<u64>,
-    /// How many wait until they may commit.
+    /// The number of threads that wait to commit.
     waiting: AtomicUsize,
 }
 
@@ -59,7 +59,7 @@ impl Committer {
         *self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps enough epoch numbers reserved for cuts and commits to come.
+    /// Reserves epoch numbers for the next cuts and commits.
     pub(super) fn reserve(&self) -> Result<(), SqliteError> {
         let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
         self.results.extend_reservation(self.gate.next_epoch(), &mut reserved)
@@ -70,7 +70,7 @@ impl Committer {
         self.results.open_window()
     }
 
-    /// Writes results that follow from the cut with number `cut_epoch`, and tells sinks.
+    /// Writes results that follow from the cut with number `cut_epoch`, and wakes sinks.
     pub(super) fn commit<E: From<SqliteError>>(
         &self,
         cut_epoch: u64,
@@ -95,30 +95,31 @@ impl Committer {
             newer
         });
         if self.checkpointer.is_due(self.shard_count) {
-            // Behind the news, which need not wait for the disk. What fails now is tried again, and a commit tells.
+            // Sinks are woken first: they need not wait for the disk. A failed checkpoint is tried again after the
+            // next commit.
             let _ = self.results.checkpoint();
         }
         Ok(())
     }
 
-    /// Shards that should checkpoint when nobody reads.
+    /// Returns the shards that should checkpoint at the next moment without readers.
     pub(super) fn due_shards(&self) -> Vec<usize> {
         (0..self.shard_count).filter(|shard| self.checkpointer.is_due(*shard)).collect()
     }
 
-    /// Whether the WAL of a shard is so long that its writer should wait for the checkpoint.
+    /// Returns whether the WAL of a shard is so long that its writer should wait for the checkpoint.
     pub(super) fn wal_over_limit(&self, shard: usize) -> bool {
         self.checkpointer.wal_over_limit(shard)
     }
 
-    /// Waits until those have had their turn who wait for it: the lock alone would let the last owner in again.
+    /// Waits until all waiting threads have committed: the lock alone could admit its last owner again.
     pub(super) fn give_way(&self) {
         while self.waiting.load(Ordering::Relaxed) > 0 {
             std::thread::yield_now();
         }
     }
 
-    /// Notes that the results of every join contain the cut with this number.
+    /// Publishes that the results of every join contain the cut with this number.
     pub(super) fn passed(&self, cut_epoch: u64) {
         self.applied.send_if_modified(|applied| {
             let newer = cut_epoch > applied.epoch;

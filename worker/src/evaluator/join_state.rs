@@ -1,4 +1,5 @@
-//! A join and how it is kept current: how far its results have come, by which class, and why by no quicker one.
+//! The state of a join: the progress of its results, its class in force, and the reason for a class slower than
+//! planned.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,33 +17,33 @@ use crate::results::store::{EpochWriter, Progress};
 use crate::status::join::{ClassInForce, ClassName};
 use crate::storage::topics::Topics;
 
-/// A join and how far it has come.
+/// A join and its progress.
 pub(super) struct JoinState {
     pub(super) join: Arc<CheckedJoin>,
     pub(super) id: JoinId,
-    /// None if it can't be kept current by key.
+    /// `None` if the join can't be kept current by key.
     pub(super) keyed: Option<KeyedJoin>,
-    /// None if its groups are not accumulated, or not at present.
+    /// `None` if the join has no aggregate state, or none at present.
     pub(super) accumulated: Option<AccumulatedJoin>,
-    /// The same while it is too far behind; its groups are accumulated again once it has caught up.
+    /// The join to resume once it has caught up, while it is too far behind to keep aggregate states.
     suspended: Option<AccumulatedJoin>,
-    /// By shard, what its results follow from; `None` while that is not known.
+    /// By shard, the last log entry that the results follow from; `None` while unknown.
     pub(super) applied: Option<Vec<i64>>,
-    /// Whether its query failed, so that its results stay as they were.
+    /// Whether results may be missing or older than `applied`: the query failed, or was stopped half way.
     pub(super) stale: bool,
-    /// Whether it took too long and is left alone until the next start.
+    /// Whether the query was over its budget, so that it is not evaluated until the next start.
     pub(super) stopped: bool,
-    /// Whether it has to be evaluated in the background.
+    /// Whether the join has to be evaluated in the background.
     pub(super) due: bool,
-    /// While it is evaluated in the background: what the log must still hold for it.
+    /// While the join is evaluated in the background: the log place, by shard, behind which it needs all entries.
     pub(super) background: Option<Vec<i64>>,
-    /// The newest cut that its results contain, as it is stored.
+    /// The number of the newest cut in the results, as stored.
     pub(super) epoch: u64,
-    /// When it was last looked at for the passing of time.
+    /// When the join was last evaluated because of passing time.
     pub(super) ticked: Instant,
-    /// A copy of its topics, if it has one.
+    /// The copy of the join's topics from its last evaluation in full, if kept.
     pub(super) copy: Option<FullCopy>,
-    /// Why it is kept current by a slower class than planned; `None` while it isn't.
+    /// Why the join is kept current by a slower class than planned; `None` if it isn't.
     fallback: Option<Fallback>,
 }
 
@@ -51,11 +52,11 @@ pub(super) struct JoinState {
 struct Fallback {
     cause: Cause,
     message: String,
-    /// Whether everything is evaluated until it is over.
+    /// Whether every evaluation is one in full until the join recovers.
     is_full: bool,
 }
 
-/// What makes a join fall back to a slower class.
+/// Causes for a slower class than planned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cause {
     TooLarge,
@@ -68,19 +69,19 @@ pub(super) enum Cause {
     StepLimit,
 }
 
-/// What has become of a join's aggregate state.
+/// The effect of an epoch on a join's aggregate state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Aggregation {
-    /// It is as it was, if there is any.
+    /// The aggregate state is current, or the join has none.
     Kept,
-    /// It was dropped, and is made anew when the join has caught up.
+    /// The aggregate state was dropped and is rebuilt once the join has caught up.
     Suspended,
     /// A value can't be accumulated.
     GivenUp,
 }
 
 impl Cause {
-    /// The cause's name in metrics and in `/status`.
+    /// Returns the cause's name in metrics and in `/status`.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::TooLarge => "too_large",
@@ -94,7 +95,7 @@ impl Cause {
         }
     }
 
-    /// The cause that an error is; `None` for an error of a file or of the tables in memory, which is tried again.
+    /// Returns the cause for an error; `None` for an error of a file or of the tables in memory, which is tried again.
     pub(super) fn of(error: &KeyedError) -> Option<Self> {
         match error {
             KeyedError::TooLarge => Some(Self::TooLarge),
@@ -110,7 +111,7 @@ impl Cause {
 }
 
 impl JoinState {
-    /// `kept_by` is what `results.db` has noted of the join's aggregate state.
+    /// Makes the state of a join at start. `kept_by` is the fingerprint of its aggregate state in `results.db`.
     pub(super) fn new(
         join: &CheckedJoin,
         progress: &Progress,
@@ -130,7 +131,7 @@ impl JoinState {
                     let message = KeyedError::NotAccumulable.to_string();
                     fallback = Some(Fallback { cause: Cause::NotAccumulable, message, is_full: false });
                 } else {
-                    // State of another plan, or of none, is made anew.
+                    // A missing aggregate state, or one of another plan, is rebuilt by an evaluation in full.
                     applied = applied.filter(|_| kept_by == Some(plan.fingerprint().as_str()));
                     let plan = plan.as_ref().clone();
                     accumulated = Some(AccumulatedJoin::new(join.clone(), progress.id, plan, topic_id));
@@ -156,7 +157,7 @@ impl JoinState {
         }
     }
 
-    /// The class in force, and why it is not a quicker one.
+    /// Returns the class in force, and why it is not a faster one.
     pub(super) fn class(&self) -> ClassInForce {
         let planned = || self.join.class.reason().map(ToString::to_string);
         let Some(Fallback { message, is_full, .. }) = &self.fallback else {
@@ -174,12 +175,12 @@ impl JoinState {
         }
     }
 
-    /// Why a slower class than planned is in force.
+    /// Returns why a slower class than planned is in force.
     pub(super) fn cause(&self) -> Option<Cause> {
         self.fallback.as_ref().map(|fallback| fallback.cause)
     }
 
-    /// Notes that a slower class is in force; `true` if that was not known yet.
+    /// Sets a slower class; returns `true` if its cause is new.
     pub(super) fn fall_back(&mut self, cause: Cause, message: String, is_full: bool) -> bool {
         let fallback = Some(Fallback { cause, message, is_full });
         let is_news = self.fallback.as_ref().map(|known| known.cause) != Some(cause);
@@ -187,8 +188,7 @@ impl JoinState {
         is_news
     }
 
-    /// Notes that an evaluation in full has brought the results up to date: from now on the join is kept current as it
-    /// was planned, unless its groups are not accumulated any more.
+    /// Returns to the planned class after an evaluation in full, except for a join whose aggregate state was given up.
     pub(super) fn recover(&mut self) {
         let is_given_up = matches!(self.join.class, Class::Accumulated(_)) && self.accumulated.is_none();
         self.fallback = self.fallback.take().filter(|_| is_given_up);
@@ -213,7 +213,7 @@ impl JoinState {
         self.fall_back(Cause::FarBehind, message, false)
     }
 
-    /// Has the aggregate state made anew, now that the join has caught up, if it was suspended.
+    /// Requests an evaluation in full that rebuilds a suspended aggregate state, now that the join has caught up.
     pub(super) fn resume_aggregation(&mut self) {
         if let Some(accumulated) = self.suspended.take() {
             self.accumulated = Some(accumulated);
@@ -221,14 +221,14 @@ impl JoinState {
         }
     }
 
-    /// Whether it can take in that many entries of the log without looking at everything.
+    /// Returns whether the join can take in this many log entries without an evaluation in full.
     pub(super) fn keeps_up(&self, lag: i64) -> bool {
         let is_whole = self.accumulated.is_some() && lag <= WHOLE_ENTRIES_MAX;
         is_whole || self.keyed.is_some() && lag <= LAG_ENTRIES_MAX
     }
 
-    /// Stores what the changes make of it. Returns how many results differ, and what has become of the aggregate state;
-    /// `None` if the changes don't concern it.
+    /// Evaluates the changes and stores the new results. Returns the number of differences and the effect on the
+    /// aggregate state; `None` if the changes don't affect the join.
     pub(super) fn evaluate(
         &self,
         pool: &mut EvaluatorPool,
@@ -261,7 +261,7 @@ impl JoinState {
                 Err(error) => return Err(error),
             },
         }
-        // Evaluation in full finds out again that values can't be accumulated.
+        // A join without a key plan is evaluated in full, which gives up its aggregate state in turn.
         let keyed = self.keyed.as_ref().ok_or(KeyedError::NotAccumulable)?;
         let results = pool.evaluate(keyed, changes, known, |found| writer.store(self.id, found))?;
         Ok(match aggregation {

@@ -1,4 +1,4 @@
-//! The keys of an epoch, shared out over the cores.
+//! A pool of workspaces, over which the keys of an epoch are spread.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -21,19 +21,19 @@ use crate::storage::topics::{TopicId, Topics};
 /// Threads that evaluate at most; each has a workspace with a reader of every shard.
 const THREADS_MAX: usize = 4;
 
-/// Keys that are evaluated together at most. The more, the more of them share their neighbours' rows.
+/// Keys that are evaluated together at most. Larger batches share more of the rows that they look up.
 const SHARE_KEYS_MAX: usize = 2_048;
 
-/// Keys up to which a second thread is not worth its start.
+/// Keys up to which a second thread costs more than it saves.
 const ALONE_KEYS: usize = 128;
 
-/// The same for entries of the log.
+/// Log entries up to which a second thread costs more than it saves.
 const ALONE_ENTRIES: usize = 1_024;
 
-/// The workspaces: one for each core.
+/// The workspaces, one for each thread.
 pub(super) struct EvaluatorPool {
     workspaces: Vec<Workspace>,
-    /// Topics of whose rows somebody asks what they were.
+    /// Topics whose old images some join needs.
     looked_back: BTreeSet<TopicId>,
 }
 
@@ -61,12 +61,12 @@ impl EvaluatorPool {
         Ok(Self { workspaces, looked_back })
     }
 
-    /// Fixes what all readers of shards see, or what none does.
+    /// Pins the state that all readers of shards see, or that of none.
     pub(super) fn hold(&self) -> Result<(), SqliteError> {
         self.workspaces.iter().try_for_each(Workspace::hold).inspect_err(|_| self.release())
     }
 
-    /// Fixes what all readers of results see; see [`Workspace::hold_results`].
+    /// Pins the state that all readers of results see; see [`Workspace::hold_results`].
     pub(super) fn hold_results(&self) -> Result<(), SqliteError> {
         self.workspaces.iter().try_for_each(Workspace::hold_results)
     }
@@ -81,7 +81,7 @@ impl EvaluatorPool {
         cost
     }
 
-    /// Reads what the logs hold in `after < seq <= to`, shard by shard.
+    /// Reads the log entries with `after < seq <= to`, shard by shard.
     pub(super) fn changes(
         &mut self,
         after: &[i64],
@@ -105,8 +105,8 @@ impl EvaluatorPool {
         Ok(Changes::new(parts.into_iter().map(|(_, part)| part).collect()))
     }
 
-    /// Evaluates what the changes concern and calls `store` for results that differ from what is stored, while
-    /// others are still evaluated. Returns their number, `None` if nothing is concerned.
+    /// Evaluates the results that the changes affect, and calls `store` with each batch of differences while other
+    /// batches are still evaluated. Returns the number of differences; `None` if no result is affected.
     pub(super) fn evaluate(
         &mut self,
         join: &KeyedJoin,
@@ -131,8 +131,8 @@ impl EvaluatorPool {
         Ok(Some(differences))
     }
 
-    /// Brings groups up to date with `changes`, which are all since they were last; `None` if no row can have come
-    /// or gone.
+    /// Updates aggregate states by `changes`, which must be all since their last update. Returns `None` if no row can
+    /// have come or gone.
     pub(super) fn accumulate(
         &mut self,
         join: &AccumulatedJoin,
@@ -154,7 +154,7 @@ impl EvaluatorPool {
         self.workspaces[0].apply_deltas(join, deltas, changes).map(Some)
     }
 
-    /// The keys that the changes concern, in order: neighbours in the files are found for less.
+    /// Returns the keys that the changes affect. The keys are sorted: neighbours in the files are found at less cost.
     fn affected(
         &mut self,
         join: &KeyedJoin,
@@ -175,7 +175,7 @@ impl EvaluatorPool {
             keys.extend(found);
             if keys.len() > parts.len() * keys_max { Err(KeyedError::TooLarge) } else { Ok(()) }
         })?;
-        // Stable, since that is quick for what is in order piece by piece.
+        // A stable sort is fast for input that consists of sorted runs.
         keys.sort();
         keys.dedup_by(|later, first| {
             let is_same = later.value == first.value;
@@ -187,7 +187,7 @@ impl EvaluatorPool {
         if keys.len() > keys_max { Err(KeyedError::TooLarge) } else { Ok(keys) }
     }
 
-    /// Has every workspace evaluate some of the keys, until none is left, and calls `take` for what each share gives.
+    /// Evaluates batches of keys on all workspaces until none is left, and calls `take` with the result of each batch.
     fn share<T: Default + Send>(
         &mut self,
         keys: &[AffectedKey],
@@ -204,8 +204,8 @@ impl EvaluatorPool {
         self.spread(shares.len(), keys.len() <= ALONE_KEYS, evaluate, |_, found| take(found))
     }
 
-    /// Has the workspaces do `count` pieces of work, and calls `take` for each that is done, in no order. What is little is
-    /// not worth the start of threads.
+    /// Runs `count` tasks on the workspaces, and calls `take` with each result, in any order. `is_little`
+    /// runs them without further threads.
     fn spread<T: Send, E: Send>(
         &mut self,
         count: usize,
@@ -227,7 +227,7 @@ impl EvaluatorPool {
                     loop {
                         let index = next.fetch_add(1, Ordering::Relaxed);
                         if index >= count || sender.send((index, work(workspace, index))).is_err() {
-                            // Nothing is left, or nobody needs the rest.
+                            // All tasks are taken, or a failure has made the rest useless.
                             return;
                         }
                     }
@@ -253,7 +253,7 @@ mod tests {
         let [first, second, results] = files;
         let mut workspaces = EvaluatorPool::new(&[first, second], &results, [].iter(), [].iter()).unwrap();
 
-        // SQLite has no transaction in a transaction, so this one can't be begun again.
+        // SQLite has no nested transactions, so this reader can't begin another one.
         workspaces.workspaces.last_mut().unwrap().readers()[1].hold().unwrap();
         assert!(workspaces.hold().is_err());
 

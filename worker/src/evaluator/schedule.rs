@@ -1,5 +1,5 @@
-//! What the evaluator does in an epoch: which joins are brought up to the cut by the changes, which are evaluated in
-//! full in the background, and by which class each is kept current.
+//! The schedule of an epoch: which joins are brought up to the cut by the changes, which are evaluated in full in the
+//! background, and by which class each is kept current.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -21,7 +21,7 @@ use crate::status::Status;
 use crate::storage::gate::{Cut, EpochGate};
 use crate::storage::ingest::{Checkpoints, Ingest};
 
-/// The evaluator at work: an epoch after the other.
+/// The running evaluator: one epoch after the other.
 pub(super) struct EpochLoop {
     pub(super) joins: Vec<JoinState>,
     pub(super) ingest: Ingest,
@@ -31,22 +31,22 @@ pub(super) struct EpochLoop {
     pub(super) done: mpsc::Receiver<JobResult>,
     pub(super) trim_to: Vec<Arc<AtomicI64>>,
     pub(super) repairs: Arc<Repairs>,
-    /// Whether the joins that need nothing have been said to be current.
+    /// Whether an epoch has published the joins that were current at the start.
     pub(super) begun: bool,
-    /// Checkpoints that the next cut waits for.
+    /// Checkpoints that have to end before the next cut.
     pub(super) checkpoints: Option<Checkpoints>,
-    /// What went wrong in the background and has not been reported.
+    /// An error of the background that has not been reported.
     pub(super) failing: Option<EpochError>,
-    /// Whether something could not be stored since something last could.
+    /// Whether a commit has failed since the last one that succeeded.
     pub(super) troubled: bool,
 }
 
-/// What an epoch has changed of a join.
+/// The effect of an epoch on a join.
 struct EpochChange {
     index: usize,
-    /// How many results.
+    /// The number of changed results.
     results: u64,
-    /// What has become of its aggregate state.
+    /// The effect on the aggregate state.
     aggregation: Aggregation,
 }
 
@@ -55,7 +55,7 @@ impl EpochLoop {
         self.joins.iter().any(|state| state.background.is_some())
     }
 
-    /// Does what there is to do; `false` if that was nothing.
+    /// Does the work that is due; returns `false` if there was none.
     pub(super) fn step(&mut self, gate: &EpochGate, stopping: bool) -> Result<bool, EpochError> {
         while let Ok(done) = self.done.try_recv() {
             self.finish_background(done);
@@ -100,7 +100,7 @@ impl EpochLoop {
         Ok(worked)
     }
 
-    /// Brings the joins that lag up to a new cut, and commits that as one epoch.
+    /// Brings the joins that lag up to a new cut, in one commit. Returns whether any of them has moved.
     fn epoch(&mut self, gate: &EpochGate) -> Result<bool, EpochError> {
         self.committer.reserve()?;
         self.committer.open_window()?;
@@ -131,7 +131,8 @@ impl EpochLoop {
         Ok(news)
     }
 
-    /// Lets go of the shards, and has those checkpoint whose WALs are long: they start over only when nobody reads.
+    /// Releases the readers of shards and requests checkpoints of long WALs, which restart only while no reader is
+    /// active.
     fn request_checkpoints(&mut self, gate: &EpochGate) {
         self.pool.release();
         let due = self.committer.due_shards();
@@ -141,13 +142,13 @@ impl EpochLoop {
         // Under light load the WAL has moments without readers anyway, so no writer has to wait for the checkpoint.
         let waits = gate.backpressure_near() || due.iter().any(|shard| self.committer.wal_over_limit(*shard));
         if waits {
-            // A writer that waits for the cut would keep us waiting.
+            // A writer that waits for the cut would never checkpoint.
             gate.suspend_backpressure(true);
         }
         self.checkpoints = Some(self.ingest.checkpoint(&due)).filter(|_| waits);
     }
 
-    /// Evaluates and commits; returns the joins that have come to the cut.
+    /// Evaluates and commits; returns the joins that have reached the cut.
     fn evaluate(&mut self, cut: &Cut, gate: &EpochGate) -> Result<Vec<usize>, EpochError> {
         let mut groups: BTreeMap<Vec<i64>, Vec<usize>> = BTreeMap::new();
         for (index, state) in self.joins.iter().enumerate() {
@@ -172,7 +173,7 @@ impl EpochLoop {
                 let state = &self.joins[*index];
                 writer.applied(state.id, &cut.seqs, state.stale)?;
             }
-            // The shards have this moment without readers while the results are synced.
+            // The shards have no readers while the results are synced.
             self.request_checkpoints(gate);
             Ok::<(), EpochError>(())
         })?;
@@ -180,7 +181,7 @@ impl EpochLoop {
         for EpochChange { index, results, aggregation } in changed {
             let state = &mut self.joins[index];
             match aggregation {
-                // Each slice says so, and the first counts.
+                // Each slice reports the suspension; only the first report counts.
                 Aggregation::Suspended if state.accumulated.is_none() => {}
                 Aggregation::Kept => {}
                 Aggregation::Suspended => {
@@ -197,7 +198,7 @@ impl EpochLoop {
         Ok(there)
     }
 
-    /// Evaluates joins that have all come equally far; returns those that come to the cut.
+    /// Evaluates joins with the same progress; returns those that have reached the cut.
     fn catch_up(
         &mut self,
         applied: &[i64],
@@ -212,7 +213,7 @@ impl EpochLoop {
             lag <= WHOLE_ENTRIES_MAX && members.iter().any(|index| self.joins[*index].accumulated.is_some());
         let slices = if is_whole { 1 } else { (lag + SLICE_ENTRIES - 1) / SLICE_ENTRIES };
         for slice in 1..=slices {
-            // The last slice ends at the cut; the others share the way evenly.
+            // The last slice ends at the cut; all slices cover the same share of each shard's log.
             let to: Vec<i64> = applied
                 .iter()
                 .zip(&cut.seqs)
@@ -241,7 +242,7 @@ impl EpochLoop {
                 }
                 !state.due
             });
-            // Only what is read whole says what stands in the topics at the cut.
+            // Only changes in one slice hold the rows that the readers see at the cut.
             let known = (slices == 1).then_some(&changes);
             for index in members.clone() {
                 if !self.joins[index].stopped && !self.joins[index].stale {
@@ -296,7 +297,7 @@ impl EpochLoop {
         Ok(())
     }
 
-    /// Notes how an evaluation in the background has ended.
+    /// Records the result of an evaluation in the background.
     pub(super) fn finish_background(&mut self, result: JobResult) {
         let state = &mut self.joins[result.index];
         let before = state.background.take();
@@ -333,7 +334,7 @@ impl EpochLoop {
             }
             JobOutcome::Again { error } => {
                 state.applied = state.applied.take().and(before);
-                // Part of the results may be stored.
+                // Some of the new results may already be stored.
                 state.stale = true;
                 state.due = true;
                 self.troubled |= error.is_some();
@@ -342,7 +343,7 @@ impl EpochLoop {
         }
     }
 
-    /// Publishes what the shards may trim and what is applied.
+    /// Publishes the log entries that the shards may trim, and the cut that all results contain.
     fn publish_progress(&self, cut: &Cut) {
         for (shard, trim_to) in self.trim_to.iter().enumerate() {
             let needed = self.joins.iter().filter_map(|state| {
@@ -362,7 +363,7 @@ impl EpochLoop {
     }
 }
 
-/// Tells in the status which class of a join is in force, counts why, and logs it where that is news.
+/// Publishes the class in force to the status, counts its cause, and logs it if it is new.
 fn publish_fallback(status: &Status, state: &JoinState, is_news: bool) {
     let (class, status) = (state.class(), status.join(&state.join.name));
     if let Some(cause) = state.cause() {
