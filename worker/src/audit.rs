@@ -1,12 +1,12 @@
-//! Comparing the stored results of a join with what its query yields over everything. It only reads files, beside a
-//! worker that goes on, or where none runs:
+//! Comparing the stored results of a join with the rows of its query over all messages. An audit only reads files,
+//! beside a running worker or without one:
 //!
 //! ```text
-//! results.db   the results and what they follow from, in one snapshot
-//! shards       the topics and the log, in snapshots that are taken after it
-//!              ─► a copy, in which what came later is undone by the old images of the log ─► query ─► compare
+//! results.db   the results and the cut that they follow from, in one snapshot
+//! shards       the topics and the log, in later snapshots
+//!              ─► a copy, in which later changes are undone by the old images of the log ─► query ─► compare
 //! ```
-//! So nothing waits for it. `Auditor` says when a worker does this, and `command` is `litejoin audit`.
+//! So no writer waits for an audit. [`auditor`] decides when a worker audits; the command is `litejoin audit`.
 
 mod auditor;
 mod equality;
@@ -31,13 +31,13 @@ use crate::storage::log::ShardReader;
 use crate::storage::sqlite::{self, SqliteError};
 use crate::storage::topics::Topics;
 
-/// Times that snapshots are taken anew when the worker has just moved on between them.
+/// How often snapshots are taken again because the worker has moved on between them.
 const ATTEMPTS: usize = 100;
 
-/// Later changes that are undone at most; they are held in memory.
+/// Later changes that an audit undoes at most; it holds them in memory.
 const UNDONE_MAX: i64 = 65_536;
 
-/// The files that an audit reads, and one that it may write over.
+/// The files that an audit reads, and one scratch file that it overwrites.
 #[derive(Debug, Clone)]
 pub(crate) struct Files {
     pub(crate) shards: Vec<PathBuf>,
@@ -45,7 +45,7 @@ pub(crate) struct Files {
     pub(crate) scratch: PathBuf,
 }
 
-/// The finding of an audit of one join; a worker answers with one for each.
+/// The finding of an audit of one join.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Finding {
@@ -54,27 +54,27 @@ pub(crate) struct Finding {
     pub(crate) results: u64,
     /// Result keys whose rows differ.
     pub(crate) differences: u64,
-    /// The first of them as JSON, each behind what ought to happen to it: `updated "o1"`.
+    /// The first of these keys as JSON, each behind its correction: `updated "o1"`.
     pub(crate) keys: Vec<String>,
     pub(crate) seconds: f64,
-    /// The reason why the join could not be compared, which is no fault.
+    /// Why the join was not compared although nothing is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) skipped: Option<String>,
-    /// Why it could not be compared.
+    /// Why the comparison failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
-    /// Whether the worker evaluates it anew for what was found.
+    /// Whether the worker evaluates the join again because of differences.
     pub(crate) repairing: bool,
 }
 
 impl Finding {
-    /// Whether a person should look at it.
+    /// Returns whether a person should look at the finding.
     pub(crate) fn is_wrong(&self) -> bool {
         self.differences > 0 || self.error.is_some()
     }
 }
 
-/// Why there is nothing to compare.
+/// Why the results can't be compared.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Skip {
     #[error("it reads the clock, so its results change without a message")]
@@ -95,7 +95,7 @@ pub(crate) enum Skip {
     Busy,
 }
 
-/// Why an audit came to nothing.
+/// Why an audit failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AuditError {
     #[error(transparent)]
@@ -174,8 +174,8 @@ pub(crate) fn compare(
     finding
 }
 
-/// Fixes what is seen of the results and then of the shards. Returns the number of the join, and the changes of its
-/// topics that its results don't contain.
+/// Opens snapshots of the results and then of the shards. Returns the id of the join, and the changes of its topics
+/// that its results don't contain.
 fn at_one_moment(
     join: &CheckedJoin,
     definition: &str,
@@ -192,7 +192,7 @@ fn at_one_moment(
         if last - applied > UNDONE_MAX {
             return Err(Skip::Behind.into());
         }
-        // Trimmed in between, or lost: the worker evaluates it anew.
+        // The entries were trimmed in between, or lost: the worker evaluates the join again.
         if !reader.has_all(*applied, last)? {
             return Err(Skip::Busy.into());
         }
@@ -213,7 +213,7 @@ fn at_one_moment(
     Ok((id, later))
 }
 
-/// `results.db`, read alone.
+/// A read-only connection to `results.db`.
 struct Stored {
     files: Files,
     connection: Connection,
@@ -224,7 +224,7 @@ impl Stored {
         Ok(Self { files: files.clone(), connection: sqlite::open_read_only(&files.results)? })
     }
 
-    /// Fixes what is seen, and says what the results of a join follow from.
+    /// Opens a snapshot. Returns the id of the join and the cut that its results follow from.
     fn hold(
         &self,
         join: &CheckedJoin,
@@ -251,7 +251,7 @@ impl Stored {
         }
     }
 
-    /// Runs the query over the copy and compares what it yields with what is stored.
+    /// Runs the query over the copy and compares its rows with the stored ones.
     fn compare(&self, join: &CheckedJoin, id: i64, full: &mut Full) -> Result<Finding, AuditError> {
         let mut finding = Finding { join: join.name.clone(), ..Finding::default() };
         let found = self.doing(|connection| {
@@ -292,7 +292,7 @@ impl Stored {
     }
 }
 
-/// Stored results, counted.
+/// Stored results and a count of those that were read.
 struct CountedRows<'s> {
     rows: rusqlite::Rows<'s>,
     seen: u64,

@@ -1,6 +1,6 @@
-//! Talking to a running worker from the same machine: a socket in its data directory that only its user may open.
-//! The pages of the admin endpoint are here too, and `POST /audit {"joins": […]}` compares stored results: a line
-//! of JSON for each join as it is done, and one behind the last. The answers of `/dlq` are in [`dlq`].
+//! The control socket of a worker: a socket in its data directory that only its user may open. It serves the pages of
+//! the admin endpoint and `POST /audit {"joins": […]}`, which compares stored results: a line of JSON for each
+//! finding, and [`END`] as the last line. [`dlq`] answers `/dlq`.
 
 pub(crate) mod dlq;
 
@@ -32,7 +32,7 @@ use crate::status::Status;
 /// The name of the socket in a data directory.
 pub(crate) const SOCKET: &str = "control.sock";
 
-/// The last line of an answer that came to its end.
+/// The last line of a complete answer.
 pub(crate) const END: &str = r#"{"end":true}"#;
 
 /// The socket on which a worker listens.
@@ -42,8 +42,8 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Listens in a data directory that this process has locked. `None`, with a warning, where that can't be done (the
-    /// path of a socket may have 107 bytes): nothing depends on it.
+    /// Listens in a data directory that this process has locked. Returns `None`, with a warning, if that fails (the
+    /// path of a socket may have at most 107 bytes): no other part needs the socket.
     pub(crate) fn open(data_dir: &Path) -> Option<Self> {
         let path = data_dir.join(SOCKET);
         match listen(&path) {
@@ -56,18 +56,18 @@ impl Control {
         }
     }
 
-    /// Answers until it is told to stop.
+    /// Answers requests until `stopping`.
     pub(crate) async fn serve(
         self,
         status: Arc<Status>,
         auditor: Arc<Auditor>,
-        letters: Arc<DeadLetters>,
+        dead_letters: Arc<DeadLetters>,
         mut stopping: watch::Receiver<bool>,
     ) {
         let asked = stopping.clone();
         let audits =
             Router::new().route("/audit", post(audit)).with_state(Audits { auditor, stopping: asked });
-        let router = admin::router(status).merge(audits).merge(dlq::router(letters));
+        let router = admin::router(status).merge(audits).merge(dlq::router(dead_letters));
         let stopped = async move {
             let _ = stopping.wait_for(|stopping| *stopping).await;
         };
@@ -78,7 +78,7 @@ impl Control {
     }
 }
 
-/// The parts that answer audits.
+/// The state of `/audit`.
 #[derive(Clone)]
 struct Audits {
     auditor: Arc<Auditor>,
@@ -87,12 +87,12 @@ struct Audits {
 
 #[derive(Debug, Deserialize)]
 struct AuditRequest {
-    /// All if none is named.
+    /// All joins if empty.
     #[serde(default)]
     joins: Vec<String>,
 }
 
-/// Audits the joins one by one; a client that goes away ends that, and so does the stop of the worker.
+/// Audits the joins one by one, until the client disconnects or the worker stops.
 async fn audit(State(audits): State<Audits>, Json(wanted): Json<AuditRequest>) -> Response {
     let joins = audits.auditor.joins();
     let names: Vec<String> = match join::named(&joins, &wanted.joins) {
@@ -112,7 +112,7 @@ async fn audit(State(audits): State<Audits>, Json(wanted): Json<AuditRequest>) -
                     let line = serde_json::to_string(&finding).expect("plain fields are always JSON") + "\n";
                     return Some((Ok(line), Some((audits, names))));
                 }
-                // A reload has taken the join away.
+                // A reload has removed the join.
                 Some(None) => {}
                 None => {
                     let stops = io::Error::new(io::ErrorKind::ConnectionAborted, "the worker stops");
@@ -124,7 +124,7 @@ async fn audit(State(audits): State<Audits>, Json(wanted): Json<AuditRequest>) -
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
 }
 
-/// The socket is closed to others before it can be found; one that a crash has left makes room.
+/// Creates the socket with its final permissions before it gets its name, and replaces one that a crash has left.
 fn listen(path: &Path) -> io::Result<UnixListener> {
     let next = path.with_extension("next");
     match std::fs::remove_file(&next) {

@@ -1,5 +1,5 @@
-//! From manifests to a pipeline that can run: files are read, documents validated, queries checked by SQLite. Nothing
-//! is opened and nothing runs.
+//! From manifests to a pipeline that can run: files are read, documents validated, queries checked by SQLite. This
+//! file opens no data and starts nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -16,41 +16,41 @@ use crate::manifest::{self, Manifest};
 /// A pipeline that can run.
 pub(crate) struct Pipeline {
     pub(crate) plan: Plan,
-    /// Each after those that it reads.
+    /// The joins, each after the joins that it reads.
     pub(crate) joins: Vec<CheckedJoin>,
     /// Files of file sources by the name of the source.
     pub(crate) source_paths: BTreeMap<String, PathBuf>,
-    /// Whether to stop when every source has come to its end.
+    /// Whether to stop when every source has ended.
     pub(crate) once: bool,
-    /// Where it was written.
+    /// The manifests that define the pipeline.
     pub(crate) manifest: Manifest,
-    /// Documents that are not part of it, as they are wrong.
+    /// Invalid documents that the pipeline runs without.
     pub(crate) left_out: Vec<LeftOut>,
 }
 
-/// A config that is to follow the one in force: a pipeline with warnings, or why there is none.
+/// The config to apply in a reload: a pipeline with warnings, or the errors in its manifests.
 pub(crate) type Reload = Result<(Pipeline, String), InvalidConfig>;
 
-/// Documents that are no config.
+/// The errors in a config.
 pub(crate) struct InvalidConfig {
-    /// Their hash; `None` if they can't be read.
+    /// The hash of the documents; `None` if they can't be read.
     pub(crate) hash: Option<String>,
     /// Each on a line of its own.
     pub(crate) complaints: String,
 }
 
-/// Reads manifests and checks all there is to check without running anything. Gives the pipeline with warnings,
-/// or all complaints, each on a line of its own.
+/// Reads manifests and checks everything that can be checked before a start. Returns the pipeline with warnings, or
+/// all errors, each on a line of its own.
 pub(crate) fn load(files: &[PathBuf]) -> Result<(Pipeline, String), String> {
     let manifest = read(files)?;
     check(manifest).map_err(|wrong| wrong.text)
 }
 
-/// Loads manifests as [`load`] does, but leaves out documents of their own that are wrong, as long as the rest can do
-/// without them.
+/// Loads manifests as [`load`] does, but leaves out invalid documents other than the Pipeline, as long as the rest is
+/// valid without them.
 pub(crate) fn load_valid(files: &[PathBuf]) -> Result<(Pipeline, String), String> {
     let mut manifest = read(files)?;
-    // A config is recognised by all that was written.
+    // The hash of a config covers all documents, also those left out.
     let config_hash = config_hash(&manifest.documents);
     let mut left_out = Vec::new();
     loop {
@@ -73,7 +73,7 @@ pub(crate) fn load_valid(files: &[PathBuf]) -> Result<(Pipeline, String), String
             return Err(wrong.text);
         }
         let documents: BTreeSet<usize> = own.iter().map(|(document, _)| *document).collect();
-        // From the last, so that those before it stay where they are.
+        // Removing from the end keeps the indexes of earlier documents.
         for document in documents.into_iter().rev() {
             let value = &manifest.documents[document].value;
             let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
@@ -92,37 +92,37 @@ fn read(files: &[PathBuf]) -> Result<Manifest, String> {
     manifest::load(files).map_err(|errors| errors.iter().map(|error| format!("{error}\n")).collect())
 }
 
-/// Documents that are wrong, and what is wrong with them.
+/// Invalid documents and their errors.
 struct Wrong {
     manifest: Manifest,
-    /// Each on a line of its own, with file and line.
+    /// The errors, each on a line of its own, with file and line.
     text: String,
-    /// The document and what is wrong with it, with its field.
+    /// Document and error, with its field.
     complaints: Vec<(usize, String)>,
 }
 
 impl Wrong {
     fn new(manifest: Manifest, complaints: &[Complaint], queries: &[QueryError], text: String) -> Box<Self> {
-        let told =
+        let of_documents =
             complaints.iter().filter(|complaint| complaint.severity == Severity::Error).map(|complaint| {
                 (complaint.place.document, format!("{}: {}", complaint.place.path, complaint.message))
             });
         let of_queries = queries.iter().map(|query| {
             (query.place.document, format!("{}.{}: {}", query.place.path, query.field, query.message))
         });
-        let all = told.chain(of_queries).collect();
+        let all = of_documents.chain(of_queries).collect();
         Box::new(Self { complaints: all, text, manifest })
     }
 }
 
-/// Checks all there is to check.
+/// Checks documents and queries.
 fn check(manifest: Manifest) -> Result<(Pipeline, String), Box<Wrong>> {
     let mut refused = unsupported(&manifest.documents);
     let (plan, warnings) = match validate(&manifest.documents) {
         Ok(valid) => valid,
         Err(mut complaints) => {
             complaints.extend(refused);
-            // Which topics there are is not certain now, but what SQLite can't parse is wrong in any case.
+            // The set of topics is uncertain now, but a query that SQLite can't parse is wrong with any topics.
             let catalog = Catalog { topics: &[], open: true };
             let queries = check::check(&written_joins(&manifest), catalog).err().unwrap_or_default();
             let text = manifest.render(&complaints) + &render_queries(&manifest, &queries);
@@ -147,7 +147,7 @@ fn check(manifest: Manifest) -> Result<(Pipeline, String), Box<Wrong>> {
     Ok((pipeline, warnings))
 }
 
-/// Complains about what this build of the program was compiled without.
+/// Returns complaints about documents that need a feature which this build lacks.
 fn left_out_of_this_build(plan: &Plan) -> Vec<Complaint> {
     if cfg!(feature = "kafka") {
         return Vec::new();
@@ -164,7 +164,7 @@ fn left_out_of_this_build(plan: &Plan) -> Vec<Complaint> {
         .collect()
 }
 
-/// The joins as they are written, in documents that are otherwise wrong.
+/// Returns the joins as written, from documents that are otherwise wrong.
 fn written_joins(manifest: &Manifest) -> Vec<plan::Join> {
     let mut joins: Vec<plan::Join> = Vec::new();
     for (document, written) in manifest.documents.iter().enumerate() {
@@ -212,7 +212,7 @@ fn takes_any_topic(plan: &Plan) -> bool {
     })
 }
 
-/// Files of file sources; a relative path is relative to the folder of its manifest.
+/// Returns the paths of file sources; a relative path is relative to the folder of its manifest.
 fn source_paths(plan: &Plan, manifest: &Manifest) -> BTreeMap<String, PathBuf> {
     let paths = plan.sources.iter().filter_map(|source| match &source.kind {
         SourceKind::File(spec) if spec.path == "-" => Some((source.name.clone(), PathBuf::from("-"))),

@@ -1,6 +1,5 @@
-//! When a worker compares its stored results: one join at a time, when the user asks, and by itself while nothing is
-//! written. Results that differ are logged as an error and, unless
-//! that is switched off, evaluated anew.
+//! When a worker compares its stored results: one join at a time, on request, and in the background while no message
+//! arrives. Differences are logged as an error, and the join is evaluated again unless repair is switched off.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,10 +20,10 @@ use crate::status::Status;
 use crate::status::audit::Compared;
 use crate::storage::gate::EpochGate;
 
-/// How often it is looked at whether anything was written.
+/// How often the background audit checks whether a message has arrived.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Compares stored results of the joins that run.
+/// Compares stored results of the running joins.
 pub(crate) struct Auditor {
     files: Files,
     gate: Arc<EpochGate>,
@@ -36,7 +35,7 @@ pub(crate) struct Auditor {
     turn: tokio::sync::Mutex<()>,
 }
 
-/// Cancels what it was made for when it is dropped.
+/// Sets the flag when dropped.
 struct Cancel(Arc<AtomicBool>);
 
 impl Drop for Cancel {
@@ -65,18 +64,19 @@ impl Auditor {
         }
     }
 
-    /// Has other joins from now on.
+    /// Replaces the joins after a reload.
     pub(crate) fn follow(&self, joins: &[CheckedJoin], policy: plan::Audit) {
         *self.joins.write().unwrap_or_else(PoisonError::into_inner) = joins.into();
         *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy;
     }
 
-    /// The joins that run.
+    /// Returns the running joins.
     pub(crate) fn joins(&self) -> Arc<[CheckedJoin]> {
         Arc::clone(&self.joins.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Compares the results of one join; dropping the future ends that. `None` if it does not run any more.
+    /// Compares the results of one join; dropping the future cancels the audit. Returns `None` if the join no longer
+    /// runs.
     pub(crate) async fn audit(&self, name: &str) -> Option<Finding> {
         let _turn = self.turn.lock().await;
         let joins = self.joins();
@@ -110,8 +110,8 @@ impl Auditor {
         Some(finding)
     }
 
-    /// Audits joins one by one while nothing is written, until told to stop. A join is left out for as long as its
-    /// topics are what they were when nothing differed.
+    /// Audits joins one by one while no message arrives, until `stopping`. A join without differences is skipped until
+    /// one of its topics changes.
     pub(crate) async fn watch(&self, policy: plan::Audit, mut stopping: watch::Receiver<bool>) {
         let mut committed = self.gate.committed();
         let (mut quiet_since, mut last) = (Instant::now(), None::<Instant>);
@@ -138,13 +138,13 @@ impl Auditor {
         }
     }
 
-    /// Whether any join has something left to evaluate.
+    /// Returns whether any join has changes left to evaluate.
     fn is_behind(&self) -> bool {
         let applied = u64::try_from(self.status.epoch_applied.value()).unwrap_or_default();
         applied + 1 < self.gate.next_epoch()
     }
 
-    /// The join whose last audit is the longest ago, of those that may have changed since.
+    /// Returns the join with the oldest audit among those that may have changed since.
     fn next(&self) -> Option<String> {
         let joins = self.joins();
         let due = joins.iter().filter(|join| !join.reads_clock).filter_map(|join| {
@@ -167,7 +167,7 @@ impl Auditor {
         }
     }
 
-    /// Waits until something is written.
+    /// Waits until a message is committed.
     async fn written(&self, committed: &[i64]) {
         while self.gate.committed() == committed {
             tokio::time::sleep(LOOK_INTERVAL).await;
@@ -176,13 +176,13 @@ impl Auditor {
 }
 
 impl Files {
-    /// The files of a running worker.
+    /// Returns the files of a running worker.
     pub(crate) fn new(shards: Vec<PathBuf>, results: PathBuf, scratch_folder: PathBuf) -> Self {
         Self { shards, results, scratch: scratch_folder.join("audit.db") }
     }
 }
 
-/// The comparison of an audit that began at `started`.
+/// Returns the finding of an audit that began at `started`.
 pub(crate) fn finding(name: &str, outcome: Result<Finding, AuditError>, started: Instant) -> Finding {
     let seconds = started.elapsed().as_secs_f64();
     let (mut skipped, mut error) = (None, None);

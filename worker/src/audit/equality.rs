@@ -1,5 +1,5 @@
-//! Results that are the same although their text differs, since SQL leaves both open: sums of real numbers depend on the
-//! order of the rows in their last digits, and 5 or 5.0 may stand for a group that holds both. Pure.
+//! Equality of results whose texts differ. SQL leaves two things open: the last digits of a sum of real numbers depend
+//! on the order of rows, and a group that holds 5 and 5.0 may show either. Pure.
 
 use std::collections::BTreeMap;
 
@@ -7,28 +7,28 @@ use serde_json::Value;
 
 use crate::results::event::Op;
 
-/// The part of a number by which two may differ: far more than rounding adds up to, far less than a row.
+/// The relative difference up to which two numbers are equal: far more than rounding adds up to, far less than a row.
 const SHARE: f64 = 1e-9;
 
-/// Differing keys that are shown.
+/// Differing keys that a finding shows.
 const KEYS_SHOWN: usize = 3;
 
-/// Bytes of rows that are held until those under the other spellings of a key have come.
+/// Bytes of rows that are held until the rows under other spellings of their key arrive.
 const HELD_BYTES_MAX: usize = 32 << 20;
 
 /// Differences between stored results and fresh ones.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
-    /// Result keys whose rows differ.
+    /// The number of result keys whose rows differ.
     pub(super) count: u64,
-    /// The first of them as JSON, each behind what ought to happen to it: `updated "o1"`.
+    /// The first of these keys as JSON, each behind its correction: `updated "o1"`.
     pub(super) keys: Vec<String>,
-    /// Results whose key is a number, by one of its spellings.
+    /// Differing results with a number as key, by the one spelling of that number.
     held: BTreeMap<String, Respellings>,
     held_bytes: usize,
 }
 
-/// What differs under all spellings of a key.
+/// The differing results under all spellings of a key.
 #[derive(Debug, Default)]
 struct Respellings {
     stored: Vec<Value>,
@@ -37,7 +37,7 @@ struct Respellings {
 }
 
 impl Tally {
-    /// Takes in one result: what ought to happen to it, and its rows as JSON arrays.
+    /// Adds one result: its correction, and its rows as JSON arrays.
     pub(super) fn add(&mut self, op: Op, key: &str, stored: &str, fresh: &str) {
         let (Some(stored), Some(fresh)) = (rows(stored), rows(fresh)) else { return self.note(op, key) };
         if nearly_same(&stored, &fresh) {
@@ -56,7 +56,8 @@ impl Tally {
         }
     }
 
-    /// Closes the books: a key that goes and comes again in another spelling, with the same rows, is no difference.
+    /// Ends the comparison: a key that is deleted and created in another spelling, with the same rows, is no
+    /// difference.
     pub(super) fn end(&mut self) {
         for held in std::mem::take(&mut self.held).into_values() {
             if !nearly_same(&held.stored, &held.fresh) {
@@ -77,13 +78,14 @@ fn rows(json: &str) -> Option<Vec<Value>> {
     serde_json::from_str(json).ok()
 }
 
-/// A result key in the one spelling that all equal ones share; none if it is no number.
+/// Returns a number key in the one spelling that all equal numbers share; `None` for any other key.
 fn plain_key(key: &str) -> Option<String> {
     let value: Value = serde_json::from_str(key).ok()?;
     value.is_number().then(|| plain(&value).to_string())
 }
 
-/// Whether rows are the same but for their order, the rounding of real numbers, and how equal numbers are spelled.
+/// Returns whether rows are equal except for their order, the rounding of real numbers, and spellings of equal
+/// numbers.
 fn nearly_same(a: &[Value], b: &[Value]) -> bool {
     let sorted = |rows: &[Value]| {
         let mut rows: Vec<(String, Value)> =
@@ -100,7 +102,7 @@ fn is_near(a: &Value, b: &Value) -> bool {
             let (left, right) = (left.as_f64().unwrap_or_default(), right.as_f64().unwrap_or_default());
             (left - right).abs() <= SHARE * left.abs().max(right.abs())
         }
-        // An integer is exact, and so is the real that it equals.
+        // An integer is exact, and so is a real that equals one.
         (Value::Number(_), Value::Number(_)) => plain(a) == plain(b),
         (Value::Object(a), Value::Object(b)) => {
             a.len() == b.len()
@@ -110,7 +112,7 @@ fn is_near(a: &Value, b: &Value) -> bool {
     }
 }
 
-/// A row or a value of it with every number in one spelling: whole ones as integers, if an integer can hold them.
+/// Returns a row, or a value in it, with each whole number as an integer if an integer can hold it.
 fn plain(value: &Value) -> Value {
     match value {
         Value::Number(number) if number.is_f64() => {
@@ -123,7 +125,7 @@ fn plain(value: &Value) -> Value {
     }
 }
 
-/// The integer that equals a real.
+/// Returns the integer that equals a real.
 fn whole(real: f64) -> Option<i64> {
     // Two to the 63rd is the first real above all integers.
     let integers = -9_223_372_036_854_775_808.0..9_223_372_036_854_775_808.0;

@@ -1,4 +1,4 @@
-//! The command line as types: what can be written, and what `--help` says of it.
+//! The command line as types. Their doc comments are the texts of `--help`.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -370,7 +370,7 @@ pub(crate) struct ExistingData {
 }
 
 impl ExistingData {
-    /// The folder; `plan` is that of the manifests, if any were given.
+    /// Returns the data directory; `plan` comes from the manifests, if any were given.
     pub(crate) fn folder<'a>(&'a self, plan: Option<&'a Plan>) -> &'a Path {
         let of_manifest = plan.map(|plan| &plan.storage.data_dir);
         self.data_dir.as_ref().or(of_manifest).expect("clap asks for one of both")

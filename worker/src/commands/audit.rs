@@ -1,4 +1,4 @@
-//! `litejoin audit`: asks the worker that runs on a data directory, or reads the files where none does.
+//! `litejoin audit`: sends a request to the worker that runs on a data directory, or compares its files if none runs.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -21,7 +21,7 @@ use crate::join::{self, CheckedJoin};
 use crate::pipeline;
 use crate::storage::layout::{self, LayoutError};
 
-/// Why nothing was compared.
+/// Why no comparison took place.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AuditRefusal {
     /// The names of joins are wrong.
@@ -44,7 +44,7 @@ pub(crate) enum AuditRefusal {
     Scratch { path: String, source: io::Error },
 }
 
-/// Prints what is found of each join; the exit code says whether any is wrong.
+/// Prints the finding for each join; the exit code says whether any is wrong.
 pub(crate) fn run(arguments: &Audit) -> ExitCode {
     let pipeline = match arguments.files.is_empty() {
         true => None,
@@ -79,8 +79,8 @@ pub(crate) fn run(arguments: &Audit) -> ExitCode {
     ExitCode::from(u8::from(wrong))
 }
 
-/// Compares the stored results of some joins (all if none is named), and calls `each` as one is done. `pipeline` is
-/// what the manifests say, if any were given.
+/// Compares the stored results of some joins (all if none is named), and calls `each` with the finding of each join.
+/// `pipeline` comes from the manifests, if any were given.
 fn compare_joins(
     data_dir: &Path,
     pipeline: Option<(&Plan, &[CheckedJoin])>,
@@ -131,7 +131,7 @@ fn over_files(
     Ok(())
 }
 
-/// A folder of our own for temporary files, until it is dropped.
+/// A folder for temporary files, which is removed when dropped.
 struct ScratchFolder {
     path: PathBuf,
 }
@@ -148,12 +148,12 @@ impl ScratchFolder {
 
 impl Drop for ScratchFolder {
     fn drop(&mut self) {
-        // The system clears it away one day.
+        // A folder that stays lies in the system's folder of temporary files.
         let _ = std::fs::remove_dir_all(&self.path);
     }
 }
 
-/// Writes findings as a table that grows, for people.
+/// Formats findings as a table that grows, for people.
 #[derive(Debug, Default)]
 pub(crate) struct FindingTable {
     rows: u64,
@@ -163,7 +163,7 @@ pub(crate) struct FindingTable {
 }
 
 impl FindingTable {
-    /// A line for one more join, below the head of the table.
+    /// Returns the line for one more join, below the head of the table.
     pub(crate) fn row(&mut self, finding: &Finding) -> String {
         let head = if self.rows == 0 {
             format!("{:<24} {:>10} {:>11} {:>9}\n", "join", "results", "differences", "seconds")
@@ -190,7 +190,7 @@ impl FindingTable {
         format!("{head}{:<24} {results:>10} {differences:>11} {:>9.2}{note}\n", finding.join, finding.seconds)
     }
 
-    /// The line below the table.
+    /// Returns the line below the table.
     pub(crate) fn end(&self) -> &'static str {
         match (self.wrong, self.differences, self.is_repairing) {
             (0, ..) => "no difference\n",

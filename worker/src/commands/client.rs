@@ -1,5 +1,5 @@
-//! Asking a running worker: over the socket in its data directory, or (to read only) over its admin address. One
-//! request a connection, in HTTP/1.0, whose answers end with the connection: line by line as they come.
+//! Requests to a running worker: over the socket in its data directory, or (read-only) to its admin address. Each
+//! connection carries one request in HTTP/1.0, and the answer, read line by line, ends with the connection.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -12,19 +12,19 @@ use serde_json::Value;
 
 use crate::control::SOCKET;
 
-/// How long a worker may take to answer at all.
+/// How long a worker may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A worker that can be asked.
+/// The address of a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Peer {
     /// The socket in a data directory.
     Socket(PathBuf),
-    /// `host:port`, and what stands in front of each path.
+    /// `host:port`, and the prefix of each path.
     Admin { address: String, prefix: String },
 }
 
-/// Why there is no answer.
+/// Why a worker gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AskError {
     #[error("{peer}: no worker answers")]
@@ -43,18 +43,18 @@ pub(crate) struct Answer {
     reader: BufReader<Box<dyn Connection>>,
 }
 
-/// Either kind of connection.
+/// A connection of either kind.
 trait Connection: Read + Write {}
 
 impl<T: Read + Write> Connection for T {}
 
 impl Peer {
-    /// The worker that runs on a data directory.
+    /// Returns the socket of a data directory.
     pub(crate) fn of(data_dir: &Path) -> Self {
         Self::Socket(data_dir.join(SOCKET))
     }
 
-    /// The worker whose admin endpoint is at this URL.
+    /// Returns the admin endpoint at this URL.
     pub(crate) fn admin(url: &str) -> Result<Self, AskError> {
         let wrong = || AskError::Url { url: url.to_owned() };
         let with_scheme = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
@@ -72,14 +72,14 @@ impl Peer {
         }
     }
 
-    /// `/status`.
+    /// Returns the worker's `/status`.
     pub(crate) fn status(&self) -> Result<Value, AskError> {
         let text = self.ask("GET", "/status", "")?.text()?;
         serde_json::from_str(&text)
             .map_err(|error| AskError::BrokenOff { peer: self.shown(), source: io::Error::other(error) })
     }
 
-    /// Sends a request with a body of JSON, and gives its answer unless that is a refusal.
+    /// Sends a request with a body of JSON. Returns the answer, or an error if its status is not 200.
     pub(crate) fn ask(&self, method: &str, path: &str, body: &str) -> Result<Answer, AskError> {
         let peer = self.shown();
         let mut answer = self.send(method, path, body)?;
@@ -132,7 +132,7 @@ impl Answer {
         status.ok_or_else(|| self.broken(io::Error::other("it does not speak HTTP")))
     }
 
-    /// The next line, without its end.
+    /// Returns the next line without its end.
     pub(crate) fn line(&mut self) -> Result<Option<String>, AskError> {
         let mut line = String::new();
         match self.reader.read_line(&mut line) {
@@ -148,7 +148,7 @@ impl Answer {
         Ok(text)
     }
 
-    /// The error for an answer that ended too early.
+    /// Returns the error for an answer that ended too early.
     pub(crate) fn broken(&self, source: io::Error) -> AskError {
         AskError::BrokenOff { peer: self.peer.clone(), source }
     }

@@ -1,4 +1,4 @@
-//! `litejoin dlq`: the dead-letter queue of the worker that runs on a data directory, or of the file where none does.
+//! `litejoin dlq`: the dead-letter queue of the worker that runs on a data directory, or of the file if none runs.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::storage::layout;
 use crate::storage::sqlite::SqliteError;
 use crate::{clock, pipeline};
 
-/// Why nothing was done.
+/// Why a command on the queue failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DlqError {
     #[error(
@@ -39,7 +39,7 @@ pub(crate) enum DlqError {
     OutputFormat(#[from] io::Error),
 }
 
-/// Why `litejoin dlq` did not do what it was asked, and the exit code that says so.
+/// An error text of `litejoin dlq`, and its exit code.
 struct DlqRefusal(String, u8);
 
 impl From<DlqError> for DlqRefusal {
@@ -48,7 +48,7 @@ impl From<DlqError> for DlqRefusal {
     }
 }
 
-/// Does what was asked of the queue.
+/// Runs one of the commands on the queue.
 pub(crate) fn run(action: DlqAction) -> ExitCode {
     match try_run(action) {
         Ok(()) => ExitCode::SUCCESS,
@@ -121,7 +121,7 @@ fn try_run(action: DlqAction) -> Result<(), DlqRefusal> {
 }
 
 impl DlqFilter {
-    /// The filter as of `now`, in seconds since the epoch.
+    /// Returns the filter as of `now`, in seconds since the epoch.
     pub(crate) fn filter(self, now: i64) -> Filter {
         let seconds = |age: Duration| i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
         Filter {
@@ -138,7 +138,7 @@ impl DlqFilter {
 }
 
 impl DlqQueue {
-    /// The queue; or what is wrong with the manifests.
+    /// Returns the queue, or the errors in the manifests.
     pub(crate) fn queue(&self) -> Result<Queue, String> {
         let plan = match self.files.is_empty() {
             true => None,
@@ -149,7 +149,7 @@ impl DlqQueue {
     }
 }
 
-/// The queue of a pipeline, open in a worker or not.
+/// The queue of a pipeline, which a running worker may hold open.
 pub(crate) struct Queue {
     peer: Peer,
     data_dir: PathBuf,
@@ -157,13 +157,13 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    /// `path` is where the manifests have the file, if they say so.
+    /// Returns the queue of a data directory; `path` is its file, if the manifests name one.
     pub(crate) fn of(data_dir: &Path, path: Option<&Path>) -> Self {
         let path = layout::dead_letters_path(path, data_dir);
         Self { peer: Peer::of(data_dir), data_dir: data_dir.to_owned(), path }
     }
 
-    /// Calls `each` for each entry that the filter lets through, until it returns `false`.
+    /// Calls `each` for each entry that matches the filter, until `each` returns `false`.
     pub(crate) fn read(
         &self,
         filter: &Filter,
@@ -193,7 +193,7 @@ impl Queue {
         }
     }
 
-    /// Lets results be tried at once; a worker that does not run tries them when it does.
+    /// Makes results due at once; if no worker runs, the next start tries them.
     pub(crate) fn retry(&self, filter: &Filter) -> Result<u64, DlqError> {
         match self.count("/dlq/retry", filter)? {
             Some(count) => Ok(count),
@@ -201,7 +201,7 @@ impl Queue {
         }
     }
 
-    /// Throws entries away.
+    /// Removes entries.
     pub(crate) fn purge(&self, filter: &Filter) -> Result<u64, DlqError> {
         match self.count("/dlq/purge", filter)? {
             Some(count) => Ok(count),
@@ -215,7 +215,7 @@ impl Queue {
         Ok(Some(serde_json::from_str::<Count>(&line)?.count))
     }
 
-    /// Asks the worker; `None` if there is none.
+    /// Sends a request to the worker; returns `None` if none runs.
     fn ask(
         &self,
         path: &str,
@@ -234,12 +234,12 @@ impl Queue {
             let path = self.path.display().to_string();
             return Err(DlqError::Nothing { path, data_dir: self.data_dir.display().to_string() });
         }
-        // Its size is the business of the worker.
+        // The limit on the size of the file is for the worker to keep.
         Ok(DeadLetters::open(&self.path, Synchronous::Full, u64::MAX)?)
     }
 }
 
-/// Writes entries as a table for people.
+/// Formats entries as a table for people.
 #[derive(Debug, Default)]
 pub(crate) struct EntryTable {
     rows: u64,
@@ -249,7 +249,7 @@ pub(crate) struct EntryTable {
 const REASON_MAX: usize = 80;
 
 impl EntryTable {
-    /// A line for one more entry, below the head of the table.
+    /// Returns the line for one more entry, below the head of the table.
     pub(crate) fn row(&mut self, entry: &Entry, now: i64) -> String {
         let line = |id: &str, what: &str, key: &str, attempts: &str, retry: &str, reason: &str| {
             format!("{id:<28} {what:<28} {key:<20} {attempts:>8} {retry:>8}  {reason}\n")
@@ -278,13 +278,13 @@ impl EntryTable {
                 line(id, source, position, "-", "-", &short(reason, REASON_MAX))
             }
         };
-        // Keys and reasons come from elsewhere, and a terminal would obey what is in them.
+        // Keys and reasons come from other systems, and a terminal would interpret control characters in them.
         let line: String =
             line.trim_end().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
         format!("{head}{line}\n")
     }
 
-    /// The line below the table.
+    /// Returns the line below the table.
     pub(crate) fn end(&self) -> String {
         match self.rows {
             0 => "no dead letters\n".to_owned(),

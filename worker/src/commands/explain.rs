@@ -1,6 +1,6 @@
-//! What joins cost and why: how each is kept current, by which look-ups, with which indexes, and what to mind. What
-//! follows from the manifests alone is always told; what lies on disk and what was measured where there is a data
-//! directory or a worker.
+//! The cost of joins: how each is kept current, by which look-ups, with which indexes, and with which warnings.
+//! Manifests alone suffice for the plan; a data directory adds the size of indexes, a running worker adds
+//! measurements.
 
 mod disk;
 mod lookups;
@@ -27,7 +27,7 @@ use crate::pipeline;
 use crate::status::join::ClassName;
 use crate::storage::shard::Index;
 
-/// Prints what each join costs and why.
+/// Prints the cost of each join and its reasons.
 pub(crate) fn run(arguments: &Explain) -> ExitCode {
     let (pipeline, complaints) = match pipeline::load(&arguments.files) {
         Ok(loaded) => loaded,
@@ -59,7 +59,7 @@ pub(crate) fn run(arguments: &Explain) -> ExitCode {
     ExitCode::from(u8::from(arguments.deny_warnings && explanation.warnings() > 0))
 }
 
-/// Look-ups a change above which a join is worth a second thought.
+/// Look-ups for one change above which a join gets a warning.
 const PROBES_MANY: u64 = 100;
 
 /// The report on a pipeline.
@@ -69,7 +69,7 @@ pub(crate) struct Explanation {
     pipeline: String,
     shards: usize,
     joins: Vec<Explained>,
-    /// How many warnings there are, those about the manifests among them.
+    /// The number of warnings, including those about the manifests.
     warnings: usize,
 }
 
@@ -79,17 +79,17 @@ pub(crate) struct Explanation {
 struct Explained {
     name: String,
     class: ClassName,
-    /// Why it is evaluated in full.
+    /// Why the join is evaluated in full.
     reason: Option<String>,
-    /// Topics that it reads, also through other joins.
+    /// Topics that the join reads, also through other joins.
     topics: Vec<String>,
-    /// Other joins that it reads.
+    /// Other joins that the join reads.
     joins: Vec<String>,
     sinks: Vec<String>,
-    /// Each use of a topic, parents before those that are gathered by them.
+    /// Each use of a topic; parents come before the uses that are gathered by them.
     occurrences: Vec<Gathered>,
     indexes: Vec<IndexState>,
-    /// By topic, the look-ups that follow from the change of one of its rows.
+    /// By topic, the look-ups for a change of one of its rows.
     probes: BTreeMap<String, Probes>,
     measured: Option<Measured>,
     warnings: Vec<String>,
@@ -104,15 +104,15 @@ struct Gathered {
     topic: String,
     by: String,
     from: Vec<From>,
-    /// Shards that one look-up goes to.
+    /// The number of shards that one look-up reads.
     shards: usize,
 }
 
-/// Where the values come from by which rows are found.
+/// The source of the values by which rows are found.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct From {
-    /// `None`: the result keys.
+    /// `None` for the result keys.
     occurrence: Option<usize>,
     value: Option<String>,
 }
@@ -124,7 +124,7 @@ struct IndexState {
     topic: String,
     expression: String,
     name: String,
-    /// `None` where no data directory is known.
+    /// `None` if no data directory is known.
     #[serde(flatten)]
     built: Option<Built>,
 }
@@ -133,7 +133,7 @@ struct IndexState {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Built {
-    /// Shards that have it.
+    /// The number of shards that have the index.
     built_in: usize,
     entries: u64,
     bytes: u64,
@@ -148,12 +148,12 @@ struct Measured {
     evaluation_seconds: f64,
     probes: u64,
     steps: u64,
-    /// Changes of the topics that it reads.
+    /// Changes of the topics that the join reads.
     changes: u64,
     last_error: Option<String>,
 }
 
-/// Knowledge beside the manifests.
+/// Sources of an explanation beside the manifests.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     /// Indexes in the shards of a data directory, by name.
@@ -162,7 +162,7 @@ pub(crate) struct Known {
     status: Option<Value>,
 }
 
-/// Why what is asked for is not known.
+/// Why a data directory or a worker could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KnownError {
     #[error(transparent)]
@@ -171,7 +171,8 @@ pub(crate) enum KnownError {
     Ask(#[from] AskError),
 }
 
-/// Looks into a data directory, and asks a worker: the one at the URL, or else the one that runs on the directory.
+/// Reads a data directory, and the status of a worker: of the one at the URL, or of the one that runs on the
+/// directory.
 pub(crate) fn know(plan: &Plan, data_dir: Option<&Path>, admin: Option<&str>) -> Result<Known, KnownError> {
     let disk = data_dir.map(|data_dir| disk::look(data_dir, plan)).transpose()?;
     let status = match (admin, data_dir) {
@@ -185,7 +186,7 @@ pub(crate) fn know(plan: &Plan, data_dir: Option<&Path>, admin: Option<&str>) ->
     Ok(Known { disk, status })
 }
 
-/// Explains `chosen` joins of a pipeline. `complaints` are warnings about its manifests.
+/// Explains the joins `chosen` of a pipeline. `complaints` is the number of warnings about its manifests.
 pub(crate) fn explain(plan: &Plan, chosen: &[&CheckedJoin], known: &Known, complaints: usize) -> Explanation {
     let joins: Vec<Explained> = chosen.iter().map(|join| explained(plan, join, known)).collect();
     let warnings = complaints + joins.iter().map(|join| join.warnings.len()).sum::<usize>();
@@ -193,7 +194,7 @@ pub(crate) fn explain(plan: &Plan, chosen: &[&CheckedJoin], known: &Known, compl
 }
 
 impl Explanation {
-    /// How many warnings there are.
+    /// Returns the number of warnings.
     pub(crate) fn warnings(&self) -> usize {
         self.warnings
     }
@@ -202,7 +203,7 @@ impl Explanation {
         serde_json::to_string_pretty(self).expect("plain fields are always JSON") + "\n"
     }
 
-    /// For people, in colours if they are asked for.
+    /// Returns the text for people, in colours if `colours`.
     pub(crate) fn text(&self, colours: bool) -> String {
         text::render(self, colours)
     }
@@ -263,8 +264,8 @@ fn indexes(join: &CheckedJoin, disk: Option<&Disk>) -> Vec<IndexState> {
 }
 
 fn measured(status: &Value, join: &CheckedJoin) -> Option<Measured> {
-    let told = status["joins"].get(&join.name)?;
-    let count = |name: &str| told[name].as_u64().unwrap_or_default();
+    let reported = status["joins"].get(&join.name)?;
+    let count = |name: &str| reported[name].as_u64().unwrap_or_default();
     let changed = |topic: &Value| -> u64 {
         let ops = ["created", "updated", "deleted", "expired"];
         ops.iter().filter_map(|op| topic[op].as_u64()).sum()
@@ -274,11 +275,11 @@ fn measured(status: &Value, join: &CheckedJoin) -> Option<Measured> {
     Some(Measured {
         evaluations: count("evaluations"),
         evaluations_full: count("evaluationsFull"),
-        evaluation_seconds: told["evaluationSeconds"].as_f64().unwrap_or_default(),
+        evaluation_seconds: reported["evaluationSeconds"].as_f64().unwrap_or_default(),
         probes: count("probes"),
         steps: count("steps"),
         changes: read.map(|(_, topic)| changed(topic)).sum(),
-        last_error: told["lastError"].as_str().map(str::to_owned),
+        last_error: reported["lastError"].as_str().map(str::to_owned),
     })
 }
 

@@ -26,7 +26,7 @@ use crate::storage::layout::LockedDir;
 use crate::storage::sqlite::{self, SqliteError};
 use crate::{clock, pipeline};
 
-/// Brings the data back, or shows that it could be.
+/// Restores the data, or checks that it could be restored.
 pub(crate) fn run_restore(arguments: &Restore) -> ExitCode {
     with_replica(&arguments.replica, async |plan, secrets, tools| {
         let aim = match (&arguments.to, arguments.verify) {
@@ -38,7 +38,7 @@ pub(crate) fn run_restore(arguments: &Restore) -> ExitCode {
     })
 }
 
-/// Looks at a replica, or gets a data directory ready for a worker beside which Litestream runs.
+/// Shows the state of a replica, or prepares a data directory for a Litestream beside the worker.
 pub(crate) fn run(action: ReplicationAction) -> ExitCode {
     match action {
         ReplicationAction::Status { replica, output } => with_replica(&replica, async |plan, secrets, _| {
@@ -85,9 +85,9 @@ fn with_replica(
 }
 
 impl ReplicaOf {
-    /// The plan of the manifests, or what is wrong with them.
+    /// Returns the plan of the manifests, or their errors.
     pub(crate) fn plan(&self) -> Result<Plan, String> {
-        // A wrong document that a worker can do without must not keep its data away.
+        // The data must be restorable even if a document is wrong that a worker can run without.
         let mut plan = pipeline::load_valid(&self.files)?.0.plan;
         if let Some(data_dir) = &self.data_dir {
             plan.storage.data_dir.clone_from(data_dir);
@@ -96,14 +96,14 @@ impl ReplicaOf {
     }
 }
 
-/// Where restored files go.
+/// The target of a restore.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Aim<'a> {
-    /// In place of the data.
+    /// Replace the data.
     DataDir,
-    /// To a folder of their own.
+    /// Restore to a folder.
     Folder(&'a Path),
-    /// Beside the data, to be compared with it and thrown away.
+    /// Restore beside the data, compare, and remove the restored files.
     Nowhere,
 }
 
@@ -114,7 +114,7 @@ pub(crate) struct ReplicaReport {
     base: String,
     claim: Option<Claim>,
     incarnations: Vec<IncarnationReport>,
-    /// The report of the worker that runs on the data directory; `None` where none does.
+    /// The status of the worker on the data directory; `None` if none runs.
     worker: Option<Value>,
 }
 
@@ -125,14 +125,14 @@ struct IncarnationReport {
     is_ready: bool,
     parent: Option<Incarnation>,
     born_at: i64,
-    /// Whether a restore would take it.
+    /// Whether the next restore would use this incarnation.
     is_next: bool,
-    /// The instants of which all files can be restored together, in milliseconds since the epoch.
+    /// Times to which all files can be restored together, in milliseconds since the epoch.
     #[serde(rename = "cuts")]
     restore_points: Vec<i64>,
 }
 
-/// Looks at the replica and asks the worker.
+/// Reads the replica, and the status of the worker.
 pub(crate) async fn status(plan: &Plan, secrets: &Secrets) -> Result<ReplicaReport, ReplicationError> {
     let site = Site::of(plan, secrets)?.ok_or(ReplicationError::Disabled)?;
     let remote = site.look().await?;
@@ -165,7 +165,7 @@ pub(crate) async fn status(plan: &Plan, secrets: &Secrets) -> Result<ReplicaRepo
 }
 
 impl ReplicaReport {
-    /// For people.
+    /// Returns the report as text for people.
     pub(crate) fn text(&self, now: i64) -> String {
         let mut text = format!("{}\n", self.base);
         let ago = |seconds: i64| format!("{} s ago", (now - seconds).max(0));
@@ -203,7 +203,7 @@ impl ReplicaReport {
     }
 }
 
-/// Makes a data directory ready for a Litestream that is not started by us.
+/// Prepares a data directory for a Litestream that LiteJoin does not start.
 pub(crate) async fn prepare(plan: &Plan, secrets: &Secrets, tools: &Tools) -> Result<(), ReplicationError> {
     let site = Site::of(plan, secrets)?.ok_or(ReplicationError::Disabled)?;
     let locked = LockedDir::lock(&plan.storage.data_dir)?;
@@ -212,7 +212,7 @@ pub(crate) async fn prepare(plan: &Plan, secrets: &Secrets, tools: &Tools) -> Re
     Ok(())
 }
 
-/// Restores the newest state, or that of a time.
+/// Restores the newest state, or the state at `point`.
 pub(crate) async fn restore(
     plan: &Plan,
     secrets: &Secrets,
@@ -257,7 +257,7 @@ pub(crate) async fn restore(
     Ok(())
 }
 
-/// Fetches into a folder, from the first incarnation that has it.
+/// Fetches files into a folder, from the first candidate incarnation that can be restored.
 async fn fetch(
     plan: &Plan,
     site: &Site,
@@ -283,7 +283,7 @@ async fn fetch(
             Err(problem) => {
                 warn!(incarnation = %from.incarnation, error = chain(&problem), "could not restore");
                 failure = problem;
-                // The next one takes the same names.
+                // The next incarnation has files of the same names.
                 fetch::make_empty(folder)?;
             }
         }
@@ -291,7 +291,7 @@ async fn fetch(
     Err(failure)
 }
 
-/// As of when files were restored, in words.
+/// Describes the time of the restored state.
 fn grain(restored: Restored) -> String {
     match restored {
         Restored::Newest => "the newest of each file".to_owned(),
@@ -303,7 +303,7 @@ fn grain(restored: Restored) -> String {
     }
 }
 
-/// Checks restored files, and says in how many rows they differ from the living ones.
+/// Checks restored files, and reports in how many rows they differ from the files in the data directory.
 fn compare(
     files: &[ReplicatedFile],
     folder: &Path,
@@ -329,7 +329,7 @@ fn compare(
 /// The contents of a restored file.
 struct Contents {
     rows: i64,
-    /// Beside the living file, if there is one.
+    /// The rows that differ from the file in the data directory, if it exists.
     living: Option<Differences>,
 }
 
@@ -340,7 +340,7 @@ struct Differences {
     living: i64,
 }
 
-/// Looks into a restored file, once it was found to be sound, and compares it with the living one, row by row.
+/// Checks a restored file for corruption, and compares its rows with those of the file in the data directory.
 fn look_into(path: &Path, living: Option<&PathBuf>) -> rusqlite::Result<Contents> {
     let failed = |error: SqliteError| rusqlite::Error::ToSqlConversionFailure(Box::new(error));
     let connection = sqlite::open_reader(path).map_err(failed)?;
@@ -382,7 +382,7 @@ fn look_into(path: &Path, living: Option<&PathBuf>) -> rusqlite::Result<Contents
     Ok(Contents { rows, living: living.map(|_| differences) })
 }
 
-/// Makes a folder, or takes one that is empty.
+/// Creates a folder, or accepts an empty one.
 fn make_folder(folder: &Path) -> Result<(), ReplicationError> {
     let path = || folder.display().to_string();
     let io = |source| ReplicationError::Io { path: path(), doing: "make the folder", source };

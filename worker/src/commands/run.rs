@@ -1,4 +1,4 @@
-//! `litejoin run`: which pipeline its arguments ask for, at the start and at a reload.
+//! `litejoin run`: the pipeline of its arguments, at the start and at a reload.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::pipeline::{self, InvalidConfig, Pipeline, Reload};
 use crate::replication::Tools;
 
 impl Run {
-    /// Checks that the arguments go together.
+    /// Returns an error for arguments that exclude each other.
     pub(crate) fn check(&self) -> Result<(), String> {
         match self.watch && self.reads_stdin() {
             true => Err("error: --watch needs manifests that can be read again, and standard input can't; write them \
@@ -20,12 +20,12 @@ impl Run {
         }
     }
 
-    /// The settings of replication.
+    /// Returns the settings of replication.
     pub(crate) fn tools(&self) -> Tools {
         Tools { litestream: self.litestream.program.clone(), expects_replica: self.expect_replica }
     }
 
-    /// Reads the pipeline that is to run, as [`pipeline::load`] does.
+    /// Loads the pipeline for the start.
     pub(crate) fn load(&self) -> Result<(Pipeline, String), String> {
         let (mut pipeline, warnings) = match self.leave_out_invalid {
             true => pipeline::load_valid(&self.files)?,
@@ -38,7 +38,7 @@ impl Run {
         Ok((pipeline, warnings))
     }
 
-    /// Reads the pipeline that is to follow the one that runs.
+    /// Loads the pipeline for a reload.
     pub(crate) fn load_again(&self) -> Reload {
         if self.reads_stdin() {
             let complaints = "<stdin>: the manifests came by standard input, which can't be read again; restart to apply\n";

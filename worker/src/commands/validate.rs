@@ -1,4 +1,4 @@
-//! `litejoin validate`: everything that is wrong with manifests, or one line that says that nothing is.
+//! `litejoin validate`: all errors in manifests, or a summary of valid ones.
 
 use std::process::ExitCode;
 
@@ -8,7 +8,7 @@ use super::arguments::Validate;
 use super::{EXIT_INVALID, complain, say};
 use crate::pipeline;
 
-/// Prints what there is to say of the manifests.
+/// Prints the errors in manifests, or a summary.
 pub(crate) fn run(arguments: &Validate) -> ExitCode {
     match pipeline::load(&arguments.files) {
         Ok((pipeline, warnings)) => {
@@ -23,7 +23,7 @@ pub(crate) fn run(arguments: &Validate) -> ExitCode {
     }
 }
 
-/// One line about a pipeline that is fine.
+/// Returns one line about a valid pipeline.
 fn summary(plan: &Plan) -> String {
     let count = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
     let fine = format!(
@@ -35,7 +35,7 @@ fn summary(plan: &Plan) -> String {
     );
     match &plan.replication {
         None => fine,
-        // Litestream's first copy of a file is a second one on the disk, until it has been compacted.
+        // Litestream's first copy of a file stays on the disk until it has been compacted.
         Some(replication) => format!(
             "{fine}; replicated to {}: give the data directory 2.2 times the size of the data, 64 MiB for each of {} \
              files, and what comes in while the store is away",

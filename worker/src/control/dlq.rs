@@ -1,5 +1,6 @@
-//! The dead-letter queue over the socket: `POST /dlq/read {"filter": …, "whole": bool}` answers with a line of JSON for
-//! each entry and one behind the last; `/dlq/retry` and `/dlq/purge` take a filter and answer `{"count": N}`.
+//! The dead-letter queue over the control socket: `POST /dlq/read {"filter": …, "whole": bool}` answers with a line of
+//! JSON for each entry and [`END`] as the last line; `/dlq/retry` and `/dlq/purge` take a filter and answer `{"count":
+//! N}`.
 
 use std::sync::Arc;
 
@@ -25,31 +26,31 @@ use crate::storage::sqlite::SqliteError;
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Reading {
     pub(crate) filter: Filter,
-    /// Whether entries have their contents.
+    /// Whether to send the contents of entries, too.
     pub(crate) whole: bool,
 }
 
-/// How many entries something was done to.
+/// The number of affected entries.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Count {
     pub(crate) count: u64,
 }
 
-pub(super) fn router(letters: Arc<DeadLetters>) -> Router {
+pub(super) fn router(dead_letters: Arc<DeadLetters>) -> Router {
     Router::new()
         .route("/dlq/read", post(read))
         .route("/dlq/retry", post(retry))
         .route("/dlq/purge", post(purge))
-        .with_state(letters)
+        .with_state(dead_letters)
 }
 
-/// Page by page, so that memory stays bounded whatever there is and however slowly it is read.
-async fn read(State(letters): State<Arc<DeadLetters>>, Json(reading): Json<Reading>) -> Response {
-    let lines = stream::unfold(Some((letters, reading, After::default())), |state| async {
-        let (letters, reading, mut after) = state?;
+/// Reads page by page, so that memory stays bounded for any number of entries and any speed of the client.
+async fn read(State(dead_letters): State<Arc<DeadLetters>>, Json(reading): Json<Reading>) -> Response {
+    let lines = stream::unfold(Some((dead_letters, reading, After::default())), |state| async {
+        let (dead_letters, reading, mut after) = state?;
         let (page, state) = blocking(move || {
-            let page = letters.page(&reading.filter, &mut after, reading.whole);
-            (page, (letters, reading, after))
+            let page = dead_letters.page(&reading.filter, &mut after, reading.whole);
+            (page, (dead_letters, reading, after))
         })
         .await;
         match page {
@@ -66,12 +67,12 @@ async fn read(State(letters): State<Arc<DeadLetters>>, Json(reading): Json<Readi
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
 }
 
-async fn retry(State(letters): State<Arc<DeadLetters>>, Json(filter): Json<Filter>) -> Response {
-    answer(blocking(move || letters.retry(&filter, clock::epoch_seconds())).await)
+async fn retry(State(dead_letters): State<Arc<DeadLetters>>, Json(filter): Json<Filter>) -> Response {
+    answer(blocking(move || dead_letters.retry(&filter, clock::epoch_seconds())).await)
 }
 
-async fn purge(State(letters): State<Arc<DeadLetters>>, Json(filter): Json<Filter>) -> Response {
-    answer(blocking(move || letters.purge(&filter)).await)
+async fn purge(State(dead_letters): State<Arc<DeadLetters>>, Json(filter): Json<Filter>) -> Response {
+    answer(blocking(move || dead_letters.purge(&filter)).await)
 }
 
 fn answer(outcome: Result<u64, SqliteError>) -> Response {

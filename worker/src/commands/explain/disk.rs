@@ -1,4 +1,4 @@
-//! The indexes that joins need, as far as they lie in a data directory. Reads only, also beside a running worker.
+//! The indexes for joins in a data directory. Read-only, also beside a running worker.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,14 +9,14 @@ use super::Built;
 use crate::storage::layout::{self, LayoutError};
 use crate::storage::sqlite::{self, SqliteError};
 
-/// The indexes of ours in all shards.
+/// LiteJoin's indexes in all shards.
 #[derive(Debug, Default)]
 pub(crate) struct Disk {
-    /// By name.
+    /// Entries and bytes by the name of the index.
     pub(super) indexes: BTreeMap<String, Built>,
 }
 
-/// Why a data directory could not be looked at.
+/// Why a data directory could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DiskError {
     #[error(transparent)]
@@ -25,7 +25,7 @@ pub(crate) enum DiskError {
     File(#[from] SqliteError),
 }
 
-/// Looks at the shards of the pipeline in `data_dir`. Reads every page of the indexes.
+/// Returns the indexes in the shards of the pipeline in `data_dir`. Reads every page of the indexes.
 pub(crate) fn look(data_dir: &Path, plan: &Plan) -> Result<Disk, DiskError> {
     let mut disk = Disk::default();
     for path in layout::shard_paths(data_dir, plan.storage.shard_count, &plan.identity)? {
@@ -45,7 +45,7 @@ fn indexes(path: &Path) -> Result<Vec<(String, u64, u64)>, SqliteError> {
         let mut names = connection.prepare(
             "SELECT name FROM sqlite_schema WHERE type = 'table' AND name LIKE '\\_by\\_%' ESCAPE '\\' ORDER BY name",
         )?;
-        // In a tree without row numbers every cell is an entry.
+        // In a tree without rowids every cell is an entry.
         let mut size =
             connection.prepare("SELECT ncell, pgsize FROM dbstat WHERE name = ?1 AND aggregate = TRUE")?;
         let names: Vec<String> = names.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;

@@ -1,5 +1,5 @@
-//! How many look-ups follow from one changed row, by the links of a plan. An estimate: each look-up is taken to find
-//! one row, and the row to keep the values by which it is found. Pure.
+//! The number of look-ups for one changed row, by the links of a plan. The estimate assumes that each look-up finds
+//! one row, and that a row keeps the values by which it is found. Pure.
 
 use std::collections::BTreeMap;
 
@@ -7,13 +7,13 @@ use serde::Serialize;
 
 use crate::join::plan::{Keyed, Link, RowExpr};
 
-/// Look-ups in one shard each that the change of one row costs.
+/// Look-ups for the change of one row, each in one shard.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Probes {
-    /// To find the result keys that it concerns.
+    /// Look-ups that find the affected result keys.
     find: u64,
-    /// To gather the rows of those results.
+    /// Look-ups that gather the rows of those results.
     gather: u64,
     total: u64,
 }
@@ -24,7 +24,7 @@ impl Probes {
     }
 }
 
-/// The look-ups by topic.
+/// Returns the look-ups by topic.
 pub(super) fn estimate(keyed: &Keyed, shards: usize) -> BTreeMap<String, Probes> {
     let plan = Plan { keyed, shards: shards as u64 };
     let of_one_key: u64 = keyed
@@ -35,7 +35,7 @@ pub(super) fn estimate(keyed: &Keyed, shards: usize) -> BTreeMap<String, Probes>
     let mut by_topic: BTreeMap<String, Probes> = BTreeMap::new();
     for (place, occurrence) in keyed.occurrences.iter().enumerate() {
         let (find, keys) = plan.up(place);
-        // The changed row itself is at hand.
+        // The changed row itself needs no look-up.
         let known = u64::from(occurrence.by.is_key());
         let probes = by_topic.entry(occurrence.topic.clone()).or_default();
         probes.find += find;
@@ -51,12 +51,12 @@ struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// Shards that a look-up by this goes to.
+    /// Returns the number of shards that a look-up by this expression reads.
     fn shards_of(&self, by: &RowExpr) -> u64 {
         if by.is_key() { 1 } else { self.shards }
     }
 
-    /// The look-ups from one value of an occurrence to result keys, and how many keys that gives.
+    /// Returns the look-ups from one value of an occurrence to result keys, and the number of these keys.
     fn up(&self, place: usize) -> (u64, u64) {
         let (mut probes, mut keys) = (0, 0);
         for link in &self.keyed.occurrences[place].from {

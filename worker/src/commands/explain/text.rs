@@ -1,11 +1,11 @@
-//! An explanation for people: what is told of a join in lines of their own, aligned, the same for the same facts.
+//! An explanation as text for people: aligned lines for each join, equal for equal facts.
 
 use std::fmt::Write as _;
 
 use super::{Built, Explained, Explanation, Gathered, IndexState, Measured};
 use crate::status::join::ClassName;
 
-/// Writes it, in the colours of a terminal if they are asked for.
+/// Returns the text, in the colours of a terminal if `colours`.
 pub(super) fn render(explanation: &Explanation, colours: bool) -> String {
     let paint = Paint { colours };
     let mut text = String::new();
@@ -68,7 +68,7 @@ fn write_join(text: &mut String, join: &Explained, shards: usize, paint: Paint) 
     }
 }
 
-/// A line for each occurrence, in columns.
+/// Returns a line for each occurrence, in columns.
 fn gathers(occurrences: &[Gathered]) -> Vec<String> {
     let width = |of: fn(&Gathered) -> &String| occurrences.iter().map(|one| of(one).len()).max().unwrap_or(0);
     let (topics, bys) = (width(|one| &one.topic), width(|one| &one.by));
@@ -127,7 +127,7 @@ fn counted_as(count: u64, one: &str, many: &str) -> String {
     format!("{} {}", grouped(count), if count == 1 { one } else { many })
 }
 
-/// A number with commas between thousands.
+/// Returns a number with commas between thousands.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
