@@ -1,4 +1,4 @@
-//! From the charts to a joined result and through a bad day, in one cluster.
+//! From the charts to a joined result, and through failures, in one cluster.
 
 use std::cell::RefCell;
 use std::process::Command;
@@ -18,13 +18,13 @@ use serde_json::Value;
 
 pub(crate) const NAMESPACE: &str = "shop";
 
-/// How the transcript begins.
+/// The first lines of the transcript.
 const TITLE: &str = "\
 <!-- Written by `UPDATE_EXPECT=1 cargo test --workspace --test cluster`, which runs all of it. -->
 # Orders and customers on Kubernetes
 ";
 
-/// A join of its own.
+/// A join in a document of its own.
 const SPENT: &str = "\
 apiVersion: litejoin.io/v1alpha1
 kind: Join
@@ -35,7 +35,7 @@ spec:
   sinks: [live]
 ";
 
-/// A pipeline whose admin address is closed.
+/// A pipeline whose admin address needs a token and uses TLS.
 const GUARDED: &str = "\
 apiVersion: litejoin.io/v1alpha1
 kind: Pipeline
@@ -71,7 +71,7 @@ async fn orders_on_kubernetes() {
     expect_file!["../../examples/orders/kubernetes.md"].assert_eq(&stable(&cluster.text.borrow()));
 }
 
-/// The arguments that post a message from within the cluster.
+/// Returns the arguments that post a message from within the cluster.
 fn post(message: &str) -> Vec<String> {
     let ingest = format!("http://orders.{NAMESPACE}:8080/ingest");
     let (header, data) = ("--header=Content-Type: application/json", format!("--post-data={message}"));
@@ -99,7 +99,7 @@ async fn the_example_runs(cluster: &Cluster) -> Pod {
     first
 }
 
-/// Adds a join while data flows, and takes it away again.
+/// Adds a join while data flows, and removes it.
 async fn a_join_comes_and_goes(cluster: &Cluster, first: &Pod) {
     cluster.say("A join of its own is added while data flows:");
     cluster.text.borrow_mut().push_str(&format!("\n```yaml\n{SPENT}```\n"));
@@ -116,7 +116,7 @@ async fn a_join_comes_and_goes(cluster: &Cluster, first: &Pod) {
         .await;
 }
 
-/// Applies a join that is wrong.
+/// Applies an invalid join.
 async fn a_mistake_is_told(cluster: &Cluster) {
     cluster.say("A mistake is told where it was made, and changes nothing else:");
     cluster.apply(&SPENT.replace("SELECT", "SELEC"));
@@ -164,9 +164,9 @@ async fn the_data_outlives_pods(cluster: &Cluster, first: &Pod) {
     cluster.result("enriched", "o1", r#""customer":"Ada""#).await;
 }
 
-/// Applies a pipeline whose admin address wants a token and encrypts.
+/// Applies a pipeline whose admin address needs a token and uses TLS.
 async fn an_admin_address_is_closed(cluster: &Cluster) {
-    // kubelet and the operator come in where a token is wanted and all is encrypted.
+    // kubelet and the operator reach an admin address with a token and TLS.
     let Identity { cert, key } = Authority::new().sign(&["guarded.example"]);
     let literal = |name: &str, value: &str| format!("--from-literal={name}={value}");
     let values = [literal("token", "hunter2"), literal("tls.crt", &cert), literal("tls.key", &key)];
@@ -180,7 +180,6 @@ async fn an_admin_address_is_closed(cluster: &Cluster) {
 
 /// Makes the volume larger.
 async fn the_volume_grows(cluster: &Cluster) {
-    // The volume grows by the Pipeline.
     let size = r#"{"spec": {"storage": {"size": "20Gi"}}}"#;
     cluster.kubectl(&["patch", "pipeline", "orders", "--type=merge", "-p", size]);
     until("the volume to grow", async || {
@@ -191,9 +190,8 @@ async fn the_volume_grows(cluster: &Cluster) {
     .await;
 }
 
-/// Installs another image of the operator.
+/// Installs another image of the operator, which must not change the pipeline.
 async fn an_upgrade_restarts_no_worker(cluster: &Cluster) {
-    // Another operator image: nothing of the pipeline is touched.
     let before = cluster.pod("orders-0").await;
     cluster.helm_operator("second");
     cluster.node.kubectl(&[
@@ -210,7 +208,7 @@ async fn an_upgrade_restarts_no_worker(cluster: &Cluster) {
     assert_eq!(before.uid(), after.uid(), "an upgrade of the operator restarts no worker");
 }
 
-/// Columns of Events that are the same in each run.
+/// Columns of Events that are equal in each run.
 const EVENT_COLUMNS: &str =
     "custom-columns=TYPE:.type,REASON:.reason,OBJECT:.involvedObject.name,MESSAGE:.message";
 
@@ -218,7 +216,7 @@ fn words(command: &[String]) -> Vec<&str> {
     command.iter().map(String::as_str).collect()
 }
 
-/// The transcript without what differs from run to run: ages, ids, epochs, times, and which other pods were drained.
+/// Returns the transcript without parts that differ from run to run: ages, ids, epochs, times, and other drained pods.
 fn stable(text: &str) -> String {
     let mut lines = Vec::new();
     for line in text.lines().filter(|line| !line.contains("/litejoin-operator-")) {
@@ -249,7 +247,7 @@ fn stable(text: &str) -> String {
 /// A cluster with LiteJoin installed, and a namespace under the restricted pod security standard.
 pub(crate) struct Cluster {
     pub(crate) node: Node,
-    /// What users do and see.
+    /// The transcript of commands and their output.
     text: RefCell<String>,
 }
 
@@ -285,12 +283,12 @@ impl Cluster {
         self.text.borrow_mut().push_str(&format!("\n{paragraph}\n"));
     }
 
-    /// Runs kubectl in the namespace, and adds the command and what it prints to the transcript.
+    /// Runs kubectl in the namespace, and adds the command and its output to the transcript.
     fn show(&self, arguments: &[&str]) {
         self.show_as(arguments, arguments);
     }
 
-    /// The same, for a command that is written another way than it is run.
+    /// Runs kubectl as [`Self::show`] does, with another command text in the transcript.
     fn show_as(&self, written: &[&str], arguments: &[&str]) {
         let printed = self.kubectl(arguments);
         let quoted = |word: &&str| match word.contains(|c: char| " \"{}[]?&".contains(c)) {
@@ -302,7 +300,7 @@ impl Cluster {
         self.text.borrow_mut().push_str(&entry);
     }
 
-    /// Runs a request from inside of the cluster until a pod takes it.
+    /// Repeats a request from inside the cluster until a pod accepts it.
     async fn reach(&self, command: &[String]) {
         let command = words(&command[3..]);
         until("a message to be accepted", async || {
@@ -355,7 +353,7 @@ impl Cluster {
         until("the pod", async || pods.get_opt(name).await.ok()?).await
     }
 
-    /// A pod to send requests from, since a cluster's names are known in it alone.
+    /// Starts a pod to send requests from: names of Services resolve only inside the cluster.
     fn shell(&self) {
         let pod = format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: shell}}\nspec:\n  terminationGracePeriodSeconds: 1\n\
@@ -376,15 +374,15 @@ impl Cluster {
         self.in_shell(&["wget", "-q", "-O-", &url])
     }
 
-    /// Waits until a client of the SSE Service is told a result of this key that contains a text.
+    /// Waits until a client of the SSE Service gets a result of this key that contains a text.
     async fn result(&self, join: &str, key: &str, text: &str) {
         let url =
             format!("http://orders.{NAMESPACE}.svc.cluster.local:9100/subscribe?join={join}&replay=true");
         let listen = format!("timeout 2 wget -q -O- '{url}'");
         until(&format!("{join} {key} with {text}"), async || {
-            let told = self.in_shell(&["sh", "-c", &listen]);
+            let received = self.in_shell(&["sh", "-c", &listen]);
             let key = format!("\"key\":\"{key}\"");
-            told.lines().any(|line| line.contains(&key) && line.contains(text)).then_some(())
+            received.lines().any(|line| line.contains(&key) && line.contains(text)).then_some(())
         })
         .await;
     }
@@ -419,7 +417,7 @@ fn restarts(pod: &Pod) -> i32 {
     status.container_statuses.unwrap_or_default().iter().map(|container| container.restart_count).sum()
 }
 
-/// Kills the process of the worker, which is one of ours to see.
+/// Kills the process of the worker, which the test's PID namespace contains.
 fn kill_worker() {
     let killed = Command::new("pkill").args(["-KILL", "-x", "litejoin"]).status();
     assert!(killed.expect("pkill is there").success(), "the worker runs in our PID namespace");

@@ -1,5 +1,6 @@
-//! A replicated pipeline loses its pod and its volume under load, again and again, and comes back from an S3 store with
-//! everything that was said to be there, and that consumers hold. A restart on a volume that survives uploads nothing of it again.
+//! A replicated pipeline loses its pod and its volume under load, again and again, and recovers from an S3 store: all
+//! messages that were acknowledged as replicated, and all results that consumers hold, come back. A restart on a
+//! volume that survives uploads nothing again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -28,16 +29,16 @@ use crate::install::{Cluster, NAMESPACE};
 
 const KAFKA_TOPIC: &str = "numbers";
 
-/// Messages that a client sends at once.
+/// Messages in one request of a client.
 const BATCH: usize = 20;
-/// A client sends a batch again that is not answered within this time.
+/// A client sends a batch again if no answer comes within this time.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client waits before it tries again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
-/// The longest time from one loss to the next moment of loss, beside the recovery.
+/// The longest load between a recovery and the next loss.
 const LOAD_MAX: Duration = Duration::from_secs(6);
 
-// With a thread for the proxy while kubectl is waited for.
+// The second thread serves the proxy while kubectl blocks the first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_replicated_comes_back_after_the_volume_is_lost() {
     if !node::inside("lost_volume::what_was_replicated_comes_back_after_the_volume_is_lost") {
@@ -57,12 +58,13 @@ async fn what_was_replicated_comes_back_after_the_volume_is_lost() {
 
     let consumers = Consumers::start(&site, &kafka);
     let load = Load::start(&site);
-    // What had to come back once has to be there for ever.
+    // A message that came back after one loss must come back after every later one.
     let mut required = BTreeSet::new();
     let mut since = i64::MIN;
     for seed in seeds(3, 20) {
         let mut chance = chance(seed);
-        // Mostly there is something new to lose; at times the first copy after the last loss is not whole yet.
+        // Most rounds wait until the replica has new messages; in the others the first copy since the last loss may be
+        // incomplete.
         if seed == 1 || chance.random_bool(0.75) {
             until("a message in the replica", async || {
                 let now = site.required(&load, since).await;
@@ -70,11 +72,11 @@ async fn what_was_replicated_comes_back_after_the_volume_is_lost() {
             })
             .await;
         }
-        // The very moment is what chance decides.
+        // The loss comes at a random moment.
         pass(LOAD_MAX.mul_f64(chance.random())).await;
         required.extend(site.required(&load, since).await);
         let (lost_at, bytes) = (Instant::now(), site.destroy().await);
-        // Results leave once they are in the replica, and with them the rows that they follow from.
+        // Results are sent only once they are in the replica, and the rows that they follow from with them.
         let held = consumers.held();
         let count = required.len();
         required.extend(held);
@@ -93,7 +95,7 @@ async fn what_was_replicated_comes_back_after_the_volume_is_lost() {
     consumers.hold_all(&site.results().await.expect("it serves")).await;
     drop(consumers);
 
-    // A roll-out on a volume that survives.
+    // A rolling restart on a volume that survives.
     site.replicated_up_to_now().await;
     let before = site.results().await.expect("it serves");
     for (key, number) in &before {
@@ -118,18 +120,18 @@ async fn what_was_replicated_comes_back_after_the_volume_is_lost() {
     back_in_time(&cluster, &site, &before).await;
 }
 
-/// A restore beside the living data, in the pod itself.
+/// Restores beside the data in the running pod, and compares.
 fn drill(cluster: &Cluster) {
     let verify = ["litejoin", "restore", "-f", "/etc/litejoin/config/pipeline.yaml", "--verify"];
     let said = cluster.kubectl(&[&["exec", "orders-0", "--container", "worker", "--"][..], &verify].concat());
     assert_eq!(said.matches(": sound, ").count(), 7, "{said}");
-    // Results and dead letters are tidied up now and then.
+    // Results and dead letters may change during the comparison, so only shards must be equal.
     let same =
         |line: &&str| line.starts_with("shard_") && line.ends_with(" rows, all as in the data directory");
     assert_eq!(said.lines().filter(same).count(), 4, "{said}");
 }
 
-/// The same as a job of its own, which has an empty volume and compares with nothing; begun now instead of at night.
+/// Runs the scheduled drill as a job, now instead of at night. The job has an empty volume and compares nothing.
 async fn scheduled_drill(cluster: &Cluster) {
     cluster.kubectl(&["create", "job", "drill", "--from=cronjob/orders"]);
     let timeout = format!("--timeout={}s", TIMEOUT.as_secs());
@@ -140,20 +142,20 @@ async fn scheduled_drill(cluster: &Cluster) {
         7,
         "{said}"
     );
-    // It is nobody's worker.
+    // The pod of the job has no labels of a worker.
     let selector = "--selector=app.kubernetes.io/name=litejoin,litejoin.io/pipeline=orders";
     assert_eq!(cluster.kubectl(&["get", "pods", selector, "-o", "name"]).trim(), "pod/orders-0");
     let of = |object: &str, path: &str| {
         cluster.kubectl(&["get", object, "orders", "-o", &format!("jsonpath={{{path}}}")]).trim().to_owned()
     };
     until("the status to tell of it", async || {
-        let told = of("pipeline", ".status.replication.lastDrillTime");
-        (!told.is_empty() && told == of("cronjob", ".status.lastSuccessfulTime")).then_some(())
+        let drilled = of("pipeline", ".status.replication.lastDrillTime");
+        (!drilled.is_empty() && drilled == of("cronjob", ".status.lastSuccessfulTime")).then_some(())
     })
     .await;
 }
 
-/// The manifest names a time, and the pipeline goes back to it.
+/// Sets a restore time in the manifest; the pipeline goes back to it.
 async fn back_in_time(cluster: &Cluster, site: &Site<'_>, before: &BTreeMap<String, i64>) {
     let last_cut = async || site.replication().await?["lastCut"].as_i64();
     let known = last_cut().await;
@@ -178,7 +180,7 @@ async fn back_in_time(cluster: &Cluster, site: &Site<'_>, before: &BTreeMap<Stri
     .await;
 }
 
-/// Bytes that Litestream has uploaded as it read them, without what it puts together of them later.
+/// Returns the bytes of Litestream's first uploads, without later compactions.
 fn first_copies(proxy: &StoreProxy) -> u64 {
     let uploads = proxy.uploads();
     let first = uploads.iter().filter(|call| call.path.contains("/0000/"));
@@ -217,24 +219,24 @@ fn manifest(store: &Store, proxy: &StoreProxy, kafka: &kafka::KafkaCluster) -> S
     .to_string()
 }
 
-/// The pipeline as its clients see it.
+/// The addresses of the pipeline for its clients.
 struct Site<'a> {
     cluster: &'a Cluster,
-    /// Of its Service, which stays.
+    /// The address of the Service, which outlives pods.
     ip: String,
 }
 
-/// What a client was told to be taken.
+/// An acknowledged batch of messages.
 #[derive(Debug, Clone)]
 struct Taken {
     keys: Vec<String>,
-    /// In seconds since the epoch, by the clock of the one machine that there is.
+    /// Seconds since the epoch; clients and worker share one clock.
     at: i64,
-    /// Whether it was taken only once it was in the replica.
+    /// Whether the source acknowledges only replicated messages.
     is_replicated: bool,
 }
 
-/// Clients that send until they are stopped.
+/// Clients that send until [`Load::stop`].
 struct Load {
     taken: Arc<Mutex<Vec<Taken>>>,
     stopping: Arc<AtomicBool>,
@@ -253,37 +255,38 @@ impl<'a> Site<'a> {
         format!("{}:{port}", self.ip).parse().expect("an address")
     }
 
-    /// What the worker says of its replica, if it says something.
+    /// Returns the worker's status of its replica, or `None` if no worker answers.
     async fn replication(&self) -> Option<Value> {
         let pod = self.cluster.pod("orders-0").await;
         let ip = pod.status?.pod_ip?;
-        let answer = told(&format!("http://{ip}:9090/status")).await?;
+        let answer = answer_of(&format!("http://{ip}:9090/status")).await?;
         let status: Value = serde_json::from_str(&answer.1).ok()?;
         status.get("replication").cloned()
     }
 
-    /// What has to come back if all is lost from now on, of what was taken since the last recovery; what is to be in the
-    /// replica has to come back whenever it was taken.
+    /// Returns the keys that must come back after a loss now: messages acknowledged since the last recovery and in the
+    /// replica, and all messages that were acknowledged as replicated.
     async fn required(&self, load: &Load, since: i64) -> BTreeSet<String> {
         let taken = load.taken();
-        let told = self.replication().await.unwrap_or_default();
-        // Before the first whole copy, a restore takes the replica before.
-        let until = told["completeUntil"].as_i64().filter(|_| told["ready"] == true).unwrap_or(i64::MIN);
+        let replica = self.replication().await.unwrap_or_default();
+        // Until the first copy is complete, a restore uses the previous replica.
+        let until =
+            replica["completeUntil"].as_i64().filter(|_| replica["ready"] == true).unwrap_or(i64::MIN);
         let counts = |taken: &&Taken| taken.is_replicated || (taken.at < until && taken.at > since);
         taken.iter().filter(counts).flat_map(|taken| taken.keys.clone()).collect()
     }
 
-    /// Waits until all that is committed now is in a replica that counts.
+    /// Waits until a complete replica has all messages committed before the call.
     async fn replicated_up_to_now(&self) {
         let now = seconds();
         until("the replica to have everything", async || {
-            let told = self.replication().await?;
-            (told["ready"] == true && told["completeUntil"].as_i64()? > now).then_some(())
+            let replica = self.replication().await?;
+            (replica["ready"] == true && replica["completeUntil"].as_i64()? > now).then_some(())
         })
         .await;
     }
 
-    /// Kills everything in the pod at once and removes its volume; returns how many bytes that had.
+    /// Kills all processes in the pod at once and removes its volume; returns the volume's size in bytes.
     async fn destroy(&self) -> u64 {
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.cluster.node.client.clone(), NAMESPACE);
         let claim = claims.get("data-orders-0").await.expect("the claim is there");
@@ -291,7 +294,7 @@ impl<'a> Site<'a> {
         let folder = self.cluster.node.folder().join("volumes").join(volume);
         let bytes = bytes(&folder);
         let before = self.cluster.pod("orders-0").await.uid();
-        // They are processes of our PID namespace.
+        // The test's PID namespace contains these processes.
         let _ = Command::new("pkill").args(["-KILL", "-x", "litejoin|litestream"]).status();
         fs::remove_dir_all(&folder).expect("the folder is ours");
         self.cluster.kubectl(&["delete", "pvc", "data-orders-0", "--wait=false"]);
@@ -301,10 +304,10 @@ impl<'a> Site<'a> {
         bytes
     }
 
-    /// All results, by their keys.
+    /// Returns all results by their keys.
     async fn results(&self) -> Option<BTreeMap<String, i64>> {
         let url = format!("http://{}/snapshot?join=numbers", self.address(9100));
-        let answer = told(&url).await?;
+        let answer = answer_of(&url).await?;
         let snapshot: Value = serde_json::from_str(&answer.1).ok()?;
         let results = snapshot["results"].as_array()?.iter();
         results
@@ -340,7 +343,7 @@ impl Consumers {
             async move {
                 loop {
                     let _ = subscriber.follow(address, "numbers").await;
-                    // Nobody is there, or its pod is gone.
+                    // No worker answers, or its pod is gone.
                     pass(RETRY_INTERVAL).await;
                 }
             }
@@ -348,12 +351,12 @@ impl Consumers {
         Self { subscriber, following, reader: kafka.follow(KAFKA_TOPIC) }
     }
 
-    /// Keys of results that any of them holds.
+    /// Returns the keys of results that the subscriber or the reader holds.
     fn held(&self) -> BTreeSet<String> {
         &self.subscriber.held() | &kept(self.reader.records())
     }
 
-    /// Waits until each of them holds these.
+    /// Waits until the subscriber and the reader hold all of these results.
     async fn hold_all(&self, results: &BTreeMap<String, i64>) {
         let has_all = |held: &BTreeSet<String>| results.keys().all(|key| held.contains(key));
         until("the subscriber to hold all", async || has_all(&self.subscriber.held()).then_some(())).await;
@@ -382,7 +385,7 @@ impl Load {
                     let batch: Vec<Value> = numbers.clone().map(|n| order(prefix, n)).collect();
                     let answer = tokio::time::timeout(ANSWER_TIMEOUT, ingest.try_send(&batch)).await;
                     if !matches!(answer, Ok(Ok(answer)) if answer.status == 200) {
-                        // Nobody is there, or it may not be taken.
+                        // No worker answers, or it refuses the batch.
                         pass(RETRY_INTERVAL).await;
                         continue;
                     }
@@ -396,7 +399,7 @@ impl Load {
         Self { taken, stopping, clients: clients.into() }
     }
 
-    /// What was taken so far.
+    /// Returns the batches that were acknowledged so far.
     fn taken(&self) -> Vec<Taken> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -410,12 +413,12 @@ impl Load {
     }
 }
 
-/// What a URL says, status and body. A Service refuses for a moment where its pod is another one.
-async fn told(url: &str) -> Option<(u16, String)> {
+/// Returns status and body of a URL; `None` while the Service has no pod.
+async fn answer_of(url: &str) -> Option<(u16, String)> {
     tokio::time::timeout(ANSWER_TIMEOUT, try_get(url)).await.ok()?.ok()
 }
 
-/// A message with some weight.
+/// Returns a message of about 400 bytes.
 fn order(prefix: &str, number: usize) -> Value {
     message("orders", &format!("{prefix}{number}"), json!({ "n": number, "note": "x".repeat(400) }))
 }

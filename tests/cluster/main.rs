@@ -1,5 +1,5 @@
-//! LiteJoin on a real node, as its users meet it: charts, `kubectl`, Services, pods that are killed. It needs root, and
-//! each test has a cluster of its own. Build first: `cargo build --workspace`.
+//! LiteJoin on a real node, as users meet it: charts, `kubectl`, Services, killed pods. The tests need root, and each
+//! has a cluster of its own. Build first: `cargo build --workspace`.
 
 mod install;
 mod lost_volume;

@@ -1,5 +1,5 @@
-//! A worker whose admin address wants a token and is encrypted is asked all the same, by whoever has the Secrets, and only if it
-//! is the one that they are about.
+//! The operator reaches a worker whose admin address needs a token and uses TLS, with the Secrets of the Pipeline, and
+//! accepts only the worker that these Secrets belong to.
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, Patch, PatchParams};
@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::settled::orders;
 use crate::site::{ControllerSite, Ports, condition_of};
 
-/// Orders whose admin address is closed, with what is in `admin` beside.
+/// Returns orders whose admin address needs a token and uses TLS, with further fields of `admin`.
 fn guarded(ports: &Ports, admin: &str) -> String {
     let open = format!("admin: {{addr: \":{}\"", ports.admin);
     orders(ports).replacen(&open, &format!("{open}, {admin}"), 1)
@@ -26,9 +26,9 @@ async fn a_worker_with_token_and_certificate_is_asked() {
     let site = ControllerSite::new().await;
     let operator = site.operator_with(&["--lease-seconds", "3", "--log", "trace"]);
     let authority = Authority::new();
-    // Its names say nothing of the pod.
+    // The names in the certificate need not match the pod.
     let first = authority.sign(&["orders.example"]);
-    // An editor's line end belongs to no token.
+    // A line end that an editor has added is not part of the token.
     let values = [("token", "hunter2\n"), ("tls.crt", first.cert.as_str()), ("tls.key", first.key.as_str())];
     site.secret("door", &values).await;
     site.apply(&guarded(&Ports::free(), BY_SECRETS)).await;
@@ -37,15 +37,15 @@ async fn a_worker_with_token_and_certificate_is_asked() {
     site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
     site.wait_for(Kind::Sink, "console", "Programmed", "True", "Programmed").await;
 
-    // Until kubelet has brought a changed Secret to the pod, the worker is another than the one it names.
+    // Until kubelet has updated the Secret in the pod, the worker uses the previous token and certificate.
     let second = authority.sign(&["orders.example"]);
     site.secret("door", &[("token", "correct horse"), values[1], values[2]]).await;
     let late = "a changed Secret comes to the pod within two minutes";
-    told(&site, &format!("the worker does not take the token that spec.admin.auth.bearer names; {late}"))
+    reported(&site, &format!("the worker does not take the token that spec.admin.auth.bearer names; {late}"))
         .await;
     site.secret("door", &[("token", "correct horse"), ("tls.crt", &second.cert), ("tls.key", &second.key)])
         .await;
-    told(&site, &format!("the worker shows another certificate than spec.admin.tls.cert names; {late}"))
+    reported(&site, &format!("the worker shows another certificate than spec.admin.tls.cert names; {late}"))
         .await;
     site.mount("orders").await;
     site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
@@ -57,8 +57,8 @@ async fn a_worker_with_token_and_certificate_is_asked() {
     worker.stop().await;
 }
 
-/// Waits until the Pipeline, which is looked at again, says why it isn't ready.
-async fn told(site: &ControllerSite, message: &str) {
+/// Waits until the Pipeline, which is reconciled again, reports this message.
+async fn reported(site: &ControllerSite, message: &str) {
     let pipelines = site.ours(Kind::Pipeline);
     let touch = json!({ "metadata": { "annotations": { "looked-at-for": message } } });
     let touched = pipelines.patch("orders", &PatchParams::default(), &Patch::Merge(&touch)).await;
@@ -105,7 +105,7 @@ async fn what_answers_in_a_pod_sends_the_operator_nowhere() {
     site.bind_claim("orders").await;
     site.set_pod("orders-0", "True").await;
     site.wait_for(Kind::Pipeline, "orders", "Ready", "False", "WorkerSilent").await;
-    told(
+    reported(
         &site,
         "what answers in the pod is no worker: it sends the operator elsewhere (307 Temporary Redirect), where that \
          does not go",

@@ -1,4 +1,4 @@
-//! What a real API server accepts, refuses with which words, and fills in, by the table that `validate` is held to too.
+//! Validation and defaults of a real API server, with the error texts, by the same table that tests `validate`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -36,7 +36,7 @@ async fn documents_are_accepted_or_refused() {
     }
 }
 
-/// The messages of all rules of a schema.
+/// Collects the messages of all rules of a schema.
 fn messages(schema: &Value, all: &mut BTreeSet<String>) {
     let rules = schema["x-kubernetes-validations"].as_array().into_iter().flatten();
     all.extend(rules.filter_map(|rule| rule["message"].as_str()).map(str::to_owned));
@@ -67,7 +67,7 @@ async fn defaults_are_filled_in() {
         filled += "---\n";
         let there = |path: &String| spec.pointer(path).is_none();
         left.get_mut(kind.as_str()).expect("it is there").retain(there);
-        // Without a server it is the same: a document that says all of it says nothing new.
+        // Without a server the defaults are the same: a document that states them all has the same plan.
         assert_eq!(read(kind, &case["spec"]), read(kind, spec), "{case}");
         assert_eq!(plan(kind, &case["spec"]), plan(kind, spec), "{case}");
         site.ours(kind).delete("subject", &DeleteParams::default()).await.expect("it is there");
@@ -77,7 +77,7 @@ async fn defaults_are_filled_in() {
     expect_file!["../cases/documents/defaults.yaml"].assert_eq(&filled);
 }
 
-/// The places of all defaults of a schema, as JSON pointers.
+/// Collects the places of all defaults of a schema, as JSON pointers.
 fn defaults(schema: &Value, at: &str, all: &mut BTreeSet<String>) {
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
         let path = format!("{at}/{name}");
@@ -88,7 +88,7 @@ fn defaults(schema: &Value, at: &str, all: &mut BTreeSet<String>) {
     }
 }
 
-/// What `litejoin validate` makes of a document, beside a Pipeline if it isn't one.
+/// Returns the plan of `litejoin validate` for a document, beside a Pipeline if the document is another kind.
 fn plan(kind: Kind, spec: &Value) -> Plan {
     let document = |kind: Kind, name: &str, spec: &Value| Document {
         value: json!({
@@ -103,11 +103,11 @@ fn plan(kind: Kind, spec: &Value) -> Plan {
         documents.push(document(Kind::Pipeline, "p", &sources));
     }
     let (plan, _) = litejoin_crds::validate(&documents).unwrap_or_else(|wrong| panic!("{spec}: {wrong:?}"));
-    // That the documents are other ones is known.
+    // The documents themselves differ, so their hash does.
     Plan { config_hash: String::new(), ..plan }
 }
 
-/// A spec as both programs read it.
+/// Returns a spec after both programs' types have read and written it.
 fn read(kind: Kind, spec: &Value) -> Value {
     fn through<T: DeserializeOwned + Serialize>(mut spec: Value) -> Value {
         if spec["pipelineRef"].is_null() {
@@ -126,7 +126,7 @@ fn read(kind: Kind, spec: &Value) -> Value {
     }
 }
 
-/// What the server says of a case.
+/// Returns the server's answer to a case.
 async fn answer(site: &ControllerSite, case: &Value) -> String {
     let kind = case["kind"].as_str().and_then(Kind::from_name).expect("a kind of ours");
     let name = case["name"].as_str().unwrap_or("subject");
@@ -139,12 +139,12 @@ async fn answer(site: &ControllerSite, case: &Value) -> String {
         Err(kube::Error::Api(status)) => status.message.clone(),
         Err(error) => panic!("{case}: {error}"),
     };
-    // What was refused may be there from before.
+    // A refused document may exist from an earlier case.
     let _ = site.ours(kind).delete(name, &DeleteParams::default()).await;
     answer
 }
 
-/// Replaces a document, as `kubectl apply` of another version of it does.
+/// Replaces a document, as a second `kubectl apply` does.
 async fn apply(
     site: &ControllerSite,
     kind: Kind,
@@ -160,15 +160,16 @@ async fn apply(
     site.ours(kind).patch(name, &PatchParams::apply("test").force(), &Patch::Apply(&document)).await
 }
 
-/// Says of the data what the operator would have said.
+/// Sets the layout in the status as the operator would.
 async fn tell(site: &ControllerSite, name: &str, case: &Value) {
     let Some(shards) = case["layout"].as_u64() else { return };
     let mut status = json!({ "layout": { "shardCount": shards } });
     if let Some(phase) = case["reshard"].as_str() {
         status["reshard"] = json!({ "phase": phase, "fromShardCount": shards, "toShardCount": 2 * shards });
     }
-    let told = site.ours(Kind::Pipeline);
-    let told =
-        told.patch_status(name, &PatchParams::default(), &Patch::Merge(&json!({ "status": status }))).await;
-    told.expect("a Pipeline has a status");
+    let pipelines = site.ours(Kind::Pipeline);
+    let patched = pipelines
+        .patch_status(name, &PatchParams::default(), &Patch::Merge(&json!({ "status": status })))
+        .await;
+    patched.expect("a Pipeline has a status");
 }

@@ -1,5 +1,6 @@
 //! Each write of a create, an update and a removal is disturbed in each way, one at a time: the caller dies before or
-//! after it, it is refused, it fails, its answer is lost, or reads after it are stale. The end is the same as without.
+//! after it, the write is refused, fails, loses its answer, or is followed by stale reads. The outcome must be the
+//! same as without a fault.
 
 use std::cell::RefCell;
 
@@ -30,7 +31,7 @@ metadata: {name: console}
 spec: {pipelineRef: {name: orders}, stdout: {}}
 "#;
 
-/// Another query, another port, a restart, and one more of each child that is left.
+/// The Pipeline with another query, another port, a restart, and one more child of each kind.
 const GROWN: &str = r#"
 apiVersion: litejoin.io/v1alpha1
 kind: Pipeline
@@ -50,7 +51,7 @@ metadata: {name: more}
 spec: {pipelineRef: {name: orders}, query: SELECT key AS id FROM orders, sinks: [missing]}
 "#;
 
-/// Nothing listens any more, so the Service for clients goes, as does the service account.
+/// The Pipeline without any server, so that the Service for clients goes, as does the service account.
 const SHRUNK: &str = r"
 apiVersion: litejoin.io/v1alpha1
 kind: Pipeline
@@ -64,7 +65,7 @@ spec:
     - {name: all, query: SELECT key AS id FROM orders, sinks: [console]}
 ";
 
-/// What a scenario is: what is there before, and what is done.
+/// A scenario: the documents before, and the change.
 #[derive(Clone, Copy)]
 struct Scenario {
     before: Option<&'static str>,
@@ -81,27 +82,27 @@ async fn every_disturbed_write_ends_alike() {
         Scenario { before: Some(START), applied: SHRUNK, deleted: false },
         Scenario { before: Some(START), applied: "", deleted: true },
     ];
-    // What takes time is waiting for Leases: all faults of a write wait at once, and two scenarios.
-    let lane = async |scenarios: [Scenario; 2]| {
+    // Most of the time is spent on expiring Leases, so all faults of a write run at once, and two scenarios.
+    let in_turn = async |scenarios: [Scenario; 2]| {
         for scenario in scenarios {
             check(scenario).await;
         }
     };
-    tokio::join!(lane([create, update]), lane([removal, deletion]));
+    tokio::join!(in_turn([create, update]), in_turn([removal, deletion]));
 }
 
-/// What there is before and after a scenario.
+/// The objects before and after a scenario.
 struct Known {
     before: Value,
     end: Value,
 }
 
-/// Runs the scenario undisturbed, and then with each fault at each write.
+/// Runs the scenario without a fault, and then with each fault at each write.
 async fn check(scenario: Scenario) {
     let (_, known) = run(scenario, None, None).await;
     for number in 1.. {
         let faults = Fault::ALL.map(|fault| run(scenario, Some((number, fault)), Some(&known)));
-        // All faults of a write at once: most of it is waiting for the Lease of one who died.
+        // All faults of a write run at once: each waits for the Lease of a dead operator most of the time.
         let struck = join_all(faults).await.into_iter().any(|(struck, _)| struck);
         if !struck {
             assert!(number > 1, "nothing was written at all");
@@ -110,7 +111,7 @@ async fn check(scenario: Scenario) {
     }
 }
 
-/// Runs the scenario with a fault; returns whether there was a write to disturb, and what there was.
+/// Runs the scenario with a fault; returns whether there was a write to disturb, and the objects before and after.
 async fn run(scenario: Scenario, fault: Option<(usize, Fault)>, known: Option<&Known>) -> (bool, Known) {
     let site = ControllerSite::new().await;
     let mut operator = site.operator();
@@ -144,8 +145,8 @@ async fn run(scenario: Scenario, fault: Option<(usize, Fault)>, known: Option<&K
     (struck, Known { before, end })
 }
 
-/// Waits until all is as expected, or, if that isn't known, until every status is about the present, one of them has
-/// this reason, and nothing moves.
+/// Waits until the objects are as expected. If the expectation is a reason, waits until every status is current, one
+/// of them has this reason, and nothing changes.
 async fn settle(site: &ControllerSite, expected: Result<&Value, &str>, what: &str) -> Value {
     let shown = expected.ok().cloned().unwrap_or_default();
     let last = Shown { found: RefCell::new(Value::Null), expected: shown };
@@ -158,7 +159,7 @@ async fn settle(site: &ControllerSite, expected: Result<&Value, &str>, what: &st
             Err(reason) => {
                 let same = *last.found.borrow() == found && writes == site.proxy.writes().len();
                 writes = site.proxy.writes().len();
-                quiet = if same && told(&found, reason) { quiet + 1 } else { 0 };
+                quiet = if same && is_reported(&found, reason) { quiet + 1 } else { 0 };
                 quiet > QUIET_LOOKS
             }
         };
@@ -168,11 +169,11 @@ async fn settle(site: &ControllerSite, expected: Result<&Value, &str>, what: &st
     .await
 }
 
-/// How often nothing may have moved before it is settled: some seconds, as each look takes a few calls.
+/// How many polls in a row must see no change: some seconds, since each poll takes a few calls.
 const QUIET_LOOKS: usize = 40;
 
-/// Whether every status is about the generation that it stands beside, and one of them has this reason.
-fn told(found: &Value, reason: &str) -> bool {
+/// Returns whether every status is about the generation of its object, and one of them has this reason.
+fn is_reported(found: &Value, reason: &str) -> bool {
     let objects = found.as_array().expect("a list");
     found.to_string().contains(&format!("\"reason\":\"{reason}\""))
         && objects.iter().all(|object| {
@@ -181,7 +182,7 @@ fn told(found: &Value, reason: &str) -> bool {
         })
 }
 
-/// Prints how what was found last differs from what was expected, if the test fails.
+/// Prints the difference between the last and the expected objects if the test fails.
 struct Shown {
     found: RefCell<Value>,
     expected: Value,
@@ -199,7 +200,7 @@ impl Drop for Shown {
     }
 }
 
-/// All that there is of pipelines in the namespace, without what differs from run to run.
+/// Returns all objects of pipelines in the namespace, without fields that differ from run to run.
 async fn found(site: &ControllerSite) -> Option<Value> {
     let mut resources: Vec<ApiResource> = Kind::ALL.map(|kind| resource_of(kind)).to_vec();
     resources.push(ApiResource::erase::<k8s_openapi::api::core::v1::ServiceAccount>(&()));
@@ -249,7 +250,7 @@ const FORGOTTEN: [&str; 7] = [
     "litejoin.io/settings",
 ];
 
-/// Takes out times, addresses, the namespace's name and hashes of it, and what the StatefulSet's controller says.
+/// Removes times, addresses, the namespace's name and hashes of it, and the status from the StatefulSet's controller.
 fn forget(value: &mut Value, namespace: &str) {
     match value {
         Value::Object(map) => {

@@ -1,4 +1,5 @@
-//! Every field of every document is changed to another value and back: the objects follow, and return as they were.
+//! Every field of every document is changed to another value and back: the objects follow, and return to their first
+//! state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::site::{ControllerSite, condition_of};
 
-/// Fields of a Pipeline that hold fields of Kubernetes' own, or lists of ours: their tables are elsewhere.
+/// Fields of a Pipeline that hold fields of Kubernetes, or lists of children: other tables cover them.
 const WHOLE: [&str; 8] = [
     "admin.auth",
     "admin.tls",
@@ -40,24 +41,24 @@ async fn every_field_is_followed_there_and_back() {
     let site = ControllerSite::new().await;
     site.secret("door", &[("token", "t"), ("tls.crt", "c"), ("tls.key", "k")]).await;
     let operator = site.operator();
-    // Fields of what is there only when it is asked for are changed while it is.
+    // Fields of an optional part are changed while the part is enabled.
     let optional = |path: &str| {
         ["networkPolicy.", "podMonitor."].iter().any(|field| path.starts_with(field))
             && !path.ends_with("enabled")
     };
     let (optional, plain) = table.into_iter().partition(|(path, _)| optional(path));
-    let mut told = walk(&site, Kind::Pipeline, &json!({}), plain).await;
+    let mut report = walk(&site, Kind::Pipeline, &json!({}), plain).await;
     let on = json!({
         "networkPolicy": { "enabled": true },
         "podMonitor": { "enabled": true },
         "sources": [{ "name": "ingest", "http": { "addr": ":8080", "topics": ["orders"] } }],
     });
-    told += &walk(&site, Kind::Pipeline, &on, optional).await;
-    expect_file!["../cases/objects/fields.txt"].assert_eq(&told);
+    report += &walk(&site, Kind::Pipeline, &on, optional).await;
+    expect_file!["../cases/objects/fields.txt"].assert_eq(&report);
     operator.stop().await;
 }
 
-/// The Pipeline that children belong to here.
+/// The Pipeline of the children in this test.
 const PIPELINE: &str = r#"
 apiVersion: litejoin.io/v1alpha1
 kind: Pipeline
@@ -68,7 +69,7 @@ spec:
   sinks: [{name: console, stdout: {}}]
 "#;
 
-/// Fields of children that are changed from one base.
+/// Fields of children that are changed from one base document.
 #[derive(Deserialize)]
 struct Section {
     kind: String,
@@ -93,31 +94,31 @@ async fn every_field_of_a_child_is_followed_there_and_back() {
     site.secret("door", &[("token", "t"), ("tls.crt", "c"), ("tls.key", "k")]).await;
     let operator = site.operator();
     site.apply(PIPELINE).await;
-    let mut told = String::new();
+    let mut report = String::new();
     for section in sections {
         let kind = Kind::from_name(&section.kind).expect("a kind of ours");
         let mut base = section.base;
         base["pipelineRef"] = json!({ "name": "orders" });
-        told += &format!("{}\n", section.kind);
+        report += &format!("{}\n", section.kind);
         for line in walk(&site, kind, &base, rows(section.fields)).await.lines() {
-            told += &format!("  {line}\n");
+            report += &format!("  {line}\n");
         }
         site.ours(kind).delete(name(kind), &DeleteParams::default()).await.expect("it is there");
     }
-    expect_file!["../cases/objects/children.txt"].assert_eq(&told);
+    expect_file!["../cases/objects/children.txt"].assert_eq(&report);
     operator.stop().await;
 }
 
-/// What the document of a kind is called here.
+/// Returns the name of this test's document of a kind.
 fn name(kind: Kind) -> &'static str {
     if kind == Kind::Pipeline { "orders" } else { "subject" }
 }
 
-/// Changes each field there and back; returns which objects followed.
+/// Changes each field and reverts it; returns the objects that followed.
 async fn walk(site: &ControllerSite, kind: Kind, base: &Value, table: Vec<(String, Value)>) -> String {
     let name = name(kind);
     let before = follow(site, kind, base).await;
-    let mut told = String::new();
+    let mut report = String::new();
     for (path, value) in table.into_iter().filter(|(_, value)| !value.is_null()) {
         let mut spec = base.clone();
         set(&mut spec, &path.replace('.', "/"), value);
@@ -131,14 +132,14 @@ async fn walk(site: &ControllerSite, kind: Kind, base: &Value, table: Vec<(Strin
         let accepted = condition_of(&document, "Accepted").filter(|accepted| accepted["status"] == "False");
         let refused = accepted
             .map(|accepted| format!(" (refused: {})", accepted["message"].as_str().unwrap_or_default()));
-        told += &format!("{path}: {}{restart}{}\n", changed.join(", "), refused.unwrap_or_default());
+        report += &format!("{path}: {}{restart}{}\n", changed.join(", "), refused.unwrap_or_default());
         let after = follow(site, kind, base).await;
         assert_eq!(before, after, "all is as it was before {path}");
     }
-    told
+    report
 }
 
-/// Lets the document have this spec, waits until the operator has seen it, and returns what there is by kind and name.
+/// Applies this spec, waits until the operator has observed it, and returns the objects by kind and name.
 async fn follow(site: &ControllerSite, kind: Kind, spec: &Value) -> BTreeMap<String, Value> {
     let document = json!({
         "apiVersion": litejoin_crds::API_VERSION, "kind": kind.as_str(), "metadata": { "name": name(kind) }, "spec": spec,
@@ -185,12 +186,12 @@ async fn follow(site: &ControllerSite, kind: Kind, spec: &Value) -> BTreeMap<Str
     objects
 }
 
-/// A kind of the Prometheus operator.
+/// Returns a kind of the Prometheus operator.
 pub(crate) fn pod_monitors() -> ApiResource {
     ApiResource::from_gvk(&GroupVersionKind::gvk("monitoring.coreos.com", "v1", "PodMonitor"))
 }
 
-/// The paths of all fields of a kind's spec, as the table names them.
+/// Returns the paths of all fields of a kind's spec, as the table names them.
 fn fields(kind: Kind) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
     below(kind, &schema(kind)["properties"]["spec"], "", &mut all);
@@ -214,7 +215,7 @@ fn below(kind: Kind, schema: &Value, at: &str, all: &mut BTreeSet<String>) {
     }
 }
 
-/// Sets a field by its path with `/` between.
+/// Sets a field by its path, whose parts are separated by `/`.
 fn set(spec: &mut Value, path: &str, value: Value) {
     match path.split_once('/') {
         Some((first, rest)) => {
@@ -227,7 +228,7 @@ fn set(spec: &mut Value, path: &str, value: Value) {
     }
 }
 
-/// The rows of a table in their order.
+/// Returns the rows of a table in order.
 fn rows(table: serde_yaml::Mapping) -> Vec<(String, Value)> {
     let row = |(path, value): (serde_yaml::Value, serde_yaml::Value)| {
         let path = path.as_str().expect("a path is text").to_owned();

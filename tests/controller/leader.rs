@@ -1,4 +1,4 @@
-//! Of two operators one works. When it is killed, the other takes over and finishes what it was at.
+//! Of two operators only the leader works. After the leader is killed, the other takes over and finishes its work.
 
 use litejoin_crds::kind::Kind;
 use litejoin_tests::kubernetes::proxy::Fault;
@@ -16,7 +16,7 @@ async fn the_second_operator_finishes_what_the_first_began() {
     until("a leader", async || leads(first.log()).then_some(())).await;
     let second = site.operator();
     until("a second operator", async || second.log().contains("waits for the Lease").then_some(())).await;
-    // The first one dies with the second of its writes.
+    // The first operator dies at its second write.
     site.proxy.reset(Some((2, Fault::CrashAfter)));
     site.apply(PIPELINE).await;
     site.proxy.crash().await;
@@ -32,7 +32,7 @@ async fn the_second_operator_finishes_what_the_first_began() {
 async fn a_lease_that_is_given_back_is_taken_at_once() {
     let site = ControllerSite::new().await;
     let leads = |log: String| log.contains("\"message\":\"leads\"");
-    // Nobody here waits for an hour.
+    // The second operator must take over long before this Lease expires.
     let hour = ["--lease-seconds", "3600"];
     let first = site.operator_with(&hour);
     until("a leader", async || leads(first.log()).then_some(())).await;

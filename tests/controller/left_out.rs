@@ -1,4 +1,4 @@
-//! A child that is wrong never takes the others down, whoever finds out: the operator, or the worker, which alone asks
+//! An invalid child never stops the others, whether the operator finds the error or the worker, which alone can ask
 //! SQLite.
 
 use litejoin_crds::kind::Kind;
@@ -19,7 +19,7 @@ async fn a_query_that_sqlite_refuses_is_left_out() {
         )
     };
     site.apply(&broken("SELEC key FROM orders")).await;
-    // It is there from the first start on, and the worker starts all the same.
+    // The child is invalid from the first start on, and the worker starts without it.
     let worker = site.run_pod("orders").await;
     site.wait_for(Kind::Join, "broken", "Accepted", "False", "InvalidQuery").await;
     site.wait_for(Kind::Join, "broken", "Stalled", "True", "InvalidQuery").await;
@@ -29,7 +29,7 @@ async fn a_query_that_sqlite_refuses_is_left_out() {
     let message = condition_of(&join, "Accepted").expect("it is told")["message"].clone();
     assert_eq!(message, "spec.query: near \"SELEC\": syntax error");
 
-    // Put right, it runs.
+    // After its correction the child runs.
     site.apply(&broken("SELECT key FROM orders")).await;
     until("the config to follow", async || {
         site.mount("orders").await;

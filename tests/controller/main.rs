@@ -1,5 +1,5 @@
-//! The operator and its definitions against a real API server: what is accepted and refused, what is built, and
-//! what happens when calls go wrong. No node runs here. Build first: `cargo build --workspace`.
+//! The operator and its definitions against a real API server: accepted and refused documents, built objects, and the
+//! handling of failed calls. The API server has no nodes. Build first: `cargo build --workspace`.
 
 mod admin;
 mod documents;

@@ -1,4 +1,4 @@
-//! The one manifest that installs all without Helm: it says what the charts say, a server takes it, and an operator with
+//! The manifest that installs LiteJoin without Helm: it equals the charts, a server accepts it, and an operator with
 //! its rights works.
 
 use std::process::Command;
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::site::{ControllerSite, documents};
 
-/// Where the manifest puts the operator.
+/// The namespace of the operator in the manifest.
 const NAMESPACE: &str = "litejoin";
 
 const NOTE: &str = "\
@@ -45,7 +45,7 @@ async fn one_manifest_installs_all() {
         assert_eq!(said.lines().count(), documents(&manifest()).len(), "the {time} time: {said}");
     }
 
-    // What its service account may do is enough for a pipeline in another namespace.
+    // The rights of its service account suffice for a pipeline in another namespace.
     let site = ControllerSite::on(Arc::new(server)).await;
     let accounts: Api<ServiceAccount> = Api::namespaced(site.client.clone(), NAMESPACE);
     let request = TokenRequest::default();
@@ -59,7 +59,7 @@ async fn one_manifest_installs_all() {
     operator.stop().await;
 }
 
-/// What the manifest is to be.
+/// Returns the expected manifest.
 fn manifest() -> String {
     let mut all: Vec<Value> = Kind::ALL.map(definition).to_vec();
     all.push(json!({
@@ -75,7 +75,7 @@ fn manifest() -> String {
     format!("{NOTE}{}", documents.collect::<Vec<_>>().join("---\n"))
 }
 
-/// A document of a chart as one that Helm has nothing to do with.
+/// Returns a document of a chart without its traces of Helm.
 fn plain(mut document: Value) -> Value {
     let cluster_wide = document["kind"].as_str().is_some_and(|kind| kind.starts_with("Cluster"));
     let metadata = &mut document["metadata"];

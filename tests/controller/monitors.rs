@@ -1,4 +1,5 @@
-//! A PodMonitor is made where the cluster knows the kind; where it doesn't, that is told, and the pipeline goes on.
+//! A PodMonitor is created in a cluster that knows the kind; elsewhere a condition reports it, and the pipeline runs
+//! on.
 
 use std::path::Path;
 use std::process::Command;

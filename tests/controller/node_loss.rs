@@ -1,5 +1,5 @@
-//! A node is lost with the pod and the disk that are on it. Who wants it so gets both back, with the data that was
-//! replicated; whoever doesn't is told what to do, and nothing is touched.
+//! A node is lost with its pod and its disk. With `onNodeLoss: Replace` the operator recreates both, and the replicated
+//! data is restored; otherwise the status says what to do, and the operator changes nothing.
 
 use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod};
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::site::{ControllerSite, Ports, condition_of};
 
-/// A pipeline with its replica in a folder.
+/// Returns a pipeline with its replica in a folder.
 fn replicated(site: &ControllerSite, ports: &Ports) -> String {
     let Ports { admin, ingest, live } = ports;
     let replica = site.folder.path().join("replica");
@@ -67,7 +67,7 @@ async fn what_was_on_a_lost_node_is_replaced_where_that_is_wanted() {
     let lost_claim = claims.get("data-orders-0").await.expect("the claim is there");
     let node = site.lose_node("orders-0").await;
 
-    // Somebody is told the command, and decides.
+    // The status names the command; the user decides.
     site.wait_for(Kind::Pipeline, "orders", "WorkerReady", "False", "NodeLost").await;
     let pipeline = site.ours(Kind::Pipeline).get("orders").await.expect("it is there");
     let said = condition_of(&pipeline, "WorkerReady").expect("it is said")["message"].to_string();
@@ -85,7 +85,7 @@ async fn what_was_on_a_lost_node_is_replaced_where_that_is_wanted() {
     assert_eq!(pods.get("orders-0").await.expect("it is still there").uid(), lost_pod.uid());
     assert_eq!(claims.get("data-orders-0").await.expect("it is still there").uid(), lost_claim.uid());
 
-    // Nothing is given up for a replica at a place where none has been whole yet.
+    // A volume is not given up for a replica that has never been complete.
     let replace = async |replica: &str| {
         let url = format!("file://{}", site.folder.path().join(replica).display());
         let spec = json!({ "storage": { "onNodeLoss": "Replace" }, "replication": { "replicaUrl": url } });
@@ -102,7 +102,7 @@ async fn what_was_on_a_lost_node_is_replaced_where_that_is_wanted() {
     .await;
     assert_eq!(claims.get("data-orders-0").await.expect("it is still there").uid(), lost_claim.uid());
 
-    // With one that was, the operator does it.
+    // With a complete replica the operator replaces pod and volume.
     replace("replica").await;
     another(&pods, "orders-0", &lost_pod).await;
     another(&claims, "data-orders-0", &lost_claim).await;
@@ -120,23 +120,23 @@ async fn what_was_on_a_lost_node_is_replaced_where_that_is_wanted() {
     nodes.delete(&node, &DeleteParams::default()).await.expect("it can be deleted");
 }
 
-/// A worker that finds Litestream.
+/// Returns the launch of a worker with the Litestream of the tests.
 fn launch(site: &ControllerSite) -> Launch {
     let program = litestream().display().to_string();
     site.folder.run(["--watch", "--leave-out-invalid"]).with_variable("LITEJOIN_LITESTREAM", &program)
 }
 
-/// Waits until all that is committed now is in the replica.
+/// Waits until the replica has all messages committed before the call.
 async fn replicated_up_to_now(worker: &Worker) {
     let complete = async || worker.status().await["replication"]["completeUntil"].as_i64();
-    // The second pass from now on begins after now.
+    // The second sync round from now on begins after the call.
     for _ in 0..2 {
         let before = complete().await;
         until("a pass", async || (complete().await > before).then_some(())).await;
     }
 }
 
-/// Waits until another object stands in the place of this one.
+/// Waits until another object of this name exists.
 async fn another<K>(api: &Api<K>, name: &str, lost: &K)
 where
     K: Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned,

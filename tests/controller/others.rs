@@ -1,4 +1,4 @@
-//! What others have in a namespace is theirs, also where it is called as ours would be.
+//! Objects of other owners are not changed, even if their names are those that the operator would use.
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, ServiceAccount};

@@ -1,4 +1,4 @@
-//! What the cluster does not let the operator write is told where its users look, and made up for when it may.
+//! A write that the cluster forbids is reported in the status, and done once the cluster allows it.
 
 use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,

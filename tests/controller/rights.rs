@@ -1,4 +1,4 @@
-//! What the chart lets the operator do is enough, and no rule of it is too much: without each one, something is
+//! The rights in the chart suffice for the operator, and every rule is needed: without each one, some call is
 //! forbidden.
 
 use std::path::Path;
@@ -21,7 +21,7 @@ use crate::fields::pod_monitors;
 use crate::settled::orders;
 use crate::site::{ControllerSite, Ports, documents};
 
-/// Names a Secret, which has to be looked for.
+/// A source that names a Secret, so that the operator must read Secrets.
 const WITH_SECRET: &str = r"
 apiVersion: litejoin.io/v1alpha1
 kind: Source
@@ -32,7 +32,7 @@ spec:
   api: {url: http://a, keyPath: id, interval: 1m, auth: {bearer: {secretKeyRef: {name: s, key: k}}}}
 ";
 
-/// Has its replica tried now and then.
+/// A pipeline with a scheduled drill.
 const WITH_DRILL: &str = r"
 apiVersion: litejoin.io/v1alpha1
 kind: Pipeline
@@ -40,7 +40,7 @@ metadata: {name: drilled}
 spec: {suspend: true, replication: {enabled: true, replicaUrl: s3://bucket/prefix, drill: {schedule: '@daily'}}}
 ";
 
-/// Where an operator looks after pipelines.
+/// The namespaces that an operator watches.
 #[derive(Clone, Copy, PartialEq)]
 enum Scope {
     Namespace,
@@ -54,7 +54,7 @@ async fn every_rule_is_needed_and_all_are_enough() {
 
 #[tokio::test]
 async fn every_rule_of_a_whole_cluster_is_needed_and_all_are_enough() {
-    // A server of its own: this operator would look after the pipelines of the other tests.
+    // This test has its own server: its operator would also reconcile the pipelines of other tests.
     let server = ApiServer::start().await;
     let definition = run(&mut Command::new(repository().join("tests/kubernetes/pod-monitors")));
     install_definition(&server.client().await, Path::new(definition.trim())).await;
@@ -73,10 +73,10 @@ async fn check(server: Arc<ApiServer>, scope: Scope) {
     }
 }
 
-/// A rule of the chart, and the kind of role it is in.
+/// A rule of the chart, and the kind of its role.
 type Rule = (String, PolicyRule);
 
-/// The rules that the chart gives to an operator, the Lease's among them.
+/// Returns the rules that the chart gives to an operator, including those for the Lease.
 fn rules(scope: Scope) -> Vec<Rule> {
     let chart = repository().join("charts/litejoin");
     let mut helm = Command::new(program("helm"));
@@ -98,7 +98,7 @@ fn rules(scope: Scope) -> Vec<Rule> {
     rules.collect()
 }
 
-/// Runs an operator with these rules until its work is done or something is forbidden; returns what that was.
+/// Runs an operator with these rules until its work is done or a call is forbidden; returns the forbidden call.
 async fn forbidden(server: &Arc<ApiServer>, scope: Scope, rules: &[Rule]) -> Option<String> {
     let site = ControllerSite::on(Arc::clone(server)).await;
     let kubeconfig = kubeconfig(&site, rules).await;
@@ -113,7 +113,7 @@ async fn forbidden(server: &Arc<ApiServer>, scope: Scope, rules: &[Rule]) -> Opt
     let worker = async {
         let worker = site.run_pod("orders").await;
         site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
-        // Another config, which the pod is told of; and no port, so that the Service goes.
+        // Another config makes the operator annotate the pod; without ports, the Service goes.
         let pipeline = json!({ "spec": {
             "sources": null, "sinks": null, "joins": null, "networkPolicy": null, "podMonitor": null,
         }});
@@ -135,7 +135,7 @@ async fn forbidden(server: &Arc<ApiServer>, scope: Scope, rules: &[Rule]) -> Opt
         site.mount("orders").await;
         site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
         worker.stop().await;
-        // An operator of one namespace sees no nodes, and goes by what the pods say of them.
+        // An operator of one namespace can't read nodes, and relies on the conditions of pods.
         if scope == Scope::Cluster {
             let node = site.lose_node("orders-0").await;
             site.wait_for(Kind::Pipeline, "orders", "WorkerReady", "False", "NodeLost").await;
@@ -156,7 +156,7 @@ async fn forbidden(server: &Arc<ApiServer>, scope: Scope, rules: &[Rule]) -> Opt
         () = worker => None,
     };
     operator.kill().await;
-    // The next operator of a whole cluster has nothing else to do.
+    // The next operator of a whole cluster must find no documents of this run.
     for kind in Kind::ALL {
         let all = site.ours(kind);
         let deleted = all.delete_collection(&DeleteParams::default(), &ListParams::default()).await;
@@ -165,7 +165,7 @@ async fn forbidden(server: &Arc<ApiServer>, scope: Scope, rules: &[Rule]) -> Opt
     outcome
 }
 
-/// A kubeconfig of a service account with these rules.
+/// Returns a kubeconfig for a service account with these rules.
 async fn kubeconfig(site: &ControllerSite, rules: &[Rule]) -> std::path::PathBuf {
     let account = json!({ "metadata": { "name": "operator" } });
     make(site.api::<ServiceAccount>(), account).await;

@@ -1,4 +1,4 @@
-//! What names a Secret that isn't there follows as soon as it comes, and when it goes.
+//! A document that names a missing Secret is reconciled as soon as the Secret appears, and again when it is deleted.
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Secret;
@@ -30,7 +30,7 @@ async fn a_missing_secret_is_noticed_when_it_comes() {
     let site = ControllerSite::new().await;
     let operator = site.operator();
     site.apply(DOCUMENTS).await;
-    let told = async |message: &str| {
+    let reported = async |message: &str| {
         site.wait_for(Kind::Source, "theirs", "ResolvedRefs", "False", "RefNotFound").await;
         let what = format!("{message:?} to be told");
         until(&what, async || {
@@ -39,15 +39,15 @@ async fn a_missing_secret_is_noticed_when_it_comes() {
         })
         .await;
     };
-    // Nothing but the Secret itself wakes the operator, which looks by itself every five minutes.
-    told("spec: there is no Secret \"door\" in this namespace; create it").await;
+    // Only the Secret's own event wakes the operator here: its resync interval is five minutes.
+    reported("spec: there is no Secret \"door\" in this namespace; create it").await;
     site.secret("door", &[("password", "hunter2")]).await;
-    told("spec: the Secret \"door\" has no key \"token\"; add it").await;
+    reported("spec: the Secret \"door\" has no key \"token\"; add it").await;
     site.secret("door", &[("token", "hunter2")]).await;
     site.wait_for(Kind::Source, "theirs", "ResolvedRefs", "True", "ResolvedRefs").await;
     let secrets: Api<Secret> = site.api();
     secrets.delete("door", &DeleteParams::default()).await.expect("it is there");
-    told("spec: there is no Secret \"door\" in this namespace; create it").await;
+    reported("spec: there is no Secret \"door\" in this namespace; create it").await;
     operator.stop().await;
 }
 

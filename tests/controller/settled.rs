@@ -1,5 +1,5 @@
-//! A pipeline from its first document to its last: what is built, what is told, that nothing is written without
-//! need, and that nothing stays behind.
+//! A pipeline from its first document to its last: the objects that are built, the status, that the operator makes no
+//! needless write, and that nothing stays behind.
 
 use std::pin::pin;
 
@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::site::{ControllerSite, Ports, condition_of, names};
 
-/// Orders with their customers, as one Pipeline and a Sink beside it.
+/// Returns orders with their customers, as one Pipeline and a Sink beside it.
 pub(crate) fn orders(ports: &Ports) -> String {
     let Ports { admin, ingest, live } = ports;
     format!(
@@ -67,7 +67,7 @@ async fn a_pipeline_comes_changes_and_goes() {
     let services = services.list(&all).await.expect("services can be listed").items;
     assert_eq!(names(&services), ["orders", "orders-headless"]);
 
-    // Nothing is written that need not be, whatever else is changed.
+    // A change elsewhere causes no needless write.
     site.proxy.reset(None);
     let reconciled = reconciles(&operator).await;
     let touch = json!({ "metadata": { "annotations": { "note": "nothing to us" } } });
@@ -77,7 +77,7 @@ async fn a_pipeline_comes_changes_and_goes() {
     until("a look at it", async || (reconciles(&operator).await > reconciled).then_some(())).await;
     assert_eq!(site.proxy.writes(), Vec::<String>::new(), "a settled pipeline costs no write");
 
-    // A join of its own is taken up without another pod.
+    // The worker takes up a new join without another pod.
     let pods: Api<Pod> = site.api();
     let before = pods.get("orders-0").await.expect("the pod is there");
     site.apply(
@@ -104,14 +104,14 @@ spec:
     let after = pods.get("orders-0").await.expect("the pod is there");
     assert_eq!(before.uid(), after.uid(), "a join needs no other pod");
 
-    // An operator that starts anew finds all as it is to be.
+    // A restarted operator finds all objects as desired.
     operator.stop().await;
     site.proxy.reset(None);
     let operator = site.operator();
     until("the new operator's look", async || (reconciles(&operator).await > 0).then_some(())).await;
     assert_eq!(site.proxy.writes(), Vec::<String>::new(), "a restart of the operator writes nothing");
 
-    // What has an owner goes with it; the child stays and says what it lacks.
+    // Owned objects go with their owner; the child stays and reports the missing Pipeline.
     pipelines.delete("orders", &DeleteParams::default()).await.expect("it can be deleted");
     until("everything to go", async || {
         let left = [
@@ -123,7 +123,7 @@ spec:
         (left == [0; 4]).then_some(())
     })
     .await;
-    // It says retainOnDelete: false.
+    // The Pipeline has `retainOnDelete: false`.
     let claims: Api<PersistentVolumeClaim> = site.api();
     until("the claim to go", async || claims.get_opt("data-orders-0").await.ok()?.is_none().then_some(()))
         .await;
@@ -142,7 +142,7 @@ where
     Some(site.api::<K>().list(which).await.ok()?.items.len())
 }
 
-/// How many reconciles an operator has finished, by its metrics.
+/// Returns how many reconciles an operator has finished, by its metrics.
 pub(crate) async fn reconciles(operator: &litejoin_tests::worker::Worker) -> u64 {
     let address = until("the operator to serve", async || {
         let log = operator.log();
@@ -172,15 +172,15 @@ async fn another_image_is_not_told_to_be_ready_before_its_pod_is() {
     let image = Patch::Merge(json!({ "spec": { "image": "litejoin:that-no-one-has" } }));
     let changed = pipelines.patch("orders", &PatchParams::default(), &image).await;
     let generation = changed.expect("a Pipeline can be changed").metadata.generation;
-    // Everything that is told of it, until the pod is another.
+    // Check every status until the pod is replaced.
     loop {
-        let Some(Ok(WatchEvent::Modified(told))) = changes.next().await else {
+        let Some(Ok(WatchEvent::Modified(pipeline))) = changes.next().await else {
             panic!("the watch has ended")
         };
-        if told.data["status"]["observedGeneration"].as_i64() != generation {
+        if pipeline.data["status"]["observedGeneration"].as_i64() != generation {
             continue;
         }
-        let ready = condition_of(&told, "Ready").expect("it is told");
+        let ready = condition_of(&pipeline, "Ready").expect("it is told");
         assert_eq!(ready["status"], "False", "{ready}");
         if !["Applying", "RollingOut"].contains(&ready["reason"].as_str().expect("a reason")) {
             break;

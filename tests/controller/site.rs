@@ -1,5 +1,5 @@
-//! What every test here begins with: a namespace of the shared API server, a proxy before it, and an operator that
-//! looks after the namespace. The kubelet is the test: it says that the pod runs, and runs the real worker for it.
+//! The setup of every test here: a namespace of the shared API server, a proxy before it, and an operator for the
+//! namespace. The test plays kubelet: it sets the pod's status, and runs the real worker for it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,7 +20,7 @@ use litejoin_tests::wait::until;
 use litejoin_tests::worker::{self, Launch, Worker};
 use serde_json::{Value, json};
 
-/// A namespace with all that belongs to it.
+/// A namespace with its proxy and its folder.
 pub(crate) struct ControllerSite {
     pub(crate) client: Client,
     pub(crate) namespace: String,
@@ -29,7 +29,7 @@ pub(crate) struct ControllerSite {
     pub(crate) server: Arc<ApiServer>,
 }
 
-/// Ports that the documents of a test name, since all pods here share one machine.
+/// Ports in the documents of a test, since all pods here share one machine.
 pub(crate) struct Ports {
     pub(crate) admin: u16,
     pub(crate) ingest: u16,
@@ -40,7 +40,7 @@ impl Ports {
     pub(crate) fn free() -> Self {
         let block = ports::PortBlock::free();
         let [admin, ingest, live] = [0, 1, 2].map(|number| block.number(number));
-        // They are ours for as long as the tests run.
+        // The ports stay reserved while the tests run.
         std::mem::forget(block);
         Self { admin, ingest, live }
     }
@@ -51,7 +51,7 @@ impl ControllerSite {
         Self::on(ApiServer::shared().await).await
     }
 
-    /// A namespace of this server.
+    /// Creates a namespace on this server.
     pub(crate) async fn on(server: Arc<ApiServer>) -> Self {
         let client = server.client().await;
         let namespace = server.namespace(&client).await;
@@ -64,13 +64,13 @@ impl ControllerSite {
         self.operator_with(&["--lease-seconds", "3"])
     }
 
-    /// The same, with these arguments.
+    /// Starts an operator behind the proxy with these arguments.
     pub(crate) fn operator_with(&self, arguments: &[&str]) -> Worker {
         let kubeconfig = self.server.kubeconfig(&self.namespace, &self.proxy.url());
         operator::start(&self.folder, &kubeconfig, &self.namespace, arguments)
     }
 
-    /// Makes a Secret, or gives it other values.
+    /// Creates a Secret, or replaces its values.
     pub(crate) async fn secret(&self, name: &str, values: &[(&str, &str)]) {
         let data: BTreeMap<&str, &str> = values.iter().copied().collect();
         let secret =
@@ -80,7 +80,7 @@ impl ControllerSite {
         made.expect("a Secret can be made");
     }
 
-    /// An API of one of our kinds.
+    /// Returns an API of one of LiteJoin's kinds.
     pub(crate) fn ours(&self, kind: Kind) -> Api<DynamicObject> {
         let kind = GroupVersionKind::gvk(litejoin_crds::GROUP, litejoin_crds::VERSION, kind.as_str());
         Api::namespaced_with(self.client.clone(), &self.namespace, &ApiResource::from_gvk(&kind))
@@ -93,7 +93,7 @@ impl ControllerSite {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    /// Applies documents of ours as `kubectl apply --server-side` does.
+    /// Applies documents as `kubectl apply --server-side` does.
     pub(crate) async fn apply(&self, manifest: &str) {
         for document in documents(manifest) {
             let kind = document["kind"].as_str().and_then(Kind::from_name).expect("a kind of ours");
@@ -106,7 +106,7 @@ impl ControllerSite {
         }
     }
 
-    /// Waits until a document's condition is what is expected: its status and reason.
+    /// Waits until a document's condition has this status and reason.
     pub(crate) async fn wait_for(&self, kind: Kind, name: &str, condition: &str, status: &str, reason: &str) {
         let api = self.ours(kind);
         let what = format!("{} {name} with {condition} {status} {reason}", kind.as_str());
@@ -118,14 +118,14 @@ impl ControllerSite {
         .await;
     }
 
-    /// Plays kubelet for a pipeline's pod: binds the claim, runs the worker over the ConfigMap, and says that the
-    /// pod is ready. Returns the worker; it lives as long as the pod.
+    /// Plays kubelet for a pipeline's pod: binds the claim, runs the worker with the ConfigMap, and sets the pod
+    /// ready. Returns the worker, which lives as long as the pod.
     pub(crate) async fn run_pod(&self, pipeline: &str) -> Worker {
         let launch = self.folder.run(["--watch", "--leave-out-invalid", "--secrets-dir", "secrets"]);
         self.run_pod_as(pipeline, launch).await
     }
 
-    /// The same for a worker with arguments or variables of its own.
+    /// Plays kubelet as [`Self::run_pod`] does, with a worker of other arguments or variables.
     pub(crate) async fn run_pod_as(&self, pipeline: &str, launch: Launch) -> Worker {
         let pods: Api<Pod> = self.api();
         let pod = format!("{pipeline}-0");
@@ -137,7 +137,7 @@ impl ControllerSite {
         worker
     }
 
-    /// Writes the ConfigMap and Secrets to where the worker reads them, as kubelet does.
+    /// Writes the ConfigMap and Secrets to the worker's folder, as kubelet does.
     pub(crate) async fn mount(&self, pipeline: &str) {
         let sets: Api<StatefulSet> = self.api();
         let set = sets.get(pipeline).await.expect("there is a StatefulSet");
@@ -156,7 +156,7 @@ impl ControllerSite {
         fs::write(self.folder.path().join("pipeline.yaml"), text).expect("the folder is ours");
     }
 
-    /// Says of a claim that it has its volume.
+    /// Sets a claim's status to bound.
     pub(crate) async fn bind_claim(&self, pipeline: &str) {
         let claims: Api<PersistentVolumeClaim> = self.api();
         let name = format!("data-{pipeline}-0");
@@ -168,7 +168,7 @@ impl ControllerSite {
         patched.expect("a claim has a status");
     }
 
-    /// Says of a pod that it runs at this machine's address, and whether it is ready.
+    /// Sets a pod's status: running at this machine's address, and whether ready.
     pub(crate) async fn set_pod(&self, pod: &str, ready: &str) {
         let status = json!({ "status": {
             "phase": "Running",
@@ -181,8 +181,8 @@ impl ControllerSite {
         patched.expect("a pod has a status");
     }
 
-    /// Puts a pod on a node that went silent long ago, and marks the pod for deletion as Kubernetes then does. Returns the
-    /// node's name.
+    /// Binds a pod to a node that went silent long ago, and marks the pod for deletion as Kubernetes then does.
+    /// Returns the node's name.
     pub(crate) async fn lose_node(&self, pod: &str) -> String {
         let node = format!("lost-{}", self.namespace);
         let nodes: Api<Node> = Api::all(self.client.clone());
@@ -199,7 +199,7 @@ impl ControllerSite {
         node
     }
 
-    /// Says that a pod runs on a node, as a scheduler does.
+    /// Binds a pod to a node, as a scheduler does.
     async fn schedule(&self, pod: &str, node: &str) {
         let binding = json!({
             "apiVersion": "v1",
@@ -214,20 +214,20 @@ impl ControllerSite {
     }
 }
 
-/// The documents of a manifest.
+/// Returns the documents of a manifest.
 pub(crate) fn documents(manifest: &str) -> Vec<Value> {
     use serde::Deserialize;
     let read = |document| Value::deserialize(document).expect("a manifest is YAML");
     serde_yaml::Deserializer::from_str(manifest).map(read).filter(|document| !document.is_null()).collect()
 }
 
-/// A condition of a status.
+/// Returns a condition of a status.
 pub(crate) fn condition_of(object: &DynamicObject, kind: &str) -> Option<Value> {
     let conditions = object.data["status"]["conditions"].as_array()?;
     conditions.iter().find(|condition| condition["type"] == kind).cloned()
 }
 
-/// Names of objects, sorted.
+/// Returns the names of objects, sorted.
 pub(crate) fn names<K: ResourceExt>(objects: &[K]) -> Vec<String> {
     let mut names: Vec<String> = objects.iter().map(ResourceExt::name_any).collect();
     names.sort();

@@ -1,4 +1,4 @@
-//! A certificate authority of a test's own, and what it signs.
+//! A certificate authority for a test, and the certificates that it signs.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 
-/// An authority.
+/// A certificate authority.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
@@ -21,7 +21,7 @@ pub struct Identity {
 
 impl Authority {
     pub fn new() -> Self {
-        // A provider that is installed already is the same one.
+        // An error means that the provider is installed already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut params = CertificateParams::new([]).expect("no names are fine");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -31,7 +31,7 @@ impl Authority {
         Self { issuer }
     }
 
-    /// The certificate of the authority itself, as PEM.
+    /// Returns the certificate of the authority itself, as PEM.
     pub fn pem(&self) -> String {
         self.issuer.pem()
     }
@@ -47,7 +47,7 @@ impl Authority {
         Identity { cert: cert.pem(), key: key.serialize_pem() }
     }
 
-    /// A server's settings; with `clients` it wants certificates that this authority has signed.
+    /// Returns a server's settings; with `clients` the server requires certificates that this authority has signed.
     pub fn server(&self, identity: &Identity, clients: Option<&Authority>) -> rustls::ServerConfig {
         let builder = rustls::ServerConfig::builder();
         let builder = match clients {

@@ -1,10 +1,10 @@
-//! Processes that end when the tests do.
+//! Processes that end with the tests.
 
 use std::process::{Child, Command};
 use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 
-/// Starts a process from a thread that lives as long as this process: the signal at the death of its parent means that
-/// thread.
+/// Starts a process from a thread that lives as long as this process: the kernel signals a child when the thread dies
+/// that started it.
 pub(crate) fn spawn(command: Command) -> Child {
     type Order = (Command, mpsc::Sender<Child>);
     static NURSERY: OnceLock<Mutex<mpsc::Sender<Order>>> = OnceLock::new();
@@ -24,7 +24,7 @@ pub(crate) fn spawn(command: Command) -> Child {
     child.recv().expect("the process starts")
 }
 
-/// A group of processes by the id of its first one; dropping it kills the group.
+/// A group of processes by the id of its leader; dropping it kills the group.
 pub struct ProcessGroup(pub u32);
 
 impl Drop for ProcessGroup {

@@ -9,7 +9,7 @@ use crate::kafka::Record;
 use crate::results::Event;
 use crate::sse::Subscription;
 
-/// A subscriber by Server-Sent Events, which comes back after each loss of its connection.
+/// A subscriber by Server-Sent Events, which reconnects after each loss of its connection.
 #[derive(Default)]
 pub struct Subscriber {
     held: Mutex<BTreeSet<String>>,
@@ -18,10 +18,10 @@ pub struct Subscriber {
 }
 
 impl Subscriber {
-    /// Follows a join until the stream ends: from the last id that it has seen, or else from the whole.
+    /// Follows a join until the stream ends: from the last event id, or from the whole state if there is none.
     ///
     /// # Errors
-    /// If no server takes the subscription.
+    /// If no server accepts the subscription.
     pub async fn follow(&self, address: SocketAddr, join: &str) -> Result<(), reqwest::Error> {
         let last = lock(&self.last_event_id).clone();
         let query = format!("join={join}&replay={}", last.is_none());
@@ -44,13 +44,13 @@ impl Subscriber {
         lock(&self.held).clone()
     }
 
-    /// How many `reset` events it got.
+    /// Returns the number of `reset` events.
     pub fn resets(&self) -> usize {
         self.resets.load(Ordering::Relaxed)
     }
 }
 
-/// Notes the key of a result that has rows, and removes the key of a result that has none any more.
+/// Adds the key of a result that has rows, and removes the key of a result without rows.
 pub fn note(held: &mut BTreeSet<String>, event: &Event) {
     let key = event.key.as_str().expect("these keys are texts").to_owned();
     match event.rows.is_empty() {
@@ -59,7 +59,7 @@ pub fn note(held: &mut BTreeSet<String>, event: &Event) {
     };
 }
 
-/// The keys that are left once each record has replaced the earlier one of its key.
+/// Returns the keys that remain once each record has replaced the earlier one of its key.
 pub fn kept(records: Vec<Record>) -> BTreeSet<String> {
     let mut kept = BTreeSet::new();
     for record in records {

@@ -1,9 +1,10 @@
-//! The fields of manifests, one by one: which there are, which a test writes, and how a test fares without one. With
-//! `LITEJOIN_IGNORE=Sink.spec.http.timeout` a site writes its manifests without that field, as if the worker ignored
-//! it; with `LITEJOIN_FIELDS=FOLDER` a site notes which fields it has written, in a file with the name of the test.
+//! The fields of manifests, one by one: all fields, the fields that a test writes, and a run of a test without one
+//! field. With `LITEJOIN_IGNORE=Sink.spec.http.timeout` a site writes its manifests without that field, as if the
+//! worker ignored it; with `LITEJOIN_FIELDS=FOLDER` a site notes the fields that it has written, in a file with the
+//! name of the test.
 //!
-//! In both cases a manifest is written anew, so a test that depends on its very lines fails in both. A manifest keeps the
-//! field if it would be refused without, and stays as it is if it is refused anyway.
+//! In both modes manifests are serialized again, so a test that depends on line numbers fails in both. A manifest
+//! keeps a field without which it would be refused, and stays unchanged if it is refused anyway.
 
 use std::env::var_os;
 use std::fs::OpenOptions;
@@ -19,8 +20,8 @@ use serde_json::Value;
 /// The suffix of a field in the notes of a test whose manifests are refused without it.
 pub const NEEDED: &str = " needed";
 
-/// Paths of all fields of a kind, such as `Sink.spec.http.timeout`. Where a credential or a certificate is to be found
-/// is one field: the code that looks it up doesn't know its purpose.
+/// Returns the paths of all fields of a kind, such as `Sink.spec.http.timeout`. The place of a credential or a
+/// certificate is one field: the code that reads it doesn't know its purpose.
 pub fn all(kind: Kind) -> Vec<String> {
     let mut fields = Vec::new();
     below(&schema(kind)["properties"]["spec"], &format!("{}.spec", kind.as_str()), &mut fields);
@@ -39,7 +40,7 @@ fn below(schema: &Value, at: &str, fields: &mut Vec<String>) {
     }
 }
 
-/// A manifest as it is to be written: unchanged, unless the environment says otherwise.
+/// Returns the manifest to write: unchanged, unless the environment says otherwise.
 pub(crate) fn written(manifest: &[u8]) -> Vec<u8> {
     let (ignored, noted) = (var_os("LITEJOIN_IGNORE"), var_os("LITEJOIN_FIELDS"));
     let documents = (ignored.is_some() || noted.is_some()).then(|| read(manifest)).flatten();
@@ -73,7 +74,7 @@ fn note(folder: &Path, documents: &[Document]) {
     file.write_all(lines.as_bytes()).expect("a file can be written");
 }
 
-/// The documents without a field, wherever it is, in a Pipeline's lists too; none if it is nowhere.
+/// Returns the documents without a field, wherever it is, in a Pipeline's lists too; `None` if it is nowhere.
 fn without(documents: &[Document], field: &str) -> Option<Vec<Document>> {
     let path: Vec<&str> = field.split('.').collect();
     let kind = Kind::from_name(path[0]).unwrap_or_else(|| panic!("{field:?} begins with no kind"));
@@ -86,7 +87,7 @@ fn without(documents: &[Document], field: &str) -> Option<Vec<Document>> {
     (removed.count() > 0).then_some(documents)
 }
 
-/// Removes a field, and what holds nothing else.
+/// Removes a field, and each parent that is empty then.
 fn remove(value: &mut Value, path: &[&str]) -> bool {
     match value {
         Value::Array(items) => items.iter_mut().fold(false, |removed, item| removed | remove(item, path)),

@@ -11,10 +11,10 @@ use crate::ingest::message;
 use crate::oracle::Oracle;
 use crate::results::{ResultKey, Results};
 
-/// The name of the join of a case that has just one.
+/// The name of the join of a case with a single join.
 const ONLY_JOIN: &str = "result";
 
-/// One case.
+/// A golden case.
 #[derive(Debug)]
 pub struct Case {
     /// The name of its file.
@@ -71,7 +71,7 @@ struct Expected {
     rows: Vec<Value>,
 }
 
-/// Every case of a folder below `tests/cases`, by name.
+/// Returns every case of a folder below `tests/cases`, by name.
 pub fn cases(folder: &str) -> Vec<Case> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases").join(folder);
     let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
@@ -88,7 +88,7 @@ impl Case {
         Self::parse(name, &text)
     }
 
-    /// Reads a case from its text.
+    /// Parses a case.
     pub fn parse(name: &str, text: &str) -> Self {
         let file: File = serde_yaml::from_str(text).unwrap_or_else(|error| panic!("{name}: {error}"));
         let mut joins = file.joins;
@@ -100,7 +100,7 @@ impl Case {
             if steps.last().is_none_or(|step| step.at != input.at) {
                 steps.push(CaseStep { at: input.at, ..CaseStep::default() });
             }
-            // Bare text would be taken for JSON in a string.
+            // A source parses a string payload as JSON, so a text is sent as a JSON string within the string.
             let payload = match input.payload {
                 Value::String(text) => json!(json!(text).to_string()),
                 other => other,
@@ -123,7 +123,7 @@ impl Case {
         Self { name: name.to_owned(), joins, steps }
     }
 
-    /// The topics that messages go to, in the spelling of the first.
+    /// Returns the topics that messages go to, in the spelling of the first message.
     pub fn topics(&self) -> Vec<String> {
         let mut seen = BTreeSet::new();
         let messages = self.steps.iter().flat_map(|step| &step.messages);
@@ -133,11 +133,11 @@ impl Case {
             .collect()
     }
 
-    /// The results of every join over the topics in `data_dir`.
+    /// Returns the results of every join over the topics in `data_dir`.
     pub fn oracle(&self, data_dir: &Path) -> Results {
         let topics = self.topics();
         let oracle = Oracle::read(data_dir, topics.iter().map(String::as_str));
-        // A view may name others that come after it, as long as they are there when it is read.
+        // A view may name later views, as long as they exist when it is read.
         for join in &self.joins {
             oracle.define(&join.name, &join.query);
         }

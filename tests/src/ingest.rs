@@ -28,7 +28,7 @@ impl Ingest {
         Self { url: format!("http://{address}/ingest"), client: client() }
     }
 
-    /// Posts a body as it is; `content_type` may be left out.
+    /// Posts a body; without a `content-type` header if `content_type` is `None`.
     pub async fn try_post(
         &self,
         content_type: Option<&str>,
@@ -45,7 +45,7 @@ impl Ingest {
         Ok(Answer { status, headers, body })
     }
 
-    /// Posts a body as it is.
+    /// Posts a body.
     ///
     /// # Panics
     /// If no answer comes.
@@ -54,12 +54,12 @@ impl Ingest {
         answer.unwrap_or_else(|error| panic!("POST {}: {error:?}", self.url))
     }
 
-    /// Posts messages as an array.
+    /// Posts messages as a JSON array.
     pub async fn try_send(&self, messages: &[Value]) -> Result<Answer, reqwest::Error> {
         self.try_post(Some("application/json"), Value::from(messages).to_string()).await
     }
 
-    /// Posts messages as an array, which must all be taken, and returns the epoch in which they are seen.
+    /// Posts messages as a JSON array, asserts that the source accepts them, and returns the epoch that contains them.
     pub async fn send(&self, messages: &[Value]) -> u64 {
         let answer = self.post(Some("application/json"), Value::from(messages).to_string()).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
@@ -73,7 +73,7 @@ impl Ingest {
     }
 }
 
-/// A message; `null` as its payload deletes.
+/// Returns a message; `null` as its payload deletes.
 pub fn message(topic: &str, key: &str, payload: Value) -> Value {
     json!({"topic": topic, "key": key, "payload": payload})
 }

@@ -1,6 +1,6 @@
-//! Apache Kafka itself: one broker that tests share, or a cluster of a test's own whose brokers can be killed; and
+//! Apache Kafka itself: one broker that tests share, or a cluster for one test whose brokers can be killed; and
 //! clients that write and read records. Brokers listen on an address of this machine, keep their data in a scratch
-//! folder, and are gone when the tests are.
+//! folder, and end with the tests.
 
 mod broker;
 mod client;
@@ -20,14 +20,14 @@ pub use self::client::{Member, Producer, Record, TopicReader};
 use crate::ports::PortBlock;
 use crate::wait::until;
 
-/// Brokers that are one cluster.
+/// The brokers of one cluster.
 pub struct KafkaCluster {
     nodes: Vec<Broker>,
     folder: TempDir,
     admin: client::Admin,
 }
 
-/// The broker that tests share; each uses Kafka topics of its own.
+/// Returns the broker that tests share; each test has Kafka topics of its own.
 pub async fn shared() -> &'static KafkaCluster {
     static SHARED: OnceCell<(KafkaCluster, Janitor)> = OnceCell::const_new();
     let shared = SHARED.get_or_init(async || {
@@ -38,14 +38,14 @@ pub async fn shared() -> &'static KafkaCluster {
     &shared.await.0
 }
 
-/// Removes the folder of a static, which is never dropped, when this process ends.
+/// Removes the folder of the shared cluster when this process ends: statics are never dropped.
 struct Janitor {
     _child: Child,
 }
 
 impl Janitor {
     fn of(folder: &Path) -> Self {
-        // The end of its input is our end.
+        // The shell's input ends with this process.
         let mut command = Command::new("sh");
         command.args(["-c", "cat; rm -rf \"$0\""]).arg(folder).stdin(Stdio::piped());
         Self { _child: command.spawn().expect("sh is there") }
@@ -90,58 +90,58 @@ impl KafkaCluster {
         .await;
     }
 
-    /// The addresses of all brokers, without encryption or credentials.
+    /// Returns the addresses of all brokers, without encryption or credentials.
     pub fn brokers(&self) -> String {
         self.addresses(Listener::Plain)
     }
 
-    /// The addresses of all brokers at one of their listeners.
+    /// Returns the addresses of all brokers at one of their listeners.
     pub fn addresses(&self, listener: Listener) -> String {
         let addresses: Vec<String> = self.nodes.iter().map(|node| node.address(listener)).collect();
         addresses.join(",")
     }
 
-    /// A file with certificates or keys: `ca.pem`, `client.pem`, `client-key.pem`.
+    /// Returns the path of a file with certificates or keys: `ca.pem`, `client.pem`, `client-key.pem`.
     pub fn file(&self, name: &str) -> String {
         self.folder.path().join(name).display().to_string()
     }
 
-    /// Ends a broker as a crash would.
+    /// Kills a broker.
     pub fn kill(&mut self, broker: usize) {
         self.nodes[broker].kill();
     }
 
-    /// Starts a broker again that was killed, and waits until it serves.
+    /// Restarts a killed broker, and waits until it serves.
     pub async fn restart(&mut self, broker: usize) {
         self.nodes[broker].restart();
         self.wait_until_it_serves().await;
     }
 
-    /// Makes a Kafka topic, each partition on all brokers, and waits until it can be written to.
+    /// Creates a Kafka topic with replicas of each partition on all brokers, and waits until it can be written to.
     pub async fn create_topic(&self, topic: &str, partitions: i32) {
         self.create_topic_with(topic, partitions, &[]).await;
     }
 
-    /// Makes a Kafka topic with these settings.
+    /// Creates a Kafka topic with these settings.
     pub async fn create_topic_with(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
         let copies = i32::try_from(self.nodes.len()).expect("a few brokers");
         self.admin.create_topic(topic, partitions, copies, settings).await;
         self.wait_for_partitions(topic, partitions).await;
     }
 
-    /// Gives a Kafka topic more partitions.
+    /// Adds partitions to a Kafka topic.
     pub async fn grow_topic(&self, topic: &str, partitions: i32) {
         self.admin.grow_topic(topic, partitions).await;
         self.wait_for_partitions(topic, partitions).await;
     }
 
-    /// Removes a Kafka topic, and waits until it is gone.
+    /// Deletes a Kafka topic, and waits until it is gone.
     pub async fn delete_topic(&self, topic: &str) {
         self.admin.delete_topic(topic).await;
         self.wait_for_partitions(topic, 0).await;
     }
 
-    /// Removes the records below an offset, as retention does.
+    /// Deletes the records below an offset, as retention does.
     pub async fn delete_records(&self, topic: &str, partition: i32, before: i64) {
         self.admin.delete_records(topic, partition, before).await;
     }
@@ -156,23 +156,23 @@ impl KafkaCluster {
         .await;
     }
 
-    /// The offset that a consumer group has committed for a partition.
+    /// Returns the offset that a consumer group has committed for a partition.
     pub async fn committed(&self, group: &str, topic: &str, partition: i32) -> Option<i64> {
         let (brokers, group, topic) = (self.brokers(), group.to_owned(), topic.to_owned());
         blocking(move || client::committed(&brokers, &group, &topic, partition)).await
     }
 
-    /// A consumer that is a member of a group, as another program would be.
+    /// Starts a consumer that is a member of a group, as another program would be.
     pub fn join_group(&self, group: &str, topic: &str) -> Member {
         Member::join(&self.brokers(), group, topic)
     }
 
-    /// A client that writes records, and returns when all brokers have them.
+    /// Returns a producer that waits until all brokers have a record.
     pub fn producer(&self) -> Producer {
         Producer::new(&self.brokers())
     }
 
-    /// Everything in a Kafka topic that is committed now, partition by partition.
+    /// Returns all committed records of a Kafka topic, partition by partition.
     pub async fn read(&self, topic: &str) -> Vec<Record> {
         let (brokers, topic) = (self.brokers(), topic.to_owned());
         blocking(move || client::read(&brokers, &topic)).await
@@ -184,7 +184,7 @@ impl KafkaCluster {
     }
 }
 
-/// Settings of every client of ours.
+/// Returns the settings of every client of the tests.
 fn config(brokers: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers).set("allow.auto.create.topics", "false");

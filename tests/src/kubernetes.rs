@@ -1,5 +1,5 @@
-//! Real Kubernetes for tests: an API server with etcd and a proxy before it that counts and disturbs calls, where no
-//! pods are needed; and a whole node where they are. The processes are gone when the last test that uses them is.
+//! Real Kubernetes for tests: for tests without pods, an API server with etcd and a proxy that counts and disturbs
+//! calls; for the others, a whole node. The processes end with the last test that uses them.
 
 pub mod api_server;
 pub mod image;

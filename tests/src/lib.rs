@@ -1,6 +1,6 @@
-//! The harness: the built worker as a child process, clients for what it serves, and SQLite as the oracle of
-//! its results. The harness knows nothing of the worker's code, only the parts that a user sees. Each failure
-//! panics with the action that failed; a worker that is dropped by a panic prints its log.
+//! The harness: the built worker as a child process, clients for its interfaces, and SQLite as the oracle of its
+//! results. The harness uses none of the worker's code, only interfaces for users. Each failure panics with the failed
+//! action; a worker that a panic drops prints its log.
 
 pub mod certificates;
 pub mod child;

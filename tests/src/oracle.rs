@@ -1,4 +1,4 @@
-//! What results must be: the query run by SQLite over all rows of all shards in one plain database.
+//! The oracle of results: SQLite runs the query over all rows of all shards in one plain database.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,17 +10,17 @@ use serde_json::{Map, Value, json};
 
 use crate::results::{ResultKey, Results};
 
-/// Payload and timestamp by key, by topic in lower case. In the order of keys, since what SQLite leaves open (which of 5
-/// and 5.0 a group shows) follows from the order of rows.
+/// Payload and timestamp by key, by topic in lower case. Keys are sorted, since results that SQLite leaves open (which
+/// of 5 and 5.0 a group shows) follow from the order of rows.
 type Rows = BTreeMap<String, BTreeMap<String, [Owned; 2]>>;
 
-/// The topics of a data directory, gathered into one database in memory.
+/// The topics of a data directory in one database in memory.
 pub struct Oracle {
     connection: Connection,
 }
 
 impl Oracle {
-    /// A database with these topics, empty.
+    /// Creates a database with these topics, all empty.
     #[expect(clippy::disallowed_methods, reason = "the oracle must not depend on how the worker opens files")]
     pub fn new<'t>(topics: impl IntoIterator<Item = &'t str>) -> Self {
         let connection = Connection::open_with_flags(":memory:", OpenFlags::default())
@@ -32,8 +32,8 @@ impl Oracle {
         oracle
     }
 
-    /// Reads every shard of a data directory, whether its worker runs or not, and changes nothing in it. `topics`
-    /// are there even if no message came.
+    /// Reads every shard of a data directory, beside a running worker or without one, and changes no file in it.
+    /// `topics` exist even without messages.
     pub fn read<'t>(data_dir: &Path, topics: impl IntoIterator<Item = &'t str>) -> Self {
         let oracle = Self::new(topics);
         let entries =
@@ -120,25 +120,25 @@ impl Oracle {
             .unwrap_or_else(|error| panic!("{topic} {key}: {error}"));
     }
 
-    /// Has rows come in another order wherever a query leaves it open.
+    /// Reverses the order of rows wherever a query leaves it open.
     pub fn reverse(&self) {
         let done = self.connection.pragma_update(None, "reverse_unordered_selects", true);
         done.expect("SQLite takes the pragma");
     }
 
-    /// Forgets what was [defined](Self::define).
+    /// Removes a join that was [defined](Self::define).
     pub fn undefine(&self, join: &str) {
         let sql = format!("DROP VIEW {}", quoted(join));
         self.connection.execute_batch(&sql).unwrap_or_else(|error| panic!("{join}: {error}"));
     }
 
-    /// Lets later queries read a join by its name.
+    /// Defines a join for later queries that read it by name.
     pub fn define(&self, join: &str, query: &str) {
         let sql = format!("CREATE VIEW {} AS {query}", quoted(join));
         self.connection.execute_batch(&sql).unwrap_or_else(|error| panic!("{join}: {error}"));
     }
 
-    /// The results of a join, grouped by `key_column` or else the first column.
+    /// Returns the results of a join, grouped by `key_column` or else the first column.
     pub fn results(&self, join: &str, query: &str, key_column: Option<&str>) -> Results {
         let rows = self.rows(query);
         let mut groups: BTreeMap<ResultKey, Vec<Value>> = BTreeMap::new();
@@ -154,7 +154,7 @@ impl Oracle {
         results
     }
 
-    /// The one value that a query yields.
+    /// Returns the single value that a query yields.
     pub fn value(&self, query: &str) -> Value {
         let rows = self.rows(query);
         let [(_, row)] = rows.as_slice() else { panic!("{query} yields {} rows", rows.len()) };
@@ -188,7 +188,7 @@ fn value(value: ValueRef<'_>) -> Value {
     }
 }
 
-/// A real as a reader of JSON gets it: serde_json may be off in the last bit, so both sides have to be read by it.
+/// Returns a real as serde_json reads it: serde_json may be off in the last bit, so both sides go through it.
 fn read_back(real: f64) -> Value {
     serde_json::from_str(&json!(real).to_string()).expect("a number is JSON")
 }

@@ -1,26 +1,26 @@
-//! Ports for servers that tests start.
+//! Ports for servers in tests.
 
 use std::net::TcpListener;
 use std::sync::Arc;
 
 use rand::RngExt;
 
-/// Below those that the system gives to connections, so that one is still free after a kill.
+/// Below the ephemeral ports of the system, so that a port is still free after a kill.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
-/// Ports in a row that are ours for as long as this lives. The first is held open, for nothing but to keep other tests
-/// from the rest, also while a broker is down.
+/// Consecutive ports that are reserved until drop. The first is held open, only to keep other tests away from the
+/// rest, also while a broker is down.
 #[derive(Debug, Clone)]
 pub struct PortBlock {
     first: u16,
     _held: Arc<TcpListener>,
 }
 
-/// Ports in a row.
+/// The number of ports in a block.
 const BLOCK: u16 = 8;
 
 impl PortBlock {
-    /// Free ports.
+    /// Returns a block of free ports.
     pub fn free() -> Self {
         loop {
             let first = PORTS.start + BLOCK * rand::rng().random_range(0..(PORTS.end - PORTS.start) / BLOCK);
@@ -31,7 +31,7 @@ impl PortBlock {
         }
     }
 
-    /// One of them, by its number from 0 to 6.
+    /// Returns one of the ports, by its number from 0 to 6.
     pub fn number(&self, number: u16) -> u16 {
         self.first + 1 + number
     }

@@ -1,12 +1,10 @@
-//! How often a test with chance in it is repeated, and by which seeds. A failure prints its seed; the seed alone
-//! replays the choices: `LITEJOIN_SEED=7 cargo test --workspace --test system kill`. A long run is split by giving
-//! the first and the last: `LITEJOIN_SEED=1-500`.
+//! Repetitions and seeds of a randomized test. A failure prints its seed; the seed alone replays the choices:
+//! `LITEJOIN_SEED=7 cargo test --workspace --test system kill`. A range splits a long run: `LITEJOIN_SEED=1-500`.
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-/// Seeds of the repetitions to run: `few` of them, `many` when the long run is asked for (`tests/run --long`), or
-/// those that are asked for by number.
+/// Returns the seeds to run: `few` of them, `many` in the long run (`tests/run --long`), or those of `LITEJOIN_SEED`.
 pub fn seeds(few: u64, many: u64) -> Vec<u64> {
     match variable("LITEJOIN_SEED") {
         Some(seeds) => {
@@ -19,7 +17,7 @@ pub fn seeds(few: u64, many: u64) -> Vec<u64> {
     }
 }
 
-/// The same seeds, or fresh ones without end if `tests/run --forever` asks for them; each fresh seed is printed.
+/// Returns the seeds of [`seeds`], or endless fresh seeds with `tests/run --forever`; prints each fresh seed.
 pub fn endless_seeds(few: u64, many: u64) -> Box<dyn Iterator<Item = u64>> {
     if variable("LITEJOIN_FOREVER").is_none_or(|value| value != "1") {
         return Box::new(seeds(few, many).into_iter());
@@ -31,12 +29,12 @@ pub fn endless_seeds(few: u64, many: u64) -> Box<dyn Iterator<Item = u64>> {
     }))
 }
 
-/// Whether the long run is asked for.
+/// Returns whether this is the long run.
 pub fn is_long() -> bool {
     variable("LITEJOIN_LONG").is_some_and(|value| value == "1")
 }
 
-/// Randomness that follows from `seed` alone.
+/// Returns a generator that depends on `seed` alone.
 pub fn chance(seed: u64) -> StdRng {
     StdRng::seed_from_u64(seed)
 }

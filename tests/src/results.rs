@@ -1,4 +1,4 @@
-//! Results as a user holds them: the rows of each key of each join, whatever way they came.
+//! Results as a user holds them: the rows of each key of each join, from any sink.
 
 use std::collections::BTreeMap;
 
@@ -7,13 +7,13 @@ use serde_json::Value;
 /// A join and a result key, as JSON: 1 and "1" are two keys.
 pub type ResultKey = (String, String);
 
-/// The rows of every key that has any, each a bag: sorted, so that bags compare.
+/// The rows of every key that has any; sorted, since their order has no meaning.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Results {
     pub rows: BTreeMap<ResultKey, Vec<String>>,
 }
 
-/// One changed result, as every sink tells it.
+/// A changed result, as every sink sends it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
     pub query: String,
@@ -22,13 +22,13 @@ pub struct Event {
     pub op: String,
     pub id: String,
     pub epoch: u64,
-    /// Sent as part of the present state.
+    /// Whether the event is part of the current state.
     pub is_replay: bool,
-    /// All that came, those fields among it.
+    /// The whole event as JSON, including the fields above.
     pub whole: Value,
 }
 
-/// `<lineage>.<epoch>.<n>` in parts.
+/// The parts of `<lineage>.<epoch>.<n>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventId {
     pub lineage: String,
@@ -37,7 +37,7 @@ pub struct EventId {
 }
 
 impl Event {
-    /// Reads what a sink has sent.
+    /// Parses an event that a sink has sent.
     pub fn read(json: &str) -> Self {
         let whole: Value = serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {json}"));
         let text = |field: &str| match &whole[field] {
@@ -73,14 +73,14 @@ impl EventId {
         }
     }
 
-    /// Where it stands among the ids of its lineage.
+    /// Returns the position among the ids of the lineage.
     pub fn position(&self) -> (u64, u64) {
         (self.epoch, self.n)
     }
 }
 
 impl Results {
-    /// Sets the rows of one key; none takes the key away.
+    /// Sets the rows of a key; no rows remove the key.
     pub fn set<'v>(&mut self, key: ResultKey, rows: impl IntoIterator<Item = &'v Value>) {
         let mut rows: Vec<String> = rows.into_iter().map(Value::to_string).collect();
         rows.sort_unstable();
@@ -91,14 +91,14 @@ impl Results {
         }
     }
 
-    /// Folds events into the state that they end in.
+    /// Returns the state after these events.
     pub fn folded<'e>(events: impl IntoIterator<Item = &'e Event>) -> Self {
         let mut results = Self::default();
         results.fold(events);
         results
     }
 
-    /// Applies events in their order.
+    /// Applies events in order.
     pub fn fold<'e>(&mut self, events: impl IntoIterator<Item = &'e Event>) {
         for event in events {
             self.set(event.result_key(), &event.rows);
@@ -110,7 +110,7 @@ impl Results {
         self.rows.extend(other.rows);
     }
 
-    /// The keys whose rows differ between `self` and `later`, with the rows they have later.
+    /// Returns the keys whose rows differ between `self` and `later`, with the rows in `later`.
     pub fn changes(&self, later: &Self) -> BTreeMap<ResultKey, Vec<String>> {
         let keys = self.rows.keys().chain(later.rows.keys());
         keys.filter(|key| self.rows.get(*key) != later.rows.get(*key))
@@ -118,7 +118,7 @@ impl Results {
             .collect()
     }
 
-    /// Fails where `self`, which was got by `how`, differs from `expected`, showing only the difference.
+    /// Panics if `self`, which was obtained by `how`, differs from `expected`; shows only the difference.
     pub fn assert_same(&self, expected: &Self, how: &str) {
         let wrong: Vec<String> = expected
             .changes(self)

@@ -1,5 +1,5 @@
-//! A server that the worker calls: it keeps every request that comes, answers as a test says, may hang, break off or be
-//! gone, and speaks TLS where wanted.
+//! A server that the worker calls: it keeps every request, answers as a test decides, can hang, break off or close,
+//! and speaks TLS if configured.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,13 +19,13 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::wait::until;
 
-/// A request as it came.
+/// A request as received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Received {
     pub method: String,
-    /// Path and query; the whole URL where the client takes the server for a proxy.
+    /// Path and query; the whole URL if the client uses the server as a proxy.
     pub target: String,
-    /// By names in lower case.
+    /// Headers by name in lower case.
     pub headers: BTreeMap<String, String>,
     pub body: Vec<u8>,
     pub at: Instant,
@@ -39,9 +39,9 @@ pub enum Reply {
         headers: Vec<(String, String)>,
         body: Vec<u8>,
     },
-    /// Nothing, until the client gives up.
+    /// No answer, until the client gives up.
     Hang,
-    /// Closes the connection.
+    /// Closes the connection without an answer.
     BreakOff,
 }
 
@@ -51,14 +51,14 @@ type Behaviour = Box<dyn Fn(&Received) -> Reply + Send + Sync>;
 struct ServerState {
     received: Mutex<Vec<Received>>,
     behaviour: Mutex<Option<Arc<Behaviour>>>,
-    /// Requests under way now, and the most there were at once.
+    /// Requests in flight, and the maximum so far.
     busy: Mutex<(usize, usize)>,
     connections: AtomicUsize,
-    /// Holds answers back while it is locked.
+    /// Delays answers while locked.
     gate: tokio::sync::RwLock<()>,
 }
 
-/// A server; dropping it closes it and all its connections.
+/// A server; dropping it closes the listener and all connections.
 pub struct Server {
     address: SocketAddr,
     scheme: &'static str,
@@ -79,25 +79,25 @@ impl Received {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
-    /// The value of a query parameter, as it came.
+    /// Returns the raw value of a query parameter.
     pub fn query(&self, name: &str) -> Option<&str> {
         let (_, query) = self.target.split_once('?')?;
         query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
     }
 
-    /// The path without its query.
+    /// Returns the path without the query.
     pub fn path(&self) -> &str {
         self.target.split('?').next().expect("a split has a first part")
     }
 }
 
 impl Reply {
-    /// An answer without a body.
+    /// Returns an answer without a body.
     pub fn status(status: u16) -> Self {
         Self::Answer { status, headers: Vec::new(), body: Vec::new() }
     }
 
-    /// 200 with this as its body.
+    /// Returns a 200 with this body.
     pub fn json(value: &Value) -> Self {
         Self::status(200).with_header("content-type", "application/json").with_body(value.to_string())
     }
@@ -120,17 +120,17 @@ impl Reply {
 }
 
 impl Server {
-    /// A server on a free port that answers 200 to everything.
+    /// Starts a server on a free port that answers 200 to every request.
     pub async fn start() -> Self {
         Self::listen("127.0.0.1:0".parse().expect("an address"), None).await
     }
 
-    /// A server on the address of an earlier one.
+    /// Starts a server on the address of an earlier one.
     pub async fn start_at(address: SocketAddr) -> Self {
         Self::listen(address, None).await
     }
 
-    /// A server that speaks TLS.
+    /// Starts a server that speaks TLS.
     pub async fn start_tls(config: rustls::ServerConfig) -> Self {
         let acceptor = TlsAcceptor::from(Arc::new(config));
         Self::listen("127.0.0.1:0".parse().expect("an address"), Some(acceptor)).await
@@ -153,48 +153,48 @@ impl Server {
         format!("{}://{}{path}", self.scheme, self.address)
     }
 
-    /// Says what requests are answered with from now on.
+    /// Sets the behaviour for later requests.
     pub fn behave(&self, behaviour: impl Fn(&Received) -> Reply + Send + Sync + 'static) {
         *lock(&self.shared.behaviour) = Some(Arc::new(Box::new(behaviour)));
     }
 
-    /// Every request so far, in the order in which they came.
+    /// Returns every request so far, in the order of arrival.
     pub fn received(&self) -> Vec<Received> {
         lock(&self.shared.received).clone()
     }
 
-    /// Forgets what has come so far, and returns it.
+    /// Removes and returns the requests so far.
     pub fn take(&self) -> Vec<Received> {
         std::mem::take(&mut lock(&self.shared.received))
     }
 
-    /// Waits until there have been so many requests since the last [`Self::take`].
+    /// Waits until there have been `count` requests since the last [`Self::take`].
     pub async fn wait_for(&self, count: usize) -> Vec<Received> {
         let what = format!("{count} requests");
         until(&what, async || Some(self.received()).filter(|received| received.len() >= count)).await
     }
 
-    /// The most requests that were under way at once.
+    /// Returns the maximum of concurrent requests.
     pub fn most_at_once(&self) -> usize {
         lock(&self.shared.busy).1
     }
 
-    /// Connections that were made so far.
+    /// Returns the number of accepted connections.
     pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::Relaxed)
     }
 
-    /// How many are under way now.
+    /// Returns the number of requests in flight.
     pub fn under_way(&self) -> usize {
         lock(&self.shared.busy).0
     }
 
-    /// Holds all answers back until the guard is dropped.
+    /// Delays all answers until the guard is dropped.
     pub async fn hold(&self) -> tokio::sync::RwLockWriteGuard<'_, ()> {
         self.shared.gate.write().await
     }
 
-    /// Closes it; its address refuses connections from then on.
+    /// Closes the server, so that its address refuses connections; returns the address.
     pub async fn close(self) -> SocketAddr {
         let address = self.address;
         self.accepting.abort();
@@ -214,7 +214,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Accepts until it is aborted, and takes its connections along then.
+/// Accepts connections until aborted, which closes them.
 async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<ServerState>) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -236,11 +236,11 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Ser
 
 async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, shared: Arc<ServerState>) {
     let service = service_fn(move |request| answer(request, Arc::clone(&shared)));
-    // An error means that the client has gone, or that the reply breaks off.
+    // An error means that the client has disconnected, or that the reply breaks off.
     let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
-/// Counts a request for as long as it is under way.
+/// Counts a request while it is in flight.
 struct Busy(Arc<ServerState>);
 
 impl Busy {

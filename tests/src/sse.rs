@@ -1,5 +1,5 @@
-//! A client of Server-Sent Events: <https://html.spec.whatwg.org/multipage/server-sent-events.html>, as far as one
-//! server uses them.
+//! A client of Server-Sent Events: <https://html.spec.whatwg.org/multipage/server-sent-events.html>, limited to the
+//! parts that the worker uses.
 
 use std::net::SocketAddr;
 
@@ -10,20 +10,20 @@ use crate::client::client;
 use crate::results::Event;
 use crate::wait::TIMEOUT;
 
-/// One connection.
+/// A subscription over one connection.
 pub struct Subscription {
     response: reqwest::Response,
-    /// Bytes that came and were not read yet.
+    /// Bytes that were received but not parsed yet.
     buffer: Vec<u8>,
-    /// The id of the last event that had one: what a client sends when it comes back.
+    /// The id of the last event with an id, which a client sends when it reconnects.
     pub last_event_id: Option<String>,
-    /// Comments that came: heartbeats.
+    /// Received comments: heartbeats.
     pub comments: u64,
-    /// Whether the worker has ended the stream, or has gone.
+    /// Whether the stream has ended.
     ended: bool,
 }
 
-/// One event as it came.
+/// An event as received.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SseEvent {
     pub event: String,
@@ -32,7 +32,7 @@ pub struct SseEvent {
 }
 
 impl SseEvent {
-    /// The result in the event.
+    /// Returns the result in the event.
     pub fn result(&self) -> Event {
         assert_eq!(self.event, "join_result", "{}", self.data);
         let event = Event::read(&self.data);
@@ -42,7 +42,7 @@ impl SseEvent {
         event
     }
 
-    /// Its data as JSON.
+    /// Returns the data as JSON.
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.data).unwrap_or_else(|error| panic!("{error}: {}", self.data))
     }
@@ -56,7 +56,7 @@ impl Subscription {
             .unwrap_or_else(|error| panic!("could not subscribe: {error:?}"))
     }
 
-    /// Subscribes, if the server answers.
+    /// Subscribes; returns an error if no server answers.
     pub async fn try_open(
         address: SocketAddr,
         query: &str,
@@ -75,10 +75,10 @@ impl Subscription {
         self.response.headers()
     }
 
-    /// The next event; `None` when the stream has ended.
+    /// Returns the next event; `None` when the stream has ended.
     ///
     /// # Panics
-    /// If neither comes.
+    /// If neither happens in time.
     pub async fn next(&mut self) -> Option<SseEvent> {
         loop {
             while let Some(block) = self.take_block() {
@@ -92,7 +92,7 @@ impl Subscription {
         }
     }
 
-    /// The next event, which must come.
+    /// Returns the next event; panics if the stream has ended.
     pub async fn expect_next(&mut self) -> SseEvent {
         self.next().await.expect("the stream goes on")
     }
@@ -108,7 +108,7 @@ impl Subscription {
         }
     }
 
-    /// Every event up to the end of the stream.
+    /// Returns all events up to the end of the stream.
     pub async fn rest(&mut self) -> Vec<SseEvent> {
         let mut events = Vec::new();
         while let Some(event) = self.next().await {
@@ -117,7 +117,7 @@ impl Subscription {
         events
     }
 
-    /// Reads the present state that a subscription with `replay=true` begins with, up to the `replayed` event.
+    /// Returns the state that a subscription with `replay=true` begins with, up to the `replayed` event.
     pub async fn replayed(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         loop {
@@ -136,13 +136,13 @@ impl Subscription {
         let chunk = tokio::time::timeout(TIMEOUT, self.response.chunk()).await;
         match chunk.expect("an event, a heartbeat or the end comes") {
             Ok(Some(bytes)) => self.buffer.extend_from_slice(&bytes),
-            // Broken off or ended: a client can't tell, and has to come back.
+            // A client can't distinguish a broken stream from an ended one, and reconnects after both.
             Ok(None) | Err(_) => self.ended = true,
         }
         !self.ended
     }
 
-    /// Takes the lines up to the next empty one.
+    /// Removes and returns the lines up to the next empty one.
     fn take_block(&mut self) -> Option<String> {
         let end = self.buffer.windows(2).position(|pair| pair == b"\n\n")?;
         let block: Vec<u8> = self.buffer.drain(..end + 2).collect();

@@ -1,7 +1,7 @@
-//! Stores that replicas go to, each a real server in a folder of its own: S3 (rclone's), Google Cloud Storage
-//! (fake-gcs-server), SFTP (OpenSSH's), Azure Blob Storage (Azurite) and a plain folder. A store can be killed, started
-//! again where it was, and stopped for a while; dropping it leaves nothing behind. Each has the settings and the
-//! variables by which a worker reaches it.
+//! Stores for replicas, each a real server in a folder of its own: S3 (rclone's), Google Cloud Storage
+//! (fake-gcs-server), SFTP (OpenSSH's), Azure Blob Storage (Azurite) and a plain folder. A store can be killed,
+//! restarted in place, and paused; dropping it leaves nothing behind. Each provides the settings and variables for a
+//! worker.
 
 mod processes;
 mod programs;
@@ -23,11 +23,11 @@ use crate::child::spawn;
 use crate::ports::PortBlock;
 use crate::wait::until;
 
-/// The bucket or container that every store has.
+/// The name of the bucket or container in every store.
 pub const BUCKET: &str = "lite";
 /// The access key of an S3 store.
 pub const ACCESS_KEY: &str = "testkey";
-/// The secret key that goes with [`ACCESS_KEY`].
+/// The secret key of [`ACCESS_KEY`].
 pub const SECRET_KEY: &str = "t3st-secret-of-s3";
 /// The account of an Azure store.
 pub const ACCOUNT: &str = "lj";
@@ -36,17 +36,17 @@ pub const ACCOUNT: &str = "lj";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreKind {
     S3,
-    /// Needs a [`StoreProxy`] before it, which adds what the emulator lacks.
+    /// Needs a [`StoreProxy`], which adds functions that the emulator lacks.
     Google,
     Sftp,
     Azure,
     File,
 }
 
-/// A running store, or a folder that is one.
+/// A running store, or a folder as a store.
 pub struct Store {
     kind: StoreKind,
-    /// The address that it listens on.
+    /// The address of the server.
     host: String,
     ports: PortBlock,
     folder: TempDir,
@@ -69,7 +69,7 @@ impl Store {
         Self::start(StoreKind::Azure, "127.0.0.1").await
     }
 
-    /// A folder as a store.
+    /// Creates a folder as a store.
     pub async fn file() -> Self {
         Self::start(StoreKind::File, "127.0.0.1").await
     }
@@ -93,12 +93,12 @@ impl Store {
         self.kind
     }
 
-    /// The address that it listens on.
+    /// Returns the address of the server.
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// Host and port of its server.
+    /// Returns host and port of the server.
     pub fn address(&self) -> String {
         format!("{}:{}", self.host, self.port())
     }
@@ -107,12 +107,12 @@ impl Store {
         self.ports.number(0)
     }
 
-    /// The URL of its server, for stores that speak HTTP.
+    /// Returns the URL of the server, for stores that speak HTTP.
     pub fn endpoint(&self) -> Option<String> {
         self.endpoint_at(&self.address())
     }
 
-    /// The URL of a proxy at another address, for stores that speak HTTP.
+    /// Returns the URL of a proxy at another address, for stores that speak HTTP.
     pub fn endpoint_at(&self, address: &str) -> Option<String> {
         match self.kind {
             StoreKind::S3 => Some(format!("http://{address}")),
@@ -121,7 +121,7 @@ impl Store {
         }
     }
 
-    /// The `replicaUrl` of a folder in it.
+    /// Returns the `replicaUrl` of a folder in the store.
     pub fn url(&self, path: &str) -> String {
         match self.kind {
             StoreKind::S3 => format!("s3://{BUCKET}/{path}"),
@@ -134,7 +134,7 @@ impl Store {
         }
     }
 
-    /// `spec.replication` of a pipeline that replicates to a folder in it; tests add what else they want.
+    /// Returns `spec.replication` for a folder in the store; tests add further fields.
     pub fn settings(&self, path: &str) -> Value {
         let mut settings = json!({ "enabled": true, "replicaUrl": self.url(path) });
         if let Some(endpoint) = self.endpoint() {
@@ -146,12 +146,12 @@ impl Store {
         settings
     }
 
-    /// Variables with the credentials.
+    /// Returns variables with the credentials.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         self.environment_at(&self.address())
     }
 
-    /// Variables with the credentials, and the address of a proxy where a variable has the address.
+    /// Returns variables with the credentials, and the address of a proxy where a variable contains the address.
     pub fn environment_at(&self, address: &str) -> Vec<(&'static str, String)> {
         match self.kind {
             StoreKind::Google => {
@@ -181,7 +181,7 @@ impl Store {
         }
     }
 
-    /// The replica of a folder in it as `litestream.yml` has it, with credentials.
+    /// Returns the replica of a folder in the store as an entry of `litestream.yml`, with credentials.
     pub fn replica(&self, path: &str) -> Value {
         match self.kind {
             StoreKind::S3 => json!({
@@ -201,7 +201,7 @@ impl Store {
         }
     }
 
-    /// The folder of the stored objects, as plain files in the folders of their names.
+    /// Returns the folder of the stored objects, which are plain files at the paths of their names.
     ///
     /// # Panics
     /// For Azure, whose emulator keeps no plain files.
@@ -210,19 +210,19 @@ impl Store {
         self.folder.path().join("data").join(BUCKET)
     }
 
-    /// The private key that an SFTP server lets in.
+    /// Returns the path of the private key that an SFTP server accepts.
     pub fn key_path(&self) -> PathBuf {
         self.folder.path().join("client")
     }
 
-    /// The public key of an SFTP server.
+    /// Returns the public key of an SFTP server.
     pub fn host_key(&self) -> String {
         let text = fs::read_to_string(self.folder.path().join("host.pub")).expect("ssh-keygen has made it");
         text.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
     }
 
-    /// Ends the server, as a crash would where it keeps what it has acknowledged: Azurite saves its index only now and
-    /// then, so it gets SIGTERM. A folder has no server to end.
+    /// Kills the server without a loss of acknowledged objects: Azurite saves its index only now and then, so it gets
+    /// SIGTERM. A folder has no server to kill.
     pub fn kill(&mut self) {
         let signal = if self.kind == StoreKind::Azure { "TERM" } else { "KILL" };
         self.end(signal);
@@ -235,7 +235,7 @@ impl Store {
         }
     }
 
-    /// Starts the server again where it was, and waits until it serves.
+    /// Restarts the server in place, and waits until it serves.
     pub async fn restart(&mut self) {
         self.kill();
         let Some(command) = self.command() else { return };
@@ -248,17 +248,17 @@ impl Store {
         .await;
     }
 
-    /// Stops the server where it is: connections are taken and never answered.
+    /// Pauses the server: the system accepts connections, and no request is answered.
     pub fn pause(&self) {
         processes::signal(self.server.as_ref().expect("the store runs"), "STOP");
     }
 
-    /// Lets a paused server go on.
+    /// Resumes a paused server.
     pub fn resume(&self) {
         processes::signal(self.server.as_ref().expect("the store runs"), "CONT");
     }
 
-    /// The server's output so far.
+    /// Returns the server's output so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
@@ -270,7 +270,7 @@ impl Store {
         }
     }
 
-    /// The command of the server, which dies with this process.
+    /// Returns the command of the server, which dies with this process.
     fn command(&self) -> Option<Command> {
         let folder = self.folder.path();
         let mut command = Command::new("setpriv");
@@ -334,23 +334,23 @@ impl Drop for Store {
     }
 }
 
-/// The key of the Azure account.
+/// Returns the key of the Azure account.
 pub fn account_key() -> String {
     BASE64.encode("a key of tests")
 }
 
-/// The user who runs the tests: sshd without root serves no other.
+/// Returns the user who runs the tests: sshd without root serves no other.
 fn user() -> String {
     programs::run(Command::new("id").arg("-un")).trim().to_owned()
 }
 
-/// Keys of server and client, and sshd's settings.
+/// Writes the keys of server and client, and sshd's settings.
 fn write_keys(folder: &Path) {
     for name in ["host", "client"] {
         let mut command = Command::new("ssh-keygen");
         programs::run(command.args(["-q", "-t", "ed25519", "-N", "", "-C", "", "-f"]).arg(folder.join(name)));
     }
-    // sshd separates privileges in this folder, which Debian's service makes at its start.
+    // sshd's privilege separation needs this folder, which Debian's service creates.
     let _ = fs::create_dir_all("/run/sshd");
     let at = folder.display();
     let config = format!(

@@ -1,5 +1,5 @@
-//! The built worker as a child process, in a folder of its own. Dropping it kills the process, and prints its
-//! log if a panic drops it.
+//! The built worker as a child process, in a folder of its own. Dropping it kills the process; a panic that drops it
+//! prints its log.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,12 +26,12 @@ pub struct WorkerSite {
     folder: TempDir,
 }
 
-/// How a worker ended.
+/// The end of a worker.
 #[derive(Debug)]
 pub struct Ended {
     pub code: Option<i32>,
     pub stdout: String,
-    /// Its log, and the lines before logging is set up.
+    /// The log, and lines from before logging was set up.
     pub stderr: String,
 }
 
@@ -50,14 +50,14 @@ pub struct Worker {
     stderr: Lines,
 }
 
-/// Lines that a thread gathers from a pipe.
+/// Lines that a thread reads from a pipe.
 #[derive(Clone, Default)]
 struct Lines {
     lines: Arc<Mutex<Vec<String>>>,
     ended: Arc<Mutex<bool>>,
 }
 
-/// The program under test: the one that was built together with this test.
+/// Returns the program under test, which was built together with this test.
 pub fn program() -> PathBuf {
     let test = std::env::current_exe().expect("a process knows its executable");
     let profile = test.ancestors().nth(2).expect("tests lie in target/<profile>/deps");
@@ -67,12 +67,12 @@ pub fn program() -> PathBuf {
 }
 
 impl WorkerSite {
-    /// An empty folder.
+    /// Creates an empty folder.
     pub fn new() -> Self {
         Self { folder: tempfile::tempdir().expect("a folder can be made") }
     }
 
-    /// A folder with this manifest in it, as `pipeline.yaml`.
+    /// Creates a folder with this manifest as `pipeline.yaml`.
     pub fn with(manifest: &str) -> Self {
         let site = Self::new();
         site.write("pipeline.yaml", manifest);
@@ -83,7 +83,7 @@ impl WorkerSite {
         self.folder.path()
     }
 
-    /// The data directory of this site's workers, unless the command line names another.
+    /// Returns the data directory of this site's workers, unless the command line names another.
     pub fn data_dir(&self) -> PathBuf {
         self.path().join("data")
     }
@@ -96,14 +96,14 @@ impl WorkerSite {
         fs::write(path, written).expect("a file can be written");
     }
 
-    /// A command line for the program, in the site's folder and with nothing of ours in the environment.
+    /// Returns a command line for the program, in the site's folder and without variables of LiteJoin.
     pub fn command<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Launch {
         let mut command = Command::new(program());
         command.args(arguments);
         self.launch(command)
     }
 
-    /// `litejoin run -f pipeline.yaml` in `./data` with more `arguments`.
+    /// Returns `litejoin run -f pipeline.yaml` with `./data` and more `arguments`.
     pub fn run<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Launch {
         self.command(
             ["run", "-f", "pipeline.yaml", "--data-dir", "data", "--log-format", "json"]
@@ -112,7 +112,7 @@ impl WorkerSite {
         )
     }
 
-    /// Any command, to be run in the site's folder.
+    /// Returns a launch of any command in the site's folder.
     pub fn launch(&self, mut command: Command) -> Launch {
         command.current_dir(self.path());
         for variable in ["LITEJOIN_LOG", "LITEJOIN_LOG_FORMAT", "LITEJOIN_DATA_DIR", "LITEJOIN_SECRETS_DIR"] {
@@ -137,14 +137,14 @@ impl Default for WorkerSite {
 }
 
 impl Launch {
-    /// Lets the worker read from a pipe; see [`Worker::stdin`].
+    /// Connects the worker's standard input to a pipe; see [`Worker::stdin`].
     #[must_use]
     pub fn with_stdin(mut self) -> Self {
         self.stdin = Stdio::piped();
         self
     }
 
-    /// Gives the worker this standard input.
+    /// Sets the worker's standard input.
     #[must_use]
     pub fn with_stdin_from(mut self, stdin: impl Into<Stdio>) -> Self {
         self.stdin = stdin.into();
@@ -158,14 +158,15 @@ impl Launch {
         self
     }
 
-    /// Lets the worker's clock be off by so many seconds. Go has its own way to the clock, so Litestream's is right.
+    /// Shifts the worker's clock by so many seconds. Litestream's clock is unchanged, since Go reads it in another
+    /// way.
     #[must_use]
     pub fn with_clock_off_by(self, seconds: i64) -> Self {
         self.with_variable("LD_PRELOAD", concat!(env!("OUT_DIR"), "/clock.so"))
             .with_variable("LITEJOIN_CLOCK_OFFSET", &seconds.to_string())
     }
 
-    /// Gives the worker this standard output in place of one that the harness reads.
+    /// Sets the worker's standard output, which the harness then does not read.
     #[must_use]
     pub fn with_stdout(mut self, stdout: impl Into<Stdio>) -> Self {
         self.stdout = Some(stdout.into());
@@ -179,7 +180,7 @@ impl Launch {
         worker
     }
 
-    /// Starts the program, and waits for nothing.
+    /// Starts the program without waiting.
     pub fn spawn(mut self) -> Worker {
         self.command.stdin(self.stdin).stderr(Stdio::piped());
         self.command.stdout(self.stdout.unwrap_or_else(Stdio::piped));
@@ -202,7 +203,7 @@ impl Worker {
         assert!(self.comes_to_run().await, "the worker ended before it ran");
     }
 
-    /// Waits until the log says that the pipeline runs; `false` if the process ends before that.
+    /// Waits until the log says that the pipeline runs; returns `false` if the process ends before that.
     pub async fn comes_to_run(&mut self) -> bool {
         until("the worker to run", async || {
             let log = self.stderr.all();
@@ -218,29 +219,29 @@ impl Worker {
         .await
     }
 
-    /// Where `what` listens, by the last that the log says of it: `source ingest`, `sink live`, `admin`.
+    /// Returns the latest address of `what` in the log: `source ingest`, `sink live`, `admin`.
     pub fn address(&self, what: &str) -> SocketAddr {
         let addresses = addresses(&self.stderr.all());
         *addresses.get(what).unwrap_or_else(|| panic!("no {what} among {addresses:?}"))
     }
 
-    /// A URL of what listens there, such as `url("sink live", "/snapshot")`.
+    /// Returns a URL at that address, such as `url("sink live", "/snapshot")`.
     pub fn url(&self, what: &str, path: &str) -> String {
         format!("http://{}{path}", self.address(what))
     }
 
-    /// A client of the http source that is called `ingest`.
+    /// Returns a client of the http source named `ingest`.
     pub fn ingest(&self) -> Ingest {
         Ingest::new(self.address("source ingest"))
     }
 
-    /// `/status` of the admin endpoint.
+    /// Returns `/status` of the admin endpoint.
     pub async fn status(&self) -> Value {
         let text = get(&self.url("admin", "/status")).await.1;
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
-    /// The results of one join by `/snapshot` of a sink, not older than `min_epoch`, and their epoch.
+    /// Returns the results of one join by `/snapshot` of a sink, at least as new as `min_epoch`, and their epoch.
     pub async fn snapshot(&self, sink: &str, join: &str, min_epoch: u64) -> (u64, Results) {
         let url = self.url(&format!("sink {sink}"), &format!("/snapshot?join={join}&minEpoch={min_epoch}"));
         let (status, text) = get(&url).await;
@@ -257,17 +258,17 @@ impl Worker {
         self.child.id()
     }
 
-    /// The worker's standard input, once; dropping it closes it.
+    /// Takes the worker's standard input; dropping it closes it.
     pub fn stdin(&mut self) -> ChildStdin {
         self.stdin.take().expect("started with_stdin, and not taken before")
     }
 
-    /// Bytes of memory that it has now.
+    /// Returns the worker's current memory in bytes.
     pub fn memory_bytes(&self) -> u64 {
         self.memory("VmRSS:")
     }
 
-    /// The most bytes of memory that it has had so far.
+    /// Returns the worker's peak memory in bytes.
     pub fn peak_memory_bytes(&self) -> u64 {
         self.memory("VmHWM:")
     }
@@ -281,28 +282,28 @@ impl Worker {
         kibibytes * 1_024
     }
 
-    /// Its log so far.
+    /// Returns the log so far.
     pub fn log(&self) -> String {
         self.stderr.all().join("\n")
     }
 
-    /// Waits until it has logged `count` lines.
+    /// Waits until the worker has logged `count` lines.
     pub async fn wait_for_log(&self, count: usize) {
         let what = format!("{count} lines in the log");
         until(&what, async || (self.stderr.all().len() >= count).then_some(())).await;
     }
 
-    /// The lines of standard output so far.
+    /// Returns the lines of standard output so far.
     pub fn stdout(&self) -> Vec<String> {
         self.stdout.all()
     }
 
-    /// The lines of standard output from the `first` on, counted from 0.
+    /// Returns the lines of standard output from the `first` on, counted from 0.
     pub fn stdout_from(&self, first: usize) -> Vec<String> {
         self.stdout.from(first)
     }
 
-    /// Waits until standard output has `count` lines, and returns all there are.
+    /// Waits until standard output has `count` lines, and returns all lines.
     pub async fn wait_for_stdout(&self, count: usize) -> Vec<String> {
         let what = format!("{count} lines of output");
         until(&what, async || Some(self.stdout()).filter(|lines| lines.len() >= count)).await
@@ -315,27 +316,27 @@ impl Worker {
         assert!(sent.success(), "SIG{name} could not be sent");
     }
 
-    /// Lets the worker read its manifests again, and returns what `/status` then says of its config.
+    /// Makes the worker reload its manifests, and returns the config in `/status` after that.
     pub async fn reload(&self) -> Value {
         let before = self.reloads().await;
         self.signal("HUP");
         self.reloaded(before + 1).await
     }
 
-    /// Waits for the end of the reload of this number, and returns what `/status` then says of the config.
+    /// Waits for the end of the reload of this number, and returns the config in `/status` after that.
     pub async fn reloaded(&self, number: u64) -> Value {
         until("the reload", async || (self.reloads().await >= number).then_some(())).await;
         self.status().await["config"].clone()
     }
 
-    /// How many reloads have come to an end.
+    /// Returns how many reloads have ended.
     pub async fn reloads(&self) -> u64 {
         let status = self.status().await;
         let counts = status["config"]["reloads"].as_object().expect("reloads are counted by outcome");
         counts.values().filter_map(Value::as_u64).sum()
     }
 
-    /// Asks for a planned stop, waits for it, and asserts that it went well.
+    /// Requests a planned stop, waits for it, and asserts that it succeeded.
     pub async fn stop(self) -> Ended {
         self.signal("TERM");
         let ended = self.ended().await;
@@ -343,18 +344,18 @@ impl Worker {
         ended
     }
 
-    /// Ends the worker as a crash would.
+    /// Kills the worker.
     pub async fn kill(mut self) -> Ended {
         self.child.kill().expect("a child can be killed");
         self.ended().await
     }
 
-    /// Whether the process has not ended yet.
+    /// Returns whether the process is still running.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("a child can be asked").is_none()
     }
 
-    /// Waits for the end of the process, and returns its exit code; none if a signal has ended it.
+    /// Waits for the end of the process, and returns its exit code; `None` if a signal has ended it.
     pub async fn wait(&mut self) -> Option<i32> {
         let ended = async || self.child.try_wait().expect("a child can be asked");
         until("the end of the worker", ended).await.code()
@@ -380,15 +381,15 @@ impl Drop for Worker {
     }
 }
 
-/// Gets a URL: the status and the body.
+/// Gets a URL; returns status and body.
 ///
 /// # Panics
-/// If there is no answer.
+/// If no answer comes.
 pub async fn get(url: &str) -> (u16, String) {
     try_get(url).await.unwrap_or_else(|error| panic!("GET {url}: {error:?}"))
 }
 
-/// Gets a URL that may not answer.
+/// Gets a URL that may give no answer; returns status and body.
 ///
 /// # Errors
 /// If no answer comes.
@@ -435,7 +436,7 @@ impl Lines {
     }
 }
 
-/// Reads from log lines what listens where: `source NAME`, `sink NAME`, `admin`.
+/// Returns the listening addresses in log lines: `source NAME`, `sink NAME`, `admin`.
 pub fn addresses(log: &[String]) -> BTreeMap<String, SocketAddr> {
     let mut addresses = BTreeMap::new();
     for line in log {

@@ -11,12 +11,12 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use crate::child::spawn;
 use crate::ports::PortBlock;
 
-/// The user that the listeners with credentials let in.
+/// The user of the listeners with credentials.
 pub const USER: &str = "reader";
-/// The password that goes with [`USER`].
+/// The password of [`USER`].
 pub const PASSWORD: &str = "r3ader-secret";
 
-/// The ways to a broker.
+/// The listeners of a broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Listener {
     /// No encryption, no credentials.
@@ -25,11 +25,11 @@ pub enum Listener {
     Sasl,
     /// SCRAM or PLAIN over TLS.
     SaslTls,
-    /// TLS; clients need a certificate.
+    /// TLS with client certificates.
     Tls,
 }
 
-/// A broker, which is a controller too.
+/// A broker, which is also a controller.
 pub(super) struct Broker {
     folder: PathBuf,
     host: String,
@@ -78,7 +78,7 @@ impl Broker {
         *self.child.lock().unwrap_or_else(PoisonError::into_inner) = Some(spawn(command));
     }
 
-    /// Panics with its log if a broker that was started has ended.
+    /// Panics with the log of a broker that has ended by itself.
     pub(super) fn assert_alive(&self) {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(child) = child.as_mut()
@@ -96,12 +96,12 @@ impl Drop for Broker {
     }
 }
 
-/// The port behind those of the listeners.
+/// Returns the port of the controller, behind those of the listeners.
 fn controller(ports: &PortBlock) -> u16 {
     ports.number(Listener::Tls as u16 + 1)
 }
 
-/// A Java that runs Kafka's classes, small and quick to start, and that dies with this process.
+/// Returns a command for Java with Kafka's classes: a small heap, a quick start, and an end with this process.
 fn java(heap: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "java", heap, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
@@ -109,7 +109,7 @@ fn java(heap: &str) -> Command {
     command
 }
 
-/// The folder of the jars, which are fetched first if need be.
+/// Returns the folder of the jars; downloads them first if it is missing.
 fn jars() -> &'static str {
     static JARS: OnceLock<String> = OnceLock::new();
     JARS.get_or_init(|| {
@@ -120,7 +120,7 @@ fn jars() -> &'static str {
     })
 }
 
-/// Settings of a broker: small, quick to elect, and with every listener.
+/// Returns the settings of a broker: small, quick to elect, and with every listener.
 fn properties(cluster: &Path, folder: &Path, host: &str, index: usize, ports: &[PortBlock]) -> String {
     let node = |index: usize| index + 1;
     let voters: Vec<String> = ports
@@ -187,7 +187,7 @@ fn properties(cluster: &Path, folder: &Path, host: &str, index: usize, ports: &[
     text
 }
 
-/// Writes the files of TLS: `ca.pem`, the brokers' `server.pem`, and `client.pem` with `client-key.pem`.
+/// Writes the TLS files: `ca.pem`, the brokers' `server.pem`, and `client.pem` with `client-key.pem`.
 pub(super) fn write_certificates(folder: &Path, host: &str) {
     let write = |name: &str, text: &str| fs::write(folder.join(name), text).expect("a file can be written");
     let named = |name: &str, hosts: &[&str]| {

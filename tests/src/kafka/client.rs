@@ -1,4 +1,4 @@
-//! Clients of a cluster, which change topics, write and read.
+//! Clients of a cluster: an admin client, a producer and consumers.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::config;
 use crate::wait::{TIMEOUT, until};
 
-/// A record as it came.
+/// A record as read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     pub partition: i32,
@@ -27,7 +27,7 @@ pub struct Record {
     pub headers: BTreeMap<String, String>,
 }
 
-/// Makes and changes topics.
+/// Creates and changes topics.
 pub(super) struct Admin {
     client: AdminClient<DefaultClientContext>,
 }
@@ -75,7 +75,7 @@ impl Admin {
     }
 }
 
-/// How many partitions of a topic can be written to.
+/// Returns how many partitions of a topic can be written to.
 pub(super) fn led_partitions(brokers: &str, topic: &str) -> i32 {
     let consumer: BaseConsumer = config(brokers).create().expect("a client can be made");
     let Ok(metadata) = consumer.fetch_metadata(Some(topic), Duration::from_secs(5)) else { return -1 };
@@ -84,7 +84,7 @@ pub(super) fn led_partitions(brokers: &str, topic: &str) -> i32 {
     i32::try_from(led.count()).expect("a few partitions")
 }
 
-/// The offset that a group has committed.
+/// Returns the offset that a group has committed.
 pub(super) fn committed(brokers: &str, group: &str, topic: &str, partition: i32) -> Option<i64> {
     let consumer: BaseConsumer =
         config(brokers).set("group.id", group).create().expect("a client can be made");
@@ -94,7 +94,7 @@ pub(super) fn committed(brokers: &str, group: &str, topic: &str, partition: i32)
     offsets.find_partition(topic, partition)?.offset().to_raw().filter(|offset| *offset >= 0)
 }
 
-/// Writes records.
+/// A producer.
 #[derive(Clone)]
 pub struct Producer {
     producer: FutureProducer,
@@ -108,16 +108,16 @@ impl Producer {
         Self { producer: config.create().expect("a client can be made") }
     }
 
-    /// Writes a record; returns its partition and offset once the brokers have it.
+    /// Writes a record; returns its partition and offset once the brokers have acknowledged it.
     ///
     /// # Panics
-    /// If the brokers don't take the record.
+    /// If the brokers refuse the record.
     pub async fn send(&self, topic: &str, key: &str, value: Option<&str>) -> (i32, i64) {
         self.send_with(topic, None, Some(key.as_bytes()), value.map(str::as_bytes), &[]).await
     }
 
-    /// Writes a record to a partition, or the one of its key, with headers; a header without a value has none in Kafka
-    /// too.
+    /// Writes a record with headers to a partition, or to the one of its key. A header without a value has none in
+    /// Kafka too.
     pub async fn send_with(
         &self,
         topic: &str,
@@ -141,7 +141,7 @@ impl Producer {
         (delivery.partition, delivery.offset)
     }
 
-    /// Writes many records of one topic, in their order.
+    /// Writes many records of one topic, in order.
     pub async fn send_all(&self, topic: &str, records: impl IntoIterator<Item = (String, Option<String>)>) {
         let mut deliveries = VecDeque::new();
         for (key, value) in records {
@@ -150,7 +150,7 @@ impl Producer {
                 record.payload = value.as_ref();
                 match self.producer.send_result(record) {
                     Ok(delivery) => break deliveries.push_back(delivery),
-                    // The queue is full: wait for one of those that are on their way.
+                    // The queue is full: wait for the oldest record in it.
                     Err(_) if !deliveries.is_empty() => {
                         delivered(deliveries.pop_front().expect("there is one")).await;
                     }
@@ -169,7 +169,7 @@ async fn delivered(delivery: rdkafka::producer::DeliveryFuture) {
     outcome.unwrap_or_else(|(error, _)| panic!("a record was not taken: {error}"));
 }
 
-/// Follows a topic from its start in a thread of its own.
+/// Follows a topic from its start on a thread.
 pub struct TopicReader {
     topic: String,
     records: Arc<Mutex<Vec<Record>>>,
@@ -191,12 +191,12 @@ impl TopicReader {
         Self { topic: topic.to_owned(), records, stopping }
     }
 
-    /// The records that have come so far.
+    /// Returns the records that have arrived so far.
     pub fn records(&self) -> Vec<Record> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until so many records have come, and returns all there are.
+    /// Waits until `count` records have arrived, and returns all of them.
     pub async fn wait_for(&self, count: usize) -> Vec<Record> {
         let what = format!("{count} records in {}", self.topic);
         until(&what, async || Some(self.records()).filter(|records| records.len() >= count)).await
@@ -209,7 +209,7 @@ impl Drop for TopicReader {
     }
 }
 
-/// A consumer in a group, which leaves it when it is dropped.
+/// A consumer in a group, which leaves the group when dropped.
 pub struct Member {
     consumer: Arc<BaseConsumer>,
     stopping: Arc<AtomicBool>,
@@ -232,7 +232,7 @@ impl Member {
         Self { consumer, stopping, thread: Some(thread) }
     }
 
-    /// Waits until the group has given it partitions.
+    /// Waits until the group has assigned partitions to the member.
     pub async fn wait_until_it_has_partitions(&self) {
         until("the member to get partitions", async || {
             self.consumer.assignment().is_ok_and(|given| given.count() > 0).then_some(())
@@ -251,7 +251,7 @@ impl Drop for Member {
     }
 }
 
-/// Reads all partitions of a topic to their ends.
+/// Reads all partitions of a topic to the end.
 pub(super) fn read(brokers: &str, topic: &str) -> Vec<Record> {
     let consumer = consumer(brokers, topic);
     let mut open = consumer.assignment().expect("partitions are assigned").count();
@@ -262,7 +262,7 @@ pub(super) fn read(brokers: &str, topic: &str) -> Vec<Record> {
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => records.push(record(&message)),
             Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
-            // The client tries again by itself.
+            // The client retries by itself.
             Some(Err(_)) | None => {}
         }
     }
@@ -270,7 +270,7 @@ pub(super) fn read(brokers: &str, topic: &str) -> Vec<Record> {
     records
 }
 
-/// A client that reads all partitions of a topic from their start.
+/// Returns a client that reads all partitions of a topic from the start.
 fn consumer(brokers: &str, topic: &str) -> BaseConsumer {
     let mut config = config(brokers);
     config.set("group.id", "tests").set("enable.auto.commit", "false").set("enable.partition.eof", "true");

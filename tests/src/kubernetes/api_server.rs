@@ -1,6 +1,6 @@
-//! A real API server with etcd, on free ports of this machine, with our definitions installed, and the controllers
-//! that make pods and claims of StatefulSets and remove objects without an owner. There is no node: a test
-//! writes for the scheduler and the kubelet.
+//! A real API server with etcd, on free ports of this machine, with LiteJoin's definitions installed, and the
+//! controllers that create pods and claims of StatefulSets and remove objects without an owner. There is no node: a
+//! test writes for the scheduler and the kubelet.
 
 use std::fs;
 use std::net::TcpListener;
@@ -20,7 +20,7 @@ use tokio::sync::Mutex;
 use super::programs::{Process, program, repository, run};
 use crate::wait::until;
 
-/// The token of the tests, whose user is in the group that may do everything.
+/// The token of the tests; its user is in the group that may do everything.
 const TOKEN: &str = "test";
 
 /// The controllers of Kubernetes that tests need.
@@ -28,7 +28,7 @@ const CONTROLLERS: &str = "statefulset-controller,garbage-collector-controller,n
 
 /// A running API server.
 pub struct ApiServer {
-    // In the order of the end: the API server before etcd, its folder last.
+    // Fields are in the order of shutdown: the API server before etcd, the folder last.
     controllers: Process,
     api_server: Process,
     etcd: Process,
@@ -37,7 +37,8 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    /// The API server that all tests of this process share, for as long as one of them has it. PodMonitors are installed.
+    /// Returns the API server that all tests of this process share while any of them uses it. PodMonitors are
+    /// installed.
     pub async fn shared() -> Arc<Self> {
         static SHARED: OnceLock<Mutex<Weak<ApiServer>>> = OnceLock::new();
         let mut shared = SHARED.get_or_init(Mutex::default).lock().await;
@@ -51,7 +52,7 @@ impl ApiServer {
         started
     }
 
-    /// Starts an API server and waits until it knows our kinds.
+    /// Starts an API server and waits until it serves LiteJoin's kinds.
     pub async fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder can be made");
         let at = folder.path();
@@ -84,7 +85,7 @@ impl ApiServer {
                     "--service-account-signing-key-file=service-accounts.key",
                     "--authorization-mode=RBAC",
                     "--token-auth-file=tokens.csv",
-                    // No controller makes the service accounts that the plugin would ask for.
+                    // No controller creates the service accounts that this plugin requires.
                     "--disable-admission-plugins=ServiceAccount",
                 ])
                 .args([format!("--etcd-servers={etcd_url}"), format!("--secure-port={port}")]),
@@ -104,7 +105,7 @@ impl ApiServer {
             at,
             Command::new(program("kube-controller-manager"))
                 .args(["--leader-elect=false", "--bind-address=127.0.0.1", "--cert-dir=certificates"])
-                // Its own limits of requests a second would only slow tests and benchmarks down.
+                // The controller manager's own rate limits would only slow tests and benchmarks down.
                 .args(["--kube-api-qps=1000", "--kube-api-burst=1000"])
                 .arg(format!("--controllers={CONTROLLERS}"))
                 .arg(format!("--secure-port={controllers_port}"))
@@ -115,29 +116,29 @@ impl ApiServer {
         Self { controllers, api_server, etcd, port, folder }
     }
 
-    /// Its address.
+    /// Returns the URL of the server.
     pub fn url(&self) -> String {
         format!("https://127.0.0.1:{}", self.port)
     }
 
-    /// A new client for each caller: connections belong to the runtime that opened them.
+    /// Returns a new client for each caller: connections belong to the runtime that opened them.
     pub async fn client(&self) -> Client {
         Client::try_from(config(&kubeconfig(&self.url(), TOKEN)).await).expect("a client can be made")
     }
 
-    /// A kubeconfig for this address, the server's own or a proxy's, as a file.
+    /// Writes a kubeconfig for this address, the server's own or a proxy's, and returns its path.
     pub fn kubeconfig(&self, name: &str, url: &str) -> PathBuf {
         self.kubeconfig_with(name, url, TOKEN)
     }
 
-    /// A kubeconfig with this token.
+    /// Writes a kubeconfig with this token, and returns its path.
     pub fn kubeconfig_with(&self, name: &str, url: &str, token: &str) -> PathBuf {
         let path = self.folder.path().join(format!("{name}.kubeconfig"));
         fs::write(&path, kubeconfig(url, token)).expect("it is ours");
         path
     }
 
-    /// A new namespace.
+    /// Creates a namespace and returns its name.
     pub async fn namespace(&self, client: &Client) -> String {
         let metadata = ObjectMeta { generate_name: Some("test-".to_owned()), ..ObjectMeta::default() };
         let namespace = Namespace { metadata, ..Namespace::default() };
@@ -145,7 +146,7 @@ impl ApiServer {
         made.expect("a namespace can be made").name_any()
     }
 
-    /// The logs of the controllers, the API server and etcd.
+    /// Returns the logs of the controllers, the API server and etcd.
     pub fn log(&self) -> String {
         format!("{}\n{}\n{}", self.controllers.log(), self.api_server.log(), self.etcd.log())
     }
@@ -172,7 +173,7 @@ pub async fn install_definition(client: &Client, path: &Path) {
         (served("Established") && served("NamesAccepted")).then_some(())
     })
     .await;
-    // The definition is Established a moment before its path answers.
+    // A definition is Established a moment before the server answers on its path.
     let spec = definition.spec;
     let path = format!("/apis/{}/{}/{}", spec.group, spec.versions[0].name, spec.names.plural);
     until("the kind to be served", async || client.request_text(request(&path)).await.ok()).await;
@@ -182,7 +183,7 @@ fn request(path: &str) -> Request<Vec<u8>> {
     Request::get(path).body(Vec::new()).expect("a path is a request")
 }
 
-/// How to reach a server at this address.
+/// Returns a kubeconfig for a server at this address.
 fn kubeconfig(url: &str, token: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
@@ -198,7 +199,7 @@ async fn config(kubeconfig: &str) -> Config {
     config.expect("it has all that a client needs")
 }
 
-/// Free ports.
+/// Returns free ports.
 fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
     let listeners = [(); COUNT].map(|()| TcpListener::bind("127.0.0.1:0").expect("there is a free port"));
     listeners.map(|listener| listener.local_addr().expect("it is bound").port())

@@ -1,5 +1,5 @@
-//! Images of the built programs, as tar files that containerd imports: no registry, no Docker. Each follows the
-//! last stage of its Dockerfile.
+//! Images of the built programs, as tar files for containerd: no registry, no Docker. Each follows the last stage of
+//! its Dockerfile.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,17 +11,17 @@ use sha2::{Digest, Sha256};
 
 use super::programs::run;
 
-/// Packages with libraries that every Debian has, since dpkg and apt are linked with them.
+/// Packages whose libraries every Debian has, since dpkg and apt are linked with them.
 const BASE_PACKAGES: [&str; 3] = ["libc6", "libgcc-s1", "zlib1g"];
 
-/// The certificate authorities that the world trusts, and the package that they come with.
+/// The file of trusted certificate authorities, and its package.
 const AUTHORITIES: (&str, &str) = ("/etc/ssl/certs/ca-certificates.crt", "ca-certificates");
 
-/// Packs what the last stage of a Dockerfile says: its programs as they were built for this test (each in one of the
-/// folders `programs`), the libraries that they are linked with, its user, folder and entry point.
+/// Packs the last stage of a Dockerfile: its programs as built for this test (each in one of the folders `programs`),
+/// the libraries that they are linked with, its user, folder and entry point.
 ///
 /// # Panics
-/// If it says something that this can't follow, or if a library would be missing in the image.
+/// For an instruction that this function can't follow, and for a library that the image would lack.
 pub fn of_dockerfile(name: &str, dockerfile: &Path, programs: &[&Path], folder: &Path) -> PathBuf {
     let text = fs::read_to_string(dockerfile).expect("a Dockerfile can be read").replace("\\\n", " ");
     let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
@@ -75,22 +75,22 @@ pub fn of_dockerfile(name: &str, dockerfile: &Path, programs: &[&Path], folder: 
     pack(name, &root, &settings, folder)
 }
 
-/// The packages that a command of a Dockerfile installs.
+/// Returns the packages that a command of a Dockerfile installs.
 fn installed(command: &str) -> Vec<String> {
     let install = command.split("&&").find(|part| part.contains("apt-get install")).unwrap_or_default();
     let words = install.split_whitespace().skip_while(|word| *word != "install").skip(1);
     words.filter(|word| !word.starts_with('-')).map(str::to_owned).collect()
 }
 
-/// The libraries that a program is linked with.
+/// Returns the libraries that a program is linked with.
 fn linked(program: &Path) -> Vec<PathBuf> {
     let libraries = Command::new("ldd").arg(program).output().expect("ldd is there");
-    // A static program has none, which ldd calls a failure.
+    // ldd fails for a static program, which has no libraries.
     let text = String::from_utf8_lossy(&libraries.stdout).into_owned();
     text.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect()
 }
 
-/// Packs an image of the tools of a shell, and of the program that holds a pod's namespaces.
+/// Packs an image with the tools of a shell and the pause program of pods.
 pub fn of_busybox(name: &str, entrypoint: &[&str], folder: &Path) -> PathBuf {
     let root = folder.join(format!("{}-root", file_name(name)));
     let busybox = run(Command::new("sh").args(["-c", "command -v busybox"]));
@@ -139,7 +139,7 @@ fn pack(name: &str, root: &Path, settings: &Value, folder: &Path) -> PathBuf {
     image
 }
 
-/// Stores a blob under its digest; returns that and its size.
+/// Stores a blob under its digest; returns the digest and the size.
 fn blob(blobs: &Path, bytes: &[u8]) -> (String, usize) {
     let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     fs::write(blobs.join(&hex), bytes).expect("the folder is ours");

@@ -1,6 +1,6 @@
 //! A whole cluster of one node: API server, controllers, scheduler, kubelet, containerd, CNI, kube-proxy, DNS and a
-//! provisioner of volumes, all in namespaces of their own. The node needs root, and is gone when the test ends, however
-//! the test ends: the test runs itself again as the first process of a PID namespace, which takes everything with it.
+//! provisioner of volumes, all in namespaces of their own. The node needs root and never outlives the test: the test
+//! runs itself again as the first process of a PID namespace, whose end kills all other processes in it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,17 +17,17 @@ use super::programs::{Process, program, run};
 use super::volumes::Volumes;
 use crate::wait::until;
 
-/// Says to a test that it runs inside of the namespaces.
+/// The variable that tells a test that it runs inside the namespaces.
 const INSIDE: &str = "LITEJOIN_TEST_INSIDE";
-/// Address of the node, which pods reach too.
+/// The node's address, which pods can reach too.
 pub const NODE_ADDRESS: &str = "10.244.0.1";
-/// Where pods get their addresses from.
+/// The range of pod addresses.
 const POD_RANGE: &str = "10.244.0.0/24";
-/// Address of the API server's Service.
+/// The address of the API server's Service.
 const SERVER_ADDRESS: &str = "10.96.0.1";
-/// Address of the DNS Service.
+/// The address of the DNS Service.
 const DNS_ADDRESS: &str = "10.96.0.10";
-/// Folders that the programs write to, whatever their arguments say.
+/// Folders that programs write to regardless of their arguments.
 const PRIVATE_FOLDERS: [&str; 4] = ["/run", "/var/lib/cni", "/var/log", "/etc/cni"];
 
 /// A running node.
@@ -39,7 +39,7 @@ pub struct Node {
     folder: TempDir,
 }
 
-/// Runs the test of this name inside of namespaces of its own. Returns whether we are inside: outside, it has run.
+/// Runs the test of this name inside its own namespaces. Returns `true` inside; outside, runs it and returns `false`.
 pub fn inside(test: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
@@ -62,7 +62,7 @@ pub fn inside(test: &str) -> bool {
 }
 
 impl Node {
-    /// Starts everything, and waits until the node takes pods. `images` are tar files to import.
+    /// Starts all components, and waits until the node accepts pods. `images` are tar files to import.
     pub async fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder can be made");
         let at = folder.path().to_owned();
@@ -98,22 +98,22 @@ impl Node {
         node
     }
 
-    /// Lets containers be made of an image.
+    /// Imports an image into containerd.
     pub fn import(&self, image: &Path) {
         run(ctr().args(["images", "import"]).arg(image));
     }
 
-    /// The folder that holds everything.
+    /// Returns the folder of the node's data.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Runs kubectl, and returns what it prints.
+    /// Runs kubectl, and returns its output.
     pub fn kubectl(&self, arguments: &[&str]) -> String {
         run(Command::new(program("kubectl")).env("KUBECONFIG", &self.kubeconfig).args(arguments))
     }
 
-    /// Runs helm, and returns what it prints.
+    /// Runs helm, and returns its output.
     pub fn helm(&self, arguments: &[&str]) -> String {
         let home = self.folder().join("helm");
         run(Command::new(program("helm"))
@@ -122,7 +122,7 @@ impl Node {
             .args(arguments))
     }
 
-    /// The last lines of each process's log.
+    /// Returns the last lines of each process's log.
     pub fn logs(&self) -> String {
         let tail = |log: String| {
             let lines: Vec<&str> = log.lines().collect();
@@ -158,7 +158,7 @@ impl Node {
     }
 }
 
-/// Makes the network and hides what the programs would write outside of their folder.
+/// Sets up the network, and private copies of the folders that programs write to outside their own.
 fn isolate() {
     let command = |line: &str| {
         let mut words = line.split_whitespace();
@@ -171,9 +171,9 @@ fn isolate() {
     fs::create_dir_all("/run/netns").expect("it is ours now");
     command("mount --make-rshared /");
     command("ip link set lo up");
-    // Every component uses the Service address of the API server, also before kube-proxy is up.
+    // All components use the Service address of the API server, even before kube-proxy runs.
     command(&format!("ip addr add {SERVER_ADDRESS}/32 dev lo"));
-    // kubelet refuses a loopback address for the node, so the bridge of the pods is made beforehand.
+    // kubelet refuses a loopback address for the node, so the bridge of the pods is created in advance.
     command("ip link add cni0 type bridge");
     command(&format!("ip addr add {NODE_ADDRESS}/24 dev cni0"));
     command("ip link set cni0 up");
@@ -181,7 +181,7 @@ fn isolate() {
     fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("the network is ours");
 }
 
-/// etcd and the API server, and a kubeconfig for each component.
+/// Starts etcd and the API server, and writes a kubeconfig for each component.
 fn control_plane(at: &Path) -> Vec<Process> {
     run(Command::new("openssl").current_dir(at).args(["genrsa", "-out", "service-accounts.key", "2048"]));
     fs::write(
@@ -229,7 +229,7 @@ fn controllers(at: &Path) -> [Process; 2] {
         Command::new(program("kube-controller-manager")).args([
             "--kubeconfig=admin.kubeconfig",
             "--service-account-private-key-file=service-accounts.key",
-            // The certificate that the API server has made for itself carries its signer.
+            // The API server's self-made certificate file contains its signer.
             "--root-ca-file=certificates/apiserver.crt",
             "--use-service-account-credentials=true",
             "--bind-address=127.0.0.1",
@@ -250,7 +250,7 @@ fn controllers(at: &Path) -> [Process; 2] {
 
 fn containerd(at: &Path) -> Process {
     let root = at.display();
-    // Lowering oom_score_adj is not allowed in a container, and pods would fail to start.
+    // A container may not lower oom_score_adj, and pods would fail to start.
     let config = format!(
         "version = 2\nroot = \"{root}/containerd\"\nstate = \"/run/containerd\"\n\
          [grpc]\naddress = \"/run/containerd.sock\"\n\
@@ -275,7 +275,7 @@ fn ctr() -> Command {
     command
 }
 
-/// kubelet, kube-proxy and CoreDNS. kubelet keeps its default of a minute between two looks at a pod.
+/// Starts kubelet, kube-proxy and CoreDNS. kubelet keeps its default of one sync of a pod a minute.
 fn workers(at: &Path) -> [Process; 3] {
     let kubelet = format!(
         "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\

@@ -5,12 +5,12 @@ use std::process::Command;
 
 use crate::worker::{Worker, WorkerSite};
 
-/// Starts the operator for a namespace, with this kubeconfig and more `arguments`. Its log is the process's.
+/// Starts the operator for a namespace, with this kubeconfig and more `arguments`. Its log is that of the process.
 pub fn start(site: &WorkerSite, kubeconfig: &Path, namespace: &str, arguments: &[&str]) -> Worker {
     spawn(site, kubeconfig, &[&["--namespace", namespace], arguments].concat())
 }
 
-/// Starts the operator for all namespaces, with its Lease in this one.
+/// Starts the operator for all namespaces, with its Lease in `namespace`.
 pub fn start_everywhere(site: &WorkerSite, kubeconfig: &Path, namespace: &str, arguments: &[&str]) -> Worker {
     spawn(site, kubeconfig, &[&["--lease-namespace", namespace], arguments].concat())
 }
@@ -22,7 +22,7 @@ fn spawn(site: &WorkerSite, kubeconfig: &Path, arguments: &[&str]) -> Worker {
     site.launch(command).spawn()
 }
 
-/// The operator that was built together with this program.
+/// Returns the operator that was built together with this program.
 fn program() -> PathBuf {
     let this = std::env::current_exe().expect("a process knows its executable");
     let beside = |folder: &Path| Some(folder.join("litejoin-operator")).filter(|program| program.is_file());

@@ -4,19 +4,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
-/// A process that is gone when this is dropped. Its output is in a file.
+/// A process that is killed on drop. Its output goes to a file.
 pub struct Process {
     child: Child,
     log: PathBuf,
     name: String,
 }
 
-/// The repository.
+/// Returns the path of the repository.
 pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests' crate is a folder of the repository")
 }
 
-/// A program of the built ones, such as `kube-apiserver`. The first call may take minutes.
+/// Returns a built program, such as `kube-apiserver`. The first call may take minutes.
 pub fn program(name: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| {
@@ -28,10 +28,10 @@ pub fn program(name: &str) -> PathBuf {
     folder.join(name)
 }
 
-/// Runs a command to its end and returns what it prints.
+/// Runs a command to its end and returns its output.
 ///
 /// # Panics
-/// If it fails.
+/// If the command fails.
 pub fn run(command: &mut Command) -> String {
     let done = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
@@ -39,7 +39,7 @@ pub fn run(command: &mut Command) -> String {
 }
 
 impl Process {
-    /// Starts a command in a folder, which keeps its log as `<name>.log`.
+    /// Starts a command in a folder, with its log in `<name>.log`.
     pub fn start(name: &str, folder: &Path, command: &mut Command) -> Self {
         let path = folder.join(format!("{name}.log"));
         let log = std::fs::File::create(&path).expect("a log can be made");
@@ -49,7 +49,7 @@ impl Process {
         Self { child, log: path, name: name.to_owned() }
     }
 
-    /// Its output so far.
+    /// Returns the output so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }

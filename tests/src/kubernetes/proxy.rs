@@ -1,5 +1,5 @@
-//! A proxy before the API server, as one operator sees it: it counts calls, and disturbs the write of a chosen
-//! number. Leases and Events, which belong to no pipeline, pass uncounted.
+//! A proxy between one operator and the API server: it counts calls, and disturbs the write of a chosen number. Leases
+//! and Events, which belong to no pipeline, pass uncounted.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use kube::Client;
 use tokio::sync::Notify;
 
-/// Largest body that passes.
+/// The largest body that passes, in bytes.
 const BODY_BYTES_MAX: usize = 16 << 20;
 
 /// A fault of a write.
@@ -22,13 +22,13 @@ pub enum Fault {
     CrashBefore,
     /// The write is done, and the caller dies before the answer.
     CrashAfter,
-    /// The write is refused because another came in between.
+    /// The write is refused because of a conflicting write.
     Conflict,
     /// The write fails.
     ServerError,
     /// The write is done, and the connection ends without an answer.
     LostAnswer,
-    /// The write is done, and each later read is answered once with the object from before.
+    /// The write is done, and each later read is answered once with the object before the write.
     StaleReads,
 }
 
@@ -44,7 +44,7 @@ impl Fault {
     ];
 }
 
-/// A running proxy; it ends when this is dropped.
+/// A running proxy, which ends on drop.
 pub struct Proxy {
     pub address: SocketAddr,
     shared: Arc<Shared>,
@@ -54,7 +54,7 @@ pub struct Proxy {
 struct Shared {
     upstream: Client,
     state: Mutex<Calls>,
-    /// Told when the caller is to die.
+    /// Notified when the caller has to die.
     crash: Notify,
 }
 
@@ -62,18 +62,18 @@ struct Shared {
 struct Calls {
     writes: Vec<String>,
     reads: usize,
-    /// The write to disturb, from 1.
+    /// The number of the write to disturb, from 1.
     fault: Option<(usize, Fault)>,
-    /// Answers to reads, by their paths.
+    /// Answers to reads by path.
     answers: HashMap<String, Bytes>,
-    /// Answers to give once more.
+    /// Answers to repeat once.
     stale: HashMap<String, Bytes>,
-    /// Whether nothing passes any more.
+    /// Whether no call passes any more.
     dead: bool,
 }
 
 impl Proxy {
-    /// Starts one that hands calls on to this client's server.
+    /// Starts a proxy for the server of this client.
     pub async fn start(upstream: Client) -> Self {
         let shared = Arc::new(Shared { upstream, state: Mutex::default(), crash: Notify::new() });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
@@ -85,27 +85,27 @@ impl Proxy {
         Self { address, shared, task }
     }
 
-    /// Its address as one of an API server.
+    /// Returns the proxy's URL, in place of an API server's.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Starts counting anew, and disturbs the write of this number, if one is given.
+    /// Restarts the counts, and disturbs the write of this number, if given.
     pub fn reset(&self, fault: Option<(usize, Fault)>) {
         *self.lock() = Calls { fault, ..Calls::default() };
     }
 
-    /// The writes since then: method and path.
+    /// Returns the writes since the last [`Self::reset`]: method and path.
     pub fn writes(&self) -> Vec<String> {
         self.lock().writes.clone()
     }
 
-    /// How many reads there were since then, watches included.
+    /// Returns the number of reads since the last [`Self::reset`], including watches.
     pub fn reads(&self) -> usize {
         self.lock().reads
     }
 
-    /// Waits until the caller is to die.
+    /// Waits until the caller has to die.
     pub async fn crash(&self) {
         self.shared.crash.notified().await;
     }
@@ -126,7 +126,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a call, and returns the fault that it gets.
+    /// Counts a call, and returns its fault.
     fn count(&self, method: &Method, path: &str) -> Option<Fault> {
         let mut calls = self.lock();
         if calls.dead {
@@ -143,7 +143,7 @@ impl Shared {
         calls.fault.filter(|(number, _)| *number == calls.writes.len()).map(|(_, fault)| fault)
     }
 
-    /// Lets each read that was answered so far be answered once more the same way.
+    /// Repeats each answer to a read so far once more.
     fn remember_answers(&self) {
         let mut calls = self.lock();
         calls.stale = calls.answers.clone();
@@ -177,7 +177,7 @@ async fn pass(State(shared): State<Arc<Shared>>, request: Request) -> Response {
         Some(Fault::ServerError) => refusal(StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
         Some(Fault::LostAnswer) => {
             shared.forward(request).await;
-            // A body that fails before it begins closes the connection.
+            // A body that fails at its start closes the connection.
             let failure = std::io::Error::other("the answer is lost");
             Body::from_stream(futures::stream::iter([Err::<Bytes, _>(failure)])).into_response()
         }
@@ -190,7 +190,7 @@ async fn pass(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     }
 }
 
-/// Answers a read, perhaps as it was answered before.
+/// Answers a read, with the stale answer if there is one.
 async fn read(shared: &Shared, path: String, request: Request) -> Response {
     let stale = shared.lock().stale.remove(&path);
     if let Some(stale) = stale {
@@ -211,14 +211,14 @@ async fn read(shared: &Shared, path: String, request: Request) -> Response {
     }
 }
 
-/// Says that the caller is to die, and never answers.
+/// Notifies that the caller has to die, and never answers.
 async fn crash(shared: &Shared) -> Response {
     shared.lock().dead = true;
     shared.crash.notify_one();
     std::future::pending().await
 }
 
-/// A refusal as an API server sends it.
+/// Returns a refusal as an API server sends it.
 fn refusal(status: StatusCode, reason: &str) -> Response {
     let body = serde_json::json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",

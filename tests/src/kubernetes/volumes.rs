@@ -1,5 +1,5 @@
-//! A provisioner for one node: a folder for each claim, which grows when the claim asks for more, and is wiped when the
-//! claim is deleted.
+//! A provisioner for one node: each claim gets a folder, which grows with the claim, and is wiped after the claim's
+//! deletion.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -16,7 +16,7 @@ use serde_json::json;
 /// The provisioner's name, in the storage class `local`.
 const PROVISIONER: &str = "litejoin.io/test";
 
-/// A running provisioner; it ends when this is dropped.
+/// A running provisioner, which ends on drop.
 pub struct Volumes {
     task: tokio::task::JoinHandle<()>,
 }
@@ -28,7 +28,7 @@ impl Drop for Volumes {
 }
 
 impl Volumes {
-    /// Starts it, as the default of the cluster.
+    /// Starts the provisioner as the cluster's default.
     pub async fn start(client: Client, folder: PathBuf) -> Self {
         let class = json!({
             "metadata": {
@@ -61,7 +61,7 @@ impl Volumes {
     }
 }
 
-/// Gives a claim its volume, or lets that grow.
+/// Creates a claim's volume, or grows it.
 async fn provide(client: &Client, folder: &Path, claim: &PersistentVolumeClaim) {
     let volumes: Api<PersistentVolume> = Api::all(client.clone());
     let (spec, status) = (claim.spec.clone().unwrap_or_default(), claim.status.clone().unwrap_or_default());
@@ -88,7 +88,7 @@ async fn provide(client: &Client, folder: &Path, claim: &PersistentVolumeClaim) 
                 },
             });
             let volume: PersistentVolume = serde_json::from_value(volume).expect("a volume");
-            // The volume may have been made when the claim was seen before.
+            // An earlier event of the claim may have created the volume.
             let _ = volumes.create(&PostParams::default(), &volume).await;
         }
         (Some(volume), Some(has)) if has != size => {

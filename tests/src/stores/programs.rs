@@ -1,10 +1,10 @@
-//! The programs of stores, built or fetched once.
+//! The programs of stores, built or downloaded once.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// Litestream itself. The first call may take minutes.
+/// Returns the path of Litestream. The first call may take minutes.
 pub fn litestream() -> PathBuf {
     built().join("litestream")
 }
@@ -13,12 +13,12 @@ pub(super) fn rclone() -> PathBuf {
     built().join("rclone")
 }
 
-/// The emulator of Google Cloud Storage.
+/// Returns the path of the emulator of Google Cloud Storage.
 pub(super) fn google() -> PathBuf {
     built().join("fake-gcs-server")
 }
 
-/// The script of Azurite's blob service.
+/// Returns the path of the script of Azurite's blob service.
 pub(super) fn azurite() -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| folder_of("azurite/fetch"));
@@ -30,7 +30,7 @@ fn built() -> &'static Path {
     FOLDER.get_or_init(|| folder_of("litestream/build"))
 }
 
-/// The folder that one of the scripts in `tests` prints.
+/// Returns the folder that one of the scripts in `tests` prints.
 fn folder_of(script: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
     let output = Command::new(path).stderr(Stdio::inherit()).output().expect("the script is there");
@@ -38,7 +38,7 @@ fn folder_of(script: &str) -> PathBuf {
     PathBuf::from(String::from_utf8(output.stdout).expect("a path").trim())
 }
 
-/// Runs a command to its end and returns what it prints.
+/// Runs a command to its end and returns its output.
 pub(super) fn run(command: &mut Command) -> String {
     let done = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));

@@ -1,5 +1,5 @@
-//! A proxy before a store that speaks HTTP, which keeps every request, so that tests count uploads. It can be
-//! cut off for one worker, while others go on.
+//! A proxy before a store that speaks HTTP, which records every request, so that tests can count uploads. A test can
+//! cut off one worker by its proxy, while other workers still reach the store.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::{BUCKET, Store, StoreKind};
 use crate::client::client_with;
 
-/// A request that has passed.
+/// A request that has passed the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
     pub method: String,
@@ -21,18 +21,18 @@ pub struct Call {
     pub path: String,
     /// Bytes of the body.
     pub bytes: usize,
-    /// The digest of the key by which S3 is to encrypt, if one comes with the request.
+    /// The digest of the encryption key, if the request carries one for S3.
     pub customer_key: Option<String>,
 }
 
 impl Call {
-    /// Whether it has stored an object.
+    /// Returns whether the request has stored an object.
     pub fn is_upload(&self) -> bool {
         self.method == "PUT" || self.method == "POST"
     }
 }
 
-/// A running proxy; it ends when this is dropped.
+/// A running proxy, which ends on drop.
 pub struct StoreProxy {
     address: SocketAddr,
     shared: Arc<StoreProxyState>,
@@ -73,33 +73,32 @@ impl StoreProxy {
         Self { address, shared, task }
     }
 
-    /// Host and port; see [`Store::endpoint_at`].
+    /// Returns host and port; see [`Store::endpoint_at`].
     pub fn address(&self) -> String {
         self.address.to_string()
     }
 
-    /// Lets neither requests nor answers pass any more: each stays on its way, as in a network that has come
-    /// apart.
+    /// Delays all requests and answers until [`Self::mend`], as in a network partition.
     pub fn cut(&self) {
         self.shared.is_cut.send_replace(true);
     }
 
-    /// Lets everything pass again, requests and answers that have waited first.
+    /// Ends the partition; delayed requests and answers pass first.
     pub fn mend(&self) {
         self.shared.is_cut.send_replace(false);
     }
 
-    /// The calls since the last [`Self::take`].
+    /// Returns the calls since the last [`Self::take`].
     pub fn calls(&self) -> Vec<Call> {
         self.shared.lock().clone()
     }
 
-    /// Forgets what has passed so far, and returns it.
+    /// Removes and returns the calls so far.
     pub fn take(&self) -> Vec<Call> {
         std::mem::take(&mut *self.shared.lock())
     }
 
-    /// Objects that were stored since the last [`Self::take`].
+    /// Returns the calls that have stored an object since the last [`Self::take`].
     pub fn uploads(&self) -> Vec<Call> {
         self.calls().into_iter().filter(Call::is_upload).collect()
     }
@@ -117,11 +116,11 @@ impl StoreProxyState {
     }
 
     async fn passable(&self) {
-        // The sender is ours, so it lives.
+        // The sender lives as long as `self`, so the wait can't fail.
         let _ = self.is_cut.subscribe().wait_for(|is_cut| !is_cut).await;
     }
 
-    /// Sends the request to the store with the same headers: the signature covers the host.
+    /// Sends the request to the store with unchanged headers: the signature covers the host.
     async fn forward(&self, request: Request) -> Result<Response<Body>, Box<dyn std::error::Error>> {
         let (head, body) = request.into_parts();
         let body = axum::body::to_bytes(body, usize::MAX).await?;
@@ -135,8 +134,7 @@ impl StoreProxyState {
         };
         let mut headers = head.headers;
         headers.remove(header::EXPECT);
-        // The emulator knows only uploads by signed links of Google's XML API, under its own name, and answers without
-        // an ETag.
+        // The emulator supports Google's XML API only for signed links under its own name, and omits the ETag.
         let is_google = self.kind == StoreKind::Google;
         let is_xml_upload =
             is_google && head.method == Method::PUT && target.starts_with(&format!("/{BUCKET}/"));
