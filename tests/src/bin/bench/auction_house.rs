@@ -1,5 +1,5 @@
-//! Nexmark: persons, auctions and bids as the benchmark's own generator makes them, with what a table has and a
-//! stream of events has not: persons who move, auctions that change, bids that are raised or withdrawn.
+//! Nexmark: persons, auctions and bids from the benchmark's own generator, with changes that a stream of events lacks:
+//! persons who move, auctions that change, bids that are raised or withdrawn.
 
 use nexmark::EventGenerator;
 use nexmark::config::NexmarkConfig;
@@ -13,17 +13,17 @@ pub(crate) const PERSONS: &str = "persons";
 pub(crate) const AUCTIONS: &str = "auctions";
 pub(crate) const BIDS: &str = "bids";
 
-/// One new row in so many is followed by a change of an older one.
+/// One new row in this many is followed by a change of an older one.
 const PERSON_MOVES: u64 = 20;
 const AUCTION_CHANGES: u64 = 10;
 const AUCTION_ENDS: u64 = 100;
 const BID_RISES: u64 = 20;
 const BID_GOES: u64 = 50;
 
-/// The generator's clock begins here, in milliseconds since the epoch.
+/// The start of the generator's clock, in milliseconds since the epoch.
 const BASE_TIME: u64 = 1_700_000_000_000;
 
-/// Makes `events` changes of `topics`, in the benchmark's proportions; what others would get is left out.
+/// Returns `events` changes of `topics`, in the benchmark's proportions; rows of other topics are left out.
 pub(crate) fn rows(topics: &[&str], events: u64, seed: u64) -> Vec<Row> {
     let config = NexmarkConfig { base_time: BASE_TIME, ..NexmarkConfig::default() };
     let (persons, auctions, bids) =
@@ -47,12 +47,12 @@ pub(crate) fn rows(topics: &[&str], events: u64, seed: u64) -> Vec<Row> {
     house.rows
 }
 
-/// Persons and auctions so far, which later rows change.
+/// The persons and auctions so far, which later rows change.
 struct House {
     dice: Dice,
     persons: Vec<Person>,
     auctions: Vec<Auction>,
-    /// With the number that makes their keys unique.
+    /// Bids, each with the number that makes its key unique.
     bids: Vec<(usize, Bid)>,
     bids_so_far: usize,
     rows: Vec<Row>,
@@ -64,7 +64,7 @@ impl House {
         Self { dice: Dice(seed), persons, auctions, bids, bids_so_far: 0, rows: Vec::new() }
     }
 
-    /// Takes a new row, and perhaps changes an older one.
+    /// Adds a new row, and sometimes a change of an older one.
     fn take(&mut self, event: Event) {
         match event {
             Event::Person(person) => self.person(person),

@@ -1,4 +1,4 @@
-//! A client that costs little, since it shares the machine with what it measures: requests are made beforehand,
+//! A client that costs little, since it shares the machine with the measured worker: requests are built in advance,
 //! and blocking threads write them to plain sockets, one request at a time on each.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -12,7 +12,7 @@ use serde::Deserialize;
 use crate::process;
 use crate::row::Row;
 
-/// How many bodies are on their way, and how large they are.
+/// How many requests are in flight, and their size.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sending {
     pub(crate) connections: usize,
@@ -20,7 +20,7 @@ pub(crate) struct Sending {
     pub(crate) batch: usize,
 }
 
-/// Requests by connection. All rows of a key go over the same connection, so they arrive in their order.
+/// Requests by connection. All rows of a key use the same connection, so they arrive in order.
 pub(crate) type Requests = Vec<Vec<Vec<u8>>>;
 
 /// The cost and the outcome of sending.
@@ -28,11 +28,11 @@ pub(crate) type Requests = Vec<Vec<Vec<u8>>>;
 pub(crate) struct Sent {
     /// CPU time of the client.
     pub(crate) cpu: Duration,
-    /// The epoch in which all rows are seen.
+    /// The epoch that contains all rows.
     pub(crate) epoch: u64,
 }
 
-/// Makes requests of all rows.
+/// Returns requests for all rows.
 pub(crate) fn requests(rows: &[Row], sending: Sending, address: SocketAddr) -> Requests {
     let mut requests: Vec<Vec<&Row>> = vec![Vec::new(); sending.connections];
     for row in rows {
@@ -46,7 +46,7 @@ pub(crate) fn requests(rows: &[Row], sending: Sending, address: SocketAddr) -> R
     requests.into_iter().map(of_connection).collect()
 }
 
-/// Makes one request.
+/// Returns one request.
 pub(crate) fn request(rows: &[&Row], address: SocketAddr) -> Vec<u8> {
     let body = lines(rows.iter().copied());
     let mut request = format!(
@@ -58,18 +58,18 @@ pub(crate) fn request(rows: &[&Row], address: SocketAddr) -> Vec<u8> {
     request
 }
 
-/// The rows as `{topic, key, payload}`, one a line.
+/// Returns the rows as `{topic, key, payload}`, one a line.
 pub(crate) fn lines<'r>(rows: impl IntoIterator<Item = &'r Row>) -> Vec<u8> {
     let mut lines = Vec::new();
     for Row { topic, key, payload } in rows {
         let payload = payload.as_deref().unwrap_or("null");
-        // Writing to memory does not fail.
+        // A write to memory does not fail.
         let _ = writeln!(lines, "{{\"topic\":\"{topic}\",\"key\":\"{key}\",\"payload\":{payload}}}");
     }
     lines
 }
 
-/// Sends all requests, and waits for every answer; the first that is not 200 is an error.
+/// Sends all requests, and waits for every answer; returns an error for the first answer other than 200.
 pub(crate) fn send_all(address: SocketAddr, requests: &Requests) -> Result<Sent> {
     std::thread::scope(|scope| {
         let clients: Vec<_> =
@@ -92,7 +92,7 @@ fn send(address: SocketAddr, requests: &[Vec<u8>]) -> Result<Sent> {
     Ok(Sent { cpu: process::thread_cpu_time()?, epoch })
 }
 
-/// One kept-alive connection.
+/// A kept-alive connection.
 pub(crate) struct Connection {
     stream: TcpStream,
     answers: BufReader<TcpStream>,
@@ -112,7 +112,7 @@ impl Connection {
         Ok(Self { stream, answers })
     }
 
-    /// Sends a request, waits for the answer, and returns the epoch in which its messages are seen.
+    /// Sends a request, waits for the answer, and returns the epoch that contains its messages.
     pub(crate) fn send(&mut self, request: &[u8]) -> Result<u64> {
         self.stream.write_all(request)?;
         let head = Head::read(&mut self.answers)?;
@@ -126,8 +126,8 @@ impl Connection {
     }
 }
 
-/// Asks for a path, and returns the status and what follows the head. The worker ends the connection: with
-/// HTTP/1.0 it sends everything as it is, not in chunks.
+/// Gets a path; returns the status and the body. With HTTP/1.0 the worker closes the connection after the body and
+/// does not send it in chunks.
 pub(crate) fn get(address: SocketAddr, path: &str) -> Result<(u16, BufReader<TcpStream>)> {
     let mut stream =
         TcpStream::connect(address).with_context(|| format!("could not connect to {address}"))?;
@@ -137,7 +137,7 @@ pub(crate) fn get(address: SocketAddr, path: &str) -> Result<(u16, BufReader<Tcp
     Ok((head.status, answer))
 }
 
-/// As [`get`], to the end.
+/// Gets a path as [`get`] does; returns the whole body.
 pub(crate) fn get_all(address: SocketAddr, path: &str) -> Result<(u16, Vec<u8>)> {
     let (status, mut answer) = get(address, path)?;
     let mut body = Vec::new();
@@ -145,7 +145,7 @@ pub(crate) fn get_all(address: SocketAddr, path: &str) -> Result<(u16, Vec<u8>)>
     Ok((status, body))
 }
 
-/// The head of an answer.
+/// The status and headers of an answer.
 struct Head {
     status: u16,
     length: Option<usize>,

@@ -1,4 +1,4 @@
-//! Ingest: the same rows by raw SQLite, over HTTP, and from files, in turns.
+//! Ingest: the same rows through raw SQLite, over HTTP, and from files, in turns.
 
 use std::collections::HashSet;
 use std::io::Write as _;
@@ -51,12 +51,12 @@ impl IngestPath {
     }
 }
 
-/// The part that all measurements share.
+/// The inputs of all measurements.
 struct IngestSetup<'o> {
     options: &'o IngestOptions,
     site: BenchSite,
     rows: Vec<Row>,
-    /// Distinct orders among the rows.
+    /// The number of distinct orders among the rows.
     orders: u64,
 }
 
@@ -104,7 +104,7 @@ pub(crate) fn run(options: &IngestOptions) -> Result<()> {
 }
 
 impl IngestSetup<'_> {
-    /// Measures one way, or raw.
+    /// Measures one way, or raw SQLite for `None`.
     fn measure(&self, way: Option<IngestPath>) -> Result<Measured> {
         self.site.in_run(|run| {
             let measured = Measured::beside_others(|| match way {
@@ -135,7 +135,7 @@ impl IngestSetup<'_> {
         BenchWorker::start(&self.site.binary, run, &pipeline)
     }
 
-    /// Posts all rows, from the first byte to the last answer.
+    /// Posts all rows; measures from the first byte to the last answer.
     fn post(&self, run: &Path) -> Result<Measured> {
         let worker = self.start(run, HTTP_SOURCE)?;
         let requests = client::requests(&self.rows, self.options.site.sending(), worker.ingest()?);
@@ -144,10 +144,10 @@ impl IngestSetup<'_> {
         start.end(&worker, self.rows.len(), sent.cpu)
     }
 
-    /// Has files read, from the start of the sources until all rows are committed.
+    /// Reads files; measures from the start of the sources until all rows are committed.
     fn read(&self, run: &Path, sources: &str, files: usize) -> Result<Measured> {
         let mut worker = self.start(run, sources)?;
-        // The files are opened just before the worker says that it runs.
+        // The worker opens the files just before it logs that it runs.
         let start = Start::of_process();
         for _ in 0..files {
             worker.read_until("read to the end")?;

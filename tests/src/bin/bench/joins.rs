@@ -1,4 +1,4 @@
-//! Joins: rows over HTTP until the last of them is in the results, beside raw SQLite, in turns.
+//! Joins: rows over HTTP until the last of them is in the results, compared with raw SQLite, in turns.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -30,7 +30,7 @@ pub(crate) struct JoinsOptions {
     site: site::SiteOptions,
 }
 
-/// One query with its rows and what it must yield in the end.
+/// A query with its rows and its expected results.
 struct JoinsSetup<'o> {
     options: &'o JoinsOptions,
     site: &'o BenchSite,
@@ -72,7 +72,7 @@ pub(crate) fn run(options: &JoinsOptions) -> Result<()> {
     Ok(())
 }
 
-/// Measures one query, and returns two rows of the table: raw's and its own.
+/// Measures one query; returns two rows of the table: that of raw SQLite and that of the query.
 fn measure_query(options: &JoinsOptions, site: &BenchSite, query: BenchQuery) -> Result<[Vec<String>; 2]> {
     let name = query.name();
     let rows = query.rows(options.events, options.site.seed);
@@ -103,7 +103,7 @@ impl JoinsSetup<'_> {
         self.site.in_run(|run| Measured::beside_others(|| measure(run)))
     }
 
-    /// Measures from the first byte until everything is applied.
+    /// Measures from the first byte until all changes are applied.
     fn measure(&self) -> Result<(Measured, Counts)> {
         self.site.in_run(|run| {
             let pipeline = Pipeline { joins: &[self.query.join()], ..Pipeline::new(self.site.shard_count) };

@@ -1,5 +1,5 @@
-//! Kafka to Kafka: records that wait in Kafka, through a join, to records in Kafka, beside raw SQLite, in turns; and what
-//! each stage of that costs.
+//! Kafka to Kafka: from waiting records in Kafka, through a join, to records in Kafka, compared with raw SQLite, in
+//! turns; and the cost of each stage.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -22,10 +22,10 @@ use crate::table::{Spread, layout};
 use crate::worker::{BenchWorker, HTTP_SOURCE, Pipeline};
 use crate::{raw, results};
 
-/// The join that is measured.
+/// The measured join.
 const QUERY: BenchQuery = BenchQuery::W1;
 
-/// Pause between two looks at how far the worker is.
+/// Pause between two polls of the worker's progress.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Options of `bench kafka`.
@@ -47,14 +47,14 @@ pub(crate) struct KafkaOptions {
     site: site::SiteOptions,
 }
 
-/// How far records go.
+/// The last stage that records pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// Into topics.
     In,
     /// Through the join.
     Join,
-    /// And into Kafka again.
+    /// Into Kafka again.
     Through,
 }
 
@@ -181,14 +181,14 @@ impl KafkaSetup<'_> {
         })
     }
 
-    /// Waits until all records have gone as far as they are to go.
+    /// Waits until all records have passed the last stage.
     fn wait(&self, worker: &BenchWorker, way: Stage) -> Result<()> {
         let all = self.rows.len() as u64;
         until(worker, |status| status["sources"]["events"]["accepted"].as_u64() >= Some(all))?;
         if way == Stage::In {
             return Ok(());
         }
-        // A message that comes last is seen in the epoch in which everything is.
+        // The epoch of the last message contains all records.
         let last = Row { topic: "marks", key: "end".into(), payload: Some("1".into()) };
         let ingest = worker.ingest()?;
         let epoch = client::Connection::open(ingest)?.send(&client::request(&[&last], ingest))?;
@@ -203,7 +203,7 @@ impl KafkaSetup<'_> {
         Ok(())
     }
 
-    /// Compares what Kafka has last of each key with what must come.
+    /// Compares the last record of each key in Kafka with the expected results.
     fn check_output(&self, output: &str) -> Result<()> {
         let mut last: BTreeMap<String, String> = BTreeMap::new();
         for record in self.runtime.block_on(self.cluster.read(output)) {
@@ -220,7 +220,7 @@ impl KafkaSetup<'_> {
     }
 }
 
-/// Waits until `/status` is as wanted.
+/// Waits until `/status` satisfies `is_there`.
 fn until(worker: &BenchWorker, is_there: impl Fn(&Value) -> bool) -> Result<()> {
     loop {
         let status = worker.status()?;

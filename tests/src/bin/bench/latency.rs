@@ -1,4 +1,4 @@
-//! Latency: orders posted by a timetable, and when their results come out of the SSE sink.
+//! Latency: orders posted by a timetable, and the arrival of their results from the SSE sink.
 
 mod marker_times;
 
@@ -24,7 +24,7 @@ use crate::{results, site};
 
 const QUERY: BenchQuery = BenchQuery::W1;
 
-/// Amounts from here on, in cents, are markers: no order of the shop is as dear by itself.
+/// Amounts from here on, in cents, are markers: no order of the shop itself costs so much.
 const FIRST_MARKER: u64 = 100_000_000;
 
 /// Options of `bench latency`.
@@ -62,25 +62,25 @@ pub(crate) struct LatencyOptions {
     site: site::SiteOptions,
 }
 
-/// When which body is posted.
+/// The times at which bodies are posted.
 #[derive(Debug, Clone, Copy)]
 struct Timetable {
     orders_a_body: u64,
     period: Duration,
 }
 
-/// Orders with markers in a row, and the bodies that carry them.
+/// Orders with consecutive markers, and the bodies that contain them.
 struct LatencyLoad {
     markers: Range<u64>,
     bodies: Vec<Vec<u8>>,
 }
 
-/// One round.
+/// The figures of one round.
 struct LatencyRound {
     latencies: Durations,
     /// Cores that the worker used.
     cores: f64,
-    /// How far the client fell behind its timetable at worst.
+    /// The greatest delay of the client behind its timetable.
     late: Duration,
 }
 
@@ -110,7 +110,7 @@ pub(crate) fn run(options: &LatencyOptions) -> Result<()> {
         for round in 1..=options.site.rounds {
             let count = (rate * options.seconds as f64).ceil().max(1.0) as u64;
             let load = options.load(&mut shop, timetable, first..first + count, worker.ingest()?);
-            // An order after the last: its event says that all others have come.
+            // The event of an order after the last one shows that all others have arrived.
             let end = shop.order_of(options.index(first + count), first + count);
             first += count + 1;
             let measured = options.measure(&worker, timetable, &load, &end)?;
@@ -122,20 +122,20 @@ pub(crate) fn run(options: &LatencyOptions) -> Result<()> {
 }
 
 impl Timetable {
-    /// Bodies each `tick`, of as many orders as come to `rate` a second; but at least one.
+    /// Returns a timetable of one body each `tick`, with as many orders as `rate` a second gives, but at least one.
     fn of(rate: f64, tick: Duration) -> Self {
         let orders_a_body = (rate * tick.as_secs_f64()).round().max(1.0);
         Self { orders_a_body: orders_a_body as u64, period: Duration::from_secs_f64(orders_a_body / rate) }
     }
 
-    /// When body `index` is posted, after the start.
+    /// Returns when body `index` is posted, after the start.
     fn due(&self, index: u64) -> Duration {
         self.period.mul_f64(index as f64)
     }
 }
 
 impl LatencyOptions {
-    /// The order that carries a marker: one after the other, so that the same comes again as late as can be.
+    /// Returns the order of a marker. Orders take turns, so that a marker's order repeats as late as possible.
     fn index(&self, marker: u64) -> usize {
         usize::try_from(marker % self.orders).expect("as many as fit into memory")
     }
@@ -147,7 +147,7 @@ impl LatencyOptions {
         Ok(started.elapsed())
     }
 
-    /// Changes a second, as `bench joins` counts them.
+    /// Returns changes a second, as `bench joins` counts them.
     fn measure_peak(&self, worker: &BenchWorker, shop: &mut Shop) -> Result<f64> {
         let rows: Vec<Row> = (0..self.peak_events).map(|_| shop.event()).collect();
         let took = self.deliver(worker, &rows)?;
@@ -156,7 +156,7 @@ impl LatencyOptions {
         Ok(peak)
     }
 
-    /// Makes the bodies of one round, with a customer among the orders now and then.
+    /// Returns the bodies of one round, with a customer among the orders now and then.
     fn load(
         &self,
         shop: &mut Shop,
@@ -179,7 +179,7 @@ impl LatencyOptions {
         LatencyLoad { markers, bodies }
     }
 
-    /// Posts the load and then `end`, and reads all events up to that of `end`.
+    /// Posts the load and then `end`, and reads all events until that of `end`.
     fn measure(
         &self,
         worker: &BenchWorker,
@@ -210,8 +210,8 @@ impl LatencyOptions {
         Ok(LatencyRound { latencies: Durations::of(latencies.collect()), cores, late })
     }
 
-    /// Posts each body at its time, waits for the answers, and for all to be applied. Returns how late the
-    /// latest was posted.
+    /// Posts each body at its time, waits for the answers, and until all changes are applied. Returns the greatest
+    /// delay of a post.
     fn post(
         &self,
         worker: &BenchWorker,
@@ -283,7 +283,7 @@ impl LatencyOptions {
 }
 
 impl LatencyRound {
-    /// Prints a round, while the others are still to come.
+    /// Prints a round while others are still to come.
     fn report(&self, round: u32) -> Result<()> {
         let [p50, p99, max] =
             [50.0, 99.0, 100.0].map(|percent| milliseconds(self.latencies.percentile(percent)));
@@ -301,8 +301,8 @@ fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// Reads events until the one after the last marker. A heartbeat after everything was `applied` means that the
-/// event does not come: the worker sends a heartbeat when it had nothing to send for a while.
+/// Reads events until the one after the last marker. A heartbeat after all changes were `applied` means that this
+/// event will not come: the worker sends a heartbeat when it had nothing to send for a while.
 fn read_events(stream: &mut impl BufRead, markers: &mut MarkerTimes, applied: &AtomicBool) -> Result<()> {
     let mut line = String::new();
     loop {

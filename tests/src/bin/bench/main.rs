@@ -1,8 +1,8 @@
-//! How fast LiteJoin is, as a share of what plain SQLite does in the same run: absolute figures of two machines,
-//! or of two days, can't be compared.
+//! The speed of LiteJoin as a share of plain SQLite's in the same run: absolute figures of two machines, or of two
+//! days, can't be compared.
 //!
 //! Each subcommand repeats its measurements in turns (raw, this, that, raw, …), so that a neighbour who takes the
-//! machine for a while slows all of them, and sets each beside the raw run of its own round.
+//! machine for a while slows all of them, and compares each with the raw run of its own round.
 
 mod auction_house;
 mod client;

@@ -1,4 +1,4 @@
-//! One measured run, and the row of a table for several.
+//! The figures of a measured run, and a table row for several runs.
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -10,20 +10,20 @@ use crate::process;
 use crate::table::Spread;
 use crate::worker::BenchWorker;
 
-/// One run.
+/// The figures of one run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Measured {
     pub(crate) changes: usize,
     pub(crate) took: Duration,
     pub(crate) cpu: Duration,
     pub(crate) client_cpu: Duration,
-    /// `None` for raw, which runs in this process.
+    /// `None` for raw SQLite, which runs in this process.
     pub(crate) memory: Option<Memory>,
-    /// Cores that neither the run nor its client used.
+    /// Cores used by other processes than the run and its client.
     pub(crate) others_cores: f64,
 }
 
-/// A worker that is about to be given work.
+/// The start of a measurement.
 pub(crate) struct Start {
     at: Instant,
     cpu: Duration,
@@ -42,7 +42,7 @@ pub(crate) const HEADING: [&str; 8] = [
 ];
 
 impl Start {
-    /// Starts a measurement, with the CPU time that the worker has used up to now.
+    /// Starts a measurement after the CPU time that the worker has used so far.
     pub(crate) fn now(worker: &BenchWorker) -> Result<Self> {
         Ok(Self { cpu: worker.cpu_time()?, at: Instant::now() })
     }
@@ -52,7 +52,7 @@ impl Start {
         Self { cpu: Duration::ZERO, at: Instant::now() }
     }
 
-    /// The measurement of a worker that has just applied the last change.
+    /// Returns the figures of a worker that has just applied the last change.
     pub(crate) fn end(&self, worker: &BenchWorker, changes: usize, client_cpu: Duration) -> Result<Measured> {
         Ok(Measured {
             changes,
@@ -66,7 +66,7 @@ impl Start {
 }
 
 impl Measured {
-    /// Measures, and takes note of the cores that others use meanwhile.
+    /// Measures, and adds the cores that other processes use meanwhile.
     pub(crate) fn beside_others(measure: impl FnOnce() -> Result<Self>) -> Result<Self> {
         let (before, started) = (process::machine_cpu_time()?, Instant::now());
         let mut measured = measure()?;
@@ -84,12 +84,12 @@ impl Measured {
         cpu.as_secs_f64() * 1e6 / self.changes as f64
     }
 
-    /// Its speed as a share of raw's.
+    /// Returns the speed as a share of raw SQLite's.
     fn share(&self, raw: &Self) -> f64 {
         raw.took.as_secs_f64() / self.took.as_secs_f64()
     }
 
-    /// Prints a run, while the others are still to come.
+    /// Prints a run while others are still to come.
     pub(crate) fn report(&self, round: u32, name: &str, raw: Option<&Self>) -> Result<()> {
         writeln!(
             std::io::stderr(),
@@ -103,7 +103,7 @@ impl Measured {
     }
 }
 
-/// A row of the table: several runs, each beside the raw run of its round.
+/// Returns a row of the table for several runs, each compared with the raw run of its round.
 pub(crate) fn summary(name: &str, runs: &[Measured], raws: Option<&[Measured]>) -> Vec<String> {
     let median = |figure: &dyn Fn(&Measured) -> f64, digits| {
         format!("{:.digits$}", Spread::of(runs.iter().map(figure)).median)

@@ -1,4 +1,4 @@
-//! Memory of a process at its peak.
+//! The peak memory of a process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,27 +9,27 @@ use anyhow::Result;
 
 use crate::process;
 
-/// Pause between two looks. Linux remembers the peak of all memory, but not that of its anonymous part.
+/// Pause between two polls. Linux records the peak of all memory, but not that of its anonymous part.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// The most that a process has had at once, in bytes.
+/// The peak memory of a process, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Memory {
     pub(crate) peak_bytes: u64,
-    /// The most anonymous memory (on no disk) at any look.
+    /// The greatest anonymous memory (not backed by a file) of any poll.
     pub(crate) anonymous_bytes: u64,
 }
 
-/// A thread that looks at a process until this is dropped.
+/// A thread that polls a process until drop.
 pub(crate) struct MemoryWatch {
     pid: u32,
     anonymous: Arc<AtomicU64>,
-    /// Dropping this stops the thread.
+    /// The thread stops when this sender is dropped.
     _stop: mpsc::Sender<()>,
 }
 
 impl MemoryWatch {
-    /// Begins to look at a process.
+    /// Starts to poll a process.
     pub(crate) fn start(pid: u32) -> Self {
         let (stop, stopped) = mpsc::channel();
         let anonymous = Arc::new(AtomicU64::new(0));
@@ -44,7 +44,7 @@ impl MemoryWatch {
         Self { pid, anonymous, _stop: stop }
     }
 
-    /// The peak so far.
+    /// Returns the peak so far.
     pub(crate) fn peak(&self) -> Result<Memory> {
         let now = process::memory_bytes(self.pid, "RssAnon")?;
         let anonymous_bytes = self.anonymous.fetch_max(now, Ordering::Relaxed).max(now);

@@ -2,19 +2,20 @@
 
 use std::time::Duration;
 
-/// Durations in order.
+/// Sorted durations.
 #[derive(Debug, Clone)]
 pub(crate) struct Durations(Vec<Duration>);
 
 impl Durations {
-    /// Sorts durations, of which there must be one at least.
+    /// Sorts durations; panics without any.
     pub(crate) fn of(mut durations: Vec<Duration>) -> Self {
         assert!(!durations.is_empty(), "nothing was measured");
         durations.sort_unstable();
         Self(durations)
     }
 
-    /// The least of them that `percent` of them don't exceed (the nearest rank); at 100 the greatest.
+    /// Returns the least duration that `percent` of all durations don't exceed (the nearest rank); the greatest at
+    /// 100.
     pub(crate) fn percentile(&self, percent: f64) -> Duration {
         let rank = (percent / 100.0 * self.0.len() as f64).ceil() as usize;
         self.0[rank.clamp(1, self.0.len()) - 1]

@@ -1,4 +1,4 @@
-//! Many pipelines on a real API server: how long until all are settled, by how many calls, with how much memory.
+//! Many Pipelines on a real API server: the time until all are settled, the number of calls, and the memory.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -20,9 +20,9 @@ use serde_json::{Value, json};
 use crate::memory::MemoryWatch;
 use crate::process;
 
-/// Requests that make documents at once.
+/// Concurrent requests that create documents.
 const CLIENTS: usize = 16;
-/// Pause between two looks at all statuses, which cost the API server something too.
+/// Pause between two polls of all statuses, which cost the API server time too.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Parser)]
@@ -67,7 +67,7 @@ async fn measure(options: &PipelinesOptions) -> Result<()> {
     report(&proxy, made, started, "all made at once")?;
     writeln!(std::io::stdout(), "documents were made within {:.1} s", applied.as_secs_f64())?;
 
-    // A new operator finds nothing to write.
+    // A new operator must find nothing to write.
     let cpu = process::cpu_time(operator.pid())?;
     let peak = memory.peak()?;
     writeln!(
@@ -103,7 +103,7 @@ fn report(proxy: &Proxy, documents: usize, since: Instant, what: &str) -> Result
     Ok(())
 }
 
-/// A Pipeline and four documents that refer to it.
+/// Returns a Pipeline and four documents that refer to it.
 fn documents(index: usize) -> Vec<(Kind, Value)> {
     let pipeline = format!("p{index}");
     let named = |kind: Kind, name: String, mut spec: Value| {
@@ -130,7 +130,7 @@ fn documents(index: usize) -> Vec<(Kind, Value)> {
     ]
 }
 
-/// Waits until each status is about its generation and knows of the pod that follows.
+/// Waits until each status is about its generation and knows of the pod.
 async fn settle(client: &Client, namespace: &str) -> Result<()> {
     let mut looks = tokio::time::interval(LOOK_INTERVAL);
     for kind in Kind::ALL {
@@ -167,7 +167,7 @@ fn api(client: &Client, namespace: &str, kind: Kind) -> Api<DynamicObject> {
     Api::namespaced_with(client.clone(), namespace, &ApiResource::from_gvk(&kind))
 }
 
-/// How many reconciles an operator has finished, by its metrics.
+/// Returns how many reconciles an operator has finished, by its metrics.
 async fn reconciles(operator: &Worker) -> Option<usize> {
     let log: Vec<String> = operator.log().lines().map(str::to_owned).collect();
     let address = litejoin_tests::worker::addresses(&log).get("admin").copied()?;

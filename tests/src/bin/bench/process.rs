@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-/// Clock ticks a second in `/proc`; the same on every Linux that people run.
+/// Clock ticks a second in `/proc`; equal on every common Linux.
 const TICKS: u64 = 100;
 
-/// Asks a process to end.
+/// Sends SIGTERM to a process.
 pub(crate) fn terminate(pid: u32) -> Result<()> {
     let status =
         Command::new("kill").args(["-TERM", &pid.to_string()]).status().context("could not run kill")?;
@@ -16,17 +16,17 @@ pub(crate) fn terminate(pid: u32) -> Result<()> {
     Ok(())
 }
 
-/// CPU time of a process with all its threads, user and system.
+/// Returns the CPU time of a process with all its threads, user and system.
 pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
     let path = format!("/proc/{pid}/stat");
     let stat = std::fs::read_to_string(&path).with_context(|| format!("could not read {path}"))?;
-    // The name in parentheses may hold anything.
+    // The name in parentheses may contain spaces.
     let fields = stat.rsplit_once(')').map(|(_, fields)| fields).unwrap_or_default();
     let ticks: u64 = fields.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
     Ok(Duration::from_millis(ticks * 1_000 / TICKS))
 }
 
-/// CPU time of the calling thread.
+/// Returns the CPU time of the calling thread.
 pub(crate) fn thread_cpu_time() -> Result<Duration> {
     let path = "/proc/thread-self/schedstat";
     let stat = std::fs::read_to_string(path).with_context(|| format!("could not read {path}"))?;
@@ -34,10 +34,10 @@ pub(crate) fn thread_cpu_time() -> Result<Duration> {
     Ok(Duration::from_nanos(nanoseconds.with_context(|| format!("{path} begins with no number"))?))
 }
 
-/// CPU time of everything on this machine.
+/// Returns the CPU time of all processes on this machine.
 pub(crate) fn machine_cpu_time() -> Result<Duration> {
     let stat = std::fs::read_to_string("/proc/stat").context("could not read /proc/stat")?;
-    // user, nice, system, then idle and waiting for the disk, then interrupts
+    // The fields are user, nice, system, idle, iowait, interrupts.
     let busy = stat.lines().next().unwrap_or_default().split_whitespace().skip(1).enumerate();
     let ticks: u64 = busy
         .filter(|(column, _)| matches!(column, 0..=2 | 5 | 6))
@@ -46,7 +46,7 @@ pub(crate) fn machine_cpu_time() -> Result<Duration> {
     Ok(Duration::from_millis(ticks * 1_000 / TICKS))
 }
 
-/// A line of `/proc/PID/status` that counts memory, such as `VmHWM` (the peak) or `RssAnon`, in bytes.
+/// Returns a memory line of `/proc/PID/status`, such as `VmHWM` (the peak) or `RssAnon`, in bytes.
 pub(crate) fn memory_bytes(pid: u32, name: &str) -> Result<u64> {
     let path = format!("/proc/{pid}/status");
     let status = std::fs::read_to_string(&path).with_context(|| format!("could not read {path}"))?;

@@ -1,4 +1,4 @@
-//! The joins that are measured: what they read, and the rows that come in.
+//! The measured joins: their topics, their text and their rows.
 
 use clap::ValueEnum;
 
@@ -24,7 +24,7 @@ pub(crate) enum BenchQuery {
 }
 
 impl BenchQuery {
-    /// Its name.
+    /// Returns the name.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::W1 => "w1",
@@ -36,7 +36,7 @@ impl BenchQuery {
         }
     }
 
-    /// Its name and text.
+    /// Returns name and text.
     pub(crate) fn join(self) -> (&'static str, &'static str) {
         (self.name(), self.sql())
     }
@@ -52,7 +52,7 @@ impl BenchQuery {
         }
     }
 
-    /// The topics that it reads.
+    /// Returns the topics that the query reads.
     pub(crate) fn topics(self) -> &'static [&'static str] {
         match self {
             Self::W1 | Self::W2 => &[CUSTOMERS, ORDERS],
@@ -61,7 +61,7 @@ impl BenchQuery {
         }
     }
 
-    /// Changes of those topics: `events` of them, after the customers where it reads customers.
+    /// Returns `events` changes of these topics; a query that reads customers gets all customers first.
     pub(crate) fn rows(self, events: u64, seed: u64) -> Vec<Row> {
         match self {
             Self::W1 | Self::W2 => shop::rows(events, seed),

@@ -1,4 +1,4 @@
-//! The baseline ("raw"): the same rows into as many SQLite files, one thread each, and nothing else.
+//! The baseline ("raw"): the same rows into as many SQLite files, with one thread for each file.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use crate::measured::Measured;
 use crate::process;
 use crate::row::Row;
 
-/// Rows of one transaction, as LiteJoin has them.
+/// Rows of one transaction, as in LiteJoin.
 const BATCH_ROWS: usize = 1_000;
 
-/// Measures how long it takes to write `rows` of `topics` into new files in `dir`.
+/// Measures the time to write `rows` of `topics` into new files in `dir`.
 pub(crate) fn measure(dir: &Path, shard_count: usize, topics: &[&str], rows: &[Row]) -> Result<Measured> {
     let mut shards: Vec<Vec<&Row>> = vec![Vec::new(); shard_count];
     for row in rows {
@@ -52,7 +52,7 @@ pub(crate) fn measure(dir: &Path, shard_count: usize, topics: &[&str], rows: &[R
     })
 }
 
-/// Counts the keys of a topic in the shard files of `dir`.
+/// Returns the number of keys of a topic in the shard files of `dir`.
 pub(crate) fn count(dir: &Path, shard_count: usize, topic: &str) -> Result<u64> {
     (0..shard_count)
         .map(|index| {
@@ -114,7 +114,7 @@ fn write_shard(connection: &mut Connection, topics: &[&str], rows: &[&Row]) -> R
     Ok(process::thread_cpu_time()? - before)
 }
 
-/// FNV-1a, folded: the rows spread as they do in LiteJoin.
+/// Returns the folded FNV-1a hash, so that rows are distributed as in LiteJoin.
 fn shard_index(key: &str, shard_count: usize) -> usize {
     use std::hash::Hasher;
     let mut hasher = fnv::FnvHasher::default();

@@ -20,10 +20,10 @@ use crate::{client, results};
 
 const QUERY: BenchQuery = BenchQuery::W1;
 
-/// The longest wait for the replica to have everything.
+/// The longest wait until the replica is complete.
 const CATCH_UP_MAX: Duration = Duration::from_secs(120);
 
-/// Pause between two looks at how far the replica is.
+/// Pause between two polls of the replica's progress.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Options of `bench replication`.
@@ -37,7 +37,7 @@ pub(crate) struct ReplicationOptions {
     site: site::SiteOptions,
 }
 
-/// How far rows go: into topics, or through the join.
+/// The last stage that rows pass: into topics, or through the join.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Workload {
     Ingest,
@@ -55,18 +55,18 @@ struct ReplicationSetup<'o> {
     expected: Results,
 }
 
-/// Figures of a run that was replicated.
+/// Figures of a run with replication.
 #[derive(Debug, Clone, Copy)]
 struct After {
-    /// Until the replica had everything.
+    /// Seconds until the replica was complete.
     caught_up: f64,
-    /// For how long writers rested for the last cut.
+    /// How long writers were stopped for the last cut.
     held: f64,
-    /// The longest WAL, in MB. Where Litestream starts one over its file stays as long as it was.
+    /// The longest WAL, in MB. A WAL that Litestream restarts keeps its length.
     wal: f64,
 }
 
-/// Runs the rounds and prints the table; ratios are to the same without replication.
+/// Runs the rounds and prints the table; ratios compare with a run without replication.
 pub(crate) fn run(options: &ReplicationOptions) -> Result<()> {
     let rows = QUERY.rows(options.events, options.site.seed);
     writeln!(std::io::stderr(), "{} changes; SQLite finds what must come of them", rows.len())?;
@@ -124,7 +124,7 @@ impl ReplicationSetup<'_> {
         let pipeline = Pipeline { joins, store, ..Pipeline::new(self.site.shard_count) };
         let worker = BenchWorker::start(&self.site.binary, run, &pipeline)?;
         if store.is_some() {
-            // The first copy is made before the measurement.
+            // The first copy is complete before the measurement.
             wait(&worker, |status| status["ready"] == true)?;
         }
         let requests = client::requests(&self.rows, self.options.site.sending(), worker.ingest()?);
@@ -145,7 +145,7 @@ impl ReplicationSetup<'_> {
     }
 }
 
-/// Waits until the replica has all that is there now.
+/// Waits until the replica has all changes committed before the call.
 fn after(worker: &BenchWorker) -> Result<After> {
     let ended = Instant::now();
     let now = replication(worker)?["completeUntil"].as_i64().context("the status has no time")?;

@@ -1,4 +1,4 @@
-//! Restart: how long a worker that was killed takes to serve again, and to have everything applied.
+//! Restart: the time until a killed worker serves again, and until all changes are applied.
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -32,7 +32,7 @@ pub(crate) struct RestartOptions {
     site: site::SiteOptions,
 }
 
-/// One round.
+/// The figures of one round.
 struct RestartRound {
     serves: Duration,
     current: Duration,
@@ -71,14 +71,14 @@ pub(crate) fn run(options: &RestartOptions) -> Result<()> {
     })
 }
 
-/// Starts the worker, and waits until it serves and until it is current. `last` is a row that it has.
+/// Starts the worker, and waits until it serves and until its results are current. `last` is a stored row.
 fn measure(start: impl FnOnce() -> Result<BenchWorker>, last: &Row) -> Result<(BenchWorker, RestartRound)> {
     let started = Instant::now();
     let worker = start()?;
     let (status, _) = client::get_all(worker.admin()?, "/readyz")?;
     ensure!(status == 200, "the worker runs, and /readyz answers {status}");
     let serves = started.elapsed();
-    // A row that changes nothing is seen in the epoch in which everything before it is seen.
+    // A row without a change is in the epoch that contains all rows before it.
     let epoch = Connection::open(worker.ingest()?)?.send(&client::request(&[last], worker.ingest()?))?;
     results::wait_until_applied(&worker, QUERY, epoch)?;
     let current = started.elapsed();
@@ -87,7 +87,7 @@ fn measure(start: impl FnOnce() -> Result<BenchWorker>, last: &Row) -> Result<(B
 }
 
 impl RestartRound {
-    /// Prints a round, while the others are still to come.
+    /// Prints a round while others are still to come.
     fn report(&self, round: u32) -> Result<()> {
         writeln!(
             std::io::stderr(),

@@ -1,4 +1,4 @@
-//! Results of a query: when they are there, and whether they are what SQLite gives over the final rows.
+//! Results of a query: the wait for them, and the comparison with SQLite's over the final rows.
 
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -25,9 +25,9 @@ pub(crate) fn deliver(worker: &BenchWorker, query: BenchQuery, requests: &Reques
     Ok(sent)
 }
 
-/// Waits until `epoch` is applied and stored, and says now and then how far the worker has come.
+/// Waits until `epoch` is applied and stored, and prints the worker's progress now and then.
 pub(crate) fn wait_until_applied(worker: &BenchWorker, query: BenchQuery, epoch: u64) -> Result<()> {
-    // No result has this key: the request is about the epoch alone.
+    // No result has this key, so the answer only shows the epoch.
     let path = format!("/snapshot?join={}&key=-&minEpoch={epoch}", query.name());
     let started = Instant::now();
     loop {
@@ -53,7 +53,7 @@ pub(crate) fn wait_until_applied(worker: &BenchWorker, query: BenchQuery, epoch:
     }
 }
 
-/// The results of the query over the last row of each key, by SQLite alone.
+/// Returns the results of the query over the last row of each key, by SQLite alone.
 pub(crate) fn expected(query: BenchQuery, rows: &[Row]) -> Results {
     let mut last: HashMap<(&str, &str), Option<&str>> = HashMap::new();
     for row in rows {
@@ -66,7 +66,7 @@ pub(crate) fn expected(query: BenchQuery, rows: &[Row]) -> Results {
         }
     }
     let mut expected = oracle.results(query.name(), query.sql(), None);
-    // Numbers of both sides are to come from text, since reading a real may change its last digit.
+    // Numbers of both sides must come from text, since reading a real may change its last digit.
     for rows in expected.rows.values_mut() {
         for row in rows.iter_mut() {
             let value: Value = serde_json::from_str(row).expect("it was just written");
@@ -104,7 +104,7 @@ pub(crate) fn check(worker: &BenchWorker, query: BenchQuery, expected: &Results)
     }
 }
 
-/// Says how results are wrong, if they are.
+/// Returns a description of wrong results, if any.
 fn difference(expected: &Results, stored: &Results) -> Option<String> {
     let wrong = expected.changes(stored);
     let shown = wrong.iter().take(SHOWN).map(|(result_key, rows)| {

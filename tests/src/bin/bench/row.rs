@@ -5,16 +5,16 @@
 pub(crate) struct Row {
     pub(crate) topic: &'static str,
     pub(crate) key: Box<str>,
-    /// JSON; `None` deletes.
+    /// JSON; `None` deletes the key.
     pub(crate) payload: Option<Box<str>>,
 }
 
-/// SplitMix64, whose numbers never change; those of a crate's generators may.
+/// SplitMix64. Its numbers never change, unlike those of a crate's generator.
 #[derive(Debug)]
 pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    /// A number below `end`.
+    /// Returns a number below `end`.
     pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -23,12 +23,12 @@ impl Dice {
         (mixed ^ (mixed >> 31)) % end
     }
 
-    /// One of `count` things.
+    /// Returns an index below `count`.
     pub(crate) fn pick(&mut self, count: usize) -> usize {
         usize::try_from(self.below(count as u64)).expect("below a usize")
     }
 
-    /// Happens once in `rare` times.
+    /// Returns `true` once in `rare` calls on average.
     pub(crate) fn once_in(&mut self, rare: u64) -> bool {
         self.below(rare) == 0
     }

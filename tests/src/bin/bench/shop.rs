@@ -1,5 +1,5 @@
-//! A shop: 10,000 customers, then updates of orders, with now and then a customer among them. Made from a seed, so
-//! every run of every version has the same.
+//! A shop: 10,000 customers, then updates of orders, with a customer among them now and then. The rows depend only on
+//! a seed, so every run of every version has the same ones.
 
 use std::fmt::Write as _;
 
@@ -12,16 +12,16 @@ pub(crate) const ORDERS: &str = "orders";
 /// Customers, all written before the first order.
 pub(crate) const CUSTOMER_COUNT: u64 = 10_000;
 
-/// Orders that the events go over.
+/// Orders that the updates are spread over.
 pub(crate) const ORDER_COUNT: u64 = 100_000;
 
-/// One event in so many updates a customer; one order in so many moves to another customer.
+/// One update in this many is of a customer; one order in this many moves to another customer.
 const RARE: u64 = 100;
 
 /// Bytes of each payload.
 const PAYLOAD_BYTES: usize = 189;
 
-/// Makes the customers and then `events` more rows.
+/// Returns the customers and then `events` more rows.
 pub(crate) fn rows(events: u64, seed: u64) -> Vec<Row> {
     let mut shop = Shop::new(ORDER_COUNT, seed);
     let mut rows = shop.customers();
@@ -29,7 +29,7 @@ pub(crate) fn rows(events: u64, seed: u64) -> Vec<Row> {
     rows
 }
 
-/// The customer of each order, and the dice.
+/// The customer of each order, and the random numbers.
 #[derive(Debug)]
 pub(crate) struct Shop {
     owners: Vec<u64>,
@@ -37,23 +37,23 @@ pub(crate) struct Shop {
 }
 
 impl Shop {
-    /// A shop with so many orders, none of which is written yet.
+    /// Returns a shop with this many orders, all still to be written.
     pub(crate) fn new(order_count: u64, seed: u64) -> Self {
         let mut dice = Dice(seed);
         Self { owners: (0..order_count).map(|_| dice.below(CUSTOMER_COUNT)).collect(), dice }
     }
 
-    /// A row for each customer.
+    /// Returns a row for each customer.
     pub(crate) fn customers(&mut self) -> Vec<Row> {
         (0..CUSTOMER_COUNT).map(|id| self.customer(id)).collect()
     }
 
-    /// A row for each order.
+    /// Returns a row for each order.
     pub(crate) fn orders(&mut self) -> Vec<Row> {
         (0..self.owners.len()).map(|id| self.order(id)).collect()
     }
 
-    /// An update of some order or, now and then, customer.
+    /// Returns an update of some order or, now and then, of a customer.
     pub(crate) fn event(&mut self) -> Row {
         self.rare_customer().unwrap_or_else(|| {
             let id = self.dice.pick(self.owners.len());
@@ -61,7 +61,7 @@ impl Shop {
         })
     }
 
-    /// An update of some customer, now and then.
+    /// Returns an update of some customer, now and then.
     pub(crate) fn rare_customer(&mut self) -> Option<Row> {
         self.dice.once_in(RARE).then(|| {
             let id = self.dice.below(CUSTOMER_COUNT);
@@ -69,7 +69,7 @@ impl Shop {
         })
     }
 
-    /// A customer under another name.
+    /// Returns a customer under another name.
     fn customer(&mut self, id: u64) -> Row {
         let region = ["north", "east", "south", "west"][self.dice.pick(4)];
         let score = self.dice.below(1_000_000);
@@ -84,7 +84,7 @@ impl Shop {
         self.order_of(id, cents)
     }
 
-    /// An order of this amount, which may have moved to another customer.
+    /// Returns an order of this amount, which may move to another customer.
     pub(crate) fn order_of(&mut self, id: usize, cents: u64) -> Row {
         if self.dice.once_in(RARE) {
             self.owners[id] = self.dice.below(CUSTOMER_COUNT);
@@ -99,7 +99,7 @@ impl Shop {
         self.row(ORDERS, format!("o{id:06}"), &fields)
     }
 
-    /// Closes the object with a field of random letters that brings it to its length.
+    /// Closes the object with a field of random letters that pads the payload to its length.
     fn row(&mut self, topic: &'static str, key: String, fields: &str) -> Row {
         let mut payload = String::with_capacity(PAYLOAD_BYTES);
         let _ = write!(payload, "{{{fields},\"note\":\"");

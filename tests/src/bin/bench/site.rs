@@ -1,4 +1,4 @@
-//! The place and number of measurements: options that all subcommands share, the worker's program, and a folder for data.
+//! The setup of measurements: options that all subcommands share, the worker's program, and a folder for data.
 
 use std::path::{Path, PathBuf};
 
@@ -42,7 +42,7 @@ pub(crate) struct SiteOptions {
     dir: Option<PathBuf>,
 }
 
-/// A folder that is gone afterwards, and the worker to run in it.
+/// A temporary folder, and the worker to run in it.
 pub(crate) struct BenchSite {
     pub(crate) binary: PathBuf,
     folder: TempDir,
@@ -50,12 +50,12 @@ pub(crate) struct BenchSite {
 }
 
 impl SiteOptions {
-    /// How the client sends.
+    /// Returns how the client sends.
     pub(crate) fn sending(&self) -> Sending {
         Sending { connections: usize::from(self.connections), batch: self.batch as usize }
     }
 
-    /// Builds the worker, unless another one was named, and makes the folder.
+    /// Builds the worker, unless an option names another one, and creates the folder.
     pub(crate) fn site(&self) -> Result<BenchSite> {
         let binary = match &self.litejoin {
             Some(path) => path.clone(),
@@ -71,12 +71,12 @@ impl SiteOptions {
 }
 
 impl BenchSite {
-    /// The folder.
+    /// Returns the path of the folder.
     pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Runs `work` in a folder of its own below, which is removed afterwards.
+    /// Runs `work` in a subfolder, which is removed afterwards.
     pub(crate) fn in_run<T>(&self, work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
         let run = self.path().join("run");
         std::fs::create_dir(&run).with_context(|| format!("could not make {}", run.display()))?;

@@ -1,6 +1,6 @@
-//! Figures as people read them. Pure.
+//! Tables of figures for people. Pure.
 
-/// Least, middle and greatest of some figures.
+/// Minimum, median and maximum of some figures.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Spread {
     pub(crate) min: f64,
@@ -9,7 +9,8 @@ pub(crate) struct Spread {
 }
 
 impl Spread {
-    /// The spread of one figure or more. The median of an even number is between the two in the middle.
+    /// Returns the spread of at least one figure. The median of an even number of figures is the mean of the middle
+    /// two.
     pub(crate) fn of(figures: impl IntoIterator<Item = f64>) -> Self {
         let mut figures: Vec<f64> = figures.into_iter().collect();
         figures.sort_by(f64::total_cmp);
@@ -19,15 +20,14 @@ impl Spread {
         Self { min: figures[0], median, max: figures[figures.len() - 1] }
     }
 
-    /// The three with a slash between.
+    /// Returns the three figures with a slash between them.
     pub(crate) fn show(&self, digits: usize) -> String {
         let Self { min, median, max } = self;
         format!("{min:.digits$} / {median:.digits$} / {max:.digits$}")
     }
 }
 
-/// Lays rows out in columns, the first of them to the left and the others to the right; a rule follows the first
-/// row.
+/// Returns rows in columns, the first column aligned left and the others right; a rule follows the first row.
 pub(crate) fn layout(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
@@ -49,10 +49,10 @@ pub(crate) fn layout(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// A figure of each round: its name, how many digits follow the point, and how it is read from the round.
+/// A figure of each round: its name, its number of decimals, and the function that reads it from the round.
 pub(crate) type Figure<'f, T> = (&'f str, usize, &'f dyn Fn(&T) -> f64);
 
-/// A line for each figure: least, middle and greatest of all rounds.
+/// Returns a line for each figure: minimum, median and maximum of all rounds.
 pub(crate) fn spreads<T>(rounds: &[T], figures: &[Figure<'_, T>]) -> String {
     let heading = ["", "min / median / max"].map(str::to_owned).to_vec();
     let row = |(name, digits, figure): &Figure<'_, T>| {

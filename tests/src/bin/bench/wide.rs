@@ -1,4 +1,4 @@
-//! One row that a million results follow from: what its change costs in memory, and whether others notice.
+//! One row that affects a million results: the memory for its change, and the delay of other joins.
 
 use std::io::{BufRead, Write as _};
 use std::net::SocketAddr;
@@ -20,14 +20,14 @@ use crate::{results, site};
 
 const QUERY: BenchQuery = BenchQuery::W1;
 
-/// A topic and a join of it that have nothing to do with the others.
+/// A topic and a join of it that are independent of the measured ones.
 const BEATS: &str = "beats";
 const OTHER: (&str, &str) = ("other", "SELECT key AS id, payload->>'n' AS n FROM beats");
 
 /// Time between two beats.
 const PERIOD: Duration = Duration::from_millis(10);
 
-/// How long beats are watched before and after the change.
+/// How long beats are observed before and after the change.
 const QUIET: Duration = Duration::from_secs(3);
 
 /// The number of the last beat.
@@ -44,7 +44,7 @@ pub(crate) struct WideOptions {
     site: site::SiteOptions,
 }
 
-/// One round.
+/// The figures of one round.
 struct WideRound {
     applied: Duration,
     quiet_gap: Duration,
@@ -76,11 +76,11 @@ pub(crate) fn run(options: &WideOptions) -> Result<()> {
     })
 }
 
-/// Renames the customer once while beats go on.
+/// Renames the customer once while beats continue.
 fn measure(worker: &BenchWorker, round: u64, orders: u64) -> Result<WideRound> {
     let (ingest, live) = (worker.ingest()?, worker.live()?);
     let send = |row: Row| Connection::open(ingest)?.send(&client::request(&[&row], ingest));
-    // A row that changes nothing is seen once everything before it is.
+    // A row without a change is in the epoch that contains all rows before it.
     results::wait_until_applied(worker, QUERY, send(customer(round - 1))?)?;
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -115,7 +115,7 @@ fn measure(worker: &BenchWorker, round: u64, orders: u64) -> Result<WideRound> {
     })
 }
 
-/// Updates one row again and again until it is over.
+/// Updates one row again and again until `is_over`.
 fn beat(ingest: SocketAddr, is_over: &AtomicBool) -> Result<()> {
     let mut connection = Connection::open(ingest)?;
     let mut n = 0;
@@ -129,7 +129,7 @@ fn beat(ingest: SocketAddr, is_over: &AtomicBool) -> Result<()> {
     Ok(())
 }
 
-/// When the results of the other join came, up to the last beat.
+/// Returns when the results of the other join arrived, up to the last beat.
 fn listen(live: SocketAddr) -> Result<Vec<Instant>> {
     let (_, mut stream) = client::get(live, &format!("/subscribe?join={}", OTHER.0))?;
     let last = format!("\"n\":{LAST}");
@@ -167,7 +167,7 @@ fn row(topic: &'static str, key: String, payload: String) -> Row {
 }
 
 impl WideRound {
-    /// Prints a round, while the others are still to come.
+    /// Prints a round while others are still to come.
     fn report(&self, round: u32) -> Result<()> {
         let Self { applied, quiet_gap, gap, before, memory } = self;
         writeln!(

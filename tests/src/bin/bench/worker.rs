@@ -1,4 +1,4 @@
-//! A worker under measurement: its manifest, its process, and what its log says of its progress.
+//! A worker under measurement: its manifest, its process, and its progress by its log.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -21,13 +21,13 @@ use crate::process;
 /// The line that a worker logs once it serves.
 const RUNS: &str = "the pipeline runs";
 
-/// Builds the worker as this program was built, and returns where it is.
+/// Builds the worker with the profile of this program, and returns its path.
 pub(crate) fn build() -> Result<PathBuf> {
     let this = std::env::current_exe().context("could not find this program")?;
     let binary = this.with_file_name("litejoin");
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--quiet", "--package=litejoin-worker"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    // A profile has a folder of its name; only that of `dev` is another.
+    // The folder of a profile has its name, except that of `dev`.
     let folder = this.parent().and_then(Path::file_name).and_then(OsStr::to_str).unwrap_or_default();
     cargo.args(["--profile", if folder == "debug" { "dev" } else { folder }]);
     let built = cargo.status().context("could not start cargo")?;
@@ -37,29 +37,29 @@ pub(crate) fn build() -> Result<PathBuf> {
     Ok(binary)
 }
 
-/// The pipeline that a worker is to run.
+/// The pipeline of a worker.
 #[derive(Clone, Copy)]
 pub(crate) struct Pipeline<'p> {
     pub(crate) shard_count: usize,
     pub(crate) flush_interval: Duration,
-    /// YAML, a list.
+    /// A list in YAML.
     pub(crate) sources: &'p str,
-    /// Names and queries of joins, whose results an SSE sink takes.
+    /// Names and queries of joins, which have an SSE sink.
     pub(crate) joins: &'p [(&'p str, &'p str)],
-    /// A sink beside it that takes the joins: its name and its YAML.
+    /// Name and YAML of a second sink for the joins.
     pub(crate) sink: Option<(&'p str, &'p str)>,
-    /// Where it is replicated to, if it is.
+    /// The store for the replica, if the pipeline is replicated.
     pub(crate) store: Option<&'p Store>,
 }
 
-/// An http source that takes any topic.
+/// An http source that accepts any topic.
 pub(crate) const HTTP_SOURCE: &str = "    - name: ingest\n      http: {addr: \"127.0.0.1:0\"}\n";
 
-/// How long a message waits for others: the worker's own default.
+/// How long a message may wait for others: the worker's default.
 pub(crate) const FLUSH_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Pipeline<'_> {
-    /// A pipeline with an http source and nothing else.
+    /// Returns a pipeline with only an http source.
     pub(crate) fn new(shard_count: usize) -> Self {
         let (flush_interval, sources) = (FLUSH_INTERVAL, HTTP_SOURCE);
         Self { shard_count, flush_interval, sources, joins: &[], sink: None, store: None }
@@ -102,7 +102,7 @@ pub(crate) struct BenchWorker {
 }
 
 impl BenchWorker {
-    /// Starts `binary` in `dir`, where it may have run before, and waits until it serves.
+    /// Starts `binary` in `dir`, which may hold data of an earlier run, and waits until the worker serves.
     pub(crate) fn start(binary: &Path, dir: &Path, pipeline: &Pipeline<'_>) -> Result<Self> {
         let manifest = dir.join("pipeline.yaml");
         std::fs::write(&manifest, pipeline.manifest())?;
@@ -134,7 +134,7 @@ impl BenchWorker {
         Ok(worker)
     }
 
-    /// Waits for a line of the log whose message begins with `wanted`, and returns all lines up to there.
+    /// Waits for a line of the log whose message begins with `wanted`, and returns all lines up to that line.
     pub(crate) fn read_until(&mut self, wanted: &str) -> Result<Vec<String>> {
         let mut lines = Vec::new();
         for line in self.log.by_ref() {
@@ -144,7 +144,7 @@ impl BenchWorker {
             };
             let begins =
                 |field: &str, text: &str| entry[field].as_str().is_some_and(|said| said.starts_with(text));
-            // A new replica begins empty.
+            // A new replica logs this warning.
             let is_bad = begins("level", "ERROR") || begins("level", "WARN");
             if is_bad && !begins("message", "starting empty") {
                 bail!("the worker says {line}");
@@ -157,17 +157,17 @@ impl BenchWorker {
         bail!("the worker has ended before it said {wanted:?}")
     }
 
-    /// Where [`HTTP_SOURCE`] listens.
+    /// Returns the address of [`HTTP_SOURCE`].
     pub(crate) fn ingest(&self) -> Result<SocketAddr> {
         self.address("source ingest")
     }
 
-    /// Where the results of the query are served.
+    /// Returns the address of the SSE sink.
     pub(crate) fn live(&self) -> Result<SocketAddr> {
         self.address("sink live")
     }
 
-    /// The admin address.
+    /// Returns the admin address.
     pub(crate) fn admin(&self) -> Result<SocketAddr> {
         self.address("admin")
     }
@@ -179,18 +179,18 @@ impl BenchWorker {
             .with_context(|| format!("the log does not say where {what} listens"))
     }
 
-    /// `/status`.
+    /// Returns `/status`.
     pub(crate) fn status(&self) -> Result<Value> {
         let (_, body) = client::get_all(self.admin()?, "/status")?;
         serde_json::from_slice(&body).context("/status is no JSON")
     }
 
-    /// CPU time that it has used so far.
+    /// Returns the CPU time used so far.
     pub(crate) fn cpu_time(&self) -> Result<Duration> {
         process::cpu_time(self.child.id())
     }
 
-    /// Ends the worker in order, with its Litestream: the Litestream of a killed worker still writes for a while.
+    /// Stops the worker as planned, with its Litestream: after a kill, Litestream would still write for a while.
     pub(crate) fn stop(mut self) -> Result<()> {
         process::terminate(self.child.id())?;
         let status = self.child.wait()?;
@@ -198,7 +198,7 @@ impl BenchWorker {
         Ok(())
     }
 
-    /// The most memory that it has had so far.
+    /// Returns the peak memory so far.
     pub(crate) fn memory(&self) -> Result<Memory> {
         self.memory.peak()
     }
@@ -212,7 +212,7 @@ impl Drop for BenchWorker {
     }
 }
 
-/// Where a worker in `dir` keeps its shards.
+/// Returns the data directory of a worker in `dir`.
 pub(crate) fn data_dir(dir: &Path) -> PathBuf {
     dir.join("data")
 }

@@ -1,5 +1,5 @@
-//! Whether a test fails when a field of a manifest is ignored, for each field of the connectors: it is left out of what
-//! the tests that have it write, one test after another, until one fails.
+//! Checks for each field of the connectors that some test fails if the field is ignored: tests that write the field
+//! run without it, one after another, until one fails.
 
 mod suite;
 
@@ -19,7 +19,7 @@ use suite::{Suite, Verdict};
 /// Each kind of source and sink, the delivery of results, and the admin endpoint.
 const CONNECTORS: [&str; 4] = ["Source.spec", "Sink.spec", "Pipeline.spec.delivery", "Pipeline.spec.admin"];
 
-/// Fields that no running worker has, with all below them, and where they are tested instead.
+/// Fields, with all below them, that running workers don't use, and the tests that cover them.
 const ELSEWHERE: [(&str, &str); 4] = [
     ("Source.spec.pipelineRef", "needed where documents stand alone: tests/cases/documents"),
     ("Sink.spec.pipelineRef", "needed where documents stand alone: tests/cases/documents"),
@@ -80,7 +80,7 @@ fn main() -> Result<ExitCode> {
     Ok(if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Whether a field is the one of this name, or below it.
+/// Returns whether a field has this name or is below it.
 fn within(field: &str, prefix: &str) -> bool {
     field.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }

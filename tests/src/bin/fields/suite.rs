@@ -1,4 +1,4 @@
-//! The tests of the real program: their names, the fields that each writes, and the outcome of each without a field.
+//! The tests of the real program: their names, the fields that each writes, and the outcome of each without one field.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,10 +12,10 @@ use litejoin_tests::fields::NEEDED;
 use litejoin_tests::kubernetes::programs::repository;
 use serde_json::Value;
 
-/// Seconds that one test may take; one that hangs has failed.
+/// Seconds that one test may take; a test that hangs has failed.
 const TIMEOUT_SECONDS: &str = "300";
 
-/// How the program of the tests ends when one has failed.
+/// The exit code of the test program after a failure.
 const FAILED: i32 = 101;
 
 /// The built tests.
@@ -26,13 +26,13 @@ pub(crate) struct Suite {
 
 struct Test {
     name: String,
-    /// The fields that it writes, by its own notes.
+    /// The fields that the test writes, by its notes.
     fields: BTreeSet<String>,
-    /// Its own lines, without what it calls.
+    /// The lines of the test itself, without those of functions that it calls.
     text: String,
 }
 
-/// The outcome for a field that is ignored.
+/// The outcome for an ignored field.
 pub(crate) enum Verdict {
     /// A test fails.
     Killed { test: String, at: String },
@@ -103,7 +103,8 @@ impl Suite {
         Ok(Self { tests: known.collect(), program })
     }
 
-    /// Runs the tests that write a field without it, until one fails; tests whose own lines have its name come first.
+    /// Runs the tests that write a field without it, until one fails; tests whose lines contain the field's name come
+    /// first.
     pub(crate) fn verdict(&self, field: &str) -> Verdict {
         let with = |line: &str| self.tests.iter().filter(move |test| test.fields.contains(line)).collect();
         let mut tests: Vec<&Test> = with(field);
@@ -111,7 +112,7 @@ impl Suite {
         tests.sort_by_key(|test| (!test.text.contains(&format!("{name}:")), !test.text.contains(name)));
         let failed = tests.iter().find_map(|test| {
             let at = self.failure(&test.name, Some(field))?;
-            // A machine in trouble lets tests fail too.
+            // On an overloaded machine a test may fail for other reasons.
             let by_itself = self.failure(&test.name, None);
             by_itself.iter().for_each(|at| eprintln!("{} fails by itself: {at}", test.name));
             by_itself.is_none().then_some((test, at))
@@ -124,7 +125,7 @@ impl Suite {
         }
     }
 
-    /// Runs a test, without this field; returns where it fails, and why.
+    /// Runs a test, without `field` if given; returns the place and reason of its failure.
     fn failure(&self, test: &str, field: Option<&str>) -> Option<String> {
         let mut command = Command::new("timeout");
         command.args(["--signal=KILL", TIMEOUT_SECONDS]).arg(&self.program);
@@ -152,7 +153,8 @@ fn cargo(arguments: &[&str]) -> Result<String> {
     String::from_utf8(output.stdout).context("cargo speaks UTF-8")
 }
 
-/// Runs these tests with manifests that are written anew, but whole, and keeps a file of fields for each that passes.
+/// Runs these tests with complete manifests that are serialized again, and keeps a file of fields for each that
+/// passes.
 fn survey(program: &Path, tests: &[&str], folder: &Path) -> Result<()> {
     eprintln!("{} tests are run to see which fields they write", tests.len());
     let mut command = Command::new(program);
@@ -174,7 +176,7 @@ fn survey(program: &Path, tests: &[&str], folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The lines of each test by its name: from there to the next test.
+/// Returns the lines of each test by its name: up to the next test.
 fn texts(folder: &Path) -> Result<BTreeMap<String, String>> {
     let mut texts = BTreeMap::new();
     for entry in fs::read_dir(folder).with_context(|| format!("could not look into {}", folder.display()))? {

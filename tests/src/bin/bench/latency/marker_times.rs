@@ -1,22 +1,23 @@
-//! When a client got the events of orders, by the markers that orders carry as their amount. Pure: times are handed in.
+//! The arrival of orders' events at a client, by the markers that orders have as their amount. Pure: callers pass
+//! times in.
 
 use std::ops::Range;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-/// The marker in a line of an event, if it is an event of an order: its amount in cents.
+/// Returns the marker in a line of an order's event: its amount in cents.
 pub(super) fn marker_of(line: &str) -> Option<u64> {
     let (_, rest) = line.strip_prefix("data:")?.split_once("\"amount\":")?;
     let amount = &rest[..rest.find([',', '}'])?];
     Some((amount.parse::<f64>().ok()? * 100.0).round() as u64)
 }
 
-/// When the event of each marker of a range came.
+/// When the event of each marker of a range arrived.
 #[derive(Debug)]
 pub(super) struct MarkerTimes {
     markers: Range<u64>,
-    /// How far apart two markers of the same order are.
+    /// The distance of two markers of the same order.
     orders: u64,
     at: Vec<Option<Instant>>,
 }
@@ -27,8 +28,8 @@ impl MarkerTimes {
         Self { markers, orders, at: vec![None; count] }
     }
 
-    /// Takes note of an event. The event stands for older markers of its order too, if none came for them: a result
-    /// that changes twice at once is sent once. Returns whether the marker is the one after the last.
+    /// Records an event. The event also counts for older markers of its order without an event: a result that changes
+    /// twice in an epoch is sent once. Returns whether the marker is the one after the last.
     pub(super) fn take(&mut self, marker: u64, now: Instant) -> bool {
         let mut older = Some(marker);
         while let Some(marker) = older.filter(|marker| *marker >= self.markers.start) {
@@ -44,7 +45,7 @@ impl MarkerTimes {
         marker == self.markers.end
     }
 
-    /// The times of all markers, in their order; an error if the events of some did not come.
+    /// Returns the times of all markers in order, or an error if some events are missing.
     pub(super) fn times(&self) -> Result<impl Iterator<Item = Instant>> {
         let missing = self.at.iter().filter(|at| at.is_none()).count();
         let all: Option<Vec<Instant>> = self.at.iter().copied().collect();
