@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::worker::{Worker, WorkerSite};
 
-/// Starts the operator for a namespace, with this kubeconfig and more `arguments`. Its log is that of the process.
+/// Starts the operator for a namespace, with this kubeconfig and more `arguments`. The log is that of the process.
 pub fn start(site: &WorkerSite, kubeconfig: &Path, namespace: &str, arguments: &[&str]) -> Worker {
     spawn(site, kubeconfig, &[&["--namespace", namespace], arguments].concat())
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
-/// A process that is killed on drop. Its output goes to a file.
+/// A process that is killed on drop, and whose output goes to a file.
 pub struct Process {
     child: Child,
     log: PathBuf,

@@ -1,4 +1,4 @@
-//! The command line as types. Their doc comments are the texts of `--help`.
+//! The command line as types, whose doc comments are the texts of `--help`.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

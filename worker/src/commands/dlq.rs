@@ -234,7 +234,7 @@ impl Queue {
             let path = self.path.display().to_string();
             return Err(DlqError::Nothing { path, data_dir: self.data_dir.display().to_string() });
         }
-        // The limit on the size of the file is for the worker to keep.
+        // Only a running worker enforces the limit on the size of the file.
         Ok(DeadLetters::open(&self.path, Synchronous::Full, u64::MAX)?)
     }
 }

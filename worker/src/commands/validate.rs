@@ -35,7 +35,7 @@ fn summary(plan: &Plan) -> String {
     );
     match &plan.replication {
         None => fine,
-        // Litestream's first copy of a file stays on the disk until it has been compacted.
+        // Litestream's first copy of a file doubles its size on the disk until compaction.
         Some(replication) => format!(
             "{fine}; replicated to {}: give the data directory 2.2 times the size of the data, 64 MiB for each of {} \
              files, and what comes in while the store is away",

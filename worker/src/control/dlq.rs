@@ -1,6 +1,6 @@
 //! The dead-letter queue over the control socket: `POST /dlq/read {"filter": …, "whole": bool}` answers with a line of
-//! JSON for each entry and [`END`] as the last line; `/dlq/retry` and `/dlq/purge` take a filter and answer `{"count":
-//! N}`.
+//! JSON for each entry and [`END`] as the last line; `/dlq/retry` and `/dlq/purge` take a filter and answer
+//! `{"count": N}`.
 
 use std::sync::Arc;
 

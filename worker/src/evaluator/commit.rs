@@ -65,7 +65,7 @@ impl Committer {
         self.results.extend_reservation(self.gate.next_epoch(), &mut reserved)
     }
 
-    /// See [`Results::open_window`].
+    /// Opens a window for checkpoints; see [`Results::open_window`].
     pub(super) fn open_window(&self) -> Result<(), SqliteError> {
         self.results.open_window()
     }

@@ -43,8 +43,7 @@ impl CheckedJoin {
         if self.has_sinks { emit } else { Emit::Silent }
     }
 
-    /// Returns a text on which stored results depend beside the topics: after a change of it, the join is evaluated
-    /// anew.
+    /// Returns a text on which stored results depend beside the topics. A change of the text makes the results stale.
     pub(crate) fn definition(&self, joins: &[CheckedJoin]) -> String {
         // Another join that is read, even through others, contributes its own query.
         let mut read = vec![self];
@@ -162,7 +161,7 @@ struct Checker<'a> {
 #[derive(Debug, Default)]
 struct Seen {
     tables: BTreeSet<String>,
-    /// Those of `reads` that the query names itself, not through another join.
+    /// Names that the query itself reads, not through another join.
     named: BTreeSet<String>,
     functions: BTreeSet<String>,
     denied: Option<String>,

@@ -9,7 +9,7 @@ pub(crate) struct Row {
     pub(crate) payload: Option<Box<str>>,
 }
 
-/// SplitMix64. Its numbers never change, unlike those of a crate's generator.
+/// SplitMix64, whose numbers never change, unlike those of a crate's generator.
 #[derive(Debug)]
 pub(crate) struct Dice(pub(crate) u64);
 

@@ -27,9 +27,9 @@ use crate::storage::sqlite::quoted;
 pub(crate) struct Accumulated {
     /// The rows below the aggregates by driving value.
     pub(crate) rows: Keyed,
-    /// The same rows looked up by a term of GROUP BY, with the index of the term; `None` if no term can.
+    /// The rows below the aggregates by a term of GROUP BY, and the index of the term; `None` if none finds them.
     pub(crate) group: Option<(usize, Keyed)>,
-    /// The query for the same rows of all topics, ordered by group.
+    /// The query for all rows below the aggregates, ordered by group.
     pub(crate) all_sql: String,
     /// The number of GROUP BY terms.
     pub(crate) group_terms: usize,
@@ -62,7 +62,7 @@ impl Accumulated {
             .flatten()
     }
 
-    /// Returns a text on which stored aggregate states depend: after a change of it, they are rebuilt.
+    /// Returns a text on which stored aggregate states depend. A change of the text rebuilds the states.
     pub(crate) fn fingerprint(&self) -> String {
         format!("1\n{}\n{}\n{:?}", self.all_sql, self.results_sql, self.aggregates)
     }

@@ -4,7 +4,7 @@ use super::print::print_expr;
 use super::row::Column;
 use super::syntax::{Body, Expr, JoinKind, Kind, OutputTerm, Query, SelectCore, SourceItem};
 
-/// A SELECT core and the index of the scope around it.
+/// A SELECT core and the index of the scope around it, whose columns the core can see.
 #[derive(Clone, Copy)]
 pub(super) struct Scope<'q> {
     pub(super) core: &'q SelectCore,

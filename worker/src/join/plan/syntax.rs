@@ -132,7 +132,7 @@ pub(super) enum Kind {
     },
     /// EXISTS or a scalar subquery.
     Subquery,
-    /// Everything else.
+    /// Any other expression.
     Other,
 }
 
