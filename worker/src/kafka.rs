@@ -203,9 +203,9 @@ fn plain(reason: &str) -> &str {
 
 /// The problem behind an error of a call, with the events of the client meanwhile.
 pub(crate) fn problem(events: &Events, error: &KafkaError) -> KafkaProblem {
-    let told = events.problem();
+    let known = events.problem();
     let code = error.rdkafka_error_code();
-    match (code, told) {
+    match (code, known) {
         // A time-out says nothing; what was told meanwhile does.
         (
             Some(

@@ -178,8 +178,8 @@ impl Site {
             let ready = self.objects.get(&format!("{name}/{READY}")).await?;
             // Its content is for restores to a time; its being there is what counts.
             let ready_at = ready.map(|content| {
-                let told = String::from_utf8_lossy(&content).trim().parse();
-                told.unwrap_or(birth.born_at)
+                let time = String::from_utf8_lossy(&content).trim().parse();
+                time.unwrap_or(birth.born_at)
             });
             found.push(FoundIncarnation { incarnation, birth, ready_at });
         }

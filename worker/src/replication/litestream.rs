@@ -282,7 +282,7 @@ impl Litestream {
 pub(crate) async fn end_orphan(lock_path: &Path, files_count: u32) -> Result<(), LitestreamError> {
     let lock = open_lock(lock_path)?;
     let deadline = tokio::time::Instant::now() + stop_time(files_count);
-    let mut told = false;
+    let mut is_warned = false;
     loop {
         match lock.try_lock() {
             Ok(()) => return Ok(()),
@@ -295,10 +295,10 @@ pub(crate) async fn end_orphan(lock_path: &Path, files_count: u32) -> Result<(),
         let pid = holder(lock_path);
         let is_late = tokio::time::Instant::now() > deadline;
         match pid.parse() {
-            Ok(process) if !told => {
+            Ok(process) if !is_warned => {
                 warn!(pid, "the Litestream of a worker that died is still there; ending it first");
                 let _ = kill(Pid::from_raw(process), Signal::SIGTERM);
-                told = true;
+                is_warned = true;
             }
             Ok(process) if is_late => {
                 let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
@@ -433,8 +433,8 @@ mod tests {
             "2026-05-01T14:00+02:00",
         ] {
             let point: PointInTime = text.parse().unwrap();
-            let told = WantedState::At(point.milliseconds).arguments();
-            assert_eq!(told, ["-timestamp", "2026-05-01T12:00:00Z"], "{text}");
+            let arguments = WantedState::At(point.milliseconds).arguments();
+            assert_eq!(arguments, ["-timestamp", "2026-05-01T12:00:00Z"], "{text}");
         }
     }
 

@@ -393,7 +393,7 @@ mod tests {
     #[test]
     fn a_key_of_ours_is_a_file_that_the_credentials_name() {
         let folder = tempfile::tempdir().unwrap();
-        let told = |content: Option<&str>| {
+        let key_of = |content: Option<&str>| {
             let path = folder.path().join("key");
             let named = (SSE_CUSTOMER_KEY_PATH.to_owned(), path.display().to_string());
             if let Some(content) = content {
@@ -404,10 +404,10 @@ mod tests {
         };
         let all = [
             customer_key(&BTreeMap::new()).unwrap_err() + "\n",
-            told(None),
-            told(Some("c2hvcnQ=")),
-            told(Some("not base64")),
-            told(Some("MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n")),
+            key_of(None),
+            key_of(Some("c2hvcnQ=")),
+            key_of(Some("not base64")),
+            key_of(Some("MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n")),
         ];
         expect![[r#"
             spec.replication.serverSideEncryption: sse-c needs LITEJOIN_SSE_CUSTOMER_KEY_PATH among the credentials, the path of a file with the key

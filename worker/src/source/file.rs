@@ -171,7 +171,7 @@ impl FileReader {
 
     async fn write_all(&self, mut blocks: mpsc::Receiver<FileBlock>, mut opened: Option<Opened>, start: u64) {
         let started = Instant::now();
-        let mut told = Instant::now();
+        let mut frontier_sent = Instant::now();
         let (mut paced, mut refused) = (0_u64, 0_u64);
         let mut chunk = self.chunk(start);
         let mut stopping = self.stopping.clone();
@@ -209,9 +209,9 @@ impl FileReader {
                 }
                 self.take(row, &mut chunk, &mut refused);
             }
-            let frontier = opened.is_some() && told.elapsed() >= FRONTIER_INTERVAL;
+            let frontier = opened.is_some() && frontier_sent.elapsed() >= FRONTIER_INTERVAL;
             if frontier {
-                told = Instant::now();
+                frontier_sent = Instant::now();
             }
             chunk = self.hand_over(chunk, &lanes, opened.as_mut(), frontier).await;
         }

@@ -125,13 +125,13 @@ async fn write_all(
 ) {
     // How far each partition was read, and what of that every shard has been told.
     let mut places: HashMap<Arc<str>, (u64, u64)> = HashMap::new();
-    let mut told = Instant::now();
+    let mut frontier_sent = Instant::now();
     loop {
-        let until_told = FRONTIER_INTERVAL.saturating_sub(told.elapsed());
+        let until_frontier = FRONTIER_INTERVAL.saturating_sub(frontier_sent.elapsed());
         let block = tokio::select! {
             block = blocks.recv() => block,
             _ = stopping.wait_for(|stopping| *stopping) => None,
-            () = tokio::time::sleep(until_told) => Some(RecordBlock::Records(Vec::new())),
+            () = tokio::time::sleep(until_frontier) => Some(RecordBlock::Records(Vec::new())),
         };
         match block {
             None => break,
@@ -161,24 +161,24 @@ async fn write_all(
                 }
             }
         }
-        if told.elapsed() >= FRONTIER_INTERVAL {
-            told = Instant::now();
-            tell_all(ingest, &lanes, &mut places).await;
+        if frontier_sent.elapsed() >= FRONTIER_INTERVAL {
+            frontier_sent = Instant::now();
+            send_frontier(ingest, &lanes, &mut places).await;
         }
     }
     // The client hears by this that its other end is gone.
     drop(blocks);
-    tell_all(ingest, &lanes, &mut places).await;
+    send_frontier(ingest, &lanes, &mut places).await;
     lanes.finish().await;
 }
 
 /// Tells every shard the places that have moved since they were told last.
-async fn tell_all(ingest: &Ingest, lanes: &Lanes, places: &mut HashMap<Arc<str>, (u64, u64)>) {
-    for (name, (next, told)) in places {
-        if next > told {
+async fn send_frontier(ingest: &Ingest, lanes: &Lanes, places: &mut HashMap<Arc<str>, (u64, u64)>) {
+    for (name, (next, sent)) in places {
+        if next > sent {
             let stream = Stream { name: Arc::clone(name), next: *next };
             lanes.hand_over(ingest.batch(), Some(&stream), None, true).await;
-            *told = *next;
+            *sent = *next;
         }
     }
 }

@@ -14,7 +14,7 @@ fn at(text: &str) -> PointInTime {
 }
 
 /// The origin in a few words.
-fn told(request: &Request<'_>, local: &Local, remote: &Remote, wanted: &Requirements) -> String {
+fn decided(request: &Request<'_>, local: &Local, remote: &Remote, wanted: &Requirements) -> String {
     let decision = |decision: &Decision| match decision {
         Decision::GoOn(own) => format!("go on {}", own.number),
         Decision::Keep { .. } => "keep".to_owned(),
@@ -26,7 +26,7 @@ fn told(request: &Request<'_>, local: &Local, remote: &Remote, wanted: &Requirem
         point.as_ref().map(|point| format!(" as of {}", point.text)).unwrap_or_default()
     };
     match origin(request, local, remote, wanted) {
-        Ok(DataOrigin::Own(decided, point)) => format!("{}{}", decision(&decided), as_of(&point)),
+        Ok(DataOrigin::Own(own, point)) => format!("{}{}", decision(&own), as_of(&point)),
         Ok(DataOrigin::Elsewhere(url, point)) => format!("look at {url}{}", as_of(&point)),
         Err(ReplicationError::TooEarly { .. }) => "too early".to_owned(),
         Err(ReplicationError::Refused(StartRefusal::NoReplica { .. })) => "no replica".to_owned(),
@@ -41,11 +41,11 @@ fn a_start_asks_for_no_time_and_no_other_replica() {
     for begin in [Begin::Run, Begin::Restore, Begin::Prepared] {
         let request = request(begin);
         let ours = remote(Some(3), &[(3, true)]);
-        assert_eq!(told(&request, &marked(3), &ours, &wanted), "go on 3");
-        assert_eq!(told(&request, &Local::Nothing, &ours, &wanted), "restore 3");
-        assert_eq!(told(&request, &Local::Nothing, &remote(None, &[]), &wanted), "empty");
+        assert_eq!(decided(&request, &marked(3), &ours, &wanted), "go on 3");
+        assert_eq!(decided(&request, &Local::Nothing, &ours, &wanted), "restore 3");
+        assert_eq!(decided(&request, &Local::Nothing, &remote(None, &[]), &wanted), "empty");
         // Before anything else the claim must be about something that is there.
-        assert_eq!(told(&request, &marked(3), &remote(Some(3), &[]), &wanted), "damaged");
+        assert_eq!(decided(&request, &marked(3), &remote(Some(3), &[]), &wanted), "damaged");
     }
 }
 
@@ -55,14 +55,14 @@ fn a_time_is_gone_back_to_once() {
     let remote = remote(Some(3), &[(3, true)]);
     let (point, early) = (at("2026-01-01T00:00:00Z"), at("1969-01-01T00:00:00Z"));
     let asked = |point: &PointInTime| Request { timestamp: Some(point.clone()), ..request(Begin::Run) };
-    assert_eq!(told(&asked(&point), &marked(3), &remote, &wanted), "restore 3 as of 2026-01-01T00:00:00Z");
-    assert_eq!(told(&asked(&early), &marked(3), &remote, &wanted), "too early");
+    assert_eq!(decided(&asked(&point), &marked(3), &remote, &wanted), "restore 3 as of 2026-01-01T00:00:00Z");
+    assert_eq!(decided(&asked(&early), &marked(3), &remote, &wanted), "too early");
     let done = Marker { gone_back_to: Some(point.text.clone()), ..marker(3) };
     let local = Local::Marked { marker: Box::new(done), is_copy: false, missing: Vec::new() };
-    assert_eq!(told(&asked(&point), &local, &remote, &wanted), "go on 3");
+    assert_eq!(decided(&asked(&point), &local, &remote, &wanted), "go on 3");
     // By hand it is gone back to again, and what the manifest says does not count.
     let by_hand = Request { timestamp: Some(early), ..request(Begin::At(&point)) };
-    assert_eq!(told(&by_hand, &local, &remote, &wanted), "restore 3 as of 2026-01-01T00:00:00Z");
+    assert_eq!(decided(&by_hand, &local, &remote, &wanted), "restore 3 as of 2026-01-01T00:00:00Z");
 }
 
 #[test]
@@ -71,19 +71,19 @@ fn another_replica_is_for_those_who_never_had_one() {
     let auto = wanted(RestorePolicy::Auto);
     let (none, ours) = (remote(None, &[]), remote(Some(1), &[(1, true)]));
     let looked = format!("look at {URL}");
-    assert_eq!(told(&asked(Begin::Run), &Local::Nothing, &none, &auto), looked);
-    assert_eq!(told(&asked(Begin::Run), &Local::Nothing, &ours, &auto), "restore 1");
-    assert_eq!(told(&asked(Begin::Run), &Local::Unmarked, &none, &auto), "keep");
-    assert_eq!(told(&asked(Begin::Run), &Local::Nothing, &none, &wanted(RestorePolicy::Never)), "empty");
+    assert_eq!(decided(&asked(Begin::Run), &Local::Nothing, &none, &auto), looked);
+    assert_eq!(decided(&asked(Begin::Run), &Local::Nothing, &ours, &auto), "restore 1");
+    assert_eq!(decided(&asked(Begin::Run), &Local::Unmarked, &none, &auto), "keep");
+    assert_eq!(decided(&asked(Begin::Run), &Local::Nothing, &none, &wanted(RestorePolicy::Never)), "empty");
     let expecting = Requirements { expects_replica: true, ..auto };
-    assert_eq!(told(&asked(Begin::Run), &Local::Nothing, &none, &expecting), "no replica");
+    assert_eq!(decided(&asked(Begin::Run), &Local::Nothing, &none, &expecting), "no replica");
     // A user who asks for data always expects some.
-    assert_eq!(told(&asked(Begin::Restore), &Local::Nothing, &none, &expecting), looked);
+    assert_eq!(decided(&asked(Begin::Restore), &Local::Nothing, &none, &expecting), looked);
     let point = Some(at("2026-01-01T00:00:00Z"));
     let with_time = Request { timestamp: point, ..asked(Begin::Run) };
-    assert_eq!(told(&with_time, &Local::Nothing, &none, &expecting), "no replica");
+    assert_eq!(decided(&with_time, &Local::Nothing, &none, &expecting), "no replica");
     let looked = format!("{looked} as of 2026-01-01T00:00:00Z");
-    assert_eq!(told(&with_time, &Local::Nothing, &none, &wanted(RestorePolicy::Required)), looked);
+    assert_eq!(decided(&with_time, &Local::Nothing, &none, &wanted(RestorePolicy::Required)), looked);
 }
 
 #[test]

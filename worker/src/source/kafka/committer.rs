@@ -17,7 +17,7 @@ const REPLICA_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The outcome of a commit.
 pub(super) enum CommitOutcome {
-    Told(KafkaResult<()>),
+    Done(KafkaResult<()>),
     /// The data below the offsets is not in the replica yet.
     Behind,
 }
@@ -38,17 +38,17 @@ impl OffsetCommitter {
         let (offsets, wanted) = mpsc::sync_channel::<TopicPartitionList>(0);
         let outcome = Arc::<Mutex<Option<CommitOutcome>>>::default();
         let runtime = tokio::runtime::Handle::current();
-        let (told, consumer) = (Arc::clone(&outcome), Arc::clone(consumer));
+        let (shared, consumer) = (Arc::clone(&outcome), Arc::clone(consumer));
         std::thread::Builder::new()
             .name(format!("commit-{source}"))
             .spawn(move || {
                 for offsets in wanted {
                     let outcome = match is_replicated(&runtime, replication_barrier.as_ref(), REPLICA_TIMEOUT)
                     {
-                        true => CommitOutcome::Told(consumer.commit(&offsets, CommitMode::Sync)),
+                        true => CommitOutcome::Done(consumer.commit(&offsets, CommitMode::Sync)),
                         false => CommitOutcome::Behind,
                     };
-                    *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+                    *shared.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
                 }
             })
             .expect("a thread can be started");

@@ -26,9 +26,9 @@ impl KafkaClient {
             let mut shown = BTreeMap::new();
             for (kafka_topic, partitions) in &session.partitions {
                 for (number, partition) in partitions {
-                    let told =
+                    let known =
                         statistics.topics.get(kafka_topic).and_then(|topic| topic.partitions.get(number));
-                    let ends = told.map_or([-1; 2], |told| [told.ls_offset, told.hi_offset]);
+                    let ends = known.map_or([-1; 2], |known| [known.ls_offset, known.hi_offset]);
                     let end = ends.into_iter().find_map(|end| u64::try_from(end).ok());
                     let next = self.progress.stored(&partition.stream).unwrap_or(partition.next);
                     shown.insert((kafka_topic.clone(), *number), PartitionStatus { next, end });
@@ -51,10 +51,10 @@ impl KafkaClient {
         let warning = &self.status.kafka.warning;
         match session.committer.outcome() {
             None => {}
-            Some(CommitOutcome::Told(Ok(()))) if warning.clear() => {
+            Some(CommitOutcome::Done(Ok(()))) if warning.clear() => {
                 info!(source = self.name, "the broker is told again how far we are");
             }
-            Some(CommitOutcome::Told(Ok(()))) => {}
+            Some(CommitOutcome::Done(Ok(()))) => {}
             Some(CommitOutcome::Behind) => {
                 session.doubt_commits();
                 let text = "the replica is behind, so the broker is not told how far we are; nothing is missing here";
@@ -62,7 +62,7 @@ impl KafkaClient {
                     warn!(source = self.name, "{text}");
                 }
             }
-            Some(CommitOutcome::Told(Err(error))) => {
+            Some(CommitOutcome::Done(Err(error))) => {
                 use RDKafkaErrorCode as Code;
                 session.doubt_commits();
                 let group_id = &self.spec.group_id;
