@@ -206,7 +206,7 @@ pub(crate) fn problem(events: &Events, error: &KafkaError) -> KafkaProblem {
     let known = events.problem();
     let code = error.rdkafka_error_code();
     match (code, known) {
-        // A time-out says nothing; what was told meanwhile does.
+        // A time-out says nothing; a problem that came meanwhile does.
         (
             Some(
                 RDKafkaErrorCode::OperationTimedOut
