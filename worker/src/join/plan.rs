@@ -1,10 +1,11 @@
 //! How a query is kept current without running it over all rows: which rows of which topics belong to a result key, in
 //! both directions. Pure.
 //!
-//! The idea: to ask for the results of some keys only, push that restriction down the query. It passes through
-//! filters, joins (as a semi-join along an equality), GROUP BY and PARTITION BY terms, DISTINCT, UNION and
-//! correlated subqueries; where it can't pass, the query is evaluated in full and [`Reason`] says why. [`super::check`] gives a plan up that
-//! SQLite refuses, and the evaluator falls back from a plan that a value or a size doesn't fit.
+//! The idea: a query for the results of some keys only is the query with that restriction pushed down. The restriction
+//! passes through filters, joins (as a semi-join along an equality), GROUP BY and PARTITION BY terms, DISTINCT, UNION
+//! and correlated subqueries; where it can't pass, the query is evaluated in full and [`Reason`] says why.
+//! [`super::check`] gives a plan up that SQLite refuses, and the evaluator falls back from a plan that a value or a size
+//! doesn't fit.
 //!
 //! ```text
 //! SELECT o.key, c.payload->>'name' FROM orders o LEFT JOIN customers c ON c.key = o.payload->>'customer'
