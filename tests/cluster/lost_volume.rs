@@ -332,7 +332,7 @@ impl<'a> Site<'a> {
 struct Consumers {
     subscriber: Arc<Subscriber>,
     following: tokio::task::JoinHandle<()>,
-    reader: kafka::Reader,
+    reader: kafka::TopicReader,
 }
 
 impl Consumers {

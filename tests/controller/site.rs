@@ -25,7 +25,7 @@ pub(crate) struct ControllerSite {
     pub(crate) client: Client,
     pub(crate) namespace: String,
     pub(crate) proxy: Proxy,
-    pub(crate) folder: worker::ControllerSite,
+    pub(crate) folder: worker::WorkerSite,
     pub(crate) server: Arc<ApiServer>,
 }
 
@@ -56,7 +56,7 @@ impl ControllerSite {
         let client = server.client().await;
         let namespace = server.namespace(&client).await;
         let proxy = Proxy::start(server.client().await).await;
-        Self { client, namespace, proxy, folder: worker::ControllerSite::new(), server }
+        Self { client, namespace, proxy, folder: worker::WorkerSite::new(), server }
     }
 
     /// Starts an operator behind the proxy.
