@@ -192,6 +192,10 @@ async fn the_data_directory_of_an_earlier_version_goes_on() {
     }
     // The sink's cursor is at the end, and the result that it refused is a dead letter.
     assert_eq!(ids(&earlier.sent()), Vec::<&str>::new());
+    until("the dead letter to be counted", async || {
+        (worker.status().await["sinks"]["hook"]["deadLetters"] == 1).then_some(())
+    })
+    .await;
     let listed = earlier.site.command(["dlq", "list", "--output", "json", "--data-dir", "data"]).end().await;
     let refused = stored["totals"].iter().find(|event| event["key"] == "c3").expect("c3 has a result");
     let letter: Value = serde_json::from_str(&listed.stdout).expect("one dead letter");

@@ -205,7 +205,7 @@ impl Sinks {
                 has_letters: true,
                 letters_circuit: Circuit::new(circuit_failures),
                 counted: None,
-                is_count_old: false,
+                is_count_old: true,
                 letters_changed,
             };
             Box::pin(dispatcher.run())

@@ -107,22 +107,11 @@ impl<'q> Names<'q> {
         for output in &core.outputs {
             match output {
                 OutputTerm::Expr { expr, .. } => terms.push(Term::Expr(expr)),
-                OutputTerm::Star(of) => {
-                    for (source, item) in core.sources.iter().enumerate() {
-                        let alias = item.alias.as_deref();
-                        let wanted = match of {
-                            None => true,
-                            Some(of) => alias.is_some_and(|alias| alias.eq_ignore_ascii_case(of)),
-                        };
-                        for (name, column) in wanted.then(|| columns_of(core, source)).into_iter().flatten() {
-                            let merged =
-                                of.is_none() && item.using.iter().any(|u| u.eq_ignore_ascii_case(&name));
-                            if !merged {
-                                terms.push(Term::At { source, column });
-                            }
-                        }
-                    }
-                }
+                OutputTerm::Star(of) => terms.extend(
+                    star_columns(core, of.as_deref())
+                        .into_iter()
+                        .map(|(_, source, column)| Term::At { source, column }),
+                ),
             }
         }
         terms
@@ -182,19 +171,27 @@ pub(super) fn output_names(query: &Query) -> Vec<String> {
                 _ => print_expr(expr),
             }),
             OutputTerm::Star(of) => {
-                for (source, item) in core.sources.iter().enumerate() {
-                    let alias = item.alias.as_deref();
-                    let wanted = match of {
-                        None => true,
-                        Some(of) => alias.is_some_and(|alias| alias.eq_ignore_ascii_case(of)),
-                    };
-                    let columns = wanted.then(|| columns_of(core, source)).into_iter().flatten();
-                    names.extend(columns.map(|(name, _)| name).filter(|name| {
-                        !(of.is_none() && item.using.iter().any(|using| using.eq_ignore_ascii_case(name)))
-                    }));
-                }
+                names.extend(star_columns(core, of.as_deref()).into_iter().map(|(name, _, _)| name));
             }
         }
     }
     names
+}
+
+/// Returns the columns that `*`, or `of.*`, stands for: name, source, column. `*` has a USING column once.
+fn star_columns(core: &SelectCore, of: Option<&str>) -> Vec<(String, usize, SourceColumn)> {
+    let mut columns = Vec::new();
+    for (source, item) in core.sources.iter().enumerate() {
+        let alias = item.alias.as_deref();
+        if of.is_some_and(|of| !alias.is_some_and(|alias| alias.eq_ignore_ascii_case(of))) {
+            continue;
+        }
+        for (name, column) in columns_of(core, source) {
+            let is_merged = of.is_none() && item.using.iter().any(|using| using.eq_ignore_ascii_case(&name));
+            if !is_merged {
+                columns.push((name, source, column));
+            }
+        }
+    }
+    columns
 }
