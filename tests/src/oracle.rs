@@ -126,6 +126,11 @@ impl Oracle {
         done.expect("SQLite takes the pragma");
     }
 
+    /// Has queries join tables without an index made for them, which would order the rows by all that it holds.
+    pub fn scan(&self) {
+        self.connection.pragma_update(None, "automatic_index", false).expect("SQLite takes the pragma");
+    }
+
     /// Removes a join that was [defined](Self::define).
     pub fn undefine(&self, join: &str) {
         let sql = format!("DROP VIEW {}", quoted(join));
