@@ -122,3 +122,45 @@ async fn a_join_that_fell_far_behind_is_accumulated_again() {
     assert_eq!((&told["class"], &told["evaluationsFull"]), (&json!("accumulated"), &before), "{told:#}");
     worker.stop().await;
 }
+
+#[tokio::test]
+async fn a_join_of_class_full_is_left_alone_by_other_topics() {
+    let site = WorkerSite::with(
+        r#"
+apiVersion: litejoin.io/v1alpha1
+kind: Pipeline
+metadata: {name: p}
+spec:
+  storage: {shardCount: 1, flushInterval: 2ms}
+  admin: {addr: "127.0.0.1:0"}
+  sources:
+    - {name: ingest, http: {addr: "127.0.0.1:0", topics: [orders, customers]}}
+  joins:
+    - name: keys
+      query: SELECT 'all' AS id, group_concat(key) AS keys FROM orders
+      sinks: [live]
+    - name: names
+      query: SELECT key AS id, payload->>'name' AS name FROM customers
+      sinks: [live]
+  sinks:
+    - {name: live, sse: {addr: "127.0.0.1:0"}}
+"#,
+    );
+    let worker = site.start().await;
+    let ingest = worker.ingest();
+    let epoch = ingest.put("orders", "o1", json!({})).await;
+    worker.snapshot("live", "keys", epoch).await;
+    let before = join(&worker, "keys").await;
+    assert_eq!(before["class"], "full", "{before:#}");
+
+    for n in 0..3 {
+        let epoch = ingest.put("customers", &format!("c{n}"), json!({"name": "Ada"})).await;
+        worker.snapshot("live", "keys", epoch).await;
+        worker.snapshot("live", "names", epoch).await;
+    }
+    let after = join(&worker, "keys").await;
+    for count in ["evaluations", "evaluationsFull", "fallbacks"] {
+        assert_eq!(after[count], before[count], "{count} of {after:#}");
+    }
+    worker.stop().await;
+}

@@ -13,6 +13,7 @@ use super::commit::Committer;
 use super::join_state::{Aggregation, Cause, JoinState};
 use super::pool::EvaluatorPool;
 use super::{BACKGROUND_MAX, EpochError, Repairs, SLICE_ENTRIES, TICK, WHOLE_ENTRIES_MAX, microseconds};
+use crate::join::CheckedJoin;
 use crate::join::changes::{Changes, ReadError};
 use crate::join::full::FullError;
 use crate::join::keyed::KeyedError;
@@ -233,11 +234,12 @@ impl EpochLoop {
                 .into_iter()
                 .map(|topic| self.background.topics.name(topic).to_ascii_lowercase())
                 .collect();
+            let is_touched = |join: &CheckedJoin| {
+                join.topics.iter().any(|topic| touched.contains(&topic.to_ascii_lowercase()))
+            };
             members.retain(|index| {
                 let state = &mut self.joins[*index];
-                let is_touched =
-                    state.join.topics.iter().any(|topic| touched.contains(&topic.to_ascii_lowercase()));
-                if is_touched && !state.stopped && (state.stale || !state.keeps_up(lag)) {
+                if is_touched(&state.join) && !state.stopped && (state.stale || !state.keeps_up(lag)) {
                     state.due = true;
                 }
                 !state.due
@@ -245,7 +247,8 @@ impl EpochLoop {
             // Only changes in one slice hold the rows that the readers see at the cut.
             let known = (slices == 1).then_some(&changes);
             for index in members.clone() {
-                if !self.joins[index].stopped && !self.joins[index].stale {
+                let state = &self.joins[index];
+                if is_touched(&state.join) && !state.stopped && !state.stale {
                     self.evaluate_keyed(index, &changes, known, writer, changed)?;
                 }
             }
