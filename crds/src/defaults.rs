@@ -73,6 +73,10 @@ pub const REPLICATION_RETENTION: &str = "72h";
 /// Its own default of 30 s would keep a pod whose store is away for minutes.
 pub const REPLICATION_LAST_SYNC_SECONDS: u32 = 3;
 
+/// How often a join is evaluated that reads the clock where no row says when its result changes: topics hold whole
+/// seconds.
+pub const JOIN_REFRESH: &str = "1s";
+
 /// Quiet after which stored results are compared with full evaluations: long enough that no other work waits for the
 /// disk.
 pub const AUDIT_IDLE_AFTER: &str = "1m";

@@ -4,6 +4,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::defaults;
+use crate::duration::DurationText;
 use crate::names::NAME_PATTERN;
 use crate::reference::PipelineRef;
 use crate::status::ChildStatus;
@@ -78,8 +80,16 @@ pub struct JoinBody {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
     pub result_key: Option<String>,
+    /// How often the query is run again where it reads the clock in another way than by comparing the value of a row
+    /// with it (`timestamp > unixepoch() - 3600` is followed row by row); at least 1s.
+    #[serde(default = "refresh")]
+    pub refresh: DurationText,
     /// Sinks that take the join's results; a sink may name the join instead.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 63)), extend("x-kubernetes-list-type" = "set"))]
     pub sinks: Vec<String>,
+}
+
+fn refresh() -> DurationText {
+    defaults::JOIN_REFRESH.into()
 }

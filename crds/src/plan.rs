@@ -394,6 +394,8 @@ pub struct Join {
     pub key_column: Option<String>,
     /// Second name of the field `key` in results.
     pub result_key: Option<String>,
+    /// How often the query is run if it reads the clock where no row says when its result changes.
+    pub refresh: Duration,
     /// Names of the sinks that take the join, whether it names the sink or the sink names it, in the order of the
     /// sinks.
     pub sinks: Vec<String>,

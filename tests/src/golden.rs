@@ -21,6 +21,8 @@ pub struct Case {
     pub name: String,
     pub joins: Vec<CaseJoin>,
     pub steps: Vec<CaseStep>,
+    /// Whether the queries read the clock, which then shows `at` of each step.
+    pub has_clock: bool,
 }
 
 /// A join of a case.
@@ -30,7 +32,17 @@ pub struct CaseJoin {
     pub name: String,
     pub query: String,
     pub key_column: Option<String>,
+    /// Whether the query reads the clock, itself or through another join, in a case that has one.
+    #[serde(default = "yes")]
+    clock: bool,
 }
+
+fn yes() -> bool {
+    true
+}
+
+/// The moment at which time cases begin: noon on the first of January 2026 (UTC), in seconds since the Unix epoch.
+pub const BEGINNING: i64 = 1_767_268_800;
 
 /// The messages of one time, and the results that they change.
 #[derive(Debug, Default)]
@@ -48,6 +60,9 @@ struct File {
     key_column: Option<String>,
     #[serde(default)]
     joins: Vec<CaseJoin>,
+    /// Times without messages. A case that has the field reads the clock.
+    ticks: Option<Vec<String>>,
+    #[serde(default)]
     input: Vec<Input>,
     expect: Vec<Expected>,
 }
@@ -81,6 +96,21 @@ pub fn cases(folder: &str) -> Vec<Case> {
     paths.iter().map(|path| Case::read(path)).collect()
 }
 
+impl CaseJoin {
+    /// Returns whether results of the join change with the time by themselves, through this query or one that it reads.
+    pub fn reads_clock(&self) -> bool {
+        self.clock
+    }
+}
+
+impl CaseStep {
+    /// Returns the moment of the step, in seconds since the Unix epoch; `at` is a number of seconds with its unit.
+    pub fn moment(&self) -> i64 {
+        let seconds = self.at.strip_suffix('s').and_then(|seconds| seconds.parse::<i64>().ok());
+        BEGINNING + seconds.unwrap_or_else(|| panic!("{:?} is no time like 90s", self.at))
+    }
+}
+
 impl Case {
     fn read(path: &Path) -> Self {
         let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -93,7 +123,7 @@ impl Case {
         let file: File = serde_yaml::from_str(text).unwrap_or_else(|error| panic!("{name}: {error}"));
         let mut joins = file.joins;
         if let Some(query) = file.query {
-            joins.push(CaseJoin { name: ONLY_JOIN.to_owned(), query, key_column: file.key_column });
+            joins.push(CaseJoin { name: ONLY_JOIN.to_owned(), query, key_column: file.key_column, clock: true });
         }
         let mut steps: Vec<CaseStep> = Vec::new();
         for input in file.input {
@@ -112,6 +142,13 @@ impl Case {
             }
             step.messages.push(message);
         }
+        let has_clock = file.ticks.is_some();
+        for at in file.ticks.unwrap_or_default() {
+            steps.push(CaseStep { at, ..CaseStep::default() });
+        }
+        if has_clock {
+            steps.sort_by_key(CaseStep::moment);
+        }
         for expected in file.expect {
             let step = steps.iter_mut().find(|step| step.at == expected.at);
             let step = step.unwrap_or_else(|| panic!("{name}: nothing comes at {}", expected.at));
@@ -120,7 +157,7 @@ impl Case {
             let join = expected.join.unwrap_or_else(|| ONLY_JOIN.to_owned());
             step.changes.insert((join, expected.key.to_string()), rows);
         }
-        Self { name: name.to_owned(), joins, steps }
+        Self { name: name.to_owned(), joins, steps, has_clock }
     }
 
     /// Returns the topics that messages go to, in the spelling of the first message.
@@ -137,6 +174,9 @@ impl Case {
     pub fn oracle(&self, data_dir: &Path) -> Results {
         let topics = self.topics();
         let oracle = Oracle::read(data_dir, topics.iter().map(String::as_str));
+        if self.has_clock {
+            oracle.set_now(self.steps.last().map_or(BEGINNING, CaseStep::moment));
+        }
         // A view may name later views, as long as they exist when it is read.
         for join in &self.joins {
             oracle.define(&join.name, &join.query);

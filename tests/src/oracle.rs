@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use rusqlite::functions::FunctionFlags;
 use rusqlite::types::{Value as Owned, ValueRef};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Map, Value, json};
@@ -13,6 +14,20 @@ use crate::results::{ResultKey, Results};
 /// Payload and timestamp by key, by topic in lower case. Keys are sorted, since results that SQLite leaves open (which
 /// of 5 and 5.0 a group shows) follow from the order of rows.
 type Rows = BTreeMap<String, BTreeMap<String, [Owned; 2]>>;
+
+/// Functions of SQLite that read the clock.
+const FUNCTIONS_OF_TIME: [&str; 10] = [
+    "date",
+    "time",
+    "datetime",
+    "julianday",
+    "unixepoch",
+    "strftime",
+    "timediff",
+    "current_date",
+    "current_time",
+    "current_timestamp",
+];
 
 /// The topics of a data directory in one database in memory.
 pub struct Oracle {
@@ -118,6 +133,45 @@ impl Oracle {
         let done = self.connection.prepare_cached(&sql);
         done.and_then(|mut insert| insert.execute((key, payload, timestamp)))
             .unwrap_or_else(|error| panic!("{topic} {key}: {error}"));
+    }
+
+    /// Sets the moment, in seconds since the Unix epoch, that queries see as now: SQLite's functions of time are replaced
+    /// by ones that know another now, and ask SQLite for the rest.
+    pub fn set_now(&self, now: i64) {
+        for name in FUNCTIONS_OF_TIME {
+            #[expect(clippy::disallowed_methods, reason = "the oracle must not depend on how the worker opens files")]
+            let plain = Connection::open_with_flags(":memory:", OpenFlags::default())
+                .expect("SQLite opens a database in memory");
+            let moment: String = plain
+                .query_row("SELECT datetime(?1, 'unixepoch')", [now], |row| row.get(0))
+                .expect("a moment has a text");
+            let function = name.strip_prefix("current_").map_or(name, |of| match of {
+                "timestamp" => "datetime",
+                other => other,
+            });
+            let made = self.connection.create_scalar_function(
+                name,
+                -1,
+                FunctionFlags::SQLITE_UTF8,
+                move |context| {
+                    let mut arguments: Vec<Owned> =
+                        (0..context.len()).map(|index| context.get(index)).collect::<Result<_, _>>()?;
+                    let formats = usize::from(function == "strftime");
+                    if arguments.len() == formats {
+                        arguments.push(Owned::Text("now".to_owned()));
+                    }
+                    for argument in &mut arguments[formats..] {
+                        if matches!(argument, Owned::Text(text) if text.eq_ignore_ascii_case("now")) {
+                            *argument = Owned::Text(moment.clone());
+                        }
+                    }
+                    let marks = vec!["?"; arguments.len()].join(", ");
+                    let sql = format!("SELECT {function}({marks})");
+                    plain.query_row(&sql, rusqlite::params_from_iter(arguments), |row| row.get::<_, Owned>(0))
+                },
+            );
+            made.expect("SQLite takes a function");
+        }
     }
 
     /// Reverses the order of rows wherever a query leaves it open.

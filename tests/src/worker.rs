@@ -96,6 +96,18 @@ impl WorkerSite {
         fs::write(path, written).expect("a file can be written");
     }
 
+    /// Sets the moment that workers of this site take for now, in seconds since the Unix epoch, running ones too. Until the
+    /// first call they go by the system clock.
+    pub fn set_clock(&self, now: i64) {
+        let path = self.path().join("clock.new");
+        fs::write(&path, now.to_string()).expect("the folder is ours");
+        fs::rename(path, self.clock()).expect("the folder is ours");
+    }
+
+    fn clock(&self) -> PathBuf {
+        self.path().join("clock")
+    }
+
     /// Returns a command line for the program, in the site's folder and without variables of LiteJoin.
     pub fn command<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Launch {
         let mut command = Command::new(program());
@@ -120,6 +132,9 @@ impl WorkerSite {
         }
         for variable in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"] {
             command.env_remove(variable).env_remove(variable.to_lowercase());
+        }
+        if self.clock().is_file() {
+            command.env("LITEJOIN_CLOCK", self.clock());
         }
         Launch { command, stdin: Stdio::null(), stdout: None }
     }
@@ -239,6 +254,14 @@ impl Worker {
     pub async fn status(&self) -> Value {
         let text = get(&self.url("admin", "/status")).await.1;
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// Waits until the results of a join that reads the clock are as of this moment, in seconds since the Unix epoch.
+    pub async fn reaches(&self, join: &str, moment: i64) {
+        until(&format!("the results of {join} at {moment}"), async || {
+            (self.status().await["joins"][join]["asOf"].as_i64()? == moment).then_some(())
+        })
+        .await;
     }
 
     /// Returns the results of one join by `/snapshot` of a sink, at least as new as `min_epoch`, and their epoch.

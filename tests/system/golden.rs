@@ -25,7 +25,7 @@ enum RunMode {
 
 #[tokio::test]
 async fn results_are_those_of_the_case_whatever_way_it_runs() {
-    let cases = cases("join");
+    let cases: Vec<Case> = ["join", "time"].into_iter().flat_map(cases).collect();
     let mut runs = Vec::new();
     for case in &cases {
         for shard_count in [1, 8] {
@@ -56,6 +56,9 @@ struct Running {
 
 async fn run(case: &Case, shard_count: usize, way: RunMode) {
     let site = WorkerSite::with(&manifest(case, shard_count));
+    if let Some(step) = case.steps.first().filter(|_| case.has_clock) {
+        site.set_clock(step.moment());
+    }
     let worker = site.start().await;
     let mut client = Subscription::open(worker.address("sink live"), "join=*&replay=true", None).await;
     // A query may have results over nothing: SELECT count(*).
@@ -65,12 +68,21 @@ async fn run(case: &Case, shard_count: usize, way: RunMode) {
     let mut results = Results::default();
     let mut ends = Vec::new();
     for (index, step) in case.steps.iter().enumerate() {
-        let mut epoch = running.worker.ingest().send(&step.messages).await;
+        if case.has_clock {
+            site.set_clock(step.moment());
+        }
+        let mut epoch = match step.messages.as_slice() {
+            [] => ends.last().copied().unwrap_or(0),
+            messages => running.worker.ingest().send(messages).await,
+        };
         if index + 1 == half && way == RunMode::Killed {
             running = running.restart(&site, way).await;
         }
         let mut now = Results::default();
         for join in &case.joins {
+            if case.has_clock && join.reads_clock() {
+                running.worker.reaches(&join.name, step.moment()).await;
+            }
             let (seen, of_join) = running.worker.snapshot("live", &join.name, epoch).await;
             now.extend(of_join);
             epoch = seen;
@@ -84,7 +96,7 @@ async fn run(case: &Case, shard_count: usize, way: RunMode) {
     }
     let events = running.end(RunMode::Stopped).await.0;
     Results::folded(&events).assert_same(&results, "the events folded");
-    if shard_count == 1 {
+    if shard_count == 1 && !case.has_clock {
         // A step is one batch of one shard, so it is one epoch.
         let mut changes: Vec<BTreeMap<_, _>> = vec![BTreeMap::new(); case.steps.len()];
         for event in &events {

@@ -24,9 +24,11 @@ use crate::join::budget::STEPS_MAX;
 use crate::join::changes::{BYTES_MAX, Changes, ReadError, ShardChanges};
 use crate::join::diff::StoredResults;
 use crate::join::full::{Full, FullError};
+use crate::join::plan::ClockUse;
 use crate::join::{CheckedJoin, TopicImage};
 use crate::results::event::Emit;
 use crate::results::store::STALE_WHILE_STORING;
+use crate::results::tables;
 use crate::storage::log::ShardReader;
 use crate::storage::sqlite::{self, SqliteError};
 use crate::storage::topics::Topics;
@@ -77,7 +79,7 @@ impl Finding {
 /// Why the results can't be compared.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Skip {
-    #[error("it reads the clock, so its results change without a message")]
+    #[error("it reads the clock in a form that can't be bound to a moment; write 'now' as a literal")]
     Clock,
     #[error("its results were not evaluated yet")]
     New,
@@ -124,7 +126,7 @@ pub(crate) fn compare(
     files: &Files,
     cancelled: &Arc<AtomicBool>,
 ) -> Result<Finding, AuditError> {
-    if join.reads_clock {
+    if join.clock == ClockUse::System {
         return Err(Skip::Clock.into());
     }
     let stored = Stored::open(files)?;
@@ -133,7 +135,7 @@ pub(crate) fn compare(
     let definition = join.definition(joins);
     let topics = Topics::new([], []);
     let mut attempts = 0;
-    let (id, later) = loop {
+    let (moment, later) = loop {
         attempts += 1;
         match at_one_moment(join, &definition, &stored, &mut readers, &topics) {
             Err(AuditError::Skipped(Skip::Busy | Skip::Change)) if attempts < ATTEMPTS => {
@@ -168,25 +170,28 @@ pub(crate) fn compare(
     })?;
     readers.clear();
     full.index(join)?;
-    let finding = stored.compare(join, id, &mut full);
+    if let Some(clock) = moment.clock {
+        full.set_clock(clock);
+    }
+    let finding = stored.compare(join, moment.id, &mut full);
     drop(full);
     sqlite::remove(&files.scratch)?;
     finding
 }
 
-/// Opens snapshots of the results and then of the shards. Returns the id of the join, and the changes of its topics
-/// that its results don't contain.
+/// Opens snapshots of the results and then of the shards. Returns what the results follow from, and the changes of the
+/// join's topics that its results don't contain.
 fn at_one_moment(
     join: &CheckedJoin,
     definition: &str,
     stored: &Stored,
     readers: &mut [ShardReader],
     topics: &Topics,
-) -> Result<(i64, Changes), AuditError> {
-    let (id, applied) = stored.hold(join, definition, readers.len())?;
+) -> Result<(ResultsMoment, Changes), AuditError> {
+    let moment = stored.hold(join, definition, readers.len())?;
     let bytes_max = BYTES_MAX / readers.len();
     let mut later = Vec::with_capacity(readers.len());
-    for (reader, applied) in readers.iter_mut().zip(&applied) {
+    for (reader, applied) in readers.iter_mut().zip(&moment.applied) {
         reader.hold()?;
         let last = reader.last_seq()?;
         if last - applied > UNDONE_MAX {
@@ -210,7 +215,17 @@ fn at_one_moment(
     if is_moving && definition.to_ascii_lowercase().contains("_change") {
         return Err(Skip::Change.into());
     }
-    Ok((id, later))
+    Ok((moment, later))
+}
+
+/// What the stored results of a join follow from.
+struct ResultsMoment {
+    /// The id of the join.
+    id: i64,
+    /// The cut.
+    applied: Vec<i64>,
+    /// The moment that the query saw as now, in seconds since the Unix epoch.
+    clock: Option<i64>,
 }
 
 /// A read-only connection to `results.db`.
@@ -224,21 +239,24 @@ impl Stored {
         Ok(Self { files: files.clone(), connection: sqlite::open_read_only(&files.results)? })
     }
 
-    /// Opens a snapshot. Returns the id of the join and the cut that its results follow from.
+    /// Opens a snapshot. Returns what the results of the join follow from.
     fn hold(
         &self,
         join: &CheckedJoin,
         definition: &str,
         shard_count: usize,
-    ) -> Result<(i64, Vec<i64>), AuditError> {
-        type Known = (i64, String, i64, Option<String>);
+    ) -> Result<ResultsMoment, AuditError> {
+        type Known = (i64, String, i64, Option<String>, Option<i64>);
         let known: Option<Known> = self.doing(|connection| {
             connection.execute_batch("BEGIN")?;
-            let sql = "SELECT id, definition, stale, applied FROM joins WHERE name = ?1";
-            let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
-            connection.query_row(sql, [&join.name], row).optional()
+            let clock = if tables::has_clock(connection)? { "clock" } else { "NULL" };
+            let sql = format!("SELECT id, definition, stale, applied, {clock} FROM joins WHERE name = ?1");
+            let row = |row: &rusqlite::Row<'_>| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
+            };
+            connection.query_row(&sql, [&join.name], row).optional()
         })?;
-        let (id, stored, stale, applied) = known.ok_or(Skip::New)?;
+        let (id, stored, stale, applied, clock) = known.ok_or(Skip::New)?;
         if stored != definition {
             return Err(Skip::Edited.into());
         }
@@ -246,7 +264,8 @@ impl Stored {
         match applied.filter(|applied| applied.len() == shard_count) {
             Some(_) if stale == STALE_WHILE_STORING => Err(Skip::Storing.into()),
             Some(_) if stale != 0 => Err(Skip::Failed.into()),
-            Some(applied) => Ok((id, applied)),
+            Some(_) if join.clock != ClockUse::Unread && clock.is_none() => Err(Skip::New.into()),
+            Some(applied) => Ok(ResultsMoment { id, applied, clock }),
             None => Err(Skip::New.into()),
         }
     }

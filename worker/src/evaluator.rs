@@ -32,8 +32,10 @@ use self::commit::Committer;
 use self::join_state::JoinState;
 use self::pool::EvaluatorPool;
 use self::schedule::EpochLoop;
+use crate::clock::SteadyClock;
 use crate::join::CheckedJoin;
 use crate::join::full::FullError;
+use crate::join::plan::ClockUse;
 use crate::results::store::{Progress, Results};
 use crate::results::{Applied, Reader};
 use crate::status::Status;
@@ -42,8 +44,8 @@ use crate::storage::ingest::Ingest;
 use crate::storage::sqlite::{self, SqliteError};
 use crate::storage::topics::Topics;
 
-/// How often a join that reads the clock is evaluated while no message arrives; topics hold whole seconds.
-const TICK: Duration = Duration::from_secs(1);
+/// How often a stopping evaluator looks for the end of evaluations in the background.
+const STOPPING_LOOK: Duration = Duration::from_secs(1);
 
 /// Entries of the log that are evaluated at a time, over all shards; few in debug builds, so that tests reach the
 /// limit.
@@ -168,8 +170,12 @@ impl Evaluator {
                     if !epochs.troubled {
                         self.recovered();
                     }
-                    let ticks = !stopped && epochs.joins.iter().any(|state| state.join.reads_clock);
-                    let limit = if ticks || stopped { TICK } else { Duration::from_secs(3_600) };
+                    let reads_clock = epochs.joins.iter().any(|state| state.join.clock != ClockUse::Unread);
+                    let limit = match stopped {
+                        true => STOPPING_LOOK,
+                        false if reads_clock => epochs.clock.until_next(),
+                        false => Duration::from_secs(3_600),
+                    };
                     self.gate.wait(limit);
                 }
                 Err(problem) => {
@@ -195,6 +201,7 @@ impl Evaluator {
             progress.applied = state.applied;
             progress.stale = state.stale;
             progress.epoch = state.epoch;
+            progress.clock = state.clock;
             if state.stopped {
                 self.stopped.insert(index);
             }
@@ -240,11 +247,14 @@ impl Evaluator {
             self.status.join(&join.name).set_class(state.class());
             joins.push(state);
         }
+        let reached = self.progress.iter().filter_map(|progress| progress.clock).max();
+        let clock = Arc::new(SteadyClock::new(reached));
         let background = BackgroundEvaluator {
             gate: Arc::clone(&self.gate),
             topics: Arc::clone(&self.topics),
             reader: Arc::clone(&self.reader),
             committer: Arc::clone(&committer),
+            clock: Arc::clone(&clock),
             joins: self.joins.clone(),
             shard_paths: self.shard_paths.clone(),
             scratch_folder: self.scratch_folder.clone(),
@@ -264,6 +274,8 @@ impl Evaluator {
             pool,
             committer,
             background: Arc::new(background),
+            clock,
+            looked_at: None,
             done,
             trim_to: self.trim_to.clone(),
             repairs: Arc::clone(&self.repairs),

@@ -16,9 +16,11 @@ pub(crate) mod changes;
 pub(crate) mod check;
 mod climb;
 pub(crate) mod diff;
+pub(crate) mod due;
 pub(crate) mod full;
 pub(crate) mod keyed;
 pub(crate) mod lookup;
+pub(crate) mod now;
 pub(crate) mod plan;
 pub(crate) mod rows;
 pub(crate) mod value;
@@ -41,6 +43,7 @@ pub(crate) fn needs(joins: &[CheckedJoin]) -> Needs {
         for plan in join.class.plans() {
             indexes.extend(plan.lookups().iter().map(|(topic, expr)| index(topic, expr)));
         }
+        indexes.extend(join.clock.bounds().iter().map(|bound| index(&bound.topic, &bound.by)));
     }
     Needs { topics: topics.into_iter().collect(), indexes: indexes.into_iter().collect() }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use litejoin_crds::hash::config_hash;
 use litejoin_crds::plan::{self, Plan, SinkKind, SourceKind};
@@ -184,6 +185,7 @@ fn written_joins(manifest: &Manifest) -> Vec<plan::Join> {
                 query: query.to_owned(),
                 key_column: join["keyColumn"].as_str().map(str::to_owned),
                 result_key: None,
+                refresh: Duration::from_secs(1),
                 sinks: Vec::new(),
             });
         }

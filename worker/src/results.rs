@@ -17,7 +17,7 @@ pub(crate) mod reader;
 pub(crate) mod recovery_barrier;
 pub(crate) mod release;
 pub(crate) mod store;
-mod tables;
+pub(crate) mod tables;
 
 pub(crate) use event::{Applied, Position};
 pub(crate) use reader::Reader;

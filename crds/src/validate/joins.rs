@@ -1,5 +1,7 @@
 //! Checks joins: their sinks, and the names in their results. SQLite judges the query itself, later.
 
+use std::time::Duration;
+
 use crate::complaint::{Reason, near_or_allowed};
 use crate::kind::Kind;
 use crate::names::RESULT_FIELDS;
@@ -7,6 +9,10 @@ use crate::path;
 use crate::plan::{Join, Plan};
 use crate::validate::complaints::Complaints;
 use crate::validate::read::{Contents, Named};
+use crate::validate::scope::Scope;
+
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Checks the joins and resolves which sinks take each.
 pub(crate) fn plan(contents: &Contents, complaints: &mut Complaints) -> Vec<Join> {
@@ -41,6 +47,12 @@ pub(crate) fn plan(contents: &Contents, complaints: &mut Complaints) -> Vec<Join
             query: join.body.query.clone(),
             key_column: join.body.key_column.clone(),
             result_key: join.body.result_key.clone(),
+            refresh: Scope { place: &join.place, complaints: &mut *complaints }.duration(
+                "refresh",
+                &join.body.refresh,
+                SECOND,
+                DAY,
+            ),
             sinks: contents
                 .sinks
                 .iter()

@@ -16,6 +16,7 @@ use crate::blocking::blocking;
 use crate::clock;
 use crate::evaluator::Repairs;
 use crate::join::CheckedJoin;
+use crate::join::plan::ClockUse;
 use crate::status::Status;
 use crate::status::audit::Compared;
 use crate::storage::gate::EpochGate;
@@ -147,7 +148,7 @@ impl Auditor {
     /// Returns the join with the oldest audit among those that may have changed since.
     fn next(&self) -> Option<String> {
         let joins = self.joins();
-        let due = joins.iter().filter(|join| !join.reads_clock).filter_map(|join| {
+        let due = joins.iter().filter(|join| join.clock != ClockUse::System).filter_map(|join| {
             let status = self.status.find_join(&join.name)?;
             let tried_at = status.audit.is_due(self.status.changes_of(&join.topics))?;
             Some((tried_at, &join.name))

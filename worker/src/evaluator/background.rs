@@ -14,12 +14,13 @@ use tracing::debug;
 
 use super::commit::Committer;
 use super::{EpochError, microseconds};
+use crate::clock::SteadyClock;
 use crate::fault;
 use crate::join::budget::STEPS_MAX;
 use crate::join::changes::{BYTES_MAX, ChangedRow, Changes, ReadError, ShardChanges};
 use crate::join::diff::StoredResults;
 use crate::join::full::{Full, FullError};
-use crate::join::plan::{Accumulated, Class};
+use crate::join::plan::{Accumulated, Class, ClockUse};
 use crate::join::{CheckedJoin, TopicImage};
 use crate::results::Reader;
 use crate::results::event::{Emit, JoinId};
@@ -38,6 +39,7 @@ pub(super) struct BackgroundEvaluator {
     pub(super) topics: Arc<Topics>,
     pub(super) reader: Arc<Reader>,
     pub(super) committer: Arc<Committer>,
+    pub(super) clock: Arc<SteadyClock>,
     pub(super) joins: Vec<CheckedJoin>,
     pub(super) shard_paths: Vec<PathBuf>,
     pub(super) scratch_folder: PathBuf,
@@ -64,9 +66,9 @@ pub(super) struct JobResult {
 
 pub(super) enum JobOutcome {
     /// The stored results contain this cut.
-    Applied { cut: Cut },
+    Applied { cut: Cut, clock: Option<i64> },
     /// The query failed on this cut; the stored results are unchanged.
-    Failed { cut: Cut, error: FullError },
+    Failed { cut: Cut, clock: Option<i64>, error: FullError },
     /// The results could not be stored, or the evaluation was cancelled (without an error): try again.
     Again { error: Option<EpochError> },
 }
@@ -80,6 +82,8 @@ pub(super) struct Job {
     pub(super) applied: Option<Vec<i64>>,
     /// The number of that cut, as stored.
     pub(super) epoch: u64,
+    /// Whether a moment is stored that the results are as of.
+    pub(super) has_moment: bool,
     /// Whether the join has aggregate states.
     pub(super) accumulates: bool,
     /// Whether the join can be kept current by key without aggregate states.
@@ -92,6 +96,8 @@ struct RunningJob {
     job: Job,
     copy: Option<FullCopy>,
     is_not_accumulable: bool,
+    /// The moment of the evaluation, if the query reads the clock.
+    moment: Option<i64>,
 }
 
 impl BackgroundEvaluator {
@@ -103,7 +109,8 @@ impl BackgroundEvaluator {
     /// Starts the evaluation of a join.
     pub(super) fn start(self: &Arc<Self>, job: Job, copy: Option<FullCopy>) {
         let (index, id) = (job.index, job.id);
-        let running = RunningJob { evaluator: Arc::clone(self), job, copy, is_not_accumulable: false };
+        let running =
+            RunningJob { evaluator: Arc::clone(self), job, copy, is_not_accumulable: false, moment: None };
         let run = move || {
             let started = Instant::now();
             let evaluator = Arc::clone(&running.evaluator);
@@ -133,11 +140,11 @@ impl RunningJob {
         let outcome = self.evaluate(&mut cut);
         let outcome = match (outcome, cut) {
             _ if self.evaluator.cancelled.load(Ordering::Relaxed) => JobOutcome::Again { error: None },
-            (Ok(()), Some(cut)) => JobOutcome::Applied { cut },
+            (Ok(()), Some(cut)) => JobOutcome::Applied { cut, clock: self.moment },
             (Err(EpochError::Full(error)), Some(cut)) if is_of_query(&error) => {
                 self.copy = self.copy.take().filter(|copy| copy.at == cut.seqs);
                 match self.fail(&cut) {
-                    Ok(()) => JobOutcome::Failed { cut, error },
+                    Ok(()) => JobOutcome::Failed { cut, clock: self.moment, error },
                     Err(error) => JobOutcome::Again { error: Some(error.into()) },
                 }
             }
@@ -172,6 +179,7 @@ impl RunningJob {
             .collect::<Result<Vec<_>, _>>()?;
         let cut = evaluator.gate.cut(|| readers.iter().try_for_each(ShardReader::hold))?;
         *at = Some(cut.clone());
+        self.moment = (self.join().clock != ClockUse::Unread).then(|| evaluator.clock.now());
         let changes = match &self.job.applied {
             Some(applied) => self.changes(&mut readers, applied, &cut.seqs)?,
             None => Some(Changes::default()),
@@ -183,6 +191,9 @@ impl RunningJob {
         };
         readers.iter().for_each(ShardReader::release);
         drop(readers);
+        if let Some(moment) = self.moment {
+            full.set_clock(moment);
+        }
         fault::point("copied");
         let changes = changes.unwrap_or_default();
         // Rows removed by retention stay in the copy at first, so that only the other changes emit events.
@@ -284,6 +295,7 @@ impl RunningJob {
             _ => false,
         };
         let is_stored = self.job.applied.as_ref() == Some(&cut.seqs) && self.job.epoch == cut.epoch;
+        let is_stored = is_stored && (self.moment.is_none() || self.job.has_moment);
         if plan.is_none() && differences == 0 && (!is_last || is_stored) {
             return Ok(());
         }
@@ -324,7 +336,7 @@ impl RunningJob {
                 _ => {}
             }
             if is_last {
-                writer.applied(self.job.id, &cut.seqs, false)?;
+                writer.applied(self.job.id, &cut.seqs, self.moment, false)?;
             }
             Ok(())
         });
@@ -353,7 +365,7 @@ impl RunningJob {
     fn fail(&self, cut: &Cut) -> Result<(), SqliteError> {
         self.evaluator.committer.commit(cut.epoch, |writer| {
             writer.accumulate_by(self.job.id, None)?;
-            writer.applied(self.job.id, &cut.seqs, true)
+            writer.applied(self.job.id, &cut.seqs, self.moment, true)
         })
     }
 

@@ -2,7 +2,6 @@
 //! planned.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::background::FullCopy;
 use super::pool::EvaluatorPool;
@@ -10,8 +9,11 @@ use super::{LAG_ENTRIES_MAX, WHOLE_ENTRIES_MAX};
 use crate::join::CheckedJoin;
 use crate::join::aggregate::{AccumulatedJoin, AggregateChange};
 use crate::join::changes::Changes;
+use crate::join::due::{DUE_MAX, TimeBounds, TimePassed, TimeStep};
 use crate::join::keyed::{KeyedError, KeyedJoin};
 use crate::join::plan::{Class, Keyed};
+use crate::join::value::Value;
+use crate::join::workspace::Workspace;
 use crate::results::event::JoinId;
 use crate::results::store::{EpochWriter, Progress};
 use crate::status::join::{ClassInForce, ClassName};
@@ -39,12 +41,26 @@ pub(super) struct JoinState {
     pub(super) background: Option<Vec<i64>>,
     /// The number of the newest cut in the results, as stored.
     pub(super) epoch: u64,
-    /// When the join was last evaluated because of passing time.
-    pub(super) ticked: Instant,
+    /// The moment that the results are as of, in seconds since the Unix epoch; `None` while unknown, and for a query that
+    /// doesn't read the clock.
+    pub(super) clock: Option<i64>,
+    /// Whether the clock has passed a row since.
+    pub(super) is_time_due: bool,
+    /// `None` for a join without time bounds.
+    time: Option<TimeState>,
     /// The copy of the join's topics from its last evaluation in full, if kept.
     pub(super) copy: Option<FullCopy>,
     /// Why the join is kept current by a slower class than planned; `None` if it isn't.
     fallback: Option<Fallback>,
+}
+
+/// The time bounds of a join, and what is known of them at the moment of its results.
+struct TimeState {
+    bounds: TimeBounds,
+    /// The clock's side of each bound.
+    values: Option<Vec<Value>>,
+    /// By bound, the least value of a row that the clock has not passed; unknown once a topic has changed.
+    next: Option<Vec<Option<Value>>>,
 }
 
 /// Why a slower class than planned is in force.
@@ -67,6 +83,20 @@ pub(super) enum Cause {
     FarBehind,
     Query,
     StepLimit,
+}
+
+/// The outcome of an evaluation of one join in an epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum EvaluationOutcome {
+    /// No result can have changed.
+    Unaffected,
+    Evaluated {
+        /// The number of changed results.
+        results: u64,
+        aggregation: Aggregation,
+    },
+    /// The join has to be evaluated in the background.
+    Due,
 }
 
 /// The effect of an epoch on a join's aggregate state.
@@ -139,19 +169,26 @@ impl JoinState {
                 plan.otherwise.as_ref().ok().map(new_keyed)
             }
         };
+        let time =
+            TimeBounds::new(join.clock.bounds()).map(|bounds| TimeState { bounds, values: None, next: None });
         Self {
             join: Arc::new(join.clone()),
             id: progress.id,
             keyed,
             accumulated,
             suspended: None,
-            due: progress.stale || applied.is_none() || join.reads_clock,
+            due: progress.stale
+                || applied.is_none()
+                || join.clock.is_anywhere()
+                || time.is_some() && progress.clock.is_none(),
             applied,
             stale: progress.stale,
             stopped,
             background: None,
             epoch: progress.epoch,
-            ticked: Instant::now(),
+            clock: progress.clock,
+            is_time_due: false,
+            time,
             copy: None,
             fallback,
         }
@@ -227,15 +264,71 @@ impl JoinState {
         is_whole || self.keyed.is_some() && lag <= LAG_ENTRIES_MAX
     }
 
-    /// Evaluates the changes and stores the new results. Returns the number of differences and the effect on the
-    /// aggregate state; `None` if the changes don't affect the join.
+    /// Returns whether rows say when the results change, and epochs bring these up to date at present.
+    pub(super) fn is_followed_by_rows(&self) -> bool {
+        let is_known = self.time.is_some() && self.clock.is_some();
+        is_known && self.background.is_none() && !self.due && !self.stopped && !self.stale
+    }
+
+    /// Returns whether the query has to be run again because it reads the clock where no row says when.
+    pub(super) fn is_refresh_due(&self, now: i64) -> bool {
+        let refresh = i64::try_from(self.join.refresh.as_secs()).unwrap_or(i64::MAX);
+        let is_over = |moment: i64| now < moment || now >= moment.saturating_add(refresh);
+        self.join.clock.is_anywhere() && self.clock.is_none_or(is_over)
+    }
+
+    /// Returns whether the clock has passed a row since the moment of the results.
+    pub(super) fn is_any_row_due(&mut self, workspace: &mut Workspace, now: i64) -> Result<bool, KeyedError> {
+        let (Some(time), Some(clock)) = (&mut self.time, self.clock) else { return Ok(false) };
+        if clock == now {
+            return Ok(false);
+        }
+        let values = match time.values.take() {
+            Some(values) => values,
+            None => workspace.clock_values(&time.bounds, clock)?,
+        };
+        let values = time.values.insert(values);
+        let next = match time.next.take() {
+            Some(next) => next,
+            None => workspace.next_values(&time.bounds, values)?,
+        };
+        let next = time.next.insert(next);
+        let reached = workspace.clock_values(&time.bounds, now)?;
+        workspace.has_passed(&time.bounds, values, &reached, next)
+    }
+
+    /// Returns the step from the moment of the results towards `now`; `None` for a join without time bounds.
+    pub(super) fn time_step(
+        &self,
+        workspace: &mut Workspace,
+        now: i64,
+    ) -> Result<Option<TimePassed>, KeyedError> {
+        let Some(time) = &self.time else { return Ok(None) };
+        let Some(clock) = self.clock else { return Ok(Some(TimePassed::Everything)) };
+        workspace.time_step(&time.bounds, time.values.as_deref(), clock, now, DUE_MAX).map(Some)
+    }
+
+    /// Notes that the results contain a step, or all that was there at a moment if `values` are unknown.
+    pub(super) fn reach(&mut self, moment: i64, values: Option<Vec<Value>>) {
+        self.clock = Some(moment);
+        if let Some(time) = &mut self.time {
+            (time.values, time.next) = (values, None);
+        }
+    }
+
+    /// Evaluates the changes, and the due rows of a step of time, and stores the new results.
     pub(super) fn evaluate(
         &self,
         pool: &mut EvaluatorPool,
+        time: Option<&TimeStep>,
         changes: &Changes,
         known: Option<&Changes>,
         writer: &mut EpochWriter<'_>,
-    ) -> Result<Option<(u64, Aggregation)>, KeyedError> {
+    ) -> Result<EvaluationOutcome, KeyedError> {
+        if self.keyed.is_none() && self.accumulated.is_none() {
+            let is_due = time.is_some_and(TimeStep::is_any_due);
+            return Ok(if is_due { EvaluationOutcome::Due } else { EvaluationOutcome::Unaffected });
+        }
         let mut aggregation = Aggregation::Kept;
         match (&self.accumulated, known) {
             (None, _) => {}
@@ -244,14 +337,14 @@ impl JoinState {
                 writer.forget_accumulators(self.id)?;
                 aggregation = Aggregation::Suspended;
             }
-            (Some(accumulated), Some(whole)) => match pool.accumulate(accumulated, whole) {
-                Ok(None) => return Ok(None),
+            (Some(accumulated), Some(whole)) => match pool.accumulate(accumulated, time, whole) {
+                Ok(None) => return Ok(EvaluationOutcome::Unaffected),
                 Ok(Some(AggregateChange { changes, states })) => {
                     writer.store(self.id, &changes)?;
                     for (group, state) in &states {
                         writer.accumulate(self.id, group, state.as_deref())?;
                     }
-                    return Ok(Some((changes.len() as u64, aggregation)));
+                    return Ok(EvaluationOutcome::Evaluated { results: changes.len() as u64, aggregation });
                 }
                 Err(KeyedError::NotAccumulable) => {
                     writer.forget_accumulators(self.id)?;
@@ -263,10 +356,10 @@ impl JoinState {
         }
         // A join without a key plan is evaluated in full, which gives up its aggregate state in turn.
         let keyed = self.keyed.as_ref().ok_or(KeyedError::NotAccumulable)?;
-        let results = pool.evaluate(keyed, changes, known, |found| writer.store(self.id, found))?;
-        Ok(match aggregation {
-            Aggregation::Kept => results.map(|results| (results, aggregation)),
-            _ => Some((results.unwrap_or(0), aggregation)),
+        let results = pool.evaluate(keyed, time, changes, known, |found| writer.store(self.id, found))?;
+        Ok(match (aggregation, results) {
+            (Aggregation::Kept, None) => EvaluationOutcome::Unaffected,
+            (_, results) => EvaluationOutcome::Evaluated { results: results.unwrap_or(0), aggregation },
         })
     }
 }

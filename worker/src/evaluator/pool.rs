@@ -10,6 +10,7 @@ use crate::fault;
 use crate::join::aggregate::{AccumulatedJoin, AggregateChange, Deltas};
 use crate::join::budget::STEPS_MAX;
 use crate::join::changes::{BYTES_MAX, Changes, ReadError, ShardChanges};
+use crate::join::due::TimeStep;
 use crate::join::keyed::{AffectedKey, DRIVING_MAX, KEYS_MAX, KeyedError, KeyedJoin};
 use crate::join::lookup::Cost;
 use crate::join::workspace::Workspace;
@@ -81,6 +82,11 @@ impl EvaluatorPool {
         cost
     }
 
+    /// Returns the workspace for work that one thread does.
+    pub(super) fn workspace(&mut self) -> &mut Workspace {
+        &mut self.workspaces[0]
+    }
+
     /// Reads the log entries with `after < seq <= to`, shard by shard.
     pub(super) fn changes(
         &mut self,
@@ -110,19 +116,21 @@ impl EvaluatorPool {
     pub(super) fn evaluate(
         &mut self,
         join: &KeyedJoin,
+        time: Option<&TimeStep>,
         changes: &Changes,
         known: Option<&Changes>,
         mut store: impl FnMut(&[ResultChange<'static>]) -> Result<(), SqliteError>,
     ) -> Result<Option<u64>, KeyedError> {
-        let keys = self.affected(join, changes, KEYS_MAX)?;
+        let keys = self.affected(join, time, changes, KEYS_MAX)?;
         if keys.is_empty() {
             return Ok(None);
         }
         fault::point("keys-found");
         let mut differences = 0;
+        let [_, now] = moments(time);
         let evaluate =
             |workspace: &mut Workspace, share: &[AffectedKey], found: &mut Vec<ResultChange<'static>>| {
-                workspace.evaluate(join, share, known, found)
+                workspace.evaluate(join, now, share, known, found)
             };
         self.share(&keys, evaluate, |found| {
             differences += found.len() as u64;
@@ -136,35 +144,38 @@ impl EvaluatorPool {
     pub(super) fn accumulate(
         &mut self,
         join: &AccumulatedJoin,
+        time: Option<&TimeStep>,
         changes: &Changes,
     ) -> Result<Option<AggregateChange>, KeyedError> {
-        let keys = self.affected(&join.rows, changes, DRIVING_MAX)?;
+        let keys = self.affected(&join.rows, time, changes, DRIVING_MAX)?;
         if keys.is_empty() {
             return Ok(None);
         }
         let old = self.workspaces[0].old_images(&join.rows, changes)?;
+        let moments = moments(time);
         let evaluate = |workspace: &mut Workspace, share: &[AffectedKey], deltas: &mut Deltas| {
-            workspace.deltas(join, share, changes, &old, deltas)
+            workspace.deltas(join, moments, share, changes, &old, deltas)
         };
         let mut deltas = Deltas::default();
         self.share(&keys, evaluate, |found| {
             deltas.append(found);
             Ok(())
         })?;
-        self.workspaces[0].apply_deltas(join, deltas, changes).map(Some)
+        self.workspaces[0].apply_deltas(join, moments[1], deltas, changes).map(Some)
     }
 
     /// Returns the keys that the changes affect. The keys are sorted: neighbours in the files are found at less cost.
     fn affected(
         &mut self,
         join: &KeyedJoin,
+        time: Option<&TimeStep>,
         changes: &Changes,
         keys_max: usize,
     ) -> Result<Vec<AffectedKey>, KeyedError> {
         let parts = changes.parts();
         let is_little = changes.len() <= ALONE_ENTRIES;
         let find = |workspace: &mut Workspace, shard: usize| {
-            let found = workspace.affected(join, &parts[shard], keys_max)?;
+            let found = workspace.affected(join, shard, &parts[shard], time, keys_max)?;
             let mut found: Vec<AffectedKey> =
                 found.into_iter().map(|(value, emit)| AffectedKey { value, emit }).collect();
             found.sort_unstable();
@@ -237,6 +248,11 @@ impl EvaluatorPool {
             receiver.into_iter().try_for_each(|(index, done)| take(index, done?))
         })
     }
+}
+
+/// Returns the moments of the stored and of the new results; any for a join that doesn't read the clock.
+fn moments(time: Option<&TimeStep>) -> [i64; 2] {
+    time.map_or([0, 0], |time| [time.from, time.to])
 }
 
 #[cfg(test)]

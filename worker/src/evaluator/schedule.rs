@@ -10,11 +10,13 @@ use tracing::warn;
 
 use super::background::{BackgroundEvaluator, Job, JobOutcome, JobResult};
 use super::commit::Committer;
-use super::join_state::{Aggregation, Cause, JoinState};
+use super::join_state::{Aggregation, Cause, EvaluationOutcome, JoinState};
 use super::pool::EvaluatorPool;
-use super::{BACKGROUND_MAX, EpochError, Repairs, SLICE_ENTRIES, TICK, WHOLE_ENTRIES_MAX, microseconds};
+use super::{BACKGROUND_MAX, EpochError, Repairs, SLICE_ENTRIES, WHOLE_ENTRIES_MAX, microseconds};
+use crate::clock::SteadyClock;
 use crate::join::CheckedJoin;
 use crate::join::changes::{Changes, ReadError};
+use crate::join::due::{TimePassed, TimeStep};
 use crate::join::full::FullError;
 use crate::join::keyed::KeyedError;
 use crate::results::store::EpochWriter;
@@ -29,6 +31,9 @@ pub(super) struct EpochLoop {
     pub(super) pool: EvaluatorPool,
     pub(super) committer: Arc<Committer>,
     pub(super) background: Arc<BackgroundEvaluator>,
+    pub(super) clock: Arc<SteadyClock>,
+    /// The moment at which due rows were last looked for.
+    pub(super) looked_at: Option<i64>,
     pub(super) done: mpsc::Receiver<JobResult>,
     pub(super) trim_to: Vec<Arc<AtomicI64>>,
     pub(super) repairs: Arc<Repairs>,
@@ -66,15 +71,17 @@ impl EpochLoop {
             state.background.is_none() && !state.due && state.applied.as_ref() != Some(&committed)
         };
         let mut worked = false;
-        if !self.begun || self.joins.iter().any(is_behind) || self.joins.is_empty() {
+        let is_behind = !self.begun || self.joins.iter().any(is_behind) || self.joins.is_empty();
+        if is_behind || !stopping && self.is_time_due()? {
             worked = self.epoch(gate)?;
         }
+        let now = self.clock.now();
         let mut running = self.joins.iter().filter(|state| state.background.is_some()).count();
         for (index, state) in self.joins.iter_mut().enumerate() {
             if state.background.is_some() || state.stopped {
                 continue;
             }
-            if state.join.reads_clock && !stopping && state.ticked.elapsed() >= TICK {
+            if !stopping && state.is_refresh_due(now) {
                 state.due = true;
             }
             if self.repairs.take(&state.join.name) {
@@ -83,13 +90,13 @@ impl EpochLoop {
             }
             if state.due && running < BACKGROUND_MAX {
                 state.due = false;
-                state.ticked = Instant::now();
                 state.background = Some(state.applied.clone().unwrap_or_else(|| committed.clone()));
                 let job = Job {
                     index,
                     id: state.id,
                     applied: state.applied.clone(),
                     epoch: state.epoch,
+                    has_moment: state.clock.is_some(),
                     accumulates: state.accumulated.is_some(),
                     by_key: state.keyed.is_some(),
                 };
@@ -101,13 +108,45 @@ impl EpochLoop {
         Ok(worked)
     }
 
+    /// Looks, once a second, for joins with rows that the clock has passed.
+    fn is_time_due(&mut self) -> Result<bool, EpochError> {
+        let now = self.clock.now();
+        if self.looked_at == Some(now) {
+            return Ok(false);
+        }
+        let mut is_any = false;
+        for state in self.joins.iter_mut().filter(|state| state.is_followed_by_rows()) {
+            let outcome = state.is_any_row_due(self.pool.workspace(), now);
+            let status = self.committer.status().join(&state.join.name);
+            let cost = self.pool.take_cost();
+            status.steps.add(cost.steps);
+            status.probes.add(cost.probes);
+            state.is_time_due = match outcome {
+                Ok(is_due) => is_due,
+                Err(KeyedError::File(error)) => return Err(error.into()),
+                Err(KeyedError::Memory(error)) => return Err(error.into()),
+                Err(_) => {
+                    state.due = true;
+                    false
+                }
+            };
+            is_any |= state.is_time_due;
+            if !state.is_time_due && !state.due {
+                status.as_of.set(u64::try_from(now).unwrap_or(0));
+            }
+        }
+        self.looked_at = Some(now);
+        Ok(is_any)
+    }
+
     /// Brings the joins that lag up to a new cut, in one commit. Returns whether any of them has moved.
     fn epoch(&mut self, gate: &EpochGate) -> Result<bool, EpochError> {
         self.committer.reserve()?;
         self.committer.open_window()?;
         let cut = gate.cut(|| self.pool.hold())?;
         crate::fault::point("cut");
-        let outcome = self.evaluate(&cut, gate);
+        let mut steps = BTreeMap::new();
+        let outcome = self.evaluate(&cut, gate, &mut steps);
         self.pool.release();
         if let Some(checkpoints) = self.checkpoints.take() {
             checkpoints.wait();
@@ -117,9 +156,20 @@ impl EpochLoop {
             Err(EpochError::Begun) => return Ok(true),
             outcome => outcome?,
         };
-        let news = evaluated.iter().any(|index| self.joins[*index].applied.as_ref() != Some(&cut.seqs));
+        let news = !steps.is_empty()
+            || evaluated.iter().any(|index| self.joins[*index].applied.as_ref() != Some(&cut.seqs));
         for index in evaluated {
             let state = &mut self.joins[index];
+            if let Some(step) = steps.remove(&index) {
+                state.is_time_due = false;
+                if step.to != self.clock.now() {
+                    // More rows are due than one step may take in.
+                    self.looked_at = None;
+                }
+                state.reach(step.to, Some(step.values));
+                let status = self.committer.status().join(&state.join.name);
+                status.as_of.set(u64::try_from(step.to).unwrap_or(0));
+            }
             state.applied = Some(cut.seqs.clone());
             state.epoch = cut.epoch;
             state.resume_aggregation();
@@ -149,15 +199,25 @@ impl EpochLoop {
         self.checkpoints = Some(self.ingest.checkpoint(&due)).filter(|_| waits);
     }
 
-    /// Evaluates and commits; returns the joins that have reached the cut.
-    fn evaluate(&mut self, cut: &Cut, gate: &EpochGate) -> Result<Vec<usize>, EpochError> {
+    /// Evaluates and commits; returns the joins that have reached the cut, and in `steps` how their time has passed.
+    fn evaluate(
+        &mut self,
+        cut: &Cut,
+        gate: &EpochGate,
+        steps: &mut BTreeMap<usize, TimeStep>,
+    ) -> Result<Vec<usize>, EpochError> {
         let mut groups: BTreeMap<Vec<i64>, Vec<usize>> = BTreeMap::new();
         for (index, state) in self.joins.iter().enumerate() {
             if let (None, false, Some(applied)) = (&state.background, state.due, &state.applied) {
                 groups.entry(applied.clone()).or_default().push(index);
             }
         }
-        let mut there = groups.remove(&cut.seqs).unwrap_or_default();
+        let is_due = |index: &usize| self.joins[*index].is_time_due;
+        let (due, mut there): (Vec<usize>, Vec<usize>) =
+            groups.remove(&cut.seqs).unwrap_or_default().into_iter().partition(is_due);
+        if !due.is_empty() {
+            groups.insert(cut.seqs.clone(), due);
+        }
         // Progress is stored before it is reported, so a restart cannot report less.
         if groups.is_empty() && there.iter().all(|index| self.joins[*index].epoch == cut.epoch) {
             return Ok(there);
@@ -167,12 +227,13 @@ impl EpochLoop {
         committer.commit(cut.epoch, |writer| {
             self.pool.hold_results()?;
             for (applied, members) in groups {
-                there.extend(self.catch_up(&applied, members, cut, writer, &mut changed)?);
+                there.extend(self.catch_up(&applied, members, cut, writer, &mut changed, steps)?);
             }
             crate::fault::point("evaluated");
             for index in &there {
                 let state = &self.joins[*index];
-                writer.applied(state.id, &cut.seqs, state.stale)?;
+                let moment = steps.get(index).map(|step| step.to).or(state.clock);
+                writer.applied(state.id, &cut.seqs, moment, state.stale)?;
             }
             // The shards have no readers while the results are synced.
             self.request_checkpoints(gate);
@@ -207,12 +268,13 @@ impl EpochLoop {
         cut: &Cut,
         writer: &mut EpochWriter<'_>,
         changed: &mut Vec<EpochChange>,
+        steps: &mut BTreeMap<usize, TimeStep>,
     ) -> Result<Vec<usize>, EpochError> {
         let lag: i64 = applied.iter().zip(&cut.seqs).map(|(from, to)| to - from).sum();
         let mut from = applied.to_vec();
         let is_whole =
             lag <= WHOLE_ENTRIES_MAX && members.iter().any(|index| self.joins[*index].accumulated.is_some());
-        let slices = if is_whole { 1 } else { (lag + SLICE_ENTRIES - 1) / SLICE_ENTRIES };
+        let slices = if is_whole { 1 } else { ((lag + SLICE_ENTRIES - 1) / SLICE_ENTRIES).max(1) };
         for slice in 1..=slices {
             // The last slice ends at the cut; all slices cover the same share of each shard's log.
             let to: Vec<i64> = applied
@@ -248,8 +310,9 @@ impl EpochLoop {
             let known = (slices == 1).then_some(&changes);
             for index in members.clone() {
                 let state = &self.joins[index];
-                if is_touched(&state.join) && !state.stopped && !state.stale {
-                    self.evaluate_keyed(index, &changes, known, writer, changed)?;
+                let is_concerned = is_touched(&state.join) || state.is_time_due;
+                if is_concerned && !state.stopped && !state.stale {
+                    self.evaluate_keyed(index, &changes, known, writer, changed, steps)?;
                 }
             }
             members.retain(|index| !self.joins[*index].due);
@@ -266,19 +329,35 @@ impl EpochLoop {
         known: Option<&Changes>,
         writer: &mut EpochWriter<'_>,
         changed: &mut Vec<EpochChange>,
+        steps: &mut BTreeMap<usize, TimeStep>,
     ) -> Result<(), EpochError> {
         let state = &mut self.joins[index];
         let started = Instant::now();
         let pool = &mut self.pool;
         let writes = writer.writes();
-        let outcome = state.evaluate(pool, changes, known, writer);
+        let outcome = match steps.get(&index) {
+            Some(step) => Ok(Some(TimePassed::Step(step.taken()))),
+            None => state.time_step(pool.workspace(), self.clock.now()),
+        };
+        let outcome = outcome.and_then(|passed| match passed {
+            Some(TimePassed::Everything) => Ok(EvaluationOutcome::Due),
+            Some(TimePassed::Step(step)) => {
+                let outcome = state.evaluate(pool, Some(&step), changes, known, writer)?;
+                if outcome != EvaluationOutcome::Due {
+                    steps.entry(index).or_insert(step);
+                }
+                Ok(outcome)
+            }
+            None => state.evaluate(pool, None, changes, known, writer),
+        });
         let status = self.committer.status().join(&state.join.name);
         let cost = self.pool.take_cost();
         status.steps.add(cost.steps);
         status.probes.add(cost.probes);
         match outcome {
-            Ok(None) => {}
-            Ok(Some((results, aggregation))) => {
+            Ok(EvaluationOutcome::Due) => state.due = true,
+            Ok(EvaluationOutcome::Unaffected) => {}
+            Ok(EvaluationOutcome::Evaluated { results, aggregation }) => {
                 status.evaluations.add(1);
                 status.evaluation_microseconds.add(microseconds(started));
                 status.error.clear();
@@ -314,7 +393,11 @@ impl EpochLoop {
         status.evaluations_full.add(1);
         status.evaluation_microseconds.add(result.microseconds);
         match result.outcome {
-            JobOutcome::Applied { cut } => {
+            JobOutcome::Applied { cut, clock } => {
+                if let Some(moment) = clock {
+                    state.reach(moment, None);
+                    status.as_of.set(u64::try_from(moment).unwrap_or(0));
+                }
                 state.applied = Some(cut.seqs.clone());
                 state.epoch = state.epoch.max(cut.epoch);
                 state.stale = false;
@@ -324,7 +407,10 @@ impl EpochLoop {
                 status.set_class(state.class());
                 self.publish_progress(&cut);
             }
-            JobOutcome::Failed { cut, error } => {
+            JobOutcome::Failed { cut, clock, error } => {
+                if let Some(moment) = clock {
+                    state.reach(moment, None);
+                }
                 state.stopped = matches!(error, FullError::StepLimit { .. } | FullError::Rows { .. });
                 state.stale = true;
                 state.applied = Some(cut.seqs.clone());

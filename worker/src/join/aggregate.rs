@@ -122,18 +122,24 @@ impl Deltas {
 }
 
 impl Workspace {
-    /// Returns the rows that came and went among those with some driving values. `changes` holds every change between
-    /// the stored aggregate states and what the readers see; `old` comes from [`Self::old_images`].
+    /// Returns the rows that came and went among those with some driving values, between the moments of `time`.
+    /// `changes` holds every change between the stored aggregate states and what the readers see; `old` comes from
+    /// [`Self::old_images`].
     pub(crate) fn deltas(
         &mut self,
         join: &AccumulatedJoin,
+        time: [i64; 2],
         keys: &[AffectedKey],
         changes: &Changes,
         old: &[OldImages<'_>],
         deltas: &mut Deltas,
     ) -> Result<(), KeyedError> {
         let emits: HashMap<&Value, Emit> = keys.iter().map(|key| (&key.value, key.emit)).collect();
-        for (view, times) in [(View::Now(Some(changes)), 1), (View::Before(changes, old), -1)] {
+        let [before, now] = time;
+        for (view, at, times) in
+            [(View::Now(Some(changes)), now, 1), (View::Before(changes, old), before, -1)]
+        {
+            self.clock.set(at);
             self.memory.execute_batch("BEGIN")?;
             let outcome = self.gather(&join.rows, keys, view).and_then(|()| {
                 self.query(&join.plan.rows.sql, |row| {
@@ -152,14 +158,16 @@ impl Workspace {
         Ok(())
     }
 
-    /// Applies deltas to the aggregate states of their groups.
+    /// Applies deltas to the aggregate states of their groups, which are then as of the moment `now`.
     pub(crate) fn apply_deltas(
         &mut self,
         join: &AccumulatedJoin,
+        now: i64,
         deltas: Deltas,
         changes: &Changes,
     ) -> Result<AggregateChange, KeyedError> {
         let plan = &join.plan;
+        self.clock.set(now);
         let mut changed = Vec::new();
         let mut lost = HashSet::new();
         for (group, mut delta) in deltas.groups {

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use litejoin_crds::complaint::nearest;
 use litejoin_crds::names;
@@ -10,7 +11,8 @@ use litejoin_crds::plan::{Join, Place};
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{Connection, ErrorCode};
 
-use super::plan::{self, Class, Keyed, Reason};
+use super::now::{self, QueryClock};
+use super::plan::{self, Class, ClockUse, Keyed, Reason, TimeBound};
 use super::rows::Columns;
 use crate::results::event::{Emit, Shape};
 use crate::storage::sqlite::{open_memory, quoted};
@@ -19,8 +21,10 @@ use crate::storage::sqlite::{open_memory, quoted};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CheckedJoin {
     pub(crate) name: String,
-    /// The SELECT without its final semicolon.
+    /// The SELECT as written, without its final semicolon.
     pub(crate) query: String,
+    /// The SELECT as it is run: `_now()` stands for each form of now.
+    pub(crate) sql: String,
     pub(crate) columns: Columns,
     /// The columns, for sinks that have tables.
     pub(crate) shape: Arc<Shape>,
@@ -28,8 +32,10 @@ pub(crate) struct CheckedJoin {
     pub(crate) topics: BTreeSet<String>,
     /// Other joins that the query names itself.
     pub(crate) reads: BTreeSet<String>,
-    /// Whether the query yields other rows as time passes.
-    pub(crate) reads_clock: bool,
+    /// How the query yields other rows as time passes.
+    pub(crate) clock: ClockUse,
+    /// How often the query is run if it reads the clock anywhere.
+    pub(crate) refresh: Duration,
     pub(crate) result_key: Option<String>,
     /// Whether any sink receives the results.
     pub(crate) has_sinks: bool,
@@ -41,6 +47,18 @@ impl CheckedJoin {
     /// Returns `emit`, or [`Emit::Silent`] for a join without sinks.
     pub(crate) fn emit(&self, emit: Emit) -> Emit {
         if self.has_sinks { emit } else { Emit::Silent }
+    }
+
+    /// Returns the statement for a view by which other queries read the join.
+    pub(crate) fn view_sql(&self, quoted_view: &str) -> String {
+        // The bound query would name some columns otherwise.
+        let columns = if self.sql == self.query {
+            String::new()
+        } else {
+            let names: Vec<String> = self.shape.columns.iter().map(|(name, _)| quoted(name)).collect();
+            format!("({})", names.join(", "))
+        };
+        format!("CREATE VIEW {quoted_view}{columns} AS {}\n", self.sql)
     }
 
     /// Returns a text on which stored results depend beside the topics. A change of the text makes the results stale.
@@ -135,9 +153,13 @@ pub(crate) fn check(joins: &[Join], catalog: Catalog<'_>) -> Result<Vec<CheckedJ
         return Err(errors);
     }
     let queries: BTreeMap<String, String> =
-        checked.iter().map(|join| (join.name.to_ascii_lowercase(), join.query.clone())).collect();
+        checked.iter().map(|join| (join.name.to_ascii_lowercase(), join.sql.clone())).collect();
     for join in &mut checked {
-        join.class = checker.confirmed(plan::plan(join, &queries));
+        let (class, clock) = plan::plan(join, &queries);
+        (join.class, join.clock) = match unfit(&clock) {
+            None => (checker.confirmed(class), clock),
+            Some(term) => (Class::Full(Reason::Clock { term }), ClockUse::Anywhere),
+        };
     }
     Ok(checked)
 }
@@ -153,7 +175,7 @@ struct Checker<'a> {
     catalog: Catalog<'a>,
     seen: Arc<Mutex<Seen>>,
     /// Joins that passed the check, by lower-case name, with the topics that they read.
-    topics_of: BTreeMap<String, (BTreeSet<String>, bool)>,
+    topics_of: BTreeMap<String, (BTreeSet<String>, ClockUse)>,
     broken: BTreeSet<String>,
 }
 
@@ -204,6 +226,7 @@ impl<'a> Checker<'a> {
         connection
             .execute_batch(&format!("ATTACH ':memory:' AS {SCHEMA}"))
             .expect("SQLite attaches a database in memory");
+        QueryClock::install(&connection).expect("SQLite takes a function");
         let checker = Self {
             connection,
             catalog,
@@ -245,6 +268,8 @@ impl<'a> Checker<'a> {
             ));
         }
         let columns = columns.map_err(|message| wrong("query", message))?;
+        let bound = now::bind(&query).filter(|bound| self.connection.prepare(bound).is_ok());
+        let sql = bound.unwrap_or_else(|| query.clone());
         if let Some((first, second, name)) = twin(&columns) {
             return Err(wrong(
                 "query",
@@ -258,12 +283,18 @@ impl<'a> Checker<'a> {
         let mut topics = BTreeSet::new();
         let reads = joins.iter().map(|other| &other.name);
         let reads = reads.filter(|name| named.contains(&name.to_ascii_lowercase())).cloned().collect();
-        let mut reads_clock =
-            functions.iter().any(|function| CLOCK.contains(&function.as_str())) && says_now(&query);
+        let calls_time = functions.iter().any(|function| CLOCK.contains(&function.as_str()));
+        let mut clock = match sql != query {
+            _ if calls_time && says_now(&sql) => ClockUse::System,
+            true => ClockUse::Anywhere,
+            false => ClockUse::Unread,
+        };
         for table in &tables {
-            if let Some((inner, clock)) = self.topics_of.get(table) {
+            if let Some((inner, of_inner)) = self.topics_of.get(table) {
                 topics.extend(inner.iter().cloned());
-                reads_clock |= clock;
+                if clock != ClockUse::System && *of_inner != ClockUse::Unread {
+                    clock = of_inner.clone();
+                }
             } else if let Some(topic) =
                 self.catalog.topics.iter().find(|topic| topic.eq_ignore_ascii_case(table))
             {
@@ -272,24 +303,26 @@ impl<'a> Checker<'a> {
                 topics.insert(table.clone());
             }
         }
-        let view = format!("CREATE VIEW {SCHEMA}.{} AS {query}\n", quoted(&join.name));
-        self.connection
-            .execute_batch(&view)
-            .map_err(|error| wrong("query", format!("other joins could not read it: {}", short(&error).0)))?;
-        self.topics_of.insert(join.name.to_ascii_lowercase(), (topics.clone(), reads_clock));
-        let shape = Shape::new(&columns, &self.column_types(&join.name).unwrap_or_default());
-        Ok(CheckedJoin {
+        let join = CheckedJoin {
             name: join.name.clone(),
             query,
+            sql,
             columns: Columns::new(&columns, key_column),
-            shape: Arc::new(shape),
+            shape: Arc::new(Shape::new(&columns, &[])),
             topics,
             reads,
-            reads_clock,
+            clock,
+            refresh: join.refresh,
             result_key: join.result_key.clone(),
             has_sinks: !join.sinks.is_empty(),
             class: Class::Full(Reason::Syntax),
-        })
+        };
+        self.connection
+            .execute_batch(&join.view_sql(&format!("{SCHEMA}.{}", quoted(&join.name))))
+            .map_err(|error| wrong("query", format!("other joins could not read it: {}", short(&error).0)))?;
+        self.topics_of.insert(join.name.to_ascii_lowercase(), (join.topics.clone(), join.clock.clone()));
+        let shape = Shape::new(&columns, &self.column_types(&join.name).unwrap_or_default());
+        Ok(CheckedJoin { shape: Arc::new(shape), ..join })
     }
 
     /// Returns the types of a view's columns: those of the columns and casts that they come from.
@@ -389,6 +422,7 @@ impl<'a> Checker<'a> {
     fn confirmed(&self, class: Class) -> Class {
         let try_keyed = |keyed: &Keyed| -> rusqlite::Result<()> {
             let memory = open_memory()?;
+            QueryClock::install(&memory)?;
             for occurrence in &keyed.occurrences {
                 memory.execute_batch(&gathered_table_sql(&occurrence.table))?;
                 let values = format!("INSERT INTO {} VALUES ('k', '{{}}', 0, NULL)", occurrence.table);
@@ -406,6 +440,7 @@ impl<'a> Checker<'a> {
         if let Class::Accumulated(plan) = &class {
             let try_results = || -> rusqlite::Result<()> {
                 let memory = open_memory()?;
+                QueryClock::install(&memory)?;
                 memory.execute_batch(&plan.table_sql())?;
                 memory.prepare(&plan.results_sql)?;
                 self.connection.prepare(&plan.all_sql)?;
@@ -437,6 +472,19 @@ impl<'a> Checker<'a> {
     }
 }
 
+/// Returns the first time bound whose statements SQLite refuses, as it was written.
+fn unfit(clock: &ClockUse) -> Option<String> {
+    let try_bound = |bound: &TimeBound| -> rusqlite::Result<()> {
+        let memory = open_memory()?;
+        QueryClock::install(&memory)?;
+        memory.execute_batch(&topic_table_sql(&bound.topic))?;
+        memory.prepare(&format!("SELECT {} FROM {}", bound.by.sql(), quoted(&bound.topic)))?;
+        memory.prepare(&format!("SELECT {}, {}", bound.by.parameters(), bound.clock))?;
+        Ok(())
+    };
+    clock.bounds().iter().find(|bound| try_bound(bound).is_err()).map(|bound| bound.written.clone())
+}
+
 /// Allows a query to read, and notes its reads in `seen`.
 fn authorize(seen: &mut Seen, context: &AuthContext<'_>) -> Authorization {
     let mut deny = |what: String| {
@@ -460,6 +508,9 @@ fn authorize(seen: &mut Seen, context: &AuthContext<'_>) -> Authorization {
             let lower = function_name.to_ascii_lowercase();
             if lower == "load_extension" {
                 return deny("load_extension() is not allowed in a join".to_owned());
+            }
+            if lower == now::NOW && context.accessor.is_none() {
+                return deny(format!("no such function: {function_name}; write unixepoch()"));
             }
             seen.functions.insert(lower);
             Authorization::Allow

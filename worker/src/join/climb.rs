@@ -57,6 +57,28 @@ impl Climb<'_> {
         Ok(())
     }
 
+    /// Follows the links of occurrence `index` from the rows of a shard whose value lies in a range; `sql` looks them up.
+    pub(super) fn due(
+        &mut self,
+        index: usize,
+        shard: usize,
+        sql: &str,
+        range: [&Value; 2],
+    ) -> Result<(), KeyedError> {
+        let reader = &self.readers[shard];
+        let failed = |source| lookup_failed(reader, source);
+        let mut statement = reader.prepare(sql).map_err(failed)?;
+        let mut rows = statement.query(range).map_err(failed)?;
+        while let Some(row) = rows.next().map_err(failed)? {
+            let by = row.get_ref(0).map_err(failed)?;
+            self.up(index, Value::new(by).ok_or(KeyedError::UnsupportedValue)?, Emit::Event)?;
+        }
+        drop(rows);
+        self.cost.probes += 1;
+        self.cost.steps += steps_of(&statement);
+        Ok(())
+    }
+
     /// Adds the values by which the parent's rows with `value` are gathered.
     fn parents(
         &mut self,

@@ -16,6 +16,7 @@ use super::aggregate::Accumulation;
 use super::budget::{Budget, ROWS_MAX};
 use super::check::{self, CheckedJoin};
 use super::diff::{self, StoredResults};
+use super::now::QueryClock;
 use super::plan::{Accumulated, Class, Keyed};
 use crate::results::event::{Emit, Op, ResultChange};
 use crate::storage::sqlite::{SqliteError, is_disk_full, quoted};
@@ -47,6 +48,7 @@ pub(crate) enum FullError {
 pub(crate) struct Full {
     connection: Connection,
     budget: Budget,
+    clock: QueryClock,
     /// Upsert and delete, by lower-case topic.
     statements: HashMap<String, (String, String)>,
     /// The query to run once the copy has the indexes that the query was planned with.
@@ -64,6 +66,7 @@ impl Full {
         cancelled: Arc<AtomicBool>,
     ) -> Result<Self, FullError> {
         let budget = Budget::guard(&mut connection, steps_max, cancelled).map_err(copy("guard"))?;
+        let clock = QueryClock::install(&connection).map_err(copy("guard"))?;
         let mut statements = HashMap::new();
         let make = |sql: &str| connection.execute_batch(sql).map_err(copy("make"));
         for topic in &join.topics {
@@ -78,7 +81,7 @@ impl Full {
             );
         }
         for other in others.iter().filter(|other| other.name != join.name) {
-            make(&format!("CREATE VIEW {} AS {}\n", quoted(&other.name), other.query))?;
+            make(&other.view_sql(&quoted(&other.name)))?;
         }
         make(
             "CREATE TABLE _fresh (key TEXT NOT NULL, n INTEGER NOT NULL, row TEXT NOT NULL, PRIMARY KEY (key, n))
@@ -86,7 +89,12 @@ impl Full {
              CREATE TABLE _accumulators (grp TEXT PRIMARY KEY, state TEXT NOT NULL) WITHOUT ROWID;
              CREATE TABLE _differences (n INTEGER PRIMARY KEY, op TEXT NOT NULL, key TEXT NOT NULL, rows TEXT NOT NULL);",
         )?;
-        Ok(Self { connection, budget, statements, indexed: None })
+        Ok(Self { connection, budget, clock, statements, indexed: None })
+    }
+
+    /// Sets the moment, in seconds since the Unix epoch, that queries see as now.
+    pub(crate) fn set_clock(&self, now: i64) {
+        self.clock.set(now);
     }
 
     /// Runs `work` with all its calls of [`Self::absorb`] in one transaction.
@@ -237,7 +245,7 @@ impl Full {
         self.budget.open();
         let failed = |source| self.failed(source);
         // The query needs no authorizer here: it was checked under one, on the same tables.
-        let sql = self.indexed.as_ref().unwrap_or(&join.query);
+        let sql = self.indexed.as_ref().unwrap_or(&join.sql);
         let mut query = self.connection.prepare_cached(sql).map_err(failed)?;
         let mut insert = self
             .connection
@@ -359,6 +367,7 @@ mod tests {
             query: query.to_owned(),
             key_column: None,
             result_key: None,
+            refresh: std::time::Duration::from_secs(1),
             sinks: Vec::new(),
         };
         let joins = check::check(&[join], check::Catalog { topics: &["t".to_owned()], open: false })

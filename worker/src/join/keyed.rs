@@ -10,8 +10,9 @@
 use hashbrown::HashMap;
 
 use super::CheckedJoin;
+use super::due::comparisons;
 use super::plan::row::RowExpr;
-use super::plan::{Keyed, Link, Matching, Occurrence};
+use super::plan::{Keyed, Link, Matching, Occurrence, TimeBound};
 use super::value::Value;
 use crate::results::event::{Emit, JoinId};
 use crate::storage::sqlite::{SqliteError, quoted};
@@ -71,6 +72,8 @@ pub(super) struct Step {
     pub(super) rows: String,
     pub(super) insert: String,
     pub(super) links: Vec<LinkStep>,
+    /// By time bound: the query for the values of `by` of a shard's rows in a range; `None` for a bound on another topic.
+    pub(super) due: Vec<Option<String>>,
 }
 
 #[derive(Debug)]
@@ -106,8 +109,12 @@ impl KeyedJoin {
         plan: Keyed,
         topic_id: impl Fn(&str) -> TopicId,
     ) -> Self {
-        let steps =
-            plan.occurrences.iter().map(|occurrence| Step::new(occurrence, &plan, &topic_id)).collect();
+        let bounds = join.clock.bounds();
+        let steps = plan
+            .occurrences
+            .iter()
+            .map(|occurrence| Step::new(occurrence, &plan, bounds, &topic_id))
+            .collect();
         Self { join, id, plan, steps }
     }
 
@@ -123,7 +130,12 @@ impl KeyedJoin {
 }
 
 impl Step {
-    fn new(occurrence: &Occurrence, plan: &Keyed, topic_id: impl Fn(&str) -> TopicId) -> Self {
+    fn new(
+        occurrence: &Occurrence,
+        plan: &Keyed,
+        bounds: &[TimeBound],
+        topic_id: impl Fn(&str) -> TopicId,
+    ) -> Self {
         let table = &occurrence.table;
         let columns = "key, payload, timestamp, _change";
         let link = |link: &Link| match link {
@@ -145,8 +157,15 @@ impl Step {
             rows: select(columns, &occurrence.topic, &occurrence.by),
             insert: format!("INSERT OR IGNORE INTO {table} ({columns}) VALUES (?1, ?2, ?3, ?4)"),
             links: occurrence.from.iter().map(link).collect(),
+            due: bounds.iter().map(|bound| due(occurrence, bound)).collect(),
         }
     }
+}
+
+fn due(occurrence: &Occurrence, bound: &TimeBound) -> Option<String> {
+    let (lower, upper) = comparisons(bound.ends);
+    let index = super::index(&bound.topic, &bound.by);
+    (bound.topic == occurrence.topic).then(|| index.select_between(&occurrence.by.sql(), lower, upper))
 }
 
 /// Returns a query for `terms` over a shard's rows of a topic whose `by` is parameter 1.

@@ -26,12 +26,14 @@ mod restrict;
 pub(crate) mod row;
 mod side;
 mod syntax;
+mod time;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 pub(crate) use aggregate::Accumulated;
 pub(crate) use row::RowExpr;
+pub(crate) use time::{Ends, TimeBound};
 
 use self::print::Reads;
 use self::restrict::Restricted;
@@ -89,6 +91,34 @@ impl Class {
     }
 }
 
+/// How a query reads the clock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ClockUse {
+    /// Not at all.
+    Unread,
+    /// In comparisons with values of rows and nowhere else: a row says when results change.
+    Bounds(Vec<TimeBound>),
+    /// In other ways, too: results may change at any moment.
+    Anywhere,
+    /// In a form that can't be bound to a moment: two rows may see two moments.
+    System,
+}
+
+impl ClockUse {
+    /// Returns the time bounds, if the rows say when results change.
+    pub(crate) fn bounds(&self) -> &[TimeBound] {
+        match self {
+            Self::Bounds(bounds) => bounds,
+            Self::Unread | Self::Anywhere | Self::System => &[],
+        }
+    }
+
+    /// Returns whether results may change without any row that says when.
+    pub(crate) fn is_anywhere(&self) -> bool {
+        matches!(self, Self::Anywhere | Self::System)
+    }
+}
+
 /// The plan of a keyed join.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Keyed {
@@ -143,9 +173,10 @@ impl Link {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Reason {
     #[error(
-        "it reads the clock, so its rows change without a message; send the time as a message of a topic"
+        "{term} reads the clock where no row says when the result changes; compare the value of a row with the clock \
+         (timestamp > unixepoch() - 3600)"
     )]
-    Clock,
+    Clock { term: String },
     #[error("its structure could not be read; write it in plainer SQL")]
     Syntax,
     #[error(
@@ -207,24 +238,51 @@ fn table_name_of(join_name: &str, part: &str) -> String {
     quoted(&format!("_{}/{part}", join_name.to_ascii_lowercase()))
 }
 
-/// Returns how a join is kept current. `queries` are the texts of all joins by lower-case name.
-pub(crate) fn plan(join: &CheckedJoin, queries: &BTreeMap<String, String>) -> Class {
-    if join.reads_clock {
-        return Class::Full(Reason::Clock);
+/// Returns how a join is kept current, and how it reads the clock. `queries` are the texts of all joins, as they are
+/// run, by lower-case name.
+pub(crate) fn plan(join: &CheckedJoin, queries: &BTreeMap<String, String>) -> (Class, ClockUse) {
+    if join.clock == ClockUse::System {
+        let term = "an expression around 'now'".to_owned();
+        return (Class::Full(Reason::Clock { term }), ClockUse::System);
     }
-    let query = match parse::read(&join.query, queries) {
+    let query = match parse::read(&join.sql, queries) {
         Ok(query) => query,
-        Err(reason) => return Class::Full(reason),
+        Err(reason) => return (Class::Full(reason), join.clock.clone()),
     };
-    let by_key = restrict::restrict(&query, join.columns.key_column())
-        .and_then(|restricted| keyed(join, &query, restricted, &join.name));
+    let clock = match &join.clock {
+        ClockUse::Unread => ClockUse::Unread,
+        _ => match time::bounds(&query) {
+            Ok(bounds) => ClockUse::Bounds(declared(bounds, join)),
+            Err(term) => return (Class::Full(Reason::Clock { term }), ClockUse::Anywhere),
+        },
+    };
+    (class(join, &query), clock)
+}
+
+/// Returns the bounds with the names of topics as they are declared.
+fn declared(mut bounds: Vec<TimeBound>, join: &CheckedJoin) -> Vec<TimeBound> {
+    for bound in &mut bounds {
+        let known = |topic: &&String| topic.eq_ignore_ascii_case(&bound.topic);
+        if let Some(topic) = join.topics.iter().find(known) {
+            bound.topic.clone_from(topic);
+        }
+    }
+    bounds
+}
+
+fn class(join: &CheckedJoin, query: &syntax::Query) -> Class {
+    let by_key = restrict::restrict(query, join.columns.key_column())
+        .and_then(|restricted| keyed(join, query, restricted, &join.name));
     // If all rows are found by keys, few rows belong to a result, and aggregate states would save nothing.
     let is_cheap = by_key.as_ref().is_ok_and(|keyed| keyed.occurrences.iter().all(|o| o.by.is_key()));
     if !is_cheap {
         let part = |query: &syntax::Query, restricted: Restricted, part: &str| {
             keyed(join, query, restricted, &format!("{}/{part}", join.name))
         };
-        if let Some(plan) = aggregate::accumulate(&query, &join.name, by_key.clone(), part) {
+        // What is made of a group may not change while its state stays.
+        let is_timeless = |plan: &Accumulated| !time::reads_now(&plan.results_sql);
+        if let Some(plan) = aggregate::accumulate(query, &join.name, by_key.clone(), part).filter(is_timeless)
+        {
             return Class::Accumulated(Box::new(plan));
         }
     }

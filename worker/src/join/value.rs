@@ -1,6 +1,8 @@
 //! Values by which rows are looked up and results are grouped: equal here exactly if `=` finds them equal in
 //! SQLite (no collation, no affinity). Pure.
 
+use std::cmp::Ordering;
+
 use rusqlite::ToSql;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 
@@ -38,6 +40,23 @@ impl Value {
         }
     }
 
+    /// Compares as SQLite orders values: NULL, numbers, texts.
+    pub(crate) fn order(&self, other: &Self) -> Ordering {
+        let rank = |value: &Self| match value {
+            Self::Null => 0,
+            Self::Integer(_) | Self::Real(_) => 1,
+            Self::Text(_) => 2,
+        };
+        match (self, other) {
+            (Self::Integer(left), Self::Integer(right)) => left.cmp(right),
+            (Self::Real(left), Self::Real(right)) => f64::from_bits(*left).total_cmp(&f64::from_bits(*right)),
+            (Self::Integer(left), Self::Real(right)) => compare(*left, f64::from_bits(*right)),
+            (Self::Real(left), Self::Integer(right)) => compare(*right, f64::from_bits(*left)).reverse(),
+            (Self::Text(left), Self::Text(right)) => left.as_bytes().cmp(right.as_bytes()),
+            _ => rank(self).cmp(&rank(other)),
+        }
+    }
+
     /// Returns the number whose cast to TEXT is this text, if there is one.
     pub(crate) fn as_number(text: &str) -> Option<Self> {
         let integer = text.parse().ok().map(Self::Integer);
@@ -62,6 +81,16 @@ impl Value {
         };
         std::iter::once(first).chain(more.iter().copied().chain(real).map(ValueRef::Real))
     }
+}
+
+/// Compares an integer with a real that equals no integer.
+fn compare(integer: i64, real: f64) -> Ordering {
+    if !(-9_223_372_036_854_775_808.0..9_223_372_036_854_775_808.0).contains(&real) {
+        return if real > 0.0 { Ordering::Less } else { Ordering::Greater };
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "it is in range")]
+    let floor = real.floor() as i64;
+    if integer <= floor { Ordering::Less } else { Ordering::Greater }
 }
 
 impl ToSql for Value {
@@ -89,6 +118,30 @@ mod tests {
         assert_eq!(value(ValueRef::Real(-9_223_372_036_854_775_808.0)), Value::Integer(i64::MIN));
         assert_eq!(value(ValueRef::Real(9_223_372_036_854_775_808.0)), Value::Real(0x43e0_0000_0000_0000));
         assert_eq!(Value::new(ValueRef::Blob(b"1")), None);
+    }
+
+    #[test]
+    fn values_are_in_the_order_of_sqlite() {
+        let values = [
+            Value::Null,
+            Value::real(f64::NEG_INFINITY),
+            Value::Integer(i64::MIN),
+            Value::real(-1.5),
+            Value::Integer(-1),
+            Value::Integer(0),
+            Value::real(0.5),
+            Value::Integer(1),
+            Value::Integer(9_007_199_254_740_993),
+            Value::Integer(i64::MAX),
+            Value::real(9_223_372_036_854_775_808.0),
+            Value::Text("".into()),
+            Value::Text("1".into()),
+        ];
+        for (left, first) in values.iter().enumerate() {
+            for (right, second) in values.iter().enumerate() {
+                assert_eq!(first.order(second), left.cmp(&right), "{first:?} and {second:?}");
+            }
+        }
     }
 
     #[test]

@@ -12,8 +12,10 @@ use super::TopicImage;
 use super::budget::Budget;
 use super::changes::{Changes, ShardChanges};
 use super::climb::Climb;
+use super::due::TimeStep;
 use super::keyed::{AffectedKey, AffectedKeys, KeyedError, KeyedJoin, LinkStep, Step};
 use super::lookup::{Cost, Raw, look_up, lookup_failed, steps_of, value_of};
+use super::now::QueryClock;
 use super::plan::{Link, Matching};
 use super::rows::{same_rows, write_value};
 use super::value::Value;
@@ -34,7 +36,8 @@ const GATHERED_BYTES_MAX: usize = 32 << 20;
 pub(crate) struct Workspace {
     pub(super) memory: Connection,
     budget: Budget,
-    readers: Vec<ShardReader>,
+    pub(super) clock: QueryClock,
+    pub(super) readers: Vec<ShardReader>,
     pub(super) results: Connection,
     pub(super) cost: Cost,
 }
@@ -91,6 +94,7 @@ impl Workspace {
         steps_max: u64,
     ) -> rusqlite::Result<Self> {
         let budget = Budget::guard(&mut memory, steps_max, Arc::default())?;
+        let clock = QueryClock::install(&memory)?;
         for table in tables {
             memory.execute_batch(&table)?;
         }
@@ -109,7 +113,7 @@ impl Workspace {
                 }
             }
         }
-        Ok(Self { memory, budget, readers, results, cost: Cost::default() })
+        Ok(Self { memory, budget, clock, readers, results, cost: Cost::default() })
     }
 
     /// Pins the state that the readers of shards see until [`Self::release`].
@@ -138,11 +142,14 @@ impl Workspace {
         std::mem::take(&mut self.cost)
     }
 
-    /// Returns the keys of the results that `changes` can affect: perhaps too many, never too few.
+    /// Returns the keys of the results that `changes` of a shard can affect, and the rows of this shard that a step of
+    /// time makes due: perhaps too many, never too few.
     pub(crate) fn affected(
         &mut self,
         join: &KeyedJoin,
+        shard: usize,
         changes: &ShardChanges,
+        time: Option<&TimeStep>,
         keys_max: usize,
     ) -> Result<AffectedKeys, KeyedError> {
         let mut cost = Cost::default();
@@ -174,21 +181,29 @@ impl Workspace {
             if let Some(by) = &by {
                 climb.cost.steps += steps_of(by);
             }
+            let ranges = time.into_iter().flat_map(|time| &time.ranges);
+            for (due, range) in step.due.iter().zip(ranges) {
+                if let (Some(due), Some((least, greatest))) = (due, range) {
+                    climb.due(index, shard, due, [least, greatest])?;
+                }
+            }
         }
         let keys = climb.keys;
         self.cost += cost;
         Ok(keys)
     }
 
-    /// Evaluates the results of some keys and appends to `found` each that differs from the stored one. Rows in
-    /// `known` need no look-up.
+    /// Evaluates the results of some keys as of the moment `now` and appends to `found` each that differs from the
+    /// stored one. Rows in `known` need no look-up.
     pub(crate) fn evaluate(
         &mut self,
         join: &KeyedJoin,
+        now: i64,
         keys: &[AffectedKey],
         known: Option<&Changes>,
         found: &mut Vec<ResultChange<'static>>,
     ) -> Result<(), KeyedError> {
+        self.clock.set(now);
         self.memory.execute_batch("BEGIN")?;
         let outcome = self.gather(join, keys, View::Now(known)).and_then(|()| self.run(join, keys));
         // A rollback empties the tables of gathered rows at the price of a few pages.

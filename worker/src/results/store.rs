@@ -8,7 +8,7 @@ use litejoin_crds::plan::Synchronous;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::event::{Emit, JoinId, Op, Position, ResultChange};
-use super::tables::{self, DOUBTFUL, SCHEMA, durably, meta, set, set_durably};
+use super::tables::{self, DOUBTFUL, durably, meta, set, set_durably};
 use crate::fault;
 use crate::storage::checkpoint::{CheckpointWindow, checkpoint};
 use crate::storage::sqlite::{self, Journal, SqliteError};
@@ -39,6 +39,8 @@ pub(crate) struct Progress {
     pub(crate) id: JoinId,
     /// By shard, the last change that its results follow from; `None` if they have to be evaluated anew.
     pub(crate) applied: Option<Vec<i64>>,
+    /// The moment that the results are as of, in seconds since the Unix epoch, if the query reads the clock.
+    pub(crate) clock: Option<i64>,
     /// Whether its results are known not to follow from what was applied.
     pub(crate) stale: bool,
     /// The number of the newest cut that its results contain; 0 before the first.
@@ -71,7 +73,7 @@ pub(crate) struct Committed {
 /// moment, so every join is evaluated anew, and only true differences are sent. Until then its results are doubtful.
 pub(crate) fn adopt(path: &Path, lineage: &str) -> Result<(), SqliteError> {
     let adopt = |connection: Connection| -> rusqlite::Result<()> {
-        connection.execute_batch(SCHEMA)?;
+        tables::create(&connection)?;
         connection.execute("INSERT OR REPLACE INTO meta VALUES ('lineage', ?1)", [lineage])?;
         connection.execute("UPDATE joins SET applied = NULL", [])?;
         set(&connection, DOUBTFUL, 1)
@@ -91,7 +93,7 @@ impl Results {
         let journal = journal.into();
         let connection = sqlite::open_writer(path, journal)?;
         let check = || -> rusqlite::Result<(bool, Position)> {
-            connection.execute_batch(SCHEMA)?;
+            tables::create(&connection)?;
             connection.execute("INSERT OR IGNORE INTO meta VALUES ('lineage', ?1)", [lineage])?;
             let stored: String =
                 connection
@@ -184,21 +186,25 @@ impl Results {
             }
             let mut progress = Vec::with_capacity(joins.len());
             for (name, definition) in joins {
-                let stored: Option<(i64, String, i64, Option<String>, u64)> = transaction
+                type Stored = (i64, String, i64, Option<String>, u64, Option<i64>);
+                let stored: Option<Stored> = transaction
                     .query_row(
-                        "SELECT id, definition, stale, applied, epoch FROM joins WHERE name = ?1",
+                        "SELECT id, definition, stale, applied, epoch, clock FROM joins WHERE name = ?1",
                         [name],
-                        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)),
+                        |row| {
+                            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?))
+                        },
                     )
                     .optional()?;
-                let mut applied = None;
+                let (mut applied, mut clock) = (None, None);
                 let (id, stale, epoch) = match stored {
-                    Some((id, stored, stale, seqs, epoch)) if stored == *definition => {
+                    Some((id, stored, stale, seqs, epoch, moment)) if stored == *definition => {
+                        clock = moment;
                         let seqs = seqs.and_then(|seqs| serde_json::from_str::<Vec<i64>>(&seqs).ok());
                         applied = seqs.filter(|seqs| seqs.len() == shard_count);
                         (id, stale != 0, epoch)
                     }
-                    Some((id, .., epoch)) => {
+                    Some((id, .., epoch, _)) => {
                         transaction.execute(
                             "UPDATE joins SET definition = ?2, stale = 1, applied = NULL WHERE id = ?1",
                             params![id, definition],
@@ -214,7 +220,7 @@ impl Results {
                         (transaction.last_insert_rowid(), true, 0)
                     }
                 };
-                progress.push(Progress { id: JoinId(id), applied, stale, epoch });
+                progress.push(Progress { id: JoinId(id), applied, clock, stale, epoch });
             }
             transaction.commit()?;
             Ok(progress)
@@ -409,13 +415,22 @@ impl EpochWriter<'_> {
         write().map(drop).map_err(|source| SqliteError::new(self.path, "note what is not applied", source))
     }
 
-    /// Says that a join's results follow from the cut, which is everything up to `seqs`; or, if `stale`, that they don't.
-    pub(crate) fn applied(&mut self, join: JoinId, seqs: &[i64], stale: bool) -> Result<(), SqliteError> {
+    /// Says that a join's results follow from the cut, which is everything up to `seqs`, at the moment `clock` if the query
+    /// reads the clock; or, if `stale`, that they don't.
+    pub(crate) fn applied(
+        &mut self,
+        join: JoinId,
+        seqs: &[i64],
+        clock: Option<i64>,
+        stale: bool,
+    ) -> Result<(), SqliteError> {
         let seqs = serde_json::to_string(seqs).expect("numbers are always JSON");
         let write = || -> rusqlite::Result<()> {
             self.transaction
-                .prepare_cached("UPDATE joins SET epoch = ?2, stale = ?3, applied = ?4 WHERE id = ?1")?
-                .execute(params![join.0, self.cut_epoch, stale, seqs])?;
+                .prepare_cached(
+                    "UPDATE joins SET epoch = ?2, stale = ?3, applied = ?4, clock = ?5 WHERE id = ?1",
+                )?
+                .execute(params![join.0, self.cut_epoch, stale, seqs, clock])?;
             Ok(())
         };
         write().map_err(|source| SqliteError::new(self.path, "store what was applied", source))

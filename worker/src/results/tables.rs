@@ -13,7 +13,7 @@ pub(super) const DOUBTFUL: &str = "doubtful";
 /// The size of an event beside its key and rows, in bytes; an estimate.
 const EVENT_OVERHEAD_BYTES: u64 = 64;
 
-pub(super) const SCHEMA: &str = "
+const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS joins (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -21,7 +21,8 @@ pub(super) const SCHEMA: &str = "
         definition TEXT NOT NULL,
         epoch INTEGER NOT NULL,
         stale INTEGER NOT NULL,
-        applied TEXT
+        applied TEXT,
+        clock INTEGER
     );
     CREATE TABLE IF NOT EXISTS results (
         join_id INTEGER NOT NULL,
@@ -60,6 +61,21 @@ pub(super) const SCHEMA: &str = "
         join_id INTEGER NOT NULL,
         PRIMARY KEY (sink, join_id)
     ) WITHOUT ROWID;";
+
+/// Makes the tables that are missing, and the columns that a file of an older version lacks.
+pub(super) fn create(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch(SCHEMA)?;
+    if !has_clock(connection)? {
+        connection.execute_batch("ALTER TABLE joins ADD COLUMN clock INTEGER")?;
+    }
+    Ok(())
+}
+
+/// Returns whether the file notes the moment that results are as of.
+pub(crate) fn has_clock(connection: &Connection) -> rusqlite::Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM pragma_table_info('joins') WHERE name = 'clock')";
+    connection.query_row(sql, [], |row| row.get(0))
+}
 
 /// Reads a value of `meta`.
 pub(super) fn meta<T: rusqlite::types::FromSql>(

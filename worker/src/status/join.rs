@@ -23,6 +23,8 @@ pub(crate) struct JoinStatus {
     /// How often a slower class than planned had to do, by cause.
     pub(crate) fallbacks: CounterByLabel,
     pub(crate) epoch: Gauge,
+    /// The moment that the results are as of, in seconds since the Unix epoch; 0 if the query doesn't read the clock.
+    pub(crate) as_of: Gauge,
     pub(crate) error: LastError,
     pub(crate) audit: AuditStatus,
 }
@@ -71,6 +73,7 @@ impl JoinStatus {
             "class": class.as_ref().map(|class| class.name),
             "reason": class.and_then(|class| class.reason),
             "epoch": self.epoch.value(),
+            "asOf": Some(self.as_of.value()).filter(|moment| *moment != 0),
             "evaluations": self.evaluations.value(),
             "evaluationsFull": self.evaluations_full.value(),
             "evaluationSeconds": self.evaluation_microseconds.value() as f64 / 1e6,

@@ -9,6 +9,7 @@ fn join(name: &str, query: &str) -> Join {
         query: query.to_owned(),
         key_column: None,
         result_key: None,
+        refresh: Duration::from_secs(1),
         sinks: Vec::new(),
     }
 }
@@ -88,7 +89,7 @@ fn joins_come_after_those_they_read_and_know_their_topics() {
     let seen: Vec<_> = checked
         .iter()
         .map(|join| {
-            (join.name.as_str(), join.topics.iter().map(String::as_str).collect::<Vec<_>>(), join.reads_clock)
+            (join.name.as_str(), join.topics.iter().map(String::as_str).collect::<Vec<_>>(), join.clock != ClockUse::Unread)
         })
         .collect();
     assert_eq!(seen, [("first", vec!["orders"], true), ("second", vec!["customers", "orders"], true)]);

@@ -13,8 +13,8 @@ use sqlite3_parser::{Bump, FallibleIterator as _};
 
 use super::Reason;
 use super::syntax::{
-    Arm, Body, Expr, ExprPart, JoinKind, Kind, OutputTerm, Over, Query, SelectCore, Source, SourceItem,
-    UNION_ALL, Window, text, window_parts,
+    Arm, Body, Expr, ExprPart, JoinKind, Kind, Operator, OutputTerm, Over, Query, SelectCore, Source,
+    SourceItem, UNION_ALL, Window, text, window_parts,
 };
 use crate::storage::sqlite::quoted;
 
@@ -292,7 +292,10 @@ impl QueryReader<'_> {
             E::FunctionCall { .. } | E::FunctionCallStar { .. } => self.call(expr, &mut parts)?,
             E::Unary(operator, inner) => {
                 parts.extend([ExprPart::Text(format!("{} ", Shown(operator))), self.part(inner)?]);
-                Kind::Other
+                match operator {
+                    ast::UnaryOperator::Negative | ast::UnaryOperator::Positive => Kind::Sign,
+                    _ => Kind::Other,
+                }
             }
             E::Binary(lhs, operator, rhs) => {
                 let between = ExprPart::Text(format!(" {} ", Shown(operator)));
@@ -311,6 +314,7 @@ impl QueryReader<'_> {
             E::Between { lhs, not, start, end } => {
                 let between = text(if *not { " NOT BETWEEN " } else { " BETWEEN " });
                 parts.extend([self.part(lhs)?, between, self.part(start)?, text(" AND "), self.part(end)?]);
+                return Ok(Kind::Between);
             }
             E::InList { lhs, not, rhs } => {
                 parts.push(self.part(lhs)?);
@@ -437,6 +441,11 @@ fn kind_of(operator: &ast::Operator) -> Kind {
         O::Equals => Kind::Equals,
         O::And => Kind::And,
         O::ArrowRight | O::ArrowRightShift => Kind::Arrow,
+        O::Less => Kind::Comparison(Operator::Less),
+        O::LessEquals => Kind::Comparison(Operator::LessOrEqual),
+        O::Greater => Kind::Comparison(Operator::Greater),
+        O::GreaterEquals => Kind::Comparison(Operator::GreaterOrEqual),
+        O::NotEquals | O::Is | O::IsNot => Kind::Comparison(Operator::Equality),
         O::Concat | O::Add | O::Subtract | O::Multiply | O::Divide | O::Modulus => Kind::Arithmetic,
         _ => Kind::Other,
     }

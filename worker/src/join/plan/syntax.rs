@@ -111,6 +111,12 @@ pub(super) enum Kind {
     Literal,
     /// `a = b`.
     Equals,
+    /// `a < b` and its like.
+    Comparison(Operator),
+    /// `a BETWEEN b AND c`, also negated.
+    Between,
+    /// `-a` and `+a`.
+    Sign,
     And,
     Parenthesis,
     /// `->` or `->>`.
@@ -134,6 +140,30 @@ pub(super) enum Kind {
     Subquery,
     /// Any other expression.
     Other,
+}
+
+/// How two values are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Operator {
+    Less,
+    LessOrEqual,
+    Greater,
+    GreaterOrEqual,
+    /// `<>`, IS and IS NOT; `=` is a kind of its own.
+    Equality,
+}
+
+impl Operator {
+    /// Returns the operator that says the same with its sides exchanged.
+    pub(super) fn flipped(self) -> Self {
+        match self {
+            Self::Less => Self::Greater,
+            Self::LessOrEqual => Self::GreaterOrEqual,
+            Self::Greater => Self::Less,
+            Self::GreaterOrEqual => Self::LessOrEqual,
+            Self::Equality => Self::Equality,
+        }
+    }
 }
 
 /// The window behind OVER.

@@ -18,16 +18,17 @@ fn planned(queries: &[(&str, &str)]) -> Class {
             query: (*query).to_owned(),
             key_column: None,
             result_key: None,
+            refresh: std::time::Duration::from_secs(1),
             sinks: Vec::new(),
         })
         .collect();
     let topics = ["orders".to_owned(), "customers".to_owned(), "lines".to_owned()];
     let checked =
         check::check(&joins, Catalog { topics: &topics, open: false }).expect("the queries are sound");
-    let texts = checked.iter().map(|join| (join.name.to_ascii_lowercase(), join.query.clone())).collect();
+    let texts = checked.iter().map(|join| (join.name.to_ascii_lowercase(), join.sql.clone())).collect();
     let last =
         checked.iter().find(|join| join.name == queries.last().expect("a query").0).expect("it is there");
-    plan(last, &texts)
+    plan(last, &texts).0
 }
 
 fn described(class: &Class) -> String {

@@ -59,6 +59,29 @@ impl Index {
         format!("SELECT {terms} FROM {name} CROSS JOIN {topic} USING (_row) WHERE value = {value}")
     }
 
+    /// A query for `terms` over the columns of the rows whose value lies between parameters 1 and 2, by these
+    /// comparisons.
+    pub(crate) fn select_between(&self, terms: &str, lower: &str, upper: &str) -> String {
+        let (name, topic) = (quoted(&self.name()), quoted(&self.topic));
+        format!(
+            "SELECT {terms} FROM {name} CROSS JOIN {topic} USING (_row) WHERE value {lower} ?1 AND value {upper} ?2"
+        )
+    }
+
+    /// A query for the number of such rows, up to parameter 3.
+    pub(crate) fn count_between(&self, lower: &str, upper: &str) -> String {
+        let name = quoted(&self.name());
+        format!(
+            "SELECT count(*) FROM (SELECT 1 FROM {name} WHERE value {lower} ?1 AND value {upper} ?2 LIMIT ?3)"
+        )
+    }
+
+    /// A query for the least value beyond parameter 1, by this comparison.
+    pub(crate) fn least(&self, comparison: &str) -> String {
+        let name = quoted(&self.name());
+        format!("SELECT value FROM {name} WHERE value {comparison} ?1 ORDER BY value LIMIT 1")
+    }
+
     /// Makes the index of what the topic holds.
     pub(super) fn build(&self, connection: &Connection) -> rusqlite::Result<()> {
         let (name, topic) = (quoted(&self.name()), quoted(&self.topic));
