@@ -123,7 +123,12 @@ impl Case {
         let file: File = serde_yaml::from_str(text).unwrap_or_else(|error| panic!("{name}: {error}"));
         let mut joins = file.joins;
         if let Some(query) = file.query {
-            joins.push(CaseJoin { name: ONLY_JOIN.to_owned(), query, key_column: file.key_column, clock: true });
+            joins.push(CaseJoin {
+                name: ONLY_JOIN.to_owned(),
+                query,
+                key_column: file.key_column,
+                clock: true,
+            });
         }
         let mut steps: Vec<CaseStep> = Vec::new();
         for input in file.input {

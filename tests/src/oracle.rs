@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use rusqlite::functions::FunctionFlags;
 use rusqlite::types::{Value as Owned, ValueRef};
@@ -14,6 +15,13 @@ use crate::results::{ResultKey, Results};
 /// Payload and timestamp by key, by topic in lower case. Keys are sorted, since results that SQLite leaves open (which
 /// of 5 and 5.0 a group shows) follow from the order of rows.
 type Rows = BTreeMap<String, BTreeMap<String, [Owned; 2]>>;
+
+/// A database whose functions are SQLite's own.
+#[expect(clippy::disallowed_methods, reason = "the oracle must not depend on how the worker opens files")]
+static PLAIN: LazyLock<Mutex<Connection>> = LazyLock::new(|| {
+    let plain = Connection::open_with_flags(":memory:", OpenFlags::default());
+    Mutex::new(plain.expect("SQLite opens a database in memory"))
+});
 
 /// Functions of SQLite that read the clock.
 const FUNCTIONS_OF_TIME: [&str; 10] = [
@@ -138,13 +146,13 @@ impl Oracle {
     /// Sets the moment, in seconds since the Unix epoch, that queries see as now: SQLite's functions of time are replaced
     /// by ones that know another now, and ask SQLite for the rest.
     pub fn set_now(&self, now: i64) {
+        let moment: String = PLAIN
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .query_row("SELECT datetime(?1, 'unixepoch')", [now], |row| row.get(0))
+            .expect("a moment has a text");
         for name in FUNCTIONS_OF_TIME {
-            #[expect(clippy::disallowed_methods, reason = "the oracle must not depend on how the worker opens files")]
-            let plain = Connection::open_with_flags(":memory:", OpenFlags::default())
-                .expect("SQLite opens a database in memory");
-            let moment: String = plain
-                .query_row("SELECT datetime(?1, 'unixepoch')", [now], |row| row.get(0))
-                .expect("a moment has a text");
+            let moment = moment.clone();
             let function = name.strip_prefix("current_").map_or(name, |of| match of {
                 "timestamp" => "datetime",
                 other => other,
@@ -167,7 +175,9 @@ impl Oracle {
                     }
                     let marks = vec!["?"; arguments.len()].join(", ");
                     let sql = format!("SELECT {function}({marks})");
-                    plain.query_row(&sql, rusqlite::params_from_iter(arguments), |row| row.get::<_, Owned>(0))
+                    let plain = PLAIN.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut statement = plain.prepare_cached(&sql)?;
+                    statement.query_row(rusqlite::params_from_iter(arguments), |row| row.get::<_, Owned>(0))
                 },
             );
             made.expect("SQLite takes a function");

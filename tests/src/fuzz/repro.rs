@@ -27,8 +27,14 @@ pub fn golden_case(script: &Script, wrong: &Join) -> String {
             }
         }
     }
+    if script.has_clock {
+        case += "# the clock begins at 0; its moments stand in comments\n";
+    }
     let (mut input, mut expect) = (String::new(), String::new());
     let mut tables = Tables::new(&script.topics);
+    if script.has_clock {
+        tables.set_now(0);
+    }
     tables.define(&script.joins);
     let mut results = Results::default();
     for (number, step) in script.steps.iter().enumerate() {
@@ -36,6 +42,10 @@ pub fn golden_case(script: &Script, wrong: &Join) -> String {
             Step::Batch { fate: Fate::Watched, .. } => {}
             Step::Batch { fate: Fate::Unwatched, .. } => input += "  # the next step comes at once\n",
             Step::Batch { fate: Fate::Killed { .. }, .. } => input += "  # killed while this is on its way\n",
+            Step::Clock(now) => {
+                tables.set_now(*now);
+                input += &format!("  # the clock shows {now}\n");
+            }
             Step::Stop => input += "  # stopped and started\n",
             Step::Kill => input += "  # killed and started\n",
             Step::Configure { .. } => input += "  # other joins are added, changed and removed\n",

@@ -9,7 +9,7 @@ use super::schema::Message;
 use super::script::{Fate, Join, Script, Step};
 use super::spelling;
 use super::tables::Tables;
-use crate::ingest::Ingest;
+use crate::ingest::{Ingest, message};
 use crate::results::{Event, Results};
 use crate::sse::Subscription;
 use crate::worker::{Worker, WorkerSite};
@@ -118,6 +118,8 @@ struct Run<'s> {
     /// What the deltas of each join fold into.
     told: BTreeMap<String, Results>,
     tables: Tables,
+    /// What the clock shows, if the worker is shown one.
+    now: Option<i64>,
     /// Marks that were sent.
     marks: u64,
 }
@@ -149,6 +151,11 @@ async fn subscribe(worker: &Worker, last_event_id: Option<&str>) -> Subscription
 impl<'s> Run<'s> {
     async fn start(script: &'s Script, sabotage: Option<Sabotage>) -> Self {
         let site = WorkerSite::with(&manifest(script, &script.joins));
+        let mut tables = Tables::new(&script.topics);
+        if script.has_clock {
+            site.set_clock(0);
+            tables.set_now(0);
+        }
         let mut live = Live::start(&site, sabotage, None).await;
         let mut told = BTreeMap::<String, Results>::new();
         // A query may have results over nothing: SELECT count(*).
@@ -156,9 +163,9 @@ impl<'s> Run<'s> {
             told.entry(event.query.clone()).or_default().fold([&event]);
         }
         let joins = script.joins.clone();
-        let mut tables = Tables::new(&script.topics);
         tables.define(&joins);
-        Self { script, sabotage, site, live, joins, told, tables, marks: 0 }
+        let now = script.has_clock.then_some(0);
+        Self { script, sabotage, site, live, joins, told, tables, now, marks: 0 }
     }
 
     async fn play(&mut self, step: &Step) -> Result<(), Wrong> {
@@ -177,6 +184,12 @@ impl<'s> Run<'s> {
                 self.begin().await?;
                 let epoch = self.send(messages).await;
                 self.catch_up(epoch).await
+            }
+            Step::Clock(now) => {
+                self.site.set_clock(*now);
+                self.tables.set_now(*now);
+                self.now = Some(*now);
+                self.catch_up_anew().await
             }
             Step::Stop => {
                 self.end(End::Stop).await?;
@@ -225,8 +238,12 @@ impl<'s> Run<'s> {
     /// of it comes before a mark that is sent then.
     async fn catch_up(&mut self, epoch: u64) -> Result<(), Wrong> {
         self.live.worker.snapshot("live", LAST_MARK, epoch).await;
-        self.marks += 1;
-        self.live.ingest.put(MARKS, "last", json!({"n": self.marks})).await;
+        if let Some(now) = self.now {
+            for join in self.joins.iter().filter(|join| join.reads_clock) {
+                self.live.worker.reaches(&join.name, now).await;
+            }
+        }
+        self.mark("last").await;
         loop {
             let event = self.live.client.expect_next().await.result();
             if event.query == LAST_MARK && event.rows[0]["n"] == self.marks {
@@ -234,6 +251,14 @@ impl<'s> Run<'s> {
             }
             self.hear(&event)?;
         }
+    }
+
+    /// Sends the next mark. It brings a time of its own, since the clock may be set back.
+    async fn mark(&mut self, key: &str) -> u64 {
+        self.marks += 1;
+        let mut mark = message(MARKS, key, json!({"n": self.marks}));
+        mark["timestamp"] = json!(self.marks);
+        self.live.ingest.send(&[mark]).await
     }
 
     /// Folds one delta, which must be one.
@@ -286,8 +311,7 @@ impl<'s> Run<'s> {
 
     /// Takes in what a worker tells that has begun to run these joins: all of it comes with the first epoch.
     async fn catch_up_anew(&mut self) -> Result<(), Wrong> {
-        self.marks += 1;
-        let epoch = self.live.ingest.put(MARKS, "begun", json!({"n": self.marks})).await;
+        let epoch = self.mark("begun").await;
         self.catch_up(epoch).await
     }
 

@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 #[derive(Debug, Clone)]
 pub struct Schema {
     pub topics: Vec<Topic>,
+    /// Whether queries read the clock, which begins at 0.
+    pub has_clock: bool,
     /// Keys that messages have, in every topic: so keys equal keys, and links find them.
     keys: Vec<String>,
 }
@@ -138,7 +140,7 @@ impl Schema {
         let odd = odd.into_iter().flat_map(|index| KEYS[index]).take(key_count / 2 + 1);
         let odd = odd.map(|key| (*key).to_owned());
         let keys = odd.chain((2..).map(|n| format!("k{n}"))).take(key_count).collect();
-        Self { topics, keys }
+        Self { topics, has_clock: chance.random_ratio(1, 3), keys }
     }
 
     /// As many messages, of the time `now`.

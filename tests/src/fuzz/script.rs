@@ -29,6 +29,8 @@ pub struct Join {
     pub columns: Vec<String>,
     /// The join that it reads by name.
     pub reads: Option<String>,
+    /// Whether it reads the clock, itself or through the join that it reads.
+    pub reads_clock: bool,
     /// Whether nobody is told of its results: it is there for other joins.
     pub is_hidden: bool,
 }
@@ -37,6 +39,8 @@ pub struct Join {
 #[derive(Debug, Clone)]
 pub struct Script {
     pub shard_count: usize,
+    /// Whether the worker is shown a clock, which begins at 0.
+    pub has_clock: bool,
     pub topics: Vec<String>,
     /// Joins at the start.
     pub joins: Vec<Join>,
@@ -48,6 +52,8 @@ pub struct Script {
 pub enum Step {
     /// One request with these messages.
     Batch { messages: Vec<Message>, fate: Fate },
+    /// The clock shows this moment from now on, in seconds since the Unix epoch.
+    Clock(i64),
     /// SIGTERM, and a new start.
     Stop,
     /// SIGKILL, and a new start.
@@ -94,6 +100,9 @@ impl Script {
         let mut batches = steps.len() as u64;
         while batches < BATCHES_A_ROUND {
             let now = i64::try_from(batches / 3).expect("few batches");
+            if schema.has_clock {
+                steps.extend(moments(now, batches % 3 == 0, chance));
+            }
             let count = if chance.random_ratio(1, 50) {
                 chance.random_range(100..=400)
             } else {
@@ -119,8 +128,17 @@ impl Script {
         }
         let topics = schema.topics.iter().map(|topic| topic.name.clone()).collect();
         let shard_count = if chance.random() { 8 } else { 1 };
-        Self { shard_count, topics, joins, steps }
+        Self { shard_count, has_clock: schema.has_clock, topics, joins, steps }
     }
+}
+
+/// What the clock shows before a batch: the next second, now and then more, and rarely another time in between. The
+/// worker follows a clock that is set back only if that is by more than a minute.
+fn moments(now: i64, is_next: bool, chance: &mut StdRng) -> Vec<Step> {
+    if chance.random_ratio(1, 40) {
+        return vec![Step::Clock(now + 100_000), Step::Clock(now)];
+    }
+    if is_next && chance.random_ratio(3, 4) { vec![Step::Clock(now)] } else { Vec::new() }
 }
 
 /// Deals classes of SQL so that none comes twice before all came once.
@@ -139,6 +157,7 @@ impl Deck<'_> {
         }
         let (class, make) = CLASSES[self.dealt.pop().expect("just filled")];
         let query = make(&mut Pen::new(self.schema, others, chance));
+        let reads_clock = query.reads_clock(others);
         self.joins_made += 1;
         let separator = if chance.random() { '-' } else { '_' };
         let name = format!("{class}{separator}{}", self.joins_made);
@@ -149,6 +168,7 @@ impl Deck<'_> {
             key_column: query.key_column,
             columns: query.columns,
             reads: query.reads,
+            reads_clock,
             is_hidden: chance.random_ratio(1, 15),
         }
     }

@@ -25,6 +25,8 @@ pub struct Tables {
     oracle: Oracle,
     /// By topic in lower case and key: the payload, none if it was deleted, and its timestamp.
     rows: BTreeMap<(String, String), (Option<String>, i64)>,
+    /// What the clock shows, if there is one.
+    now: Option<i64>,
     /// Joins that others can read by name.
     defined: Vec<Join>,
     /// The same in other orders, each made when it is first wanted, until something changes.
@@ -51,6 +53,7 @@ impl Tables {
             topics: topics.to_vec(),
             oracle: Oracle::new(topics.iter().map(String::as_str)),
             rows: BTreeMap::new(),
+            now: None,
             defined: Vec::new(),
             reordered: RefCell::default(),
         }
@@ -65,6 +68,15 @@ impl Tables {
             self.oracle.define(&join.name, &join.query);
         }
         self.reordered.get_mut().clear();
+    }
+
+    /// Sets the moment that queries see as now.
+    pub fn set_now(&mut self, now: i64) {
+        self.now = Some(now);
+        self.oracle.set_now(now);
+        for other in self.reordered.get_mut() {
+            other.set_now(now);
+        }
     }
 
     /// Has rows come in another order wherever a query leaves it open.
@@ -125,6 +137,9 @@ impl Tables {
     /// The same topics and joins, whose rows were stored in this order.
     fn in_order(&self, order: RowOrder, is_reversed: bool) -> Oracle {
         let oracle = Oracle::new(self.topics.iter().map(String::as_str));
+        if let Some(now) = self.now {
+            oracle.set_now(now);
+        }
         if is_reversed {
             oracle.reverse();
         }

@@ -132,7 +132,7 @@ impl EpochLoop {
             };
             is_any |= state.is_time_due;
             if !state.is_time_due && !state.due {
-                status.as_of.set(u64::try_from(now).unwrap_or(0));
+                status.set_as_of(now);
             }
         }
         self.looked_at = Some(now);
@@ -168,7 +168,7 @@ impl EpochLoop {
                 }
                 state.reach(step.to, Some(step.values));
                 let status = self.committer.status().join(&state.join.name);
-                status.as_of.set(u64::try_from(step.to).unwrap_or(0));
+                status.set_as_of(step.to);
             }
             state.applied = Some(cut.seqs.clone());
             state.epoch = cut.epoch;
@@ -396,7 +396,7 @@ impl EpochLoop {
             JobOutcome::Applied { cut, clock } => {
                 if let Some(moment) = clock {
                     state.reach(moment, None);
-                    status.as_of.set(u64::try_from(moment).unwrap_or(0));
+                    status.set_as_of(moment);
                 }
                 state.applied = Some(cut.seqs.clone());
                 state.epoch = state.epoch.max(cut.epoch);

@@ -23,8 +23,7 @@ pub(crate) struct JoinStatus {
     /// How often a slower class than planned had to do, by cause.
     pub(crate) fallbacks: CounterByLabel,
     pub(crate) epoch: Gauge,
-    /// The moment that the results are as of, in seconds since the Unix epoch; 0 if the query doesn't read the clock.
-    pub(crate) as_of: Gauge,
+    as_of: Mutex<Option<i64>>,
     pub(crate) error: LastError,
     pub(crate) audit: AuditStatus,
 }
@@ -66,6 +65,11 @@ impl JoinStatus {
         *self.class.lock().unwrap_or_else(PoisonError::into_inner) = Some(class);
     }
 
+    /// Notes the moment that the results are as of, in seconds since the Unix epoch; for a query that reads the clock.
+    pub(crate) fn set_as_of(&self, moment: i64) {
+        *self.as_of.lock().unwrap_or_else(PoisonError::into_inner) = Some(moment);
+    }
+
     /// An entry of the part `joins` of `/status`.
     pub(super) fn json(&self) -> Value {
         let class = self.class();
@@ -73,7 +77,7 @@ impl JoinStatus {
             "class": class.as_ref().map(|class| class.name),
             "reason": class.and_then(|class| class.reason),
             "epoch": self.epoch.value(),
-            "asOf": Some(self.as_of.value()).filter(|moment| *moment != 0),
+            "asOf": *self.as_of.lock().unwrap_or_else(PoisonError::into_inner),
             "evaluations": self.evaluations.value(),
             "evaluationsFull": self.evaluations_full.value(),
             "evaluationSeconds": self.evaluation_microseconds.value() as f64 / 1e6,

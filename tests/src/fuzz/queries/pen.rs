@@ -18,6 +18,25 @@ pub struct Query {
     pub reads: Option<String>,
 }
 
+impl Query {
+    /// Whether the query reads the clock, itself or through one of `joins`.
+    pub fn reads_clock(&self, joins: &[Join]) -> bool {
+        let is_read = |join: &&Join| self.reads.as_ref() == Some(&join.name);
+        let says_now = NOW.iter().any(|now| self.sql.contains(now));
+        says_now || joins.iter().find(is_read).is_some_and(|join| join.reads_clock)
+    }
+}
+
+/// Forms of now in seconds since the Unix epoch, as numbers and as texts.
+const NOW: [&str; 6] = [
+    "unixepoch()",
+    "unixepoch('now', '-2 seconds')",
+    "strftime('%s', 'now')",
+    "CAST(strftime('%s', 'NOW') AS INTEGER)",
+    "CAST(unixepoch('now') AS TEXT)",
+    "unixepoch(CURRENT_TIMESTAMP)",
+];
+
 /// A topic in a FROM clause.
 #[derive(Debug, Clone)]
 pub struct Source<'a> {
@@ -202,6 +221,7 @@ impl<'a> Pen<'a> {
                 0 => self.link(source),
                 1 => self.number(source),
                 2 => self.category(source),
+                3 if self.schema.has_clock => self.timely(source),
                 3 => format!("{}.payload", source.alias),
                 4 if source.topic.is_timed => format!("{}.timestamp", source.alias),
                 5 => self.group(source),
@@ -281,8 +301,37 @@ impl<'a> Pen<'a> {
         }
     }
 
+    /// A comparison with the clock, which rows come to fulfil, or cease to, without a message.
+    pub fn timely(&mut self, source: &Source<'_>) -> String {
+        let now = self.pick(&NOW);
+        let distance = self.pick(&["", " - 2", " + 1", " - 0.5"]);
+        let clock = format!("{now}{distance}");
+        let number = self.number(source);
+        let value = match self.chance.random_range(0..6) {
+            0 => format!("CAST({number} AS INTEGER)"),
+            1 => format!("CAST({number} AS TEXT)"),
+            2 => number,
+            3 => format!("unixepoch({number}, 'unixepoch')"),
+            _ if source.topic.is_timed => format!("{}.timestamp", source.alias),
+            _ => number,
+        };
+        let operator = self.pick(&[">", ">=", "<", "<=", "=", "<>", "IS", "IS NOT"]);
+        match self.chance.random_range(0..8) {
+            0 => format!("{value} BETWEEN {clock} - 3 AND {clock}"),
+            1 => format!("{clock} NOT BETWEEN {value} AND {value} + 4"),
+            2 => format!("{clock} {operator} {value}"),
+            // No row says when this changes.
+            3 => format!("({value} > 4 OR {now} - {value} < 3)"),
+            4 => format!("NOT ({value} {operator} ({clock}))"),
+            _ => format!("{value} {operator} {clock}"),
+        }
+    }
+
     /// A condition on one source.
     pub fn filter(&mut self, source: &Source<'_>) -> String {
+        if self.schema.has_clock && self.one_in(2) {
+            return format!("({})", self.timely(source));
+        }
         let (key, link) = (self.key(source), self.link(source));
         let (number, category) = (self.number(source), self.category(source));
         match self.chance.random_range(0..14) {

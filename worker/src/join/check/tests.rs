@@ -89,7 +89,11 @@ fn joins_come_after_those_they_read_and_know_their_topics() {
     let seen: Vec<_> = checked
         .iter()
         .map(|join| {
-            (join.name.as_str(), join.topics.iter().map(String::as_str).collect::<Vec<_>>(), join.clock != ClockUse::Unread)
+            (
+                join.name.as_str(),
+                join.topics.iter().map(String::as_str).collect::<Vec<_>>(),
+                join.clock != ClockUse::Unread,
+            )
         })
         .collect();
     assert_eq!(seen, [("first", vec!["orders"], true), ("second", vec!["customers", "orders"], true)]);
