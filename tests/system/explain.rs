@@ -168,3 +168,44 @@ async fn files_and_a_worker_show_what_it_costs() {
     assert_eq!(built(&costs), (json!(4), json!(20)));
     assert_eq!(costs["joins"][0]["measured"], Value::Null);
 }
+
+#[tokio::test]
+async fn the_clock_is_followed_row_by_row_or_read_again() {
+    let site = WorkerSite::with(
+        r#"
+apiVersion: litejoin.io/v1alpha1
+kind: Pipeline
+metadata: {name: p}
+spec:
+  storage: {shardCount: 4}
+  admin: {addr: "127.0.0.1:0"}
+  sources:
+    - {name: ingest, http: {addr: "127.0.0.1:0", topics: [orders]}}
+  joins:
+    - {name: recent, query: "SELECT key AS id FROM orders WHERE timestamp > unixepoch() - 3600", sinks: [live]}
+    - {name: aging, query: "SELECT key AS id, unixepoch() - timestamp AS age FROM orders", refresh: 1m, sinks: [live]}
+  sinks:
+    - {name: live, sse: {addr: "127.0.0.1:0"}}
+"#,
+    );
+    explained(&site, &[], expect![[r#"
+        pipeline p: 2 joins, 4 shards
+
+        recent  keyed: only the results that a change concerns are evaluated
+          topics    orders
+          sinks     live
+          gathers   1  orders  by key  from the result keys
+          indexes   orders (timestamp): built when the worker starts
+          a change  of orders: 0 probes
+          in time   "timestamp" > unixepoch('now') - 3600: rows of orders are found by timestamp when the clock passes them
+
+        aging  full: everything is evaluated at each change
+          topics    orders
+          sinks     live
+          in time   run again every 60 s (refresh)
+          warning:  each change of orders costs an evaluation over all rows: unixepoch('now') reads the clock where no row says when the result changes; compare the value of a row with the clock (timestamp > unixepoch() - 3600)
+
+        1 warning. A probe is a search in one shard; estimates take each to find one row. By key it goes to one shard,
+        by anything else to all 4.
+    "#]]).await;
+}

@@ -21,7 +21,7 @@ use self::lookups::Probes;
 use super::arguments::{Explain, OutputFormat};
 use super::client::{AskError, Peer};
 use super::{EXIT_INVALID, complain, say};
-use crate::join::plan::{Class, Keyed, Link};
+use crate::join::plan::{Class, Keyed, Link, TimeBound};
 use crate::join::{self, CheckedJoin};
 use crate::pipeline;
 use crate::status::join::ClassName;
@@ -91,8 +91,22 @@ struct Explained {
     indexes: Vec<IndexState>,
     /// By topic, the look-ups for a change of one of its rows.
     probes: BTreeMap<String, Probes>,
+    /// Comparisons with the clock, each of which is followed row by row.
+    in_time: Vec<InTime>,
+    /// How often the query is run again, in seconds, because no row says when its results change.
+    refresh_seconds: Option<f64>,
     measured: Option<Measured>,
     warnings: Vec<String>,
+}
+
+/// A comparison of rows with the clock.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct InTime {
+    comparison: String,
+    topic: String,
+    /// The value by which an index finds the rows that the clock passes.
+    by: String,
 }
 
 /// One use of a topic in a query, and how its rows are found.
@@ -227,11 +241,17 @@ fn explained(plan: &Plan, join: &CheckedJoin, known: &Known) -> Explained {
         occurrences: keyed.map(|keyed| gathered(keyed, shards)).unwrap_or_default(),
         indexes: indexes(join, known.disk.as_ref()),
         probes: keyed.map(|keyed| lookups::estimate(keyed, shards)).unwrap_or_default(),
+        in_time: join.clock.bounds().iter().map(in_time).collect(),
+        refresh_seconds: join.clock.is_anywhere().then_some(join.refresh.as_secs_f64()),
         measured: known.status.as_ref().and_then(|status| measured(status, join)),
         warnings: Vec::new(),
     };
     explained.warnings = warnings(&explained, shards);
     explained
+}
+
+fn in_time(bound: &TimeBound) -> InTime {
+    InTime { comparison: bound.written.clone(), topic: bound.topic.clone(), by: bound.by.sql() }
 }
 
 fn gathered(keyed: &Keyed, shards: usize) -> Vec<Gathered> {

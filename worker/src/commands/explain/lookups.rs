@@ -88,6 +88,7 @@ mod tests {
             query: query.to_owned(),
             key_column: None,
             result_key: None,
+            refresh: std::time::Duration::from_secs(1),
             sinks: Vec::new(),
         };
         let topics = ["orders".to_owned(), "customers".to_owned()];

@@ -62,6 +62,7 @@ fn write_join(text: &mut String, join: &Explained, shards: usize, paint: Paint) 
         .map(|(topic, probes)| format!("of {topic}: {}", counted(probes.total(), "probe")))
         .collect();
     field("a change", &costs);
+    field("in time", &in_time(join));
     field("measured", &join.measured.as_ref().map(measured_line).into_iter().collect::<Vec<_>>());
     for warning in &join.warnings {
         let _ = writeln!(text, "  {}  {warning}", paint.yellow("warning:"));
@@ -87,6 +88,15 @@ fn gathers(occurrences: &[Gathered]) -> Vec<String> {
             format!("{}  {:topics$}  by {:bys$}  from {from}", one.number, one.topic, one.by)
         })
         .collect()
+}
+
+/// Returns a line for each comparison with the clock, or for the interval at which the query is run again.
+fn in_time(join: &Explained) -> Vec<String> {
+    let followed = join.in_time.iter().map(|time| {
+        format!("{}: rows of {} are found by {} when the clock passes them", time.comparison, time.topic, time.by)
+    });
+    let again = join.refresh_seconds.map(|seconds| format!("run again every {seconds} s (refresh)"));
+    followed.chain(again).collect()
 }
 
 fn index_line(index: &IndexState, shards: usize) -> String {

@@ -9,7 +9,7 @@ use litejoin_crds::plan::{Join, Place};
 use super::*;
 use crate::join::check::{self, Catalog};
 
-fn planned(queries: &[(&str, &str)]) -> Class {
+fn planned(queries: &[(&str, &str)]) -> (Class, ClockUse) {
     let joins: Vec<Join> = queries
         .iter()
         .map(|(name, query)| Join {
@@ -28,10 +28,18 @@ fn planned(queries: &[(&str, &str)]) -> Class {
     let texts = checked.iter().map(|join| (join.name.to_ascii_lowercase(), join.sql.clone())).collect();
     let last =
         checked.iter().find(|join| join.name == queries.last().expect("a query").0).expect("it is there");
-    plan(last, &texts).0
+    plan(last, &texts)
 }
 
-fn described(class: &Class) -> String {
+fn described((class, clock): &(Class, ClockUse)) -> String {
+    let mut text = of_class(class);
+    for TimeBound { topic, by, clock, ends, .. } in clock.bounds() {
+        let _ = writeln!(text, "  in time: {topic} by {} against {clock}, {ends:?}", by.sql());
+    }
+    text
+}
+
+fn of_class(class: &Class) -> String {
     match class {
         Class::Full(reason) => format!("  full: {reason}\n"),
         Class::Accumulated(plan) => {
@@ -45,7 +53,7 @@ fn described(class: &Class) -> String {
 }
 
 /// Titles and queries.
-const CLASSES: [(&str, &[&str]); 5] = [
+const CLASSES: [(&str, &[&str]); 7] = [
     (
         "a projection is gathered by its key",
         &[
@@ -112,6 +120,32 @@ const CLASSES: [(&str, &[&str]); 5] = [
             "SELECT o.key || l.key AS id FROM orders o JOIN lines l ON l.key = o.key",
             "SELECT key FROM orders WHERE key = 'a' COLLATE NOCASE",
             "SELECT o.key AS id, j.value AS tag FROM orders o, json_each(o.payload, '$.tags') j",
+        ],
+    ),
+    (
+        "comparisons with the clock are followed row by row",
+        &[
+            "SELECT key AS id FROM orders WHERE timestamp > unixepoch() - 3600",
+            "SELECT key AS id, strftime('%s', 'now') - 60 <= timestamp AS recent FROM orders",
+            "SELECT key AS id FROM orders WHERE payload->>'n' > 3 OR NOT payload->>'at' < datetime('now', '-1 day')",
+            "SELECT key AS id FROM orders WHERE CURRENT_TIMESTAMP BETWEEN payload->>'from' AND payload->>'to'",
+            "SELECT key AS id FROM orders WHERE julianday(payload->>'at') > julianday('now') - 0.5",
+            "SELECT key AS id FROM orders WHERE date(timestamp, 'unixepoch') = date()",
+            "SELECT payload->>'customer' AS customer, sum(payload->>'n') AS n FROM orders WHERE timestamp > unixepoch() - 60 GROUP BY 1",
+            "SELECT c.key AS id FROM customers c WHERE EXISTS (SELECT 1 FROM orders o WHERE o.payload->>'customer' = c.key AND o.timestamp > unixepoch() - 60)",
+            "SELECT id FROM (SELECT key AS id, timestamp AS at FROM orders UNION ALL SELECT key, CAST(payload->>'at' AS INTEGER) FROM lines) WHERE at > unixepoch() - 60",
+            "SELECT key AS id FROM orders WHERE timestamp > unixepoch() - 60 ORDER BY key LIMIT 3",
+        ],
+    ),
+    (
+        "the clock in other places is read again and again",
+        &[
+            "SELECT key AS id, unixepoch() - timestamp AS age FROM orders",
+            "SELECT payload->>'customer' AS customer, count(*) AS n FROM orders GROUP BY 1 HAVING max(timestamp) > unixepoch() - 60",
+            "SELECT key AS id FROM orders WHERE coalesce(payload->>'at', 0) > unixepoch()",
+            "SELECT key AS id FROM orders WHERE timestamp > unixepoch() - payload->>'n'",
+            "SELECT key AS id FROM orders LIMIT unixepoch() % 2",
+            "SELECT id FROM (SELECT key AS id, timestamp AS at FROM orders UNION ALL SELECT key, payload->>'at' FROM lines) WHERE at > unixepoch() - 60",
         ],
     ),
 ];

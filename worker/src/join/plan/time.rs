@@ -183,6 +183,8 @@ fn bound(
 /// Returns an expression as values of rows, by topic: several where it is a column of a subquery with arms.
 fn rows<'q>(names: &Names<'q>, scope: usize, expr: &'q Expr) -> Option<Vec<(String, RowExpr)>> {
     let side = names.side_of(scope, Term::Expr(expr)).ok()?;
+    // Where arms differ in affinity, it is open which of them SQLite applies to all.
+    names.affinity(&side)?;
     rows_of(names, &side)
 }
 
