@@ -28,4 +28,5 @@ mod starting;
 mod stores;
 mod subscribers;
 mod time;
+mod time_bounds;
 mod weather_alerts;

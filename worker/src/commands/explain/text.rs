@@ -93,7 +93,10 @@ fn gathers(occurrences: &[Gathered]) -> Vec<String> {
 /// Returns a line for each comparison with the clock, or for the interval at which the query is run again.
 fn in_time(join: &Explained) -> Vec<String> {
     let followed = join.in_time.iter().map(|time| {
-        format!("{}: rows of {} are found by {} when the clock passes them", time.comparison, time.topic, time.by)
+        format!(
+            "{}: rows of {} are found by {} when the clock passes them",
+            time.comparison, time.topic, time.by
+        )
     });
     let again = join.refresh_seconds.map(|seconds| format!("run again every {seconds} s (refresh)"));
     followed.chain(again).collect()
