@@ -110,8 +110,10 @@ impl ControllerSite {
     pub(crate) async fn wait_for(&self, kind: Kind, name: &str, condition: &str, status: &str, reason: &str) {
         let api = self.ours(kind);
         let what = format!("{} {name} with {condition} {status} {reason}", kind.as_str());
+        let mut seen = SeenStatus::default();
         until(&what, async || {
             let object = api.get_opt(name).await.ok()??;
+            seen.0 = object.data["status"].to_string();
             let found = condition_of(&object, condition)?;
             (found["status"] == status && found["reason"] == reason).then_some(())
         })
@@ -211,6 +213,18 @@ impl ControllerSite {
         let request = axum::http::Request::post(path).header("content-type", "application/json");
         let request = request.body(binding.to_string().into_bytes()).expect("a request");
         self.client.request_text(request).await.expect("a pod can be bound");
+    }
+}
+
+/// The last status that was seen, which is printed if it is waited for in vain.
+#[derive(Default)]
+struct SeenStatus(String);
+
+impl Drop for SeenStatus {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the status was {}", self.0);
+        }
     }
 }
 

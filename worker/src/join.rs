@@ -23,6 +23,7 @@ pub(crate) mod lookup;
 pub(crate) mod now;
 pub(crate) mod plan;
 pub(crate) mod rows;
+pub(crate) mod time_step;
 pub(crate) mod value;
 pub(crate) mod workspace;
 

@@ -101,7 +101,7 @@ impl Script {
         while batches < BATCHES_A_ROUND {
             let now = i64::try_from(batches / 3).expect("few batches");
             if schema.has_clock {
-                steps.extend(moments(now, batches % 3 == 0, chance));
+                steps.extend(moments(now, batches.is_multiple_of(3), chance));
             }
             let count = if chance.random_ratio(1, 50) {
                 chance.random_range(100..=400)

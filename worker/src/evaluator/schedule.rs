@@ -16,9 +16,9 @@ use super::{BACKGROUND_MAX, EpochError, Repairs, SLICE_ENTRIES, WHOLE_ENTRIES_MA
 use crate::clock::SteadyClock;
 use crate::join::CheckedJoin;
 use crate::join::changes::{Changes, ReadError};
-use crate::join::due::{TimePassed, TimeStep};
 use crate::join::full::FullError;
 use crate::join::keyed::KeyedError;
+use crate::join::time_step::{TimePassed, TimeStep};
 use crate::results::store::EpochWriter;
 use crate::status::Status;
 use crate::storage::gate::{Cut, EpochGate};

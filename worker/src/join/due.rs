@@ -15,6 +15,7 @@ use super::index;
 use super::keyed::KeyedError;
 use super::lookup::{lookup_failed, steps_of};
 use super::plan::{Ends, TimeBound};
+use super::time_step::{TimePassed, TimeStep};
 use super::value::Value;
 use super::workspace::Workspace;
 
@@ -39,46 +40,13 @@ struct BoundStatements {
     next: String,
 }
 
-/// A step of time for one join.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct TimeStep {
-    /// The moment of the stored results, in seconds since the Unix epoch.
-    pub(crate) from: i64,
-    /// The moment of the new results.
-    pub(crate) to: i64,
-    /// The clock's side of each bound at `to`.
-    pub(crate) values: Vec<Value>,
-    /// By bound: the least and the greatest value of due rows; `None` if the clock has passed no row.
-    pub(crate) ranges: Vec<Option<(Value, Value)>>,
-}
-
-/// What a step of time changes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum TimePassed {
-    Step(TimeStep),
-    /// The clock's side of a bound has become NULL, or is no longer.
-    Everything,
-}
-
-impl TimeStep {
-    /// Returns whether any row is due.
-    pub(crate) fn is_any_due(&self) -> bool {
-        self.ranges.iter().any(Option::is_some)
-    }
-
-    /// Returns the step without its due rows, which were taken in.
-    pub(crate) fn taken(&self) -> Self {
-        Self { from: self.to, ranges: vec![None; self.ranges.len()], ..self.clone() }
-    }
-}
-
 impl TimeBounds {
     /// Returns `None` for a join without time bounds.
     pub(crate) fn new(bounds: &[TimeBound]) -> Option<Self> {
         let clocks: Vec<&str> = bounds.iter().map(|bound| bound.clock.as_str()).collect();
         let statements = |bound: &TimeBound| {
             let index = index(&bound.topic, &bound.by);
-            let (lower, upper) = comparisons(bound.ends);
+            let (lower, upper) = bound.ends.comparisons();
             // A row with the very value of the clock has been passed where its comparison has already changed.
             let ahead = if bound.ends == Ends::Upper { ">" } else { ">=" };
             BoundStatements {
@@ -91,15 +59,6 @@ impl TimeBounds {
             clock: format!("SELECT {}", clocks.join(", ")),
             bounds: bounds.iter().map(statements).collect(),
         })
-    }
-}
-
-/// Returns the comparisons with the lesser and the greater end of a range.
-pub(super) fn comparisons(ends: Ends) -> (&'static str, &'static str) {
-    match ends {
-        Ends::Upper => (">", "<="),
-        Ends::Lower => (">=", "<"),
-        Ends::Both => (">=", "<="),
     }
 }
 

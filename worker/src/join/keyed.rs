@@ -10,7 +10,6 @@
 use hashbrown::HashMap;
 
 use super::CheckedJoin;
-use super::due::comparisons;
 use super::plan::row::RowExpr;
 use super::plan::{Keyed, Link, Matching, Occurrence, TimeBound};
 use super::value::Value;
@@ -163,7 +162,7 @@ impl Step {
 }
 
 fn due(occurrence: &Occurrence, bound: &TimeBound) -> Option<String> {
-    let (lower, upper) = comparisons(bound.ends);
+    let (lower, upper) = bound.ends.comparisons();
     let index = super::index(&bound.topic, &bound.by);
     (bound.topic == occurrence.topic).then(|| index.select_between(&occurrence.by.sql(), lower, upper))
 }

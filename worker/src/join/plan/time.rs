@@ -40,6 +40,15 @@ pub(crate) enum Ends {
 }
 
 impl Ends {
+    /// Returns the comparisons of a value with the lesser and the greater end.
+    pub(crate) fn comparisons(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Upper => (">", "<="),
+            Self::Lower => (">=", "<"),
+            Self::Both => (">=", "<="),
+        }
+    }
+
     fn of(operator: Operator) -> Self {
         match operator {
             Operator::Greater | Operator::LessOrEqual => Self::Upper,
