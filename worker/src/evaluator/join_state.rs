@@ -312,6 +312,7 @@ impl JoinState {
     /// Notes that the results contain a step, or all that was there at a moment if `values` are unknown.
     pub(super) fn reach(&mut self, moment: i64, values: Option<Vec<Value>>) {
         self.clock = Some(moment);
+        self.is_time_due = false;
         if let Some(time) = &mut self.time {
             (time.values, time.next) = (values, None);
         }

@@ -56,6 +56,14 @@ struct EpochChange {
     aggregation: Aggregation,
 }
 
+/// The time that passes in an epoch.
+struct TimeSteps {
+    /// The moment of the epoch, in seconds since the Unix epoch.
+    now: i64,
+    /// Steps by the index of their join; they may end earlier.
+    taken: BTreeMap<usize, TimeStep>,
+}
+
 impl EpochLoop {
     pub(super) fn is_any_in_background(&self) -> bool {
         self.joins.iter().any(|state| state.background.is_some())
@@ -145,7 +153,7 @@ impl EpochLoop {
         self.committer.open_window()?;
         let cut = gate.cut(|| self.pool.hold())?;
         crate::fault::point("cut");
-        let mut steps = BTreeMap::new();
+        let mut steps = TimeSteps { now: self.clock.now(), taken: BTreeMap::new() };
         let outcome = self.evaluate(&cut, gate, &mut steps);
         self.pool.release();
         if let Some(checkpoints) = self.checkpoints.take() {
@@ -156,13 +164,12 @@ impl EpochLoop {
             Err(EpochError::Begun) => return Ok(true),
             outcome => outcome?,
         };
-        let news = !steps.is_empty()
+        let news = !steps.taken.is_empty()
             || evaluated.iter().any(|index| self.joins[*index].applied.as_ref() != Some(&cut.seqs));
         for index in evaluated {
             let state = &mut self.joins[index];
-            if let Some(step) = steps.remove(&index) {
-                state.is_time_due = false;
-                if step.to != self.clock.now() {
+            if let Some(step) = steps.taken.remove(&index) {
+                if step.to != steps.now {
                     // More rows are due than one step may take in.
                     self.looked_at = None;
                 }
@@ -199,12 +206,12 @@ impl EpochLoop {
         self.checkpoints = Some(self.ingest.checkpoint(&due)).filter(|_| waits);
     }
 
-    /// Evaluates and commits; returns the joins that have reached the cut, and in `steps` how their time has passed.
+    /// Evaluates and commits; returns the joins that have reached the cut, and notes in `steps` how far their time has come.
     fn evaluate(
         &mut self,
         cut: &Cut,
         gate: &EpochGate,
-        steps: &mut BTreeMap<usize, TimeStep>,
+        steps: &mut TimeSteps,
     ) -> Result<Vec<usize>, EpochError> {
         let mut groups: BTreeMap<Vec<i64>, Vec<usize>> = BTreeMap::new();
         for (index, state) in self.joins.iter().enumerate() {
@@ -232,7 +239,7 @@ impl EpochLoop {
             crate::fault::point("evaluated");
             for index in &there {
                 let state = &self.joins[*index];
-                let moment = steps.get(index).map(|step| step.to).or(state.clock);
+                let moment = steps.taken.get(index).map(|step| step.to).or(state.clock);
                 writer.applied(state.id, &cut.seqs, moment, state.stale)?;
             }
             // The shards have no readers while the results are synced.
@@ -268,7 +275,7 @@ impl EpochLoop {
         cut: &Cut,
         writer: &mut EpochWriter<'_>,
         changed: &mut Vec<EpochChange>,
-        steps: &mut BTreeMap<usize, TimeStep>,
+        steps: &mut TimeSteps,
     ) -> Result<Vec<usize>, EpochError> {
         let lag: i64 = applied.iter().zip(&cut.seqs).map(|(from, to)| to - from).sum();
         let mut from = applied.to_vec();
@@ -329,22 +336,22 @@ impl EpochLoop {
         known: Option<&Changes>,
         writer: &mut EpochWriter<'_>,
         changed: &mut Vec<EpochChange>,
-        steps: &mut BTreeMap<usize, TimeStep>,
+        steps: &mut TimeSteps,
     ) -> Result<(), EpochError> {
         let state = &mut self.joins[index];
         let started = Instant::now();
         let pool = &mut self.pool;
         let writes = writer.writes();
-        let outcome = match steps.get(&index) {
+        let outcome = match steps.taken.get(&index) {
             Some(step) => Ok(Some(TimePassed::Step(step.taken()))),
-            None => state.time_step(pool.workspace(), self.clock.now()),
+            None => state.time_step(pool.workspace(), steps.now),
         };
         let outcome = outcome.and_then(|passed| match passed {
             Some(TimePassed::Everything) => Ok(EvaluationOutcome::Due),
             Some(TimePassed::Step(step)) => {
                 let outcome = state.evaluate(pool, Some(&step), changes, known, writer)?;
                 if outcome != EvaluationOutcome::Due {
-                    steps.entry(index).or_insert(step);
+                    steps.taken.entry(index).or_insert(step);
                 }
                 Ok(outcome)
             }
