@@ -140,7 +140,7 @@ impl Schema {
         let odd = odd.into_iter().flat_map(|index| KEYS[index]).take(key_count / 2 + 1);
         let odd = odd.map(|key| (*key).to_owned());
         let keys = odd.chain((2..).map(|n| format!("k{n}"))).take(key_count).collect();
-        Self { topics, has_clock: chance.random_ratio(1, 3), keys }
+        Self { topics, has_clock: false, keys }
     }
 
     /// As many messages, of the time `now`.

@@ -86,7 +86,8 @@ impl Script {
     pub fn random(seed: u64) -> Self {
         let mut chance = chance(seed);
         let chance = &mut chance;
-        let schema = Schema::random(chance);
+        let mut schema = Schema::random(chance);
+        schema.has_clock = seed % 3 == 1;
         let mut deck = Deck { schema: &schema, dealt: Vec::new(), joins_made: 0 };
         let mut joins = Vec::new();
         for _ in 0..chance.random_range(10..=20) {
