@@ -107,6 +107,13 @@ async fn what_was_on_a_lost_node_is_replaced_where_that_is_wanted() {
     another(&pods, "orders-0", &lost_pod).await;
     another(&claims, "data-orders-0", &lost_claim).await;
 
+    // A kubelet brings a changed config to a pod later; the one that is played here mounts it once.
+    until("the config with the place of the replica", async || {
+        let data = config.get("orders").await.ok()?.data?;
+        (!data["pipeline.yaml"].contains("/moved")).then_some(())
+    })
+    .await;
+
     // The new volume is empty. Litestream outlives its worker by a moment, and may write a last file into the old one.
     until("the old volume to be gone", async || std::fs::remove_dir_all(site.folder.data_dir()).ok()).await;
     let worker = site.run_pod_as("orders", launch(&site)).await;

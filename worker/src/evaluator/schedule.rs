@@ -120,7 +120,8 @@ impl EpochLoop {
     fn is_time_due(&mut self) -> Result<bool, EpochError> {
         let now = self.clock.now();
         if self.looked_at == Some(now) {
-            return Ok(false);
+            // An epoch that failed is cut again.
+            return Ok(self.joins.iter().any(|state| state.is_time_due && state.is_followed_by_rows()));
         }
         let mut is_any = false;
         for state in self.joins.iter_mut().filter(|state| state.is_followed_by_rows()) {
@@ -388,6 +389,8 @@ impl EpochLoop {
 
     /// Records the result of an evaluation in the background.
     pub(super) fn finish_background(&mut self, result: JobResult) {
+        // The join was passed over by a look at the clock meanwhile.
+        self.looked_at = None;
         let state = &mut self.joins[result.index];
         let before = state.background.take();
         state.copy = result.copy;
