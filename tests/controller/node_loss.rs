@@ -106,16 +106,7 @@ async fn what_was_on_a_lost_node_is_replaced_where_that_is_wanted() {
     replace("replica").await;
     another(&pods, "orders-0", &lost_pod).await;
     another(&claims, "data-orders-0", &lost_claim).await;
-
-    // A kubelet brings a changed config to a pod later; the one that is played here mounts it once.
-    until("the config with the place of the replica", async || {
-        let data = config.get("orders").await.ok()?.data?;
-        (!data["pipeline.yaml"].contains("/moved")).then_some(())
-    })
-    .await;
-
-    // The new volume is empty. Litestream outlives its worker by a moment, and may write a last file into the old one.
-    until("the old volume to be gone", async || std::fs::remove_dir_all(site.folder.data_dir()).ok()).await;
+    empty_volume(&site, &config).await;
     let worker = site.run_pod_as("orders", launch(&site)).await;
     site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
     let (_, after) = worker.snapshot("live", "all", 0).await;
@@ -125,6 +116,19 @@ async fn what_was_on_a_lost_node_is_replaced_where_that_is_wanted() {
     operator.stop().await;
     let nodes: Api<Node> = Api::all(site.client.clone());
     nodes.delete(&node, &DeleteParams::default()).await.expect("it can be deleted");
+}
+
+/// Empties the volume, once the config is there that the next pod mounts.
+async fn empty_volume(site: &ControllerSite, config: &Api<ConfigMap>) {
+    // A kubelet brings a changed config to a pod later; the one that is played here mounts it once.
+    until("the config with the place of the replica", async || {
+        let data = config.get("orders").await.ok()?.data?;
+        (!data["pipeline.yaml"].contains("/moved")).then_some(())
+    })
+    .await;
+
+    // Litestream outlives its worker by a moment, and may write a last file into the old one.
+    until("the old volume to be gone", async || std::fs::remove_dir_all(site.folder.data_dir()).ok()).await;
 }
 
 /// Returns the launch of a worker with the Litestream of the tests.
