@@ -8,7 +8,8 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Secret};
 use kube::api::{
-    Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams,
+    Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams,
+    PostParams,
 };
 use kube::{Client, ResourceExt};
 use litejoin_crds::kind::Kind;
@@ -213,6 +214,14 @@ impl ControllerSite {
         let request = axum::http::Request::post(path).header("content-type", "application/json");
         let request = request.body(binding.to_string().into_bytes()).expect("a request");
         self.client.request_text(request).await.expect("a pod can be bound");
+        // The API server deletes a pod at once whose node its cache doesn't know yet, whatever the grace.
+        let pods: Api<Pod> = self.api();
+        until("the node of the pod in the API server's cache", async || {
+            let cached = pods.list(&ListParams::default().match_any()).await.ok()?;
+            let bound = cached.items.iter().find(|cached| cached.name_any() == pod)?;
+            bound.spec.as_ref()?.node_name.as_ref().map(|_| ())
+        })
+        .await;
     }
 }
 
