@@ -21,6 +21,7 @@ use crate::join::keyed::KeyedError;
 use crate::join::time_step::{TimePassed, TimeStep};
 use crate::results::store::EpochWriter;
 use crate::status::Status;
+use crate::status::join::JoinStatus;
 use crate::storage::gate::{Cut, EpochGate};
 use crate::storage::ingest::{Checkpoints, Ingest};
 
@@ -127,9 +128,7 @@ impl EpochLoop {
         for state in self.joins.iter_mut().filter(|state| state.is_followed_by_rows()) {
             let outcome = state.is_any_row_due(self.pool.workspace(), now);
             let status = self.committer.status().join(&state.join.name);
-            let cost = self.pool.take_cost();
-            status.steps.add(cost.steps);
-            status.probes.add(cost.probes);
+            count_cost(&mut self.pool, &status);
             state.is_time_due = match outcome {
                 Ok(is_due) => is_due,
                 Err(KeyedError::File(error)) => return Err(error.into()),
@@ -359,9 +358,7 @@ impl EpochLoop {
             None => state.evaluate(pool, None, changes, known, writer),
         });
         let status = self.committer.status().join(&state.join.name);
-        let cost = self.pool.take_cost();
-        status.steps.add(cost.steps);
-        status.probes.add(cost.probes);
+        count_cost(&mut self.pool, &status);
         match outcome {
             Ok(EvaluationOutcome::Due) => state.due = true,
             Ok(EvaluationOutcome::Unaffected) => {}
@@ -460,6 +457,13 @@ impl EpochLoop {
             self.committer.passed(epoch);
         }
     }
+}
+
+/// Adds the cost since the last call to the counters of a join.
+fn count_cost(pool: &mut EvaluatorPool, status: &JoinStatus) {
+    let cost = pool.take_cost();
+    status.steps.add(cost.steps);
+    status.probes.add(cost.probes);
 }
 
 /// Publishes the class in force to the status, counts its cause, and logs it if it is new.

@@ -203,20 +203,6 @@ const UNREPEATABLE: [&str; 7] = [
     "sqlite_offset",
 ];
 
-/// Functions that read the clock when called with `now`.
-const CLOCK: [&str; 10] = [
-    "date",
-    "time",
-    "datetime",
-    "julianday",
-    "unixepoch",
-    "strftime",
-    "timediff",
-    "current_date",
-    "current_time",
-    "current_timestamp",
-];
-
 /// Table functions that a query may read.
 const TABLE_FUNCTIONS: [&str; 2] = ["json_each", "json_tree"];
 
@@ -283,7 +269,7 @@ impl<'a> Checker<'a> {
         let mut topics = BTreeSet::new();
         let reads = joins.iter().map(|other| &other.name);
         let reads = reads.filter(|name| named.contains(&name.to_ascii_lowercase())).cloned().collect();
-        let calls_time = functions.iter().any(|function| CLOCK.contains(&function.as_str()));
+        let calls_time = functions.iter().any(|function| now::may_read_clock(function));
         let mut clock = match sql != query {
             _ if calls_time && says_now(&sql) => ClockUse::System,
             true => ClockUse::Anywhere,

@@ -23,9 +23,12 @@ pub(crate) const NOW: &str = "_now";
 /// The first arguments of a function of time whose time is now.
 const ARGUMENTS: &str = "_now(), 'unixepoch'";
 
-/// Functions that read the clock, by the position of their time argument.
-const FUNCTIONS: [(&str, usize); 6] =
+/// Functions of a time, by the position of that argument; without it, or with `now` in its place, they read the clock.
+pub(super) const TIME_FUNCTIONS: [(&str, usize); 6] =
     [("date", 0), ("time", 0), ("datetime", 0), ("julianday", 0), ("unixepoch", 0), ("strftime", 1)];
+
+/// The function whose two arguments are times.
+const DIFFERENCE: &str = "timediff";
 
 /// Words that read the clock without being called, with what they stand for.
 const WORDS: [(&str, &str); 3] =
@@ -51,6 +54,13 @@ impl QueryClock {
     pub(crate) fn set(&self, now: i64) {
         self.0.store(now, Ordering::Relaxed);
     }
+}
+
+/// Returns whether a function, in lower case, may read the clock.
+pub(super) fn may_read_clock(function: &str) -> bool {
+    function == DIFFERENCE
+        || TIME_FUNCTIONS.iter().any(|(name, _)| *name == function)
+        || WORDS.iter().any(|(word, _)| *word == function)
 }
 
 /// A token of a query.
@@ -122,14 +132,14 @@ fn call(tokens: &[Token<'_>], index: usize) -> Vec<(Range<usize>, String)> {
     };
     let place = |argument: &Range<usize>| tokens[argument.start].at.start..tokens[argument.end - 1].at.end;
     let behind = |token: usize| tokens[token].at.end..tokens[token].at.end;
-    if tokens[index].is("timediff") {
+    if tokens[index].is(DIFFERENCE) {
         return arguments
             .iter()
             .filter(|argument| is_text(argument, &["'now'"]))
             .map(|argument| (place(argument), format!("datetime({ARGUMENTS})")))
             .collect();
     }
-    let Some((_, time_at)) = FUNCTIONS.iter().find(|(name, _)| tokens[index].is(name)) else {
+    let Some((_, time_at)) = TIME_FUNCTIONS.iter().find(|(name, _)| tokens[index].is(name)) else {
         return Vec::new();
     };
     match arguments.get(*time_at) {

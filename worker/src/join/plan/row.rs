@@ -86,6 +86,15 @@ impl RowExpr {
         Self { pieces, affinity, strict, fields }
     }
 
+    /// Calls a function with at least one argument.
+    pub(super) fn call(name: &str, arguments: Vec<Self>, strict: bool) -> Self {
+        let opening = format!("{name}(");
+        let mut texts = vec![opening.as_str()];
+        texts.extend(std::iter::repeat_n(", ", arguments.len() - 1));
+        texts.push(")");
+        Self::compose(&texts, arguments, Affinity::None, strict)
+    }
+
     /// Returns the expression with the field that it extracts from `document` noted in `fields`.
     pub(super) fn taking(self, document: &Self, field: Option<String>) -> Self {
         match field {

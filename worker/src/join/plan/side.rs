@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::names::{Meaning, Names, Scope, SourceColumn, Term, column_of};
 use super::row::{Affinity, Column, RowExpr};
 use super::syntax::{Body, Expr, ExprPart, JoinKind, Kind, SourceItem};
+use crate::join::now::TIME_FUNCTIONS;
 
 /// One side of an equality: an expression over a single source.
 #[derive(Debug, Clone)]
@@ -28,9 +29,6 @@ const STRICT: [&str; 10] =
 
 /// Functions like [`STRICT`] that may return a value for NULL.
 const TOTAL: [&str; 4] = ["coalesce", "ifnull", "nullif", "typeof"];
-
-/// Functions of a time; an index can hold them only for a time in seconds.
-const TIME: [&str; 6] = ["date", "time", "datetime", "julianday", "unixepoch", "strftime"];
 
 impl<'q> Names<'q> {
     /// Returns a term as an expression over a single source.
@@ -194,20 +192,17 @@ impl<'q> Names<'q> {
                 let fits = match name {
                     "json_extract" => *args == 2 && plain_path(arguments[1]).is_some(),
                     _ if STRICT.contains(&name) || TOTAL.contains(&name) => *args > 0,
-                    _ if TIME.contains(&name) => self.is_time(scope, name, &arguments),
+                    // An index can hold a function of a time only for a time in seconds.
+                    _ if is_of_time(name) => self.is_time(scope, name, &arguments),
                     _ => false,
                 };
                 if !fits || expr.children().count() != *args {
                     return None;
                 }
-                let opening = format!("{name}(");
-                let mut texts = vec![opening.as_str()];
-                texts.extend(std::iter::repeat_n(", ", args - 1));
-                texts.push(")");
                 let inner = inner()?;
                 let document = inner[0].clone();
                 let field = (name == "json_extract").then(|| plain_path(arguments[1])).flatten().flatten();
-                let composed = RowExpr::compose(&texts, inner, Affinity::None, !TOTAL.contains(&name));
+                let composed = RowExpr::call(name, inner, !TOTAL.contains(&name));
                 Some(composed.taking(&document, field))
             }
             _ => None,
@@ -233,6 +228,10 @@ impl<'q> Names<'q> {
             && args.get(skip + 1).and_then(|modifier| text(modifier)).as_deref() == Some("'unixepoch'")
             && args[skip + 1..].iter().all(|modifier| text(modifier).as_ref().is_some_and(fits))
     }
+}
+
+fn is_of_time(function: &str) -> bool {
+    TIME_FUNCTIONS.iter().any(|(name, _)| *name == function)
 }
 
 /// Returns a column of a source as a side, or `None` if an index can't hold it.

@@ -13,7 +13,7 @@ use super::print::{print_expr, print_plain};
 use super::row::{Affinity, Cast, RowExpr};
 use super::side::{Side, What, cast_affinity};
 use super::syntax::{Body, Expr, ExprPart, Kind, Operator, Query, SourceItem, expressions};
-use crate::join::now::NOW;
+use crate::join::now::{NOW, TIME_FUNCTIONS};
 
 /// A comparison of the rows of a topic with the clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,10 +61,6 @@ impl Ends {
 /// Functions whose value follows from their arguments, in terms of the clock.
 const OF_CLOCK: [&str; 10] =
     [NOW, "date", "time", "datetime", "julianday", "unixepoch", "strftime", "round", "floor", "abs"];
-
-/// Functions that read a text or a number as a time, by the position of that argument.
-const TIMES: [(&str, usize); 6] =
-    [("date", 0), ("time", 0), ("datetime", 0), ("julianday", 0), ("unixepoch", 0), ("strftime", 1)];
 
 /// Returns the time bounds of a query, or the first term that reads the clock in another way, as it was written.
 pub(super) fn bounds(query: &Query) -> Result<Vec<TimeBound>, String> {
@@ -221,7 +217,7 @@ fn rows_of(names: &Names<'_>, side: &Side) -> Option<Vec<(String, RowExpr)>> {
 fn moment<'q>(names: &Names<'q>, scope: usize, expr: &'q Expr) -> Option<(String, RowExpr)> {
     let expr = expr.bare();
     let Kind::Function { name, distinct: false, args, over: None } = &expr.kind else { return None };
-    let (_, time_at) = TIMES.iter().find(|(function, _)| function == name)?;
+    let (_, time_at) = TIME_FUNCTIONS.iter().find(|(function, _)| function == name)?;
     let arguments: Vec<&Expr> = expr.children().collect();
     if arguments.len() != *args {
         return None;
@@ -238,11 +234,7 @@ fn moment<'q>(names: &Names<'q>, scope: usize, expr: &'q Expr) -> Option<(String
     for (index, argument) in arguments.iter().enumerate() {
         inner.push(if index == *time_at { guarded.clone() } else { RowExpr::literal(&modifier(argument)?) });
     }
-    let opening = format!("{name}(");
-    let mut texts = vec![opening.as_str()];
-    texts.extend(std::iter::repeat_n(", ", arguments.len() - 1));
-    texts.push(")");
-    Some((topic, RowExpr::compose(&texts, inner, Affinity::None, true)))
+    Some((topic, RowExpr::call(name, inner, true)))
 }
 
 /// Returns the text of a literal that means the same on each machine and at any time.
