@@ -125,5 +125,7 @@ pub const HTTP_SINK_CONCURRENCY: u32 = 4;
 
 /// How far event time stays behind the newest message of a window's topic.
 pub const WINDOW_WATERMARK_DELAY: &str = "0s";
+/// Time without a message after which a partition of a source no longer holds the watermark back.
+pub const WINDOW_IDLE_TIMEOUT: &str = "1m";
 /// How long a window takes messages after the watermark has passed its end.
 pub const WINDOW_ALLOWED_LATENESS: &str = "0s";

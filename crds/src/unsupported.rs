@@ -14,9 +14,6 @@ pub fn unsupported(documents: &[Document]) -> Vec<Complaint> {
         let spec = &document.value["spec"];
         match document.value["kind"].as_str() {
             Some("Pipeline") => found.pipeline(spec),
-            Some("Window") => {
-                found.refuse("kind", "windows are not run by this version yet; remove this document")
-            }
             _ => {}
         }
     }
@@ -35,9 +32,6 @@ impl Refusals {
     }
 
     fn pipeline(&mut self, spec: &Value) {
-        if spec["windows"].as_array().is_some_and(|windows| !windows.is_empty()) {
-            self.refuse("spec.windows", "windows are not run by this version yet; remove them");
-        }
         if spec["storage"]["reshard"].is_object() {
             let message = "the number of shards cannot be changed by this version yet; remove reshard and put the old shardCount back";
             self.refuse("spec.storage.reshard", message);
@@ -72,9 +66,7 @@ mod tests {
             .map(|c| format!("{} {}: {}\n", c.place.document, c.place.path, c.message))
             .collect();
         expect![[r#"
-            0 spec.windows: windows are not run by this version yet; remove them
             0 spec.storage.reshard: the number of shards cannot be changed by this version yet; remove reshard and put the old shardCount back
-            2 kind: windows are not run by this version yet; remove this document
         "#]].assert_eq(&lines.concat());
     }
 }

@@ -39,8 +39,8 @@ pub fn validate(documents: &[Document]) -> Result<(Plan, Vec<Complaint>), Vec<Co
     match plan {
         Some(plan) if !refused => {
             let mut warnings = Complaints::default();
-            joins::unused(&contents, &plan, &mut warnings);
-            sinks::unused(&plan, &windows::sinks_taking(&contents), &mut warnings);
+            joins::unused(&plan, &mut warnings);
+            sinks::unused(&plan, &mut warnings);
             sinks::shared_keys(&plan, &mut warnings);
             found.extend(warnings.found);
             Ok((plan, found))
@@ -53,12 +53,13 @@ pub fn validate(documents: &[Document]) -> Result<(Plan, Vec<Complaint>), Vec<Co
 fn plan(contents: &Contents, config_hash: String, complaints: &mut Complaints) -> Option<Plan> {
     names::check(contents, complaints);
     listeners::check(contents, complaints);
-    windows::check(contents, complaints);
     let sources = sources::plan(contents, complaints);
     let joins = joins::plan(contents, complaints);
-    let sinks = sinks::plan(contents, &joins, complaints);
+    let windows = windows::plan(contents, complaints);
+    let sinks = sinks::plan(contents, &joins, &windows, complaints);
     let pipeline = contents.pipeline.as_ref()?;
     let settings = settings::plan(pipeline, complaints);
+    windows::check_retention(&windows, &settings.retention, complaints);
     let own_identity = format!("{}/{}", pipeline.namespace, pipeline.name);
     Some(Plan {
         name: pipeline.name.clone(),
@@ -73,6 +74,7 @@ fn plan(contents: &Contents, config_hash: String, complaints: &mut Complaints) -
         admin: settings.admin,
         sources,
         joins,
+        windows,
         sinks,
     })
 }

@@ -89,6 +89,19 @@ pub struct WindowBody {
     /// Time without a message that ends a session, in whole seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gap: Option<DurationText>,
+    /// Time by which tumbling and sliding windows begin after midnight of 1 January 1970, in whole seconds; less than
+    /// `size`, or `slide` where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offset: Option<DurationText>,
+    /// IANA name of the place by whose clock tumbling and sliding windows begin and end, such as `America/New_York`:
+    /// days have 23 to 25 hours when clocks change, and weeks begin on Monday. UTC where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub timezone: Option<String>,
+    /// SQL expression over a message, such as `payload->>'user'`: the messages of each value have windows of their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub partition_by: Option<String>,
     /// Output column whose value, with the window, is the key of a result; the window alone where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
@@ -96,7 +109,11 @@ pub struct WindowBody {
     /// When results are sent: when the window is `final`, or on every `update` too.
     #[serde(default)]
     pub emit: WindowEmit,
-    /// Time that the payload carries; without it the time of arrival counts.
+    /// How many windows without a message a key gets a result without rows for, after one with rows; at most 1000.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(range(max = 1000))]
+    pub emit_empty: u32,
+    /// Time that messages carry; without it the time of arrival counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_time: Option<EventTime>,
     /// Sinks that take the window's results; a sink may name the window instead.
@@ -128,26 +145,68 @@ pub enum WindowEmit {
     Update,
 }
 
-/// Time that the payload carries.
+/// Time that messages carry.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EventTime {
-    /// SQLite JSON path of the time in the payload, such as `$.created_at`: epoch seconds or an RFC 3339 text.
+    /// SQLite JSON path of the time in the payload, such as `$.created_at`; where absent, the timestamp that the message
+    /// came with.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
-    pub path: String,
+    pub path: Option<String>,
+    /// How the time in the payload is written.
+    #[serde(default)]
+    pub unit: TimeUnit,
     /// How far the watermark stays behind the newest time seen.
     #[serde(default = "default_watermark_delay")]
     pub watermark_delay: DurationText,
-    /// Time without a message after which the clock moves the watermark on; never where absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub idle_timeout: Option<DurationText>,
+    /// Time without a message after which a partition of a source holds the watermark back no more; once all are
+    /// silent, the watermark goes on with the clock.
+    #[serde(default = "default_idle_timeout")]
+    pub idle_timeout: DurationText,
     /// How long a window takes messages after the watermark has passed its end; later ones are dead letters.
     #[serde(default = "default_allowed_lateness")]
     pub allowed_lateness: DurationText,
 }
 
+/// How a time is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TimeUnit {
+    /// A text such as `2026-01-01T09:30:00+01:00`.
+    #[default]
+    Rfc3339,
+    /// A number of seconds since the Unix epoch.
+    Seconds,
+    /// A number of milliseconds since the Unix epoch.
+    Milliseconds,
+    /// A number of microseconds since the Unix epoch.
+    Microseconds,
+}
+
+impl TimeUnit {
+    /// Returns how many of the unit make a second; `None` for a text.
+    pub fn per_second(self) -> Option<i64> {
+        match self {
+            Self::Rfc3339 => None,
+            Self::Seconds => Some(1),
+            Self::Milliseconds => Some(1_000),
+            Self::Microseconds => Some(1_000_000),
+        }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
 fn default_watermark_delay() -> DurationText {
     defaults::WINDOW_WATERMARK_DELAY.into()
+}
+
+fn default_idle_timeout() -> DurationText {
+    defaults::WINDOW_IDLE_TIMEOUT.into()
 }
 
 fn default_allowed_lateness() -> DurationText {

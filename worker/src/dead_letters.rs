@@ -31,6 +31,7 @@ const SCHEMA: &str = "
         op TEXT NOT NULL,
         rows TEXT NOT NULL,
         timestamp INTEGER NOT NULL,
+        window TEXT,
         reason TEXT NOT NULL,
         attempts INTEGER NOT NULL,
         stored_at INTEGER NOT NULL,
@@ -99,9 +100,15 @@ impl DeadLetters {
         bytes_max: u64,
     ) -> Result<Self, SqliteError> {
         let connection = sqlite::open_writer(path, journal)?;
-        connection
-            .execute_batch(SCHEMA)
-            .map_err(|source| SqliteError::new(path, "make the tables", source))?;
+        let create = || -> rusqlite::Result<()> {
+            connection.execute_batch(SCHEMA)?;
+            // A file of an older version lacks the column.
+            if !sqlite::has_column(&connection, "letters", "window")? {
+                connection.execute_batch("ALTER TABLE letters ADD COLUMN window TEXT")?;
+            }
+            Ok(())
+        };
+        create().map_err(|source| SqliteError::new(path, "make the tables", source))?;
         let unchecked = AtomicU32::new(0);
         let bytes_max = AtomicU64::new(bytes_max);
         Ok(Self {
@@ -144,10 +151,10 @@ impl DeadLetters {
             connection
                 .prepare_cached(
                     "INSERT INTO letters (sink, join_name, key, lineage, epoch, n, op, rows, timestamp, reason, attempts,
-                                          stored_at, retry_at)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+                                          stored_at, retry_at, window)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
                      ON CONFLICT DO UPDATE SET lineage = excluded.lineage, epoch = excluded.epoch, n = excluded.n,
-                         op = excluded.op, rows = excluded.rows, timestamp = excluded.timestamp,
+                         op = excluded.op, rows = excluded.rows, timestamp = excluded.timestamp, window = excluded.window,
                          reason = excluded.reason, attempts = excluded.attempts, retry_at = excluded.retry_at,
                          stored_at = CASE WHEN (lineage, epoch, n) = (excluded.lineage, excluded.epoch, excluded.n)
                                           THEN stored_at ELSE excluded.stored_at END
@@ -166,7 +173,8 @@ impl DeadLetters {
                     retry.reason,
                     retry.attempts,
                     now,
-                    retry.retry_at
+                    retry.retry_at,
+                    event.window
                 ])?;
             Ok(())
         })
@@ -219,7 +227,7 @@ impl DeadLetters {
     pub(crate) fn due(&self, sink: &str, now: i64, limit: usize) -> Result<Vec<DeadLetter>, SqliteError> {
         self.doing("read dead letters", |connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT join_name, lineage, epoch, n, key, op, rows, timestamp, attempts FROM letters
+                "SELECT join_name, lineage, epoch, n, key, op, rows, timestamp, attempts, window FROM letters
                  WHERE sink = ?1 AND retry_at <= ?2 ORDER BY retry_at LIMIT ?3",
             )?;
             statement.query_map(params![sink, now, limit], read_letter)?.collect()
@@ -373,6 +381,7 @@ fn read_letter(row: &Row<'_>) -> rusqlite::Result<DeadLetter> {
             op: Op::parse(row.get_ref(5)?.as_str()?).unwrap_or(Op::Updated),
             rows: row.get(6)?,
             timestamp: row.get(7)?,
+            window: row.get(9)?,
         },
     };
     Ok(DeadLetter { result, attempts: row.get(8)? })
@@ -412,6 +421,7 @@ mod tests {
             op: Op::Created,
             rows: "x".repeat(bytes),
             timestamp: 0,
+            window: None,
         };
         PendingResult { join_name: "j".to_owned(), lineage: "l".to_owned(), event }
     }

@@ -33,6 +33,7 @@ use self::join_state::JoinState;
 use self::pool::EvaluatorPool;
 use self::schedule::EpochLoop;
 use crate::clock::SteadyClock;
+use crate::dead_letters::DeadLetters;
 use crate::join::CheckedJoin;
 use crate::join::full::FullError;
 use crate::join::plan::ClockUse;
@@ -90,6 +91,8 @@ pub(crate) struct Evaluator {
     pub(crate) stopped: BTreeSet<usize>,
     /// Joins to evaluate again because an audit found differences.
     pub(crate) repairs: Arc<Repairs>,
+    /// Takes the messages that are too late for a window.
+    pub(crate) letters: Arc<DeadLetters>,
 }
 
 /// Joins whose stored results may be wrong: each is evaluated in full, and differences are stored and sent.
@@ -170,7 +173,10 @@ impl Evaluator {
                     if !epochs.troubled {
                         self.recovered();
                     }
-                    let reads_clock = epochs.joins.iter().any(|state| state.join.clock != ClockUse::Unread);
+                    let reads_clock = epochs
+                        .joins
+                        .iter()
+                        .any(|state| state.join.clock != ClockUse::Unread || state.window.is_some());
                     let limit = match stopped {
                         true => STOPPING_LOOK,
                         false if reads_clock => epochs.clock.until_next(),
@@ -243,7 +249,7 @@ impl Evaluator {
         for (index, (join, progress)) in self.joins.iter().zip(&self.progress).enumerate() {
             let kept_by = self.results.accumulated_by(progress.id)?;
             let is_stopped = self.stopped.contains(&index);
-            let state = JoinState::new(join, progress, kept_by.as_deref(), is_stopped, &self.topics);
+            let state = JoinState::new(join, progress, kept_by.as_deref(), is_stopped, &self.topics)?;
             self.status.join(&join.name).set_class(state.class());
             joins.push(state);
         }
@@ -266,6 +272,7 @@ impl Evaluator {
             self.results.path(),
             joins.iter().filter_map(|j| j.keyed.as_ref()),
             joins.iter().filter_map(|j| j.accumulated.as_ref()),
+            joins.iter().filter_map(|j| j.window.as_ref()).map(|window| window.topic()),
         )?;
         debug!(milliseconds = began.elapsed().as_millis(), "the evaluator is ready");
         Ok(EpochLoop {
@@ -279,6 +286,7 @@ impl Evaluator {
             done,
             trim_to: self.trim_to.clone(),
             repairs: Arc::clone(&self.repairs),
+            letters: Arc::clone(&self.letters),
             begun: false,
             checkpoints: None,
             failing: None,

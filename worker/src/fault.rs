@@ -15,6 +15,12 @@ pub(crate) enum Sabotage {
     MissingOccurrence,
     /// A group is looked up by the text of its values, which tells equal numbers apart.
     SplitGroups,
+    /// A window does not look at the image of a row before a change.
+    NoRetraction,
+    /// The watermark of a window may go back.
+    WatermarkBack,
+    /// A closed frame of a window closes again at each epoch.
+    CloseTwice,
 }
 
 #[cfg(not(debug_assertions))]
@@ -43,9 +49,12 @@ mod debug {
                 "drop-key-query" => Some(Sabotage::DropKeyQuery),
                 "missing-occurrence" => Some(Sabotage::MissingOccurrence),
                 "split-groups" => Some(Sabotage::SplitGroups),
+                "no-retraction" => Some(Sabotage::NoRetraction),
+                "watermark-back" => Some(Sabotage::WatermarkBack),
+                "close-twice" => Some(Sabotage::CloseTwice),
                 other => panic!(
                     "LITEJOIN_SABOTAGE={other:?} is none of no-old-images, drop-key-query, missing-occurrence, \
-                     split-groups"
+                     split-groups, no-retraction, watermark-back, close-twice"
                 ),
             }
         });

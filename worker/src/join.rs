@@ -34,7 +34,7 @@ use litejoin_crds::complaint::near_or_allowed;
 
 use self::plan::row::RowExpr;
 use crate::status::join::ClassInForce;
-use crate::storage::shard::{Index, Needs};
+use crate::storage::shard::{EventTimes, Index, Needs};
 
 /// Returns the tables and indexes that joins need in every shard.
 pub(crate) fn needs(joins: &[CheckedJoin]) -> Needs {
@@ -45,16 +45,20 @@ pub(crate) fn needs(joins: &[CheckedJoin]) -> Needs {
             indexes.extend(plan.lookups().iter().map(|(topic, expr)| index(topic, expr)));
         }
         indexes.extend(join.clock.bounds().iter().map(|bound| index(&bound.topic, &bound.by)));
+        indexes.extend(join.window.iter().map(|window| window.index()));
     }
-    Needs { topics: topics.into_iter().collect(), indexes: indexes.into_iter().collect() }
+    let clocks: BTreeSet<EventTimes> =
+        joins.iter().flat_map(|join| &join.window).filter_map(|window| window.event_times()).collect();
+    Needs {
+        topics: topics.into_iter().collect(),
+        indexes: indexes.into_iter().collect(),
+        clocks: clocks.into_iter().collect(),
+    }
 }
 
 /// Returns the classes of joins by name, as `/status` shows them.
 pub(crate) fn classes(joins: &[CheckedJoin]) -> impl Iterator<Item = (&str, ClassInForce)> {
-    joins.iter().map(|join| {
-        let (name, reason) = (join.class.name(), join.class.reason().map(ToString::to_string));
-        (join.name.as_str(), ClassInForce { name, reason })
-    })
+    joins.iter().map(|join| (join.name.as_str(), join.planned_class()))
 }
 
 /// Returns the index by which rows of a topic are looked up by an expression.
@@ -64,6 +68,7 @@ fn index(topic: &str, expr: &RowExpr) -> Index {
         expression: expr.sql(),
         parameters: expr.parameters(),
         fields: expr.fields().cloned(),
+        time: None,
     }
 }
 

@@ -30,6 +30,7 @@ mod sink;
 mod source;
 mod status;
 mod storage;
+mod window;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -13,6 +13,7 @@ use litejoin_crds::{Complaint, Place, Reason, Severity, unsupported, validate};
 use crate::join::CheckedJoin;
 use crate::join::check::{self, Catalog, QueryError};
 use crate::manifest::{self, Manifest};
+use crate::window;
 
 /// A pipeline that can run.
 pub(crate) struct Pipeline {
@@ -133,11 +134,12 @@ fn check(manifest: Manifest) -> Result<(Pipeline, String), Box<Wrong>> {
     refused.extend(left_out_of_this_build(&plan));
     let topics = declared_topics(&plan);
     let catalog = Catalog { topics: &topics, open: takes_any_topic(&plan) };
-    let checked = check::check(&plan.joins, catalog);
-    let joins = match checked {
-        Ok(joins) if refused.is_empty() => joins,
-        checked => {
-            let queries = checked.err().unwrap_or_default();
+    let joins = check::check(&plan.joins, catalog);
+    let windows = window::check::check(&plan.windows, &plan.retention);
+    let joins = match (joins, windows) {
+        (Ok(joins), Ok(windows)) if refused.is_empty() => [joins, windows].concat(),
+        (joins, windows) => {
+            let queries = [joins.err(), windows.err()].into_iter().flatten().flatten().collect::<Vec<_>>();
             let text = render_queries(&manifest, &queries) + &manifest.render(&refused);
             return Err(Wrong::new(manifest, &refused, &queries, text));
         }

@@ -7,11 +7,13 @@
 //! joins(id, name, definition, epoch, stale, applied)   how far each has come in each shard's change log
 //! results(join_id, key, rows, op, epoch, n, …)     outbox(epoch, n, join_id, key, op, rows, timestamp)
 //! accumulators(join_id, grp, state)                what is kept of groups, see join::accumulate
+//! watermarks, frames, panes                        the time of windows, see frames
 //! cursors(sink, epoch, n)                          how far each sink is
 //! subscriptions(sink, join_id)                     hand_overs(sink, join_id), those that have not come to their end
 //! ```
 
 pub(crate) mod event;
+pub(crate) mod frames;
 pub(crate) mod outbox;
 pub(crate) mod reader;
 pub(crate) mod recovery_barrier;

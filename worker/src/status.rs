@@ -88,9 +88,9 @@ impl Status {
     /// Adds counters for the plan's sources, joins and sinks and removes those of parts that are gone. `classes` are the
     /// joins by name.
     pub(crate) fn follow<'j>(&self, plan: &Plan, classes: impl IntoIterator<Item = (&'j str, ClassInForce)>) {
-        self.sources.keep(plan.sources.iter().map(|source| &source.name));
-        self.joins.keep(plan.joins.iter().map(|join| &join.name));
-        self.sinks.keep(plan.sinks.iter().map(|sink| &sink.name));
+        self.sources.keep(plan.sources.iter().map(|source| source.name.as_str()));
+        self.joins.keep(plan.outputs().map(|output| output.name));
+        self.sinks.keep(plan.sinks.iter().map(|sink| sink.name.as_str()));
         for (name, class) in classes {
             self.join(name).set_class(class);
         }

@@ -35,9 +35,6 @@ pub(crate) fn plan(contents: &Contents, complaints: &mut Complaints) -> Vec<Join
             complaints.error(&named.place, "resultKey", Reason::InvalidName, message);
         }
     }
-    let takes = |join: &Named<_>, sink: &Named<crate::sink::SinkBody>, sinks: &[String]| {
-        sinks.contains(&sink.name) || sink.body.joins.contains(&join.name)
-    };
     contents
         .joins
         .iter()
@@ -53,14 +50,16 @@ pub(crate) fn plan(contents: &Contents, complaints: &mut Complaints) -> Vec<Join
                 SECOND,
                 DAY,
             ),
-            sinks: contents
-                .sinks
-                .iter()
-                .filter(|sink| takes(join, sink, &join.body.sinks))
-                .map(|sink| sink.name.clone())
-                .collect(),
+            sinks: sinks_of(contents, &join.name, &join.body.sinks),
         })
         .collect()
+}
+
+/// Returns the sinks that take a join or window, whether it names the sink or the sink names it.
+pub(crate) fn sinks_of(contents: &Contents, name: &String, named: &[String]) -> Vec<String> {
+    let takes =
+        |sink: &&Named<crate::sink::SinkBody>| named.contains(&sink.name) || sink.body.joins.contains(name);
+    contents.sinks.iter().filter(takes).map(|sink| sink.name.clone()).collect()
 }
 
 /// Complains about sinks of a join or window that do not exist.
@@ -79,18 +78,19 @@ pub(crate) fn check_sinks<T>(
     }
 }
 
-/// Warns of joins that no sink takes and no other query could read.
-pub(crate) fn unused(contents: &Contents, plan: &Plan, complaints: &mut Complaints) {
-    for join in plan.joins.iter().filter(|join| join.sinks.is_empty()) {
-        let others =
-            plan.joins.iter().filter(|other| other.name != join.name).map(|other| other.query.as_str());
-        let windows = contents.windows.iter().map(|window| window.body.query.as_str());
-        if !others.chain(windows).any(|query| mentions(query, &join.name)) {
+/// Warns of joins and windows that no sink takes and no other query could read.
+pub(crate) fn unused(plan: &Plan, complaints: &mut Complaints) {
+    let joins = plan.joins.iter().map(|join| (join.name.as_str(), join.query.as_str()));
+    let reads = joins.chain(plan.windows.iter().map(|window| (window.name.as_str(), window.topic.as_str())));
+    for output in plan.outputs().filter(|output| output.sinks.is_empty()) {
+        let name = output.name;
+        let is_read = |(other, reads): (&str, &str)| other != name && mentions(reads, name);
+        if !reads.clone().any(is_read) {
+            let kind = if plan.joins.iter().any(|join| join.name == name) { "join" } else { "window" };
             let message = format!(
-                "no sink takes the join {:?} and no other query reads it; add sinks: [<a sink's name>]",
-                join.name
+                "no sink takes the {kind} {name:?} and no other query reads it; add sinks: [<a sink's name>]"
             );
-            complaints.warning(&join.place, "", Reason::Unused, message);
+            complaints.warning(output.place, "", Reason::Unused, message);
         }
     }
 }

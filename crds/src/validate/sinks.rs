@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::complaint::{Reason, near_or_allowed};
 use crate::kind::{Kind, SINK_KINDS};
 use crate::path;
-use crate::plan::{Join, Plan, Sink, SinkKind, SqliteSink, SseSink};
+use crate::plan::{Join, Plan, Sink, SinkKind, SqliteSink, SseSink, Window};
 use crate::sink::{SinkBody, SseSinkSpec};
 use crate::validate::complaints::Complaints;
 use crate::validate::read::{Contents, Named};
@@ -13,7 +13,12 @@ use crate::validate::scope::Scope;
 use crate::validate::{connections, kafka};
 
 /// Checks the sinks and resolves which joins each takes.
-pub(crate) fn plan(contents: &Contents, joins: &[Join], complaints: &mut Complaints) -> Vec<Sink> {
+pub(crate) fn plan(
+    contents: &Contents,
+    joins: &[Join],
+    windows: &[Window],
+    complaints: &mut Complaints,
+) -> Vec<Sink> {
     let mut known = contents.names(Kind::Join);
     known.extend(contents.names(Kind::Window));
     let mut sinks = Vec::new();
@@ -40,8 +45,10 @@ pub(crate) fn plan(contents: &Contents, joins: &[Join], complaints: &mut Complai
                 );
                 scope.error("sqlite.path", Reason::Conflict, message);
             }
-            let taken = joins.iter().filter(|join| join.sinks.contains(&named.name));
-            let joins = taken.map(|join| join.name.clone()).collect();
+            let joins = joins.iter().map(|join| (&join.name, &join.sinks));
+            let outputs = joins.chain(windows.iter().map(|window| (&window.name, &window.sinks)));
+            let taken = outputs.filter(|(_, sinks)| sinks.contains(&named.name));
+            let joins = taken.map(|(name, _)| name.clone()).collect();
             sinks.push(Sink { name: named.name.clone(), place: named.place.clone(), kind, joins });
         }
     }
@@ -111,8 +118,8 @@ fn is_origin(text: &str) -> bool {
 }
 
 /// Warns of sinks that take nothing.
-pub(crate) fn unused(plan: &Plan, windows_take: &[String], complaints: &mut Complaints) {
-    for sink in plan.sinks.iter().filter(|sink| sink.joins.is_empty() && !windows_take.contains(&sink.name)) {
+pub(crate) fn unused(plan: &Plan, complaints: &mut Complaints) {
+    for sink in plan.sinks.iter().filter(|sink| sink.joins.is_empty()) {
         let message = format!(
             "the sink {:?} takes no join; add joins: [<a join's name>], or its name to a join's sinks",
             sink.name

@@ -5,32 +5,62 @@ use std::time::Duration;
 use crate::complaint::{Reason, nearest};
 use crate::duration::{DURATION_MAX, DurationText};
 use crate::kind::Kind;
-use crate::plan::Place;
+use crate::plan::{EventClock, Retention, TimeCut, Window};
 use crate::source::SourceBody;
 use crate::validate::complaints::Complaints;
 use crate::validate::joins;
 use crate::validate::names::topics_of;
 use crate::validate::read::{Contents, Named};
-use crate::validate::scope::Scope;
-use crate::window::{WindowBody, WindowKind};
+use crate::validate::scope::{DURATION_MIN, Scope};
+use crate::window::{EventTime, TimeUnit, WindowBody, WindowKind};
 
-/// Checks the windows.
-pub(crate) fn check(contents: &Contents, complaints: &mut Complaints) {
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The greatest number of frames that one row may be in.
+const SLIDES_MAX: i64 = 1_440;
+
+/// Checks the windows and resolves which sinks take each.
+pub(crate) fn plan(contents: &Contents, complaints: &mut Complaints) -> Vec<Window> {
+    let mut windows = Vec::new();
     for named in &contents.windows {
-        joins::check_sinks(contents, named, &named.body.sinks, complaints);
+        let body = &named.body;
+        joins::check_sinks(contents, named, &body.sinks, complaints);
         check_topic(contents, named, complaints);
-        durations(&named.body, &named.place, complaints);
+        let mut scope = Scope { place: &named.place, complaints: &mut *complaints };
+        if body.query.trim().is_empty() {
+            scope.error("query", Reason::InvalidValue, "got an empty query; write one SELECT");
+        }
+        let cut = cut(body, &mut scope);
+        let event_time = body.event_time.as_ref().map(|event_time| event_clock(event_time, &mut scope));
+        windows.push(Window {
+            name: named.name.clone(),
+            place: named.place.clone(),
+            topic: body.topic.clone(),
+            query: body.query.clone(),
+            cut,
+            partition_by: body.partition_by.clone(),
+            key_column: body.key_column.clone(),
+            emit: body.emit,
+            emit_empty: body.emit_empty,
+            event_time,
+            sinks: joins::sinks_of(contents, &named.name, &body.sinks),
+        });
     }
+    windows
 }
 
-/// The sinks that take a window, by name.
-pub(crate) fn sinks_taking(contents: &Contents) -> Vec<String> {
-    let named = contents.windows.iter().flat_map(|window| window.body.sinks.iter().cloned());
-    let naming = contents
-        .sinks
-        .iter()
-        .filter(|sink| contents.windows.iter().any(|window| sink.body.joins.contains(&window.name)));
-    named.chain(naming.map(|sink| sink.name.clone())).collect()
+/// Complains about windows that need rows for longer than retention keeps them.
+pub(crate) fn check_retention(windows: &[Window], retention: &Retention, complaints: &mut Complaints) {
+    let kept = i64::try_from(retention.duration.as_secs()).unwrap_or(i64::MAX);
+    for window in windows {
+        if let Some(needed) = window.rows_needed().filter(|needed| *needed > kept) {
+            let message = format!(
+                "needs the rows of its topic for {needed}s, until its last message can have come; retention.duration is \
+                 {kept}s, write at least {needed}s"
+            );
+            complaints.error(&window.place, "", Reason::Conflict, message);
+        }
+    }
 }
 
 /// Complains about a topic that no source may fill.
@@ -57,15 +87,14 @@ fn check_topic(contents: &Contents, named: &Named<WindowBody>, complaints: &mut 
     complaints.error(&named.place, "topic", Reason::UnknownReference, message);
 }
 
-fn durations(window: &WindowBody, place: &Place, complaints: &mut Complaints) {
-    let mut scope = Scope { place, complaints };
-    let fields = [("size", &window.size), ("slide", &window.slide), ("gap", &window.gap)];
+/// Checks the durations that cut time.
+fn cut(window: &WindowBody, scope: &mut Scope<'_>) -> TimeCut {
     let (noun, needed): (&str, &[&str]) = match window.kind {
         WindowKind::Tumbling => ("tumbling", &["size"]),
         WindowKind::Sliding => ("sliding", &["size", "slide"]),
         WindowKind::Session => ("session", &["gap"]),
     };
-    for (name, value) in fields {
+    for (name, value) in [("size", &window.size), ("slide", &window.slide), ("gap", &window.gap)] {
         match value {
             None if needed.contains(&name) => {
                 let message = format!("a {noun} window needs {name}; add for example {name}: 1m");
@@ -81,39 +110,79 @@ fn durations(window: &WindowBody, place: &Place, complaints: &mut Complaints) {
             _ => {}
         }
     }
-    let size = window.size.as_ref().map(|size| whole_seconds(&mut scope, "size", size));
-    let slide = window.slide.as_ref().map(|slide| whole_seconds(&mut scope, "slide", slide));
-    if let Some(gap) = &window.gap {
-        whole_seconds(&mut scope, "gap", gap);
+    let mut seconds = |field: &str, text: &Option<DurationText>| {
+        text.as_ref().map(|text| whole_seconds(scope, field, text, SECOND))
+    };
+    let size = seconds("size", &window.size);
+    let slide = seconds("slide", &window.slide);
+    let gap = seconds("gap", &window.gap);
+    if window.kind == WindowKind::Session {
+        for (name, is_there) in [("offset", window.offset.is_some()), ("timezone", window.timezone.is_some())]
+        {
+            if is_there {
+                let message =
+                    format!("a session window has no {name}: its messages say when it begins; remove it");
+                scope.error(name, Reason::Conflict, message);
+            }
+        }
+        return TimeCut::Session { gap: gap.unwrap_or(1) };
     }
-    if let (Some(size), Some(slide), Some(written)) = (size, slide, &window.size)
-        && slide > size
-        && !size.is_zero()
-    {
+    let size = size.filter(|size| *size > 0).unwrap_or(1);
+    let slide = slide.filter(|slide| *slide > 0 && window.kind == WindowKind::Sliding).unwrap_or(size);
+    if let (true, Some(written)) = (slide > size, &window.size) {
         let message = format!("longer than size; write at most {:?}", written.0);
         scope.error("slide", Reason::Conflict, message);
     }
-    if let Some(event_time) = &window.event_time {
-        scope.duration("eventTime.watermarkDelay", &event_time.watermark_delay, Duration::ZERO, DURATION_MAX);
-        scope.duration(
-            "eventTime.allowedLateness",
-            &event_time.allowed_lateness,
-            Duration::ZERO,
-            DURATION_MAX,
+    if size / slide > SLIDES_MAX {
+        let message = format!(
+            "each message would be in {} windows, allowed at most {SLIDES_MAX}; write a slide of at least {}s",
+            size / slide,
+            (size + SLIDES_MAX - 1) / SLIDES_MAX
         );
-        if let Some(idle_timeout) = &event_time.idle_timeout {
-            scope.positive("eventTime.idleTimeout", idle_timeout);
-        }
+        scope.error("slide", Reason::OutOfRange, message);
+    }
+    let offset =
+        window.offset.as_ref().map_or(0, |text| whole_seconds(scope, "offset", text, Duration::ZERO));
+    if offset >= slide {
+        let message = format!("got {offset}s, allowed less than the {slide}s from one start to the next");
+        scope.error("offset", Reason::OutOfRange, message);
+    }
+    if let Some(name) = &window.timezone
+        && jiff::tz::db().get(name).is_err()
+    {
+        let known: Vec<String> = jiff::tz::db().available().map(|name| name.as_str().to_owned()).collect();
+        let near = nearest(name, known.iter().map(String::as_str));
+        let hint = near.map_or_else(String::new, |near| format!("; did you mean {near:?}?"));
+        let message =
+            format!("no place is called {name:?}{hint}; write an IANA name such as America/New_York");
+        scope.error("timezone", Reason::InvalidValue, message);
+    }
+    TimeCut::Grid { size, slide, offset, timezone: window.timezone.clone() }
+}
+
+fn event_clock(event_time: &EventTime, scope: &mut Scope<'_>) -> EventClock {
+    if event_time.path.is_none() && event_time.unit != TimeUnit::Rfc3339 {
+        let message =
+            "needs path, the place of the time in the payload; the timestamp of a message has no unit";
+        scope.error("eventTime.unit", Reason::Conflict, message);
+    }
+    let mut seconds =
+        |field: &str, text: &DurationText, least: Duration| whole_seconds(scope, field, text, least);
+    EventClock {
+        path: event_time.path.clone(),
+        unit: event_time.unit,
+        watermark_delay: seconds("eventTime.watermarkDelay", &event_time.watermark_delay, Duration::ZERO),
+        idle_timeout: seconds("eventTime.idleTimeout", &event_time.idle_timeout, SECOND),
+        allowed_lateness: seconds("eventTime.allowedLateness", &event_time.allowed_lateness, Duration::ZERO),
     }
 }
 
 /// Parses a duration of whole seconds: topics carry no finer time.
-fn whole_seconds(scope: &mut Scope<'_>, field: &str, text: &DurationText) -> Duration {
-    let duration = scope.positive(field, text);
+fn whole_seconds(scope: &mut Scope<'_>, field: &str, text: &DurationText, least: Duration) -> i64 {
+    let duration = scope.duration(field, text, least.min(DURATION_MIN), DURATION_MAX);
     if duration.subsec_nanos() != 0 {
         let message = format!("got {:?}, allowed whole seconds; topics carry no finer time", text.0);
         scope.error(field, Reason::InvalidDuration, message);
-        return Duration::ZERO;
     }
-    duration
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
 }

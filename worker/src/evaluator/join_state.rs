@@ -19,6 +19,7 @@ use crate::results::event::JoinId;
 use crate::results::store::{EpochWriter, Progress};
 use crate::status::join::{ClassInForce, ClassName};
 use crate::storage::topics::Topics;
+use crate::window::evaluation::WindowEvaluation;
 
 /// A join and its progress.
 pub(super) struct JoinState {
@@ -49,6 +50,10 @@ pub(super) struct JoinState {
     pub(super) is_time_due: bool,
     /// `None` for a join without time bounds.
     time: Option<TimeState>,
+    /// The frames of a window; `None` for a join.
+    pub(super) window: Option<Box<WindowEvaluation>>,
+    /// Whether the frames of a window have to be found anew.
+    pub(super) begins: bool,
     /// The copy of the join's topics from its last evaluation in full, if kept.
     pub(super) copy: Option<FullCopy>,
     /// Why the join is kept current by a slower class than planned; `None` if it isn't.
@@ -149,11 +154,24 @@ impl JoinState {
         kept_by: Option<&str>,
         stopped: bool,
         topics: &Topics,
-    ) -> Self {
+    ) -> rusqlite::Result<Self> {
         let mut applied = progress.applied.clone();
         let topic_id = |name: &str| topics.declare(name);
         let new_keyed = |plan: &Keyed| KeyedJoin::new(join.clone(), progress.id, plan.clone(), topic_id);
         let (mut accumulated, mut fallback) = (None, None);
+        let window = join.window.as_ref().map(|window| {
+            let evaluation =
+                WindowEvaluation::new(Arc::new(join.clone()), progress.id, topic_id(&window.topic));
+            evaluation.map(|mut evaluation| {
+                let fingerprint =
+                    window.aggregates.as_ref().map(|aggregates| aggregates.plan.given_up_fingerprint());
+                if fingerprint.is_some() && kept_by == fingerprint.as_deref() {
+                    evaluation.give_up_aggregates();
+                }
+                Box::new(evaluation)
+            })
+        });
+        let window = window.transpose()?;
         let keyed = match &join.class {
             Class::Full(_) => None,
             Class::Keyed(plan) => Some(new_keyed(plan)),
@@ -172,16 +190,18 @@ impl JoinState {
         };
         let time =
             TimeBounds::new(join.clock.bounds()).map(|bounds| TimeState { bounds, values: None, next: None });
-        Self {
+        let begins = window.is_some() && (applied.is_none() || progress.stale);
+        let is_due = progress.stale
+            || applied.is_none()
+            || join.clock.is_anywhere()
+            || time.is_some() && progress.clock.is_none();
+        Ok(Self {
             join: Arc::new(join.clone()),
             id: progress.id,
             keyed,
             accumulated,
             suspended: None,
-            due: progress.stale
-                || applied.is_none()
-                || join.clock.is_anywhere()
-                || time.is_some() && progress.clock.is_none(),
+            due: window.is_none() && is_due,
             applied,
             stale: progress.stale,
             stopped,
@@ -190,13 +210,22 @@ impl JoinState {
             clock: progress.clock,
             is_time_due: false,
             time,
+            window,
+            begins,
             copy: None,
             fallback,
-        }
+        })
     }
 
     /// Returns the class in force, and why it is not a faster one.
     pub(super) fn class(&self) -> ClassInForce {
+        if let Some(window) = &self.window {
+            let name = if window.accumulates() { ClassName::Accumulated } else { ClassName::Keyed };
+            return ClassInForce {
+                name,
+                reason: self.fallback.as_ref().map(|fallback| fallback.message.clone()),
+            };
+        }
         let planned = || self.join.class.reason().map(ToString::to_string);
         let Some(Fallback { message, is_full, .. }) = &self.fallback else {
             return ClassInForce { name: self.join.class.name(), reason: planned() };

@@ -44,6 +44,7 @@ impl EvaluatorPool {
         results_path: &Path,
         joins: impl Iterator<Item = &'a KeyedJoin> + Clone,
         accumulated: impl Iterator<Item = &'a AccumulatedJoin> + Clone,
+        windows: impl Iterator<Item = TopicId>,
     ) -> Result<Self, EpochError> {
         let count = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
         let workspaces = (0..count)
@@ -58,7 +59,8 @@ impl EvaluatorPool {
             })
             .collect::<Result<_, EpochError>>()?;
         let by_value = joins.flat_map(KeyedJoin::looked_back);
-        let looked_back = by_value.chain(accumulated.flat_map(|join| join.rows.topics())).collect();
+        let looked_back =
+            by_value.chain(accumulated.flat_map(|join| join.rows.topics())).chain(windows).collect();
         Ok(Self { workspaces, looked_back })
     }
 
@@ -267,7 +269,8 @@ mod tests {
             sqlite::open_writer(file, litejoin_crds::plan::Synchronous::Normal).unwrap();
         }
         let [first, second, results] = files;
-        let mut workspaces = EvaluatorPool::new(&[first, second], &results, [].iter(), [].iter()).unwrap();
+        let mut workspaces =
+            EvaluatorPool::new(&[first, second], &results, [].iter(), [].iter(), [].into_iter()).unwrap();
 
         // SQLite has no nested transactions, so this reader can't begin another one.
         workspaces.workspaces.last_mut().unwrap().readers()[1].hold().unwrap();

@@ -14,6 +14,7 @@ use super::join_state::{Aggregation, Cause, EvaluationOutcome, JoinState};
 use super::pool::EvaluatorPool;
 use super::{BACKGROUND_MAX, EpochError, Repairs, SLICE_ENTRIES, WHOLE_ENTRIES_MAX, microseconds};
 use crate::clock::SteadyClock;
+use crate::dead_letters::DeadLetters;
 use crate::join::CheckedJoin;
 use crate::join::changes::{Changes, ReadError};
 use crate::join::full::FullError;
@@ -24,6 +25,7 @@ use crate::status::Status;
 use crate::status::join::JoinStatus;
 use crate::storage::gate::{Cut, EpochGate};
 use crate::storage::ingest::{Checkpoints, Ingest};
+use crate::window::evaluation::{Moments, RefusedRow};
 
 /// The running evaluator: one epoch after the other.
 pub(super) struct EpochLoop {
@@ -38,6 +40,8 @@ pub(super) struct EpochLoop {
     pub(super) done: mpsc::Receiver<JobResult>,
     pub(super) trim_to: Vec<Arc<AtomicI64>>,
     pub(super) repairs: Arc<Repairs>,
+    /// Takes the messages that are too late for a window.
+    pub(super) letters: Arc<DeadLetters>,
     /// Whether an epoch has published the joins that were current at the start.
     pub(super) begun: bool,
     /// Checkpoints that have to end before the next cut.
@@ -80,8 +84,9 @@ impl EpochLoop {
             state.background.is_none() && !state.due && state.applied.as_ref() != Some(&committed)
         };
         let mut worked = false;
-        let is_behind = !self.begun || self.joins.iter().any(is_behind) || self.joins.is_empty();
-        if is_behind || !stopping && self.is_time_due()? {
+        let begins = self.joins.iter().any(|state| state.begins && !state.stopped);
+        let is_behind = !self.begun || begins || self.joins.iter().any(is_behind) || self.joins.is_empty();
+        if is_behind || !stopping && self.is_time_due(gate)? {
             worked = self.epoch(gate)?;
         }
         let now = self.clock.now();
@@ -94,8 +99,10 @@ impl EpochLoop {
                 state.due = true;
             }
             if self.repairs.take(&state.join.name) {
-                state.due = true;
+                state.due = state.window.is_none();
+                state.begins = state.window.is_some();
                 state.copy = None;
+                worked |= state.begins;
             }
             if state.due && running < BACKGROUND_MAX {
                 state.due = false;
@@ -118,13 +125,23 @@ impl EpochLoop {
     }
 
     /// Looks, once a second, for joins with rows that the clock has passed.
-    fn is_time_due(&mut self) -> Result<bool, EpochError> {
+    fn is_time_due(&mut self, gate: &EpochGate) -> Result<bool, EpochError> {
         let now = self.clock.now();
         if self.looked_at == Some(now) {
             // An epoch that failed is cut again.
-            return Ok(self.joins.iter().any(|state| state.is_time_due && state.is_followed_by_rows()));
+            let is_followed = |state: &JoinState| state.window.is_some() || state.is_followed_by_rows();
+            return Ok(self.joins.iter().any(|state| state.is_time_due && is_followed(state)));
         }
         let mut is_any = false;
+        let moments = Moments { now, arrived: gate.arrived() };
+        for state in &mut self.joins {
+            let Some(window) = &mut state.window else { continue };
+            state.is_time_due = !state.stopped && window.tick(moments);
+            is_any |= state.is_time_due;
+            if let Some(watermark) = window.watermark().filter(|_| !state.is_time_due) {
+                self.committer.status().join(&state.join.name).set_as_of(watermark);
+            }
+        }
         for state in self.joins.iter_mut().filter(|state| state.is_followed_by_rows()) {
             let outcome = state.is_any_row_due(self.pool.workspace(), now);
             let status = self.committer.status().join(&state.join.name);
@@ -156,6 +173,12 @@ impl EpochLoop {
         let mut steps = TimeSteps { now: self.clock.now(), taken: BTreeMap::new() };
         let outcome = self.evaluate(&cut, gate, &mut steps);
         self.pool.release();
+        if outcome.is_err() {
+            self.joins
+                .iter_mut()
+                .filter_map(|state| state.window.as_mut())
+                .for_each(|window| window.forget());
+        }
         if let Some(checkpoints) = self.checkpoints.take() {
             checkpoints.wait();
             gate.suspend_backpressure(false);
@@ -180,6 +203,12 @@ impl EpochLoop {
             state.applied = Some(cut.seqs.clone());
             state.epoch = cut.epoch;
             state.resume_aggregation();
+            if let Some(window) = &mut state.window {
+                (state.begins, state.stale, state.is_time_due) = (false, false, window.has_more());
+                if let Some(watermark) = window.watermark() {
+                    self.committer.status().join(&state.join.name).set_as_of(watermark);
+                }
+            }
         }
         if self.joins.is_empty() {
             self.committer.passed(cut.epoch);
@@ -215,6 +244,9 @@ impl EpochLoop {
     ) -> Result<Vec<usize>, EpochError> {
         let mut groups: BTreeMap<Vec<i64>, Vec<usize>> = BTreeMap::new();
         for (index, state) in self.joins.iter().enumerate() {
+            if state.begins {
+                continue;
+            }
             if let (None, false, Some(applied)) = (&state.background, state.due, &state.applied) {
                 groups.entry(applied.clone()).or_default().push(index);
             }
@@ -226,21 +258,31 @@ impl EpochLoop {
             groups.insert(cut.seqs.clone(), due);
         }
         // Progress is stored before it is reported, so a restart cannot report less.
-        if groups.is_empty() && there.iter().all(|index| self.joins[*index].epoch == cut.epoch) {
+        let begins: Vec<usize> = (0..self.joins.len())
+            .filter(|index| self.joins[*index].begins && !self.joins[*index].stopped)
+            .collect();
+        let is_there = begins.is_empty() && groups.is_empty();
+        if is_there && there.iter().all(|index| self.joins[*index].epoch == cut.epoch) {
             return Ok(there);
         }
         let mut changed: Vec<EpochChange> = Vec::new();
         let committer = Arc::clone(&self.committer);
         committer.commit(cut.epoch, |writer| {
             self.pool.hold_results()?;
+            for index in begins {
+                if self.begin_window(index, writer)? {
+                    there.push(index);
+                }
+            }
             for (applied, members) in groups {
                 there.extend(self.catch_up(&applied, members, cut, writer, &mut changed, steps)?);
             }
+            there = self.advance_windows(std::mem::take(&mut there), cut, steps.now, writer, &mut changed)?;
             crate::fault::point("evaluated");
             for index in &there {
                 let state = &self.joins[*index];
                 let moment = steps.taken.get(index).map(|step| step.to).or(state.clock);
-                writer.applied(state.id, &cut.seqs, moment, state.stale)?;
+                writer.applied(state.id, &cut.seqs, moment, state.stale && state.window.is_none())?;
             }
             // The shards have no readers while the results are synced.
             self.request_checkpoints(gate);
@@ -292,7 +334,10 @@ impl EpochLoop {
             let changes = match self.pool.changes(&from, &to, &self.background.topics) {
                 Ok(changes) => changes,
                 Err(ReadError::TooMuch) => {
-                    members.iter().for_each(|index| self.joins[*index].due = true);
+                    for index in &members {
+                        let state = &mut self.joins[*index];
+                        (state.due, state.begins) = (state.window.is_none(), state.window.is_some());
+                    }
                     return Ok(Vec::new());
                 }
                 Err(ReadError::File(error)) => return Err(error.into()),
@@ -308,7 +353,12 @@ impl EpochLoop {
             };
             members.retain(|index| {
                 let state = &mut self.joins[*index];
-                if is_touched(&state.join) && !state.stopped && (state.stale || !state.keeps_up(lag)) {
+                let is_join = state.window.is_none();
+                if is_join
+                    && is_touched(&state.join)
+                    && !state.stopped
+                    && (state.stale || !state.keeps_up(lag))
+                {
                     state.due = true;
                 }
                 !state.due
@@ -318,14 +368,131 @@ impl EpochLoop {
             for index in members.clone() {
                 let state = &self.joins[index];
                 let is_concerned = is_touched(&state.join) || state.is_time_due;
-                if is_concerned && !state.stopped && !state.stale {
+                if state.window.is_some() {
+                    if is_touched(&state.join) && !state.stopped {
+                        self.take_in(index, &changes, writer)?;
+                    }
+                } else if is_concerned && !state.stopped && !state.stale {
                     self.evaluate_keyed(index, &changes, known, writer, changed, steps)?;
                 }
             }
-            members.retain(|index| !self.joins[*index].due);
+            members.retain(|index| !self.joins[*index].due && !self.joins[*index].begins);
             from = to;
         }
         Ok(members)
+    }
+
+    /// Finds the frames of a window anew; returns `false` if that has to be tried again.
+    fn begin_window(&mut self, index: usize, writer: &mut EpochWriter<'_>) -> Result<bool, EpochError> {
+        let Self { joins, pool, .. } = self;
+        let state = &mut joins[index];
+        let window = state.window.as_mut().expect("only windows begin anew");
+        let outcome = window.begin(pool.workspace().readers(), writer);
+        self.windowed(index, outcome, writer)
+    }
+
+    /// Takes the changes of its topic into a window.
+    fn take_in(
+        &mut self,
+        index: usize,
+        changes: &Changes,
+        writer: &mut EpochWriter<'_>,
+    ) -> Result<(), EpochError> {
+        let started = Instant::now();
+        let Self { joins, pool, letters, committer, background, .. } = self;
+        let state = &mut joins[index];
+        let window = state.window.as_mut().expect("it is a window");
+        let status = committer.status().join(&state.join.name);
+        let (name, topic) = (&state.join.name, background.topics.name(window.topic()));
+        let mut refuse = |row: &RefusedRow<'_>| {
+            status.refused.add(1);
+            let position = format!("{topic}/{}", row.key);
+            letters.reject(
+                name,
+                &position,
+                &row.reason,
+                row.payload.as_bytes(),
+                crate::clock::epoch_seconds(),
+            )
+        };
+        let outcome = window.take_in(changes, pool.workspace().readers(), writer, &mut refuse);
+        status.evaluations.add(1);
+        status.evaluation_microseconds.add(microseconds(started));
+        self.windowed(index, outcome, writer).map(drop)
+    }
+
+    /// Moves the time of the windows on that have reached the cut; returns the joins that are still there.
+    fn advance_windows(
+        &mut self,
+        there: Vec<usize>,
+        cut: &Cut,
+        now: i64,
+        writer: &mut EpochWriter<'_>,
+        changed: &mut Vec<EpochChange>,
+    ) -> Result<Vec<usize>, EpochError> {
+        let moments = Moments { now, arrived: cut.arrived };
+        let mut still = Vec::with_capacity(there.len());
+        for index in there {
+            let Self { joins, pool, .. } = self;
+            let state = &mut joins[index];
+            let Some(window) = state.window.as_mut().filter(|_| !state.stopped) else {
+                still.push(index);
+                continue;
+            };
+            let outcome = window.advance(moments, pool.workspace().readers(), writer);
+            let results = window.take_results();
+            if self.windowed(index, outcome, writer)? {
+                still.push(index);
+            }
+            changed.push(EpochChange { index, results, aggregation: Aggregation::Kept });
+        }
+        Ok(still)
+    }
+
+    /// Counts the cost of an evaluation of a window. Returns `false` if its frames have to be found anew.
+    fn windowed(
+        &mut self,
+        index: usize,
+        outcome: Result<(), KeyedError>,
+        writer: &mut EpochWriter<'_>,
+    ) -> Result<bool, EpochError> {
+        let state = &mut self.joins[index];
+        let window = state.window.as_mut().expect("it is a window");
+        let status = self.committer.status().join(&state.join.name);
+        let cost = window.take_cost();
+        status.steps.add(cost.steps);
+        status.probes.add(cost.probes);
+        let error = match outcome {
+            Ok(()) => {
+                match window.take_error() {
+                    Some(error) => {
+                        if status.error.set(&error) {
+                            warn!(
+                                window = state.join.name,
+                                error, "a window fails; its results stay as they were"
+                            );
+                        }
+                    }
+                    None => drop(status.error.clear()),
+                }
+                return Ok(true);
+            }
+            Err(KeyedError::File(error)) => return Err(error.into()),
+            Err(KeyedError::Memory(error)) => return Err(error.into()),
+            Err(error) => error,
+        };
+        let cause = Cause::of(&error).expect("the others are errors of files");
+        let aggregates = state.join.window.as_ref().and_then(|window| window.aggregates.as_ref());
+        if let (Cause::NotAccumulable, Some(aggregates)) = (cause, aggregates) {
+            window.give_up_aggregates();
+            writer.accumulate_by(state.id, Some(&aggregates.plan.given_up_fingerprint()))?;
+        }
+        window.forget();
+        (state.begins, state.stale) = (true, true);
+        writer.stale(state.id)?;
+        let is_news = state.fall_back(cause, error.to_string(), false);
+        publish_fallback(self.committer.status(), state, is_news);
+        Ok(false)
     }
 
     /// Evaluates one join by key, or marks it as due for an evaluation in the background.

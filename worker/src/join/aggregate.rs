@@ -85,7 +85,7 @@ impl AccumulatedJoin {
 
 impl Accumulated {
     /// Returns the group and the aggregate arguments of a row below the aggregates.
-    fn read(&self, row: &Row<'_>) -> Result<(Group, Vec<Datum>), KeyedError> {
+    pub(crate) fn read(&self, row: &Row<'_>) -> Result<(Group, Vec<Datum>), KeyedError> {
         let datum = |column| Datum::new(row.get_ref(column)?).ok_or(KeyedError::NotAccumulable);
         let group: Group = (1..=self.group_terms).map(datum).collect::<Result<_, _>>()?;
         if !group.iter().all(Datum::is_one_spelling) {
@@ -308,7 +308,7 @@ impl Workspace {
                 None => Op::Created,
             };
             let emit = join.join.emit(emit);
-            changes.push(ResultChange { op, key: key.into(), rows: rows.into(), emit });
+            changes.push(ResultChange { op, key: key.into(), rows: rows.into(), emit, window: None });
         }
         self.cost.steps += steps_of(&statement);
         Ok(changes)

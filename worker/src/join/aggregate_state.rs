@@ -160,6 +160,16 @@ fn compare_with_real(integer: i64, real: f64) -> Ordering {
     integer.cmp(&whole).then_with(|| 0.0_f64.total_cmp(&(real - real.trunc() + 0.0)))
 }
 
+/// Parses the text that [`group_text`] returns.
+pub(crate) fn parse_group(text: &str) -> Option<Vec<Datum>> {
+    let mut rest = text.strip_prefix("g ")?;
+    let mut group = Vec::new();
+    while !rest.is_empty() {
+        group.push(Datum::read(&mut rest)?);
+    }
+    Some(group)
+}
+
 /// Returns the text under which a group is stored.
 pub(crate) fn group_text(group: &[Datum]) -> String {
     let mut text = "g ".to_owned();
@@ -194,6 +204,15 @@ impl AggregateState {
             if let Some(argument) = aggregate.argument {
                 cell.add(aggregate.function, &arguments[argument], times)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Adds the rows of another state.
+    pub(crate) fn merge(&mut self, aggregates: &[Aggregate], other: &Self) -> Result<(), AggregateError> {
+        self.rows = self.rows.checked_add(other.rows).ok_or(AggregateError::Wrong)?;
+        for ((aggregate, cell), other) in aggregates.iter().zip(&mut self.cells).zip(&other.cells) {
+            cell.merge(aggregate.function, other)?;
         }
         Ok(())
     }
@@ -302,6 +321,23 @@ impl Cell {
                 return Err(AggregateError::Wrong);
             }
             self.extreme = Some((value.clone(), times));
+        }
+        Ok(())
+    }
+
+    fn merge(&mut self, function: Function, other: &Self) -> Result<(), AggregateError> {
+        self.sum = self.sum.checked_add(other.sum).ok_or(AggregateError::NotAccumulable)?;
+        self.magnitude = self.magnitude.checked_add(other.magnitude).ok_or(AggregateError::NotAccumulable)?;
+        if self.magnitude > i128::from(i64::MAX) {
+            return Err(AggregateError::NotAccumulable);
+        }
+        let is_known = self.values == 0 || self.extreme.is_some();
+        self.values += other.values;
+        match &other.extreme {
+            Some(extreme) if is_known && self.extreme.is_none() => self.extreme = Some(extreme.clone()),
+            Some((value, times)) if is_known => self.add_extreme(function, value, *times)?,
+            None if other.values > 0 => self.extreme = None,
+            _ => {}
         }
         Ok(())
     }

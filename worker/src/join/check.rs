@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use litejoin_crds::complaint::nearest;
 use litejoin_crds::names;
-use litejoin_crds::plan::{Join, Place};
+use litejoin_crds::plan::{Join, Place, Window};
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{Connection, ErrorCode};
 
@@ -15,7 +15,9 @@ use super::now::{self, QueryClock};
 use super::plan::{self, Class, ClockUse, Keyed, Reason, TimeBound};
 use super::rows::Columns;
 use crate::results::event::{Emit, Shape};
+use crate::status::join::{ClassInForce, ClassName};
 use crate::storage::sqlite::{open_memory, quoted};
+use crate::window::{CheckedWindow, space};
 
 /// A join whose query was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,12 +43,25 @@ pub(crate) struct CheckedJoin {
     pub(crate) has_sinks: bool,
     /// How the join is kept current.
     pub(crate) class: Class,
+    /// For a window: how time is cut; `None` for a join.
+    pub(crate) window: Option<Arc<CheckedWindow>>,
 }
 
 impl CheckedJoin {
     /// Returns `emit`, or [`Emit::Silent`] for a join without sinks.
     pub(crate) fn emit(&self, emit: Emit) -> Emit {
         if self.has_sinks { emit } else { Emit::Silent }
+    }
+
+    /// Returns the class that the join is planned with.
+    pub(crate) fn planned_class(&self) -> ClassInForce {
+        let name = match &self.window {
+            None => self.class.name(),
+            Some(window) if window.aggregates.is_some() => ClassName::Accumulated,
+            Some(_) => ClassName::Keyed,
+        };
+        let reason = self.class.reason().filter(|_| self.window.is_none()).map(ToString::to_string);
+        ClassInForce { name, reason }
     }
 
     /// Returns the statement for a view by which other queries read the join.
@@ -75,9 +90,9 @@ impl CheckedJoin {
             }
         }
         read[1..].sort_by_key(|join| &join.name);
-        let texts: Vec<String> =
-            read.iter().map(|join| format!("{}\n{:?}", join.query, join.columns)).collect();
-        texts.join("\n")
+        let texts = read.iter().map(|join| format!("{}\n{:?}", join.query, join.columns));
+        let window = self.window.iter().map(|window| window.definition());
+        texts.chain(window).collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -164,6 +179,47 @@ pub(crate) fn check(joins: &[Join], catalog: Catalog<'_>) -> Result<Vec<CheckedJ
     Ok(checked)
 }
 
+/// Checks the query of a window, which reads one topic with the bounds of a frame, and nothing else.
+pub(crate) fn check_window(window: &Window) -> Result<CheckedJoin, QueryError> {
+    let join = Join {
+        name: window.name.clone(),
+        place: window.place.clone(),
+        query: window.query.clone(),
+        key_column: window.key_column.clone(),
+        result_key: None,
+        refresh: Duration::ZERO,
+        sinks: window.sinks.clone(),
+    };
+    let mut checker = Checker::new(Catalog { topics: &[], open: false });
+    checker.add_table(&space::table_sql(&quoted(&window.topic)));
+    let wrong = |message: String| QueryError { place: join.place.clone(), field: "query", line: 0, message };
+    let checked = match checker.check(&join, &[]) {
+        Ok(checked) => checked,
+        Err(CheckProblem::Wrong(mut error)) => {
+            if error.message.starts_with("no source fills topic") {
+                let topic = &window.topic;
+                error.message = format!(
+                    "a window reads the messages of its own topic alone, which is {topic:?}; write FROM {topic}, and read \
+                     the rest in a join over the window"
+                );
+            }
+            return Err(error);
+        }
+        Err(CheckProblem::NeedsJoin | CheckProblem::NeedsBroken) => {
+            return Err(wrong(
+                "reads another query; a window reads the messages of its own topic alone".to_owned(),
+            ));
+        }
+    };
+    if checked.clock != ClockUse::Unread {
+        return Err(wrong(
+            "reads the clock; the results of a window follow from its messages, so compare with window_end"
+                .to_owned(),
+        ));
+    }
+    Ok(CheckedJoin { topics: [window.topic.clone()].into(), ..checked })
+}
+
 enum CheckProblem {
     NeedsJoin,
     NeedsBroken,
@@ -227,7 +283,12 @@ impl<'a> Checker<'a> {
     }
 
     fn add_topic(&self, name: &str) {
-        let sql = topic_table_sql(name).replacen("CREATE TABLE ", &format!("CREATE TABLE {SCHEMA}."), 1);
+        self.add_table(&topic_table_sql(name));
+    }
+
+    /// Adds a table by the statement that creates it.
+    fn add_table(&self, sql: &str) {
+        let sql = sql.replacen("CREATE TABLE ", &format!("CREATE TABLE {SCHEMA}."), 1);
         self.connection.execute_batch(&sql).expect("names of topics are plain, and none is there twice");
     }
 
@@ -302,6 +363,7 @@ impl<'a> Checker<'a> {
             result_key: join.result_key.clone(),
             has_sinks: !join.sinks.is_empty(),
             class: Class::Full(Reason::Syntax),
+            window: None,
         };
         self.connection
             .execute_batch(&join.view_sql(&format!("{SCHEMA}.{}", quoted(&join.name))))

@@ -80,7 +80,7 @@ impl Full {
                 ),
             );
         }
-        for other in others.iter().filter(|other| other.name != join.name) {
+        for other in others.iter().filter(|other| other.name != join.name && other.window.is_none()) {
             make(&other.view_sql(&quoted(&other.name)))?;
         }
         make(
@@ -235,7 +235,7 @@ impl Full {
         while let Some(row) = rows.next().map_err(&failed)? {
             let text = |index| row.get_ref(index).and_then(|value| Ok(value.as_str()?)).map_err(&failed);
             let op = Op::parse(text(0)?).expect("we wrote it ourselves");
-            each(&ResultChange { op, key: text(1)?.into(), rows: text(2)?.into(), emit })?;
+            each(&ResultChange { op, key: text(1)?.into(), rows: text(2)?.into(), emit, window: None })?;
         }
         Ok(())
     }

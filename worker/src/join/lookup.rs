@@ -40,7 +40,7 @@ pub(super) fn look_up(
     Ok(())
 }
 
-pub(super) fn lookup_failed(reader: &ShardReader, source: rusqlite::Error) -> KeyedError {
+pub(crate) fn lookup_failed(reader: &ShardReader, source: rusqlite::Error) -> KeyedError {
     SqliteError::new(reader.path(), "look rows up", source).into()
 }
 
@@ -65,12 +65,12 @@ pub(super) fn value_of(
 }
 
 /// Returns the steps that the statement took since the last call.
-pub(super) fn steps_of(statement: &rusqlite::Statement<'_>) -> u64 {
+pub(crate) fn steps_of(statement: &rusqlite::Statement<'_>) -> u64 {
     u64::try_from(statement.reset_status(StatementStatus::VmStep)).unwrap_or(0)
 }
 
 /// A value on its way from one statement to another.
-pub(super) struct Raw<'a>(pub(super) ValueRef<'a>);
+pub(crate) struct Raw<'a>(pub(crate) ValueRef<'a>);
 
 impl rusqlite::ToSql for Raw<'_> {
     fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {

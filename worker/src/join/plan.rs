@@ -27,6 +27,7 @@ pub(crate) mod row;
 mod side;
 mod syntax;
 mod time;
+pub(crate) mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -57,7 +57,7 @@ impl Columns {
 
 /// Writes a value as JSON: text that is not UTF-8 with replacement characters, a BLOB as base64, an infinite
 /// real as SQLite's own JSON has it (`9e999`).
-pub(super) fn write_value(json: &mut String, value: ValueRef<'_>) {
+pub(crate) fn write_value(json: &mut String, value: ValueRef<'_>) {
     match value {
         ValueRef::Null => json.push_str("null"),
         ValueRef::Integer(integer) => {

@@ -393,7 +393,13 @@ impl Workspace {
                     (Some(_), None) => (Op::Deleted, "[]".to_owned()),
                 };
                 let emit = join.join.emit(*emit);
-                found.push(ResultChange { op, key: key.clone().into(), rows: rows.into(), emit });
+                found.push(ResultChange {
+                    op,
+                    key: key.clone().into(),
+                    rows: rows.into(),
+                    emit,
+                    window: None,
+                });
             }
         }
         self.cost.steps += steps_of(&statement);

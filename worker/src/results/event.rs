@@ -87,13 +87,15 @@ pub(crate) struct ResultChange<'a> {
     /// The rows as a JSON array; empty when the result was deleted.
     pub(crate) rows: Cow<'a, str>,
     pub(crate) emit: Emit,
+    /// The frame of a window's result, as JSON: start, end, and whether it is final.
+    pub(crate) window: Option<Cow<'a, str>>,
 }
 
 impl<'a> ResultChange<'a> {
     /// A change of which sinks get an event.
     #[cfg(test)]
     pub(crate) fn event(op: Op, key: &'a str, rows: &'a str) -> Self {
-        Self { op, key: key.into(), rows: rows.into(), emit: Emit::Event }
+        Self { op, key: key.into(), rows: rows.into(), emit: Emit::Event, window: None }
     }
 }
 
@@ -113,6 +115,8 @@ pub(crate) struct Event {
     pub(crate) rows: String,
     /// Seconds since the epoch at which the result was stored.
     pub(crate) timestamp: i64,
+    /// The frame of a window's result, as JSON: start, end, and whether it is final.
+    pub(crate) window: Option<String>,
 }
 
 /// A result on its way to a sink.
@@ -136,7 +140,7 @@ pub(crate) struct Envelope {
 }
 
 impl Envelope {
-    /// `{"query","key","rows","op","id","epoch","timestamp"}` on one line; `_replay` marks what is sent again
+    /// `{"query","key","rows","op","id","epoch","timestamp"}` on one line, with `window` for the result of a window; `_replay` marks what is sent again
     /// as part of the present state.
     pub(crate) fn json(&self, event: &Event, replay: bool) -> String {
         let mut json = String::with_capacity(event.rows.len() + 160);
@@ -154,6 +158,9 @@ impl Envelope {
             event.position.epoch,
             event.timestamp
         );
+        if let Some(window) = &event.window {
+            let _ = write!(json, ",\"window\":{window}");
+        }
         json.push_str(if replay { ",\"_replay\":true}" } else { "}" });
         json
     }
@@ -219,6 +226,7 @@ mod tests {
             op: Op::Updated,
             rows: r#"[{"order_id":"o1"}]"#.to_owned(),
             timestamp: 1_700_000_000,
+            window: None,
         };
         let envelope = Envelope {
             lineage: "abc".to_owned(),

@@ -64,7 +64,7 @@ impl Reader {
             let mut page = Page { up_to: after, ..Page::default() };
             let mut bytes = 0;
             let mut statement = transaction.prepare_cached(
-                "SELECT epoch, n, join_id, key, op, rows, timestamp FROM outbox
+                "SELECT epoch, n, join_id, key, op, rows, timestamp, window FROM outbox
                  WHERE (epoch, n) > (?1, ?2) ORDER BY epoch, n",
             )?;
             let mut rows = statement.query(params![after.epoch, after.n])?;
@@ -104,7 +104,8 @@ impl Reader {
             let epoch = meta(&transaction, "epoch_applied").map_err(failed)?.unwrap_or(0);
             let end = read_end(&transaction).map_err(failed)?;
             begin(epoch, end)?;
-            let sql = "SELECT epoch, n, join_id, key, op, rows, timestamp FROM results WHERE join_id = ?1";
+            let sql =
+                "SELECT epoch, n, join_id, key, op, rows, timestamp, window FROM results WHERE join_id = ?1";
             for join in joins {
                 let (sql, keys) = match key {
                     Some(key) => {
@@ -142,7 +143,7 @@ impl Reader {
     ) -> Result<Vec<Event>, SqliteError> {
         self.doing("read present results", |connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT epoch, n, join_id, key, op, rows, timestamp FROM results
+                "SELECT epoch, n, join_id, key, op, rows, timestamp, window FROM results
                  WHERE join_id = ?1 AND key > ?2 AND (epoch, n) <= (?3, ?4) ORDER BY key",
             )?;
             let mut rows = statement.query(params![join.0, after_key.unwrap_or(""), up_to.epoch, up_to.n])?;
@@ -244,5 +245,6 @@ fn read_event(row: &Row<'_>) -> rusqlite::Result<Event> {
         op: Op::parse(row.get_ref(4)?.as_str()?).unwrap_or(Op::Updated),
         rows: row.get(5)?,
         timestamp: row.get(6)?,
+        window: row.get(7)?,
     })
 }

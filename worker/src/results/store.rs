@@ -49,8 +49,8 @@ pub(crate) struct Progress {
 
 /// An epoch on its way into the file; dropped without [`Self::commit`] it leaves nothing.
 pub(crate) struct EpochWriter<'a> {
-    path: &'a Path,
-    transaction: Transaction<'a>,
+    pub(super) path: &'a Path,
+    pub(super) transaction: Transaction<'a>,
     /// The cut that the results follow from.
     cut_epoch: u64,
     /// That, or the epoch of what was stored last, if it is later.
@@ -58,7 +58,7 @@ pub(crate) struct EpochWriter<'a> {
     now: i64,
     next_n: u64,
     outbox_bytes: u64,
-    writes: u64,
+    pub(super) writes: u64,
 }
 
 /// The events that a committed epoch has added.
@@ -178,7 +178,15 @@ impl Results {
                 .query_map([names], |row| row.get(0))?
                 .collect::<rusqlite::Result<_>>()?;
             for id in gone {
-                for table in ["results", "accumulators", "subscriptions", "hand_overs"] {
+                for table in [
+                    "results",
+                    "accumulators",
+                    "watermarks",
+                    "frames",
+                    "panes",
+                    "subscriptions",
+                    "hand_overs",
+                ] {
                     transaction.execute(&format!("DELETE FROM {table} WHERE join_id = ?1"), [id])?;
                 }
                 tables::forget_events(&transaction, JoinId(id))?;
@@ -345,22 +353,22 @@ impl EpochWriter<'_> {
         let (transaction, epoch, now) = (&self.transaction, self.epoch, self.now);
         let mut delete = transaction.prepare_cached("DELETE FROM results WHERE join_id = ?1 AND key = ?2")?;
         let mut replace = transaction.prepare_cached(
-            "INSERT OR REPLACE INTO results (join_id, key, rows, op, epoch, n, timestamp)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT OR REPLACE INTO results (join_id, key, rows, op, epoch, n, timestamp, window)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         )?;
         let mut tell = transaction.prepare_cached(
-            "INSERT INTO outbox (join_id, key, rows, op, epoch, n, timestamp)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT INTO outbox (join_id, key, rows, op, epoch, n, timestamp, window)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         )?;
-        for ResultChange { op, key, rows, emit } in changes {
+        for ResultChange { op, key, rows, emit, window } in changes {
             self.writes += 1;
             if *op == Op::Deleted {
                 delete.execute(params![join.0, key])?;
             } else {
-                replace.execute(params![join.0, key, rows, op.as_str(), epoch, self.next_n, now])?;
+                replace.execute(params![join.0, key, rows, op.as_str(), epoch, self.next_n, now, window])?;
             }
             if *emit == Emit::Event {
-                tell.execute(params![join.0, key, rows, op.as_str(), epoch, self.next_n, now])?;
+                tell.execute(params![join.0, key, rows, op.as_str(), epoch, self.next_n, now, window])?;
                 self.outbox_bytes += tables::event_bytes(key.len(), rows.len());
             }
             fault::point("result-stored");

@@ -32,6 +32,7 @@ const SCHEMA: &str = "
         epoch INTEGER NOT NULL,
         n INTEGER NOT NULL,
         timestamp INTEGER NOT NULL,
+        window TEXT,
         PRIMARY KEY (join_id, key)
     ) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS accumulators (
@@ -39,6 +40,30 @@ const SCHEMA: &str = "
         grp TEXT NOT NULL,
         state TEXT NOT NULL,
         PRIMARY KEY (join_id, grp)
+    ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS watermarks (
+        join_id INTEGER PRIMARY KEY,
+        clock TEXT NOT NULL,
+        watermark INTEGER NOT NULL
+    );
+    CREATE TABLE IF NOT EXISTS frames (
+        join_id INTEGER NOT NULL,
+        grp NOT NULL,
+        start INTEGER NOT NULL,
+        end INTEGER NOT NULL,
+        is_closed INTEGER NOT NULL,
+        is_due INTEGER NOT NULL,
+        PRIMARY KEY (join_id, grp, start)
+    ) WITHOUT ROWID;
+    CREATE INDEX IF NOT EXISTS frames_open ON frames (join_id, end) WHERE NOT is_closed;
+    CREATE INDEX IF NOT EXISTS frames_closed ON frames (join_id, end) WHERE is_closed;
+    CREATE INDEX IF NOT EXISTS frames_due ON frames (join_id) WHERE is_due;
+    CREATE TABLE IF NOT EXISTS panes (
+        join_id INTEGER NOT NULL,
+        start INTEGER NOT NULL,
+        grp TEXT NOT NULL,
+        state TEXT NOT NULL,
+        PRIMARY KEY (join_id, start, grp)
     ) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS outbox (
         epoch INTEGER NOT NULL,
@@ -48,6 +73,7 @@ const SCHEMA: &str = "
         op TEXT NOT NULL,
         rows TEXT NOT NULL,
         timestamp INTEGER NOT NULL,
+        window TEXT,
         PRIMARY KEY (epoch, n)
     ) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS cursors (sink TEXT PRIMARY KEY, epoch INTEGER NOT NULL, n INTEGER NOT NULL) WITHOUT ROWID;
@@ -65,16 +91,19 @@ const SCHEMA: &str = "
 /// Makes the tables that are missing, and the columns that a file of an older version lacks.
 pub(super) fn create(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch(SCHEMA)?;
-    if !has_clock(connection)? {
-        connection.execute_batch("ALTER TABLE joins ADD COLUMN clock INTEGER")?;
+    for (table, column, kind) in
+        [("joins", "clock", "INTEGER"), ("results", "window", "TEXT"), ("outbox", "window", "TEXT")]
+    {
+        if !sqlite::has_column(connection, table, column)? {
+            connection.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column} {kind}"))?;
+        }
     }
     Ok(())
 }
 
 /// Returns whether the file notes the moment that results are as of.
 pub(crate) fn has_clock(connection: &Connection) -> rusqlite::Result<bool> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM pragma_table_info('joins') WHERE name = 'clock')";
-    connection.query_row(sql, [], |row| row.get(0))
+    sqlite::has_column(connection, "joins", "clock")
 }
 
 /// Reads a value of `meta`.

@@ -97,9 +97,8 @@ pub(super) fn joins(old: &Pipeline, new: &Pipeline) -> NameDiff {
             pipeline.joins.iter().map(|join| (join.name.as_str(), join)).collect();
         pipeline
             .plan
-            .joins
-            .iter()
-            .map(move |join| (join.name.as_str(), (checked.get(join.name.as_str()).copied(), &join.sinks)))
+            .outputs()
+            .map(move |output| (output.name, (checked.get(output.name).copied(), output.sinks)))
     }
     NameDiff::between(parts(old), parts(new))
 }

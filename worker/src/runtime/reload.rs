@@ -194,7 +194,7 @@ fn names(pipeline: &Pipeline) -> Vec<&str> {
 
 /// Complains about a new join that is called like a topic.
 fn name_taken(next: &Pipeline, name: &str) -> ReloadError {
-    let place = next.plan.joins.iter().find(|join| join.name == name).map(|join| &join.place);
+    let place = next.plan.outputs().find(|output| output.name == name).map(|output| output.place);
     let place = place.expect("only names of new joins can be taken");
     let path = match place.path.as_str() {
         "spec" => "metadata.name".to_owned(),

@@ -132,7 +132,9 @@ impl Sources {
             *status.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(local.to_string());
             info!(source = name, address = %local, "taking messages: POST /ingest");
             let stop = stopping.clone();
-            let state = Arc::new(HttpState { spec, ingest, status, replication_barrier, stopping: stop });
+            let name = name.as_str().into();
+            let state =
+                Arc::new(HttpState { name, spec, ingest, status, replication_barrier, stopping: stop });
             Box::pin(front.serve(listener, http::router(state), stopping))
         }))
     }

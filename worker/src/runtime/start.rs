@@ -199,6 +199,7 @@ impl Core {
             applied,
             stopped: BTreeSet::new(),
             repairs: Arc::clone(repairs),
+            letters: Arc::clone(&self.store.letters),
         }
     }
 

@@ -7,6 +7,7 @@ use litejoin_crds::plan::Plan;
 use tracing::warn;
 
 use super::StartError;
+use crate::clock;
 use crate::dead_letters::DeadLetters;
 use crate::join::{self, CheckedJoin};
 use crate::results::{Reader, Results};
@@ -40,13 +41,13 @@ impl OpenFiles {
         let storage = &plan.storage;
         let mut data_dir = DataDir::open(locked, storage.shard_count, &plan.identity)?;
         let journal = journal(plan);
-        let names = plan.joins.iter().map(|join| join.name.as_str());
+        let names = plan.outputs().map(|output| output.name);
         let topics = Arc::new(Topics::new(declared_topics(plan, joins), names));
         let needs = join::needs(joins);
         let shards = (0..storage.shard_count)
             .map(|index| {
                 let mut shard = Shard::open(&data_dir.shard_path(index), journal, &topics)?;
-                shard.prepare(&needs, &topics)?;
+                shard.prepare(&needs, &topics, clock::epoch_seconds())?;
                 Ok(shard)
             })
             .collect::<Result<Vec<_>, SqliteError>>()?;

@@ -428,7 +428,8 @@ impl Poller {
         let messages = Arc::new(messages);
         loop {
             let stream = next.map(|next| Stream { name: self.stream.as_str().into(), next });
-            let batch = ShardBatch { messages: Arc::clone(&messages), stream };
+            let partition = self.name.as_str().into();
+            let batch = ShardBatch { messages: Arc::clone(&messages), partition, stream };
             let Err(problem) = self.ingest.write_shard(shard_index, batch).await else { return Ok(()) };
             if run.status.error.set(&problem.to_string()) {
                 warn!(source = self.name, error = %problem, "waiting to store records");

@@ -51,6 +51,8 @@ const REPLICA_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The state that every request of one http source shares.
 pub(crate) struct HttpState {
+    /// The name of the source.
+    pub(crate) name: Arc<str>,
     pub(crate) spec: plan::HttpSource,
     pub(crate) ingest: Ingest,
     pub(crate) status: Arc<SourceStatus>,
@@ -171,7 +173,7 @@ async fn store(state: &HttpState, body: &[u8], framing: Framing) -> Response {
     };
     let was_refused = !refused.is_empty();
     let is_empty = handed.is_empty();
-    let outcome = state.ingest.write(batch).await;
+    let outcome = state.ingest.write(batch, &state.name).await;
     if let Some(replication_barrier) = state.replication_barrier.as_ref().filter(|_| !is_empty)
         && !replication_barrier.wait(REPLICA_TIMEOUT).await
     {

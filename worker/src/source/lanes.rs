@@ -172,7 +172,11 @@ impl Lane {
             }
             let batches = batches
                 .into_iter()
-                .map(|(stream, messages)| ShardBatch { messages: Arc::new(messages), stream })
+                .map(|(stream, messages)| {
+                    let partition =
+                        stream.as_ref().map_or_else(|| self.source.as_str().into(), |s| Arc::clone(&s.name));
+                    ShardBatch { messages: Arc::new(messages), partition, stream }
+                })
                 .collect();
             if !self.write(batches).await {
                 return;

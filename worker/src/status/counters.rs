@@ -123,10 +123,10 @@ impl<T> Default for ByName<T> {
 
 impl<T: Default> ByName<T> {
     /// Makes counters for the names that have none, and forgets those of all others.
-    pub(super) fn keep<'n>(&self, names: impl Iterator<Item = &'n String>) {
+    pub(super) fn keep<'n>(&self, names: impl Iterator<Item = &'n str>) {
         let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let mut before = std::mem::take(&mut *all);
-        all.extend(names.map(|name| (name.clone(), before.remove(name).unwrap_or_default())));
+        all.extend(names.map(|name| (name.to_owned(), before.remove(name).unwrap_or_default())));
     }
 
     /// The counters of a name that the config has.

@@ -17,6 +17,8 @@ pub(crate) struct JoinStatus {
     pub(crate) evaluations_full: Counter,
     pub(crate) evaluation_microseconds: Counter,
     pub(crate) results_changed: Counter,
+    /// Messages that no frame of a window takes.
+    pub(crate) refused: Counter,
     /// Steps of SQLite's virtual machine, and look-ups in shards, of evaluations by key.
     pub(crate) steps: Counter,
     pub(crate) probes: Counter,
@@ -84,6 +86,7 @@ impl JoinStatus {
             "steps": self.steps.value(),
             "probes": self.probes.value(),
             "resultsChanged": self.results_changed.value(),
+            "refused": self.refused.value(),
             "fallbacks": self.fallbacks.values(),
             "lastError": self.error.text(),
             "audit": self.audit.json(),

@@ -5,15 +5,20 @@
 //! Invariant: a commit that is told epoch E is contained in the cut that gets number E, and so is every commit that
 //! came before it. One that changed something is in no earlier cut.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError, RwLock};
 use std::time::Duration;
+
+use crate::clock::SteadyClock;
 
 /// One epoch: for each shard, the last sequence number of its `_chg` that belongs to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cut {
     pub(crate) epoch: u64,
     pub(crate) seqs: Vec<i64>,
+    /// A second of the clock, since the Unix epoch: what arrives behind the cut has no earlier timestamp, unless the clock
+    /// is set back.
+    pub(crate) arrived: i64,
 }
 
 /// Bytes of changes that may wait to be cut. Above it each commit waits for a cut, so that what the evaluator takes in at
@@ -39,9 +44,15 @@ struct Passage {
     cut: Vec<i64>,
     cut_epoch: u64,
     committed: Vec<Mutex<i64>>,
+    /// By shard, the timestamp of the messages that are being written; [`NO_STAMP`] while none are.
+    stamps: Vec<AtomicI64>,
+    clock: SteadyClock,
     /// Whether some shard has committed what is in no cut yet.
     is_uncut: AtomicBool,
 }
+
+/// Stands for a writer at rest.
+const NO_STAMP: i64 = i64::MAX;
 
 #[derive(Debug, Default)]
 struct Signal {
@@ -67,19 +78,42 @@ pub(crate) enum Wake {
 impl EpochGate {
     /// Starts with `next_epoch` for the next cut, and `seqs` as what the last one contained.
     pub(crate) fn new(next_epoch: u64, seqs: Vec<i64>) -> Self {
-        let committed = seqs.iter().copied().map(Mutex::new).collect();
+        let committed: Vec<Mutex<i64>> = seqs.iter().copied().map(Mutex::new).collect();
         let cut_epoch = next_epoch.saturating_sub(1);
         Self {
             passage: RwLock::new(Passage {
                 next_epoch,
                 cut: seqs,
                 cut_epoch,
+                stamps: committed.iter().map(|_| AtomicI64::new(NO_STAMP)).collect(),
+                clock: SteadyClock::new(None),
                 committed,
                 is_uncut: AtomicBool::new(false),
             }),
             signal: Mutex::default(),
             rung: Condvar::new(),
         }
+    }
+
+    /// Returns the timestamp of messages that a writer is about to store: seconds since the Unix epoch. Cuts tell no later
+    /// time until [`Self::stamped`].
+    pub(crate) fn stamp(&self, shard_index: usize) -> i64 {
+        let passage = self.passage.read().unwrap_or_else(PoisonError::into_inner);
+        let now = passage.clock.now();
+        passage.stamps[shard_index].store(now, Ordering::SeqCst);
+        now
+    }
+
+    /// Says that the messages with that timestamp are stored, or are not going to be.
+    pub(crate) fn stamped(&self, shard_index: usize) {
+        let passage = self.passage.read().unwrap_or_else(PoisonError::into_inner);
+        passage.stamps[shard_index].store(NO_STAMP, Ordering::SeqCst);
+    }
+
+    /// Returns a second of the clock, since the Unix epoch: what arrives from here on has no earlier timestamp, unless the
+    /// clock is set back.
+    pub(crate) fn arrived(&self) -> i64 {
+        self.passage.write().unwrap_or_else(PoisonError::into_inner).arrived()
     }
 
     /// Runs `commit` of changes of so many bytes, after which `last_seq` is the shard's newest sequence number, and
@@ -119,7 +153,7 @@ impl EpochGate {
             passage.is_uncut.store(false, Ordering::SeqCst);
             self.ring_with(|signal| signal.uncut_bytes = 0);
         }
-        Ok(Cut { epoch: passage.cut_epoch, seqs })
+        Ok(Cut { epoch: passage.cut_epoch, seqs, arrived: passage.arrived() })
     }
 
     /// Says whether commits pass that would have to wait for a cut: an evaluator that waits for their writers must not
@@ -216,6 +250,12 @@ impl EpochGate {
 }
 
 impl Passage {
+    /// See [`EpochGate::arrived`]; the caller has the passage to itself.
+    fn arrived(&self) -> i64 {
+        let stamps = self.stamps.iter().map(|stamp| stamp.load(Ordering::SeqCst));
+        stamps.min().unwrap_or(NO_STAMP).min(self.clock.now())
+    }
+
     fn committed(&self) -> Vec<i64> {
         self.committed.iter().map(|seq| *seq.lock().unwrap_or_else(PoisonError::into_inner)).collect()
     }

@@ -155,14 +155,15 @@ impl Ingest {
         self.shard_count
     }
 
-    /// Hands a batch to the writers and waits until every shard has committed or refused its part.
-    pub(crate) async fn write(&self, batch: Batch) -> BatchOutcome {
+    /// Hands a batch of a source's partition to the writers and waits until every shard has committed or refused its part.
+    pub(crate) async fn write(&self, batch: Batch, partition: &Arc<str>) -> BatchOutcome {
         let waiting: Vec<_> = batch
             .shards
             .into_iter()
             .enumerate()
             .map(|(index, messages)| {
-                let batch = ShardBatch { messages: Arc::new(messages), stream: None };
+                let partition = Arc::clone(partition);
+                let batch = ShardBatch { messages: Arc::new(messages), partition, stream: None };
                 (!batch.messages.is_empty()).then(|| self.send(index, batch))
             })
             .collect();

@@ -5,10 +5,12 @@
 //! _by_orders_…(value, _row), _indexes             by which joins look rows up
 //! _topics(id, name)                               numbers of topics within this file
 //! _chg(seq, topic, key, old, new, …)              old and new image of every change, until the joins have it
+//! _event_clocks, _event_times(clock, partition, …) the newest event time of each source, for windows
 //! _offsets(stream, next)                          how far each source's stream is in this shard
 //! _tombstones(topic, key, timestamp)              deleted keys, so that an older message can't revive them
 //! ```
 
+mod event_times;
 mod index;
 mod table;
 
@@ -20,8 +22,9 @@ use hashbrown::HashMap;
 use rusqlite::{Connection, OptionalExtension, params};
 use tracing::info;
 
-pub(crate) use self::index::Index;
+pub(crate) use self::event_times::{EventTimes, PartitionTime};
 use self::index::IndexedRow;
+pub(crate) use self::index::{Index, IndexedTime};
 use self::table::TopicTable;
 pub(crate) use self::table::{KIND_EXPIRY, KIND_WRITE};
 use super::checkpoint::{CheckpointWindow, checkpoint};
@@ -80,6 +83,8 @@ pub(crate) struct Shard {
     window: CheckpointWindow,
     tables: HashMap<TopicId, TopicTable>,
     offsets: HashMap<Arc<str>, u64>,
+    /// Event times that windows need, by topic.
+    clocks: HashMap<TopicId, Vec<EventTimes>>,
     /// Whether `_tombstones` may hold anything; while it can't, inserts need not look.
     has_tombstones: bool,
     /// Newest `seq` of `_chg` that was committed.
@@ -93,12 +98,15 @@ pub(crate) struct Shard {
 pub(crate) struct Needs {
     pub(crate) topics: Vec<String>,
     pub(crate) indexes: Vec<Index>,
+    pub(crate) clocks: Vec<EventTimes>,
 }
 
 /// Messages of one source that belong to this shard, with the stream they come from.
 #[derive(Debug, Clone)]
 pub(crate) struct ShardBatch {
     pub(crate) messages: Arc<Vec<Message>>,
+    /// The partition of a source that they come from: event times advance in each by themselves.
+    pub(crate) partition: Arc<str>,
     /// `None` for sources that can't go back.
     pub(crate) stream: Option<Stream>,
 }
@@ -136,6 +144,7 @@ impl Shard {
         let load = || -> rusqlite::Result<_> {
             connection.execute_batch(SCHEMA)?;
             connection.execute_batch(index::SCHEMA)?;
+            connection.execute_batch(event_times::SCHEMA)?;
             let names = connection
                 .prepare("SELECT id, name FROM _topics")?
                 .query_map([], |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))?
@@ -152,22 +161,36 @@ impl Shard {
                 |row| Ok((row.get(0)?, row.get(1)?)),
             )?;
             let indexes = Index::present(&connection)?.into_iter().filter_map(|(_, index)| index).collect();
-            Ok((names, offsets, has_tombstones, last_seq, first_seq, indexes))
+            let clocks = EventTimes::present(&connection)?;
+            Ok((names, offsets, has_tombstones, last_seq, first_seq, indexes, clocks))
         };
-        let (names, offsets, has_tombstones, last_seq, first_seq, indexes) =
+        let (names, offsets, has_tombstones, last_seq, first_seq, indexes, clocks) =
             load().map_err(|source| SqliteError::new(path, "read the shard", source))?;
         let tables =
             names.into_iter().map(|(id, name)| (topics.declare(&name), TopicTable::new(id, &name))).collect();
         let path = path.to_owned();
         let window = CheckpointWindow::new(journal);
-        let mut shard =
-            Self { path, connection, window, tables, offsets, has_tombstones, last_seq, first_seq };
-        shard.keep(indexes, topics);
+        let mut shard = Self {
+            path,
+            connection,
+            window,
+            tables,
+            offsets,
+            clocks: HashMap::new(),
+            has_tombstones,
+            last_seq,
+            first_seq,
+        };
+        shard.keep(indexes, clocks, topics);
         Ok(shard)
     }
 
-    /// Keeps these indexes from now on, and no others.
-    fn keep(&mut self, indexes: Vec<Index>, topics: &Topics) {
+    /// Keeps these indexes and event times from now on, and no others.
+    fn keep(&mut self, indexes: Vec<Index>, clocks: Vec<EventTimes>, topics: &Topics) {
+        self.clocks.clear();
+        for clock in clocks {
+            self.clocks.entry(topics.declare(&clock.topic)).or_default().push(clock);
+        }
         self.tables.values_mut().for_each(|table| table.indexes.clear());
         for index in indexes {
             if let Some(table) = self.tables.get_mut(&topics.declare(&index.topic)) {
@@ -201,6 +224,7 @@ impl Shard {
             for run in messages.chunk_by(|a, b| a.topic == b.topic) {
                 shard.apply(run, now, pending)?;
             }
+            event_times::note(&shard.connection, &shard.clocks, batches, now)?;
             for batch in batches {
                 if let Some(stream) = &batch.stream {
                     shard.advance(stream, pending)?;
@@ -249,9 +273,9 @@ impl Shard {
         })
     }
 
-    /// Makes the tables and indexes that joins need, and drops indexes of ours that none needs. Writing waits
+    /// Makes the tables, indexes and event clocks that joins and windows need, and drops those that none needs. Writing waits
     /// meanwhile; returns at once if all is as it should be.
-    pub(crate) fn prepare(&mut self, needs: &Needs, topics: &Topics) -> Result<(), SqliteError> {
+    pub(crate) fn prepare(&mut self, needs: &Needs, topics: &Topics, now: i64) -> Result<(), SqliteError> {
         let started = Instant::now();
         let ids: Vec<TopicId> = needs.topics.iter().map(|topic| topics.declare(topic)).collect();
         let mut built = 0;
@@ -271,11 +295,18 @@ impl Shard {
                     built += 1;
                 }
             }
+            let present = EventTimes::present(connection)?;
+            for clock in present.iter().filter(|clock| !needs.clocks.contains(clock)) {
+                clock.remove(connection)?;
+            }
+            for clock in needs.clocks.iter().filter(|clock| !present.contains(clock)) {
+                clock.start(connection, now)?;
+            }
             Ok(())
         });
         let pending = outcome?;
         self.commit(pending)?;
-        self.keep(needs.indexes.clone(), topics);
+        self.keep(needs.indexes.clone(), needs.clocks.clone(), topics);
         fault::point("shard-prepared");
         if built > 0 {
             let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);

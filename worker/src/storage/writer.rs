@@ -114,7 +114,7 @@ impl Writer {
                 Some(WriterCommand::Expire(expiry)) => self.expire(&expiry),
                 Some(WriterCommand::Prepare { needs, done }) => {
                     // The caller may have gone.
-                    let _ = done.send(self.shard.prepare(&needs, &self.topics));
+                    let _ = done.send(self.shard.prepare(&needs, &self.topics, clock::epoch_seconds()));
                 }
                 Some(WriterCommand::Checkpoint { done }) => {
                     // A checkpoint that fails now is tried again at a commit, which reports it.
@@ -149,13 +149,14 @@ impl Writer {
             // from its start again and needs no more.
             let _ = self.shard.checkpoint();
         }
-        let now = clock::epoch_seconds();
+        let now = self.gate.stamp(self.shard_index);
         let trim_to = self.trim_to.load(Ordering::Relaxed);
         let outcome = self
             .shard
             .open_window()
             .and_then(|()| self.shard.write(batches, &self.topics, now, trim_to))
             .and_then(|pending| self.commit(pending));
+        self.gate.stamped(self.shard_index);
         self.report(outcome)
     }
 

@@ -62,6 +62,11 @@ impl Accumulated {
             .flatten()
     }
 
+    /// Returns whether an extreme may go, and the rows of its group have to be read for the next.
+    pub(crate) fn loses_extremes(&self) -> bool {
+        self.aggregates.iter().any(|aggregate| matches!(aggregate.function, Function::Min | Function::Max))
+    }
+
     /// Returns a text on which stored aggregate states depend. A change of the text rebuilds the states.
     pub(crate) fn fingerprint(&self) -> String {
         format!("1\n{}\n{}\n{:?}", self.all_sql, self.results_sql, self.aggregates)

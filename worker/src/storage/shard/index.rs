@@ -25,6 +25,20 @@ pub(crate) struct Index {
     pub(crate) parameters: String,
     /// Top-level fields of the payload, if the value follows from them and the key.
     pub(crate) fields: Option<BTreeSet<String>>,
+    /// A time by which rows of one value are ordered, for indexes that windows use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) time: Option<IndexedTime>,
+}
+
+/// A time of a row, in seconds since the Unix epoch or NULL.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct IndexedTime {
+    /// SQL over the columns of the topic.
+    pub(crate) expression: String,
+    /// The expression over parameters, as in [`Index::parameters`].
+    pub(crate) parameters: String,
+    /// Top-level fields of the payload, if the time follows from them and the key.
+    pub(crate) fields: Option<BTreeSet<String>>,
 }
 
 /// A row of a topic with its number in the file.
@@ -48,6 +62,10 @@ impl Index {
     pub(crate) fn name(&self) -> String {
         let mut hasher = fnv::FnvHasher::default();
         std::hash::Hasher::write(&mut hasher, self.expression.as_bytes());
+        if let Some(time) = &self.time {
+            std::hash::Hasher::write(&mut hasher, b"\n");
+            std::hash::Hasher::write(&mut hasher, time.expression.as_bytes());
+        }
         let hash = std::hash::Hasher::finish(&hasher);
         format!("_by_{}_{hash:016x}", self.topic.to_ascii_lowercase())
     }
@@ -82,14 +100,45 @@ impl Index {
         format!("SELECT value FROM {name} WHERE value {comparison} ?1 ORDER BY value LIMIT 1")
     }
 
+    /// A query for `terms` over the columns of the rows whose value is parameter 1 and whose time lies from parameter 2
+    /// up to but not at parameter 3.
+    pub(crate) fn select_frame(&self, terms: &str) -> String {
+        let topic = quoted(&self.topic);
+        format!(
+            "SELECT {terms} FROM {} CROSS JOIN {topic} USING (_row) WHERE {}",
+            quoted(&self.name()),
+            FRAME
+        )
+    }
+
+    /// A query for the times of such rows in ascending order.
+    pub(crate) fn times(&self) -> String {
+        format!("SELECT time FROM {} WHERE {FRAME} ORDER BY time", quoted(&self.name()))
+    }
+
+    /// A query for all values with the times of their rows, in ascending order.
+    pub(crate) fn values_and_times(&self) -> String {
+        let name = quoted(&self.name());
+        format!("SELECT DISTINCT value, time FROM {name} WHERE typeof(time) = 'integer' ORDER BY value, time")
+    }
+
     /// Makes the index of what the topic holds.
     pub(super) fn build(&self, connection: &Connection) -> rusqlite::Result<()> {
         let (name, topic) = (quoted(&self.name()), quoted(&self.topic));
         let value = stored(&self.expression);
-        connection.execute_batch(&format!(
-            "CREATE TABLE {name} (value NOT NULL, _row INTEGER NOT NULL, PRIMARY KEY (value, _row)) WITHOUT ROWID;
-             INSERT INTO {name} SELECT {value}, _row FROM {topic} ORDER BY 1, 2"
-        ))?;
+        let build = match &self.time {
+            None => format!(
+                "CREATE TABLE {name} (value NOT NULL, _row INTEGER NOT NULL, PRIMARY KEY (value, _row)) WITHOUT ROWID;
+                 INSERT INTO {name} SELECT {value}, _row FROM {topic} ORDER BY 1, 2"
+            ),
+            Some(time) => format!(
+                "CREATE TABLE {name} (value NOT NULL, time NOT NULL, _row INTEGER NOT NULL,
+                                      PRIMARY KEY (value, time, _row)) WITHOUT ROWID;
+                 INSERT INTO {name} SELECT {value}, {}, _row FROM {topic} ORDER BY 1, 2, 3",
+                stored(&time.expression)
+            ),
+        };
+        connection.execute_batch(&build)?;
         let definition = serde_json::to_string(self).expect("an index is always JSON");
         connection.execute("INSERT INTO _indexes VALUES (?1, ?2)", params![self.name(), definition])?;
         Ok(())
@@ -112,9 +161,16 @@ impl Index {
 
     pub(super) fn entries<'c>(&'c self, connection: &'c Connection) -> rusqlite::Result<Entries<'c>> {
         let (name, value) = (quoted(&self.name()), stored(&self.parameters));
-        let put = connection.prepare_cached(&format!("INSERT INTO {name} VALUES ({value}, ?4)"))?;
-        let take =
-            connection.prepare_cached(&format!("DELETE FROM {name} WHERE value = {value} AND _row = ?4"))?;
+        let (values, condition) = match &self.time {
+            None => (value.clone(), String::new()),
+            Some(time) => {
+                let time = stored(&time.parameters);
+                (format!("{value}, {time}"), format!(" AND time = {time}"))
+            }
+        };
+        let put = connection.prepare_cached(&format!("INSERT INTO {name} VALUES ({values}, ?4)"))?;
+        let take = connection
+            .prepare_cached(&format!("DELETE FROM {name} WHERE value = {value}{condition} AND _row = ?4"))?;
         Ok(Entries { index: self, put, take })
     }
 }
@@ -132,10 +188,15 @@ impl Entries<'_> {
 
     /// Whether the value stays what it is, as far as that can be told without SQLite.
     pub(super) fn stays(&self, diff: &PayloadDiff<'_>) -> bool {
-        let fields = self.index.fields.as_ref();
-        fields.is_some_and(|fields| fields.iter().all(|field| diff.keeps(field)))
+        let keeps = |fields: &Option<BTreeSet<String>>| {
+            fields.as_ref().is_some_and(|fields| fields.iter().all(|field| diff.keeps(field)))
+        };
+        keeps(&self.index.fields) && self.index.time.as_ref().is_none_or(|time| keeps(&time.fields))
     }
 }
+
+/// The rows of one value within a stretch of time.
+const FRAME: &str = "value = ifnull(?1, x'') AND time >= ?2 AND time < ?3";
 
 /// How a value lies in an index: an empty BLOB, which no value is, stands for NULL.
 fn stored(value: &str) -> String {

@@ -19,6 +19,7 @@ fn put_letters(simulation: &mut Simulation, count: u64) {
             op: Op::Updated,
             rows: "[1]".to_owned(),
             timestamp: simulation.now.seconds,
+            window: None,
         };
         let result = PendingResult { join_name: "j".to_owned(), lineage: "lin".to_owned(), event };
         let now = simulation.now.seconds;

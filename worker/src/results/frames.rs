@@ -1,0 +1,302 @@
+//! Frames and panes of windows in `results.db`, written in the transaction of the results that follow from them.
+//!
+//! ```text
+//! watermarks(join_id, clock, watermark)                how far the time of a window has come, by which clock
+//! frames(join_id, grp, start, end, is_closed, is_due)  frames that hold rows and are not frozen yet
+//! panes(join_id, start, grp, state)                    aggregate states of the groups of a pane
+//! ```
+
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{OptionalExtension, Row, ToSql, params};
+
+use super::event::JoinId;
+use super::store::EpochWriter;
+use crate::join::value::Value;
+use crate::storage::sqlite::SqliteError;
+use crate::window::Frame;
+
+/// A frame that is not frozen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StoredFrame {
+    /// The value that its rows have in common.
+    pub(crate) group: Value,
+    pub(crate) frame: Frame,
+    pub(crate) is_closed: bool,
+}
+
+/// A stored result of a window.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StoredResult {
+    /// The result key as JSON.
+    pub(crate) key: String,
+    pub(crate) rows: String,
+    /// The frame as JSON.
+    pub(crate) window: Option<String>,
+}
+
+/// A group as it is stored: an empty BLOB stands for NULL.
+struct Group<'a>(&'a Value);
+
+impl ToSql for Group<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        match self.0 {
+            Value::Null => Ok(ToSqlOutput::Borrowed(ValueRef::Blob(&[]))),
+            value => value.to_sql(),
+        }
+    }
+}
+
+impl EpochWriter<'_> {
+    /// Returns how far a window has come by this clock.
+    pub(crate) fn watermark(&self, join: JoinId, clock: &str) -> Result<Option<i64>, SqliteError> {
+        self.doing("read a watermark", || {
+            let sql = "SELECT watermark FROM watermarks WHERE join_id = ?1 AND clock = ?2";
+            self.transaction
+                .prepare_cached(sql)?
+                .query_row(params![join.0, clock], |row| row.get(0))
+                .optional()
+        })
+    }
+
+    /// Notes how far a window has come by this clock.
+    pub(crate) fn set_watermark(
+        &mut self,
+        join: JoinId,
+        clock: &str,
+        watermark: i64,
+    ) -> Result<(), SqliteError> {
+        let sql = "INSERT OR REPLACE INTO watermarks (join_id, clock, watermark) VALUES (?1, ?2, ?3)";
+        self.execute("store a watermark", sql, params![join.0, clock, watermark])
+    }
+
+    /// Notes a frame that holds rows; one that is there becomes due if `is_due`.
+    pub(crate) fn add_frame(
+        &mut self,
+        join: JoinId,
+        group: &Value,
+        frame: Frame,
+        is_closed: bool,
+        is_due: bool,
+    ) -> Result<(), SqliteError> {
+        let sql =
+            "INSERT INTO frames (join_id, grp, start, end, is_closed, is_due) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+                   ON CONFLICT DO UPDATE SET end = excluded.end, is_closed = excluded.is_closed,
+                                             is_due = max(is_due, excluded.is_due)";
+        let Frame { start, end } = frame;
+        self.execute("store a frame", sql, params![join.0, Group(group), start, end, is_closed, is_due])
+    }
+
+    /// Forgets a frame.
+    pub(crate) fn remove_frame(
+        &mut self,
+        join: JoinId,
+        group: &Value,
+        start: i64,
+    ) -> Result<(), SqliteError> {
+        let sql = "DELETE FROM frames WHERE join_id = ?1 AND grp = ?2 AND start = ?3";
+        self.execute("remove a frame", sql, params![join.0, Group(group), start])
+    }
+
+    /// Returns the frames of a group that begin at or before `to` and end at or after `from`, where no two overlap.
+    pub(crate) fn frames_near(
+        &self,
+        join: JoinId,
+        group: &Value,
+        from: i64,
+        to: i64,
+    ) -> Result<Vec<StoredFrame>, SqliteError> {
+        self.doing("read frames", || {
+            let sql = "SELECT grp, start, end, is_closed FROM frames WHERE join_id = ?1 AND grp = ?2 AND start <= ?3
+                       ORDER BY start DESC";
+            let mut statement = self.transaction.prepare_cached(sql)?;
+            let mut rows = statement.query(params![join.0, Group(group), to])?;
+            let mut found = Vec::new();
+            while let Some(row) = rows.next()? {
+                let frame = read_frame(row)?;
+                if frame.frame.end < from {
+                    break;
+                }
+                found.push(frame);
+            }
+            found.reverse();
+            Ok(found)
+        })
+    }
+
+    /// Closes the frames whose end the watermark has reached, which makes them due.
+    pub(crate) fn close_frames(&mut self, join: JoinId, watermark: i64) -> Result<(), SqliteError> {
+        let sql =
+            "UPDATE frames SET is_closed = 1, is_due = 1 WHERE join_id = ?1 AND end <= ?2 AND NOT is_closed";
+        self.execute("close frames", sql, params![join.0, watermark])
+    }
+
+    /// Makes all frames of a window due.
+    pub(crate) fn all_due(&mut self, join: JoinId) -> Result<(), SqliteError> {
+        self.execute("note due frames", "UPDATE frames SET is_due = 1 WHERE join_id = ?1", [join.0])
+    }
+
+    /// Returns some of the frames that have to be evaluated.
+    pub(crate) fn due_frames(&self, join: JoinId, limit: usize) -> Result<Vec<StoredFrame>, SqliteError> {
+        self.doing("read due frames", || {
+            let sql = "SELECT grp, start, end, is_closed FROM frames WHERE join_id = ?1 AND is_due LIMIT ?2";
+            self.transaction.prepare_cached(sql)?.query_map(params![join.0, limit], read_frame)?.collect()
+        })
+    }
+
+    /// Notes that a frame is evaluated.
+    pub(crate) fn frame_done(&mut self, join: JoinId, group: &Value, start: i64) -> Result<(), SqliteError> {
+        let sql = "UPDATE frames SET is_due = 0 WHERE join_id = ?1 AND grp = ?2 AND start = ?3";
+        self.execute("store a frame", sql, params![join.0, Group(group), start])
+    }
+
+    /// Forgets closed frames that end at or before a moment and are not due.
+    pub(crate) fn forget_frames(&mut self, join: JoinId, end: i64) -> Result<(), SqliteError> {
+        let sql = "DELETE FROM frames WHERE join_id = ?1 AND end <= ?2 AND is_closed AND NOT is_due";
+        self.execute("forget frames", sql, params![join.0, end])
+    }
+
+    /// Forgets closed sessions that end at or before a moment and are not due, but for those that a session with rows
+    /// within `gap` of them may still follow.
+    pub(crate) fn forget_sessions(&mut self, join: JoinId, end: i64, gap: i64) -> Result<(), SqliteError> {
+        let sql = "DELETE FROM frames AS gone WHERE join_id = ?1 AND end <= ?2 - ?3 AND is_closed AND NOT is_due
+                   AND NOT EXISTS (SELECT 1 FROM frames AS next WHERE next.join_id = gone.join_id AND next.grp = gone.grp
+                                   AND next.start > gone.start AND next.start <= gone.end AND next.end > ?2)";
+        self.execute("forget frames", sql, params![join.0, end, gap])
+    }
+
+    /// Returns the end of the frame that closes next.
+    pub(crate) fn next_end(&self, join: JoinId) -> Result<Option<i64>, SqliteError> {
+        self.doing("read frames", || {
+            let sql = "SELECT min(end) FROM frames WHERE join_id = ?1 AND NOT is_closed";
+            self.transaction.prepare_cached(sql)?.query_row([join.0], |row| row.get(0))
+        })
+    }
+
+    /// Returns the stored result with this key.
+    pub(crate) fn result(&self, join: JoinId, key: &str) -> Result<Option<StoredResult>, SqliteError> {
+        self.doing("read a stored result", || {
+            let sql = "SELECT key, rows, window FROM results WHERE join_id = ?1 AND key = ?2";
+            self.transaction.prepare_cached(sql)?.query_row(params![join.0, key], read_result).optional()
+        })
+    }
+
+    /// Returns the stored results whose key is the JSON array that begins with the items of `prefix`: `["2026-…"`.
+    pub(crate) fn results_of(&self, join: JoinId, prefix: &str) -> Result<Vec<StoredResult>, SqliteError> {
+        self.doing("read stored results", || {
+            // A dash follows the comma in ASCII.
+            let sql = "SELECT key, rows, window FROM results
+                       WHERE join_id = ?1 AND (key = ?2 || ']' OR key > ?2 || ',' AND key < ?2 || '-') ORDER BY key";
+            self.transaction.prepare_cached(sql)?.query_map(params![join.0, prefix], read_result)?.collect()
+        })
+    }
+
+    /// Returns some stored results of frames that ended before a moment. `begin` is the beginning of the result keys of
+    /// frames that begin at that moment.
+    pub(crate) fn results_before(
+        &self,
+        join: JoinId,
+        moment: i64,
+        begin: &str,
+        limit: usize,
+    ) -> Result<Vec<StoredResult>, SqliteError> {
+        self.doing("read stored results", || {
+            let sql = "SELECT key, rows, window FROM results
+                       WHERE join_id = ?1 AND key < ?2 AND window ->> 'end' < ?3 LIMIT ?4";
+            let mut statement = self.transaction.prepare_cached(sql)?;
+            statement.query_map(params![join.0, begin, moment, limit], read_result)?.collect()
+        })
+    }
+
+    /// Returns the aggregate state of a group in a pane, as text.
+    pub(crate) fn pane_state(
+        &self,
+        join: JoinId,
+        pane: i64,
+        group: &str,
+    ) -> Result<Option<String>, SqliteError> {
+        self.doing("read a pane", || {
+            let sql = "SELECT state FROM panes WHERE join_id = ?1 AND start = ?2 AND grp = ?3";
+            self.transaction
+                .prepare_cached(sql)?
+                .query_row(params![join.0, pane, group], |row| row.get(0))
+                .optional()
+        })
+    }
+
+    /// Stores the aggregate state of a group in a pane, or removes it.
+    pub(crate) fn set_pane_state(
+        &mut self,
+        join: JoinId,
+        pane: i64,
+        group: &str,
+        state: Option<&str>,
+    ) -> Result<(), SqliteError> {
+        match state {
+            Some(state) => {
+                let sql = "INSERT OR REPLACE INTO panes (join_id, start, grp, state) VALUES (?1, ?2, ?3, ?4)";
+                self.execute("store a pane", sql, params![join.0, pane, group, state])
+            }
+            None => {
+                let sql = "DELETE FROM panes WHERE join_id = ?1 AND start = ?2 AND grp = ?3";
+                self.execute("store a pane", sql, params![join.0, pane, group])
+            }
+        }
+    }
+
+    /// Calls `each` with the group and the state of all panes that begin in a frame.
+    pub(crate) fn panes_of<E: From<SqliteError>>(
+        &self,
+        join: JoinId,
+        frame: Frame,
+        mut each: impl FnMut(&str, &str) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let failed = |source| self.failed("read panes", source);
+        let sql = "SELECT grp, state FROM panes WHERE join_id = ?1 AND start >= ?2 AND start < ?3";
+        let mut statement = self.transaction.prepare_cached(sql).map_err(failed)?;
+        let mut rows = statement.query(params![join.0, frame.start, frame.end]).map_err(failed)?;
+        while let Some(row) = rows.next().map_err(failed)? {
+            let text = |index| row.get_ref(index).and_then(|value| Ok(value.as_str()?)).map_err(failed);
+            each(text(0)?, text(1)?)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the panes that begin before a moment.
+    pub(crate) fn forget_panes(&mut self, join: JoinId, before: i64) -> Result<(), SqliteError> {
+        self.execute(
+            "forget panes",
+            "DELETE FROM panes WHERE join_id = ?1 AND start < ?2",
+            params![join.0, before],
+        )
+    }
+
+    fn execute(
+        &mut self,
+        what: &str,
+        sql: &str,
+        parameters: impl rusqlite::Params,
+    ) -> Result<(), SqliteError> {
+        self.writes += 1;
+        self.doing(what, || self.transaction.prepare_cached(sql)?.execute(parameters).map(drop))
+    }
+
+    fn doing<T>(&self, what: &str, work: impl FnOnce() -> rusqlite::Result<T>) -> Result<T, SqliteError> {
+        work().map_err(|source| self.failed(what, source))
+    }
+
+    fn failed(&self, what: &str, source: rusqlite::Error) -> SqliteError {
+        SqliteError::new(self.path, what, source)
+    }
+}
+
+fn read_frame(row: &Row<'_>) -> rusqlite::Result<StoredFrame> {
+    Ok(StoredFrame {
+        group: Value::new(row.get_ref(0)?).unwrap_or(Value::Null),
+        frame: Frame { start: row.get(1)?, end: row.get(2)? },
+        is_closed: row.get(3)?,
+    })
+}
+
+fn read_result(row: &Row<'_>) -> rusqlite::Result<StoredResult> {
+    Ok(StoredResult { key: row.get(0)?, rows: row.get(1)?, window: row.get(2)? })
+}

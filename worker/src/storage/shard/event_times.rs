@@ -1,0 +1,147 @@
+//! The newest event time that each partition of a source has brought, by clock: an expression over the rows of one
+//! topic. Windows derive their watermarks from it. It is written in the transaction of the messages, so a message and
+//! its time are there together or not at all.
+
+use std::collections::BTreeMap;
+
+use hashbrown::HashMap;
+use rusqlite::{Connection, OptionalExtension, params};
+use serde::{Deserialize, Serialize};
+
+use super::ShardBatch;
+use crate::storage::sqlite::quoted;
+use crate::storage::topics::TopicId;
+
+pub(super) const SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS _event_clocks (name TEXT PRIMARY KEY, definition TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS _event_times (
+        clock TEXT NOT NULL,
+        partition TEXT NOT NULL,
+        newest INTEGER,
+        arrived INTEGER NOT NULL,
+        PRIMARY KEY (clock, partition)
+    ) WITHOUT ROWID;";
+
+/// The partition to which rows count that were there before the clock was.
+const PAST: &str = "";
+
+/// The event time of the messages of a topic.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct EventTimes {
+    pub(crate) topic: String,
+    /// SQL over the columns of the topic: seconds since the Unix epoch, or NULL.
+    pub(crate) expression: String,
+    /// The expression over parameters: 1 is the key, 2 the payload, 3 the timestamp.
+    pub(crate) parameters: String,
+}
+
+/// The newest event time of one partition of a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PartitionTime {
+    /// The greatest event time, in seconds since the Unix epoch; `None` before the first.
+    pub(crate) newest: Option<i64>,
+    /// The second of the clock at which the last message arrived.
+    pub(crate) arrived: i64,
+}
+
+impl PartitionTime {
+    /// Takes in what another shard knows of the partition.
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.newest = self.newest.max(other.newest);
+        self.arrived = self.arrived.max(other.arrived);
+    }
+}
+
+impl EventTimes {
+    /// Returns the name of the clock in the file, the same for the same expression.
+    pub(crate) fn name(&self) -> String {
+        format!("{}\n{}", self.topic.to_ascii_lowercase(), self.expression)
+    }
+
+    /// Returns the clocks of a file.
+    pub(super) fn present(connection: &Connection) -> rusqlite::Result<Vec<Self>> {
+        let read = |row: &rusqlite::Row<'_>| Ok(serde_json::from_str(row.get_ref(0)?.as_str()?).ok());
+        let clocks: rusqlite::Result<Vec<Option<Self>>> =
+            connection.prepare("SELECT definition FROM _event_clocks")?.query_map([], read)?.collect();
+        Ok(clocks?.into_iter().flatten().collect())
+    }
+
+    /// Starts the clock with the rows that are there, as of `now`.
+    pub(super) fn start(&self, connection: &Connection, now: i64) -> rusqlite::Result<()> {
+        let definition = serde_json::to_string(self).expect("a clock is always JSON");
+        connection.execute("INSERT INTO _event_clocks VALUES (?1, ?2)", params![self.name(), definition])?;
+        let sql = format!("SELECT max({}) FROM {}", self.expression, quoted(&self.topic));
+        let newest: Option<i64> = connection.query_row(&sql, [], |row| row.get(0)).optional()?.flatten();
+        if newest.is_some() {
+            put(connection, &self.name(), PAST, PartitionTime { newest, arrived: now })?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the clock.
+    pub(super) fn remove(&self, connection: &Connection) -> rusqlite::Result<()> {
+        connection.execute("DELETE FROM _event_clocks WHERE name = ?1", [self.name()])?;
+        connection.execute("DELETE FROM _event_times WHERE clock = ?1", [self.name()])?;
+        Ok(())
+    }
+}
+
+/// Notes the event times of batches that arrive at `now`.
+pub(super) fn note(
+    connection: &Connection,
+    clocks: &HashMap<TopicId, Vec<EventTimes>>,
+    batches: &[ShardBatch],
+    now: i64,
+) -> rusqlite::Result<()> {
+    if clocks.is_empty() {
+        return Ok(());
+    }
+    let mut seen: BTreeMap<(&EventTimes, &str), PartitionTime> = BTreeMap::new();
+    for batch in batches {
+        for message in batch.messages.iter() {
+            for clock in clocks.get(&message.topic).into_iter().flatten() {
+                let newest = match &message.payload {
+                    None => None,
+                    Some(payload) => {
+                        let timestamp = message.timestamp.unwrap_or(now);
+                        time_of(connection, clock, &message.key, payload, timestamp)?
+                    }
+                };
+                let time = PartitionTime { newest, arrived: now };
+                seen.entry((clock, &*batch.partition)).and_modify(|known| known.merge(time)).or_insert(time);
+            }
+        }
+    }
+    seen.into_iter()
+        .try_for_each(|((clock, partition), time)| put(connection, &clock.name(), partition, time))
+}
+
+fn time_of(
+    connection: &Connection,
+    clock: &EventTimes,
+    key: &str,
+    payload: &str,
+    timestamp: i64,
+) -> rusqlite::Result<Option<i64>> {
+    let mut statement = connection.prepare_cached(&format!("SELECT {}", clock.parameters))?;
+    for index in 1..=statement.parameter_count() {
+        match index {
+            1 => statement.raw_bind_parameter(index, key)?,
+            2 => statement.raw_bind_parameter(index, payload)?,
+            _ => statement.raw_bind_parameter(index, timestamp)?,
+        }
+    }
+    let mut rows = statement.raw_query();
+    rows.next()?.map_or(Ok(None), |row| row.get(0))
+}
+
+fn put(connection: &Connection, clock: &str, partition: &str, time: PartitionTime) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "INSERT INTO _event_times (clock, partition, newest, arrived) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT DO UPDATE SET newest = max(ifnull(newest, excluded.newest), ifnull(excluded.newest, newest)),
+                                       arrived = max(arrived, excluded.arrived)",
+        )?
+        .execute(params![clock, partition, time.newest, time.arrived])
+        .map(drop)
+}

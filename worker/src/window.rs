@@ -1,0 +1,113 @@
+//! Windows: a query over the rows of one topic in each stretch of time. The folder has no clock and no sockets; callers
+//! hand in moments, readers and a writer.
+//!
+//! ```text
+//! grid, session:   the time of a row ─► its frames
+//! watermark:       event times of partitions and the clock ─► how far time has come
+//! check, plan:     query ─► how the rows of a frame are found, and which aggregates are kept by pane
+//! evaluation:      changed rows ─► frames ─► the user's query on the rows of each ─► differences
+//!                  the watermark ─► frames that close, and frames that freeze
+//! ```
+//! The semantics are in the README of the folder.
+
+pub(crate) mod check;
+pub(crate) mod evaluation;
+pub(crate) mod grid;
+mod panes;
+pub(crate) mod session;
+pub(crate) mod space;
+pub(crate) mod watermark;
+
+use std::collections::BTreeSet;
+
+use litejoin_crds::plan::{EventClock, TimeCut};
+use litejoin_crds::window::WindowEmit;
+
+use crate::join::plan::RowExpr;
+use crate::join::plan::window::PaneAggregates;
+use crate::storage::shard::{EventTimes, Index, IndexedTime};
+
+/// A stretch of time, in seconds since the Unix epoch; the end is not part of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Frame {
+    pub(crate) start: i64,
+    pub(crate) end: i64,
+}
+
+/// A window whose query and expressions were checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CheckedWindow {
+    pub(crate) topic: String,
+    pub(crate) cut: TimeCut,
+    pub(crate) emit: WindowEmit,
+    pub(crate) emit_empty: u32,
+    pub(crate) event_time: Option<EventClock>,
+    /// The time of a row, in seconds; NULL for a row without one.
+    pub(crate) time: RowExpr,
+    /// The value by which the rows of a frame are looked up beside their time.
+    pub(crate) group: RowExpr,
+    pub(crate) grouping: Grouping,
+    /// Whether a column of the query is part of the result key.
+    pub(crate) has_key: bool,
+    /// `None` if frames are evaluated from their rows.
+    pub(crate) aggregates: Option<PaneAggregates>,
+    /// Seconds for which results are kept after the end of their frame, by the window's own time.
+    pub(crate) results_kept: i64,
+    /// Whether sinks are told of results that leave then.
+    pub(crate) emit_expiry: bool,
+}
+
+/// What a row's group is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Grouping {
+    /// All rows of the topic are in one group.
+    Whole,
+    /// `partitionBy`.
+    Partition,
+    /// The result key, so that a change costs the rows of its key.
+    Key,
+}
+
+impl CheckedWindow {
+    /// Returns the index by which rows of a frame are found.
+    pub(crate) fn index(&self) -> Index {
+        Index {
+            topic: self.topic.clone(),
+            expression: self.group.sql(),
+            parameters: self.group.parameters(),
+            fields: self.group.fields().cloned(),
+            time: Some(IndexedTime {
+                expression: self.time.sql(),
+                parameters: self.time.parameters(),
+                fields: self.time.fields().cloned(),
+            }),
+        }
+    }
+
+    /// Returns the event times that its watermark follows; `None` if it follows the clock.
+    pub(crate) fn event_times(&self) -> Option<EventTimes> {
+        self.event_time.as_ref().map(|_| EventTimes {
+            topic: self.topic.clone(),
+            expression: self.time.sql(),
+            parameters: self.time.parameters(),
+        })
+    }
+
+    /// Returns how long a closed frame takes rows, in seconds.
+    pub(crate) fn allowed_lateness(&self) -> i64 {
+        self.event_time.as_ref().map_or(0, |event_time| event_time.allowed_lateness)
+    }
+
+    /// Returns a text on which the results depend beside the query.
+    pub(crate) fn definition(&self) -> String {
+        let fields: BTreeSet<String> = [
+            format!("cut {:?}", self.cut),
+            format!("time {}", self.time.sql()),
+            format!("group {:?} {}", self.grouping, self.group.sql()),
+            format!("key {}", self.has_key),
+            format!("emit {:?} {}", self.emit, self.emit_empty),
+        ]
+        .into();
+        fields.into_iter().collect::<Vec<_>>().join("\n")
+    }
+}

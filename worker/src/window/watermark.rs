@@ -1,0 +1,70 @@
+//! The watermark: how far the time of a window has come. Pure.
+
+use litejoin_crds::plan::EventClock;
+
+use crate::storage::shard::PartitionTime;
+
+/// Returns the watermark by event time at the moment `now`, not before `reached`; `None` before the first time was seen.
+/// `last_end` returns the greatest end of the frames of a time. All in seconds since the Unix epoch.
+pub(crate) fn by_event_time(
+    clock: &EventClock,
+    partitions: impl Iterator<Item = PartitionTime> + Clone,
+    now: i64,
+    reached: Option<i64>,
+    last_end: impl Fn(i64) -> i64,
+) -> Option<i64> {
+    let known = partitions.filter_map(|partition| Some((partition.newest?, partition.arrived)));
+    let active = known.clone().filter(|(_, arrived)| now.saturating_sub(*arrived) < clock.idle_timeout);
+    let candidate = match active.map(|(newest, _)| newest).min() {
+        Some(least) => Some(least - clock.watermark_delay),
+        None => {
+            let newest = known.clone().map(|(newest, _)| newest).max();
+            let silent_since = known.map(|(_, arrived)| arrived).max();
+            newest.zip(silent_since).map(|(newest, since)| {
+                // Time goes on as far as it closes the frames of what has come: a replay may only have paused.
+                let base = newest - clock.watermark_delay;
+                let passed = now.saturating_sub(since).saturating_sub(clock.idle_timeout);
+                base.saturating_add(passed).min(last_end(newest).max(base))
+            })
+        }
+    };
+    candidate.max(reached)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clock() -> EventClock {
+        EventClock {
+            path: None,
+            unit: litejoin_crds::window::TimeUnit::Rfc3339,
+            watermark_delay: 5,
+            idle_timeout: 60,
+            allowed_lateness: 0,
+        }
+    }
+
+    fn at(partitions: &[(i64, i64)], now: i64, reached: Option<i64>) -> Option<i64> {
+        let partitions = partitions
+            .iter()
+            .map(|(newest, arrived)| PartitionTime { newest: Some(*newest), arrived: *arrived });
+        by_event_time(&clock(), partitions, now, reached, |time| (time / 100 + 1) * 100)
+    }
+
+    #[test]
+    fn the_partition_that_is_behind_counts_unless_it_is_idle() {
+        assert_eq!(at(&[], 1_000, None), None);
+        assert_eq!(at(&[(500, 1_000), (300, 990)], 1_000, None), Some(295));
+        assert_eq!(at(&[(500, 1_000), (300, 940)], 1_000, None), Some(495));
+        assert_eq!(at(&[(500, 1_000), (300, 990)], 1_000, Some(400)), Some(400), "it never goes back");
+    }
+
+    #[test]
+    fn the_clock_closes_the_last_frame_and_goes_no_further() {
+        let silent = [(500, 1_000), (300, 990)];
+        assert_eq!(at(&silent, 1_060, None), Some(495));
+        assert_eq!(at(&silent, 1_090, None), Some(525));
+        assert_eq!(at(&silent, 9_000, None), Some(600));
+    }
+}
