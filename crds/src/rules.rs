@@ -76,7 +76,30 @@ pub(crate) fn window_body() -> Value {
             "!has(self.size) || !has(self.slide) || duration(self.slide) <= duration(self.size)",
             "slide is longer than size: write a slide of at most size",
         ),
+        (
+            "!has(self.offset) || !has(self.size) || duration(self.offset) < duration(has(self.slide) ? self.slide : self.size)",
+            "offset is too long: write less than slide, or than size where there is no slide",
+        ),
+        (
+            "self.type != 'session' || !has(self.offset)",
+            "a session window has no offset: its messages say when it begins",
+        ),
+        (
+            "self.type != 'session' || !has(self.timezone)",
+            "a session window has no timezone: its messages say when it begins",
+        ),
+        (
+            "self.type != 'session' || !has(self.emitEmpty) || self.emitEmpty == 0",
+            "a session window has no emitEmpty: its messages say when it begins",
+        ),
     ])
+}
+
+pub(crate) fn event_time() -> Value {
+    rules(&[(
+        "!has(self.unit) || self.unit == 'rfc3339' || has(self.path)",
+        "eventTime.unit needs path, the place of the time in the payload: the timestamp of a message has no unit",
+    )])
 }
 
 pub(crate) fn credential() -> Value {

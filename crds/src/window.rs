@@ -148,6 +148,7 @@ pub enum WindowEmit {
 /// Time that messages carry.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::rules::event_time()))]
 pub struct EventTime {
     /// SQLite JSON path of the time in the payload, such as `$.created_at`; where absent, the timestamp that the message
     /// came with.

@@ -9,6 +9,7 @@ mod connectors;
 mod documents;
 mod plan;
 mod settings;
+mod windows;
 
 /// The documents of a YAML text.
 fn documents(yaml: &str) -> Vec<Document> {

@@ -51,6 +51,10 @@ pub(crate) fn plan(contents: &Contents, complaints: &mut Complaints) -> Vec<Wind
 
 /// Complains about windows that need rows for longer than retention keeps them.
 pub(crate) fn check_retention(windows: &[Window], retention: &Retention, complaints: &mut Complaints) {
+    if retention.duration.is_zero() {
+        // The duration is wrong, and complained about.
+        return;
+    }
     let kept = i64::try_from(retention.duration.as_secs()).unwrap_or(i64::MAX);
     for window in windows {
         if let Some(needed) = window.rows_needed().filter(|needed| *needed > kept) {
@@ -66,8 +70,10 @@ pub(crate) fn check_retention(windows: &[Window], retention: &Retention, complai
 /// Complains about a topic that no source may fill.
 fn check_topic(contents: &Contents, named: &Named<WindowBody>, complaints: &mut Complaints) {
     let any_topic = contents.sources.iter().any(|source| {
-        let SourceBody { http, file, kafka, topic, .. } = &source.body;
-        http.as_ref().is_some_and(|http| http.topics.is_empty())
+        let SourceBody { http, file, api, kafka, topic, .. } = &source.body;
+        let has_kind = http.is_some() || file.is_some() || api.is_some() || kafka.is_some();
+        !has_kind
+            || http.as_ref().is_some_and(|http| http.topics.is_empty())
             || file.as_ref().is_some_and(|file| file.topic.is_none())
             || (topic.is_none()
                 && kafka.as_ref().is_some_and(|kafka| kafka.topics.iter().any(|t| t.starts_with('^'))))
@@ -117,8 +123,12 @@ fn cut(window: &WindowBody, scope: &mut Scope<'_>) -> TimeCut {
     let slide = seconds("slide", &window.slide);
     let gap = seconds("gap", &window.gap);
     if window.kind == WindowKind::Session {
-        for (name, is_there) in [("offset", window.offset.is_some()), ("timezone", window.timezone.is_some())]
-        {
+        let fields = [
+            ("offset", window.offset.is_some()),
+            ("timezone", window.timezone.is_some()),
+            ("emitEmpty", window.emit_empty > 0),
+        ];
+        for (name, is_there) in fields {
             if is_there {
                 let message =
                     format!("a session window has no {name}: its messages say when it begins; remove it");
@@ -127,8 +137,17 @@ fn cut(window: &WindowBody, scope: &mut Scope<'_>) -> TimeCut {
         }
         return TimeCut::Session { gap: gap.unwrap_or(1) };
     }
-    let size = size.filter(|size| *size > 0).unwrap_or(1);
-    let slide = slide.filter(|slide| *slide > 0 && window.kind == WindowKind::Sliding).unwrap_or(size);
+    let offset =
+        window.offset.as_ref().map_or(0, |text| whole_seconds(scope, "offset", text, Duration::ZERO));
+    if let Some(name) = &window.timezone {
+        check_timezone(name, scope);
+    }
+    let slide = if window.kind == WindowKind::Sliding { slide } else { size };
+    let is_positive = |seconds: &i64| *seconds > 0;
+    let (Some(size), Some(slide)) = (size.filter(is_positive), slide.filter(is_positive)) else {
+        // A duration is missing or wrong, and complained about; what depends on it can't be told.
+        return TimeCut::Grid { size: 1, slide: 1, offset: 0, timezone: None };
+    };
     if let (true, Some(written)) = (slide > size, &window.size) {
         let message = format!("longer than size; write at most {:?}", written.0);
         scope.error("slide", Reason::Conflict, message);
@@ -141,23 +160,23 @@ fn cut(window: &WindowBody, scope: &mut Scope<'_>) -> TimeCut {
         );
         scope.error("slide", Reason::OutOfRange, message);
     }
-    let offset =
-        window.offset.as_ref().map_or(0, |text| whole_seconds(scope, "offset", text, Duration::ZERO));
     if offset >= slide {
         let message = format!("got {offset}s, allowed less than the {slide}s from one start to the next");
         scope.error("offset", Reason::OutOfRange, message);
     }
-    if let Some(name) = &window.timezone
-        && jiff::tz::db().get(name).is_err()
-    {
-        let known: Vec<String> = jiff::tz::db().available().map(|name| name.as_str().to_owned()).collect();
-        let near = nearest(name, known.iter().map(String::as_str));
-        let hint = near.map_or_else(String::new, |near| format!("; did you mean {near:?}?"));
-        let message =
-            format!("no place is called {name:?}{hint}; write an IANA name such as America/New_York");
-        scope.error("timezone", Reason::InvalidValue, message);
-    }
     TimeCut::Grid { size, slide, offset, timezone: window.timezone.clone() }
+}
+
+fn check_timezone(name: &str, scope: &mut Scope<'_>) {
+    let database = jiff::tz::db();
+    if database.get(name).is_err() {
+        let known: Vec<String> = database.available().map(|name| name.as_str().to_owned()).collect();
+        let hint = match nearest(name, known.iter().map(String::as_str)) {
+            Some(near) => format!("did you mean {near:?}?"),
+            None => "write an IANA name such as \"America/New_York\"".to_owned(),
+        };
+        scope.error("timezone", Reason::InvalidValue, format!("no place is called {name:?}; {hint}"));
+    }
 }
 
 fn event_clock(event_time: &EventTime, scope: &mut Scope<'_>) -> EventClock {

@@ -1,4 +1,4 @@
-//! Sources, sinks, joins and windows: the fields that each kind needs, and those that exclude each other.
+//! Sources, sinks and joins: the fields that each kind needs, and those that exclude each other.
 
 use super::*;
 
@@ -147,33 +147,6 @@ sinks:
         ),
         expect![[r#"
             0 spec.sinks[1].kafka.topic: warning Conflict: the Kafka topic "both" takes several joins, and results of equal keys are records of one key: compaction would keep one of them; give each join a sink with a topic of its own
-        "#]],
-    );
-}
-
-#[test]
-fn windows_have_the_durations_of_their_type() {
-    check(
-        &pipeline(
-            r#"sources: [{name: in, http: {addr: ":0", topics: [orders]}}]
-windows:
-- {name: w1, type: tumbling, topic: orders, query: SELECT 1, gap: 1m}
-- {name: w2, type: sliding, topic: orders, query: SELECT 1, size: 1m, slide: 90s}
-- {name: w3, type: session, topic: order, query: SELECT 1, gap: 1500ms, size: 1m}
-- {name: w4, type: hopping, topic: orders, query: SELECT 1}
-- {name: w5, type: tumbling, topic: orders, query: SELECT 1, size: 0s, sinks: [out], eventTime: {path: $.at, idleTimeout: 0s}}"#,
-        ),
-        expect![[r#"
-            0 spec.windows[3].type: InvalidValue: got "hopping", allowed: tumbling, sliding, session
-            0 spec.windows[0].size: Conflict: a tumbling window needs size; add for example size: 1m
-            0 spec.windows[0].gap: Conflict: a tumbling window has no gap; remove it, its fields are size
-            0 spec.windows[1].slide: Conflict: longer than size; write at most "1m"
-            0 spec.windows[2].topic: UnknownReference: no source fills the topic "order"; did you mean "orders"?
-            0 spec.windows[2].size: Conflict: a session window has no size; remove it, its fields are gap
-            0 spec.windows[2].gap: InvalidDuration: got "1500ms", allowed whole seconds; topics carry no finer time
-            0 spec.windows[4].sinks[0]: UnknownReference: no sink is called "out"; there is none, add one to spec.sinks or as a Sink of its own
-            0 spec.windows[4].size: InvalidDuration: got "0s", allowed only more than zero
-            0 spec.windows[4].eventTime.idleTimeout: InvalidDuration: got "0s", allowed only more than zero
         "#]],
     );
 }
