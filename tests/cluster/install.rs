@@ -35,6 +35,22 @@ spec:
   sinks: [live]
 ";
 
+/// A window in a document of its own. Its sessions last longer than the test, unless the gap is made shorter.
+const VISITS: &str = "\
+apiVersion: litejoin.io/v1alpha1
+kind: Window
+metadata: {name: visits}
+spec:
+  pipelineRef: {name: orders}
+  type: session
+  gap: 1h
+  topic: orders
+  partitionBy: payload->>'customer_id'
+  query: SELECT payload->>'customer_id' AS customer, count(*) AS visits FROM orders
+  emit: update
+  sinks: [live]
+";
+
 /// A pipeline whose admin address needs a token and uses TLS.
 const GUARDED: &str = "\
 apiVersion: litejoin.io/v1alpha1
@@ -57,6 +73,7 @@ async fn orders_on_kubernetes() {
     let first = the_example_runs(&cluster).await;
     a_join_comes_and_goes(&cluster, &first).await;
     a_mistake_is_told(&cluster).await;
+    a_window_comes_and_goes(&cluster, &first).await;
     the_data_outlives_pods(&cluster, &first).await;
     an_admin_address_is_closed(&cluster).await;
     the_volume_grows(&cluster).await;
@@ -133,6 +150,49 @@ async fn a_mistake_is_told(cluster: &Cluster) {
         "jsonpath={.status.conditions[?(@.type=='Accepted')].message}",
     ]);
     cluster.kubectl(&["delete", "join", "spent"]);
+}
+
+/// Adds a window while data flows, changes it, makes mistakes in it, and removes it.
+async fn a_window_comes_and_goes(cluster: &Cluster, first: &Pod) {
+    let told = async |what: &str| {
+        until(&format!("the window with {what}"), async || {
+            cluster.kubectl(&["get", "ljw", "visits"]).contains(what).then_some(())
+        })
+        .await;
+    };
+    let sent = async |what: &str| {
+        until(&format!("a visit with {what}"), async || {
+            let snapshot = cluster.snapshot("visits");
+            (snapshot.contains(r#""customer":"c1""#) && snapshot.contains(what)).then_some(())
+        })
+        .await;
+    };
+    cluster.apply(&VISITS.replace("name: orders", "name: elsewhere"));
+    told("PipelineNotFound").await;
+    cluster.kubectl(&["delete", "window", "visits"]);
+
+    cluster.apply(VISITS);
+    cluster.wait_ready("window/visits").await;
+    sent(r#""visits":1"#).await;
+    sent(r#""final":false"#).await;
+    let shorter = VISITS.replace("gap: 1h", "gap: 1s");
+    cluster.apply(&shorter);
+    cluster.wait_ready("window/visits").await;
+    sent(r#""final":true"#).await;
+
+    cluster.apply(&shorter.replace("SELECT", "SELEC"));
+    told("InvalidQuery").await;
+    cluster.apply(&shorter.replace("topic: orders", "topic: order"));
+    told("RefNotFound").await;
+    cluster.result("enriched", "o1", r#""customer":"Ada""#).await;
+    cluster.apply(&shorter);
+    cluster.wait_ready("window/visits").await;
+    sent(r#""final":true"#).await;
+    cluster.kubectl(&["delete", "window", "visits"]);
+    until("the window to be gone", async || (!cluster.snapshot("visits").contains("results")).then_some(()))
+        .await;
+    let then = cluster.pod("orders-0").await;
+    assert_eq!((first.uid(), restarts(&then)), (then.uid(), 0), "a window needs no other pod or container");
 }
 
 /// Deletes the pod, kills the worker, drains the node.
@@ -403,7 +463,7 @@ impl Drop for Cluster {
                 let _ =
                     Command::new(kubectl).env("KUBECONFIG", &self.node.kubeconfig).args(arguments).status();
             };
-            show(&["get", "pods,pvc,ljp,ljj,ljsnk", "-A", "-o", "wide"]);
+            show(&["get", "pods,pvc,ljp,ljj,ljw,ljsnk", "-A", "-o", "wide"]);
             show(&["describe", "pods,ljp", "-n", NAMESPACE]);
             show(&["logs", "-n", "litejoin", "deployment/litejoin-operator", "--tail=40"]);
             show(&["logs", "-n", NAMESPACE, "orders-0", "--tail=40"]);

@@ -16,3 +16,4 @@ mod rights;
 mod secrets;
 mod settled;
 mod site;
+mod windows;

@@ -1,5 +1,5 @@
-//! The gate of the join engine: random pipelines under random load, held to SQLite after every batch; and faults
-//! put into the engine on purpose, each of which it must see.
+//! The gates of the engine: random joins under random load, held to SQLite after every batch, and random windows, held
+//! to a model; and faults put into the engine on purpose, each of which they must see.
 
 use std::cell::Cell;
 
@@ -8,6 +8,9 @@ use litejoin_tests::fuzz;
 use litejoin_tests::fuzz::run::Sabotage;
 use litejoin_tests::fuzz::script::{BATCHES_A_ROUND, ROUNDS, ROUNDS_LONG};
 use litejoin_tests::repetition::endless_seeds;
+use litejoin_tests::windows;
+use litejoin_tests::windows::drive::WindowSabotage;
+use litejoin_tests::windows::generator::{ROUNDS_A_SCRIPT, SCRIPTS, SCRIPTS_LONG};
 
 /// Rounds that are played at once. They wait for commits now and then.
 const AT_ONCE: usize = 3;
@@ -40,6 +43,33 @@ async fn every_sabotage_is_seen() {
     for sabotage in Sabotage::ALL {
         let seeds = 1..=BATCHES_UNTIL_CAUGHT / BATCHES_A_ROUND;
         let caught = fuzz::catch(sabotage, seeds).await;
+        assert!(caught.is_some(), "{} was not seen in {BATCHES_UNTIL_CAUGHT} batches", sabotage.name());
+    }
+}
+
+#[tokio::test]
+async fn windows_match_the_oracle() {
+    let seeds = stream::iter(endless_seeds(SCRIPTS, SCRIPTS_LONG));
+    let played = Cell::new(0_u64);
+    let scripts = seeds.map(Ok).try_for_each_concurrent(AT_ONCE, async |seed| {
+        windows::round(seed).await?;
+        played.set(played.get() + 1);
+        if played.get().is_multiple_of(ROUNDS_A_LINE) {
+            let batches = played.get() * ROUNDS_A_SCRIPT;
+            eprintln!("{batches} batches of windows in {} scripts: no difference", played.get());
+        }
+        Ok::<(), String>(())
+    });
+    if let Err(report) = scripts.await {
+        panic!("{report}");
+    }
+}
+
+#[tokio::test]
+async fn every_sabotage_of_windows_is_seen() {
+    for sabotage in WindowSabotage::ALL {
+        let seeds = 1..=BATCHES_UNTIL_CAUGHT / ROUNDS_A_SCRIPT;
+        let caught = windows::catch(sabotage, seeds).await;
         assert!(caught.is_some(), "{} was not seen in {BATCHES_UNTIL_CAUGHT} batches", sabotage.name());
     }
 }

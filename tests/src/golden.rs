@@ -20,9 +20,15 @@ pub struct Case {
     /// The name of its file.
     pub name: String,
     pub joins: Vec<CaseJoin>,
+    /// Windows as in a Pipeline, without sinks.
+    pub windows: Vec<Value>,
+    /// `retention.duration`, where the case depends on it.
+    pub retention: Option<String>,
     pub steps: Vec<CaseStep>,
     /// Whether the queries read the clock, which then shows `at` of each step.
     pub has_clock: bool,
+    /// Whether the messages of a step have to come in one epoch, as they do in one shard.
+    pub is_for_one_shard: bool,
 }
 
 /// A join of a case.
@@ -49,8 +55,54 @@ pub const BEGINNING: i64 = 1_767_268_800;
 pub struct CaseStep {
     pub at: String,
     pub messages: Vec<Value>,
-    /// Rows of the results that differ from the step before.
+    /// The source of the messages, in a case with several.
+    pub source: Option<String>,
+    /// Whether the worker stops before the step, and starts at its time.
+    pub restarts: bool,
+    /// Windows that replace those of before, ahead of the messages.
+    pub reload: Option<Vec<Value>>,
+    /// Rows of the results of joins that differ from the step before.
     pub changes: BTreeMap<ResultKey, Vec<String>>,
+    /// Results of windows that differ from the step before, in their rows or in `window`.
+    pub window_changes: Vec<CaseChange>,
+    /// Rows that windows do not take.
+    pub dead_letters: Vec<CaseLetter>,
+}
+
+/// A changed result of a window.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CaseChange {
+    pub result_key: ResultKey,
+    /// As in the event; `expired` leaves without one.
+    pub op: String,
+    pub rows: Vec<String>,
+    /// As in the event; `None` leaves it open.
+    pub window: Option<CaseFrame>,
+}
+
+/// The frame of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CaseFrame {
+    pub start: i64,
+    pub end: i64,
+    pub r#final: bool,
+}
+
+/// A row that a window does not take.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CaseLetter {
+    at: String,
+    /// The window; the only one where absent.
+    pub join: Option<String>,
+    pub key: String,
+    /// `too_late` or `no_time`.
+    pub reason: String,
+    /// The frame and the watermark; `None` leaves them open.
+    pub start: Option<i64>,
+    pub end: Option<i64>,
+    pub watermark: Option<i64>,
 }
 
 #[derive(Deserialize)]
@@ -60,11 +112,32 @@ struct File {
     key_column: Option<String>,
     #[serde(default)]
     joins: Vec<CaseJoin>,
-    /// Times without messages. A case that has the field reads the clock.
+    window: Option<Value>,
+    #[serde(default)]
+    windows: Vec<Value>,
+    retention: Option<String>,
+    #[serde(default)]
+    one_shard: bool,
+    /// Times without messages. A case that has the field, or windows, reads the clock.
     ticks: Option<Vec<String>>,
     #[serde(default)]
+    restarts: Vec<String>,
+    #[serde(default)]
+    reloads: Vec<Reload>,
+    #[serde(default)]
     input: Vec<Input>,
+    #[serde(default)]
+    dead_letters: Vec<CaseLetter>,
     expect: Vec<Expected>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Reload {
+    at: String,
+    window: Option<Value>,
+    #[serde(default)]
+    windows: Vec<Value>,
 }
 
 #[derive(Deserialize)]
@@ -75,6 +148,7 @@ struct Input {
     key: String,
     payload: Value,
     timestamp: Option<i64>,
+    source: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -84,6 +158,27 @@ struct Expected {
     join: Option<String>,
     key: Value,
     rows: Vec<Value>,
+    /// Only results of windows have one.
+    op: Option<String>,
+    window: Option<CaseFrame>,
+}
+
+/// Returns the windows of a list, and the one without a name.
+fn named_windows(mut windows: Vec<Value>, window: Option<Value>) -> Vec<Value> {
+    if let Some(mut window) = window {
+        window["name"] = json!(ONLY_JOIN);
+        windows.push(window);
+    }
+    windows
+}
+
+/// Returns the step of a time, a new one if there is none.
+fn step_at<'s>(steps: &'s mut Vec<CaseStep>, at: &str) -> &'s mut CaseStep {
+    let index = steps.iter().position(|step| step.at == at).unwrap_or_else(|| {
+        steps.push(CaseStep { at: at.to_owned(), ..CaseStep::default() });
+        steps.len() - 1
+    });
+    &mut steps[index]
 }
 
 /// Returns every case of a folder below `tests/cases`, by name.
@@ -91,9 +186,33 @@ pub fn cases(folder: &str) -> Vec<Case> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases").join(folder);
     let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let mut paths: Vec<_> = entries.map(|entry| entry.expect("a folder can be listed").path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
     paths.sort();
     assert!(!paths.is_empty(), "{} has no cases", folder.display());
     paths.iter().map(|path| Case::read(path)).collect()
+}
+
+/// Writes what is expected into the steps.
+fn expect(name: &str, steps: &mut [CaseStep], results: Vec<Expected>, letters: Vec<CaseLetter>) {
+    let index_of = |steps: &[CaseStep], at: &str| {
+        let index = steps.iter().position(|step| step.at == at);
+        index.unwrap_or_else(|| panic!("{name}: nothing comes at {at}"))
+    };
+    for expected in results {
+        let step = index_of(steps, &expected.at);
+        let mut rows: Vec<String> = expected.rows.iter().map(Value::to_string).collect();
+        rows.sort_unstable();
+        let result_key = (expected.join.unwrap_or_else(|| ONLY_JOIN.to_owned()), expected.key.to_string());
+        if let Some(op) = expected.op {
+            steps[step].window_changes.push(CaseChange { result_key, op, rows, window: expected.window });
+        } else {
+            steps[step].changes.insert(result_key, rows);
+        }
+    }
+    for letter in letters {
+        let step = index_of(steps, &letter.at);
+        steps[step].dead_letters.push(letter);
+    }
 }
 
 impl CaseJoin {
@@ -141,28 +260,42 @@ impl Case {
                 other => other,
             };
             let step = steps.last_mut().expect("just pushed");
+            assert!(
+                step.messages.is_empty() || step.source == input.source,
+                "{name}: two sources at {}, which would be two epochs",
+                step.at
+            );
+            step.source = input.source;
             let mut message = message(&input.topic, &input.key, payload);
             if let Some(timestamp) = input.timestamp {
                 message["timestamp"] = json!(timestamp);
             }
             step.messages.push(message);
         }
-        let has_clock = file.ticks.is_some();
+        let windows = named_windows(file.windows, file.window);
+        let has_clock = file.ticks.is_some() || !windows.is_empty() || !file.reloads.is_empty();
         for at in file.ticks.unwrap_or_default() {
             steps.push(CaseStep { at, ..CaseStep::default() });
+        }
+        for at in file.restarts {
+            step_at(&mut steps, &at).restarts = true;
+        }
+        for reload in file.reloads {
+            step_at(&mut steps, &reload.at).reload = Some(named_windows(reload.windows, reload.window));
         }
         if has_clock {
             steps.sort_by_key(CaseStep::moment);
         }
-        for expected in file.expect {
-            let step = steps.iter_mut().find(|step| step.at == expected.at);
-            let step = step.unwrap_or_else(|| panic!("{name}: nothing comes at {}", expected.at));
-            let mut rows: Vec<String> = expected.rows.iter().map(Value::to_string).collect();
-            rows.sort_unstable();
-            let join = expected.join.unwrap_or_else(|| ONLY_JOIN.to_owned());
-            step.changes.insert((join, expected.key.to_string()), rows);
+        expect(name, &mut steps, file.expect, file.dead_letters);
+        Self {
+            name: name.to_owned(),
+            joins,
+            windows,
+            retention: file.retention,
+            steps,
+            has_clock,
+            is_for_one_shard: file.one_shard,
         }
-        Self { name: name.to_owned(), joins, steps, has_clock }
     }
 
     /// Returns the topics that messages go to, in the spelling of the first message.

@@ -20,4 +20,5 @@ pub mod server;
 pub mod sse;
 pub mod stores;
 pub mod wait;
+pub mod windows;
 pub mod worker;

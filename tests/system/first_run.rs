@@ -1,16 +1,34 @@
 //! The first thing a user runs: examples/flights, as the README shows it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use litejoin_tests::oracle::Oracle;
-use litejoin_tests::results::{Event, Results};
+use litejoin_tests::results::{Event, ResultKey, Results};
 use litejoin_tests::worker::{Ended, WorkerSite};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-/// The line before the block of the README with the output of the first command.
-const TRANSCRIPT: &str = "<!-- transcript: flights -->";
+/// Results of both windows, as SQLite finds them over all flights: window, key and row. The newest flight is eighteen
+/// hours ahead of the watermark; frames that are still open are told by `hourly_departures` alone.
+const WINDOWS: &str = "
+    WITH
+      flown AS (SELECT unixepoch(payload->>'time_hour') AS hour, payload->>'carrier' AS carrier,
+                       payload->>'dep_time' AS dep_time, payload->>'dep_delay' AS dep_delay
+                FROM flights),
+      told AS (
+        SELECT 'hourly_departures' AS name, json_array(strftime('%Y-%m-%dT%H:%M:%SZ', hour, 'unixepoch')) AS key,
+               json_object('departures', count(dep_time), 'cancelled', count(*) - count(dep_time)) AS row
+        FROM flown GROUP BY hour
+        UNION ALL
+        SELECT 'recent_delay',
+               json_array(strftime('%Y-%m-%dT%H:%M:%SZ', hour - ago.value * 3600, 'unixepoch'), carrier),
+               json_object('carrier', carrier, 'flights', count(*), 'average_delay_minutes', round(avg(dep_delay), 1))
+        FROM flown, json_each('[0, 1, 2, 3, 4, 5]') AS ago
+        WHERE hour + (6 - ago.value) * 3600 <= (SELECT max(hour) - 18 * 3600 FROM flown)
+        GROUP BY hour - ago.value * 3600, carrier)
+    SELECT json_group_array(json_array(name, json(key), json(row))) FROM told";
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests is a folder of the repository").to_owned()
@@ -67,7 +85,18 @@ async fn the_flights_are_joined_with_all_that_they_refer_to() {
     let mut expected = oracle.results("departures", &query("departures"), Some("flight"));
     assert_eq!(expected.rows.len(), 4334);
     expected.extend(oracle.results("carrier_delay", &query("carrier_delay"), Some("carrier")));
+    let windows = windows(&oracle);
+    expected.extend(windows.clone());
     results.assert_same(&expected, "what was printed");
+
+    // Time jumps no further than the watermark allows for: no flight is late, and each frame closes once.
+    let is_final = |event: &&Event| event.whole["window"]["final"] == true;
+    let closed: Vec<ResultKey> = events.iter().filter(is_final).map(Event::result_key).collect();
+    let distinct: BTreeSet<&ResultKey> = closed.iter().collect();
+    assert_eq!(closed.len(), distinct.len(), "no result is final twice");
+    let recent = |key: &&ResultKey| key.0 == "recent_delay";
+    assert_eq!(closed.iter().filter(recent).count(), windows.rows.keys().filter(recent).count());
+    assert_shows("examples/flights/README.md", "windows", &ended);
 
     let row = |join: &str, key: &str| -> Map<String, Value> {
         let rows = &results.rows[&(join.to_owned(), json!(key).to_string())];
@@ -88,26 +117,43 @@ async fn the_flights_are_joined_with_all_that_they_refer_to() {
 
 #[tokio::test]
 async fn the_readme_shows_what_its_first_command_prints() {
-    let readme = fs::read_to_string(repository().join("README.md")).expect("README.md is text");
-    let (_, after) = readme.split_once(TRANSCRIPT).unwrap_or_else(|| panic!("README.md has no {TRANSCRIPT}"));
+    let ended = run(&WorkerSite::new(), |manifest| manifest).await;
+    assert_shows("README.md", "flights", &ended);
+}
+
+/// The results of the windows of the example.
+fn windows(oracle: &Oracle) -> Results {
+    let found = oracle.value(WINDOWS);
+    let found: Vec<(String, Value, Value)> =
+        serde_json::from_str(found.as_str().expect("a list is text")).expect("it is JSON");
+    let mut results = Results::default();
+    for (name, key, row) in &found {
+        results.set((name.clone(), key.to_string()), [row]);
+    }
+    results
+}
+
+/// Asserts that a document shows, in the block after `<!-- transcript: NAME -->`, results that were printed.
+fn assert_shows(document: &str, name: &str, ended: &Ended) {
+    let text = fs::read_to_string(repository().join(document)).expect("a document is text");
+    let marker = format!("<!-- transcript: {name} -->");
+    let (_, after) = text.split_once(&marker).unwrap_or_else(|| panic!("{document} has no {marker}"));
     let mut block = after.lines().skip_while(|line| !line.starts_with("```")).skip(1);
     let shown: Vec<&str> = block
         .by_ref()
         .take_while(|line| !line.starts_with("```"))
         .filter(|line| line.starts_with('{'))
         .collect();
-    assert!(!shown.is_empty(), "the block after {TRANSCRIPT} shows results");
-
-    let ended = run(&WorkerSite::new(), |manifest| manifest).await;
+    assert!(!shown.is_empty(), "the block after {marker} shows results");
     let missing: Vec<&str> = shown
         .into_iter()
         .filter(|shown| !ended.stdout.lines().any(|printed| is_shortened(shown, printed)))
         .collect();
-    assert!(missing.is_empty(), "README.md shows what is not printed:\n{}", missing.join("\n"));
+    assert!(missing.is_empty(), "{document} shows what is not printed:\n{}", missing.join("\n"));
 }
 
 /// Whether `shown` is `printed` with an ellipsis in the place of each part that is left out.
-fn is_shortened(shown: &str, printed: &str) -> bool {
+pub(crate) fn is_shortened(shown: &str, printed: &str) -> bool {
     let Some((first, shown)) = shown.split_once('…') else { return shown == printed };
     let (middle, last) = shown.rsplit_once('…').unwrap_or(("", shown));
     let Some(mut rest) = printed.strip_prefix(first).and_then(|rest| rest.strip_suffix(last)) else {

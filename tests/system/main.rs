@@ -30,3 +30,5 @@ mod subscribers;
 mod time;
 mod time_bounds;
 mod weather_alerts;
+mod window_examples;
+mod windows;

@@ -40,7 +40,8 @@ use crate::join::plan::ClockUse;
 use crate::results::store::{Progress, Results};
 use crate::results::{Applied, Reader};
 use crate::status::Status;
-use crate::storage::gate::EpochGate;
+use crate::storage::arrivals::SureTimes;
+use crate::storage::gate::{EpochGate, Wake};
 use crate::storage::ingest::Ingest;
 use crate::storage::sqlite::{self, SqliteError};
 use crate::storage::topics::Topics;
@@ -182,7 +183,12 @@ impl Evaluator {
                         false if reads_clock => epochs.clock.until_next(),
                         false => Duration::from_secs(3_600),
                     };
-                    self.gate.wait(limit);
+                    if self.gate.wait(limit) == Wake::Dirty
+                        && epochs.joins.iter().any(|state| state.window.is_some())
+                    {
+                        // Event times may have come without any changed row.
+                        epochs.looked_at = None;
+                    }
                 }
                 Err(problem) => {
                     self.report(&problem);
@@ -201,6 +207,9 @@ impl Evaluator {
                 Ok(result) => epochs.finish_background(result),
                 Err(_) => break,
             }
+        }
+        if let Err(problem) = epochs.store_watermarks() {
+            self.report(&problem.into());
         }
         self.reserved = epochs.committer.reserved();
         for (index, (state, progress)) in epochs.joins.into_iter().zip(&mut self.progress).enumerate() {
@@ -286,6 +295,7 @@ impl Evaluator {
             done,
             trim_to: self.trim_to.clone(),
             repairs: Arc::clone(&self.repairs),
+            sure: SureTimes::new(),
             letters: Arc::clone(&self.letters),
             begun: false,
             checkpoints: None,

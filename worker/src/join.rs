@@ -53,6 +53,12 @@ pub(crate) fn needs(joins: &[CheckedJoin]) -> Needs {
         topics: topics.into_iter().collect(),
         indexes: indexes.into_iter().collect(),
         clocks: clocks.into_iter().collect(),
+        moved_by_time: joins
+            .iter()
+            .flat_map(|join| &join.window)
+            .filter(|window| window.reads_timestamp())
+            .map(|window| window.topic.clone())
+            .collect(),
     }
 }
 

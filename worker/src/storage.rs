@@ -7,6 +7,7 @@
 //!                                   └─ COMMIT through the EpochGate ─► evaluator
 //! ```
 
+pub(crate) mod arrivals;
 pub(crate) mod change;
 pub(crate) mod checkpoint;
 pub(crate) mod expiry;

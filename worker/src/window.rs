@@ -93,6 +93,11 @@ impl CheckedWindow {
         })
     }
 
+    /// Returns whether the time of a row is its `timestamp`.
+    pub(crate) fn reads_timestamp(&self) -> bool {
+        self.event_time.as_ref().is_none_or(|event_time| event_time.path.is_none())
+    }
+
     /// Returns how long a closed frame takes rows, in seconds.
     pub(crate) fn allowed_lateness(&self) -> i64 {
         self.event_time.as_ref().map_or(0, |event_time| event_time.allowed_lateness)

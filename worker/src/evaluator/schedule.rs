@@ -23,9 +23,11 @@ use crate::join::time_step::{TimePassed, TimeStep};
 use crate::results::store::EpochWriter;
 use crate::status::Status;
 use crate::status::join::JoinStatus;
+use crate::storage::arrivals::SureTimes;
 use crate::storage::gate::{Cut, EpochGate};
 use crate::storage::ingest::{Checkpoints, Ingest};
-use crate::window::evaluation::{Moments, RefusedRow};
+use crate::storage::sqlite::SqliteError;
+use crate::window::evaluation::{Moments, RefusedRow, WindowEvaluation};
 
 /// The running evaluator: one epoch after the other.
 pub(super) struct EpochLoop {
@@ -40,6 +42,8 @@ pub(super) struct EpochLoop {
     pub(super) done: mpsc::Receiver<JobResult>,
     pub(super) trim_to: Vec<Arc<AtomicI64>>,
     pub(super) repairs: Arc<Repairs>,
+    /// Event times that count in the cut.
+    pub(super) sure: SureTimes,
     /// Takes the messages that are too late for a window.
     pub(super) letters: Arc<DeadLetters>,
     /// Whether an epoch has published the joins that were current at the start.
@@ -85,6 +89,8 @@ impl EpochLoop {
         };
         let mut worked = false;
         let begins = self.joins.iter().any(|state| state.begins && !state.stopped);
+        let has_more = |state: &JoinState| state.window.as_ref().is_some_and(|window| window.has_more());
+        let begins = begins || self.joins.iter().any(|state| !state.stopped && has_more(state));
         let is_behind = !self.begun || begins || self.joins.iter().any(is_behind) || self.joins.is_empty();
         if is_behind || !stopping && self.is_time_due(gate)? {
             worked = self.epoch(gate)?;
@@ -133,14 +139,15 @@ impl EpochLoop {
             return Ok(self.joins.iter().any(|state| state.is_time_due && is_followed(state)));
         }
         let mut is_any = false;
-        let moments = Moments { now, arrived: gate.arrived() };
-        for state in &mut self.joins {
-            let Some(window) = &mut state.window else { continue };
-            state.is_time_due = !state.stopped && window.tick(moments);
-            is_any |= state.is_time_due;
-            if let Some(watermark) = window.watermark().filter(|_| !state.is_time_due) {
-                self.committer.status().join(&state.join.name).set_as_of(watermark);
-            }
+        let mut arrived = now;
+        if self.joins.iter().any(|state| state.window.is_some()) {
+            // What is sure before the cut is in it.
+            self.sure = self.ingest.arrivals().sure();
+            let cut = gate.cut(|| self.pool.hold())?;
+            arrived = cut.arrived;
+            let outcome = self.look_at_windows(&cut, now);
+            self.pool.release();
+            is_any = outcome?;
         }
         for state in self.joins.iter_mut().filter(|state| state.is_followed_by_rows()) {
             let outcome = state.is_any_row_due(self.pool.workspace(), now);
@@ -160,7 +167,27 @@ impl EpochLoop {
                 status.set_as_of(now);
             }
         }
-        self.looked_at = Some(now);
+        // While a writer is at work, windows stand at the time of its messages, and are looked at again.
+        self.looked_at = (arrived >= now).then_some(now);
+        Ok(is_any)
+    }
+
+    /// Moves the time of windows on; returns whether any has something to do. The readers see the cut.
+    fn look_at_windows(&mut self, cut: &Cut, now: i64) -> Result<bool, SqliteError> {
+        let Self { joins, pool, committer, sure, .. } = self;
+        let mut is_any = false;
+        for state in joins {
+            let Some(window) = &mut state.window else { continue };
+            // Event times count once the rows are evaluated that brought them.
+            if state.applied.as_ref() == Some(&cut.seqs) {
+                window.read_event_times(pool.workspace().readers(), sure)?;
+            }
+            state.is_time_due = !state.stopped && window.tick(Moments { now, arrived: cut.arrived });
+            is_any |= state.is_time_due;
+            if !state.is_time_due {
+                publish_time(committer.status(), &state.join.name, window, now);
+            }
+        }
         Ok(is_any)
     }
 
@@ -168,6 +195,7 @@ impl EpochLoop {
     fn epoch(&mut self, gate: &EpochGate) -> Result<bool, EpochError> {
         self.committer.reserve()?;
         self.committer.open_window()?;
+        self.sure = self.ingest.arrivals().sure();
         let cut = gate.cut(|| self.pool.hold())?;
         crate::fault::point("cut");
         let mut steps = TimeSteps { now: self.clock.now(), taken: BTreeMap::new() };
@@ -182,6 +210,9 @@ impl EpochLoop {
         if let Some(checkpoints) = self.checkpoints.take() {
             checkpoints.wait();
             gate.suspend_backpressure(false);
+        }
+        if cut.arrived < steps.now {
+            self.looked_at = None;
         }
         let evaluated = match outcome {
             Err(EpochError::Begun) => return Ok(true),
@@ -205,8 +236,8 @@ impl EpochLoop {
             state.resume_aggregation();
             if let Some(window) = &mut state.window {
                 (state.begins, state.stale, state.is_time_due) = (false, false, window.has_more());
-                if let Some(watermark) = window.watermark() {
-                    self.committer.status().join(&state.join.name).set_as_of(watermark);
+                if !window.has_more() {
+                    publish_time(self.committer.status(), &state.join.name, window, steps.now);
                 }
             }
         }
@@ -433,13 +464,13 @@ impl EpochLoop {
         let moments = Moments { now, arrived: cut.arrived };
         let mut still = Vec::with_capacity(there.len());
         for index in there {
-            let Self { joins, pool, .. } = self;
+            let Self { joins, pool, sure, .. } = self;
             let state = &mut joins[index];
             let Some(window) = state.window.as_mut().filter(|_| !state.stopped) else {
                 still.push(index);
                 continue;
             };
-            let outcome = window.advance(moments, pool.workspace().readers(), writer);
+            let outcome = window.advance(moments, sure, pool.workspace().readers(), writer);
             let results = window.take_results();
             if self.windowed(index, outcome, writer)? {
                 still.push(index);
@@ -447,6 +478,20 @@ impl EpochLoop {
             changed.push(EpochChange { index, results, aggregation: Aggregation::Kept });
         }
         Ok(still)
+    }
+
+    /// Stores how far the time of windows has come since their last epoch, for the evaluator that follows.
+    pub(super) fn store_watermarks(&mut self) -> Result<(), SqliteError> {
+        if self.joins.iter().all(|state| state.window.is_none()) {
+            return Ok(());
+        }
+        let joins = &self.joins;
+        self.committer.commit(0, |writer| {
+            joins
+                .iter()
+                .filter_map(|state| state.window.as_ref())
+                .try_for_each(|window| window.store_watermark(writer))
+        })
     }
 
     /// Counts the cost of an evaluation of a window. Returns `false` if its frames have to be found anew.
@@ -624,6 +669,13 @@ impl EpochLoop {
             self.committer.passed(epoch);
         }
     }
+}
+
+/// Publishes how far the time of a window has come at the moment `now`.
+fn publish_time(status: &Status, name: &str, window: &WindowEvaluation, now: i64) {
+    let status = status.join(name);
+    status.set_window(window.watermark(), window.next_end(), window.is_current());
+    status.set_as_of(now);
 }
 
 /// Adds the cost since the last call to the counters of a join.

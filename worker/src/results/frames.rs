@@ -2,9 +2,13 @@
 //!
 //! ```text
 //! watermarks(join_id, clock, watermark)                how far the time of a window has come, by which clock
+//! sure_times(join_id, partition, newest)               event times of sources that are stored with all before them
 //! frames(join_id, grp, start, end, is_closed, is_due)  frames that hold rows and are not frozen yet
 //! panes(join_id, start, grp, state)                    aggregate states of the groups of a pane
 //! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{OptionalExtension, Row, ToSql, params};
@@ -69,6 +73,26 @@ impl EpochWriter<'_> {
         self.execute("store a watermark", sql, params![join.0, clock, watermark])
     }
 
+    /// Returns the newest sure event time of each partition of a source.
+    pub(crate) fn sure_times(&self, join: JoinId) -> Result<BTreeMap<Arc<str>, i64>, SqliteError> {
+        self.doing("read event times", || {
+            let sql = "SELECT partition, newest FROM sure_times WHERE join_id = ?1";
+            let read = |row: &Row<'_>| Ok((Arc::from(row.get_ref(0)?.as_str()?), row.get(1)?));
+            self.transaction.prepare_cached(sql)?.query_map([join.0], read)?.collect()
+        })
+    }
+
+    /// Stores the newest sure event time of a partition.
+    pub(crate) fn set_sure_time(
+        &mut self,
+        join: JoinId,
+        partition: &str,
+        newest: i64,
+    ) -> Result<(), SqliteError> {
+        let sql = "INSERT OR REPLACE INTO sure_times (join_id, partition, newest) VALUES (?1, ?2, ?3)";
+        self.execute("store an event time", sql, params![join.0, partition, newest])
+    }
+
     /// Notes a frame that holds rows; one that is there becomes due if `is_due`.
     pub(crate) fn add_frame(
         &mut self,
@@ -123,6 +147,23 @@ impl EpochWriter<'_> {
         })
     }
 
+    /// Returns the start of the first frame of a group that ends after a moment, and the end of the last one that does not.
+    pub(crate) fn bounds_at(
+        &self,
+        join: JoinId,
+        group: &Value,
+        moment: i64,
+    ) -> Result<(Option<i64>, Option<i64>), SqliteError> {
+        self.doing("read frames", || {
+            let sql =
+                "SELECT min(start) FILTER (WHERE end > ?3), max(end) FILTER (WHERE end <= ?3) FROM frames
+                       WHERE join_id = ?1 AND grp = ?2";
+            self.transaction
+                .prepare_cached(sql)?
+                .query_row(params![join.0, Group(group), moment], |row| Ok((row.get(0)?, row.get(1)?)))
+        })
+    }
+
     /// Closes the frames whose end the watermark has reached, which makes them due.
     pub(crate) fn close_frames(&mut self, join: JoinId, watermark: i64) -> Result<(), SqliteError> {
         let sql =
@@ -130,9 +171,10 @@ impl EpochWriter<'_> {
         self.execute("close frames", sql, params![join.0, watermark])
     }
 
-    /// Makes all frames of a window due.
-    pub(crate) fn all_due(&mut self, join: JoinId) -> Result<(), SqliteError> {
-        self.execute("note due frames", "UPDATE frames SET is_due = 1 WHERE join_id = ?1", [join.0])
+    /// Makes the frames of a window due that end after a moment.
+    pub(crate) fn all_due(&mut self, join: JoinId, after: i64) -> Result<(), SqliteError> {
+        let sql = "UPDATE frames SET is_due = 1 WHERE join_id = ?1 AND end > ?2";
+        self.execute("note due frames", sql, params![join.0, after])
     }
 
     /// Returns some of the frames that have to be evaluated.
@@ -155,12 +197,15 @@ impl EpochWriter<'_> {
         self.execute("forget frames", sql, params![join.0, end])
     }
 
-    /// Forgets closed sessions that end at or before a moment and are not due, but for those that a session with rows
-    /// within `gap` of them may still follow.
+    /// Forgets closed sessions that end at or before a moment and are not due. The last one of a group stays while a row
+    /// before its end could be taken for one of a session that follows.
     pub(crate) fn forget_sessions(&mut self, join: JoinId, end: i64, gap: i64) -> Result<(), SqliteError> {
-        let sql = "DELETE FROM frames AS gone WHERE join_id = ?1 AND end <= ?2 - ?3 AND is_closed AND NOT is_due
-                   AND NOT EXISTS (SELECT 1 FROM frames AS next WHERE next.join_id = gone.join_id AND next.grp = gone.grp
-                                   AND next.start > gone.start AND next.start <= gone.end AND next.end > ?2)";
+        let sql = "DELETE FROM frames AS gone WHERE join_id = ?1 AND end <= ?2 AND is_closed AND NOT is_due
+                   AND (EXISTS (SELECT 1 FROM frames AS next WHERE next.join_id = gone.join_id AND next.grp = gone.grp
+                                AND next.start > gone.start AND next.end <= ?2)
+                        OR end <= ?2 - ?3
+                           AND NOT EXISTS (SELECT 1 FROM frames AS next WHERE next.join_id = gone.join_id
+                                           AND next.grp = gone.grp AND next.end > ?2))";
         self.execute("forget frames", sql, params![join.0, end, gap])
     }
 
@@ -190,20 +235,17 @@ impl EpochWriter<'_> {
         })
     }
 
-    /// Returns some stored results of frames that ended before a moment. `begin` is the beginning of the result keys of
-    /// frames that begin at that moment.
-    pub(crate) fn results_before(
+    /// Returns the first stored results in the order of their keys, each with the second at which it was stored.
+    pub(crate) fn first_results(
         &self,
         join: JoinId,
-        moment: i64,
-        begin: &str,
         limit: usize,
-    ) -> Result<Vec<StoredResult>, SqliteError> {
+    ) -> Result<Vec<(StoredResult, i64)>, SqliteError> {
         self.doing("read stored results", || {
-            let sql = "SELECT key, rows, window FROM results
-                       WHERE join_id = ?1 AND key < ?2 AND window ->> 'end' < ?3 LIMIT ?4";
+            let sql =
+                "SELECT key, rows, window, timestamp FROM results WHERE join_id = ?1 ORDER BY key LIMIT ?2";
             let mut statement = self.transaction.prepare_cached(sql)?;
-            statement.query_map(params![join.0, begin, moment, limit], read_result)?.collect()
+            statement.query_map(params![join.0, limit], |row| Ok((read_result(row)?, row.get(3)?)))?.collect()
         })
     }
 

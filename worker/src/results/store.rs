@@ -182,6 +182,7 @@ impl Results {
                     "results",
                     "accumulators",
                     "watermarks",
+                    "sure_times",
                     "frames",
                     "panes",
                     "subscriptions",

@@ -46,6 +46,12 @@ const SCHEMA: &str = "
         clock TEXT NOT NULL,
         watermark INTEGER NOT NULL
     );
+    CREATE TABLE IF NOT EXISTS sure_times (
+        join_id INTEGER NOT NULL,
+        partition TEXT NOT NULL,
+        newest INTEGER NOT NULL,
+        PRIMARY KEY (join_id, partition)
+    ) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS frames (
         join_id INTEGER NOT NULL,
         grp NOT NULL,

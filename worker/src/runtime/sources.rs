@@ -224,7 +224,7 @@ impl Sources {
             let status = status.source(&name);
             status.error.clear();
             *status.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(url);
-            Box::pin(poller.run(PollerRun { status, stopping }))
+            Box::pin(poller.run(PollerRun { status, stopping, arrival: None }))
         }))
     }
 }

@@ -8,6 +8,7 @@ use litejoin_crds::plan::Plan;
 
 use super::thread;
 use crate::status::Status;
+use crate::storage::arrivals::Arrivals;
 use crate::storage::gate::EpochGate;
 use crate::storage::ingest::Ingest;
 use crate::storage::shard::Shard;
@@ -46,5 +47,6 @@ pub(super) fn start(
             drop(alive);
         }));
     }
-    (Ingest::new(Arc::clone(topics), senders, &alive), threads)
+    let arrivals = Arrivals::new(Arc::clone(gate));
+    (Ingest::new(Arc::clone(topics), senders, arrivals, &alive), threads)
 }

@@ -39,6 +39,7 @@ use crate::clock;
 use crate::dead_letters::DeadLetters;
 use crate::outbound::{Outbound, OutboundError, retry_after};
 use crate::status::source::SourceStatus;
+use crate::storage::arrivals::Arrival;
 use crate::storage::ingest::Ingest;
 use crate::storage::message::Message;
 use crate::storage::shard::{ShardBatch, Stream};
@@ -91,6 +92,8 @@ type Decoded = Result<ApiRecord, (String, ApiRecordError)>;
 pub(crate) struct PollerRun {
     pub(crate) status: Arc<SourceStatus>,
     pub(crate) stopping: watch::Receiver<bool>,
+    /// The poll under way: its event times count once all of it is stored, in whatever order the API has its records.
+    pub(crate) arrival: Option<Arc<Arrival>>,
 }
 
 /// The parts of the worker that a poller needs.
@@ -182,6 +185,20 @@ impl Poller {
 
     /// Asks for everything once, and stores what is new. `mark` is what the last poll has left.
     async fn poll(
+        &self,
+        mark: &mut Option<Mark>,
+        limit: Option<&mut RateLimit>,
+        run: &mut PollerRun,
+    ) -> Result<(), PollError> {
+        let partition = self.name.as_str().into();
+        run.arrival = Some(self.ingest.arrivals().begin(&partition));
+        let outcome = self.poll_all(mark, limit, run).await;
+        run.arrival = None;
+        outcome
+    }
+
+    /// Polls all pages, and stores their records and the mark behind them.
+    async fn poll_all(
         &self,
         mark: &mut Option<Mark>,
         mut limit: Option<&mut RateLimit>,
@@ -429,7 +446,8 @@ impl Poller {
         loop {
             let stream = next.map(|next| Stream { name: self.stream.as_str().into(), next });
             let partition = self.name.as_str().into();
-            let batch = ShardBatch { messages: Arc::clone(&messages), partition, stream };
+            let arrivals = run.arrival.iter().cloned().collect();
+            let batch = ShardBatch { messages: Arc::clone(&messages), partition, arrivals, stream };
             let Err(problem) = self.ingest.write_shard(shard_index, batch).await else { return Ok(()) };
             if run.status.error.set(&problem.to_string()) {
                 warn!(source = self.name, error = %problem, "waiting to store records");

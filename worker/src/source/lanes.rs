@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::status::source::SourceStatus;
+use crate::storage::arrivals::{Arrival, Arrivals};
 use crate::storage::ingest::{Batch, Ingest};
 use crate::storage::message::Message;
 use crate::storage::shard::{ShardBatch, Stream};
@@ -28,6 +29,8 @@ struct LanePart {
     messages: Vec<Message>,
     /// The place behind the last message of the batch.
     stream: Option<Stream>,
+    /// The batch that it is a part of.
+    arrival: Arc<Arrival>,
     /// Held until every part of the batch is stored.
     _room: Option<Arc<OwnedSemaphorePermit>>,
 }
@@ -37,6 +40,8 @@ pub(crate) struct Lanes {
     senders: Vec<mpsc::Sender<LanePart>>,
     tasks: JoinSet<()>,
     progress: Arc<StreamProgress>,
+    source: Arc<str>,
+    arrivals: Arc<Arrivals>,
 }
 
 /// How far each shard has stored each stream since the source was started.
@@ -105,7 +110,8 @@ impl Lanes {
                 sender
             })
             .collect();
-        Self { senders, tasks, progress }
+        let arrivals = Arc::clone(ingest.arrivals());
+        Self { senders, tasks, progress, source: source.into(), arrivals }
     }
 
     pub(crate) fn progress(&self) -> &Arc<StreamProgress> {
@@ -122,10 +128,13 @@ impl Lanes {
         everywhere: bool,
     ) {
         let room = room.map(Arc::new);
+        let partition = stream.map_or_else(|| Arc::clone(&self.source), |stream| Arc::clone(&stream.name));
+        let arrival = self.arrivals.begin(&partition);
         for (lane, messages) in self.senders.iter().zip(batch.into_shards()) {
             if !messages.is_empty() || everywhere {
                 // A lane ends before its sender is gone only when the worker stops.
-                let _ = lane.send(LanePart { messages, stream: stream.cloned(), _room: room.clone() }).await;
+                let (stream, arrival, _room) = (stream.cloned(), Arc::clone(&arrival), room.clone());
+                let _ = lane.send(LanePart { messages, stream, arrival, _room }).await;
             }
         }
     }
@@ -154,28 +163,29 @@ impl Lane {
         while let Some(first) = parts.recv().await {
             // Parts that have come in while the shard was busy go into one transaction.
             let mut rooms = Vec::new();
-            let mut batches: Vec<(Option<Stream>, Vec<Message>)> = Vec::new();
+            let mut batches: Vec<(Option<Stream>, Vec<Message>, Vec<Arc<Arrival>>)> = Vec::new();
             let mut count = 0;
             let mut next = Some(first);
             while let Some(part) = next {
                 count += part.messages.len();
                 rooms.extend(part._room);
                 let name = part.stream.as_ref().map(|stream| &stream.name);
-                match batches.iter_mut().find(|(stream, _)| stream.as_ref().map(|s| &s.name) == name) {
-                    Some((stream, messages)) => {
+                match batches.iter_mut().find(|(stream, ..)| stream.as_ref().map(|s| &s.name) == name) {
+                    Some((stream, messages, arrivals)) => {
                         *stream = part.stream;
                         messages.extend(part.messages);
+                        arrivals.push(part.arrival);
                     }
-                    None => batches.push((part.stream, part.messages)),
+                    None => batches.push((part.stream, part.messages, vec![part.arrival])),
                 }
                 next = if count < self.messages_max { parts.try_recv().ok() } else { None };
             }
             let batches = batches
                 .into_iter()
-                .map(|(stream, messages)| {
+                .map(|(stream, messages, arrivals)| {
                     let partition =
                         stream.as_ref().map_or_else(|| self.source.as_str().into(), |s| Arc::clone(&s.name));
-                    ShardBatch { messages: Arc::new(messages), partition, stream }
+                    ShardBatch { messages: Arc::new(messages), partition, arrivals, stream }
                 })
                 .collect();
             if !self.write(batches).await {

@@ -26,8 +26,23 @@ pub(crate) struct JoinStatus {
     pub(crate) fallbacks: CounterByLabel,
     pub(crate) epoch: Gauge,
     as_of: Mutex<Option<i64>>,
+    window: Mutex<Option<WindowTime>>,
     pub(crate) error: LastError,
     pub(crate) audit: AuditStatus,
+}
+
+/// How far the time of a window has come, in seconds since the Unix epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct WindowTime {
+    /// `None` before the first event time was seen.
+    pub(crate) watermark: Option<i64>,
+    /// The end of the frame that closes next; `None` if no frame with rows is open.
+    pub(crate) next_end: Option<i64>,
+    /// Whether the event times of all messages that are evaluated count.
+    pub(crate) is_current: bool,
+    /// Messages that no frame has taken.
+    pub(crate) refused: u64,
 }
 
 /// The ways to keep a join current.
@@ -72,6 +87,12 @@ impl JoinStatus {
         *self.as_of.lock().unwrap_or_else(PoisonError::into_inner) = Some(moment);
     }
 
+    /// Notes how far the time of a window has come.
+    pub(crate) fn set_window(&self, watermark: Option<i64>, next_end: Option<i64>, is_current: bool) {
+        let time = WindowTime { watermark, next_end, is_current, refused: self.refused.value() };
+        *self.window.lock().unwrap_or_else(PoisonError::into_inner) = Some(time);
+    }
+
     /// An entry of the part `joins` of `/status`.
     pub(super) fn json(&self) -> Value {
         let class = self.class();
@@ -86,7 +107,7 @@ impl JoinStatus {
             "steps": self.steps.value(),
             "probes": self.probes.value(),
             "resultsChanged": self.results_changed.value(),
-            "refused": self.refused.value(),
+            "window": *self.window.lock().unwrap_or_else(PoisonError::into_inner),
             "fallbacks": self.fallbacks.values(),
             "lastError": self.error.text(),
             "audit": self.audit.json(),

@@ -110,12 +110,6 @@ impl EpochGate {
         passage.stamps[shard_index].store(NO_STAMP, Ordering::SeqCst);
     }
 
-    /// Returns a second of the clock, since the Unix epoch: what arrives from here on has no earlier timestamp, unless the
-    /// clock is set back.
-    pub(crate) fn arrived(&self) -> i64 {
-        self.passage.write().unwrap_or_else(PoisonError::into_inner).arrived()
-    }
-
     /// Runs `commit` of changes of so many bytes, after which `last_seq` is the shard's newest sequence number, and
     /// returns the epoch in which all that was committed by now is seen, in whichever shard.
     pub(crate) fn pass<E>(
@@ -250,7 +244,7 @@ impl EpochGate {
 }
 
 impl Passage {
-    /// See [`EpochGate::arrived`]; the caller has the passage to itself.
+    /// See [`Cut::arrived`]; the caller has the passage to itself.
     fn arrived(&self) -> i64 {
         let stamps = self.stamps.iter().map(|stamp| stamp.load(Ordering::SeqCst));
         stamps.min().unwrap_or(NO_STAMP).min(self.clock.now())

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use super::arrivals::Arrivals;
 use super::hash::shard_index;
 use super::shard::{Needs, ShardBatch};
 use super::sqlite::SqliteError;
@@ -67,6 +68,7 @@ pub(crate) struct Ingest {
     shard_count: usize,
     room: Arc<Semaphore>,
     arriving: Arc<Semaphore>,
+    arrivals: Arc<Arrivals>,
     /// Gone with the last writer.
     alive: Weak<()>,
 }
@@ -112,12 +114,30 @@ impl Checkpoints {
 
 impl Ingest {
     /// The way in to these writers, each of which holds on to `alive` for as long as it writes.
-    pub(crate) fn new(topics: Arc<Topics>, writers: Vec<Sender<WriterCommand>>, alive: &Arc<()>) -> Self {
+    pub(crate) fn new(
+        topics: Arc<Topics>,
+        writers: Vec<Sender<WriterCommand>>,
+        arrivals: Arc<Arrivals>,
+        alive: &Arc<()>,
+    ) -> Self {
         let shard_count = writers.len();
         let room = Arc::new(Semaphore::new(INFLIGHT_BYTES_MAX));
         let arriving = Arc::new(Semaphore::new(ARRIVING_BYTES_MAX));
         let alive = Arc::downgrade(alive);
-        Self { topics, writers: Arc::new(Mutex::new(Some(writers))), shard_count, room, arriving, alive }
+        Self {
+            topics,
+            writers: Arc::new(Mutex::new(Some(writers))),
+            shard_count,
+            room,
+            arriving,
+            arrivals,
+            alive,
+        }
+    }
+
+    /// The batches on their way.
+    pub(crate) fn arrivals(&self) -> &Arc<Arrivals> {
+        &self.arrivals
     }
 
     pub(crate) fn batch(&self) -> Batch {
@@ -157,13 +177,15 @@ impl Ingest {
 
     /// Hands a batch of a source's partition to the writers and waits until every shard has committed or refused its part.
     pub(crate) async fn write(&self, batch: Batch, partition: &Arc<str>) -> BatchOutcome {
+        let arrival = self.arrivals.begin(partition);
         let waiting: Vec<_> = batch
             .shards
             .into_iter()
             .enumerate()
             .map(|(index, messages)| {
                 let partition = Arc::clone(partition);
-                let batch = ShardBatch { messages: Arc::new(messages), partition, stream: None };
+                let arrivals = vec![Arc::clone(&arrival)];
+                let batch = ShardBatch { messages: Arc::new(messages), partition, arrivals, stream: None };
                 (!batch.messages.is_empty()).then(|| self.send(index, batch))
             })
             .collect();

@@ -22,11 +22,12 @@ use hashbrown::HashMap;
 use rusqlite::{Connection, OptionalExtension, params};
 use tracing::info;
 
-pub(crate) use self::event_times::{EventTimes, PartitionTime};
+pub(crate) use self::event_times::{EventTimes, PAST, PartitionTime};
 use self::index::IndexedRow;
 pub(crate) use self::index::{Index, IndexedTime};
 use self::table::TopicTable;
 pub(crate) use self::table::{KIND_EXPIRY, KIND_WRITE};
+use super::arrivals::Arrival;
 use super::checkpoint::{CheckpointWindow, checkpoint};
 use super::expiry::Expiry;
 use super::sqlite::{self, Journal, SqliteError, quoted};
@@ -99,6 +100,8 @@ pub(crate) struct Needs {
     pub(crate) topics: Vec<String>,
     pub(crate) indexes: Vec<Index>,
     pub(crate) clocks: Vec<EventTimes>,
+    /// Topics of which a later message with the same payload moves the row to its own time.
+    pub(crate) moved_by_time: Vec<String>,
 }
 
 /// Messages of one source that belong to this shard, with the stream they come from.
@@ -107,6 +110,8 @@ pub(crate) struct ShardBatch {
     pub(crate) messages: Arc<Vec<Message>>,
     /// The partition of a source that they come from: event times advance in each by themselves.
     pub(crate) partition: Arc<str>,
+    /// The batches of the source that they are parts of, the latest last.
+    pub(crate) arrivals: Vec<Arc<Arrival>>,
     /// `None` for sources that can't go back.
     pub(crate) stream: Option<Stream>,
 }
@@ -130,6 +135,8 @@ pub(crate) struct Pending {
     new_tables: Vec<TopicId>,
     tombstones: bool,
     trimmed_to: Option<i64>,
+    /// Event times by the batch that brings them and by the name of their clock.
+    pub(crate) times: Vec<(Arc<Arrival>, Arc<str>, i64)>,
 }
 
 impl Shard {
@@ -181,18 +188,26 @@ impl Shard {
             last_seq,
             first_seq,
         };
-        shard.keep(indexes, clocks, topics);
+        shard.keep(Needs { indexes, clocks, ..Needs::default() }, topics);
         Ok(shard)
     }
 
     /// Keeps these indexes and event times from now on, and no others.
-    fn keep(&mut self, indexes: Vec<Index>, clocks: Vec<EventTimes>, topics: &Topics) {
+    fn keep(&mut self, needs: Needs, topics: &Topics) {
         self.clocks.clear();
-        for clock in clocks {
+        for clock in needs.clocks {
             self.clocks.entry(topics.declare(&clock.topic)).or_default().push(clock);
         }
-        self.tables.values_mut().for_each(|table| table.indexes.clear());
-        for index in indexes {
+        for table in self.tables.values_mut() {
+            table.indexes.clear();
+            table.is_moved_by_time = false;
+        }
+        for topic in needs.moved_by_time {
+            if let Some(table) = self.tables.get_mut(&topics.declare(&topic)) {
+                table.is_moved_by_time = true;
+            }
+        }
+        for index in needs.indexes {
             if let Some(table) = self.tables.get_mut(&topics.declare(&index.topic)) {
                 table.indexes.push(index);
             }
@@ -224,7 +239,7 @@ impl Shard {
             for run in messages.chunk_by(|a, b| a.topic == b.topic) {
                 shard.apply(run, now, pending)?;
             }
-            event_times::note(&shard.connection, &shard.clocks, batches, now)?;
+            pending.times = event_times::note(&shard.connection, &shard.clocks, batches, now)?;
             for batch in batches {
                 if let Some(stream) = &batch.stream {
                     shard.advance(stream, pending)?;
@@ -306,7 +321,7 @@ impl Shard {
         });
         let pending = outcome?;
         self.commit(pending)?;
-        self.keep(needs.indexes.clone(), needs.clocks.clone(), topics);
+        self.keep(needs.clone(), topics);
         fault::point("shard-prepared");
         if built > 0 {
             let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -477,7 +492,11 @@ impl Shard {
                     pending.tombstones = true;
                     counts.deleted += 1;
                 }
-                (Some(old), Some(new)) if old.payload == new => counts.unchanged += 1,
+                (Some(old), Some(new))
+                    if old.payload == new && (!table.is_moved_by_time || old.timestamp == timestamp) =>
+                {
+                    counts.unchanged += 1;
+                }
                 (Some(old), Some(new)) => {
                     let number = old.number;
                     let change = writer.log_update(old, new, timestamp, message.headers.as_deref())?;

@@ -169,15 +169,19 @@ impl Writer {
         let _ = expiry.done.send(());
     }
 
-    fn commit(&mut self, pending: Pending) -> Result<u64, SqliteError> {
+    fn commit(&mut self, mut pending: Pending) -> Result<u64, SqliteError> {
         let mut counts = Vec::new();
         let shard = &mut self.shard;
         fault::point("batch-written");
+        let times = std::mem::take(&mut pending.times);
         let epoch = self.gate.pass(self.shard_index, pending.last_seq, pending.bytes, || {
             counts = shard.commit(pending)?;
             Ok::<(), SqliteError>(())
         })?;
         fault::point("batch-committed");
+        for (arrival, clock, time) in times {
+            arrival.note(&clock, time);
+        }
         for (topic, counts) in counts {
             self.status.topic(&self.topics.name(topic)).add(counts);
         }

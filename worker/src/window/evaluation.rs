@@ -30,8 +30,9 @@ use crate::join::{CheckedJoin, TopicImage};
 use crate::results::event::{Emit, JoinId, Op, ResultChange};
 use crate::results::frames::StoredResult;
 use crate::results::store::EpochWriter;
+use crate::storage::arrivals::SureTimes;
 use crate::storage::log::ShardReader;
-use crate::storage::shard::PartitionTime;
+use crate::storage::shard::{PAST, PartitionTime};
 use crate::storage::sqlite::SqliteError;
 use crate::storage::topics::TopicId;
 
@@ -57,9 +58,13 @@ pub(crate) struct WindowEvaluation {
     /// The end of the frame that closes next; unknown once frames were added.
     next_end: Option<Option<i64>>,
     /// The newest event time of each partition of a source, as of the last epoch.
-    partitions: Vec<PartitionTime>,
+    partitions: BTreeMap<String, PartitionTime>,
+    /// By partition, the newest event time of messages that are stored with all before them, as stored.
+    sure: BTreeMap<Arc<str>, i64>,
     /// Whether frames are due beside those of the changes.
     has_more: bool,
+    /// The moment at which stored results have to be looked through for those that leave.
+    next_expiry: Option<i64>,
     /// Whether `reached` is what is stored, or later.
     is_known: bool,
     /// Why a frame could not be evaluated.
@@ -140,8 +145,10 @@ impl WindowEvaluation {
             panes,
             reached: None,
             next_end: None,
-            partitions: Vec::new(),
+            partitions: BTreeMap::new(),
+            sure: BTreeMap::new(),
             has_more: true,
+            next_expiry: None,
             is_known: false,
             error: None,
             results: 0,
@@ -188,6 +195,7 @@ impl WindowEvaluation {
         self.next_end = None;
         self.has_more = true;
         self.is_known = false;
+        self.next_expiry = None;
         if let Some(panes) = &mut self.panes {
             panes.forget();
         }
@@ -200,11 +208,29 @@ impl WindowEvaluation {
             None => true,
             Some(next) => next.is_some_and(|end| watermark.is_some_and(|watermark| watermark >= end)),
         };
-        if closes || self.has_more || !self.is_known {
+        let expires = self.next_expiry.is_none_or(|next| moments.now >= next);
+        let is_sure = |(partition, time): (&String, &PartitionTime)| {
+            partition == PAST || time.sure == self.sure.get(partition.as_str()).copied()
+        };
+        let is_news = !self.partitions.iter().all(is_sure);
+        if closes || expires || is_news || self.has_more || !self.is_known {
             return true;
         }
         self.reached = watermark;
         false
+    }
+
+    /// Returns whether the event times of all messages that are evaluated count.
+    pub(crate) fn is_current(&self) -> bool {
+        self.partitions.values().all(|time| time.sure == time.newest)
+    }
+
+    /// Stores how far time has come.
+    pub(crate) fn store_watermark(&self, writer: &mut EpochWriter<'_>) -> Result<(), SqliteError> {
+        match self.reached.filter(|_| self.is_known) {
+            Some(reached) => writer.set_watermark(self.id, &self.statements.clock, reached),
+            None => Ok(()),
+        }
     }
 
     /// Returns whether frames are due that the last epoch had no room for.
@@ -221,6 +247,7 @@ impl WindowEvaluation {
     fn know(&mut self, writer: &EpochWriter<'_>) -> Result<(), KeyedError> {
         if !self.is_known {
             self.reached = writer.watermark(self.id, &self.statements.clock)?;
+            self.sure = writer.sure_times(self.id)?;
             self.is_known = true;
         }
         Ok(())
@@ -234,8 +261,8 @@ impl WindowEvaluation {
     ) -> Result<(), KeyedError> {
         self.forget();
         self.know(writer)?;
-        writer.all_due(self.id)?;
         let frozen = self.frozen_to();
+        writer.all_due(self.id, frozen.unwrap_or(i64::MIN))?;
         if self.panes.is_some() {
             return self.rebuild_panes(readers, writer);
         }
@@ -274,9 +301,8 @@ impl WindowEvaluation {
                     (Some((value, times)), Some((next, time))) if *value == next => times.push(time),
                     (before, next) => {
                         if let Some((value, times)) = before.take() {
-                            found.extend(
-                                self.frames_of_times(&times).into_iter().map(|frame| (value.clone(), frame)),
-                            );
+                            let frames = self.frames_of_times(&value, &times, writer)?;
+                            found.extend(frames.into_iter().map(|frame| (value.clone(), frame)));
                         }
                         match next {
                             Some((value, time)) => current = Some((value, vec![time])),
@@ -358,61 +384,87 @@ impl WindowEvaluation {
     pub(crate) fn advance(
         &mut self,
         moments: Moments,
+        sure: &SureTimes,
         readers: &[ShardReader],
         writer: &mut EpochWriter<'_>,
     ) -> Result<(), KeyedError> {
         self.know(writer)?;
-        self.read_event_times(readers)?;
+        for (partition, time) in sure.get(&*self.statements.clock).into_iter().flatten() {
+            if self.sure.get(partition).is_none_or(|known| known < time) {
+                writer.set_sure_time(self.id, partition, *time)?;
+                self.sure.insert(Arc::clone(partition), *time);
+            }
+        }
+        self.read_event_times(readers, sure)?;
         let watermark = self.watermark_at(moments);
         if let Some(watermark) = watermark {
             writer.close_frames(self.id, watermark)?;
             writer.set_watermark(self.id, &self.statements.clock, watermark)?;
         }
         self.reached = watermark;
-        let due = writer.due_frames(self.id, FRAMES_MAX)?;
-        self.has_more = due.len() == FRAMES_MAX;
-        for stored in due {
-            writer.frame_done(self.id, &stored.group, stored.frame.start)?;
-            if stored.is_closed || self.window.emit == WindowEmit::Update {
-                self.evaluate_frame(&stored.group, stored.frame, readers, writer)?;
+        let mut left = FRAMES_MAX;
+        loop {
+            // A frame that closes may make the next one due.
+            let due = writer.due_frames(self.id, left)?;
+            left -= due.len();
+            if due.is_empty() {
+                break;
+            }
+            for stored in due {
+                writer.frame_done(self.id, &stored.group, stored.frame.start)?;
+                if stored.is_closed || self.window.emit == WindowEmit::Update {
+                    self.evaluate_frame(&stored.group, stored.frame, readers, writer)?;
+                }
             }
         }
+        self.has_more = left == 0;
         if let Some(frozen) = self.frozen_to() {
             match &self.cut {
                 Cut::Grid(_) => writer.forget_frames(self.id, frozen)?,
                 Cut::Session(gap) => writer.forget_sessions(self.id, frozen, *gap)?,
             }
-            if let (Some(_), Cut::Grid(grid)) = (&self.panes, &self.cut) {
+            if let (Some(_), false, Cut::Grid(grid)) = (&self.panes, self.has_more, &self.cut) {
                 // A pane that ends in a frame which is not frozen begins no earlier than that frame.
                 if let Some(first) = grid.frames(frozen).first() {
                     writer.forget_panes(self.id, first.start)?;
                 }
             }
         }
-        self.expire(writer)?;
+        self.expire(moments.now, writer)?;
         self.next_end = Some(writer.next_end(self.id)?);
         Ok(())
     }
 
-    /// Removes results of frames that ended long ago, as retention removes rows.
-    fn expire(&mut self, writer: &mut EpochWriter<'_>) -> Result<(), KeyedError> {
-        let Some(before) = self.reached.and_then(|reached| reached.checked_sub(self.window.results_kept))
-        else {
-            return Ok(());
-        };
-        let begin = key_prefix(&self.window, Frame { start: before, end: before }, None);
+    /// Removes results of frozen frames that were stored long ago, as retention removes rows.
+    fn expire(&mut self, now: i64, writer: &mut EpochWriter<'_>) -> Result<(), KeyedError> {
+        let kept = self.window.results_kept;
         let emit = if self.window.emit_expiry { Emit::Event } else { Emit::Silent };
-        let old = writer.results_before(self.id, before, &begin, REMOVED_MAX)?;
-        let changes: Vec<ResultChange<'_>> = old
-            .into_iter()
-            .map(|old| ResultChange {
+        if self.next_expiry.is_some_and(|next| now < next) {
+            return Ok(());
+        }
+        // A result that is stored from here on leaves no earlier.
+        self.next_expiry = Some(now.saturating_add(kept));
+        let mut changes = Vec::new();
+        for (old, stored_at) in writer.first_results(self.id, REMOVED_MAX)? {
+            let is_frozen = old
+                .window
+                .as_deref()
+                .and_then(window_end)
+                .is_none_or(|end| self.is_frozen(Frame { start: end, end }));
+            let expires = stored_at.saturating_add(kept);
+            if now < expires || !is_frozen {
+                self.next_expiry = Some(expires.max(now + 1));
+                break;
+            }
+            changes.push(ResultChange {
                 op: Op::Deleted,
                 key: old.key.into(),
                 rows: "[]".into(),
                 emit: self.join.emit(emit),
                 window: old.window.map(Into::into),
-            })
-            .collect();
+            });
+        }
+        self.has_more |= changes.len() == REMOVED_MAX;
         Ok(writer.store(self.id, &changes)?)
     }
 
@@ -446,19 +498,27 @@ impl WindowEvaluation {
         Ok(())
     }
 
-    fn frames_of_times(&self, times: &[i64]) -> Vec<Frame> {
-        match &self.cut {
+    /// Returns the frames that times of one group make, in ascending order, but for rows that can't be in a frame any more.
+    fn frames_of_times(
+        &self,
+        group: &Value,
+        times: &[i64],
+        writer: &EpochWriter<'_>,
+    ) -> Result<Vec<Frame>, KeyedError> {
+        let gap = match &self.cut {
             Cut::Grid(grid) => {
                 let frames: BTreeSet<Frame> = times.iter().flat_map(|time| grid.frames(*time)).collect();
-                frames.into_iter().collect()
+                return Ok(frames.into_iter().collect());
             }
-            Cut::Session(gap) => {
-                // A row that would be late now may have been told so.
-                let first = self.frozen_to().map_or(i64::MIN, |frozen| frozen - gap);
-                let times = times.iter().copied().filter(|time| *time > first);
-                islands(times, *gap).into_iter().map(|session| session.frame(*gap)).collect()
-            }
+            Cut::Session(gap) => *gap,
+        };
+        let mut times = times.to_vec();
+        if let Some(frozen) = self.frozen_to() {
+            let (first_live, last_frozen) = writer.bounds_at(self.id, group, frozen)?;
+            let after = last_frozen.map_or(i64::MIN, |end| end - gap).max(frozen - gap);
+            times.retain(|time| *time > after || first_live.is_some_and(|first| *time >= first));
         }
+        Ok(islands(times, gap).into_iter().map(|session| session.frame(gap)).collect())
     }
 
     fn watermark_at(&self, moments: Moments) -> Option<i64> {
@@ -471,7 +531,7 @@ impl WindowEvaluation {
             None => Some(moments.arrived).max(reached),
             Some(clock) => watermark::by_event_time(
                 clock,
-                self.partitions.iter().copied(),
+                self.partitions.values().copied(),
                 moments.now,
                 reached,
                 last_end,
@@ -479,24 +539,35 @@ impl WindowEvaluation {
         }
     }
 
-    fn read_event_times(&mut self, readers: &[ShardReader]) -> Result<(), KeyedError> {
+    /// Reads the newest event time of each partition of a source, as the readers see it.
+    pub(crate) fn read_event_times(
+        &mut self,
+        readers: &[ShardReader],
+        sure: &SureTimes,
+    ) -> Result<(), SqliteError> {
         if self.window.event_time.is_none() {
             return Ok(());
         }
         let mut partitions: BTreeMap<String, PartitionTime> = BTreeMap::new();
         for reader in readers {
-            let failed = |source| lookup_failed(reader, source);
+            let failed = |source| SqliteError::new(reader.path(), "read event times", source);
             let mut statement = reader.prepare(self.statements.event_times).map_err(failed)?;
             let mut rows = statement.query([&self.statements.clock]).map_err(failed)?;
             while let Some(row) = rows.next().map_err(failed)? {
                 let read = || -> rusqlite::Result<_> {
-                    Ok((row.get(0)?, PartitionTime { newest: row.get(1)?, arrived: row.get(2)? }))
+                    Ok((row.get(0)?, PartitionTime { newest: row.get(1)?, sure: None, arrived: row.get(2)? }))
                 };
                 let (partition, time) = read().map_err(failed)?;
                 partitions.entry(partition).and_modify(|known| known.merge(time)).or_insert(time);
             }
         }
-        self.partitions = partitions.into_values().collect();
+        let sure = sure.get(&*self.statements.clock);
+        for (partition, time) in &mut partitions {
+            let stored = self.sure.get(partition.as_str()).copied();
+            let told = sure.and_then(|sure| sure.get(partition.as_str()).copied());
+            time.sure = if partition == PAST { time.newest } else { stored.max(told) };
+        }
+        self.partitions = partitions;
         Ok(())
     }
 
@@ -572,6 +643,8 @@ impl WindowEvaluation {
                 for row in came.iter().filter(|row| cluster.span.has(row.time) && times.contains(&row.time)) {
                     refuse(&self.too_late(row.key, row.payload, frame))?;
                 }
+                // Rows that are refused are frozen, too: nothing comes before them any more.
+                writer.add_frame(self.id, group, frame, true, false)?;
                 continue;
             }
             let sessions = if cluster.is_thinned {
@@ -580,8 +653,13 @@ impl WindowEvaluation {
                 vec![cluster.span]
             };
             for gone in &cluster.sessions {
-                if !sessions.iter().any(|session| session.first == gone.first) {
+                let stays = sessions.iter().find(|session| session.first == gone.first);
+                let was_told = self.shows(gone.frame(gap));
+                // A closed session that is open again is told when it closes.
+                if was_told && stays.is_none_or(|session| !self.shows(session.frame(gap))) {
                     self.remove_results(group, gone.frame(gap), writer)?;
+                }
+                if stays.is_none() {
                     writer.remove_frame(self.id, group, gone.first)?;
                 }
             }
@@ -681,8 +759,40 @@ impl WindowEvaluation {
             }
         }
         fresh.values_mut().for_each(|rows| rows.push(']'));
+        if self.window.emit_empty > 0 && self.is_closed(frame) {
+            self.add_empty(group, frame, &mut fresh, writer)?;
+        }
         let stored = self.stored(group, frame, writer)?;
         self.store_differences(frame, stored, fresh, writer)
+    }
+
+    /// Adds a result without rows for each key that had rows in one of the frames before, as many as `emitEmpty` says, and
+    /// has the next frame closed, too, if it may have such results.
+    fn add_empty(
+        &mut self,
+        group: &Value,
+        frame: Frame,
+        fresh: &mut BTreeMap<String, String>,
+        writer: &mut EpochWriter<'_>,
+    ) -> Result<(), KeyedError> {
+        let Cut::Grid(grid) = &self.cut else { return Ok(()) };
+        let next = grid.next(frame);
+        let mut is_followed = !fresh.is_empty();
+        let mut before = frame;
+        for number in 1..=self.window.emit_empty {
+            before = grid.previous(before);
+            let stored = self.stored(group, before, writer)?;
+            for old in stored.into_iter().filter(|old| old.rows != "[]") {
+                is_followed |= number < self.window.emit_empty;
+                if let Some(key) = key_in(frame, &old.key) {
+                    fresh.entry(key).or_insert_with(|| "[]".to_owned());
+                }
+            }
+        }
+        if is_followed {
+            self.add_frame(group, next, self.is_closed(next), writer)?;
+        }
+        Ok(())
     }
 
     /// Returns the stored results of a frame.
@@ -813,6 +923,18 @@ pub(super) fn append_row(results: &mut BTreeMap<String, String>, key: String, ro
 
 pub(super) fn window_json(frame: Frame, is_final: bool) -> String {
     format!("{{\"start\":{},\"end\":{},\"final\":{is_final}}}", frame.start, frame.end)
+}
+
+/// Returns the end of a frame from its JSON.
+fn window_end(json: &str) -> Option<i64> {
+    let (_, behind) = json.split_once("\"end\":")?;
+    behind.split(',').next()?.parse().ok()
+}
+
+/// Returns the key of the result of the same partition and key column in another frame.
+fn key_in(frame: Frame, key: &str) -> Option<String> {
+    let (_, rest) = key.strip_prefix("[\"")?.split_once('"')?;
+    Some(format!("[\"{}\"{rest}", time_text(frame.start)))
 }
 
 /// Writes a time so that texts are sorted as times are.

@@ -61,6 +61,22 @@ impl Grid {
         self.instant(self.base + last * self.slide + self.size)
     }
 
+    /// Returns the frame that begins next.
+    pub(crate) fn next(&self, frame: Frame) -> Frame {
+        let mut time = self.pane(frame.start).end;
+        loop {
+            if let Some(next) = self.frames(time).into_iter().find(|next| next.start > frame.start) {
+                return next;
+            }
+            time = self.pane(time).end;
+        }
+    }
+
+    /// Returns the frame that begins before.
+    pub(crate) fn previous(&self, frame: Frame) -> Frame {
+        self.frames(frame.start - 1).pop().unwrap_or(frame)
+    }
+
     /// Returns the wall time at a moment.
     fn wall(&self, time: i64) -> i64 {
         let Some((zone, moment)) = self.zone.as_ref().zip(Timestamp::from_second(time).ok()) else {
@@ -125,6 +141,8 @@ mod tests {
         assert_eq!(grid.frames(65)[0].start, 25, "the end is no part of a frame");
         assert_eq!(grid.pane(70), Frame { start: 65, end: 85 });
         assert_eq!(grid.last_end(70), 125);
+        assert_eq!(grid.next(Frame { start: 45, end: 105 }), Frame { start: 65, end: 125 });
+        assert_eq!(grid.previous(Frame { start: 45, end: 105 }), Frame { start: 25, end: 85 });
         assert_eq!(Grid::new(60, 60, 0, None).unwrap().frames(-1), [Frame { start: -60, end: 0 }]);
     }
 

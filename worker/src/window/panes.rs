@@ -322,6 +322,10 @@ impl WindowEvaluation {
                 }
             }
             self.replace_rows(frame, &rows, writer)?;
+            if self.window.emit_empty > 0 && self.is_closed(frame) {
+                // Results without rows follow from all groups.
+                self.add_frame(&Value::Integer(0), frame, true, writer)?;
+            }
         }
         Ok(())
     }

@@ -13,13 +13,14 @@ pub(crate) fn by_event_time(
     reached: Option<i64>,
     last_end: impl Fn(i64) -> i64,
 ) -> Option<i64> {
-    let known = partitions.filter_map(|partition| Some((partition.newest?, partition.arrived)));
-    let active = known.clone().filter(|(_, arrived)| now.saturating_sub(*arrived) < clock.idle_timeout);
-    let candidate = match active.map(|(newest, _)| newest).min() {
-        Some(least) => Some(least - clock.watermark_delay),
+    let known = partitions.filter(|partition| partition.newest.is_some());
+    let active = known.clone().filter(|partition| now.saturating_sub(partition.arrived) < clock.idle_timeout);
+    // A partition of which nothing is sure holds time back.
+    let candidate = match active.map(|partition| partition.sure).min() {
+        Some(least) => least.map(|least| least - clock.watermark_delay),
         None => {
-            let newest = known.clone().map(|(newest, _)| newest).max();
-            let silent_since = known.map(|(_, arrived)| arrived).max();
+            let newest = known.clone().filter_map(|partition| partition.newest).max();
+            let silent_since = known.map(|partition| partition.arrived).max();
             newest.zip(silent_since).map(|(newest, since)| {
                 // Time goes on as far as it closes the frames of what has come: a replay may only have paused.
                 let base = newest - clock.watermark_delay;
@@ -46,9 +47,11 @@ mod tests {
     }
 
     fn at(partitions: &[(i64, i64)], now: i64, reached: Option<i64>) -> Option<i64> {
-        let partitions = partitions
-            .iter()
-            .map(|(newest, arrived)| PartitionTime { newest: Some(*newest), arrived: *arrived });
+        let partitions = partitions.iter().map(|(newest, arrived)| PartitionTime {
+            newest: Some(*newest),
+            sure: Some(*newest),
+            arrived: *arrived,
+        });
         by_event_time(&clock(), partitions, now, reached, |time| (time / 100 + 1) * 100)
     }
 

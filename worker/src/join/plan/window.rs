@@ -45,8 +45,10 @@ pub(crate) fn time_of_row(path: Option<&str>, unit: TimeUnit) -> Result<RowExpr,
     let field = row_of(&format!("payload->>'{path}'")).ok_or_else(|| format!("got {path:?}, {plain}"))?;
     Ok(match unit.per_second() {
         None => {
-            let texts = ["CASE WHEN ", " GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-*' THEN unixepoch(", ") END"];
-            RowExpr::compose(&texts, vec![field; 2], Affinity::None, true)
+            // SQLite would take the 30th of February for the second of March.
+            let texts =
+                ["CASE WHEN date(substr(", ", 1, 10)) = substr(", ", 1, 10) THEN unixepoch(", ") END"];
+            RowExpr::compose(&texts, vec![field; 3], Affinity::None, true)
         }
         Some(per_second) => {
             let range = format!(
@@ -105,7 +107,7 @@ pub(crate) fn pane_aggregates(
     if !matches!(core.sources.as_slice(), [source] if matches!(source.item, SourceItem::Topic { .. })) {
         return None;
     }
-    drop_bounds_from_groups(core);
+    drop_bounds_from_groups(core)?;
     if core.group_by.is_empty() && core.filter.is_some() {
         // A frame without a row that fits yields a row all the same.
         return None;
@@ -140,32 +142,32 @@ fn bound_of(expr: &Expr) -> Option<&'static str> {
     BOUNDS.iter().find(|(column, _)| column.eq_ignore_ascii_case(name)).map(|(_, function)| *function)
 }
 
-/// Removes from GROUP BY what is the same for all rows of a frame.
-fn drop_bounds_from_groups(core: &mut SelectCore) {
+/// Removes from GROUP BY what is the same for all rows of a frame; `None` if another term reads a bound.
+fn drop_bounds_from_groups(core: &mut SelectCore) -> Option<()> {
     let outputs = core.outputs.clone();
-    let output_at = |number: usize| match outputs.get(number.checked_sub(1)?)? {
+    core.group_by.retain(|term| bound_of(meant(&outputs, term)).is_none());
+    (!core.group_by.iter().any(|term| mentions_bounds(meant(&outputs, term)))).then_some(())
+}
+
+/// Returns the expression that a term of GROUP BY stands for: a number or a name is one of the select list.
+fn meant<'e>(outputs: &'e [OutputTerm], term: &'e Expr) -> &'e Expr {
+    let bare = term.bare();
+    let at = |number: usize| match outputs.get(number.checked_sub(1)?)? {
         OutputTerm::Expr { expr, .. } => Some(expr),
         OutputTerm::Star(_) => None,
     };
-    core.group_by.retain(|term| {
-        let bare = term.bare();
-        let meant = match (&bare.kind, bare.parts.as_slice()) {
-            (Kind::Literal, [ExprPart::Text(text)]) => {
-                text.trim().parse().ok().and_then(output_at).unwrap_or(bare)
-            }
-            (Kind::Column { table: None, name }, _) if bound_of(bare).is_none() => outputs
-                .iter()
-                .find_map(|output| match output {
-                    OutputTerm::Expr { expr, name: Some(alias) } if alias.eq_ignore_ascii_case(name) => {
-                        Some(expr)
-                    }
-                    _ => None,
-                })
-                .unwrap_or(bare),
-            _ => bare,
-        };
-        bound_of(meant).is_none()
-    });
+    let named = |name: &str| {
+        outputs.iter().find_map(|output| match output {
+            OutputTerm::Expr { expr, name: Some(alias) } if alias.eq_ignore_ascii_case(name) => Some(expr),
+            _ => None,
+        })
+    };
+    let found = match (&bare.kind, bare.parts.as_slice()) {
+        (Kind::Literal, [ExprPart::Text(text)]) => text.trim().parse().ok().and_then(at),
+        (Kind::Column { table: None, name }, _) if bound_of(bare).is_none() => named(name),
+        _ => None,
+    };
+    found.unwrap_or(bare)
 }
 
 /// Replaces bounds above the aggregates by functions; `None` if an aggregate reads one.

@@ -3,12 +3,14 @@
 //! its time are there together or not at all.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use hashbrown::HashMap;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
 use super::ShardBatch;
+use crate::storage::arrivals::Arrival;
 use crate::storage::sqlite::quoted;
 use crate::storage::topics::TopicId;
 
@@ -23,7 +25,7 @@ pub(super) const SCHEMA: &str = "
     ) WITHOUT ROWID;";
 
 /// The partition to which rows count that were there before the clock was.
-const PAST: &str = "";
+pub(crate) const PAST: &str = "";
 
 /// The event time of the messages of a topic.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -40,6 +42,8 @@ pub(crate) struct EventTimes {
 pub(crate) struct PartitionTime {
     /// The greatest event time, in seconds since the Unix epoch; `None` before the first.
     pub(crate) newest: Option<i64>,
+    /// The greatest event time of messages that are stored with all before them.
+    pub(crate) sure: Option<i64>,
     /// The second of the clock at which the last message arrived.
     pub(crate) arrived: i64,
 }
@@ -73,7 +77,7 @@ impl EventTimes {
         let sql = format!("SELECT max({}) FROM {}", self.expression, quoted(&self.topic));
         let newest: Option<i64> = connection.query_row(&sql, [], |row| row.get(0)).optional()?.flatten();
         if newest.is_some() {
-            put(connection, &self.name(), PAST, PartitionTime { newest, arrived: now })?;
+            put(connection, &self.name(), PAST, PartitionTime { newest, sure: None, arrived: now })?;
         }
         Ok(())
     }
@@ -86,34 +90,46 @@ impl EventTimes {
     }
 }
 
-/// Notes the event times of batches that arrive at `now`.
+/// Notes the event times of batches that arrive at `now`; returns the newest of each by batch and clock.
 pub(super) fn note(
     connection: &Connection,
     clocks: &HashMap<TopicId, Vec<EventTimes>>,
     batches: &[ShardBatch],
     now: i64,
-) -> rusqlite::Result<()> {
+) -> rusqlite::Result<Vec<(Arc<Arrival>, Arc<str>, i64)>> {
+    let mut noted = Vec::new();
     if clocks.is_empty() {
-        return Ok(());
+        return Ok(noted);
     }
-    let mut seen: BTreeMap<(&EventTimes, &str), PartitionTime> = BTreeMap::new();
+    let mut seen: BTreeMap<(Arc<str>, &str), PartitionTime> = BTreeMap::new();
     for batch in batches {
+        let mut of_batch: BTreeMap<&EventTimes, Option<i64>> = BTreeMap::new();
         for message in batch.messages.iter() {
             for clock in clocks.get(&message.topic).into_iter().flatten() {
-                let newest = match &message.payload {
+                let time = match &message.payload {
                     None => None,
                     Some(payload) => {
                         let timestamp = message.timestamp.unwrap_or(now);
                         time_of(connection, clock, &message.key, payload, timestamp)?
                     }
                 };
-                let time = PartitionTime { newest, arrived: now };
-                seen.entry((clock, &*batch.partition)).and_modify(|known| known.merge(time)).or_insert(time);
+                let newest = of_batch.entry(clock).or_default();
+                *newest = time.max(*newest);
             }
         }
+        for (clock, newest) in of_batch {
+            let name: Arc<str> = clock.name().into();
+            if let (Some(newest), Some(arrival)) = (newest, batch.arrivals.last()) {
+                noted.push((Arc::clone(arrival), Arc::clone(&name), newest));
+            }
+            let time = PartitionTime { newest, sure: None, arrived: now };
+            seen.entry((name, &*batch.partition)).and_modify(|known| known.merge(time)).or_insert(time);
+        }
     }
-    seen.into_iter()
-        .try_for_each(|((clock, partition), time)| put(connection, &clock.name(), partition, time))
+    for ((clock, partition), time) in seen {
+        put(connection, &clock, partition, time)?;
+    }
+    Ok(noted)
 }
 
 fn time_of(

@@ -26,6 +26,8 @@ pub(super) struct TopicTable {
     update: String,
     delete: String,
     pub(super) indexes: Vec<Index>,
+    /// Whether a message with the payload that is there moves the row to its own time.
+    pub(super) is_moved_by_time: bool,
 }
 
 /// The prepared statements that write one topic.
@@ -52,6 +54,7 @@ impl TopicTable {
             update: format!("UPDATE {table} SET payload = ?2, timestamp = ?3, _change = ?4 WHERE _row = ?1"),
             delete: format!("DELETE FROM {table} WHERE key = ?1"),
             indexes: Vec::new(),
+            is_moved_by_time: false,
         }
     }
 

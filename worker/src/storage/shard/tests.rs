@@ -29,7 +29,8 @@ impl ShardFixture {
     }
 
     fn write_from(&mut self, now: i64, messages: Vec<Message>, stream: Option<Stream>) -> Counts {
-        let batch = ShardBatch { messages: Arc::new(messages), partition: "s".into(), stream };
+        let batch =
+            ShardBatch { messages: Arc::new(messages), partition: "s".into(), arrivals: Vec::new(), stream };
         let pending = self.shard.write(&[batch], &self.topics, now, 0).unwrap();
         let counts = self.shard.commit(pending).unwrap();
         counts.first().map_or_else(Counts::default, |(_, counts)| *counts)
@@ -132,7 +133,7 @@ fn what_a_stream_has_sent_before_is_dropped_within_a_transaction_too() {
     let mut bench = ShardFixture::new();
     let batch = |next, messages| {
         let stream = Some(Stream { name: "f".into(), next });
-        ShardBatch { messages: Arc::new(messages), partition: "s".into(), stream }
+        ShardBatch { messages: Arc::new(messages), partition: "s".into(), arrivals: Vec::new(), stream }
     };
     let newer = batch(9, vec![from(8, upsert("a", "new"))]);
     let older = batch(4, vec![from(3, upsert("a", "old"))]);
@@ -151,7 +152,12 @@ fn a_failed_transaction_leaves_nothing_behind() {
     bench.write(10, vec![upsert("a", "1")]);
     let other = bench.topics.declare("other");
     let messages = vec![upsert("a", "2"), Message { topic: other, ..upsert("x", "1") }];
-    let batch = ShardBatch { messages: Arc::new(messages), partition: "s".into(), stream: None };
+    let batch = ShardBatch {
+        messages: Arc::new(messages),
+        partition: "s".into(),
+        arrivals: Vec::new(),
+        stream: None,
+    };
     bench.shard.connection.execute_batch("CREATE TABLE other (wrong)").unwrap();
     bench.shard.write(&[batch], &bench.topics, 11, 0).expect_err("the table has no such columns");
     assert_eq!((bench.rows().len(), bench.log().len(), bench.shard.last_seq()), (1, 1, 1));
@@ -164,11 +170,13 @@ fn a_failed_transaction_leaves_nothing_behind() {
 fn the_log_is_trimmed_below_what_was_applied_and_its_numbers_go_on() {
     let mut bench = ShardFixture::new();
     bench.write(10, vec![upsert("a", "1"), upsert("b", "1"), upsert("c", "1")]);
-    let empty = ShardBatch { messages: Arc::default(), partition: "s".into(), stream: None };
+    let empty =
+        ShardBatch { messages: Arc::default(), partition: "s".into(), arrivals: Vec::new(), stream: None };
     let pending = bench.shard.write(&[empty], &bench.topics, 11, 2).unwrap();
     bench.shard.commit(pending).unwrap();
     assert_eq!(bench.log(), ["3 c >1"]);
-    let empty = ShardBatch { messages: Arc::default(), partition: "s".into(), stream: None };
+    let empty =
+        ShardBatch { messages: Arc::default(), partition: "s".into(), arrivals: Vec::new(), stream: None };
     let pending = bench.shard.write(&[empty], &bench.topics, 11, 3).unwrap();
     bench.shard.commit(pending).unwrap();
     bench.reopen();

@@ -1,0 +1,335 @@
+//! Which rows are in which frame, and when frames close and freeze: loops over lists of rows, without any result.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use serde_json::{Value, json};
+
+use super::definition::{Definition, FrameKind};
+
+/// Stands for the key of a row that is about to be replaced.
+const BEFORE: &str = "";
+
+/// A message as it is sent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WindowMessage {
+    /// The source that brings it.
+    pub source: &'static str,
+    pub key: String,
+    /// Unique, so that no payload comes twice; later messages have greater ones.
+    pub version: u64,
+    /// None deletes.
+    pub payload: Option<Value>,
+    pub timestamp: Option<i64>,
+    /// The time that the payload says; none if it says none.
+    pub at: Option<i64>,
+}
+
+/// A stretch of time of one partition, whose value is written as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Frame {
+    pub partition: String,
+    pub start: i64,
+    /// Exclusive.
+    pub end: i64,
+}
+
+/// The last version of a key.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FrameRow {
+    pub key: String,
+    pub version: u64,
+    pub payload: String,
+    pub timestamp: i64,
+    partition: String,
+    time: i64,
+    /// Start and end of each tumbling or sliding frame that holds the time.
+    grid: Vec<(i64, i64)>,
+}
+
+/// Frames with their rows.
+pub type FilledFrames = BTreeMap<Frame, Vec<Rc<FrameRow>>>;
+
+/// How far a partition of the sources has come.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Progress {
+    /// The greatest event time, of whatever became of the row.
+    newest: Option<i64>,
+    /// When its last message came.
+    arrived: i64,
+}
+
+/// What has become of all messages to a window so far. Copies are cheap: they share what only grows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FrameLog {
+    definition: Rc<Definition>,
+    /// What the clock shows: it stands still while it is a little behind.
+    now: i64,
+    watermark: Option<i64>,
+    sources: BTreeMap<&'static str, Progress>,
+    /// Rows by key that are in a frame which is not frozen.
+    rows: BTreeMap<String, Rc<FrameRow>>,
+    /// Key and version of each row that came too late, or without a time.
+    dead_letters: Rc<BTreeSet<(String, u64)>>,
+    /// By partition, the greatest time of rows that are frozen or came too late: no session takes a row of before.
+    frontier: BTreeMap<String, i64>,
+    /// Frozen frames, with the versions of their rows.
+    frozen: Rc<BTreeMap<Frame, Vec<u64>>>,
+    /// Frames that are closed and not frozen.
+    closed: BTreeSet<Frame>,
+    /// How often each frame has become closed: more than once only if it was empty, or another session, in between.
+    closings: Rc<BTreeMap<Frame, u32>>,
+    /// Whether two sessions of the same start have been there, one of them frozen: one result key would stand for both.
+    has_collided: bool,
+}
+
+impl FrameLog {
+    pub fn new(definition: Definition, now: i64) -> Self {
+        let mut log = Self {
+            definition: Rc::new(definition),
+            now,
+            watermark: None,
+            sources: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            dead_letters: Rc::default(),
+            frontier: BTreeMap::new(),
+            frozen: Rc::default(),
+            closed: BTreeSet::new(),
+            closings: Rc::default(),
+            has_collided: false,
+        };
+        log.epoch(&[]);
+        log
+    }
+
+    pub fn definition(&self) -> &Definition {
+        &self.definition
+    }
+
+    pub fn set_query(&mut self, query: &str) {
+        Rc::make_mut(&mut self.definition).query = query.to_owned();
+    }
+
+    pub fn watermark(&self) -> Option<i64> {
+        self.watermark
+    }
+
+    pub fn dead_letters(&self) -> &BTreeSet<(String, u64)> {
+        &self.dead_letters
+    }
+
+    pub fn has_collided(&self) -> bool {
+        self.has_collided
+    }
+
+    /// How many frames are frozen.
+    pub fn frozen_count(&self) -> usize {
+        self.frozen.len()
+    }
+
+    pub fn is_closed(&self, end: i64) -> bool {
+        self.watermark.is_some_and(|watermark| watermark >= end)
+    }
+
+    pub fn is_frozen(&self, end: i64) -> bool {
+        let lateness = self.definition.event_clock.map_or(0, |clock| clock.lateness);
+        self.is_closed(end + lateness)
+    }
+
+    /// Sets what the clock shows, and returns the frames as [`Self::epoch`] does.
+    pub fn tick(&mut self, clock: i64) -> FilledFrames {
+        self.now = self.now.max(clock);
+        self.epoch(&[])
+    }
+
+    /// Takes messages that are evaluated together, and returns the frames that were not frozen before.
+    pub fn epoch(&mut self, messages: &[WindowMessage]) -> FilledFrames {
+        for message in messages {
+            self.note_progress(message);
+        }
+        self.judge_all(messages.iter().collect());
+        self.advance()
+    }
+
+    /// The same if rows that are overwritten in the same epoch are never looked at.
+    pub fn epoch_of_last_versions(&mut self, messages: &[WindowMessage]) -> FilledFrames {
+        for message in messages {
+            self.note_progress(message);
+        }
+        let is_last = |index: usize, message: &WindowMessage| {
+            !messages[index + 1..].iter().any(|later| later.key == message.key)
+        };
+        let last = messages.iter().enumerate().filter(|(index, message)| is_last(*index, message));
+        self.judge_all(last.map(|(_, message)| message).collect());
+        self.advance()
+    }
+
+    fn note_progress(&mut self, message: &WindowMessage) {
+        let time = self.time(message);
+        let progress = self.sources.entry(message.source).or_default();
+        progress.arrived = self.now;
+        if message.payload.is_some() {
+            progress.newest = progress.newest.max(time);
+        }
+    }
+
+    /// The time of a row by the clock of the window.
+    fn time(&self, message: &WindowMessage) -> Option<i64> {
+        match self.definition.event_clock {
+            Some(clock) if clock.unit.is_some() => message.at,
+            _ => Some(message.timestamp.unwrap_or(self.now)),
+        }
+    }
+
+    fn grid(&self, time: i64) -> Vec<(i64, i64)> {
+        match self.definition.kind {
+            FrameKind::Session { .. } => Vec::new(),
+            _ => self.definition.frames_at(time),
+        }
+    }
+
+    /// Judges messages of one epoch: a row that is late by itself may be near another that is not.
+    fn judge_all(&mut self, messages: Vec<&WindowMessage>) {
+        let mut late = Vec::new();
+        for (index, message) in messages.iter().enumerate() {
+            if !self.judge(message) {
+                late.push((index, *message));
+            }
+        }
+        loop {
+            let count = late.len();
+            late.retain(|(index, message)| {
+                let is_last = !messages[index + 1..].iter().any(|later| later.key == message.key);
+                !(is_last && self.judge(message))
+            });
+            if late.len() == count {
+                break;
+            }
+        }
+        for (_, message) in late {
+            Rc::make_mut(&mut self.dead_letters).insert((message.key.clone(), message.version));
+            if let (Some(time), Some(payload)) = (self.time(message), &message.payload) {
+                let frontier = self.frontier.entry(self.partition(payload)).or_insert(time);
+                *frontier = time.max(*frontier);
+            }
+        }
+    }
+
+    fn partition(&self, payload: &Value) -> String {
+        if self.definition.is_partitioned { payload["r"].to_string() } else { json!(null).to_string() }
+    }
+
+    /// Puts a row in place of the one of its key, unless it comes too late for every frame. The sessions that it meets are
+    /// those with the row of before. Returns whether it was taken.
+    fn judge(&mut self, message: &WindowMessage) -> bool {
+        let before = self.rows.remove(&message.key);
+        let Some(payload) = &message.payload else { return true };
+        if let Some(time) = self.time(message) {
+            let row = Rc::new(FrameRow {
+                key: message.key.clone(),
+                version: message.version,
+                payload: payload.to_string(),
+                timestamp: message.timestamp.unwrap_or(self.now),
+                partition: self.partition(payload),
+                time,
+                grid: self.grid(time),
+            });
+            if let Some(before) = before {
+                self.rows.insert(BEFORE.to_owned(), before);
+            }
+            self.rows.insert(row.key.clone(), Rc::clone(&row));
+            let holds = |rows: &[Rc<FrameRow>]| rows.iter().any(|other| Rc::ptr_eq(other, &row));
+            let is_session = matches!(self.definition.kind, FrameKind::Session { .. });
+            let frontier = self.frontier.get(&row.partition).filter(|_| is_session);
+            let is_ahead = frontier.is_none_or(|frontier| time > *frontier);
+            let is_taken = is_ahead
+                && self.frames().iter().any(|(frame, rows)| !self.is_frozen(frame.end) && holds(rows));
+            self.rows.remove(BEFORE);
+            if is_taken {
+                return true;
+            }
+            self.rows.remove(&message.key);
+        }
+        false
+    }
+
+    /// The frames of all rows, without those that are frozen already.
+    fn frames(&self) -> FilledFrames {
+        let mut frames = FilledFrames::new();
+        if let FrameKind::Session { gap } = self.definition.kind {
+            let mut rows: Vec<&Rc<FrameRow>> = self.rows.values().collect();
+            rows.sort_by_key(|row| (&row.partition, row.time));
+            let mut session = Vec::new();
+            for (index, row) in rows.iter().enumerate() {
+                session.push(Rc::clone(row));
+                let next = rows.get(index + 1);
+                if next.is_none_or(|next| next.partition != row.partition || next.time > row.time + gap) {
+                    let partition = row.partition.clone();
+                    let frame = Frame { partition, start: session[0].time, end: row.time + gap };
+                    frames.insert(frame, std::mem::take(&mut session));
+                }
+            }
+            return frames;
+        }
+        for row in self.rows.values() {
+            for &(start, end) in &row.grid {
+                if !self.is_frozen(end) {
+                    let frame = Frame { partition: row.partition.clone(), start, end };
+                    frames.entry(frame).or_default().push(Rc::clone(row));
+                }
+            }
+        }
+        frames
+    }
+
+    /// Moves the watermark on, and then closes and freezes frames.
+    fn advance(&mut self) -> FilledFrames {
+        let frames = self.frames();
+        self.watermark = self.watermark.max(self.candidate());
+        let closed: BTreeSet<Frame> =
+            frames.keys().filter(|frame| self.is_closed(frame.end)).cloned().collect();
+        for frame in closed.difference(&self.closed) {
+            *Rc::make_mut(&mut self.closings).entry(frame.clone()).or_default() += 1;
+        }
+        self.closed = closed;
+        let is_session = matches!(self.definition.kind, FrameKind::Session { .. });
+        let mut live = BTreeSet::new();
+        for (frame, rows) in &frames {
+            let is_same = |other: &Frame| other.start == frame.start && other.partition == frame.partition;
+            self.has_collided |= is_session && self.frozen.keys().any(is_same);
+            if self.is_frozen(frame.end) {
+                self.closed.remove(frame);
+                let last = rows.iter().map(|row| row.time).max().expect("a frame has rows");
+                let frontier = self.frontier.entry(frame.partition.clone()).or_insert(last);
+                *frontier = last.max(*frontier);
+                let versions = rows.iter().map(|row| row.version).collect();
+                Rc::make_mut(&mut self.frozen).insert(frame.clone(), versions);
+            } else {
+                live.extend(rows.iter().map(|row| &row.key));
+            }
+        }
+        self.rows.retain(|key, _| live.contains(key));
+        frames
+    }
+
+    /// What the watermark would be if it could go back.
+    fn candidate(&self) -> Option<i64> {
+        let Some(clock) = self.definition.event_clock else { return Some(self.now) };
+        let times = |is_wanted: &dyn Fn(&Progress) -> bool| -> Vec<i64> {
+            let wanted = self.sources.values().filter(|progress| is_wanted(progress));
+            wanted.filter_map(|progress| progress.newest).collect()
+        };
+        let active = times(&|progress| self.now - progress.arrived < clock.idle_timeout);
+        if let Some(least) = active.into_iter().min() {
+            return Some(least - clock.delay);
+        }
+        let newest = times(&|_| true).into_iter().max()?;
+        let arrived = self.sources.values().map(|progress| progress.arrived).max()?;
+        let last_end = match self.definition.kind {
+            FrameKind::Session { gap } => newest + gap,
+            _ => self.grid(newest).into_iter().map(|(_, end)| end).max()?,
+        };
+        let by_clock = newest - clock.delay + (self.now - arrived - clock.idle_timeout);
+        Some(by_clock.min(last_end.max(newest - clock.delay)))
+    }
+}
