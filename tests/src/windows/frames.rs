@@ -71,8 +71,6 @@ pub struct FrameLog {
     rows: BTreeMap<String, Rc<FrameRow>>,
     /// Key and version of each row that came too late, or without a time.
     dead_letters: Rc<BTreeSet<(String, u64)>>,
-    /// By partition, the greatest time of rows that are frozen or came too late: no session takes a row of before.
-    frontier: BTreeMap<String, i64>,
     /// Frozen frames, with the versions of their rows.
     frozen: Rc<BTreeMap<Frame, Vec<u64>>>,
     /// Frames that are closed and not frozen.
@@ -92,7 +90,6 @@ impl FrameLog {
             sources: BTreeMap::new(),
             rows: BTreeMap::new(),
             dead_letters: Rc::default(),
-            frontier: BTreeMap::new(),
             frozen: Rc::default(),
             closed: BTreeSet::new(),
             closings: Rc::default(),
@@ -188,29 +185,10 @@ impl FrameLog {
         }
     }
 
-    /// Judges messages of one epoch: a row that is late by itself may be near another that is not.
     fn judge_all(&mut self, messages: Vec<&WindowMessage>) {
-        let mut late = Vec::new();
-        for (index, message) in messages.iter().enumerate() {
+        for message in messages {
             if !self.judge(message) {
-                late.push((index, *message));
-            }
-        }
-        loop {
-            let count = late.len();
-            late.retain(|(index, message)| {
-                let is_last = !messages[index + 1..].iter().any(|later| later.key == message.key);
-                !(is_last && self.judge(message))
-            });
-            if late.len() == count {
-                break;
-            }
-        }
-        for (_, message) in late {
-            Rc::make_mut(&mut self.dead_letters).insert((message.key.clone(), message.version));
-            if let (Some(time), Some(payload)) = (self.time(message), &message.payload) {
-                let frontier = self.frontier.entry(self.partition(payload)).or_insert(time);
-                *frontier = time.max(*frontier);
+                Rc::make_mut(&mut self.dead_letters).insert((message.key.clone(), message.version));
             }
         }
     }
@@ -237,20 +215,27 @@ impl FrameLog {
             if let Some(before) = before {
                 self.rows.insert(BEFORE.to_owned(), before);
             }
-            self.rows.insert(row.key.clone(), Rc::clone(&row));
-            let holds = |rows: &[Rc<FrameRow>]| rows.iter().any(|other| Rc::ptr_eq(other, &row));
-            let is_session = matches!(self.definition.kind, FrameKind::Session { .. });
-            let frontier = self.frontier.get(&row.partition).filter(|_| is_session);
-            let is_ahead = frontier.is_none_or(|frontier| time > *frontier);
-            let is_taken = is_ahead
-                && self.frames().iter().any(|(frame, rows)| !self.is_frozen(frame.end) && holds(rows));
+            let is_taken = self.takes(&row);
             self.rows.remove(BEFORE);
+            self.rows.insert(row.key.clone(), row);
             if is_taken {
                 return true;
             }
             self.rows.remove(&message.key);
         }
         false
+    }
+
+    /// Whether some frame takes a row. A session takes one that it covers, however late.
+    fn takes(&self, row: &FrameRow) -> bool {
+        let FrameKind::Session { gap } = self.definition.kind else {
+            return row.grid.iter().any(|(_, end)| !self.is_frozen(*end));
+        };
+        let covers = |frame: &Frame| {
+            let is_near = frame.start <= row.time && row.time + gap <= frame.end;
+            is_near && frame.partition == row.partition && !self.is_frozen(frame.end)
+        };
+        !self.is_frozen(row.time + gap) || self.frames().keys().any(covers)
     }
 
     /// The frames of all rows, without those that are frozen already.
@@ -299,9 +284,6 @@ impl FrameLog {
             self.has_collided |= is_session && self.frozen.keys().any(is_same);
             if self.is_frozen(frame.end) {
                 self.closed.remove(frame);
-                let last = rows.iter().map(|row| row.time).max().expect("a frame has rows");
-                let frontier = self.frontier.entry(frame.partition.clone()).or_insert(last);
-                *frontier = last.max(*frontier);
                 let versions = rows.iter().map(|row| row.version).collect();
                 Rc::make_mut(&mut self.frozen).insert(frame.clone(), versions);
             } else {

@@ -147,20 +147,18 @@ impl EpochWriter<'_> {
         })
     }
 
-    /// Returns the start of the first frame of a group that ends after a moment, and the end of the last one that does not.
-    pub(crate) fn bounds_at(
+    /// Returns the start of the first frame of a group that ends after a moment.
+    pub(crate) fn first_start(
         &self,
         join: JoinId,
         group: &Value,
         moment: i64,
-    ) -> Result<(Option<i64>, Option<i64>), SqliteError> {
+    ) -> Result<Option<i64>, SqliteError> {
         self.doing("read frames", || {
-            let sql =
-                "SELECT min(start) FILTER (WHERE end > ?3), max(end) FILTER (WHERE end <= ?3) FROM frames
-                       WHERE join_id = ?1 AND grp = ?2";
+            let sql = "SELECT min(start) FROM frames WHERE join_id = ?1 AND grp = ?2 AND end > ?3";
             self.transaction
                 .prepare_cached(sql)?
-                .query_row(params![join.0, Group(group), moment], |row| Ok((row.get(0)?, row.get(1)?)))
+                .query_row(params![join.0, Group(group), moment], |row| row.get(0))
         })
     }
 
@@ -195,18 +193,6 @@ impl EpochWriter<'_> {
     pub(crate) fn forget_frames(&mut self, join: JoinId, end: i64) -> Result<(), SqliteError> {
         let sql = "DELETE FROM frames WHERE join_id = ?1 AND end <= ?2 AND is_closed AND NOT is_due";
         self.execute("forget frames", sql, params![join.0, end])
-    }
-
-    /// Forgets closed sessions that end at or before a moment and are not due. The last one of a group stays while a row
-    /// before its end could be taken for one of a session that follows.
-    pub(crate) fn forget_sessions(&mut self, join: JoinId, end: i64, gap: i64) -> Result<(), SqliteError> {
-        let sql = "DELETE FROM frames AS gone WHERE join_id = ?1 AND end <= ?2 AND is_closed AND NOT is_due
-                   AND (EXISTS (SELECT 1 FROM frames AS next WHERE next.join_id = gone.join_id AND next.grp = gone.grp
-                                AND next.start > gone.start AND next.end <= ?2)
-                        OR end <= ?2 - ?3
-                           AND NOT EXISTS (SELECT 1 FROM frames AS next WHERE next.join_id = gone.join_id
-                                           AND next.grp = gone.grp AND next.end > ?2))";
-        self.execute("forget frames", sql, params![join.0, end, gap])
     }
 
     /// Returns the end of the frame that closes next.

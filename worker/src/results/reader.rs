@@ -160,6 +160,15 @@ impl Reader {
         })
     }
 
+    /// The number of rows of a present result; 0 if there is no such result.
+    pub(crate) fn row_count(&self, join: JoinId, key: &str) -> Result<usize, SqliteError> {
+        self.doing("count the rows of a result", |connection| {
+            let sql = "SELECT json_array_length(rows) FROM results WHERE join_id = ?1 AND key = ?2";
+            let count = connection.prepare_cached(sql)?.query_row(params![join.0, key], |row| row.get(0));
+            Ok(count.optional()?.unwrap_or(0))
+        })
+    }
+
     /// How far a sink is; `None` before its first delivery.
     pub(crate) fn cursor(&self, sink: &str) -> Result<Option<Position>, SqliteError> {
         self.doing("read a cursor", |connection| {

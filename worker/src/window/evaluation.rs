@@ -419,10 +419,7 @@ impl WindowEvaluation {
         }
         self.has_more = left == 0;
         if let Some(frozen) = self.frozen_to() {
-            match &self.cut {
-                Cut::Grid(_) => writer.forget_frames(self.id, frozen)?,
-                Cut::Session(gap) => writer.forget_sessions(self.id, frozen, *gap)?,
-            }
+            writer.forget_frames(self.id, frozen)?;
             if let (Some(_), false, Cut::Grid(grid)) = (&self.panes, self.has_more, &self.cut) {
                 // A pane that ends in a frame which is not frozen begins no earlier than that frame.
                 if let Some(first) = grid.frames(frozen).first() {
@@ -514,9 +511,8 @@ impl WindowEvaluation {
         };
         let mut times = times.to_vec();
         if let Some(frozen) = self.frozen_to() {
-            let (first_live, last_frozen) = writer.bounds_at(self.id, group, frozen)?;
-            let after = last_frozen.map_or(i64::MIN, |end| end - gap).max(frozen - gap);
-            times.retain(|time| *time > after || first_live.is_some_and(|first| *time >= first));
+            let first = writer.first_start(self.id, group, frozen)?;
+            times.retain(|time| *time > frozen - gap || first.is_some_and(|first| *time >= first));
         }
         Ok(islands(times, gap).into_iter().map(|session| session.frame(gap)).collect())
     }
@@ -624,29 +620,24 @@ impl WindowEvaluation {
             came.iter().map(|row| (row.time, Some(row))).chain(went.iter().map(|time| (*time, None)))
         {
             let frames = writer.frames_near(self.id, group, time, time.saturating_add(gap))?;
-            let frames = frames.into_iter().map(|stored| stored.frame);
-            let (frozen, live): (Vec<Frame>, Vec<Frame>) = frames.partition(|frame| self.is_frozen(*frame));
-            near.extend(live.into_iter().map(|frame| Session::of(frame, gap)));
+            let live = frames.into_iter().map(|stored| stored.frame).filter(|frame| !self.is_frozen(*frame));
+            let live: Vec<Session> = live.map(|frame| Session::of(frame, gap)).collect();
             if let Some(row) = row {
-                // Nothing comes before the end of what is frozen.
-                match frozen.into_iter().find(|frame| time <= Session::of(*frame, gap).last) {
-                    Some(frame) => refuse(&self.too_late(row.key, row.payload, frame))?,
-                    None => times.push(time),
+                // A row within an open session is in it however late it is. None that is late begins one, or moves a start:
+                // so all that is frozen lies before all that is open.
+                let alone = Session { first: time, last: time }.frame(gap);
+                if self.is_frozen(alone) && !live.iter().any(|session| session.has(time)) {
+                    refuse(&self.too_late(row.key, row.payload, alone))?;
+                } else {
+                    times.push(time);
                 }
             }
+            near.extend(live);
         }
         let near: Vec<Session> = near.into_iter().collect();
         let mut touched = BTreeSet::new();
         for cluster in clusters(&near, &times, went, gap) {
             let frame = cluster.span.frame(gap);
-            if cluster.sessions.is_empty() && self.is_frozen(frame) {
-                for row in came.iter().filter(|row| cluster.span.has(row.time) && times.contains(&row.time)) {
-                    refuse(&self.too_late(row.key, row.payload, frame))?;
-                }
-                // Rows that are refused are frozen, too: nothing comes before them any more.
-                writer.add_frame(self.id, group, frame, true, false)?;
-                continue;
-            }
             let sessions = if cluster.is_thinned {
                 islands(self.times_in(group, frame, readers)?, gap)
             } else {

@@ -50,6 +50,9 @@ impl FrameSpace {
         let bounds = install(&connection, grid)?;
         let table = quoted(&window.topic);
         connection.execute_batch(&table_sql(&table))?;
+        if let Some(view) = &window.view {
+            connection.execute_batch(view)?;
+        }
         if let Some(aggregates) = &window.aggregates {
             connection.execute_batch(&aggregates.plan.table_sql())?;
         }

@@ -25,6 +25,15 @@ const BASE_TIME: u64 = 1_700_000_000_000;
 
 /// Returns `events` changes of `topics`, in the benchmark's proportions; rows of other topics are left out.
 pub(crate) fn rows(topics: &[&str], events: u64, seed: u64) -> Vec<Row> {
+    filled(House::new(seed, true), topics, events)
+}
+
+/// Returns `events` new rows of `topics`, in the benchmark's proportions, and no changes of older ones.
+pub(crate) fn new_rows(topics: &[&str], events: u64) -> Vec<Row> {
+    filled(House::new(0, false), topics, events)
+}
+
+fn filled(mut house: House, topics: &[&str], events: u64) -> Vec<Row> {
     let config = NexmarkConfig { base_time: BASE_TIME, ..NexmarkConfig::default() };
     let (persons, auctions, bids) =
         (config.person_proportion, config.auction_proportion, config.bid_proportion);
@@ -35,7 +44,6 @@ pub(crate) fn rows(topics: &[&str], events: u64, seed: u64) -> Vec<Row> {
         (BIDS, bids, generator(EventType::Bid)),
     ];
     let events = usize::try_from(events).expect("as many as fit into memory");
-    let mut house = House::new(seed);
     while house.rows.len() < events {
         for (topic, count, source) in &mut sources {
             if topics.contains(topic) {
@@ -50,6 +58,8 @@ pub(crate) fn rows(topics: &[&str], events: u64, seed: u64) -> Vec<Row> {
 /// The persons and auctions so far, which later rows change.
 struct House {
     dice: Dice,
+    /// Whether older rows change.
+    is_changing: bool,
     persons: Vec<Person>,
     auctions: Vec<Auction>,
     /// Bids, each with the number that makes its key unique.
@@ -59,9 +69,14 @@ struct House {
 }
 
 impl House {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, is_changing: bool) -> Self {
         let (persons, auctions, bids) = (Vec::new(), Vec::new(), Vec::new());
-        Self { dice: Dice(seed), persons, auctions, bids, bids_so_far: 0, rows: Vec::new() }
+        Self { dice: Dice(seed), is_changing, persons, auctions, bids, bids_so_far: 0, rows: Vec::new() }
+    }
+
+    /// Returns whether an older row changes after a new one.
+    fn changes_once_in(&mut self, rare: u64) -> bool {
+        self.is_changing && self.dice.once_in(rare)
     }
 
     /// Adds a new row, and sometimes a change of an older one.
@@ -76,7 +91,7 @@ impl House {
     fn person(&mut self, person: Person) {
         self.rows.push(upsert(PERSONS, person.id.to_string(), &person));
         self.persons.push(person);
-        if self.dice.once_in(PERSON_MOVES) {
+        if self.changes_once_in(PERSON_MOVES) {
             let [index, neighbour] = [(); 2].map(|()| self.dice.pick(self.persons.len()));
             let (city, state) = (self.persons[neighbour].city.clone(), self.persons[neighbour].state.clone());
             let person = &mut self.persons[index];
@@ -88,7 +103,7 @@ impl House {
     fn auction(&mut self, auction: Auction) {
         self.rows.push(upsert(AUCTIONS, auction.id.to_string(), &auction));
         self.auctions.push(auction);
-        if self.dice.once_in(AUCTION_CHANGES) {
+        if self.changes_once_in(AUCTION_CHANGES) {
             let [index, alike] = [(); 2].map(|()| self.dice.pick(self.auctions.len()));
             let category = self.auctions[alike].category;
             let auction = &mut self.auctions[index];
@@ -96,7 +111,7 @@ impl House {
             auction.reserve += 1;
             self.rows.push(upsert(AUCTIONS, auction.id.to_string(), auction));
         }
-        if self.dice.once_in(AUCTION_ENDS) {
+        if self.changes_once_in(AUCTION_ENDS) {
             let index = self.dice.pick(self.auctions.len());
             let auction = self.auctions.swap_remove(index);
             self.rows.push(delete(AUCTIONS, auction.id.to_string()));
@@ -108,13 +123,13 @@ impl House {
         self.bids_so_far += 1;
         self.rows.push(upsert(BIDS, bid_key(n, &bid), &bid));
         self.bids.push((n, bid));
-        if self.dice.once_in(BID_RISES) {
+        if self.changes_once_in(BID_RISES) {
             let index = self.dice.pick(self.bids.len());
             let (n, bid) = &mut self.bids[index];
             bid.price += 1 + bid.price / 10;
             self.rows.push(upsert(BIDS, bid_key(*n, bid), bid));
         }
-        if self.dice.once_in(BID_GOES) {
+        if self.changes_once_in(BID_GOES) {
             let index = self.dice.pick(self.bids.len());
             let (n, bid) = self.bids.swap_remove(index);
             self.rows.push(delete(BIDS, bid_key(n, &bid)));

@@ -111,7 +111,7 @@ impl JoinsSetup<'_> {
             let requests = client::requests(&self.rows, self.options.site.sending(), worker.ingest()?);
             let measured = Measured::beside_others(|| {
                 let start = Start::now(&worker)?;
-                let sent = results::deliver(&worker, self.query, &requests)?;
+                let sent = results::deliver(&worker, self.query.name(), &requests)?;
                 start.end(&worker, self.rows.len(), sent.cpu)
             })?;
             let status = worker.status()?;
@@ -120,7 +120,7 @@ impl JoinsSetup<'_> {
                 count.with_context(|| format!("/status does not count {name} of the join"))
             };
             let counts = Counts { events: count("resultsChanged")?, evaluations: count("evaluations")? };
-            results::check(&worker, self.query, &self.expected)?;
+            results::check(&worker, self.query.name(), &self.expected)?;
             Ok((measured, counts))
         })
     }

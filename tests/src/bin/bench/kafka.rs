@@ -172,7 +172,7 @@ impl KafkaSetup<'_> {
                 start.end(&worker, self.rows.len(), Duration::ZERO)
             })?;
             if way != Stage::In {
-                results::check(&worker, QUERY, &self.expected)?;
+                results::check(&worker, QUERY.name(), &self.expected)?;
             }
             if way == Stage::Through {
                 self.check_output(&output)?;
@@ -192,7 +192,7 @@ impl KafkaSetup<'_> {
         let last = Row { topic: "marks", key: "end".into(), payload: Some("1".into()) };
         let ingest = worker.ingest()?;
         let epoch = client::Connection::open(ingest)?.send(&client::request(&[&last], ingest))?;
-        results::wait_until_applied(worker, QUERY, epoch)?;
+        results::wait_until_applied(worker, QUERY.name(), epoch)?;
         if way == Stage::Through {
             until(worker, |status| {
                 let sink = &status["sinks"]["out"];

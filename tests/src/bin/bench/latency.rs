@@ -143,7 +143,7 @@ impl LatencyOptions {
     fn deliver(&self, worker: &BenchWorker, rows: &[Row]) -> Result<Duration> {
         let requests = client::requests(rows, self.site.sending(), worker.ingest()?);
         let started = Instant::now();
-        results::deliver(worker, QUERY, &requests)?;
+        results::deliver(worker, QUERY.name(), &requests)?;
         Ok(started.elapsed())
     }
 
@@ -199,7 +199,7 @@ impl LatencyOptions {
             let cores = cpu.as_secs_f64() / start.elapsed().as_secs_f64();
             let epoch =
                 Connection::open(worker.ingest()?)?.send(&client::request(&[end], worker.ingest()?))?;
-            results::wait_until_applied(worker, QUERY, epoch)?;
+            results::wait_until_applied(worker, QUERY.name(), epoch)?;
             applied.store(true, Ordering::Relaxed);
             reader.join().expect("a reader does not panic")?;
             anyhow::Ok((late, cores))
@@ -242,7 +242,7 @@ impl LatencyOptions {
             }
             anyhow::Ok(all)
         })?;
-        results::wait_until_applied(worker, QUERY, epoch)?;
+        results::wait_until_applied(worker, QUERY.name(), epoch)?;
         Ok(late)
     }
 

@@ -132,13 +132,13 @@ impl ReplicationSetup<'_> {
             let start = Start::now(&worker)?;
             let sent = match way {
                 Workload::Ingest => client::send_all(worker.ingest()?, &requests)?,
-                Workload::Join => results::deliver(&worker, QUERY, &requests)?,
+                Workload::Join => results::deliver(&worker, QUERY.name(), &requests)?,
             };
             start.end(&worker, self.rows.len(), sent.cpu)
         })?;
         let after = store.map(|_| after(&worker)).transpose()?;
         if way == Workload::Join {
-            results::check(&worker, QUERY, &self.expected)?;
+            results::check(&worker, QUERY.name(), &self.expected)?;
         }
         worker.stop()?;
         Ok((measured, after))

@@ -52,7 +52,7 @@ pub(crate) fn run(options: &RestartOptions) -> Result<()> {
         writeln!(std::io::stderr(), "storing {} rows", rows.len())?;
         let mut worker = start()?;
         let requests = client::requests(&rows, options.site.sending(), worker.ingest()?);
-        results::deliver(&worker, QUERY, &requests)?;
+        results::deliver(&worker, QUERY.name(), &requests)?;
         let mut rounds = Vec::new();
         for round in 1..=options.site.rounds {
             let updates: Vec<Row> = (0..options.updates).map(|_| shop.event()).collect();
@@ -66,7 +66,7 @@ pub(crate) fn run(options: &RestartOptions) -> Result<()> {
             rounds.push(measured);
         }
         writeln!(std::io::stderr(), "SQLite finds what the results must be")?;
-        results::check(&worker, QUERY, &results::expected(QUERY, &rows))?;
+        results::check(&worker, QUERY.name(), &results::expected(QUERY, &rows))?;
         options.print(&rounds)
     })
 }
@@ -80,7 +80,7 @@ fn measure(start: impl FnOnce() -> Result<BenchWorker>, last: &Row) -> Result<(B
     let serves = started.elapsed();
     // A row without a change is in the epoch that contains all rows before it.
     let epoch = Connection::open(worker.ingest()?)?.send(&client::request(&[last], worker.ingest()?))?;
-    results::wait_until_applied(&worker, QUERY, epoch)?;
+    results::wait_until_applied(&worker, QUERY.name(), epoch)?;
     let current = started.elapsed();
     let (cpu, memory) = (worker.cpu_time()?, worker.memory()?);
     Ok((worker, RestartRound { serves, current, cpu, memory }))

@@ -19,16 +19,16 @@ use crate::worker::BenchWorker;
 const SHOWN: usize = 3;
 
 /// Sends all requests and waits until their changes are applied and stored.
-pub(crate) fn deliver(worker: &BenchWorker, query: BenchQuery, requests: &Requests) -> Result<Sent> {
+pub(crate) fn deliver(worker: &BenchWorker, join: &str, requests: &Requests) -> Result<Sent> {
     let sent = client::send_all(worker.ingest()?, requests)?;
-    wait_until_applied(worker, query, sent.epoch)?;
+    wait_until_applied(worker, join, sent.epoch)?;
     Ok(sent)
 }
 
 /// Waits until `epoch` is applied and stored, and prints the worker's progress now and then.
-pub(crate) fn wait_until_applied(worker: &BenchWorker, query: BenchQuery, epoch: u64) -> Result<()> {
+pub(crate) fn wait_until_applied(worker: &BenchWorker, join: &str, epoch: u64) -> Result<()> {
     // No result has this key, so the answer only shows the epoch.
-    let path = format!("/snapshot?join={}&key=-&minEpoch={epoch}", query.name());
+    let path = format!("/snapshot?join={join}&key=-&minEpoch={epoch}");
     let started = Instant::now();
     loop {
         // The worker answers as soon as the epoch is applied, or 503 after a while.
@@ -39,33 +39,37 @@ pub(crate) fn wait_until_applied(worker: &BenchWorker, query: BenchQuery, epoch:
                 let status = worker.status()?;
                 writeln!(
                     std::io::stderr(),
-                    "  waiting for {} since {:.0?}: epoch {} of {epoch}, {} results changed",
-                    query.name(),
+                    "  waiting for {join} since {:.0?}: epoch {} of {epoch}, {} results changed",
                     started.elapsed(),
                     status["epoch"],
-                    status["joins"][query.name()]["resultsChanged"],
+                    status["joins"][join]["resultsChanged"],
                 )?;
-                let error = &status["joins"][query.name()]["lastError"];
-                ensure!(error.is_null(), "{} fails: {error}", query.name());
+                let error = &status["joins"][join]["lastError"];
+                ensure!(error.is_null(), "{join} fails: {error}");
             }
             _ => bail!("{path}: {status} {}", String::from_utf8_lossy(&answer)),
         }
     }
 }
 
-/// Returns the results of the query over the last row of each key, by SQLite alone.
-pub(crate) fn expected(query: BenchQuery, rows: &[Row]) -> Results {
+/// Returns a database with the last row of each key.
+pub(crate) fn oracle(topics: &[&'static str], rows: &[Row]) -> Oracle {
     let mut last: HashMap<(&str, &str), Option<&str>> = HashMap::new();
     for row in rows {
         last.insert((row.topic, &row.key), row.payload.as_deref());
     }
-    let oracle = Oracle::new(query.topics().iter().copied());
+    let oracle = Oracle::new(topics.iter().copied());
     for ((topic, key), payload) in last {
         if payload.is_some() {
             oracle.apply(topic, key, payload);
         }
     }
-    let mut expected = oracle.results(query.name(), query.sql(), None);
+    oracle
+}
+
+/// Returns the results of the query over the last row of each key, by SQLite alone.
+pub(crate) fn expected(query: BenchQuery, rows: &[Row]) -> Results {
+    let mut expected = oracle(query.topics(), rows).results(query.name(), query.sql(), None);
     // Numbers of both sides must come from text, since reading a real may change its last digit.
     for rows in expected.rows.values_mut() {
         for row in rows.iter_mut() {
@@ -89,18 +93,18 @@ struct StoredResult {
 }
 
 /// Compares the stored results with the expected ones.
-pub(crate) fn check(worker: &BenchWorker, query: BenchQuery, expected: &Results) -> Result<()> {
-    let path = format!("/snapshot?join={}", query.name());
+pub(crate) fn check(worker: &BenchWorker, join: &str, expected: &Results) -> Result<()> {
+    let path = format!("/snapshot?join={join}");
     let (status, answer) = client::get_all(worker.live()?, &path)?;
     ensure!(status == 200, "{path}: {status} {}", String::from_utf8_lossy(&answer));
     let snapshot: Snapshot = serde_json::from_slice(&answer).with_context(|| format!("{path} is broken"))?;
     let mut stored = Results::default();
     for StoredResult { key, rows } in &snapshot.results {
-        stored.set((query.name().to_owned(), key.to_string()), rows);
+        stored.set((join.to_owned(), key.to_string()), rows);
     }
     match difference(expected, &stored) {
         None => Ok(()),
-        Some(difference) => bail!("{}: {difference}", query.name()),
+        Some(difference) => bail!("{join}: {difference}"),
     }
 }
 

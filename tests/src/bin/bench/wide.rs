@@ -63,7 +63,7 @@ pub(crate) fn run(options: &WideOptions) -> Result<()> {
         let rows: Vec<Row> = std::iter::once(customer(0)).chain((0..options.orders).map(order)).collect();
         let worker = start()?;
         let requests = client::requests(&rows, options.site.sending(), worker.ingest()?);
-        results::deliver(&worker, QUERY, &requests)?;
+        results::deliver(&worker, QUERY.name(), &requests)?;
         drop((worker, requests, rows));
         let mut rounds = Vec::new();
         for round in 1..=options.site.rounds {
@@ -81,7 +81,7 @@ fn measure(worker: &BenchWorker, round: u64, orders: u64) -> Result<WideRound> {
     let (ingest, live) = (worker.ingest()?, worker.live()?);
     let send = |row: Row| Connection::open(ingest)?.send(&client::request(&[&row], ingest));
     // A row without a change is in the epoch that contains all rows before it.
-    results::wait_until_applied(worker, QUERY, send(customer(round - 1))?)?;
+    results::wait_until_applied(worker, QUERY.name(), send(customer(round - 1))?)?;
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let times = scope.spawn(|| listen(live));
@@ -91,7 +91,7 @@ fn measure(worker: &BenchWorker, round: u64, orders: u64) -> Result<WideRound> {
         let before = worker.memory()?;
         let changed = Instant::now();
         let outcome =
-            send(customer(round)).and_then(|epoch| results::wait_until_applied(worker, QUERY, epoch));
+            send(customer(round)).and_then(|epoch| results::wait_until_applied(worker, QUERY.name(), epoch));
         let applied = changed.elapsed();
         let memory = worker.memory()?;
         until_moment(Instant::now() + QUIET);

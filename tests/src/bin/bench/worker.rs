@@ -46,7 +46,9 @@ pub(crate) struct Pipeline<'p> {
     pub(crate) sources: &'p str,
     /// Names and queries of joins, which have an SSE sink.
     pub(crate) joins: &'p [(&'p str, &'p str)],
-    /// Name and YAML of a second sink for the joins.
+    /// Windows without their sinks, which are those of the joins.
+    pub(crate) windows: &'p [Value],
+    /// Name and YAML of a second sink for joins and windows.
     pub(crate) sink: Option<(&'p str, &'p str)>,
     /// The store for the replica, if the pipeline is replicated.
     pub(crate) store: Option<&'p Store>,
@@ -62,11 +64,11 @@ impl Pipeline<'_> {
     /// Returns a pipeline with only an http source.
     pub(crate) fn new(shard_count: usize) -> Self {
         let (flush_interval, sources) = (FLUSH_INTERVAL, HTTP_SOURCE);
-        Self { shard_count, flush_interval, sources, joins: &[], sink: None, store: None }
+        Self { shard_count, flush_interval, sources, joins: &[], windows: &[], sink: None, store: None }
     }
 
     fn manifest(&self) -> String {
-        let Self { shard_count, flush_interval, sources, joins, sink, store } = self;
+        let Self { shard_count, flush_interval, sources, joins, windows, sink, store } = self;
         let mut text = format!(
             "apiVersion: litejoin.io/v1alpha1\nkind: Pipeline\nmetadata: {{name: bench}}\nspec:\n  \
              storage: {{shardCount: {shard_count}, flushInterval: {}ms}}\n  admin: {{addr: \"127.0.0.1:0\"}}\n  \
@@ -78,9 +80,11 @@ impl Pipeline<'_> {
             replication["mode"] = "embedded".into();
             let _ = writeln!(text, "  replication: {replication}");
         }
-        if !joins.is_empty() {
+        if !joins.is_empty() || !windows.is_empty() {
             text.push_str("  sinks:\n    - name: live\n      sse: {addr: \"127.0.0.1:0\"}\n");
             text.push_str(sink.map_or("", |(_, yaml)| yaml));
+        }
+        if !joins.is_empty() {
             text.push_str("  joins:\n");
         }
         let taken_by = sink.map_or_else(|| "live".to_owned(), |(name, _)| format!("live, {name}"));
@@ -88,6 +92,15 @@ impl Pipeline<'_> {
             // A JSON string is a YAML string too.
             let sql = serde_json::json!(sql);
             let _ = writeln!(text, "    - {{name: {name}, sinks: [{taken_by}], query: {sql}}}");
+        }
+        if !windows.is_empty() {
+            text.push_str("  windows:\n");
+        }
+        for window in *windows {
+            let mut window = window.clone();
+            window["sinks"] = taken_by.split(", ").collect();
+            // JSON is YAML, too.
+            let _ = writeln!(text, "    - {window}");
         }
         text
     }
