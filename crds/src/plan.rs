@@ -456,6 +456,8 @@ pub enum SinkKind {
     Kafka(Box<KafkaSink>),
     /// Tables of a SQLite file.
     Sqlite(SqliteSink),
+    /// A topic of ours, for the joins and windows that read the results. No manifest has such a sink.
+    Topic,
 }
 
 /// `sse` of a sink.

@@ -168,6 +168,21 @@ pub struct EventTime {
     /// How long a window takes messages after the watermark has passed its end; later ones are dead letters.
     #[serde(default = "default_allowed_lateness")]
     pub allowed_lateness: DurationText,
+    /// What becomes of a message whose time is before that of the message with its key that is there: it takes its
+    /// place (`overwrite`) or changes nothing, for all that read the topic (`ignore`).
+    #[serde(default)]
+    pub on_stale: OnStale,
+}
+
+/// What becomes of a message that is older than the one it would replace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnStale {
+    /// It takes its place.
+    #[default]
+    Overwrite,
+    /// It changes nothing.
+    Ignore,
 }
 
 /// How a time is written.

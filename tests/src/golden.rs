@@ -308,6 +308,19 @@ impl Case {
             .collect()
     }
 
+    /// Returns whether a join reads a window, or a window reads a join or window, so that results follow later.
+    pub fn has_feeds(&self) -> bool {
+        let text =
+            |window: &Value, field: &str| window[field].as_str().expect("a field of windows").to_owned();
+        let names: Vec<String> = self.windows.iter().map(|window| text(window, "name")).collect();
+        let is_read = |name: &String| self.joins.iter().any(|join| join.query.contains(name.as_str()));
+        let is_fed = |window: &Value| {
+            let topic = text(window, "topic");
+            names.contains(&topic) || self.joins.iter().any(|join| join.name == topic)
+        };
+        names.iter().any(is_read) || self.windows.iter().any(is_fed)
+    }
+
     /// Returns the results of every join over the topics in `data_dir`.
     pub fn oracle(&self, data_dir: &Path) -> Results {
         let topics = self.topics();

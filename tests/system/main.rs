@@ -30,5 +30,6 @@ mod subscribers;
 mod time;
 mod time_bounds;
 mod weather_alerts;
+mod window_cost;
 mod window_examples;
 mod windows;

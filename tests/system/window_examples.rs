@@ -10,7 +10,7 @@ use crate::first_run::is_shortened;
 
 /// A command of the README.
 #[derive(Debug, Default, PartialEq)]
-struct Step {
+struct ReplayStep {
     command: String,
     output: Vec<String>,
     /// What the worker prints after it.
@@ -32,7 +32,10 @@ async fn windows_are_told_as_the_readme_shows() {
 
     let mut steps = steps(&text("README.md")).into_iter();
     let first = steps.next().expect("the README has commands");
-    assert_eq!(first, Step { command: "litejoin run -f examples/windows".to_owned(), ..Step::default() });
+    assert_eq!(
+        first,
+        ReplayStep { command: "litejoin run -f examples/windows".to_owned(), ..ReplayStep::default() }
+    );
     let worker = site.command(first.command.split(' ').skip(1)).start().await;
     let mut seen = 0;
     for step in steps {
@@ -78,8 +81,8 @@ fn assert_shown<'l>(shown: &[String], printed: impl Iterator<Item = &'l str>, wh
 
 /// The commands of a document: a block has commands, each behind `$ ` and before its output, or what the worker prints
 /// after the last command.
-fn steps(document: &str) -> Vec<Step> {
-    let mut steps: Vec<Step> = Vec::new();
+fn steps(document: &str) -> Vec<ReplayStep> {
+    let mut steps: Vec<ReplayStep> = Vec::new();
     for block in document.split("```").skip(1).step_by(2) {
         let mut lines = block.lines().skip(1).peekable();
         let has_commands = lines.peek().is_some_and(|line| line.starts_with("$ "));
@@ -90,7 +93,7 @@ fn steps(document: &str) -> Vec<Step> {
                 while command.ends_with('\\') || command.matches('\'').count() % 2 == 1 {
                     command = format!("{command}\n{}", lines.next().expect("a command ends"));
                 }
-                steps.push(Step { command, ..Step::default() });
+                steps.push(ReplayStep { command, ..ReplayStep::default() });
                 continue;
             }
             let last = steps.last_mut().expect("a command comes first");

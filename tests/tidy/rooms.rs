@@ -25,6 +25,7 @@ const FLOOR_PLANS: [FloorPlan; 5] = [
             &["admin", "kafka", "outbound", "serve", "storage"],
             &["results"],
             &["dead_letters", "join", "replication", "sink"],
+            &["window"],
             &["delivery", "evaluator", "pipeline", "source"],
             &["audit"],
             &["control"],

@@ -16,6 +16,7 @@ mod commit;
 mod join_state;
 mod pool;
 mod schedule;
+mod windows;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -20,6 +20,7 @@ pub(crate) mod due;
 pub(crate) mod full;
 pub(crate) mod keyed;
 pub(crate) mod lookup;
+pub(crate) mod node;
 pub(crate) mod now;
 pub(crate) mod plan;
 pub(crate) mod rows;
@@ -53,6 +54,12 @@ pub(crate) fn needs(joins: &[CheckedJoin]) -> Needs {
         topics: topics.into_iter().collect(),
         indexes: indexes.into_iter().collect(),
         clocks: clocks.into_iter().collect(),
+        ordered_by: joins
+            .iter()
+            .flat_map(|join| &join.window)
+            .filter(|window| window.event_time.as_ref().is_some_and(|event_time| event_time.ignores_stale))
+            .filter_map(|window| window.event_times())
+            .collect(),
         moved_by_time: joins
             .iter()
             .flat_map(|join| &join.window)

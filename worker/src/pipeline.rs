@@ -6,13 +6,18 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use litejoin_crds::hash::config_hash;
-use litejoin_crds::plan::{self, Plan, SinkKind, SourceKind};
+use litejoin_crds::names;
+use litejoin_crds::plan::{self, Plan, SinkKind, SourceKind, TimeCut};
+use litejoin_crds::window::WindowEmit;
 use litejoin_crds::worker_status::LeftOut;
 use litejoin_crds::{Complaint, Place, Reason, Severity, unsupported, validate};
+
+use serde_json::Value;
 
 use crate::join::CheckedJoin;
 use crate::join::check::{self, Catalog, QueryError};
 use crate::manifest::{self, Manifest};
+use crate::storage::topics::feed_of;
 use crate::window;
 
 /// A pipeline that can run.
@@ -120,13 +125,17 @@ impl Wrong {
 /// Checks documents and queries.
 fn check(manifest: Manifest) -> Result<(Pipeline, String), Box<Wrong>> {
     let mut refused = unsupported(&manifest.documents);
-    let (plan, warnings) = match validate(&manifest.documents) {
+    let (mut plan, warnings) = match validate(&manifest.documents) {
         Ok(valid) => valid,
         Err(mut complaints) => {
             complaints.extend(refused);
             // The set of topics is uncertain now, but a query that SQLite can't parse is wrong with any topics.
             let catalog = Catalog { topics: &[], open: true };
-            let queries = check::check(&written_joins(&manifest), catalog).err().unwrap_or_default();
+            let (joins, windows) = (written_joins(&manifest), written_windows(&manifest));
+            let check_window = |window: &plan::Window, node: Option<&CheckedJoin>| {
+                check::check_window(window, node).map_err(|error| vec![error])
+            };
+            let queries = check::check(&joins, &windows, catalog, &check_window).err().unwrap_or_default();
             let text = manifest.render(&complaints) + &render_queries(&manifest, &queries);
             return Err(Wrong::new(manifest, &complaints, &queries, text));
         }
@@ -134,20 +143,38 @@ fn check(manifest: Manifest) -> Result<(Pipeline, String), Box<Wrong>> {
     refused.extend(left_out_of_this_build(&plan));
     let topics = declared_topics(&plan);
     let catalog = Catalog { topics: &topics, open: takes_any_topic(&plan) };
-    let joins = check::check(&plan.joins, catalog);
-    let windows = window::check::check(&plan.windows, &plan.retention);
-    let joins = match (joins, windows) {
-        (Ok(joins), Ok(windows)) if refused.is_empty() => [joins, windows].concat(),
-        (joins, windows) => {
-            let queries = [joins.err(), windows.err()].into_iter().flatten().flatten().collect::<Vec<_>>();
+    let check_window = |window: &plan::Window, node: Option<&CheckedJoin>| {
+        window::check::check(window, node, &plan.retention)
+    };
+    let mut joins = match check::check(&plan.joins, &plan.windows, catalog, &check_window) {
+        Ok(joins) if refused.is_empty() => joins,
+        joins => {
+            let queries = joins.err().unwrap_or_default();
             let text = render_queries(&manifest, &queries) + &manifest.render(&refused);
             return Err(Wrong::new(manifest, &refused, &queries, text));
         }
     };
+    feed(&mut plan, &mut joins);
     let source_paths = source_paths(&plan, &manifest);
     let warnings = manifest.render(&warnings);
     let pipeline = Pipeline { plan, joins, source_paths, once: false, manifest, left_out: Vec::new() };
     Ok((pipeline, warnings))
+}
+
+/// Gives each join and window that others read as a topic a sink of ours, which fills that topic.
+fn feed(plan: &mut Plan, joins: &mut [CheckedJoin]) {
+    let read: BTreeSet<String> = joins.iter().flat_map(|join| join.topics.iter().cloned()).collect();
+    for join in joins.iter_mut().filter(|join| read.contains(&feed_of(&join.name))) {
+        join.has_sinks = true;
+        let written = plan.outputs().find(|output| output.name == join.name);
+        let place = written.expect("each join and window is in the plan").place.clone();
+        plan.sinks.push(plan::Sink {
+            name: feed_of(&join.name),
+            place,
+            kind: SinkKind::Topic,
+            joins: vec![join.name.clone()],
+        });
+    }
 }
 
 /// Returns complaints about documents that need a feature which this build lacks.
@@ -169,30 +196,55 @@ fn left_out_of_this_build(plan: &Plan) -> Vec<Complaint> {
 
 /// Returns the joins as written, from documents that are otherwise wrong.
 fn written_joins(manifest: &Manifest) -> Vec<plan::Join> {
-    let mut joins: Vec<plan::Join> = Vec::new();
+    let join = |(name, place, spec, query): (&str, Place, &Value, &str)| plan::Join {
+        name: name.to_owned(),
+        place,
+        query: query.to_owned(),
+        key_column: spec["keyColumn"].as_str().map(str::to_owned),
+        result_key: None,
+        refresh: Duration::from_secs(1),
+        sinks: Vec::new(),
+    };
+    written(manifest, "joins", "Join").into_iter().map(join).collect()
+}
+
+/// Returns the windows as written, as far as their queries can be checked, from documents that are otherwise wrong.
+fn written_windows(manifest: &Manifest) -> Vec<plan::Window> {
+    let window = |(name, place, spec, query): (&str, Place, &Value, &str)| {
+        Some(plan::Window {
+            name: name.to_owned(),
+            place,
+            topic: spec["topic"].as_str().filter(|topic| names::name_trouble(topic).is_none())?.to_owned(),
+            query: query.to_owned(),
+            cut: TimeCut::Session { gap: 1 },
+            partition_by: None,
+            key_column: spec["keyColumn"].as_str().map(str::to_owned),
+            emit: WindowEmit::Final,
+            emit_empty: 0,
+            event_time: None,
+            sinks: Vec::new(),
+        })
+    };
+    written(manifest, "windows", "Window").into_iter().filter_map(window).collect()
+}
+
+/// Returns name, place, spec and query of the joins or windows, inline and alone, each name once.
+fn written<'m>(manifest: &'m Manifest, field: &str, kind: &str) -> Vec<(&'m str, Place, &'m Value, &'m str)> {
+    let mut found: Vec<(&str, Place, &Value, &str)> = Vec::new();
     for (document, written) in manifest.documents.iter().enumerate() {
         let spec = &written.value["spec"];
-        let inline = spec["joins"].as_array().into_iter().flatten().enumerate();
-        let inline = inline.map(|(index, join)| (&join["name"], join, format!("spec.joins[{index}]")));
-        let alone = (written.value["kind"] == "Join")
+        let inline = spec[field].as_array().into_iter().flatten().enumerate();
+        let inline = inline.map(|(index, item)| (&item["name"], item, format!("spec.{field}[{index}]")));
+        let alone = (written.value["kind"] == kind)
             .then(|| (&written.value["metadata"]["name"], spec, "spec".to_owned()));
-        for (name, join, path) in inline.chain(alone) {
-            let (Some(name), Some(query)) = (name.as_str(), join["query"].as_str()) else { continue };
-            if joins.iter().any(|other| other.name.eq_ignore_ascii_case(name)) {
-                continue;
+        for (name, item, path) in inline.chain(alone) {
+            let (Some(name), Some(query)) = (name.as_str(), item["query"].as_str()) else { continue };
+            if !found.iter().any(|(other, ..)| other.eq_ignore_ascii_case(name)) {
+                found.push((name, Place { document, path }, item, query));
             }
-            joins.push(plan::Join {
-                name: name.to_owned(),
-                place: Place { document, path },
-                query: query.to_owned(),
-                key_column: join["keyColumn"].as_str().map(str::to_owned),
-                result_key: None,
-                refresh: Duration::from_secs(1),
-                sinks: Vec::new(),
-            });
         }
     }
-    joins
+    found
 }
 
 fn declared_topics(plan: &Plan) -> Vec<String> {

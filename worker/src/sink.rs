@@ -17,6 +17,7 @@ pub(crate) mod routes;
 pub(crate) mod sqlite;
 pub(crate) mod sse;
 pub(crate) mod stdout;
+pub(crate) mod topic;
 
 /// A result on its way: what it is called and what it says.
 #[derive(Debug, Clone, PartialEq, Eq)]

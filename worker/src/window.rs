@@ -14,30 +14,37 @@ pub(crate) mod check;
 pub(crate) mod evaluation;
 pub(crate) mod grid;
 mod panes;
+mod results;
+mod rows;
 pub(crate) mod session;
 pub(crate) mod space;
 pub(crate) mod watermark;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use litejoin_crds::plan::{EventClock, TimeCut};
 use litejoin_crds::window::WindowEmit;
 
+use self::check::grid_of;
+use self::grid::Grid;
+use self::panes::Panes;
+use self::space::FrameSpace;
+use crate::join::CheckedJoin;
 use crate::join::plan::RowExpr;
 use crate::join::plan::window::PaneAggregates;
-use crate::storage::shard::{EventTimes, Index, IndexedTime};
-
-/// A stretch of time, in seconds since the Unix epoch; the end is not part of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Frame {
-    pub(crate) start: i64,
-    pub(crate) end: i64,
-}
+use crate::results::event::JoinId;
+pub(crate) use crate::results::frames::Frame;
+use crate::storage::shard::{EventTimes, Index, IndexedTime, PartitionTime};
+use crate::storage::topics::TopicId;
 
 /// A window whose query and expressions were checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CheckedWindow {
+    /// The topic of its rows; the feed of a join or window, if one of these is its topic.
     pub(crate) topic: String,
+    /// The statement for the view by which the query reads the rows of a feed; `None` for other topics.
+    pub(crate) view: Option<String>,
     pub(crate) cut: TimeCut,
     pub(crate) emit: WindowEmit,
     pub(crate) emit_empty: u32,
@@ -114,5 +121,117 @@ impl CheckedWindow {
         ]
         .into();
         fields.into_iter().collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// A window and what is known of its frames.
+pub(crate) struct WindowEvaluation {
+    join: Arc<CheckedJoin>,
+    window: Arc<CheckedWindow>,
+    id: JoinId,
+    topic: TopicId,
+    cut: TimeAxis,
+    space: FrameSpace,
+    statements: Statements,
+    /// `None` if frames are evaluated from their rows.
+    panes: Option<Panes>,
+    /// How far time has come, as far as rows are concerned.
+    reached: Option<i64>,
+    /// The end of the frame that closes next; unknown once frames were added.
+    next_end: Option<Option<i64>>,
+    /// The newest event time of each partition of a source, as of the last epoch.
+    partitions: BTreeMap<String, PartitionTime>,
+    /// By partition, the newest event time of messages that are stored with all before them, as stored.
+    sure: BTreeMap<Arc<str>, i64>,
+    /// Whether frames are due beside those of the changes.
+    has_more: bool,
+    /// The moment at which stored results have to be looked through for those that leave.
+    next_expiry: Option<i64>,
+    /// Whether `reached` is what is stored, or later.
+    is_known: bool,
+    /// Why a frame could not be evaluated.
+    error: Option<String>,
+    results: u64,
+}
+
+/// How time is cut.
+pub(crate) enum TimeAxis {
+    Grid(Grid),
+    /// By the longest gap within a session.
+    Session(i64),
+}
+
+/// Statements on a shard, and on images of rows.
+struct Statements {
+    /// Rows of a frame: key, payload, timestamp, `_change`.
+    rows: String,
+    times: String,
+    values_and_times: String,
+    event_times: &'static str,
+    /// Group and time of a row given as parameters.
+    image: String,
+    /// The name of its event clock; `arrival` if it follows the clock.
+    clock: String,
+}
+
+/// A row that no frame takes.
+pub(crate) struct RefusedRow<'a> {
+    pub(crate) key: &'a str,
+    pub(crate) payload: &'a str,
+    pub(crate) reason: String,
+}
+
+/// The moments of an epoch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moments {
+    /// Seconds since the Unix epoch.
+    pub(crate) now: i64,
+    /// What arrives from here on has no earlier timestamp.
+    pub(crate) arrived: i64,
+}
+
+impl WindowEvaluation {
+    /// Prepares the tables and statements of a window.
+    pub(crate) fn new(join: Arc<CheckedJoin>, id: JoinId, topic: TopicId) -> rusqlite::Result<Self> {
+        let window = Arc::clone(join.window.as_ref().expect("it is a window"));
+        let cut = match (&window.cut, grid_of(&window.cut)) {
+            (TimeCut::Session { gap }, _) => TimeAxis::Session(*gap),
+            (TimeCut::Grid { .. }, Some(grid)) => TimeAxis::Grid(grid),
+            (TimeCut::Grid { .. }, None) => unreachable!("the name of the place was checked"),
+        };
+        let grid = match &cut {
+            TimeAxis::Grid(grid) => Some(grid),
+            TimeAxis::Session(_) => None,
+        };
+        let space = FrameSpace::new(&window, grid)?;
+        let index = window.index();
+        let statements = Statements {
+            rows: index.select_frame("key, payload, timestamp, _change"),
+            times: index.times(),
+            values_and_times: index.values_and_times(),
+            event_times: "SELECT partition, newest, arrived FROM _event_times WHERE clock = ?1",
+            image: format!("SELECT {}, {}", window.group.parameters(), window.time.parameters()),
+            clock: window.event_times().map_or_else(|| "arrival".to_owned(), |times| times.name()),
+        };
+        let panes = window.aggregates.clone().map(Panes::new);
+        Ok(Self {
+            join,
+            window,
+            id,
+            topic,
+            cut,
+            space,
+            statements,
+            panes,
+            reached: None,
+            next_end: None,
+            partitions: BTreeMap::new(),
+            sure: BTreeMap::new(),
+            has_more: true,
+            next_expiry: None,
+            is_known: false,
+            error: None,
+            results: 0,
+        })
     }
 }

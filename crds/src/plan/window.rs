@@ -66,6 +66,8 @@ pub struct EventClock {
     pub idle_timeout: i64,
     /// How long a stretch takes rows after the watermark has passed its end.
     pub allowed_lateness: i64,
+    /// Whether a message that is older than the one with its key changes nothing.
+    pub ignores_stale: bool,
 }
 
 impl Window {

@@ -12,7 +12,7 @@ use crate::validate::joins;
 use crate::validate::names::topics_of;
 use crate::validate::read::{Contents, Named};
 use crate::validate::scope::{DURATION_MIN, Scope};
-use crate::window::{EventTime, TimeUnit, WindowBody, WindowKind};
+use crate::window::{EventTime, OnStale, TimeUnit, WindowBody, WindowKind};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -67,7 +67,7 @@ pub(crate) fn check_retention(windows: &[Window], retention: &Retention, complai
     }
 }
 
-/// Complains about a topic that no source may fill.
+/// Complains about a topic that no source may fill, and that is no join and no other window.
 fn check_topic(contents: &Contents, named: &Named<WindowBody>, complaints: &mut Complaints) {
     let any_topic = contents.sources.iter().any(|source| {
         let SourceBody { http, file, api, kafka, topic, .. } = &source.body;
@@ -80,12 +80,19 @@ fn check_topic(contents: &Contents, named: &Named<WindowBody>, complaints: &mut 
     });
     let topics: Vec<String> =
         contents.sources.iter().flat_map(|source| topics_of(&source.body)).map(|(topic, _)| topic).collect();
+    let outputs = [contents.names(Kind::Join), contents.names(Kind::Window)].concat();
     let topic = &named.body.topic;
-    let unread = contents.unread.iter().any(|(kind, _)| *kind == Kind::Source);
-    if any_topic || unread || topics.iter().any(|known| known.eq_ignore_ascii_case(topic)) {
+    if topic.eq_ignore_ascii_case(&named.name) {
+        let message = format!("the window {topic:?} reads itself; write the topic that its rows come from");
+        complaints.error(&named.place, "topic", Reason::UnknownReference, message);
         return;
     }
-    let near = nearest(topic, topics.iter().map(String::as_str));
+    let mut known = topics.iter().map(String::as_str).chain(outputs);
+    let unread = contents.unread.iter().any(|(kind, _)| *kind == Kind::Source);
+    if any_topic || unread || known.clone().any(|known| known.eq_ignore_ascii_case(topic)) {
+        return;
+    }
+    let near = nearest(topic, known.by_ref().filter(|known| *known != named.name));
     let hint = near
         .map(|near| format!("; did you mean {near:?}?"))
         .unwrap_or_else(|| "; add it to a source".to_owned());
@@ -193,6 +200,7 @@ fn event_clock(event_time: &EventTime, scope: &mut Scope<'_>) -> EventClock {
         watermark_delay: seconds("eventTime.watermarkDelay", &event_time.watermark_delay, Duration::ZERO),
         idle_timeout: seconds("eventTime.idleTimeout", &event_time.idle_timeout, SECOND),
         allowed_lateness: seconds("eventTime.allowedLateness", &event_time.allowed_lateness, Duration::ZERO),
+        ignores_stale: event_time.on_stale == OnStale::Ignore,
     }
 }
 

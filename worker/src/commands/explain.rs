@@ -5,6 +5,7 @@
 mod disk;
 mod lookups;
 mod text;
+mod windows;
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -18,6 +19,7 @@ use serde_json::Value;
 
 use self::disk::{Disk, DiskError};
 use self::lookups::Probes;
+use self::windows::ExplainedTime;
 use super::arguments::{Explain, OutputFormat};
 use super::client::{AskError, Peer};
 use super::{EXIT_INVALID, complain, say};
@@ -26,6 +28,7 @@ use crate::join::{self, CheckedJoin};
 use crate::pipeline;
 use crate::status::join::ClassName;
 use crate::storage::shard::Index;
+use crate::storage::topics::fed_by;
 
 /// Prints the cost of each join and its reasons.
 pub(crate) fn run(arguments: &Explain) -> ExitCode {
@@ -93,6 +96,9 @@ struct Explained {
     probes: BTreeMap<String, Probes>,
     /// Comparisons with the clock, each of which is followed row by row.
     in_time: Vec<InTime>,
+    /// For a window, its time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window: Option<ExplainedTime>,
     /// How often the query is run again, in seconds, because no row says when its results change.
     refresh_seconds: Option<f64>,
     measured: Option<Measured>,
@@ -230,17 +236,22 @@ fn explained(plan: &Plan, join: &CheckedJoin, known: &Known) -> Explained {
         Class::Accumulated(accumulated) => Some(&accumulated.rows),
         Class::Full(_) => None,
     };
-    let sinks = plan.joins.iter().find(|written| written.name == join.name);
+    let sinks = plan.outputs().find(|written| written.name == join.name);
+    let planned = join.planned_class();
     let mut explained = Explained {
         name: join.name.clone(),
-        class: join.class.name(),
-        reason: join.class.reason().map(ToString::to_string),
-        topics: join.topics.iter().cloned().collect(),
+        class: planned.name,
+        reason: planned.reason,
+        topics: join.topics.iter().map(|topic| fed_by(topic).unwrap_or(topic).to_owned()).collect(),
         joins: join.reads.iter().cloned().collect(),
-        sinks: sinks.map(|written| written.sinks.clone()).unwrap_or_default(),
+        sinks: sinks.map(|written| written.sinks.to_vec()).unwrap_or_default(),
         occurrences: keyed.map(|keyed| gathered(keyed, shards)).unwrap_or_default(),
         indexes: indexes(join, known.disk.as_ref()),
         probes: keyed.map(|keyed| lookups::estimate(keyed, shards)).unwrap_or_default(),
+        window: join.window.as_ref().map(|window| {
+            let reported = known.status.as_ref().and_then(|status| status["joins"].get(&join.name));
+            ExplainedTime::new(window, reported)
+        }),
         in_time: join.clock.bounds().iter().map(in_time).collect(),
         refresh_seconds: join.clock.is_anywhere().then_some(join.refresh.as_secs_f64()),
         measured: known.status.as_ref().and_then(|status| measured(status, join)),

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use litejoin_crds::plan::Plan;
+use litejoin_crds::plan::{Plan, SinkKind};
 
 use super::arguments::Validate;
 use super::{EXIT_INVALID, complain, say};
@@ -26,12 +26,16 @@ pub(crate) fn run(arguments: &Validate) -> ExitCode {
 /// Returns one line about a valid pipeline.
 fn summary(plan: &Plan) -> String {
     let count = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
+    let windows = match plan.windows.len() {
+        0 => String::new(),
+        windows => format!(", {}", count(windows, "window")),
+    };
     let fine = format!(
-        "pipeline {} is fine: {}, {}, {}",
+        "pipeline {} is fine: {}, {}{windows}, {}",
         plan.name,
         count(plan.sources.len(), "source"),
         count(plan.joins.len(), "join"),
-        count(plan.sinks.len(), "sink")
+        count(plan.sinks.iter().filter(|sink| sink.kind != SinkKind::Topic).count(), "sink")
     );
     match &plan.replication {
         None => fine,

@@ -19,7 +19,7 @@ use crate::results::event::JoinId;
 use crate::results::store::{EpochWriter, Progress};
 use crate::status::join::{ClassInForce, ClassName};
 use crate::storage::topics::Topics;
-use crate::window::evaluation::WindowEvaluation;
+use crate::window::WindowEvaluation;
 
 /// A join and its progress.
 pub(super) struct JoinState {

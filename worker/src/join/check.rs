@@ -11,12 +11,14 @@ use litejoin_crds::plan::{Join, Place, Window};
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{Connection, ErrorCode};
 
+use super::node;
 use super::now::{self, QueryClock};
 use super::plan::{self, Class, ClockUse, Keyed, Reason, TimeBound};
 use super::rows::Columns;
 use crate::results::event::{Emit, Shape};
 use crate::status::join::{ClassInForce, ClassName};
 use crate::storage::sqlite::{open_memory, quoted};
+use crate::storage::topics::{fed_by, feed_of};
 use crate::window::{CheckedWindow, space};
 
 /// A join whose query was checked.
@@ -64,8 +66,11 @@ impl CheckedJoin {
         ClassInForce { name, reason }
     }
 
-    /// Returns the statement for a view by which other queries read the join.
+    /// Returns the statement for a view by which other queries read the join or window.
     pub(crate) fn view_sql(&self, quoted_view: &str) -> String {
+        if self.window.is_some() {
+            return format!("CREATE VIEW {quoted_view} AS {}\n", node::select(self));
+        }
         // The bound query would name some columns otherwise.
         let columns = if self.sql == self.query {
             String::new()
@@ -128,26 +133,41 @@ pub(crate) fn gathered_table_sql(quoted_name: &str) -> String {
     )
 }
 
-/// Checks all joins and returns them so that each join comes after the joins that it reads. Reports all errors at
-/// once.
-pub(crate) fn check(joins: &[Join], catalog: Catalog<'_>) -> Result<Vec<CheckedJoin>, Vec<QueryError>> {
+/// Checks a window, given the join or window that is its topic, if one is.
+pub(crate) type CheckWindow<'c> =
+    &'c dyn Fn(&Window, Option<&CheckedJoin>) -> Result<CheckedJoin, Vec<QueryError>>;
+
+/// For joins without windows beside them.
+#[cfg(test)]
+pub(crate) fn no_window(_: &Window, _: Option<&CheckedJoin>) -> Result<CheckedJoin, Vec<QueryError>> {
+    unreachable!("there is no window")
+}
+
+/// Checks all joins and returns them so that each join comes after the joins that it reads, then all windows. Each is
+/// checked after those that it reads. Reports all errors at once.
+pub(crate) fn check(
+    joins: &[Join],
+    windows: &[Window],
+    catalog: Catalog<'_>,
+    check_window: CheckWindow<'_>,
+) -> Result<Vec<CheckedJoin>, Vec<QueryError>> {
+    let outputs = Outputs { joins, windows };
     let mut checker = Checker::new(catalog);
-    let mut checked = Vec::new();
-    let mut errors = Vec::new();
-    let mut waiting: Vec<&Join> = joins.iter().collect();
+    let (mut checked, mut errors) = (Vec::new(), Vec::new());
+    let mut waiting: Vec<Output<'_>> = outputs.all().collect();
     loop {
         let mut postponed = Vec::new();
         let before = waiting.len();
-        for join in waiting {
-            match checker.check(join, joins) {
+        for output in waiting {
+            match checker.check_output(output, outputs, &checked, check_window) {
                 Ok(found) => checked.push(found),
-                Err(CheckProblem::NeedsJoin) => postponed.push(join),
-                Err(CheckProblem::Wrong(error)) => {
-                    errors.push(error);
-                    checker.broken.insert(join.name.to_ascii_lowercase());
+                Err(CheckProblem::NeedsOutput) => postponed.push(output),
+                Err(CheckProblem::Wrong(found)) => {
+                    errors.extend(found);
+                    checker.broken.insert(output.name().to_ascii_lowercase());
                 }
                 Err(CheckProblem::NeedsBroken) => {
-                    checker.broken.insert(join.name.to_ascii_lowercase());
+                    checker.broken.insert(output.name().to_ascii_lowercase());
                 }
             }
         }
@@ -155,11 +175,7 @@ pub(crate) fn check(joins: &[Join], catalog: Catalog<'_>) -> Result<Vec<CheckedJ
             break;
         }
         if postponed.len() == before {
-            let names: Vec<&str> = postponed.iter().map(|join| join.name.as_str()).collect();
-            for join in &postponed {
-                let message = format!("the joins {} read each other in a circle; break it", names.join(", "));
-                errors.push(QueryError { place: join.place.clone(), field: "query", line: 0, message });
-            }
+            errors.extend(circle(&postponed));
             break;
         }
         waiting = postponed;
@@ -167,9 +183,15 @@ pub(crate) fn check(joins: &[Join], catalog: Catalog<'_>) -> Result<Vec<CheckedJ
     if !errors.is_empty() {
         return Err(errors);
     }
-    let queries: BTreeMap<String, String> =
-        checked.iter().map(|join| (join.name.to_ascii_lowercase(), join.sql.clone())).collect();
-    for join in &mut checked {
+    checked.sort_by_key(|output| output.window.is_some());
+    let queries: BTreeMap<String, String> = checked
+        .iter()
+        .map(|output| {
+            let sql = if output.window.is_some() { node::select(output) } else { output.sql.clone() };
+            (output.name.to_ascii_lowercase(), sql)
+        })
+        .collect();
+    for join in checked.iter_mut().filter(|output| output.window.is_none()) {
         let (class, clock) = plan::plan(join, &queries);
         (join.class, join.clock) = match unfit(&clock) {
             None => (checker.confirmed(class), clock),
@@ -179,8 +201,61 @@ pub(crate) fn check(joins: &[Join], catalog: Catalog<'_>) -> Result<Vec<CheckedJ
     Ok(checked)
 }
 
-/// Checks the query of a window, which reads one topic with the bounds of a frame, and nothing else.
-pub(crate) fn check_window(window: &Window) -> Result<CheckedJoin, QueryError> {
+/// Returns an error for each join and window that waits for another of them.
+fn circle(postponed: &[Output<'_>]) -> Vec<QueryError> {
+    let names: Vec<&str> = postponed.iter().map(Output::name).collect();
+    let is_of_joins = postponed.iter().all(|output| matches!(output, Output::Join(_)));
+    let kind = if is_of_joins { "joins" } else { "joins and windows" };
+    let message = format!("the {kind} {} read each other in a circle; break it", names.join(", "));
+    let error = |output: &Output<'_>| {
+        let (place, field) = match output {
+            Output::Join(join) => (join.place.clone(), "query"),
+            Output::Window(window) => (window.place.clone(), "topic"),
+        };
+        QueryError { place, field, line: 0, message: message.clone() }
+    };
+    postponed.iter().map(error).collect()
+}
+
+/// The joins and windows that queries may read.
+#[derive(Clone, Copy)]
+struct Outputs<'a> {
+    joins: &'a [Join],
+    windows: &'a [Window],
+}
+
+/// See [`Outputs`].
+#[derive(Clone, Copy)]
+enum Output<'a> {
+    Join(&'a Join),
+    Window(&'a Window),
+}
+
+impl<'a> Outputs<'a> {
+    fn all(self) -> impl Iterator<Item = Output<'a>> {
+        self.joins.iter().map(Output::Join).chain(self.windows.iter().map(Output::Window))
+    }
+
+    fn names(self) -> impl Iterator<Item = &'a str> + Clone {
+        self.joins
+            .iter()
+            .map(|join| join.name.as_str())
+            .chain(self.windows.iter().map(|window| window.name.as_str()))
+    }
+}
+
+impl Output<'_> {
+    fn name(&self) -> &str {
+        match self {
+            Self::Join(join) => &join.name,
+            Self::Window(window) => &window.name,
+        }
+    }
+}
+
+/// Checks the query of a window, which reads one topic with the bounds of a frame, and nothing else. `node` is the join
+/// or window that is its topic, if one is.
+pub(crate) fn check_window(window: &Window, node: Option<&CheckedJoin>) -> Result<CheckedJoin, QueryError> {
     let join = Join {
         name: window.name.clone(),
         place: window.place.clone(),
@@ -191,11 +266,16 @@ pub(crate) fn check_window(window: &Window) -> Result<CheckedJoin, QueryError> {
         sinks: window.sinks.clone(),
     };
     let mut checker = Checker::new(Catalog { topics: &[], open: false });
-    checker.add_table(&space::table_sql(&quoted(&window.topic)));
+    let topic = node.map_or_else(|| window.topic.clone(), |node| feed_of(&node.name));
+    checker.add_table(&space::table_sql(&quoted(&topic)));
+    if let Some(node) = node {
+        checker.add_view(node, &node::select_in_frame(node));
+    }
     let wrong = |message: String| QueryError { place: join.place.clone(), field: "query", line: 0, message };
-    let checked = match checker.check(&join, &[]) {
+    let checked = match checker.check(&join, Outputs { joins: &[], windows: &[] }) {
         Ok(checked) => checked,
-        Err(CheckProblem::Wrong(mut error)) => {
+        Err(CheckProblem::Wrong(errors)) => {
+            let mut error = errors.into_iter().next().expect("there is an error");
             if error.message.starts_with("no source fills topic") {
                 let topic = &window.topic;
                 error.message = format!(
@@ -205,7 +285,7 @@ pub(crate) fn check_window(window: &Window) -> Result<CheckedJoin, QueryError> {
             }
             return Err(error);
         }
-        Err(CheckProblem::NeedsJoin | CheckProblem::NeedsBroken) => {
+        Err(CheckProblem::NeedsOutput | CheckProblem::NeedsBroken) => {
             return Err(wrong(
                 "reads another query; a window reads the messages of its own topic alone".to_owned(),
             ));
@@ -217,13 +297,14 @@ pub(crate) fn check_window(window: &Window) -> Result<CheckedJoin, QueryError> {
                 .to_owned(),
         ));
     }
-    Ok(CheckedJoin { topics: [window.topic.clone()].into(), ..checked })
+    Ok(CheckedJoin { topics: [topic].into(), ..checked })
 }
 
 enum CheckProblem {
-    NeedsJoin,
+    /// It reads a join or window that is not checked yet.
+    NeedsOutput,
     NeedsBroken,
-    Wrong(QueryError),
+    Wrong(Vec<QueryError>),
 }
 
 struct Checker<'a> {
@@ -292,17 +373,52 @@ impl<'a> Checker<'a> {
         self.connection.execute_batch(&sql).expect("names of topics are plain, and none is there twice");
     }
 
-    fn check(&mut self, join: &Join, joins: &[Join]) -> Result<CheckedJoin, CheckProblem> {
+    /// Adds a view of an output that is read by its feed.
+    fn add_view(&mut self, output: &CheckedJoin, select: &str) {
+        self.connection
+            .execute_batch(&format!("CREATE VIEW {SCHEMA}.{} AS {select}", quoted(&output.name)))
+            .expect("each name can be quoted, and none is there twice");
+        let topics = [feed_of(&output.name)].into();
+        self.topics_of.insert(output.name.to_ascii_lowercase(), (topics, ClockUse::Unread));
+    }
+
+    /// Checks a join or a window; `checked` are those that passed before.
+    fn check_output(
+        &mut self,
+        output: Output<'_>,
+        outputs: Outputs<'_>,
+        checked: &[CheckedJoin],
+        check_window: CheckWindow<'_>,
+    ) -> Result<CheckedJoin, CheckProblem> {
+        let window = match output {
+            Output::Join(join) => return self.check(join, outputs),
+            Output::Window(window) => window,
+        };
+        let is_topic = |name: &str| name.eq_ignore_ascii_case(&window.topic);
+        let node = checked.iter().find(|node| is_topic(&node.name));
+        if self.broken.contains(&window.topic.to_ascii_lowercase()) {
+            return Err(CheckProblem::NeedsBroken);
+        }
+        if node.is_none() && outputs.names().any(is_topic) {
+            return Err(CheckProblem::NeedsOutput);
+        }
+        let found = check_window(window, node).map_err(CheckProblem::Wrong)?;
+        self.add_topic(&feed_of(&found.name));
+        self.add_view(&found, &node::select(&found));
+        Ok(found)
+    }
+
+    fn check(&mut self, join: &Join, outputs: Outputs<'_>) -> Result<CheckedJoin, CheckProblem> {
         let query = join.query.trim().trim_end_matches(|c: char| c == ';' || c.is_whitespace()).to_owned();
         let columns = loop {
             *self.seen() = Seen::default();
             match self.prepare(&query) {
                 Ok(columns) => break columns,
-                Err(error) => self.explain(join, joins, &query, error)?,
+                Err(error) => self.explain(join, outputs, &query, error)?,
             }
         };
         let wrong = |field, message| {
-            CheckProblem::Wrong(QueryError { place: join.place.clone(), field, line: 0, message })
+            CheckProblem::Wrong(vec![QueryError { place: join.place.clone(), field, line: 0, message }])
         };
         let (functions, tables, named) = {
             let seen = self.seen();
@@ -328,8 +444,8 @@ impl<'a> Checker<'a> {
         let key_column = key_column_of(join, &columns).map_err(|message| wrong("keyColumn", message))?;
 
         let mut topics = BTreeSet::new();
-        let reads = joins.iter().map(|other| &other.name);
-        let reads = reads.filter(|name| named.contains(&name.to_ascii_lowercase())).cloned().collect();
+        let is_read = |name: &&str| named.contains(&name.to_ascii_lowercase());
+        let reads = outputs.names().filter(is_read).map(str::to_owned).collect();
         let calls_time = functions.iter().any(|function| now::may_read_clock(function));
         let mut clock = match sql != query {
             _ if calls_time && says_now(&sql) => ClockUse::System,
@@ -346,7 +462,7 @@ impl<'a> Checker<'a> {
                 self.catalog.topics.iter().find(|topic| topic.eq_ignore_ascii_case(table))
             {
                 topics.insert(topic.clone());
-            } else if !TABLE_FUNCTIONS.contains(&table.as_str()) {
+            } else if !TABLE_FUNCTIONS.contains(&table.as_str()) && fed_by(table).is_none() {
                 topics.insert(table.clone());
             }
         }
@@ -408,7 +524,7 @@ impl<'a> Checker<'a> {
     fn explain(
         &self,
         join: &Join,
-        joins: &[Join],
+        outputs: Outputs<'_>,
         query: &str,
         error: rusqlite::Error,
     ) -> Result<(), CheckProblem> {
@@ -416,12 +532,12 @@ impl<'a> Checker<'a> {
         let line =
             offset.map_or(0, |offset| query.bytes().take(offset).filter(|byte| *byte == b'\n').count());
         let wrong = |message| {
-            CheckProblem::Wrong(QueryError {
+            CheckProblem::Wrong(vec![QueryError {
                 place: join.place.clone(),
                 field: "query",
                 line: line + leading(&join.query),
                 message,
-            })
+            }])
         };
         if matches!(error, rusqlite::Error::MultipleStatement) {
             return Err(wrong("holds more than one statement; a join is one SELECT".to_owned()));
@@ -438,27 +554,24 @@ impl<'a> Checker<'a> {
             if self.broken.contains(&lower) {
                 return Err(CheckProblem::NeedsBroken);
             }
-            if joins.iter().any(|other| other.name.eq_ignore_ascii_case(name)) {
+            if outputs.names().any(|other| other.eq_ignore_ascii_case(name)) {
                 return if join.name.eq_ignore_ascii_case(name) {
                     Err(wrong(format!("join {name:?} reads itself; read the topics instead")))
                 } else {
-                    Err(CheckProblem::NeedsJoin)
+                    Err(CheckProblem::NeedsOutput)
                 };
             }
             if self.catalog.open && names::topic_trouble(name).is_none() {
                 self.add_topic(name);
                 return Ok(());
             }
-            let known = self
-                .catalog
-                .topics
-                .iter()
-                .map(String::as_str)
-                .chain(joins.iter().map(|join| join.name.as_str()));
+            let known = self.catalog.topics.iter().map(String::as_str).chain(outputs.names());
             let hint = near(name, known.clone());
             let present: Vec<&str> = known.filter(|known| *known != join.name).collect();
             let present = if present.is_empty() { "there are none".to_owned() } else { present.join(", ") };
-            return Err(wrong(format!("no source fills topic {name:?}{hint}; topics and joins: {present}")));
+            let kinds =
+                if outputs.windows.is_empty() { "topics and joins" } else { "topics, joins and windows" };
+            return Err(wrong(format!("no source fills topic {name:?}{hint}; {kinds}: {present}")));
         }
         if message == "no such column: rowid" {
             return Err(wrong("topics have no rowid, since they are spread over shards; use key".to_owned()));
@@ -547,6 +660,9 @@ fn authorize(seen: &mut Seen, context: &AuthContext<'_>) -> Authorization {
                 return deny(format!("{table_name} may not be read; a join reads topics and other joins"));
             }
             if context.accessor.is_none() {
+                if let Some(output) = fed_by(&lower) {
+                    return deny(format!("{table_name} may not be read; read {output}"));
+                }
                 seen.named.insert(lower.clone());
             }
             seen.tables.insert(lower);

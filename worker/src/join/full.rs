@@ -80,7 +80,7 @@ impl Full {
                 ),
             );
         }
-        for other in others.iter().filter(|other| other.name != join.name && other.window.is_none()) {
+        for other in others.iter().filter(|other| other.name != join.name) {
             make(&other.view_sql(&quoted(&other.name)))?;
         }
         make(
@@ -370,8 +370,13 @@ mod tests {
             refresh: std::time::Duration::from_secs(1),
             sinks: Vec::new(),
         };
-        let joins = check::check(&[join], check::Catalog { topics: &["t".to_owned()], open: false })
-            .expect("a query");
+        let joins = check::check(
+            &[join],
+            &[],
+            check::Catalog { topics: &["t".to_owned()], open: false },
+            &check::no_window,
+        )
+        .expect("a query");
         let mut full = Full::new(open_memory().unwrap(), &joins[0], &joins, steps_max, Arc::default())?;
         full.in_batch::<FullError>(|full| {
             for key in ["b", "a", "c"] {

@@ -10,19 +10,24 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::types::Value;
 use rusqlite::{OptionalExtension, Row, ToSql, params};
 
 use super::event::JoinId;
 use super::store::EpochWriter;
-use crate::join::value::Value;
 use crate::storage::sqlite::SqliteError;
-use crate::window::Frame;
+
+/// A stretch of time, in seconds since the Unix epoch; the end is not part of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Frame {
+    pub(crate) start: i64,
+    pub(crate) end: i64,
+}
 
 /// A frame that is not frozen.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct StoredFrame {
-    /// The value that its rows have in common.
+    /// The value that its rows have in common; an empty BLOB stands for NULL.
     pub(crate) group: Value,
     pub(crate) frame: Frame,
     pub(crate) is_closed: bool,
@@ -36,18 +41,6 @@ pub(crate) struct StoredResult {
     pub(crate) rows: String,
     /// The frame as JSON.
     pub(crate) window: Option<String>,
-}
-
-/// A group as it is stored: an empty BLOB stands for NULL.
-struct Group<'a>(&'a Value);
-
-impl ToSql for Group<'_> {
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        match self.0 {
-            Value::Null => Ok(ToSqlOutput::Borrowed(ValueRef::Blob(&[]))),
-            value => value.to_sql(),
-        }
-    }
 }
 
 impl EpochWriter<'_> {
@@ -97,43 +90,43 @@ impl EpochWriter<'_> {
     pub(crate) fn add_frame(
         &mut self,
         join: JoinId,
-        group: &Value,
+        group: &dyn ToSql,
         frame: Frame,
         is_closed: bool,
         is_due: bool,
     ) -> Result<(), SqliteError> {
         let sql =
-            "INSERT INTO frames (join_id, grp, start, end, is_closed, is_due) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+            "INSERT INTO frames (join_id, grp, start, end, is_closed, is_due) VALUES (?1, ifnull(?2, x''), ?3, ?4, ?5, ?6)
                    ON CONFLICT DO UPDATE SET end = excluded.end, is_closed = excluded.is_closed,
                                              is_due = max(is_due, excluded.is_due)";
         let Frame { start, end } = frame;
-        self.execute("store a frame", sql, params![join.0, Group(group), start, end, is_closed, is_due])
+        self.execute("store a frame", sql, params![join.0, group, start, end, is_closed, is_due])
     }
 
     /// Forgets a frame.
     pub(crate) fn remove_frame(
         &mut self,
         join: JoinId,
-        group: &Value,
+        group: &dyn ToSql,
         start: i64,
     ) -> Result<(), SqliteError> {
-        let sql = "DELETE FROM frames WHERE join_id = ?1 AND grp = ?2 AND start = ?3";
-        self.execute("remove a frame", sql, params![join.0, Group(group), start])
+        let sql = "DELETE FROM frames WHERE join_id = ?1 AND grp = ifnull(?2, x'') AND start = ?3";
+        self.execute("remove a frame", sql, params![join.0, group, start])
     }
 
     /// Returns the frames of a group that begin at or before `to` and end at or after `from`, where no two overlap.
     pub(crate) fn frames_near(
         &self,
         join: JoinId,
-        group: &Value,
+        group: &dyn ToSql,
         from: i64,
         to: i64,
     ) -> Result<Vec<StoredFrame>, SqliteError> {
         self.doing("read frames", || {
-            let sql = "SELECT grp, start, end, is_closed FROM frames WHERE join_id = ?1 AND grp = ?2 AND start <= ?3
+            let sql = "SELECT grp, start, end, is_closed FROM frames WHERE join_id = ?1 AND grp = ifnull(?2, x'') AND start <= ?3
                        ORDER BY start DESC";
             let mut statement = self.transaction.prepare_cached(sql)?;
-            let mut rows = statement.query(params![join.0, Group(group), to])?;
+            let mut rows = statement.query(params![join.0, group, to])?;
             let mut found = Vec::new();
             while let Some(row) = rows.next()? {
                 let frame = read_frame(row)?;
@@ -151,14 +144,13 @@ impl EpochWriter<'_> {
     pub(crate) fn first_start(
         &self,
         join: JoinId,
-        group: &Value,
+        group: &dyn ToSql,
         moment: i64,
     ) -> Result<Option<i64>, SqliteError> {
         self.doing("read frames", || {
-            let sql = "SELECT min(start) FROM frames WHERE join_id = ?1 AND grp = ?2 AND end > ?3";
-            self.transaction
-                .prepare_cached(sql)?
-                .query_row(params![join.0, Group(group), moment], |row| row.get(0))
+            let sql =
+                "SELECT min(start) FROM frames WHERE join_id = ?1 AND grp = ifnull(?2, x'') AND end > ?3";
+            self.transaction.prepare_cached(sql)?.query_row(params![join.0, group, moment], |row| row.get(0))
         })
     }
 
@@ -184,9 +176,14 @@ impl EpochWriter<'_> {
     }
 
     /// Notes that a frame is evaluated.
-    pub(crate) fn frame_done(&mut self, join: JoinId, group: &Value, start: i64) -> Result<(), SqliteError> {
-        let sql = "UPDATE frames SET is_due = 0 WHERE join_id = ?1 AND grp = ?2 AND start = ?3";
-        self.execute("store a frame", sql, params![join.0, Group(group), start])
+    pub(crate) fn frame_done(
+        &mut self,
+        join: JoinId,
+        group: &dyn ToSql,
+        start: i64,
+    ) -> Result<(), SqliteError> {
+        let sql = "UPDATE frames SET is_due = 0 WHERE join_id = ?1 AND grp = ifnull(?2, x'') AND start = ?3";
+        self.execute("store a frame", sql, params![join.0, group, start])
     }
 
     /// Forgets closed frames that end at or before a moment and are not due.
@@ -319,7 +316,7 @@ impl EpochWriter<'_> {
 
 fn read_frame(row: &Row<'_>) -> rusqlite::Result<StoredFrame> {
     Ok(StoredFrame {
-        group: Value::new(row.get_ref(0)?).unwrap_or(Value::Null),
+        group: row.get(0)?,
         frame: Frame { start: row.get(1)?, end: row.get(2)? },
         is_closed: row.get(3)?,
     })

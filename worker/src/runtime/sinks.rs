@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use litejoin_crds::error::chain;
-use litejoin_crds::plan::{self, SinkKind};
+use litejoin_crds::plan::{self, Guarantee, SinkKind};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
@@ -31,7 +31,9 @@ use crate::sink::routes::Routes;
 use crate::sink::sqlite::SqliteSink;
 use crate::sink::sse::{self, SseState};
 use crate::sink::stdout::Stdout;
+use crate::sink::topic::TopicSink;
 use crate::status::Status;
+use crate::storage::ingest::Ingest;
 
 /// A sink as the config has it; one that differs is stopped and started anew. Which joins it takes changes while it
 /// runs.
@@ -56,10 +58,13 @@ pub(super) fn is_pushed(kind: &SinkKind) -> bool {
 
 /// The sinks of a plan.
 pub(super) fn specs(plan: &plan::Plan) -> BTreeMap<String, SinkSpec> {
-    let spec = |kind: &SinkKind| SinkSpec {
-        kind: kind.clone(),
-        delivery: is_pushed(kind).then(|| plan.delivery.clone()),
+    let delivery = |kind: &SinkKind| match kind {
+        // Other joins and windows follow from the topic.
+        SinkKind::Topic => plan::Delivery { guarantee: Guarantee::AtLeastOnce, ..plan.delivery.clone() },
+        _ => plan.delivery.clone(),
     };
+    let spec =
+        |kind: &SinkKind| SinkSpec { kind: kind.clone(), delivery: is_pushed(kind).then(|| delivery(kind)) };
     plan.sinks.iter().map(|sink| (sink.name.clone(), spec(&sink.kind))).collect()
 }
 
@@ -78,6 +83,8 @@ pub(super) struct Sinks {
     /// When results may leave.
     pub(super) release: Release,
     pub(super) secrets: Arc<Secrets>,
+    pub(super) ingest: Ingest,
+    pub(super) shard_paths: Vec<PathBuf>,
     /// Whose data this is.
     pub(super) identity: String,
     pub(super) data_dir: PathBuf,
@@ -170,6 +177,11 @@ impl Sinks {
             SinkKind::Kafka(spec) => {
                 let secrets = Arc::clone(&self.secrets);
                 Box::new(KafkaSink::new(name, &self.identity, (**spec).clone(), secrets))
+            }
+            SinkKind::Topic => {
+                let (ingest, reader) = (self.ingest.clone(), Arc::clone(&self.reader));
+                let feed = TopicSink::open(name, ingest, reader, &self.shard_paths);
+                Box::new(feed.map_err(|error| chain(&error).to_string())?)
             }
             SinkKind::Sse(_) => unreachable!("nothing is written to {kind:?}"),
         })

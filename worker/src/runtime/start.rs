@@ -224,6 +224,8 @@ impl Core {
                 false => Release::default(),
             },
             secrets: Arc::clone(&self.secrets),
+            ingest: self.ingest.clone(),
+            shard_paths: self.shard_paths.clone(),
             identity: plan.identity.clone(),
             data_dir: self.store.data_dir.path().to_owned(),
             stdout_closed,

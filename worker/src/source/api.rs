@@ -39,7 +39,7 @@ use crate::clock;
 use crate::dead_letters::DeadLetters;
 use crate::outbound::{Outbound, OutboundError, retry_after};
 use crate::status::source::SourceStatus;
-use crate::storage::arrivals::Arrival;
+use crate::storage::arrivals::BatchArrival;
 use crate::storage::ingest::Ingest;
 use crate::storage::message::Message;
 use crate::storage::shard::{ShardBatch, Stream};
@@ -93,7 +93,7 @@ pub(crate) struct PollerRun {
     pub(crate) status: Arc<SourceStatus>,
     pub(crate) stopping: watch::Receiver<bool>,
     /// The poll under way: its event times count once all of it is stored, in whatever order the API has its records.
-    pub(crate) arrival: Option<Arc<Arrival>>,
+    pub(crate) arrival: Option<Arc<BatchArrival>>,
 }
 
 /// The parts of the worker that a poller needs.

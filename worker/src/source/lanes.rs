@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::status::source::SourceStatus;
-use crate::storage::arrivals::{Arrival, Arrivals};
+use crate::storage::arrivals::{Arrivals, BatchArrival};
 use crate::storage::ingest::{Batch, Ingest};
 use crate::storage::message::Message;
 use crate::storage::shard::{ShardBatch, Stream};
@@ -30,7 +30,7 @@ struct LanePart {
     /// The place behind the last message of the batch.
     stream: Option<Stream>,
     /// The batch that it is a part of.
-    arrival: Arc<Arrival>,
+    arrival: Arc<BatchArrival>,
     /// Held until every part of the batch is stored.
     _room: Option<Arc<OwnedSemaphorePermit>>,
 }
@@ -163,7 +163,7 @@ impl Lane {
         while let Some(first) = parts.recv().await {
             // Parts that have come in while the shard was busy go into one transaction.
             let mut rooms = Vec::new();
-            let mut batches: Vec<(Option<Stream>, Vec<Message>, Vec<Arc<Arrival>>)> = Vec::new();
+            let mut batches: Vec<(Option<Stream>, Vec<Message>, Vec<Arc<BatchArrival>>)> = Vec::new();
             let mut count = 0;
             let mut next = Some(first);
             while let Some(part) = next {

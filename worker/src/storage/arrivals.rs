@@ -16,12 +16,12 @@ type Times = BTreeMap<Arc<str>, i64>;
 #[derive(Debug)]
 pub(crate) struct Arrivals {
     gate: Arc<EpochGate>,
-    partitions: Mutex<HashMap<Arc<str>, Partition>>,
+    partitions: Mutex<HashMap<Arc<str>, PartitionQueue>>,
 }
 
 /// The batches of one partition in the order in which they began.
 #[derive(Debug, Default)]
-struct Partition {
+struct PartitionQueue {
     next: u64,
     /// Batches that are not stored, and those behind one of them with their event times.
     waiting: BTreeMap<u64, Option<Times>>,
@@ -30,7 +30,7 @@ struct Partition {
 
 /// One batch, until all that have to do with it have dropped it.
 #[derive(Debug)]
-pub(crate) struct Arrival {
+pub(crate) struct BatchArrival {
     arrivals: Arc<Arrivals>,
     partition: Arc<str>,
     number: u64,
@@ -46,14 +46,14 @@ impl Arrivals {
     }
 
     /// Notes that a batch of a partition is about to be spread over the shards.
-    pub(crate) fn begin(self: &Arc<Self>, partition: &Arc<str>) -> Arc<Arrival> {
+    pub(crate) fn begin(self: &Arc<Self>, partition: &Arc<str>) -> Arc<BatchArrival> {
         let mut partitions = self.partitions.lock().unwrap_or_else(PoisonError::into_inner);
         let queue = partitions.entry(Arc::clone(partition)).or_default();
         let number = queue.next;
         queue.next += 1;
         queue.waiting.insert(number, None);
         let (arrivals, partition) = (Arc::clone(self), Arc::clone(partition));
-        Arc::new(Arrival { arrivals, partition, number, times: Mutex::default() })
+        Arc::new(BatchArrival { arrivals, partition, number, times: Mutex::default() })
     }
 
     /// Returns the event times that count by now. A cut from here on has all rows that brought them.
@@ -88,7 +88,7 @@ impl Arrivals {
     }
 }
 
-impl Arrival {
+impl BatchArrival {
     /// Notes an event time of a part that is stored.
     pub(crate) fn note(&self, clock: &Arc<str>, time: i64) {
         let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
@@ -96,7 +96,7 @@ impl Arrival {
     }
 }
 
-impl Drop for Arrival {
+impl Drop for BatchArrival {
     fn drop(&mut self) {
         let times = std::mem::take(self.times.get_mut().unwrap_or_else(PoisonError::into_inner));
         self.arrivals.end(&self.partition, self.number, times);

@@ -27,7 +27,7 @@ use self::index::IndexedRow;
 pub(crate) use self::index::{Index, IndexedTime};
 use self::table::TopicTable;
 pub(crate) use self::table::{KIND_EXPIRY, KIND_WRITE};
-use super::arrivals::Arrival;
+use super::arrivals::BatchArrival;
 use super::checkpoint::{CheckpointWindow, checkpoint};
 use super::expiry::Expiry;
 use super::sqlite::{self, Journal, SqliteError, quoted};
@@ -100,6 +100,8 @@ pub(crate) struct Needs {
     pub(crate) topics: Vec<String>,
     pub(crate) indexes: Vec<Index>,
     pub(crate) clocks: Vec<EventTimes>,
+    /// Event times of topics of which a message that is older than the one with its key changes nothing.
+    pub(crate) ordered_by: Vec<EventTimes>,
     /// Topics of which a later message with the same payload moves the row to its own time.
     pub(crate) moved_by_time: Vec<String>,
 }
@@ -111,7 +113,7 @@ pub(crate) struct ShardBatch {
     /// The partition of a source that they come from: event times advance in each by themselves.
     pub(crate) partition: Arc<str>,
     /// The batches of the source that they are parts of, the latest last.
-    pub(crate) arrivals: Vec<Arc<Arrival>>,
+    pub(crate) arrivals: Vec<Arc<BatchArrival>>,
     /// `None` for sources that can't go back.
     pub(crate) stream: Option<Stream>,
 }
@@ -136,7 +138,7 @@ pub(crate) struct Pending {
     tombstones: bool,
     trimmed_to: Option<i64>,
     /// Event times by the batch that brings them and by the name of their clock.
-    pub(crate) times: Vec<(Arc<Arrival>, Arc<str>, i64)>,
+    pub(crate) times: Vec<(Arc<BatchArrival>, Arc<str>, i64)>,
 }
 
 impl Shard {
@@ -201,6 +203,12 @@ impl Shard {
         for table in self.tables.values_mut() {
             table.indexes.clear();
             table.is_moved_by_time = false;
+            table.ordered_by.clear();
+        }
+        for time in needs.ordered_by {
+            if let Some(table) = self.tables.get_mut(&topics.declare(&time.topic)) {
+                table.ordered_by.push(time);
+            }
         }
         for topic in needs.moved_by_time {
             if let Some(table) = self.tables.get_mut(&topics.declare(&topic)) {
@@ -473,6 +481,13 @@ impl Shard {
                 None => None,
             };
             if message.timestamp.is_some() && newest.is_some_and(|newest| newest > timestamp) {
+                counts.stale += 1;
+                continue;
+            }
+            if let (Some(stored), Some(new)) = (&stored, message.payload.as_deref())
+                && !table.ordered_by.is_empty()
+                && event_times::is_older(&self.connection, &table.ordered_by, *stored, new, timestamp)?
+            {
                 counts.stale += 1;
                 continue;
             }

@@ -9,6 +9,19 @@ use litejoin_crds::names::{self, NAME_LENGTH_MAX};
 /// Topics at once, over all sources.
 pub(crate) const TOPICS_MAX: usize = 100;
 
+/// The beginning of the name of a feed. No other topic's name begins with an underscore.
+const FEED_PREFIX: &str = "_of_";
+
+/// Returns the name of the topic that holds the rows of a join or window, for others that read it as a topic.
+pub(crate) fn feed_of(output: &str) -> String {
+    format!("{FEED_PREFIX}{output}")
+}
+
+/// Returns the name of the join or window whose rows a topic holds; `None` for a topic that sources fill.
+pub(crate) fn fed_by(topic: &str) -> Option<&str> {
+    topic.strip_prefix(FEED_PREFIX)
+}
+
 /// A topic of this process; its number means nothing on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct TopicId(pub(crate) u16);
@@ -62,9 +75,9 @@ impl Topics {
         inner.ids.get(name).or_else(|| inner.ids.get(name.to_ascii_lowercase().as_str())).copied()
     }
 
-    /// Gives the topic of that name, adding it if it is new.
+    /// Gives the topic of that name, adding it if it is new. Feeds are not found: no source fills one.
     pub(crate) fn find_or_add(&self, name: &str) -> Result<TopicId, TopicError> {
-        if let Some(topic) = self.find(name) {
+        if let Some(topic) = self.find(name).filter(|_| fed_by(name).is_none()) {
             return Ok(topic);
         }
         let owned = || name.to_owned();
@@ -75,7 +88,7 @@ impl Topics {
         if inner.joins.contains(&name.to_ascii_lowercase()) {
             return Err(TopicError::Join { name: owned() });
         }
-        if inner.names.len() >= TOPICS_MAX {
+        if inner.names.iter().filter(|name| fed_by(name).is_none()).count() >= TOPICS_MAX {
             return Err(TopicError::TooMany { name: owned() });
         }
         Ok(inner.declare(name))
@@ -164,7 +177,8 @@ mod tests {
         );
         assert_eq!(message("Enriched"), "topic \"Enriched\" is the name of a join; send to another topic");
         assert_eq!(names::topic_trouble("t_1"), None);
-        for name in ["sqlite_x", "_x", ""] {
+        topics.declare(&feed_of("enriched"));
+        for name in ["sqlite_x", "_x", "_of_enriched", ""] {
             assert!(matches!(topics.find_or_add(name), Err(TopicError::Name { .. })), "{name:?}");
         }
         for index in 0..TOPICS_MAX {

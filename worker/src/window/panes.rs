@@ -7,8 +7,8 @@ use hashbrown::{HashMap, HashSet};
 use rusqlite::{Row, params_from_iter};
 use serde_json::value::RawValue;
 
-use super::Frame;
-use super::evaluation::{Cut, RefusedRow, WindowEvaluation, append_row, key_prefix, window_json};
+use super::results::{append_row, key_prefix, window_json};
+use super::{Frame, RefusedRow, TimeAxis, WindowEvaluation};
 use crate::fault::{self, Sabotage};
 use crate::join::aggregate_state::{AggregateState, Datum, group_text, parse_group};
 use crate::join::changes::Changes;
@@ -76,8 +76,8 @@ impl WindowEvaluation {
 
     fn pane_frames(&self, pane: i64) -> Vec<Frame> {
         match &self.cut {
-            Cut::Grid(grid) => grid.frames(pane),
-            Cut::Session(_) => Vec::new(),
+            TimeAxis::Grid(grid) => grid.frames(pane),
+            TimeAxis::Session(_) => Vec::new(),
         }
     }
 
@@ -254,7 +254,7 @@ impl WindowEvaluation {
         readers: &[ShardReader],
         changed: &mut BTreeMap<(i64, String), (Vec<Datum>, ChangedPane)>,
     ) -> Result<(), KeyedError> {
-        let Cut::Grid(grid) = &self.cut else { return Ok(()) };
+        let TimeAxis::Grid(grid) = &self.cut else { return Ok(()) };
         let frame = grid.pane(pane);
         self.space.begin(frame)?;
         for (group, _) in left.iter().filter(|(_, of)| *of == pane) {
@@ -341,7 +341,7 @@ impl WindowEvaluation {
         let panes = self.panes();
         let aggregates = &panes.aggregates.plan.aggregates;
         let (mut before, mut after) = (panes.new_state(), panes.new_state());
-        let Cut::Grid(grid) = &self.cut else { return Ok((before, after)) };
+        let TimeAxis::Grid(grid) = &self.cut else { return Ok((before, after)) };
         let mut start = frame.start;
         while start < frame.end {
             let pane = grid.pane(start);

@@ -25,7 +25,7 @@ impl Session {
 
 /// Sessions and changed rows that are near each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Cluster {
+pub(crate) struct SessionCluster {
     /// From the first to the last of them.
     pub(crate) span: Session,
     /// The sessions as they were.
@@ -48,7 +48,7 @@ pub(crate) fn islands(times: impl IntoIterator<Item = i64>, gap: i64) -> Vec<Ses
 
 /// Groups `sessions` with the times of rows that `came` and `went`, each with all that is at most a gap away from it. A row
 /// that went and was in none of the sessions is passed over.
-pub(crate) fn clusters(sessions: &[Session], came: &[i64], went: &[i64], gap: i64) -> Vec<Cluster> {
+pub(crate) fn clusters(sessions: &[Session], came: &[i64], went: &[i64], gap: i64) -> Vec<SessionCluster> {
     let held = |time: &&i64| sessions.iter().any(|session| session.has(**time));
     let mut items: Vec<(Session, Option<Session>, bool)> =
         sessions.iter().map(|session| (*session, Some(*session), false)).collect();
@@ -56,7 +56,7 @@ pub(crate) fn clusters(sessions: &[Session], came: &[i64], went: &[i64], gap: i6
     items.extend(came.iter().map(|time| (at(time), None, false)));
     items.extend(went.iter().filter(held).map(|time| (at(time), None, true)));
     items.sort_unstable();
-    let mut clusters: Vec<Cluster> = Vec::new();
+    let mut clusters: Vec<SessionCluster> = Vec::new();
     for (span, session, went) in items {
         match clusters.last_mut() {
             Some(cluster) if span.first - cluster.span.last <= gap => {
@@ -64,7 +64,11 @@ pub(crate) fn clusters(sessions: &[Session], came: &[i64], went: &[i64], gap: i6
                 cluster.sessions.extend(session);
                 cluster.is_thinned |= went;
             }
-            _ => clusters.push(Cluster { span, sessions: session.into_iter().collect(), is_thinned: went }),
+            _ => clusters.push(SessionCluster {
+                span,
+                sessions: session.into_iter().collect(),
+                is_thinned: went,
+            }),
         }
     }
     clusters
@@ -98,7 +102,7 @@ mod tests {
         let found = clusters(&[session(20, 30)], &[], &[5, 25], 10);
         assert_eq!(
             found,
-            [Cluster { span: session(20, 30), sessions: vec![session(20, 30)], is_thinned: true }]
+            [SessionCluster { span: session(20, 30), sessions: vec![session(20, 30)], is_thinned: true }]
         );
     }
 }

@@ -43,6 +43,7 @@ mod tests {
             watermark_delay: 5,
             idle_timeout: 60,
             allowed_lateness: 0,
+            ignores_stale: false,
         }
     }
 

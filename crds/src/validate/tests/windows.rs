@@ -300,6 +300,7 @@ fn a_window_becomes_its_plan() {
         watermark_delay: 0,
         idle_timeout: 60,
         allowed_lateness: 0,
+        ignores_stale: false,
     };
     assert_eq!((days.event_time.as_ref(), days.emit_empty), (Some(&clock), 3));
     assert_eq!((&visits.cut, &visits.event_time), (&TimeCut::Session { gap: 90 }, &None));

@@ -33,6 +33,20 @@ pub(crate) fn new_rows(topics: &[&str], events: u64) -> Vec<Row> {
     filled(House::new(0, false), topics, events)
 }
 
+/// Returns the time of the latest of these rows, in seconds since the epoch.
+pub(crate) fn last_time(rows: &[Row]) -> u64 {
+    let time = |row: &Row| {
+        let payload: serde_json::Value = serde_json::from_str(row.payload.as_deref()?).ok()?;
+        payload["date_time"].as_u64()
+    };
+    rows.iter().filter_map(time).max().expect("rows have times") / 1_000
+}
+
+/// Returns a row with nothing but a time, in seconds since the epoch.
+pub(crate) fn last_row(topic: &'static str, time: u64) -> Row {
+    upsert(topic, "last".to_owned(), &serde_json::json!({"date_time": time * 1_000}))
+}
+
 fn filled(mut house: House, topics: &[&str], events: u64) -> Vec<Row> {
     let config = NexmarkConfig { base_time: BASE_TIME, ..NexmarkConfig::default() };
     let (persons, auctions, bids) =

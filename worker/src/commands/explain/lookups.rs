@@ -92,7 +92,8 @@ mod tests {
             sinks: Vec::new(),
         };
         let topics = ["orders".to_owned(), "customers".to_owned()];
-        let joins = check::check(&[join], Catalog { topics: &topics, open: false }).expect("a query");
+        let joins = check::check(&[join], &[], Catalog { topics: &topics, open: false }, &check::no_window)
+            .expect("a query");
         let Class::Keyed(keyed) = &joins[0].class.clone().unaccumulated() else { panic!("{query} is full") };
         let probes = estimate(keyed, 8).into_iter();
         probes.map(|(topic, probes)| (topic, probes.find, probes.gather)).collect()

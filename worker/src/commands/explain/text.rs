@@ -9,12 +9,16 @@ use crate::status::join::ClassName;
 pub(super) fn render(explanation: &Explanation, colours: bool) -> String {
     let paint = Paint { colours };
     let mut text = String::new();
-    let (joins, shards) = (explanation.joins.len(), explanation.shards);
+    let shards = explanation.shards;
+    let windows = explanation.joins.iter().filter(|join| join.window.is_some()).count();
+    let mut nodes = counted((explanation.joins.len() - windows) as u64, "join");
+    if windows > 0 {
+        nodes = format!("{nodes}, {}", counted(windows as u64, "window"));
+    }
     let _ = writeln!(
         text,
-        "pipeline {}: {}, {}",
+        "pipeline {}: {nodes}, {}",
         paint.bold(&explanation.pipeline),
-        counted(joins as u64, "join"),
         counted(shards as u64, "shard")
     );
     for join in &explanation.joins {
@@ -35,6 +39,12 @@ pub(super) fn render(explanation: &Explanation, colours: bool) -> String {
 
 fn write_join(text: &mut String, join: &Explained, shards: usize, paint: Paint) {
     let class = match join.class {
+        ClassName::Keyed if join.window.is_some() => {
+            paint.green("window: only the frames that a change concerns are evaluated")
+        }
+        ClassName::Accumulated if join.window.is_some() => {
+            paint.green("window, accumulated: frames follow the rows that come and go, whatever their size")
+        }
         ClassName::Keyed => paint.green("keyed: only the results that a change concerns are evaluated"),
         ClassName::Accumulated => {
             paint.green("accumulated: groups follow the rows that come and go, whatever their size")
@@ -56,6 +66,9 @@ fn write_join(text: &mut String, join: &Explained, shards: usize, paint: Paint) 
     field("sinks", &[if join.sinks.is_empty() { "none".to_owned() } else { join.sinks.join(", ") }]);
     field("gathers", &gathers(&join.occurrences));
     field("indexes", &join.indexes.iter().map(|index| index_line(index, shards)).collect::<Vec<_>>());
+    for (name, line) in join.window.iter().flat_map(|window| window.lines()) {
+        field(name, &[line.to_owned()]);
+    }
     let costs: Vec<String> = join
         .probes
         .iter()

@@ -20,7 +20,8 @@ fn topics() -> Vec<String> {
 
 fn complaint(query: &str) -> String {
     let joins = [join("enriched", query)];
-    let errors = check(&joins, Catalog { topics: &topics(), open: false }).expect_err("the query is refused");
+    let errors = check(&joins, &[], Catalog { topics: &topics(), open: false }, &no_window)
+        .expect_err("the query is refused");
     assert_eq!(errors.len(), 1, "{errors:?}");
     format!("{}: {}", errors[0].line, errors[0].message)
 }
@@ -71,7 +72,8 @@ fn a_query_that_cannot_run_says_why() {
 fn a_key_column_must_be_one_of_the_query() {
     let mut wrong = join("enriched", "SELECT key AS order_id, payload FROM orders");
     wrong.key_column = Some("order_ids".to_owned());
-    let errors = check(&[wrong], Catalog { topics: &topics(), open: false }).expect_err("refused");
+    let errors =
+        check(&[wrong], &[], Catalog { topics: &topics(), open: false }, &no_window).expect_err("refused");
     assert_eq!(errors[0].field, "keyColumn");
     assert_eq!(
         errors[0].message,
@@ -85,7 +87,8 @@ fn joins_come_after_those_they_read_and_know_their_topics() {
         join("second", "SELECT f.id, c.key AS customer FROM first f JOIN customers c ON c.key = f.id"),
         join("first", "SELECT key AS id FROM Orders WHERE timestamp > unixepoch('now') - 60;"),
     ];
-    let checked = check(&joins, Catalog { topics: &topics(), open: false }).expect("both are fine");
+    let checked =
+        check(&joins, &[], Catalog { topics: &topics(), open: false }, &no_window).expect("both are fine");
     let seen: Vec<_> = checked
         .iter()
         .map(|join| {
@@ -103,20 +106,21 @@ fn joins_come_after_those_they_read_and_know_their_topics() {
 #[test]
 fn joins_in_a_circle_are_refused() {
     let joins = [join("a", "SELECT key FROM b"), join("b", "SELECT key FROM a")];
-    let errors = check(&joins, Catalog { topics: &topics(), open: false }).expect_err("refused");
+    let errors =
+        check(&joins, &[], Catalog { topics: &topics(), open: false }, &no_window).expect_err("refused");
     assert_eq!(errors[0].message, "the joins a, b read each other in a circle; break it");
 }
 
 #[test]
 fn an_open_source_brings_topics_to_life() {
     let joins = [join("any", "SELECT key FROM whatever")];
-    let checked = check(&joins, Catalog { topics: &[], open: true }).expect("fine");
+    let checked = check(&joins, &[], Catalog { topics: &[], open: true }, &no_window).expect("fine");
     assert!(checked[0].topics.contains("whatever"));
 }
 
 #[test]
 fn counting_alone_still_reads_the_topic() {
     let joins = [join("count", "SELECT count(*) AS n FROM orders")];
-    let checked = check(&joins, Catalog { topics: &topics(), open: false }).expect("fine");
+    let checked = check(&joins, &[], Catalog { topics: &topics(), open: false }, &no_window).expect("fine");
     assert!(checked[0].topics.contains("orders"));
 }

@@ -78,9 +78,9 @@ pub(crate) fn row_of(sql: &str) -> Option<RowExpr> {
 }
 
 /// Returns the expression over a row whose value is the result key of all that the row can yield, or `None` if there is
-/// none.
-pub(crate) fn key_of_row(join: &CheckedJoin) -> Option<RowExpr> {
-    let query = parse::read(&join.sql, &BTreeMap::new()).ok()?;
+/// none. `queries` has the view of the topic by its lower-case name, where the topic is a join or window.
+pub(crate) fn key_of_row(join: &CheckedJoin, queries: &BTreeMap<String, String>) -> Option<RowExpr> {
+    let query = parse::read(&join.sql, queries).ok()?;
     let rules = restrict::restrict(&query, join.columns.key_column()).ok()?.rules;
     let by = rules.first()?.by.clone();
     rules.iter().all(|rule| rule.from == [Link::Keys] && rule.by == by).then_some(by)

@@ -10,7 +10,8 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
 use super::ShardBatch;
-use crate::storage::arrivals::Arrival;
+use super::index::IndexedRow;
+use crate::storage::arrivals::BatchArrival;
 use crate::storage::sqlite::quoted;
 use crate::storage::topics::TopicId;
 
@@ -96,7 +97,7 @@ pub(super) fn note(
     clocks: &HashMap<TopicId, Vec<EventTimes>>,
     batches: &[ShardBatch],
     now: i64,
-) -> rusqlite::Result<Vec<(Arc<Arrival>, Arc<str>, i64)>> {
+) -> rusqlite::Result<Vec<(Arc<BatchArrival>, Arc<str>, i64)>> {
     let mut noted = Vec::new();
     if clocks.is_empty() {
         return Ok(noted);
@@ -130,6 +131,24 @@ pub(super) fn note(
         put(connection, &clock, partition, time)?;
     }
     Ok(noted)
+}
+
+/// Returns whether a message is older than the row that it would replace, by any of these times.
+pub(super) fn is_older(
+    connection: &Connection,
+    times: &[EventTimes],
+    row: IndexedRow<'_>,
+    payload: &str,
+    timestamp: i64,
+) -> rusqlite::Result<bool> {
+    for time in times {
+        let stored = time_of(connection, time, row.key, row.payload, row.timestamp)?;
+        let new = time_of(connection, time, row.key, payload, timestamp)?;
+        if stored.zip(new).is_some_and(|(stored, new)| new < stored) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn time_of(

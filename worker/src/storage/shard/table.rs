@@ -5,6 +5,7 @@ use std::borrow::Cow;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
+use super::event_times::EventTimes;
 use super::index::{Entries, Index, IndexedRow};
 use crate::storage::change::{self, PayloadDiff};
 use crate::storage::sqlite::quoted;
@@ -26,6 +27,8 @@ pub(super) struct TopicTable {
     update: String,
     delete: String,
     pub(super) indexes: Vec<Index>,
+    /// Event times by which a message that is older than the row changes nothing.
+    pub(super) ordered_by: Vec<EventTimes>,
     /// Whether a message with the payload that is there moves the row to its own time.
     pub(super) is_moved_by_time: bool,
 }
@@ -54,6 +57,7 @@ impl TopicTable {
             update: format!("UPDATE {table} SET payload = ?2, timestamp = ?3, _change = ?4 WHERE _row = ?1"),
             delete: format!("DELETE FROM {table} WHERE key = ?1"),
             indexes: Vec::new(),
+            ordered_by: Vec::new(),
             is_moved_by_time: false,
         }
     }

@@ -1,0 +1,13 @@
+-- The frames of a minute with what each customer has ordered in them.
+SELECT
+    json_array(strftime('%Y-%m-%dT%H:%M:%SZ', start, 'unixepoch'), customer) AS result_key,
+    customer, orders, total
+FROM (
+    SELECT
+        unixepoch(payload->>'at') / 60 * 60 AS start,
+        payload->>'customer_id' AS customer,
+        count(*) AS orders,
+        round(sum(payload->>'amount'), 2) AS total
+    FROM orders
+    GROUP BY 1, 2
+)

@@ -1,0 +1,13 @@
+-- The frames of ten seconds, every two seconds, with the bids on each auction.
+WITH counts AS (
+    SELECT
+        payload->>'date_time' / 2000 * 2 - column1 AS start,
+        payload->>'auction' AS auction,
+        count(*) AS num
+    FROM bids CROSS JOIN (VALUES (0), (2), (4), (6), (8))
+    GROUP BY 1, 2
+)
+SELECT
+    json_array(strftime('%Y-%m-%dT%H:%M:%SZ', start, 'unixepoch'), auction) AS result_key,
+    auction, num
+FROM counts
