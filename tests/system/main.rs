@@ -32,4 +32,5 @@ mod time_bounds;
 mod weather_alerts;
 mod window_cost;
 mod window_examples;
+mod window_feeds;
 mod windows;

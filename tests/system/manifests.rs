@@ -240,19 +240,15 @@ async fn fields_that_the_worker_can_not_run_yet() {
 kind: Pipeline
 metadata: {name: p}
 spec:
+  storage:
+    shardCount: 16
+    reshard: {fromShardCount: 8, toShardCount: 16}
   sources:
     - name: bus
       kafka: {brokers: \"localhost:9092\", topics: [orders]}
-  joins:
-    - {name: all_orders, query: SELECT key FROM orders, sinks: [table]}
-  sinks:
-    - name: table
-      kafka: {brokers: \"localhost:9092\", topic: results}
-  windows:
-    - {name: minutes, type: tumbling, size: 1m, topic: orders, query: SELECT count(*) AS n FROM orders}
 ",
         expect![[r#"
-            pipeline.yaml:13: spec.windows: windows are not run by this version yet; remove them
+            pipeline.yaml:7: spec.storage.reshard: the number of shards cannot be changed by this version yet; remove reshard and put the old shardCount back
         "#]],
     )
     .await;

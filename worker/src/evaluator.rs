@@ -175,21 +175,7 @@ impl Evaluator {
                     if !epochs.troubled {
                         self.recovered();
                     }
-                    let reads_clock = epochs
-                        .joins
-                        .iter()
-                        .any(|state| state.join.clock != ClockUse::Unread || state.window.is_some());
-                    let limit = match stopped {
-                        true => STOPPING_LOOK,
-                        false if reads_clock => epochs.clock.until_next(),
-                        false => Duration::from_secs(3_600),
-                    };
-                    if self.gate.wait(limit) == Wake::Dirty
-                        && epochs.joins.iter().any(|state| state.window.is_some())
-                    {
-                        // Event times may have come without any changed row.
-                        epochs.looked_at = None;
-                    }
+                    self.wait(&mut epochs, stopped);
                 }
                 Err(problem) => {
                     self.report(&problem);
@@ -223,6 +209,21 @@ impl Evaluator {
             }
         }
         self
+    }
+
+    /// Waits until there may be something to do.
+    fn wait(&self, epochs: &mut EpochLoop, stopped: bool) {
+        let has_windows = epochs.joins.iter().any(|state| state.window.is_some());
+        let reads_clock = epochs.joins.iter().any(|state| state.join.clock != ClockUse::Unread);
+        let limit = match stopped {
+            true => STOPPING_LOOK,
+            false if has_windows || reads_clock => epochs.clock.until_next(),
+            false => Duration::from_secs(3_600),
+        };
+        if self.gate.wait(limit) == Wake::Dirty && has_windows {
+            // Event times may have come without any changed row.
+            epochs.looked_at = None;
+        }
     }
 
     fn recovered(&self) {

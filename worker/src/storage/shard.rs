@@ -480,14 +480,8 @@ impl Shard {
                 None if tombstones && message.timestamp.is_some() => writer.buried_at(key)?,
                 None => None,
             };
-            if message.timestamp.is_some() && newest.is_some_and(|newest| newest > timestamp) {
-                counts.stale += 1;
-                continue;
-            }
-            if let (Some(stored), Some(new)) = (&stored, message.payload.as_deref())
-                && !table.ordered_by.is_empty()
-                && event_times::is_older(&self.connection, &table.ordered_by, *stored, new, timestamp)?
-            {
+            let is_older = message.timestamp.is_some() && newest.is_some_and(|newest| newest > timestamp);
+            if is_older || self.is_stale(table, stored, message, timestamp)? {
                 counts.stale += 1;
                 continue;
             }
@@ -536,6 +530,22 @@ impl Shard {
         }
         *pending.count(topic) += counts;
         Ok(())
+    }
+
+    /// Returns whether a message is older than the row that it would replace, by an event time that tells their order.
+    fn is_stale(
+        &self,
+        table: &TopicTable,
+        stored: Option<IndexedRow<'_>>,
+        message: &Message,
+        timestamp: i64,
+    ) -> rusqlite::Result<bool> {
+        match (stored, message.payload.as_deref()) {
+            (Some(stored), Some(payload)) => {
+                event_times::is_older(&self.connection, &table.ordered_by, stored, payload, timestamp)
+            }
+            _ => Ok(false),
+        }
     }
 
     fn advance(&self, stream: &Stream, pending: &mut Pending) -> rusqlite::Result<()> {

@@ -195,12 +195,19 @@ fn a_source_fills_the_topic_of_a_window() {
         &windows(
             r#"{name: w1, type: tumbling, topic: order, query: SELECT 1, size: 1m}
                {name: w2, type: tumbling, topic: payments, query: SELECT 1, size: 1m, sinks: [nowhere]}
-               {name: w3, type: tumbling, topic: ORDERS, query: SELECT 1, size: 1m, sinks: [out]}"#,
+               {name: w3, type: tumbling, topic: ORDERS, query: SELECT 1, size: 1m, sinks: [out]}
+               {name: w4, type: tumbling, topic: W3, query: SELECT 1, size: 1m, sinks: [out]}
+               {name: w5, type: tumbling, topic: w5, query: SELECT 1, size: 1m, sinks: [out]}
+               {name: hourly, type: tumbling, topic: hourli, query: SELECT 1, size: 1m, sinks: [out]}
+               {name: w7, type: tumbling, topic: hourli, query: SELECT 1, size: 1m, sinks: [out]}"#,
         ),
         expect![[r#"
             0 spec.windows[0].topic: UnknownReference: no source fills the topic "order"; did you mean "orders"?
             0 spec.windows[1].sinks[0]: UnknownReference: no sink is called "nowhere"; allowed: out
             0 spec.windows[1].topic: UnknownReference: no source fills the topic "payments"; add it to a source
+            0 spec.windows[4].topic: UnknownReference: the window "w5" reads itself; write the topic that its rows come from
+            0 spec.windows[5].topic: UnknownReference: no source fills the topic "hourli"; add it to a source
+            0 spec.windows[6].topic: UnknownReference: no source fills the topic "hourli"; did you mean "hourly"?
         "#]],
     );
 }

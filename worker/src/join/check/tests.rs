@@ -1,5 +1,8 @@
 //! Error messages of invalid queries, each asserted whole.
 
+use litejoin_crds::plan::{Retention, TimeCut};
+use litejoin_crds::window::WindowEmit;
+
 use super::*;
 
 fn join(name: &str, query: &str) -> Join {
@@ -123,4 +126,98 @@ fn counting_alone_still_reads_the_topic() {
     let joins = [join("count", "SELECT count(*) AS n FROM orders")];
     let checked = check(&joins, &[], Catalog { topics: &topics(), open: false }, &no_window).expect("fine");
     assert!(checked[0].topics.contains("orders"));
+}
+
+fn window(name: &str, topic: &str, query: &str) -> Window {
+    Window {
+        name: name.to_owned(),
+        place: Place { document: 0, path: "spec.windows[0]".to_owned() },
+        topic: topic.to_owned(),
+        query: query.to_owned(),
+        cut: TimeCut::Session { gap: 1 },
+        partition_by: None,
+        key_column: None,
+        emit: WindowEmit::Final,
+        emit_empty: 0,
+        event_time: None,
+        sinks: Vec::new(),
+    }
+}
+
+/// Checks joins and windows as a Pipeline has them.
+fn check_both(joins: &[Join], windows: &[Window]) -> Result<Vec<CheckedJoin>, Vec<String>> {
+    let retention = Retention {
+        duration: Duration::from_secs(60),
+        clean_interval: Duration::from_secs(60),
+        emit_expiry: false,
+        tombstone_duration: Duration::from_secs(60),
+    };
+    let check_window =
+        |window: &Window, node: Option<&CheckedJoin>| crate::window::check::check(window, node, &retention);
+    check(joins, windows, Catalog { topics: &topics(), open: false }, &check_window).map_err(|errors| {
+        errors
+            .into_iter()
+            .map(|error| format!("{}.{}: {}", error.place.path, error.field, error.message))
+            .collect()
+    })
+}
+
+#[test]
+fn joins_and_windows_are_checked_after_those_they_read() {
+    let windows = [
+        window("peaks", "Hourly", "SELECT max(n) AS n, window_start FROM hourly"),
+        window("hourly", "placed", "SELECT count(*) AS n, window_end AS until FROM placed"),
+    ];
+    let joins = [
+        join("late", "SELECT h.until, o.key FROM hourly h JOIN orders o ON o.timestamp = h.until"),
+        join("placed", "SELECT key AS id FROM orders"),
+        join("hours", "SELECT count(*) AS n FROM Hourly"),
+    ];
+    let checked = check_both(&joins, &windows).expect("all are fine");
+    let topics: Vec<_> = checked
+        .iter()
+        .map(|output| (output.name.as_str(), output.topics.iter().map(String::as_str).collect::<Vec<_>>()))
+        .collect();
+    let expected = [
+        ("placed", vec!["orders"]),
+        ("late", vec!["_of_hourly", "orders"]),
+        ("hours", vec!["_of_hourly"]),
+        ("hourly", vec!["_of_placed"]),
+        ("peaks", vec!["_of_hourly"]),
+    ];
+    assert_eq!(topics, expected);
+    let of = |name: &str| checked.iter().find(|output| output.name == name).expect("it is there");
+    assert!(matches!(of("late").class, Class::Keyed(_)), "{:?}", of("late").class);
+    assert!(of("late").definition(&checked).contains("count(*)"), "a window that changes is evaluated anew");
+}
+
+#[test]
+fn what_joins_and_windows_cannot_read_says_why() {
+    let hourly = || window("hourly", "orders", "SELECT count(*) AS n FROM orders");
+    let read = |query: &str| check_both(&[join("j", query)], &[hourly()]).expect_err("refused").join("\n");
+    let cases = [
+        (
+            "SELECT n FROM hourli",
+            "spec.joins[0].query: no source fills topic \"hourli\", did you mean \"hourly\"; topics, joins and windows: \
+             orders, customers, hourly",
+        ),
+        ("SELECT m FROM hourly", "spec.joins[0].query: no such column: m"),
+        ("SELECT key FROM _of_hourly", "spec.joins[0].query: _of_hourly may not be read; read hourly"),
+    ];
+    for (query, expected) in cases {
+        assert_eq!(read(query), expected, "{query}");
+    }
+    let joins = [join("a", "SELECT n FROM w")];
+    let circle = check_both(&joins, &[window("w", "a", "SELECT count(*) AS n FROM a")]);
+    let message = "the joins and windows a, w read each other in a circle; break it";
+    assert_eq!(
+        circle.expect_err("refused"),
+        [format!("spec.joins[0].query: {message}"), format!("spec.windows[0].topic: {message}")]
+    );
+    let mut by_region = window("w", "hourly", "SELECT count(*) AS n FROM hourly");
+    by_region.partition_by = Some("region".to_owned());
+    assert_eq!(
+        check_both(&[], &[hourly(), by_region]).expect_err("refused"),
+        ["spec.windows[0].partitionBy: got \"region\", allowed a column of hourly: n"]
+    );
 }
