@@ -120,3 +120,23 @@ async fn a_window_whose_rows_are_fed_is_wrong_to_remove() {
     assert!(error.contains("no source fills topic \"counts\""), "{config}");
     worker.stop().await;
 }
+
+#[tokio::test]
+async fn a_run_to_the_end_of_its_sources_tells_what_follows_from_results() {
+    let site = WorkerSite::new();
+    let lines = [click("1", "a", 1), click("2", "a", 2), click("3", "b", 3), click("4", "c", 45)];
+    let lines: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    site.write("clicks.ndjson", lines);
+    let file = r#""file":{"path":"clicks.ndjson","format":"ndjson"}"#;
+    let most = ("most", "SELECT max(clicks) AS clicks FROM busy");
+    let manifest = manifest(COUNTS, &[BUSY, most])
+        .replace(r#""http":{"addr":"127.0.0.1:0"}"#, file)
+        .replace(r#""sse":{"addr":"127.0.0.1:0"}"#, r#""stdout":{}"#);
+    site.write("pipeline.yaml", manifest);
+    let ended = site.command(["run", "-f", "pipeline.yaml", "--once"]).end().await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let told = |text: &str| ended.stdout.lines().filter(|line| line.contains(text)).count();
+    assert_eq!(told(r#""query":"busy","key":"a","rows":[{"page":"a","clicks":2}]"#), 1, "{}", ended.stdout);
+    assert_eq!(told(r#""query":"busy","key":"b""#), 1, "{}", ended.stdout);
+    assert_eq!(told(r#""query":"most""#), 1, "{}", ended.stdout);
+}

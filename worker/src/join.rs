@@ -14,6 +14,7 @@ pub(crate) mod aggregate_state;
 pub(crate) mod budget;
 pub(crate) mod changes;
 pub(crate) mod check;
+pub(crate) mod checked;
 mod climb;
 pub(crate) mod diff;
 pub(crate) mod due;
@@ -26,11 +27,12 @@ pub(crate) mod plan;
 pub(crate) mod rows;
 pub(crate) mod time_step;
 pub(crate) mod value;
+pub(crate) mod window;
 pub(crate) mod workspace;
 
 use std::collections::BTreeSet;
 
-pub(crate) use check::CheckedJoin;
+pub(crate) use checked::CheckedJoin;
 use litejoin_crds::complaint::near_or_allowed;
 
 use self::plan::row::RowExpr;

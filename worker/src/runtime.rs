@@ -22,7 +22,7 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use litejoin_crds::plan::Plan;
+use litejoin_crds::plan::{Plan, SinkKind};
 use litejoin_crds::replication::ReplicationMode;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -54,6 +54,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 /// How much of [`DRAIN_TIMEOUT`] sources may take. Messages that they have not handed over by then are refused; none of
 /// them was acknowledged.
 const SOURCES_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often feeds are looked at before a stop that nothing follows.
+const FEEDS_LOOK: Duration = Duration::from_millis(20);
 
 /// Why a pipeline did not start.
 #[derive(Debug, thiserror::Error)]
@@ -151,6 +154,9 @@ pub(crate) async fn run(
             }
             () = running.sources.units.ended(), if once => {
                 info!("every source has come to its end; stopping");
+                if tokio::time::timeout(DRAIN_TIMEOUT, running.feeds_settled()).await.is_err() {
+                    warn!("not all results are in the joins and windows that read them; they follow at the next start");
+                }
                 break;
             }
             Some(()) = is_overtaken.recv() => {
@@ -195,6 +201,23 @@ async fn prepare(
 }
 
 impl Running {
+    /// Waits until joins and windows have all that follows from the results of others.
+    async fn feeds_settled(&self) {
+        let plan = &self.pipeline.plan;
+        if !plan.sinks.iter().any(|sink| sink.kind == SinkKind::Topic) {
+            return;
+        }
+        loop {
+            // A feed that is current before the evaluation is, and also afterwards, has written nothing in between.
+            let is_current = async || self.sinks.feeds_are_current(plan).await.unwrap_or_default();
+            let applied = *self.sinks.applied.borrow();
+            if is_current().await && self.evaluation.is_current(applied) && is_current().await {
+                return;
+            }
+            tokio::time::sleep(FEEDS_LOOK).await;
+        }
+    }
+
     /// Stops in the order in which data flows.
     async fn stop(mut self) {
         self.status.ready.store(false, Ordering::Relaxed);

@@ -1,6 +1,9 @@
 //! The columns and inputs of a query, found out by SQLite itself: each query is prepared on empty tables under an
 //! authorizer that lets it read topics and other joins, and nothing else.
 
+mod authorizer;
+mod outputs;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -8,98 +11,19 @@ use std::time::Duration;
 use litejoin_crds::complaint::nearest;
 use litejoin_crds::names;
 use litejoin_crds::plan::{Join, Place, Window};
-use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
+use rusqlite::hooks::{AuthContext, Authorization};
 use rusqlite::{Connection, ErrorCode};
 
+use self::authorizer::{Seen, authorize};
+use self::outputs::{Output, Outputs, circle};
+use super::checked::{CheckedJoin, mentions};
 use super::node;
 use super::now::{self, QueryClock};
 use super::plan::{self, Class, ClockUse, Keyed, Reason, TimeBound};
 use super::rows::Columns;
-use crate::results::event::{Emit, Shape};
-use crate::status::join::{ClassInForce, ClassName};
+use crate::results::event::Shape;
 use crate::storage::sqlite::{open_memory, quoted};
 use crate::storage::topics::{fed_by, feed_of};
-use crate::window::{CheckedWindow, space};
-
-/// A join whose query was checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct CheckedJoin {
-    pub(crate) name: String,
-    /// The SELECT as written, without its final semicolon.
-    pub(crate) query: String,
-    /// The SELECT as it is run: `_now()` stands for each form of now.
-    pub(crate) sql: String,
-    pub(crate) columns: Columns,
-    /// The columns, for sinks that have tables.
-    pub(crate) shape: Arc<Shape>,
-    /// Topics that the query reads, also through other joins, in their declared spelling.
-    pub(crate) topics: BTreeSet<String>,
-    /// Other joins that the query names itself.
-    pub(crate) reads: BTreeSet<String>,
-    /// How the query yields other rows as time passes.
-    pub(crate) clock: ClockUse,
-    /// How often the query is run if it reads the clock anywhere.
-    pub(crate) refresh: Duration,
-    pub(crate) result_key: Option<String>,
-    /// Whether any sink receives the results.
-    pub(crate) has_sinks: bool,
-    /// How the join is kept current.
-    pub(crate) class: Class,
-    /// For a window: how time is cut; `None` for a join.
-    pub(crate) window: Option<Arc<CheckedWindow>>,
-}
-
-impl CheckedJoin {
-    /// Returns `emit`, or [`Emit::Silent`] for a join without sinks.
-    pub(crate) fn emit(&self, emit: Emit) -> Emit {
-        if self.has_sinks { emit } else { Emit::Silent }
-    }
-
-    /// Returns the class that the join is planned with.
-    pub(crate) fn planned_class(&self) -> ClassInForce {
-        let name = match &self.window {
-            None => self.class.name(),
-            Some(window) if window.aggregates.is_some() => ClassName::Accumulated,
-            Some(_) => ClassName::Keyed,
-        };
-        let reason = self.class.reason().filter(|_| self.window.is_none()).map(ToString::to_string);
-        ClassInForce { name, reason }
-    }
-
-    /// Returns the statement for a view by which other queries read the join or window.
-    pub(crate) fn view_sql(&self, quoted_view: &str) -> String {
-        if self.window.is_some() {
-            return format!("CREATE VIEW {quoted_view} AS {}\n", node::select(self));
-        }
-        // The bound query would name some columns otherwise.
-        let columns = if self.sql == self.query {
-            String::new()
-        } else {
-            let names: Vec<String> = self.shape.columns.iter().map(|(name, _)| quoted(name)).collect();
-            format!("({})", names.join(", "))
-        };
-        format!("CREATE VIEW {quoted_view}{columns} AS {}\n", self.sql)
-    }
-
-    /// Returns a text on which stored results depend beside the topics. A change of the text makes the results stale.
-    pub(crate) fn definition(&self, joins: &[CheckedJoin]) -> String {
-        // Another join that is read, even through others, contributes its own query.
-        let mut read = vec![self];
-        let mut next = 0;
-        while let Some(reader) = read.get(next).copied() {
-            next += 1;
-            for other in joins.iter().filter(|other| mentions(&reader.query, &other.name)) {
-                if read.iter().all(|known| known.name != other.name) {
-                    read.push(other);
-                }
-            }
-        }
-        read[1..].sort_by_key(|join| &join.name);
-        let texts = read.iter().map(|join| format!("{}\n{:?}", join.query, join.columns));
-        let window = self.window.iter().map(|window| window.definition());
-        texts.chain(window).collect::<Vec<_>>().join("\n")
-    }
-}
 
 /// An error in a query, and its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,6 +54,14 @@ pub(crate) fn topic_table_sql(name: &str) -> String {
 pub(crate) fn gathered_table_sql(quoted_name: &str) -> String {
     format!(
         "CREATE TABLE {quoted_name} (key TEXT PRIMARY KEY, payload TEXT, timestamp INTEGER, _change TEXT) WITHOUT ROWID"
+    )
+}
+
+/// Returns the statement for the topic's table as the query of a window sees it.
+pub(crate) fn frame_table_sql(quoted_topic: &str) -> String {
+    format!(
+        "CREATE TABLE {quoted_topic} (key TEXT PRIMARY KEY, payload TEXT, timestamp INTEGER, _change TEXT,
+                                      window_start INTEGER, window_end INTEGER) WITHOUT ROWID"
     )
 }
 
@@ -201,58 +133,6 @@ pub(crate) fn check(
     Ok(checked)
 }
 
-/// Returns an error for each join and window that waits for another of them.
-fn circle(postponed: &[Output<'_>]) -> Vec<QueryError> {
-    let names: Vec<&str> = postponed.iter().map(Output::name).collect();
-    let is_of_joins = postponed.iter().all(|output| matches!(output, Output::Join(_)));
-    let kind = if is_of_joins { "joins" } else { "joins and windows" };
-    let message = format!("the {kind} {} read each other in a circle; break it", names.join(", "));
-    let error = |output: &Output<'_>| {
-        let (place, field) = match output {
-            Output::Join(join) => (join.place.clone(), "query"),
-            Output::Window(window) => (window.place.clone(), "topic"),
-        };
-        QueryError { place, field, line: 0, message: message.clone() }
-    };
-    postponed.iter().map(error).collect()
-}
-
-/// The joins and windows that queries may read.
-#[derive(Clone, Copy)]
-struct Outputs<'a> {
-    joins: &'a [Join],
-    windows: &'a [Window],
-}
-
-/// See [`Outputs`].
-#[derive(Clone, Copy)]
-enum Output<'a> {
-    Join(&'a Join),
-    Window(&'a Window),
-}
-
-impl<'a> Outputs<'a> {
-    fn all(self) -> impl Iterator<Item = Output<'a>> {
-        self.joins.iter().map(Output::Join).chain(self.windows.iter().map(Output::Window))
-    }
-
-    fn names(self) -> impl Iterator<Item = &'a str> + Clone {
-        self.joins
-            .iter()
-            .map(|join| join.name.as_str())
-            .chain(self.windows.iter().map(|window| window.name.as_str()))
-    }
-}
-
-impl Output<'_> {
-    fn name(&self) -> &str {
-        match self {
-            Self::Join(join) => &join.name,
-            Self::Window(window) => &window.name,
-        }
-    }
-}
-
 /// Checks the query of a window, which reads one topic with the bounds of a frame, and nothing else. `node` is the join
 /// or window that is its topic, if one is.
 pub(crate) fn check_window(window: &Window, node: Option<&CheckedJoin>) -> Result<CheckedJoin, QueryError> {
@@ -267,7 +147,7 @@ pub(crate) fn check_window(window: &Window, node: Option<&CheckedJoin>) -> Resul
     };
     let mut checker = Checker::new(Catalog { topics: &[], open: false });
     let topic = node.map_or_else(|| window.topic.clone(), |node| feed_of(&node.name));
-    checker.add_table(&space::table_sql(&quoted(&topic)));
+    checker.add_table(&frame_table_sql(&quoted(&topic)));
     if let Some(node) = node {
         checker.add_view(node, &node::select_in_frame(node));
     }
@@ -316,16 +196,6 @@ struct Checker<'a> {
     broken: BTreeSet<String>,
     /// Joins and windows that are read by their feeds.
     fed: Vec<String>,
-}
-
-/// Names that the authorizer has noted during one prepare.
-#[derive(Debug, Default)]
-struct Seen {
-    tables: BTreeSet<String>,
-    /// Names that the query itself reads, not through another join.
-    named: BTreeSet<String>,
-    functions: BTreeSet<String>,
-    denied: Option<String>,
 }
 
 /// The schema of topics during the check: a name that no user writes, so that schema-qualified names never match.
@@ -451,32 +321,15 @@ impl<'a> Checker<'a> {
         }
         let key_column = key_column_of(join, &columns).map_err(|message| wrong("keyColumn", message))?;
 
-        let mut topics = BTreeSet::new();
         let is_read = |name: &&str| named.contains(&name.to_ascii_lowercase());
         let reads = outputs.names().filter(is_read).map(str::to_owned).collect();
         let calls_time = functions.iter().any(|function| now::may_read_clock(function));
-        let mut clock = match sql != query {
+        let own_clock = match sql != query {
             _ if calls_time && says_now(&sql) => ClockUse::System,
             true => ClockUse::Anywhere,
             false => ClockUse::Unread,
         };
-        for table in &tables {
-            if let Some((inner, of_inner)) = self.topics_of.get(table) {
-                topics.extend(inner.iter().cloned());
-                if clock != ClockUse::System && *of_inner != ClockUse::Unread {
-                    clock = of_inner.clone();
-                }
-            } else if let Some(topic) =
-                self.catalog.topics.iter().find(|topic| topic.eq_ignore_ascii_case(table))
-            {
-                topics.insert(topic.clone());
-            } else if let Some(output) = fed_by(table) {
-                let name = self.fed.iter().find(|name| name.eq_ignore_ascii_case(output));
-                topics.extend(name.map(|name| feed_of(name)));
-            } else if !TABLE_FUNCTIONS.contains(&table.as_str()) {
-                topics.insert(table.clone());
-            }
-        }
+        let (topics, clock) = self.inputs(&tables, own_clock);
         let join = CheckedJoin {
             name: join.name.clone(),
             query,
@@ -498,6 +351,29 @@ impl<'a> Checker<'a> {
         self.topics_of.insert(join.name.to_ascii_lowercase(), (join.topics.clone(), join.clock.clone()));
         let shape = Shape::new(&columns, &self.column_types(&join.name).unwrap_or_default());
         Ok(CheckedJoin { shape: Arc::new(shape), ..join })
+    }
+
+    /// Returns the topics behind the tables that a query reads, and how it reads the clock through other joins.
+    fn inputs(&self, tables: &BTreeSet<String>, mut clock: ClockUse) -> (BTreeSet<String>, ClockUse) {
+        let mut topics = BTreeSet::new();
+        for table in tables {
+            if let Some((inner, of_inner)) = self.topics_of.get(table) {
+                topics.extend(inner.iter().cloned());
+                if clock != ClockUse::System && *of_inner != ClockUse::Unread {
+                    clock = of_inner.clone();
+                }
+            } else if let Some(topic) =
+                self.catalog.topics.iter().find(|topic| topic.eq_ignore_ascii_case(table))
+            {
+                topics.insert(topic.clone());
+            } else if let Some(output) = fed_by(table) {
+                let name = self.fed.iter().find(|name| name.eq_ignore_ascii_case(output));
+                topics.extend(name.map(|name| feed_of(name)));
+            } else if !TABLE_FUNCTIONS.contains(&table.as_str()) {
+                topics.insert(table.clone());
+            }
+        }
+        (topics, clock)
     }
 
     /// Returns the types of a view's columns: those of the columns and casts that they come from.
@@ -660,43 +536,6 @@ fn unfit(clock: &ClockUse) -> Option<String> {
     clock.bounds().iter().find(|bound| try_bound(bound).is_err()).map(|bound| bound.written.clone())
 }
 
-/// Allows a query to read, and notes its reads in `seen`.
-fn authorize(seen: &mut Seen, context: &AuthContext<'_>) -> Authorization {
-    let mut deny = |what: String| {
-        seen.denied.get_or_insert(what);
-        Authorization::Deny
-    };
-    match context.action {
-        AuthAction::Select | AuthAction::Recursive => Authorization::Allow,
-        AuthAction::Read { table_name, .. } => {
-            let lower = table_name.to_ascii_lowercase();
-            if lower.starts_with("sqlite_") || lower.starts_with("pragma_") {
-                return deny(format!("{table_name} may not be read; a join reads topics and other joins"));
-            }
-            if context.accessor.is_none() {
-                seen.named.insert(lower.clone());
-            }
-            seen.tables.insert(lower);
-            Authorization::Allow
-        }
-        AuthAction::Function { function_name } => {
-            let lower = function_name.to_ascii_lowercase();
-            if lower == "load_extension" {
-                return deny("load_extension() is not allowed in a join".to_owned());
-            }
-            if lower == now::NOW && context.accessor.is_none() {
-                return deny(format!("no such function: {function_name}; write unixepoch()"));
-            }
-            seen.functions.insert(lower);
-            Authorization::Allow
-        }
-        AuthAction::Attach { .. } | AuthAction::Detach { .. } | AuthAction::Pragma { .. } => {
-            deny("is no SELECT; a join is one SELECT, without ATTACH or PRAGMA".to_owned())
-        }
-        _ => deny("is no SELECT; a join only reads".to_owned()),
-    }
-}
-
 /// Returns SQLite's message without the query behind it, and the byte of the query that the message is about.
 fn short(error: &rusqlite::Error) -> (String, Option<usize>) {
     match error {
@@ -737,10 +576,6 @@ fn says_now(query: &str) -> bool {
         || ["date()", "time()", "datetime()", "julianday()", "unixepoch()"]
             .iter()
             .any(|call| dense.contains(call))
-}
-
-fn mentions(query: &str, name: &str) -> bool {
-    query.to_ascii_lowercase().contains(&name.to_ascii_lowercase())
 }
 
 /// Returns `, did you mean "…"` for the nearest of `known`, or an empty text.

@@ -13,6 +13,7 @@ use crate::blocking::blocking;
 use crate::evaluator::Evaluator;
 use crate::fault;
 use crate::join::CheckedJoin;
+use crate::results::Applied;
 use crate::results::event::JoinId;
 use crate::results::store::{Progress, Results};
 use crate::storage::gate::EpochGate;
@@ -44,6 +45,11 @@ impl Evaluation {
     pub(super) fn resume(&mut self, evaluator: Evaluator) {
         self.gate.resume();
         self.thread = Some(thread("evaluator", move || evaluator.run()));
+    }
+
+    /// Returns whether everything that is committed by now is in the results, as far as they are applied.
+    pub(super) fn is_current(&self, applied: Applied) -> bool {
+        !self.gate.is_uncut() && applied.epoch + 1 >= self.gate.next_epoch()
     }
 
     /// Waits until everything that was committed is evaluated; nothing may be committed any more.

@@ -34,6 +34,7 @@ use crate::sink::stdout::Stdout;
 use crate::sink::topic::TopicSink;
 use crate::status::Status;
 use crate::storage::ingest::Ingest;
+use crate::storage::sqlite::SqliteError;
 
 /// A sink as the config has it; one that differs is stopped and started anew. Which joins it takes changes while it
 /// runs.
@@ -246,6 +247,23 @@ impl Sinks {
                 news
             });
         }
+    }
+
+    /// Returns whether all results so far are in the feeds.
+    pub(super) async fn feeds_are_current(&self, plan: &plan::Plan) -> Result<bool, SqliteError> {
+        let feeds = plan.sinks.iter().filter(|sink| sink.kind == SinkKind::Topic);
+        let names: Vec<String> = feeds.map(|sink| sink.name.clone()).collect();
+        let reader = Arc::clone(&self.reader);
+        blocking(move || {
+            let end = reader.end()?;
+            for name in names {
+                if reader.cursor(&name)?.is_none_or(|cursor| cursor < end) {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+        .await
     }
 
     /// Forgets sinks that are not among `specs`; they must have ended.

@@ -57,7 +57,7 @@ pub(crate) struct TopicSink {
 
 /// A result, as far as the topic holds it.
 #[derive(Deserialize)]
-struct Written<'j> {
+struct ResultRows<'j> {
     #[serde(borrow)]
     rows: Vec<&'j RawValue>,
 }
@@ -216,7 +216,7 @@ impl FedResult {
 
 /// Returns the rows of a result as they stand in the topic.
 fn rows_of(json: &str) -> Result<Vec<String>, String> {
-    let written: Written<'_> =
+    let written: ResultRows<'_> =
         serde_json::from_str(json).map_err(|error| format!("its rows can't be read: {error}"))?;
     let count = written.rows.len();
     let with_count = |row: &&RawValue| {

@@ -166,6 +166,11 @@ impl EpochGate {
         self.passage.read().unwrap_or_else(PoisonError::into_inner).committed()
     }
 
+    /// Whether something was committed since the last cut.
+    pub(crate) fn is_uncut(&self) -> bool {
+        self.passage.read().unwrap_or_else(PoisonError::into_inner).is_uncut.load(Ordering::SeqCst)
+    }
+
     /// The number of the next cut.
     pub(crate) fn next_epoch(&self) -> u64 {
         self.passage.read().unwrap_or_else(PoisonError::into_inner).next_epoch

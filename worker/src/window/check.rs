@@ -99,7 +99,7 @@ fn is_accepted(topic: &str, aggregates: &PaneAggregates, grid: &Grid) -> bool {
     let try_out = || -> rusqlite::Result<()> {
         let memory = open_memory()?;
         space::install(&memory, Some(grid))?;
-        memory.execute_batch(&space::table_sql(&quoted(topic)))?;
+        memory.execute_batch(&check::frame_table_sql(&quoted(topic)))?;
         memory.execute_batch(&aggregates.plan.table_sql())?;
         memory.prepare(&aggregates.rows_sql)?;
         memory.prepare(&aggregates.plan.results_sql)?;

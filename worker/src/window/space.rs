@@ -10,6 +10,7 @@ use rusqlite::{Connection, ErrorCode, Row, params};
 use super::grid::Grid;
 use super::{CheckedWindow, Frame};
 use crate::join::budget::{Budget, STEPS_MAX};
+use crate::join::check::frame_table_sql;
 use crate::join::keyed::KeyedError;
 use crate::join::lookup::{Cost, Raw, steps_of};
 use crate::join::plan::window::{BOUNDS, PANE};
@@ -21,14 +22,6 @@ const ROWS_MAX: u64 = 2_000_000;
 
 /// Bytes of these rows at most.
 const BYTES_MAX: usize = 256 << 20;
-
-/// Returns the statement for the topic's table as the query of a window sees it.
-pub(crate) fn table_sql(quoted_topic: &str) -> String {
-    format!(
-        "CREATE TABLE {quoted_topic} (key TEXT PRIMARY KEY, payload TEXT, timestamp INTEGER, _change TEXT,
-                                      window_start INTEGER, window_end INTEGER) WITHOUT ROWID"
-    )
-}
 
 /// The tables of one window.
 pub(super) struct FrameSpace {
@@ -49,7 +42,7 @@ impl FrameSpace {
         let budget = Budget::guard(&mut connection, STEPS_MAX, Arc::default())?;
         let bounds = install(&connection, grid)?;
         let table = quoted(&window.topic);
-        connection.execute_batch(&table_sql(&table))?;
+        connection.execute_batch(&frame_table_sql(&table))?;
         if let Some(view) = &window.view {
             connection.execute_batch(view)?;
         }

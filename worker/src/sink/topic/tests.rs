@@ -21,7 +21,7 @@ use crate::storage::writer::{Writer, WriterCommand};
 
 const SHARDS: usize = 3;
 
-struct Feed {
+struct FeedSite {
     _folder: TempDir,
     sink: TopicSink,
     results: Results,
@@ -29,7 +29,7 @@ struct Feed {
     paths: Vec<PathBuf>,
 }
 
-impl Feed {
+impl FeedSite {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let value = json!({
@@ -122,7 +122,7 @@ impl Feed {
 
 #[tokio::test]
 async fn rows_of_results_come_shrink_and_go() {
-    let mut feed = Feed::new();
+    let mut feed = FeedSite::new();
     let delivered = |count| vec![Outcome::Delivered; count];
     let both = [("1", r#"[{"v":1.0},{"v":"}"},{"v":null}]"#), (r#""a#1""#, r#"[{"v":9e999}]"#)];
     assert_eq!(feed.deliver(&both).await, delivered(2));
@@ -140,7 +140,7 @@ async fn rows_of_results_come_shrink_and_go() {
 
 #[tokio::test]
 async fn what_can_be_no_row_of_a_topic_is_refused_alone() {
-    let mut feed = Feed::new();
+    let mut feed = FeedSite::new();
     let long = format!("{:?}", "k".repeat(4_095));
     let outcomes = feed.deliver(&[(&long, r#"[{"v":1}]"#), ("1", r#"[{"v":1}]"#)]).await;
     let problem = "its rows can't be read by others: key has 4097 bytes; at most 4096 are allowed";
@@ -150,7 +150,7 @@ async fn what_can_be_no_row_of_a_topic_is_refused_alone() {
 
 #[tokio::test]
 async fn a_batch_that_fails_is_held_and_its_rows_are_not_forgotten() {
-    let mut feed = Feed::new();
+    let mut feed = FeedSite::new();
     feed.deliver(&[("1", r#"[{"v":1},{"v":2},{"v":3}]"#)]).await;
     feed.sink.ingest.close();
     let outcomes = feed.deliver(&[("1", r#"[{"v":1}]"#)]).await;
@@ -166,7 +166,7 @@ async fn a_batch_that_fails_is_held_and_its_rows_are_not_forgotten() {
 
 #[tokio::test]
 async fn a_start_removes_rows_that_the_results_do_not_have() {
-    let mut feed = Feed::new();
+    let mut feed = FeedSite::new();
     let rows = r#"[{"v":1},{"v":2}]"#;
     feed.deliver(&[("1", rows), ("2", rows), (r#"["x",1]"#, r#"[{"v":5}]"#)]).await;
     let join = feed.join;
