@@ -138,5 +138,5 @@ async fn a_run_to_the_end_of_its_sources_tells_what_follows_from_results() {
     let told = |text: &str| ended.stdout.lines().filter(|line| line.contains(text)).count();
     assert_eq!(told(r#""query":"busy","key":"a","rows":[{"page":"a","clicks":2}]"#), 1, "{}", ended.stdout);
     assert_eq!(told(r#""query":"busy","key":"b""#), 1, "{}", ended.stdout);
-    assert_eq!(told(r#""query":"most""#), 1, "{}", ended.stdout);
+    assert_eq!(told(r#""query":"most","key":2,"rows":[{"clicks":2}]"#), 1, "{}", ended.stdout);
 }

@@ -179,6 +179,14 @@ impl Reader {
         })
     }
 
+    /// The least start of the frames of a window that are not frozen.
+    pub(crate) fn first_frame(&self, window: &str) -> Result<Option<i64>, SqliteError> {
+        self.doing("read frames", |connection| {
+            let sql = "SELECT min(start) FROM frames WHERE join_id = (SELECT id FROM joins WHERE name = ?1)";
+            connection.prepare_cached(sql)?.query_row([window], |row| row.get(0))
+        })
+    }
+
     /// Joins whose changes the sink is told, and whether it has been handed the whole of each.
     pub(crate) fn subscriptions(&self, sink: &str) -> Result<Vec<(JoinId, bool)>, SqliteError> {
         self.doing("read subscriptions", |connection| {

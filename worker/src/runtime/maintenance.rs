@@ -16,11 +16,12 @@ use crate::audit::Auditor;
 use crate::blocking::blocking;
 use crate::clock;
 use crate::dead_letters::DeadLetters;
-use crate::results::Results;
+use crate::join::CheckedJoin;
 use crate::results::outbox::Keep;
+use crate::results::{Reader, Results};
 use crate::status::Status;
 use crate::storage::ingest::Ingest;
-use crate::storage::retention::Cleaner;
+use crate::storage::retention::{Cleaner, Needed, NeededRows};
 
 /// How often the outbox is looked at, and rates are sampled.
 const TIDY_INTERVAL: Duration = Duration::from_secs(1);
@@ -37,6 +38,7 @@ async fn tick(interval: Duration, stopping: &mut watch::Receiver<bool>) -> bool 
 pub(super) struct Maintenance {
     pub(super) units: Vec<Unit>,
     pub(super) results: Arc<Results>,
+    pub(super) reader: Arc<Reader>,
     pub(super) letters: Arc<DeadLetters>,
     pub(super) shard_paths: Vec<PathBuf>,
     pub(super) ingest: Ingest,
@@ -46,7 +48,7 @@ pub(super) struct Maintenance {
 
 impl Maintenance {
     /// Starts all of it, as the plan asks for it.
-    pub(super) fn start(&mut self, plan: &Plan) {
+    pub(super) fn start(&mut self, plan: &Plan, joins: &[CheckedJoin]) {
         self.letters.set_bytes_max(plan.delivery.dlq.bytes_max);
         let (results, ingest, status) =
             (Arc::clone(&self.results), self.ingest.clone(), Arc::clone(&self.status));
@@ -54,7 +56,8 @@ impl Maintenance {
         let (policy, letters) = (plan.delivery.dlq.clone(), Arc::clone(&self.letters));
         let (retention, shard_paths) = (plan.retention.clone(), self.shard_paths.clone());
         let interval = retention.clean_interval;
-        let cleaner = Cleaner::new(retention, shard_paths, self.ingest.clone());
+        let needed = needed(Arc::clone(&self.reader), joins);
+        let cleaner = Cleaner::new(retention, needed, shard_paths, self.ingest.clone());
         let works: [Work; 3] = [
             Box::new(move |stopping| Box::pin(tidy_outbox(outbox, results, ingest, status, stopping))),
             Box::new(move |stopping| Box::pin(clean_letters(policy, letters, stopping))),
@@ -76,6 +79,26 @@ impl Maintenance {
             unit.ended().await;
         }
     }
+}
+
+/// Returns what finds the rows that windows need: those of frames that are not frozen.
+fn needed(reader: Arc<Reader>, joins: &[CheckedJoin]) -> Needed {
+    let windows: Vec<(String, String, String)> = joins
+        .iter()
+        .filter_map(|join| {
+            let window = join.window.as_ref()?;
+            Some((join.name.clone(), window.topic.clone(), window.time.sql()))
+        })
+        .collect();
+    Box::new(move || {
+        let mut needed = Vec::new();
+        for (name, topic, time) in &windows {
+            if let Some(since) = reader.first_frame(name)? {
+                needed.push(NeededRows { topic: topic.clone(), time: time.clone(), since });
+            }
+        }
+        Ok(needed)
+    })
 }
 
 async fn tidy_outbox(

@@ -113,7 +113,7 @@ impl Running {
 
         self.maintenance.stop().await;
         if let Err(problem) = self.take_over(&next).await {
-            self.maintenance.start(&self.pipeline.plan);
+            self.maintenance.start(&self.pipeline.plan, &self.pipeline.joins);
             return Err(problem);
         }
 
@@ -129,7 +129,7 @@ impl Running {
                 sinks.units.start(ready_sinks);
             }
         );
-        self.maintenance.start(&next.plan);
+        self.maintenance.start(&next.plan, &next.joins);
         self.listeners = listeners;
         self.pipeline = next;
         Ok(Some(diff))

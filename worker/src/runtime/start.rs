@@ -134,7 +134,7 @@ impl Running {
         let auditor = core.auditor(&pipeline, gate, repairs);
         let control = core.control(&auditor);
         let mut maintenance = core.maintenance(auditor);
-        maintenance.start(plan);
+        maintenance.start(plan, &pipeline.joins);
 
         let mut sources = core.sources(plan, states);
         let names = source_specs.keys().map(String::as_str);
@@ -243,6 +243,7 @@ impl Core {
         Maintenance {
             units: Vec::new(),
             results: Arc::clone(&self.store.results),
+            reader: Arc::clone(&self.store.reader),
             letters: Arc::clone(&self.store.letters),
             shard_paths: self.shard_paths.clone(),
             ingest: self.ingest.clone(),

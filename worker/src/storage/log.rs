@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rusqlite::{CachedStatement, Connection};
 
+use super::retention::NeededRows;
 use super::shard::KIND_EXPIRY;
 use super::sqlite::{self, SqliteError};
 use super::topics::{TopicId, Topics};
@@ -172,6 +173,7 @@ impl ShardReader {
         &self,
         topic_name: &str,
         before: i64,
+        needed: &[NeededRows],
         limit: usize,
     ) -> Result<(Vec<String>, Option<i64>), SqliteError> {
         let mut keys = Vec::new();
@@ -185,7 +187,10 @@ impl ShardReader {
             if !known {
                 return Ok(());
             }
-            let sql = format!("SELECT key, timestamp FROM {}", sqlite::quoted(topic_name));
+            let mut sql = format!("SELECT key, timestamp FROM {} WHERE TRUE", sqlite::quoted(topic_name));
+            for NeededRows { time, since, .. } in needed.iter().filter(|needed| needed.is_of(topic_name)) {
+                sql.push_str(&format!(" AND ifnull({time} < {since}, TRUE)"));
+            }
             let mut statement = connection.prepare_cached(&sql)?;
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {

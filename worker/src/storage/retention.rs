@@ -20,9 +20,30 @@ use super::writer::WriterCommand;
 /// Rows that one pass removes from a topic of one shard at most.
 const ROWS_PER_PASS_MAX: usize = 500;
 
+/// Rows that retention leaves alone: a window has frames open that hold them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NeededRows {
+    pub(crate) topic: String,
+    /// The time of a row as SQL over the columns of the topic, in seconds since the Unix epoch or NULL.
+    pub(crate) time: String,
+    /// The least time that is needed.
+    pub(crate) since: i64,
+}
+
+impl NeededRows {
+    /// Returns whether the rows are of this topic.
+    pub(crate) fn is_of(&self, topic: &str) -> bool {
+        self.topic.eq_ignore_ascii_case(topic)
+    }
+}
+
+/// Returns the rows that are needed at present.
+pub(crate) type Needed = Box<dyn Fn() -> Result<Vec<NeededRows>, SqliteError> + Send>;
+
 /// Looks for expired rows and has them removed.
 pub(crate) struct Cleaner {
     retention: Retention,
+    needed: Needed,
     shard_paths: Vec<PathBuf>,
     ingest: Ingest,
     /// By shard: topics in which nothing is due before the time beside them, so that they need not be read.
@@ -30,9 +51,14 @@ pub(crate) struct Cleaner {
 }
 
 impl Cleaner {
-    pub(crate) fn new(retention: Retention, shard_paths: Vec<PathBuf>, ingest: Ingest) -> Self {
+    pub(crate) fn new(
+        retention: Retention,
+        needed: Needed,
+        shard_paths: Vec<PathBuf>,
+        ingest: Ingest,
+    ) -> Self {
         let oldest = vec![Vec::new(); shard_paths.len()];
-        Self { retention, shard_paths, ingest, oldest }
+        Self { retention, needed, shard_paths, ingest, oldest }
     }
 
     /// Removes everything that is due at `now`, pass by pass, until nothing is or `stopping` says so.
@@ -53,6 +79,7 @@ impl Cleaner {
     fn pass(&mut self, now: i64) -> Result<bool, SqliteError> {
         let before = now - seconds(self.retention.duration);
         let tombstones_before = now - seconds(self.retention.tombstone_duration);
+        let needed = (self.needed)()?;
         let mut due = false;
         let mut more = false;
         let mut found = Vec::with_capacity(self.shard_paths.len());
@@ -64,7 +91,7 @@ impl Cleaner {
                 if oldest.iter().any(|(known, oldest)| *known == topic && *oldest >= before) {
                     continue;
                 }
-                let (keys, oldest_kept) = reader.expired(&name, before, ROWS_PER_PASS_MAX)?;
+                let (keys, oldest_kept) = reader.expired(&name, before, &needed, ROWS_PER_PASS_MAX)?;
                 oldest.retain(|(known, _)| *known != topic);
                 if keys.is_empty() {
                     // Rows that arrive later are no older than now, unless they carry a time of their own.
