@@ -85,6 +85,9 @@ fn windows(size: i64) -> Vec<CostedWindow> {
         }
         let updates = manifest["emit"] == "update";
         let is_by_arrival = manifest["eventTime"].is_null();
+        if is_by_arrival {
+            manifest.as_object_mut().expect("it is one").remove("eventTime");
+        }
         windows.push(CostedWindow { name, manifest, accumulates, updates, is_by_arrival });
     };
     let seconds = |count: i64| json!(format!("{count}s"));

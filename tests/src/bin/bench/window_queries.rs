@@ -221,12 +221,12 @@ mod tests {
     #[test]
     fn each_scenario_has_rows_that_yield_results_of_each_window() {
         for scenario in BenchWindow::value_variants() {
-            let rows = scenario.rows(20_000, 42);
+            let rows = scenario.rows(5_000, 42);
             let last = scenario.last_rows(&rows);
-            assert_eq!((rows.len(), last.len()), (20_000, scenario.topics().len()));
+            assert_eq!((rows.len(), last.len()), (5_000, scenario.topics().len()));
             let oracle = results::oracle(scenario.topics(), &rows);
             for window in scenario.windows() {
-                assert!(window.expected(&oracle).rows.len() > 10, "{}", window.name);
+                assert!(!window.expected(&oracle).rows.is_empty(), "{} has no results", window.name);
             }
         }
     }
