@@ -23,7 +23,10 @@ impl EpochLoop {
         let state = &mut self.joins[index];
         let Some(window) = &state.window else { return };
         (state.begins, state.stale, state.is_time_due) = (false, false, window.has_more());
-        if !window.has_more() {
+        if window.has_more() {
+            let status = self.committer.status().join(&state.join.name);
+            status.set_window(window.watermark(), window.next_end(), false);
+        } else {
             publish_time(self.committer.status(), &state.join.name, window, now);
         }
     }

@@ -39,7 +39,7 @@ pub(crate) struct WindowTime {
     pub(crate) watermark: Option<i64>,
     /// The end of the frame that closes next; `None` if no frame with rows is open.
     pub(crate) next_end: Option<i64>,
-    /// Whether the event times of all messages that are evaluated count.
+    /// Whether no frame waits to be evaluated, and the event times of all messages that are evaluated count.
     pub(crate) is_current: bool,
     /// Messages that no frame has taken.
     pub(crate) refused: u64,
