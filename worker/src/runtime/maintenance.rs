@@ -20,8 +20,9 @@ use crate::join::CheckedJoin;
 use crate::results::outbox::Keep;
 use crate::results::{Reader, Results};
 use crate::status::Status;
+use crate::storage::expiry::NeededRows;
 use crate::storage::ingest::Ingest;
-use crate::storage::retention::{Cleaner, Needed, NeededRows};
+use crate::storage::retention::{Cleaner, Needed};
 
 /// How often the outbox is looked at, and rates are sampled.
 const TIDY_INTERVAL: Duration = Duration::from_secs(1);

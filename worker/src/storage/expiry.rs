@@ -14,3 +14,20 @@ pub(crate) struct Expiry {
     /// Told when this shard is done, or dropped.
     pub(crate) done: mpsc::Sender<()>,
 }
+
+/// Rows that retention leaves alone: a window has frames open that hold them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NeededRows {
+    pub(crate) topic: String,
+    /// The time of a row as SQL over the columns of the topic, in seconds since the Unix epoch or NULL.
+    pub(crate) time: String,
+    /// The least time that is needed.
+    pub(crate) since: i64,
+}
+
+impl NeededRows {
+    /// Returns whether the rows are of this topic.
+    pub(crate) fn is_of(&self, topic: &str) -> bool {
+        self.topic.eq_ignore_ascii_case(topic)
+    }
+}

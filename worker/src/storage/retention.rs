@@ -10,7 +10,7 @@ use litejoin_crds::error::chain;
 use litejoin_crds::plan::Retention;
 use tracing::warn;
 
-use super::expiry::Expiry;
+use super::expiry::{Expiry, NeededRows};
 use super::ingest::Ingest;
 use super::log::ShardReader;
 use super::sqlite::SqliteError;
@@ -19,23 +19,6 @@ use super::writer::WriterCommand;
 
 /// Rows that one pass removes from a topic of one shard at most.
 const ROWS_PER_PASS_MAX: usize = 500;
-
-/// Rows that retention leaves alone: a window has frames open that hold them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct NeededRows {
-    pub(crate) topic: String,
-    /// The time of a row as SQL over the columns of the topic, in seconds since the Unix epoch or NULL.
-    pub(crate) time: String,
-    /// The least time that is needed.
-    pub(crate) since: i64,
-}
-
-impl NeededRows {
-    /// Returns whether the rows are of this topic.
-    pub(crate) fn is_of(&self, topic: &str) -> bool {
-        self.topic.eq_ignore_ascii_case(topic)
-    }
-}
 
 /// Returns the rows that are needed at present.
 pub(crate) type Needed = Box<dyn Fn() -> Result<Vec<NeededRows>, SqliteError> + Send>;
