@@ -84,6 +84,8 @@ struct Statements {
     image: String,
     /// The name of its event clock; `arrival` if it follows the clock.
     clock: String,
+    /// What makes its frames.
+    basis: String,
 }
 
 /// A row that no frame takes.
@@ -124,6 +126,7 @@ impl WindowEvaluation {
             event_times: "SELECT partition, newest, arrived FROM _event_times WHERE clock = ?1",
             image: format!("SELECT {}, {}", window.group.parameters(), window.time.parameters()),
             clock: window.event_times().map_or_else(|| "arrival".to_owned(), |times| times.name()),
+            basis: window.basis(),
         };
         let panes = window.aggregates.clone().map(Panes::new);
         Ok(Self {

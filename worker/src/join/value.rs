@@ -29,6 +29,18 @@ impl Value {
         })
     }
 
+    /// Reads null, a number or a text of JSON. Returns `None` for anything else.
+    pub(crate) fn from_json(json: &str) -> Option<Self> {
+        if json == "null" {
+            return Some(Self::Null);
+        }
+        if json.starts_with('"') {
+            return serde_json::from_str::<Box<str>>(json).ok().map(Self::Text);
+        }
+        let integer = json.parse().ok().map(Self::Integer);
+        integer.or_else(|| json.parse().ok().filter(|real: &f64| real.is_finite()).map(Self::real))
+    }
+
     fn real(real: f64) -> Self {
         // Minus two to the 63rd is the least integer, and two to the 63rd the first real above all integers.
         let in_range = (-9_223_372_036_854_775_808.0..9_223_372_036_854_775_808.0).contains(&real);

@@ -81,11 +81,25 @@ impl CheckedWindow {
         self.event_time.as_ref().map_or(0, |event_time| event_time.allowed_lateness)
     }
 
+    /// Returns a text of what makes frames: of two windows with the same text, frames and what is frozen are the same.
+    pub(crate) fn basis(&self) -> String {
+        let partition = match self.grouping {
+            Grouping::Partition => self.group.sql(),
+            Grouping::Key | Grouping::Whole => "none".to_owned(),
+        };
+        let clock = self.event_times().map_or_else(|| "arrival".to_owned(), |times| times.name());
+        format!(
+            "topic {}\ncut {:?}\ntime {}\nclock {clock}\npartition {partition}",
+            self.topic,
+            self.cut,
+            self.time.sql()
+        )
+    }
+
     /// Returns a text on which the results depend beside the query.
     pub(crate) fn definition(&self) -> String {
         let fields: BTreeSet<String> = [
-            format!("cut {:?}", self.cut),
-            format!("time {}", self.time.sql()),
+            self.basis(),
             format!("group {:?} {}", self.grouping, self.group.sql()),
             format!("key {}", self.has_key),
             format!("emit {:?} {}", self.emit, self.emit_empty),

@@ -1,8 +1,8 @@
 //! Frames and panes of windows in `results.db`, written in the transaction of the results that follow from them.
 //!
 //! ```text
-//! watermarks(join_id, clock, watermark)                how far the time of a window has come, by which clock
-//! sure_times(join_id, partition, newest)               event times of sources that are stored with all before them
+//! watermarks(join_id, basis, watermark)                how far the time of a window has come, and how its time is cut
+//! sure_times(join_id, clock, partition, newest)        event times of sources that are stored with all before them
 //! frames(join_id, grp, start, end, is_closed, is_due)  frames that hold rows and are not frozen yet
 //! panes(join_id, start, grp, state)                    aggregate states of the groups of a pane
 //! ```
@@ -44,34 +44,49 @@ pub(crate) struct StoredResult {
 }
 
 impl EpochWriter<'_> {
-    /// Returns how far a window has come by this clock.
-    pub(crate) fn watermark(&self, join: JoinId, clock: &str) -> Result<Option<i64>, SqliteError> {
+    /// Returns whether the frames of a window are stored on this basis.
+    pub(crate) fn stands_on(&self, join: JoinId, basis: &str) -> Result<bool, SqliteError> {
         self.doing("read a watermark", || {
-            let sql = "SELECT watermark FROM watermarks WHERE join_id = ?1 AND clock = ?2";
-            self.transaction
-                .prepare_cached(sql)?
-                .query_row(params![join.0, clock], |row| row.get(0))
-                .optional()
+            let sql = "SELECT 1 FROM watermarks WHERE join_id = ?1 AND basis = ?2";
+            self.transaction.prepare_cached(sql)?.exists(params![join.0, basis])
         })
     }
 
-    /// Notes how far a window has come by this clock.
+    /// Returns how far a window has come on this basis.
+    pub(crate) fn watermark(&self, join: JoinId, basis: &str) -> Result<Option<i64>, SqliteError> {
+        self.doing("read a watermark", || {
+            let sql = "SELECT watermark FROM watermarks WHERE join_id = ?1 AND basis = ?2";
+            let read = |row: &Row<'_>| row.get(0);
+            Ok(self
+                .transaction
+                .prepare_cached(sql)?
+                .query_row(params![join.0, basis], read)
+                .optional()?
+                .flatten())
+        })
+    }
+
+    /// Notes how far a window has come on this basis; `None` before its first time.
     pub(crate) fn set_watermark(
         &mut self,
         join: JoinId,
-        clock: &str,
-        watermark: i64,
+        basis: &str,
+        watermark: Option<i64>,
     ) -> Result<(), SqliteError> {
-        let sql = "INSERT OR REPLACE INTO watermarks (join_id, clock, watermark) VALUES (?1, ?2, ?3)";
-        self.execute("store a watermark", sql, params![join.0, clock, watermark])
+        let sql = "INSERT OR REPLACE INTO watermarks (join_id, basis, watermark) VALUES (?1, ?2, ?3)";
+        self.execute("store a watermark", sql, params![join.0, basis, watermark])
     }
 
-    /// Returns the newest sure event time of each partition of a source.
-    pub(crate) fn sure_times(&self, join: JoinId) -> Result<BTreeMap<Arc<str>, i64>, SqliteError> {
+    /// Returns the newest sure event time of each partition of a source, by this clock.
+    pub(crate) fn sure_times(
+        &self,
+        join: JoinId,
+        clock: &str,
+    ) -> Result<BTreeMap<Arc<str>, i64>, SqliteError> {
         self.doing("read event times", || {
-            let sql = "SELECT partition, newest FROM sure_times WHERE join_id = ?1";
+            let sql = "SELECT partition, newest FROM sure_times WHERE join_id = ?1 AND clock = ?2";
             let read = |row: &Row<'_>| Ok((Arc::from(row.get_ref(0)?.as_str()?), row.get(1)?));
-            self.transaction.prepare_cached(sql)?.query_map([join.0], read)?.collect()
+            self.transaction.prepare_cached(sql)?.query_map(params![join.0, clock], read)?.collect()
         })
     }
 
@@ -79,11 +94,24 @@ impl EpochWriter<'_> {
     pub(crate) fn set_sure_time(
         &mut self,
         join: JoinId,
+        clock: &str,
         partition: &str,
         newest: i64,
     ) -> Result<(), SqliteError> {
-        let sql = "INSERT OR REPLACE INTO sure_times (join_id, partition, newest) VALUES (?1, ?2, ?3)";
-        self.execute("store an event time", sql, params![join.0, partition, newest])
+        let sql =
+            "INSERT OR REPLACE INTO sure_times (join_id, clock, partition, newest) VALUES (?1, ?2, ?3, ?4)";
+        self.execute("store an event time", sql, params![join.0, clock, partition, newest])
+    }
+
+    /// Forgets the event times of a window by other clocks.
+    pub(crate) fn forget_other_clocks(&mut self, join: JoinId, clock: &str) -> Result<(), SqliteError> {
+        let sql = "DELETE FROM sure_times WHERE join_id = ?1 AND clock <> ?2";
+        self.execute("forget event times", sql, params![join.0, clock])
+    }
+
+    /// Forgets all frames of a window.
+    pub(crate) fn remove_frames(&mut self, join: JoinId) -> Result<(), SqliteError> {
+        self.execute("remove frames", "DELETE FROM frames WHERE join_id = ?1", [join.0])
     }
 
     /// Notes a frame that holds rows; one that is there becomes due if `is_due`.
@@ -229,6 +257,23 @@ impl EpochWriter<'_> {
                 "SELECT key, rows, window, timestamp FROM results WHERE join_id = ?1 ORDER BY key LIMIT ?2";
             let mut statement = self.transaction.prepare_cached(sql)?;
             statement.query_map(params![join.0, limit], |row| Ok((read_result(row)?, row.get(3)?)))?.collect()
+        })
+    }
+
+    /// Calls `each` with the key and the frame, as JSON, of all stored results.
+    pub(crate) fn each_result(
+        &self,
+        join: JoinId,
+        mut each: impl FnMut(&str, Option<&str>),
+    ) -> Result<(), SqliteError> {
+        self.doing("read stored results", || {
+            let sql = "SELECT key, window FROM results WHERE join_id = ?1";
+            let mut statement = self.transaction.prepare_cached(sql)?;
+            let mut rows = statement.query([join.0])?;
+            while let Some(row) = rows.next()? {
+                each(row.get_ref(0)?.as_str()?, row.get_ref(1)?.as_str_or_null()?);
+            }
+            Ok(())
         })
     }
 

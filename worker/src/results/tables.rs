@@ -43,14 +43,15 @@ const SCHEMA: &str = "
     ) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS watermarks (
         join_id INTEGER PRIMARY KEY,
-        clock TEXT NOT NULL,
-        watermark INTEGER NOT NULL
+        basis TEXT NOT NULL,
+        watermark INTEGER
     );
     CREATE TABLE IF NOT EXISTS sure_times (
         join_id INTEGER NOT NULL,
+        clock TEXT NOT NULL,
         partition TEXT NOT NULL,
         newest INTEGER NOT NULL,
-        PRIMARY KEY (join_id, partition)
+        PRIMARY KEY (join_id, clock, partition)
     ) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS frames (
         join_id INTEGER NOT NULL,

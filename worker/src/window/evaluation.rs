@@ -16,7 +16,7 @@ use crate::fault::{self, Sabotage};
 use crate::join::keyed::KeyedError;
 use crate::join::lookup::Cost;
 use crate::join::value::Value;
-use crate::results::event::{Emit, Op, ResultChange};
+use crate::results::event::{Emit, ResultChange};
 use crate::results::store::EpochWriter;
 use crate::storage::arrivals::SureTimes;
 use crate::storage::log::ShardReader;
@@ -27,8 +27,8 @@ use crate::storage::topics::TopicId;
 /// Frames that one epoch evaluates at most; the rest waits for the next ones.
 pub(super) const FRAMES_MAX: usize = if cfg!(debug_assertions) { 64 } else { 16_384 };
 
-/// Results of old frames that one epoch removes at most.
-const REMOVED_MAX: usize = 1_000;
+/// Results of old frames that one epoch removes at most, and that are held in memory to be removed.
+pub(super) const REMOVED_MAX: usize = 1_000;
 
 impl WindowEvaluation {
     /// Returns the topic whose old images it needs.
@@ -104,7 +104,7 @@ impl WindowEvaluation {
     /// Stores how far time has come.
     pub(crate) fn store_watermark(&self, writer: &mut EpochWriter<'_>) -> Result<(), SqliteError> {
         match self.reached.filter(|_| self.is_known) {
-            Some(reached) => writer.set_watermark(self.id, &self.statements.clock, reached),
+            Some(reached) => writer.set_watermark(self.id, &self.statements.basis, Some(reached)),
             None => Ok(()),
         }
     }
@@ -122,8 +122,8 @@ impl WindowEvaluation {
     /// Reads how far time has come, unless it is known.
     pub(super) fn know(&mut self, writer: &EpochWriter<'_>) -> Result<(), KeyedError> {
         if !self.is_known {
-            self.reached = writer.watermark(self.id, &self.statements.clock)?;
-            self.sure = writer.sure_times(self.id)?;
+            self.reached = writer.watermark(self.id, &self.statements.basis)?;
+            self.sure = writer.sure_times(self.id, &self.statements.clock)?;
             self.is_known = true;
         }
         Ok(())
@@ -140,7 +140,7 @@ impl WindowEvaluation {
         self.know(writer)?;
         for (partition, time) in sure.get(&*self.statements.clock).into_iter().flatten() {
             if self.sure.get(partition).is_none_or(|known| known < time) {
-                writer.set_sure_time(self.id, partition, *time)?;
+                writer.set_sure_time(self.id, &self.statements.clock, partition, *time)?;
                 self.sure.insert(Arc::clone(partition), *time);
             }
         }
@@ -148,7 +148,7 @@ impl WindowEvaluation {
         let watermark = self.watermark_at(moments);
         if let Some(watermark) = watermark {
             writer.close_frames(self.id, watermark)?;
-            writer.set_watermark(self.id, &self.statements.clock, watermark)?;
+            writer.set_watermark(self.id, &self.statements.basis, Some(watermark))?;
         }
         self.reached = watermark;
         let mut left = FRAMES_MAX;
@@ -204,13 +204,7 @@ impl WindowEvaluation {
                 self.next_expiry = Some(expires.max(now + 1));
                 break;
             }
-            changes.push(ResultChange {
-                op: Op::Deleted,
-                key: old.key.into(),
-                rows: "[]".into(),
-                emit: self.join.emit(emit),
-                window: old.window.map(Into::into),
-            });
+            changes.push(ResultChange { emit: self.join.emit(emit), ..self.gone(old) });
         }
         self.has_more |= changes.len() == REMOVED_MAX;
         Ok(writer.store(self.id, &changes)?)

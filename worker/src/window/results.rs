@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use serde_json::value::RawValue;
 
 use super::{CheckedWindow, Frame, Grouping, TimeAxis, WindowEvaluation};
 use crate::fault::{self, Sabotage};
@@ -178,6 +179,17 @@ impl WindowEvaluation {
         ResultChange { op, key, rows, emit: self.join.emit(Emit::Event), window }
     }
 
+    /// Returns the event that a result is gone.
+    pub(super) fn gone(&self, result: StoredResult) -> ResultChange<'static> {
+        ResultChange {
+            op: Op::Deleted,
+            key: result.key.into(),
+            rows: "[]".into(),
+            emit: self.join.emit(Emit::Event),
+            window: result.window.map(Into::into),
+        }
+    }
+
     /// Removes the results of a frame that is no more.
     pub(super) fn remove_results(
         &mut self,
@@ -216,6 +228,26 @@ pub(super) fn window_json(frame: Frame, is_final: bool) -> String {
 pub(super) fn window_end(json: &str) -> Option<i64> {
     let (_, behind) = json.split_once("\"end\":")?;
     behind.split(',').next()?.parse().ok()
+}
+
+/// Returns the frame from its JSON.
+pub(super) fn frame_of(json: &str) -> Option<Frame> {
+    let (_, behind) = json.split_once("\"start\":")?;
+    let start = behind.split(',').next()?.parse().ok()?;
+    Some(Frame { start, end: window_end(json)? })
+}
+
+/// Returns the group of the rows behind a result key; `None` if this window has no such keys.
+pub(super) fn group_of_key(window: &CheckedWindow, key: &str) -> Option<Value> {
+    let items: Vec<&RawValue> = serde_json::from_str(key).ok()?;
+    let length = 1 + usize::from(window.grouping == Grouping::Partition) + usize::from(window.has_key);
+    if items.len() != length {
+        return None;
+    }
+    match window.grouping {
+        Grouping::Whole => Some(Value::Integer(0)),
+        Grouping::Partition | Grouping::Key => Value::from_json(items.get(1)?.get()),
+    }
 }
 
 /// Returns the key of the result of the same partition and key column in another frame.

@@ -7,8 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::evaluation::FRAMES_MAX;
-use super::results::time_text;
+use super::evaluation::{FRAMES_MAX, REMOVED_MAX};
+use super::results::{frame_of, group_of_key, time_text};
 use super::session::{Session, clusters, islands};
 use super::{Frame, RefusedRow, TimeAxis, WindowEvaluation};
 use crate::fault::{self, Sabotage};
@@ -17,6 +17,7 @@ use crate::join::changes::Changes;
 use crate::join::keyed::KeyedError;
 use crate::join::lookup::{Raw, lookup_failed, steps_of};
 use crate::join::value::Value;
+use crate::results::frames::StoredResult;
 use crate::results::store::EpochWriter;
 use crate::storage::log::ShardReader;
 use crate::storage::sqlite::SqliteError;
@@ -38,9 +39,16 @@ impl WindowEvaluation {
         writer: &mut EpochWriter<'_>,
     ) -> Result<(), KeyedError> {
         self.forget();
+        if !writer.stands_on(self.id, &self.statements.basis)? {
+            self.abandon(writer)?;
+        }
         self.know(writer)?;
         let frozen = self.frozen_to();
-        writer.all_due(self.id, frozen.unwrap_or(i64::MIN))?;
+        match &self.cut {
+            TimeAxis::Grid(_) => self.renew_frames(writer)?,
+            // Where the first session begins that is not frozen is known from the frames alone.
+            TimeAxis::Session(_) => writer.all_due(self.id, frozen.unwrap_or(i64::MIN))?,
+        }
         if self.panes.is_some() {
             return self.rebuild_panes(readers, writer);
         }
@@ -98,6 +106,48 @@ impl WindowEvaluation {
         }
         self.has_more = true;
         Ok(())
+    }
+
+    /// Begins a window whose frames were made in another way: their results mean nothing any more.
+    fn abandon(&mut self, writer: &mut EpochWriter<'_>) -> Result<(), KeyedError> {
+        writer.remove_frames(self.id)?;
+        writer.forget_panes(self.id, i64::MAX)?;
+        writer.forget_other_clocks(self.id, &self.statements.clock)?;
+        writer.set_watermark(self.id, &self.statements.basis, None)?;
+        loop {
+            let stored = writer.first_results(self.id, REMOVED_MAX)?;
+            let is_last = stored.len() < REMOVED_MAX;
+            let gone = stored.into_iter().map(|(old, _)| self.gone(old)).collect::<Vec<_>>();
+            self.results += gone.len() as u64;
+            writer.store(self.id, &gone)?;
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Makes the frames of stored results due, as far as they are not frozen. Frames of before may have other groups.
+    fn renew_frames(&mut self, writer: &mut EpochWriter<'_>) -> Result<(), KeyedError> {
+        let mut frames: BTreeSet<(Value, Frame)> = BTreeSet::new();
+        let mut foreign = Vec::new();
+        writer.each_result(self.id, |key, window| {
+            let frame = window.and_then(frame_of).filter(|frame| !self.is_frozen(*frame));
+            match frame.map(|frame| (frame, group_of_key(&self.window, key))) {
+                Some((frame, Some(group))) => drop(frames.insert((group, frame))),
+                Some((_, None)) => foreign.push((key.to_owned(), window.map(str::to_owned))),
+                None => {}
+            }
+        })?;
+        writer.remove_frames(self.id)?;
+        for (group, frame) in frames {
+            self.add_frame(&group, frame, true, writer)?;
+        }
+        let gone = foreign
+            .into_iter()
+            .map(|(key, window)| self.gone(StoredResult { key, rows: String::new(), window }))
+            .collect::<Vec<_>>();
+        self.results += gone.len() as u64;
+        Ok(writer.store(self.id, &gone)?)
     }
 
     /// Takes in changed rows of the topic.
