@@ -19,7 +19,7 @@ const FIRST_MONDAY: i64 = 4 * 86_400;
 const WEEK: i64 = 7 * 86_400;
 
 /// A window. All durations are in seconds.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Definition {
     pub name: String,
     pub kind: FrameKind,
@@ -104,6 +104,11 @@ impl Definition {
             start += step;
         }
         frames
+    }
+
+    /// Whether a window has the frames of another one with the same clock and partitions.
+    pub fn has_same_frames(&self, other: &Self) -> bool {
+        (self.kind, self.offset, self.zone) == (other.kind, other.offset, other.zone)
     }
 
     /// The window as it is written into a manifest.

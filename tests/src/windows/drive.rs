@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::definition::TOPIC;
+use super::definition::{Definition, TOPIC};
 use super::frames::WindowMessage;
 use super::generator::{Hazard, SOURCES, WindowRound, WindowScript};
 use super::model::{Model, ShownResult};
@@ -112,7 +112,7 @@ impl WindowRun {
         match hazard {
             Hazard::Stop => self.end_worker("TERM").await?,
             Hazard::Kill => self.end_worker("KILL").await?,
-            Hazard::Reload { window, query } => self.reload(*window, query).await?,
+            Hazard::Reload { window, definition } => self.reload(*window, definition).await?,
             Hazard::Nothing | Hazard::KilledMidway { .. } => {}
         }
         self.site.set_clock(*clock);
@@ -276,9 +276,12 @@ impl WindowRun {
         self.client = subscribe(&self.worker, last_event_id.as_deref()).await;
     }
 
-    /// Gives a window another query. The subscriber comes back, as one of a changed pipeline does.
-    async fn reload(&mut self, window: usize, query: &str) -> Result<(), WrongWindow> {
-        self.models[window].set_query(query);
+    /// Changes a window. The subscriber comes back, as one of a changed pipeline does.
+    async fn reload(&mut self, window: usize, definition: &Definition) -> Result<(), WrongWindow> {
+        if !self.models[window].log.definition().has_same_frames(definition) {
+            self.told_final[window].clear();
+        }
+        self.models[window].redefine(definition);
         self.site.write("pipeline.yaml", manifest(self.shard_count, &self.models));
         let config = self.worker.reload().await;
         assert_ne!(config["lastReload"]["outcome"], "refused", "{config}");

@@ -69,6 +69,8 @@ pub struct FrameLog {
     sources: BTreeMap<&'static str, Progress>,
     /// Rows by key that are in a frame which is not frozen.
     rows: BTreeMap<String, Rc<FrameRow>>,
+    /// The last version of each key, whatever frame took it.
+    last: Rc<BTreeMap<String, Rc<FrameRow>>>,
     /// Key and version of each row that came too late, or without a time.
     dead_letters: Rc<BTreeSet<(String, u64)>>,
     /// Frozen frames, with the versions of their rows.
@@ -89,6 +91,7 @@ impl FrameLog {
             watermark: None,
             sources: BTreeMap::new(),
             rows: BTreeMap::new(),
+            last: Rc::default(),
             dead_letters: Rc::default(),
             frozen: Rc::default(),
             closed: BTreeSet::new(),
@@ -103,8 +106,24 @@ impl FrameLog {
         &self.definition
     }
 
-    pub fn set_query(&mut self, query: &str) {
-        Rc::make_mut(&mut self.definition).query = query.to_owned();
+    /// Changes the window, but for its clock and partitions. If that makes other frames, it begins anew with the rows that are
+    /// there. Returns the frames as [`Self::epoch`] does.
+    pub fn redefine(&mut self, definition: &Definition) -> FilledFrames {
+        let has_same_frames = self.definition.has_same_frames(definition);
+        self.definition = Rc::new(definition.clone());
+        if !has_same_frames {
+            self.watermark = None;
+            self.frozen = Rc::default();
+            self.closed.clear();
+            self.closings = Rc::default();
+            let last = Rc::clone(&self.last);
+            let placed = last.iter().map(|(key, row)| {
+                let row = FrameRow { grid: self.grid(row.time), ..FrameRow::clone(row) };
+                (key.clone(), Rc::new(row))
+            });
+            self.rows = placed.collect();
+        }
+        self.epoch(&[])
     }
 
     pub fn watermark(&self) -> Option<i64> {
@@ -201,6 +220,7 @@ impl FrameLog {
     /// those with the row of before. Returns whether it was taken.
     fn judge(&mut self, message: &WindowMessage) -> bool {
         let before = self.rows.remove(&message.key);
+        Rc::make_mut(&mut self.last).remove(&message.key);
         let Some(payload) = &message.payload else { return true };
         if let Some(time) = self.time(message) {
             let row = Rc::new(FrameRow {
@@ -212,6 +232,7 @@ impl FrameLog {
                 time,
                 grid: self.grid(time),
             });
+            Rc::make_mut(&mut self.last).insert(row.key.clone(), Rc::clone(&row));
             if let Some(before) = before {
                 self.rows.insert(BEFORE.to_owned(), before);
             }

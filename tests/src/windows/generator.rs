@@ -94,10 +94,10 @@ pub enum Hazard {
     KilledMidway {
         moment: u32,
     },
-    /// A window gets another query, by a reload before the clock moves.
+    /// A window is another one, but for its clock and partitions, by a reload before the clock moves.
     Reload {
         window: usize,
-        query: String,
+        definition: Box<Definition>,
     },
 }
 
@@ -122,6 +122,8 @@ struct Generator {
     chance: StdRng,
     /// A usual length of a frame, in seconds.
     span: i64,
+    /// Whether frames are of a place.
+    is_local: bool,
     stamps: Stamps,
     /// What clocks show: the one on the system, and the one that stands still while that is behind.
     clock: i64,
@@ -159,6 +161,7 @@ impl WindowScript {
         let mut generator = Generator {
             chance,
             span,
+            is_local,
             stamps,
             clock: start,
             now: start,
@@ -279,12 +282,29 @@ impl Generator {
             4 | 5 if can_end => Hazard::KilledMidway { moment: self.chance.random_range(0..2_000) },
             6 | 7 => {
                 let window = self.chance.random_range(0..self.logs.len());
-                let is_keyed = self.logs[window].definition().key_column.is_some();
-                let query = self.one_of(if is_keyed { &KEYED[..] } else { &WHOLE[..] }).to_owned();
-                Hazard::Reload { window, query }
+                let definition = Box::new(self.redefined(window));
+                self.logs[window].redefine(&definition);
+                Hazard::Reload { window, definition }
             }
             _ => Hazard::Nothing,
         }
+    }
+
+    /// Another query for a window, which may have another key column, too, or other frames.
+    fn redefined(&mut self, window: usize) -> Definition {
+        let before = self.logs[window].definition().clone();
+        let drawn = self.window(before.name.clone(), self.is_local);
+        let after = Definition {
+            is_partitioned: before.is_partitioned,
+            emits_updates: before.emits_updates,
+            event_clock: before.event_clock,
+            ..drawn
+        };
+        if self.chance.random() {
+            return after;
+        }
+        let Definition { kind, offset, zone, .. } = before;
+        Definition { kind, offset, zone, ..after }
     }
 
     /// Adds a message, if the round then still has one outcome.

@@ -65,11 +65,15 @@ impl Model {
         self.evaluate(&frames);
     }
 
-    /// Changes the query, which frozen results do not follow.
-    pub fn set_query(&mut self, query: &str) {
-        self.log.set_query(query);
+    /// Changes the window, but for its clock and partitions. Frozen results stay if the frames do.
+    pub fn redefine(&mut self, definition: &Definition) {
+        if !self.log.definition().has_same_frames(definition) {
+            self.frozen.clear();
+            self.finals.clear();
+        }
         self.found.clear();
-        self.take(&[]);
+        let frames = self.log.redefine(definition);
+        self.evaluate(&frames);
     }
 
     /// The results that are there now.

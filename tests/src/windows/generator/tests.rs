@@ -25,10 +25,10 @@ fn scripts_reach_late_rows_closed_frames_and_hazards() {
             reached.messages += messages.len();
             reached.hazards += usize::from(*hazard != Hazard::Nothing);
             for (number, model) in models.iter_mut().enumerate() {
-                if let Hazard::Reload { window, query } = hazard
+                if let Hazard::Reload { window, definition } = hazard
                     && *window == number
                 {
-                    model.set_query(query);
+                    model.redefine(definition);
                 }
                 let before = model.results().clone();
                 model.tick(*clock);

@@ -169,10 +169,21 @@ fn a_row_without_a_time_leaves_its_frame() {
 fn a_frame_whose_rows_are_filtered_out_counts_none_and_a_frozen_result_keeps_its_query() {
     let mut window = counting(FrameKind::Tumbling { size: 10 });
     window.query += " WHERE key = 'nobody'";
-    let mut model = Model::new(window, 1_000);
+    let mut model = Model::new(window.clone(), 1_000);
     assert_after(&mut model, &[row("a", "k1", 3), row("a", "k2", 12)], &["0..10 0"]);
-    model.set_query("SELECT count(*) + 40 AS n FROM orders");
+    window.query = "SELECT count(*) + 40 AS n FROM orders".to_owned();
+    model.redefine(&window);
     assert_after(&mut model, &[row("a", "k3", 20)], &["0..10 0", "10..20 41"]);
+}
+
+#[test]
+fn with_other_frames_a_window_begins_anew_with_the_rows_that_are_there() {
+    let window = counting(FrameKind::Tumbling { size: 10 });
+    let mut model = Model::new(window.clone(), 1_000);
+    assert_after(&mut model, &[row("a", "k1", 3), row("a", "k2", 12)], &["0..10 1"]);
+    model.redefine(&Definition { kind: FrameKind::Tumbling { size: 4 }, ..window });
+    assert_after(&mut model, &[], &["0..4 1"]);
+    assert_after(&mut model, &[row("a", "k3", 17)], &["0..4 1", "12..16 1"]);
 }
 
 #[test]
