@@ -249,6 +249,66 @@ async fn an_idle_worker_finds_it_by_itself() {
     worker.stop().await;
 }
 
+/// Windows whose frames outlast the test, and one of event time, some of whose frames are frozen.
+const WINDOWS: &str = "  audit: {enabled: false}
+  retention: {duration: 2000h}
+  windows:
+    - {name: spent, type: tumbling, size: 1000h, keyColumn: customer, topic: orders, emit: update, sinks: [live],
+       query: \"SELECT payload->>'customer' AS customer, sum(payload->>'n') AS n FROM orders GROUP BY 1\"}
+    - {name: kinds, type: sliding, size: 1000h, slide: 500h, topic: orders, emit: update, sinks: [live],
+       query: \"SELECT count(DISTINCT payload->>'n') AS kinds FROM orders\"}
+    - {name: visits, type: session, gap: 1000h, partitionBy: payload->>'customer', topic: orders, emit: update,
+       sinks: [live], query: SELECT count(*) AS orders FROM orders}
+    - {name: minutes, type: tumbling, size: 10s, topic: orders, sinks: [live],
+       eventTime: {path: $.n, unit: seconds, allowedLateness: 20s}, query: SELECT count(*) AS orders FROM orders}";
+
+#[tokio::test]
+async fn windows_are_compared_as_far_as_they_are_not_frozen() {
+    let site = loaded(WINDOWS).await;
+    let windows = ["spent", "kinds", "visits", "minutes"];
+    let worker = site.start().await;
+    let none = "\"spent\": 0 []\n\"kinds\": 0 []\n\"visits\": 0 []\n\"minutes\": 0 []\n";
+    let found = findings(&site, &windows).await;
+    assert_eq!(shown(&found), none);
+    let compared: Vec<u64> =
+        found.iter().map(|finding| finding["results"].as_u64().expect("a count")).collect();
+    assert!(compared.iter().all(|results| *results > 0), "{compared:?}");
+    worker.stop().await;
+    let of_files: Vec<&str> = ["-f", "pipeline.yaml"].into_iter().chain(windows).collect();
+    assert_eq!(shown(&findings(&site, &of_files).await), none);
+
+    let of = |window: &str| format!("join_id = (SELECT id FROM joins WHERE name = '{window}')");
+    let rows = r#"'[{"customer":"c3","n":-1}]'"#;
+    tamper(&site, &format!("UPDATE results SET rows = {rows} WHERE {} AND key LIKE '%\"c3\"]'", of("spent")));
+    tamper(
+        &site,
+        &format!(
+            "UPDATE results SET window = replace(window, 'false', 'true') WHERE {} AND key LIKE '%\"c4\"]'",
+            of("visits")
+        ),
+    );
+    tamper(
+        &site,
+        &format!(
+            "DELETE FROM results WHERE {} AND key = (SELECT max(key) FROM results WHERE {0})",
+            of("minutes")
+        ),
+    );
+    let wrong = findings(&site, &of_files).await;
+    let counts: Vec<&Value> = wrong.iter().map(|finding| &finding["differences"]).collect();
+    assert_eq!(counts, [1, 0, 1, 1], "{}", shown(&wrong));
+
+    let worker = site.start().await;
+    let mut client = Subscription::open(worker.address("sink live"), "join=*", None).await;
+    assert_eq!(findings(&site, &windows).await.len(), windows.len());
+    let mut sent = [next(&mut client).await, next(&mut client).await, next(&mut client).await];
+    sent.sort();
+    let told = sent.map(|told| told.split(' ').take(2).collect::<Vec<_>>().join(" "));
+    assert_eq!(told, ["minutes created", "spent updated", "visits updated"]);
+    until("the repair", async || (shown(&findings(&site, &windows).await) == none).then_some(())).await;
+    worker.stop().await;
+}
+
 #[tokio::test]
 async fn repairs_can_be_left_to_people() {
     let site = loaded("  audit: {enabled: false, repair: false}").await;

@@ -10,6 +10,7 @@
 
 mod auditor;
 mod equality;
+mod frames;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use crate::join::budget::STEPS_MAX;
 use crate::join::changes::{BYTES_MAX, Changes, ReadError, ShardChanges};
 use crate::join::diff::StoredResults;
 use crate::join::full::{Full, FullError};
+use crate::join::keyed::KeyedError;
 use crate::join::plan::ClockUse;
 use crate::join::{CheckedJoin, TopicImage};
 use crate::results::event::Emit;
@@ -108,6 +110,8 @@ pub(crate) enum AuditError {
     File(#[from] SqliteError),
     #[error(transparent)]
     Full(FullError),
+    #[error(transparent)]
+    Window(KeyedError),
 }
 
 impl From<FullError> for AuditError {
@@ -129,10 +133,13 @@ pub(crate) fn compare(
     if join.clock == ClockUse::System {
         return Err(Skip::Clock.into());
     }
+    let definition = join.definition(joins);
+    if let Some(window) = &join.window {
+        return frames::compare(join, window, &definition, files, cancelled);
+    }
     let stored = Stored::open(files)?;
     let mut readers: Vec<ShardReader> =
         files.shards.iter().map(|path| ShardReader::open_read_only(path)).collect::<Result<_, _>>()?;
-    let definition = join.definition(joins);
     let topics = Topics::new([], []);
     let mut attempts = 0;
     let (moment, later) = loop {

@@ -306,6 +306,26 @@ impl WindowRun {
                 return Err((number, format!("dead letters\n  {found:?}\nexpected\n  {expected:?}")));
             }
         }
+        self.audit().await
+    }
+
+    /// Holds the results to those that the worker finds anew from the rows, once it has ended.
+    async fn audit(&self) -> Result<(), WrongWindow> {
+        let arguments = ["audit", "--data-dir", "data", "-f", "pipeline.yaml", "--output", "json"];
+        let ended = self.site.command(arguments).end().await;
+        let findings: Vec<Value> = ended
+            .stdout
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+            .collect();
+        for (number, model) in self.models.iter().enumerate() {
+            let name = &model.log.definition().name;
+            let finding = findings.iter().find(|finding| finding["join"] == **name);
+            let finding = finding.unwrap_or_else(|| panic!("{name} was not audited: {}", ended.stderr));
+            if finding["differences"] != 0 || !finding["skipped"].is_null() || !finding["error"].is_null() {
+                return Err((number, format!("the audit: {finding}")));
+            }
+        }
         Ok(())
     }
 

@@ -59,7 +59,7 @@ impl Auditor {
             gate,
             status,
             repairs,
-            joins: RwLock::new(audited(joins)),
+            joins: RwLock::new(joins.into()),
             policy: Mutex::new(policy),
             turn: tokio::sync::Mutex::default(),
         }
@@ -67,7 +67,7 @@ impl Auditor {
 
     /// Replaces the joins after a reload.
     pub(crate) fn follow(&self, joins: &[CheckedJoin], policy: plan::Audit) {
-        *self.joins.write().unwrap_or_else(PoisonError::into_inner) = audited(joins);
+        *self.joins.write().unwrap_or_else(PoisonError::into_inner) = joins.into();
         *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy;
     }
 
@@ -199,9 +199,4 @@ pub(crate) fn finding(name: &str, outcome: Result<Finding, AuditError>, started:
         }
     };
     Finding { join: name.to_owned(), seconds, skipped, error, ..found }
-}
-
-/// Returns the joins whose results follow from the topics alone: those of a window keep what was closed.
-fn audited(joins: &[CheckedJoin]) -> Arc<[CheckedJoin]> {
-    joins.iter().filter(|join| join.window.is_none()).cloned().collect()
 }

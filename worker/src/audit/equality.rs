@@ -66,7 +66,8 @@ impl Tally {
         }
     }
 
-    fn note(&mut self, op: Op, key: &str) {
+    /// Counts a difference.
+    pub(super) fn note(&mut self, op: Op, key: &str) {
         self.count += 1;
         if self.keys.len() < KEYS_SHOWN {
             self.keys.push(format!("{} {key}", op.as_str()));
@@ -78,10 +79,10 @@ fn rows(json: &str) -> Option<Vec<Value>> {
     serde_json::from_str(json).ok()
 }
 
-/// Returns a number key in the one spelling that all equal numbers share; `None` for any other key.
+/// Returns a key that is a number, or holds some, in the one spelling that all equal numbers share; `None` for any other key.
 fn plain_key(key: &str) -> Option<String> {
     let value: Value = serde_json::from_str(key).ok()?;
-    value.is_number().then(|| plain(&value).to_string())
+    (value.is_number() || value.is_array()).then(|| plain(&value).to_string())
 }
 
 /// Returns whether rows are equal except for their order, the rounding of real numbers, and spellings of equal
@@ -121,6 +122,7 @@ fn plain(value: &Value) -> Value {
         Value::Object(columns) => {
             Value::Object(columns.iter().map(|(name, value)| (name.clone(), plain(value))).collect())
         }
+        Value::Array(items) => Value::Array(items.iter().map(plain).collect()),
         other => other.clone(),
     }
 }

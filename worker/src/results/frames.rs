@@ -11,10 +11,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rusqlite::types::Value;
-use rusqlite::{OptionalExtension, Row, ToSql, params};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, params, params_from_iter};
 
 use super::event::JoinId;
-use super::store::EpochWriter;
+use super::store::{EpochWriter, Results};
 use crate::storage::sqlite::SqliteError;
 
 /// A stretch of time, in seconds since the Unix epoch; the end is not part of it.
@@ -41,6 +41,39 @@ pub(crate) struct StoredResult {
     pub(crate) rows: String,
     /// The frame as JSON.
     pub(crate) window: Option<String>,
+}
+
+impl Results {
+    /// Copies from another file what is known of the frames of a window, and its results up to the end `frozen`.
+    pub(crate) fn copy_window(
+        &self,
+        from: &Connection,
+        join: JoinId,
+        frozen: Option<i64>,
+    ) -> Result<(), SqliteError> {
+        self.doing("copy a window", |connection| {
+            let transaction = connection.transaction()?;
+            for (table, filter) in [
+                ("watermarks", "?2 IS ?2"),
+                ("sure_times", "?2 IS ?2"),
+                ("frames", "?2 IS ?2"),
+                ("results", "window->>'end' <= ?2"),
+            ] {
+                let sql = format!("SELECT * FROM {table} WHERE join_id = ?1 AND {filter}");
+                let mut statement = from.prepare(&sql)?;
+                let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+                let values = vec!["?"; columns.len()].join(", ");
+                let sql = format!("INSERT INTO {table} ({}) VALUES ({values})", columns.join(", "));
+                let mut insert = transaction.prepare(&sql)?;
+                let mut rows = statement.query(params![join.0, frozen])?;
+                while let Some(row) = rows.next()? {
+                    let values = (0..columns.len()).map(|index| row.get::<_, Value>(index));
+                    insert.execute(params_from_iter(values.collect::<rusqlite::Result<Vec<_>>>()?))?;
+                }
+            }
+            transaction.commit()
+        })
+    }
 }
 
 impl EpochWriter<'_> {

@@ -151,6 +151,27 @@ impl WindowEvaluation {
             writer.set_watermark(self.id, &self.statements.basis, Some(watermark))?;
         }
         self.reached = watermark;
+        self.evaluate_due(readers, writer)?;
+        if let Some(frozen) = self.frozen_to() {
+            writer.forget_frames(self.id, frozen)?;
+            if let (Some(_), false, TimeAxis::Grid(grid)) = (&self.panes, self.has_more, &self.cut) {
+                // A pane that ends in a frame which is not frozen begins no earlier than that frame.
+                if let Some(first) = grid.frames(frozen).first() {
+                    writer.forget_panes(self.id, first.start)?;
+                }
+            }
+        }
+        self.expire(moments.now, writer)?;
+        self.next_end = Some(writer.next_end(self.id)?);
+        Ok(())
+    }
+
+    /// Evaluates frames that are due, as many as one epoch may.
+    pub(crate) fn evaluate_due(
+        &mut self,
+        readers: &[ShardReader],
+        writer: &mut EpochWriter<'_>,
+    ) -> Result<(), KeyedError> {
         let mut left = FRAMES_MAX;
         loop {
             // A frame that closes may make the next one due.
@@ -169,17 +190,6 @@ impl WindowEvaluation {
             }
         }
         self.has_more = left == 0;
-        if let Some(frozen) = self.frozen_to() {
-            writer.forget_frames(self.id, frozen)?;
-            if let (Some(_), false, TimeAxis::Grid(grid)) = (&self.panes, self.has_more, &self.cut) {
-                // A pane that ends in a frame which is not frozen begins no earlier than that frame.
-                if let Some(first) = grid.frames(frozen).first() {
-                    writer.forget_panes(self.id, first.start)?;
-                }
-            }
-        }
-        self.expire(moments.now, writer)?;
-        self.next_end = Some(writer.next_end(self.id)?);
         Ok(())
     }
 
