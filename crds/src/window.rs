@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::defaults;
 use crate::duration::DurationText;
-use crate::names::{NAME_PATTERN, TOPIC_PATTERN};
+use crate::names::NAME_PATTERN;
 use crate::reference::PipelineRef;
 use crate::status::ChildStatus;
 
@@ -74,10 +74,11 @@ pub struct WindowBody {
     /// `slide`), `session` (until nothing comes for a while, needs `gap`).
     #[serde(rename = "type")]
     pub kind: WindowKind,
-    /// Topic whose messages are aggregated.
-    #[schemars(regex(pattern = TOPIC_PATTERN), length(max = 63))]
+    /// Topic whose messages are aggregated, or the join or window whose rows are.
+    #[schemars(regex(pattern = NAME_PATTERN), length(max = 63))]
     pub topic: String,
-    /// One SELECT over that topic; it sees the messages of one window.
+    /// One SELECT over that topic, with the columns `window_start` and `window_end` (seconds since 1970); it sees the
+    /// messages of one window.
     #[schemars(length(min = 1, max = 65536))]
     pub query: String,
     /// Length of a tumbling or sliding window, in whole seconds.

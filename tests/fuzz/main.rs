@@ -7,7 +7,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use litejoin_tests::fuzz;
 use litejoin_tests::fuzz::run::Sabotage;
 use litejoin_tests::fuzz::script::{BATCHES_A_ROUND, ROUNDS, ROUNDS_LONG};
-use litejoin_tests::repetition::endless_seeds;
+use litejoin_tests::repetition::{endless_seeds, is_endless};
 use litejoin_tests::windows;
 use litejoin_tests::windows::drive::WindowSabotage;
 use litejoin_tests::windows::generator::{ROUNDS_A_SCRIPT, SCRIPTS, SCRIPTS_LONG};
@@ -21,6 +21,15 @@ const ROUNDS_A_LINE: u64 = 20;
 /// Batches within which every sabotage must be seen.
 const BATCHES_UNTIL_CAUGHT: u64 = 500;
 
+/// Fails the test. In an endless run it ends the process, since the other gate would go on for ever.
+fn fail(report: String) {
+    if is_endless() {
+        eprintln!("{report}");
+        std::process::exit(1);
+    }
+    panic!("{report}");
+}
+
 #[tokio::test]
 async fn folded_deltas_are_what_sqlite_says_after_every_batch() {
     let seeds = stream::iter(endless_seeds(ROUNDS, ROUNDS_LONG));
@@ -33,9 +42,7 @@ async fn folded_deltas_are_what_sqlite_says_after_every_batch() {
         }
         Ok::<(), String>(())
     });
-    if let Err(report) = rounds.await {
-        panic!("{report}");
-    }
+    rounds.await.unwrap_or_else(fail);
 }
 
 #[tokio::test]
@@ -60,9 +67,7 @@ async fn windows_match_the_oracle() {
         }
         Ok::<(), String>(())
     });
-    if let Err(report) = scripts.await {
-        panic!("{report}");
-    }
+    scripts.await.unwrap_or_else(fail);
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ pub fn seeds(few: u64, many: u64) -> Vec<u64> {
 
 /// Returns the seeds of [`seeds`], or endless fresh seeds with `tests/run --forever`; prints each fresh seed.
 pub fn endless_seeds(few: u64, many: u64) -> Box<dyn Iterator<Item = u64>> {
-    if variable("LITEJOIN_FOREVER").is_none_or(|value| value != "1") {
+    if !is_endless() {
         return Box::new(seeds(few, many).into_iter());
     }
     Box::new(std::iter::repeat_with(|| {
@@ -27,6 +27,11 @@ pub fn endless_seeds(few: u64, many: u64) -> Box<dyn Iterator<Item = u64>> {
         eprintln!("seed {seed}");
         u64::from(seed)
     }))
+}
+
+/// Returns whether gates go on until they find something.
+pub fn is_endless() -> bool {
+    variable("LITEJOIN_FOREVER").is_some_and(|value| value == "1")
 }
 
 /// Returns whether this is the long run.

@@ -241,6 +241,10 @@ impl Running {
             }
         })
         .await;
+        let scratch = self.store.scratch_folder();
+        // Readers first: unlike writers they close a file with a checkpoint if they are the last to close it, and
+        // Litestream, which has it open until then, would copy all of it anew at the next start.
+        drop((self.sinks, self.maintenance, self.store.reader));
         // After all that is written, so that the last of it is in the replica.
         if let Some(replication) = self.replication {
             replication.stop().await;
@@ -248,7 +252,7 @@ impl Running {
         match drained {
             Ok(()) => {
                 // Scratch data is worth nothing to the next start.
-                let _ = std::fs::remove_dir_all(self.store.scratch_folder());
+                let _ = std::fs::remove_dir_all(scratch);
                 info!("stopped");
             }
             Err(_) => warn!("stopped before all results were handed over; they follow at the next start"),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::complaint::{Reason, nearest};
 use crate::duration::{DURATION_MAX, DurationText};
 use crate::kind::Kind;
+use crate::names::is_topic;
 use crate::plan::{EventClock, Retention, TimeCut, Window};
 use crate::source::SourceBody;
 use crate::validate::complaints::Complaints;
@@ -89,13 +90,16 @@ fn check_topic(contents: &Contents, named: &Named<WindowBody>, complaints: &mut 
     }
     let mut known = topics.iter().map(String::as_str).chain(outputs);
     let unread = contents.unread.iter().any(|(kind, _)| *kind == Kind::Source);
-    if any_topic || unread || known.clone().any(|known| known.eq_ignore_ascii_case(topic)) {
+    let may_be_filled = is_topic(topic) && (any_topic || unread);
+    if may_be_filled || known.clone().any(|known| known.eq_ignore_ascii_case(topic)) {
         return;
     }
     let near = nearest(topic, known.by_ref().filter(|known| *known != named.name));
-    let hint = near
-        .map(|near| format!("; did you mean {near:?}?"))
-        .unwrap_or_else(|| "; add it to a source".to_owned());
+    let hint =
+        near.map(|near| format!("; did you mean {near:?}?")).unwrap_or_else(|| match is_topic(topic) {
+            true => "; add it to a source".to_owned(),
+            false => ", and no join or window is called so".to_owned(),
+        });
     let message = format!("no source fills the topic {topic:?}{hint}");
     complaints.error(&named.place, "topic", Reason::UnknownReference, message);
 }

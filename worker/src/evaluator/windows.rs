@@ -140,7 +140,7 @@ impl EpochLoop {
         let window = state.window.as_mut().expect("it is a window");
         let status = self.committer.status().join(&state.join.name);
         let cost = window.take_cost();
-        status.steps.add(cost.steps);
+        status.steps.add(cost.steps + writer.take_steps());
         status.probes.add(cost.probes);
         let error = match outcome {
             Ok(()) => {

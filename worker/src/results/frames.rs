@@ -11,7 +11,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rusqlite::types::Value;
-use rusqlite::{Connection, OptionalExtension, Row, ToSql, params, params_from_iter};
+use rusqlite::{
+    Connection, OptionalExtension, Row, Statement, StatementStatus, ToSql, params, params_from_iter,
+};
 
 use super::event::JoinId;
 use super::store::{EpochWriter, Results};
@@ -61,7 +63,7 @@ impl Results {
             ] {
                 let sql = format!("SELECT * FROM {table} WHERE join_id = ?1 AND {filter}");
                 let mut statement = from.prepare(&sql)?;
-                let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+                let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
                 let values = vec!["?"; columns.len()].join(", ");
                 let sql = format!("INSERT INTO {table} ({}) VALUES ({values})", columns.join(", "));
                 let mut insert = transaction.prepare(&sql)?;
@@ -90,12 +92,7 @@ impl EpochWriter<'_> {
         self.doing("read a watermark", || {
             let sql = "SELECT watermark FROM watermarks WHERE join_id = ?1 AND basis = ?2";
             let read = |row: &Row<'_>| row.get(0);
-            Ok(self
-                .transaction
-                .prepare_cached(sql)?
-                .query_row(params![join.0, basis], read)
-                .optional()?
-                .flatten())
+            Ok(self.query_row(sql, params![join.0, basis], read).optional()?.flatten())
         })
     }
 
@@ -119,7 +116,7 @@ impl EpochWriter<'_> {
         self.doing("read event times", || {
             let sql = "SELECT partition, newest FROM sure_times WHERE join_id = ?1 AND clock = ?2";
             let read = |row: &Row<'_>| Ok((Arc::from(row.get_ref(0)?.as_str()?), row.get(1)?));
-            self.transaction.prepare_cached(sql)?.query_map(params![join.0, clock], read)?.collect()
+            Ok(self.query_map(sql, params![join.0, clock], read)?.into_iter().collect())
         })
     }
 
@@ -196,6 +193,8 @@ impl EpochWriter<'_> {
                 }
                 found.push(frame);
             }
+            drop(rows);
+            self.count(&statement);
             found.reverse();
             Ok(found)
         })
@@ -210,8 +209,8 @@ impl EpochWriter<'_> {
     ) -> Result<Option<i64>, SqliteError> {
         self.doing("read frames", || {
             let sql =
-                "SELECT min(start) FROM frames WHERE join_id = ?1 AND grp = ifnull(?2, x'') AND end > ?3";
-            self.transaction.prepare_cached(sql)?.query_row(params![join.0, group, moment], |row| row.get(0))
+                "SELECT start FROM frames WHERE join_id = ?1 AND grp = ifnull(?2, x'') AND end > ?3 ORDER BY start LIMIT 1";
+            self.query_row(sql, params![join.0, group, moment], |row| row.get(0)).optional()
         })
     }
 
@@ -231,8 +230,10 @@ impl EpochWriter<'_> {
     /// Returns some of the frames that have to be evaluated.
     pub(crate) fn due_frames(&self, join: JoinId, limit: usize) -> Result<Vec<StoredFrame>, SqliteError> {
         self.doing("read due frames", || {
-            let sql = "SELECT grp, start, end, is_closed FROM frames WHERE join_id = ?1 AND is_due LIMIT ?2";
-            self.transaction.prepare_cached(sql)?.query_map(params![join.0, limit], read_frame)?.collect()
+            // By itself, SQLite would look through all frames of the window by the primary key.
+            let sql = "SELECT grp, start, end, is_closed FROM frames INDEXED BY frames_due
+                       WHERE join_id = ?1 AND is_due LIMIT ?2";
+            self.query_map(sql, params![join.0, limit], read_frame)
         })
     }
 
@@ -257,7 +258,7 @@ impl EpochWriter<'_> {
     pub(crate) fn next_end(&self, join: JoinId) -> Result<Option<i64>, SqliteError> {
         self.doing("read frames", || {
             let sql = "SELECT min(end) FROM frames WHERE join_id = ?1 AND NOT is_closed";
-            self.transaction.prepare_cached(sql)?.query_row([join.0], |row| row.get(0))
+            self.query_row(sql, [join.0], |row| row.get(0))
         })
     }
 
@@ -265,17 +266,19 @@ impl EpochWriter<'_> {
     pub(crate) fn result(&self, join: JoinId, key: &str) -> Result<Option<StoredResult>, SqliteError> {
         self.doing("read a stored result", || {
             let sql = "SELECT key, rows, window FROM results WHERE join_id = ?1 AND key = ?2";
-            self.transaction.prepare_cached(sql)?.query_row(params![join.0, key], read_result).optional()
+            self.query_row(sql, params![join.0, key], read_result).optional()
         })
     }
 
     /// Returns the stored results whose key is the JSON array that begins with the items of `prefix`: `["2026-…"`.
     pub(crate) fn results_of(&self, join: JoinId, prefix: &str) -> Result<Vec<StoredResult>, SqliteError> {
         self.doing("read stored results", || {
-            // A dash follows the comma in ASCII.
-            let sql = "SELECT key, rows, window FROM results
-                       WHERE join_id = ?1 AND (key = ?2 || ']' OR key > ?2 || ',' AND key < ?2 || '-') ORDER BY key";
-            self.transaction.prepare_cached(sql)?.query_map(params![join.0, prefix], read_result)?.collect()
+            // A dash follows the comma in ASCII. With OR, SQLite would look through all results of the window.
+            let sql = "SELECT key, rows, window FROM results WHERE join_id = ?1 AND key = ?2 || ']'
+                       UNION ALL
+                       SELECT key, rows, window FROM results
+                       WHERE join_id = ?1 AND key > ?2 || ',' AND key < ?2 || '-'";
+            self.query_map(sql, params![join.0, prefix], read_result)
         })
     }
 
@@ -288,8 +291,7 @@ impl EpochWriter<'_> {
         self.doing("read stored results", || {
             let sql =
                 "SELECT key, rows, window, timestamp FROM results WHERE join_id = ?1 ORDER BY key LIMIT ?2";
-            let mut statement = self.transaction.prepare_cached(sql)?;
-            statement.query_map(params![join.0, limit], |row| Ok((read_result(row)?, row.get(3)?)))?.collect()
+            self.query_map(sql, params![join.0, limit], |row| Ok((read_result(row)?, row.get(3)?)))
         })
     }
 
@@ -319,10 +321,7 @@ impl EpochWriter<'_> {
     ) -> Result<Option<String>, SqliteError> {
         self.doing("read a pane", || {
             let sql = "SELECT state FROM panes WHERE join_id = ?1 AND start = ?2 AND grp = ?3";
-            self.transaction
-                .prepare_cached(sql)?
-                .query_row(params![join.0, pane, group], |row| row.get(0))
-                .optional()
+            self.query_row(sql, params![join.0, pane, group], |row| row.get(0)).optional()
         })
     }
 
@@ -361,6 +360,8 @@ impl EpochWriter<'_> {
             let text = |index| row.get_ref(index).and_then(|value| Ok(value.as_str()?)).map_err(failed);
             each(text(0)?, text(1)?)?;
         }
+        drop(rows);
+        self.count(&statement);
         Ok(())
     }
 
@@ -380,7 +381,46 @@ impl EpochWriter<'_> {
         parameters: impl rusqlite::Params,
     ) -> Result<(), SqliteError> {
         self.writes += 1;
-        self.doing(what, || self.transaction.prepare_cached(sql)?.execute(parameters).map(drop))
+        self.doing(what, || {
+            let mut statement = self.transaction.prepare_cached(sql)?;
+            statement.execute(parameters)?;
+            self.count(&statement);
+            Ok(())
+        })
+    }
+
+    /// Returns the steps of SQLite's virtual machine that frames, panes and stored results took since the last call.
+    pub(crate) fn take_steps(&self) -> u64 {
+        self.steps.take()
+    }
+
+    fn count(&self, statement: &Statement<'_>) {
+        let steps = statement.reset_status(StatementStatus::VmStep);
+        self.steps.set(self.steps.get() + u64::try_from(steps).unwrap_or(0));
+    }
+
+    fn query_row<T>(
+        &self,
+        sql: &str,
+        parameters: impl rusqlite::Params,
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        let mut statement = self.transaction.prepare_cached(sql)?;
+        let found = statement.query_row(parameters, read);
+        self.count(&statement);
+        found
+    }
+
+    fn query_map<T>(
+        &self,
+        sql: &str,
+        parameters: impl rusqlite::Params,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<Vec<T>> {
+        let mut statement = self.transaction.prepare_cached(sql)?;
+        let found = statement.query_map(parameters, read)?.collect();
+        self.count(&statement);
+        found
     }
 
     fn doing<T>(&self, what: &str, work: impl FnOnce() -> rusqlite::Result<T>) -> Result<T, SqliteError> {

@@ -1,6 +1,7 @@
 //! The writing side of `results.db`. The evaluator commits epochs, sinks move their cursors, and both go
 //! through one connection.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -59,6 +60,8 @@ pub(crate) struct EpochWriter<'a> {
     next_n: u64,
     outbox_bytes: u64,
     pub(super) writes: u64,
+    /// Steps of SQLite's virtual machine that were not taken yet.
+    pub(super) steps: Cell<u64>,
 }
 
 /// The events that a committed epoch has added.
@@ -284,6 +287,7 @@ impl Results {
             next_n,
             outbox_bytes: 0,
             writes: 0,
+            steps: Cell::new(0),
         };
         let value = work(&mut writer)?;
         let committed = Committed {

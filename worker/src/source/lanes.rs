@@ -157,32 +157,44 @@ struct Lane {
     progress: Arc<StreamProgress>,
 }
 
+/// What has come in of one stream while the shard was busy.
+struct StreamBatch {
+    /// How far the stream is read with these messages.
+    stream: Option<Stream>,
+    messages: Vec<Message>,
+    arrivals: Vec<Arc<BatchArrival>>,
+}
+
 impl Lane {
     /// Writes parts until there are no more, or the worker stops while one can't be stored.
     async fn run(mut self, mut parts: mpsc::Receiver<LanePart>) {
         while let Some(first) = parts.recv().await {
             // Parts that have come in while the shard was busy go into one transaction.
             let mut rooms = Vec::new();
-            let mut batches: Vec<(Option<Stream>, Vec<Message>, Vec<Arc<BatchArrival>>)> = Vec::new();
+            let mut batches: Vec<StreamBatch> = Vec::new();
             let mut count = 0;
             let mut next = Some(first);
             while let Some(part) = next {
                 count += part.messages.len();
                 rooms.extend(part._room);
                 let name = part.stream.as_ref().map(|stream| &stream.name);
-                match batches.iter_mut().find(|(stream, ..)| stream.as_ref().map(|s| &s.name) == name) {
-                    Some((stream, messages, arrivals)) => {
-                        *stream = part.stream;
-                        messages.extend(part.messages);
-                        arrivals.push(part.arrival);
+                match batches.iter_mut().find(|batch| batch.stream.as_ref().map(|s| &s.name) == name) {
+                    Some(batch) => {
+                        batch.stream = part.stream;
+                        batch.messages.extend(part.messages);
+                        batch.arrivals.push(part.arrival);
                     }
-                    None => batches.push((part.stream, part.messages, vec![part.arrival])),
+                    None => batches.push(StreamBatch {
+                        stream: part.stream,
+                        messages: part.messages,
+                        arrivals: vec![part.arrival],
+                    }),
                 }
                 next = if count < self.messages_max { parts.try_recv().ok() } else { None };
             }
             let batches = batches
                 .into_iter()
-                .map(|(stream, messages, arrivals)| {
+                .map(|StreamBatch { stream, messages, arrivals }| {
                     let partition =
                         stream.as_ref().map_or_else(|| self.source.as_str().into(), |s| Arc::clone(&s.name));
                     ShardBatch { messages: Arc::new(messages), partition, arrivals, stream }

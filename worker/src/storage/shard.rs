@@ -22,7 +22,7 @@ use hashbrown::HashMap;
 use rusqlite::{Connection, OptionalExtension, params};
 use tracing::info;
 
-pub(crate) use self::event_times::{EventTimes, PAST, PartitionTime};
+pub(crate) use self::event_times::{EventTimes, NotedTime, PAST, PartitionTime};
 use self::index::IndexedRow;
 pub(crate) use self::index::{Index, IndexedTime};
 use self::table::TopicTable;
@@ -138,7 +138,7 @@ pub(crate) struct Pending {
     tombstones: bool,
     trimmed_to: Option<i64>,
     /// Event times by the batch that brings them and by the name of their clock.
-    pub(crate) times: Vec<(Arc<BatchArrival>, Arc<str>, i64)>,
+    pub(crate) times: Vec<NotedTime>,
 }
 
 impl Shard {

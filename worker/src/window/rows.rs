@@ -188,9 +188,8 @@ impl WindowEvaluation {
         for (group, (came, went)) in groups {
             let frames = match &self.cut {
                 TimeAxis::Grid(_) => self.touched_on_grid(&came, &went, refuse)?,
-                TimeAxis::Session(gap) => {
-                    let gap = *gap;
-                    self.touched_sessions(&group, gap, &came, &went, readers, writer, refuse)?
+                TimeAxis::Session(_) => {
+                    self.touched_sessions(&group, &came, &went, readers, writer, refuse)?
                 }
             };
             touched.extend(frames.into_iter().map(|frame| (group.clone(), frame)));
@@ -270,13 +269,13 @@ impl WindowEvaluation {
     fn touched_sessions(
         &mut self,
         group: &Value,
-        gap: i64,
         came: &[ComingRow<'_>],
         went: &[i64],
         readers: &[ShardReader],
         writer: &mut EpochWriter<'_>,
         refuse: Refuse<'_>,
     ) -> Result<BTreeSet<Frame>, KeyedError> {
+        let TimeAxis::Session(gap) = self.cut else { return Ok(BTreeSet::new()) };
         let mut near: BTreeSet<Session> = BTreeSet::new();
         let mut times: Vec<i64> = Vec::new();
         for (time, row) in

@@ -65,6 +65,10 @@ impl FrameSpace {
     pub(super) fn begin(&mut self, frame: Frame) -> Result<(), KeyedError> {
         self.bounds[0].store(frame.start, Ordering::Relaxed);
         self.bounds[1].store(frame.end, Ordering::Relaxed);
+        if self.connection.is_autocommit() {
+            // Never committed: what is in memory has nothing to lose, and each commit would look at all of its pages.
+            self.connection.execute_batch("BEGIN")?;
+        }
         if self.rows > 0 {
             self.connection.prepare_cached(&self.clear)?.execute([])?;
         }

@@ -183,8 +183,8 @@ fn texts_and_numbers_of_windows_have_bounds() {
             0 spec.windows[1].partitionBy: OutOfRange: got "", must not be empty
             0 spec.windows[2].emitEmpty: OutOfRange: got -1, allowed 0 to 1000
             0 spec.windows[2].eventTime.path: OutOfRange: got "", must not be empty
-            0 spec.windows[3].topic: InvalidName: got "my-orders", a topic is a table: letters, digits and _, a letter first; write for example "my_orders"
             0 spec.windows[0].query: InvalidValue: got an empty query; write one SELECT
+            0 spec.windows[3].topic: UnknownReference: no source fills the topic "my-orders"; did you mean "orders"?
         "#]],
     );
 }
@@ -226,6 +226,14 @@ fn a_source_of_any_topic_may_fill_that_of_a_window() {
         let complaints = validate(&documents(&manifest)).err().unwrap_or_default();
         assert!(!lines(&complaints).contains("topic \"orders\""), "{source}: {}", lines(&complaints));
     }
+    let no_topic = minutes("").replace("topic: orders,", "topic: my-orders,");
+    let any = no_topic.replace(r#"http: {addr: ":0", topics: [orders]}"#, r#"http: {addr: ":0"}"#);
+    check(
+        &any,
+        expect![[r#"
+        0 spec.windows[0].topic: UnknownReference: no source fills the topic "my-orders", and no join or window is called so
+    "#]],
+    );
     let one = r#"topic: payments, kafka: {brokers: "k:9092", topics: ["^o.*"]}"#;
     check(
         &minutes("").replace(r#"http: {addr: ":0", topics: [orders]}"#, one),

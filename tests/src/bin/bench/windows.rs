@@ -176,7 +176,8 @@ fn wait_until_closed(worker: &BenchWorker, name: &str, epoch: u64, watermark: u6
         let status = worker.status()?;
         let window = &status["joins"][name];
         ensure!(window["lastError"].is_null(), "{name} fails: {}", window["lastError"]);
-        if window["window"]["watermark"].as_u64() >= Some(watermark) {
+        let time = &window["window"];
+        if time["watermark"].as_u64() >= Some(watermark) && time["isCurrent"] == true {
             return Ok(());
         }
         until_moment(Instant::now() + LOOK_INTERVAL);

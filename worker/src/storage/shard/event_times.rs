@@ -91,13 +91,16 @@ impl EventTimes {
     }
 }
 
+/// The newest event time that a batch brings, by the name of its clock.
+pub(crate) type NotedTime = (Arc<BatchArrival>, Arc<str>, i64);
+
 /// Notes the event times of batches that arrive at `now`; returns the newest of each by batch and clock.
 pub(super) fn note(
     connection: &Connection,
     clocks: &HashMap<TopicId, Vec<EventTimes>>,
     batches: &[ShardBatch],
     now: i64,
-) -> rusqlite::Result<Vec<(Arc<BatchArrival>, Arc<str>, i64)>> {
+) -> rusqlite::Result<Vec<NotedTime>> {
     let mut noted = Vec::new();
     if clocks.is_empty() {
         return Ok(noted);
