@@ -51,7 +51,7 @@ pub(crate) fn check(
     let aggregates = grid_of(&window.cut)
         .filter(|_| node.is_none())
         .and_then(|grid| Some((pane_aggregates(&join, &time, partition.as_ref())?, grid)))
-        .filter(|(aggregates, grid)| is_accepted(&topic, aggregates, grid))
+        .filter(|(aggregates, grid)| is_accepted(aggregates, grid))
         .map(|(aggregates, _)| aggregates);
     join.window = Some(Arc::new(CheckedWindow {
         topic,
@@ -95,13 +95,12 @@ pub(crate) fn grid_of(cut: &TimeCut) -> Option<Grid> {
 }
 
 /// Returns whether SQLite accepts what the planner has written.
-fn is_accepted(topic: &str, aggregates: &PaneAggregates, grid: &Grid) -> bool {
+fn is_accepted(aggregates: &PaneAggregates, grid: &Grid) -> bool {
     let try_out = || -> rusqlite::Result<()> {
         let memory = open_memory()?;
         space::install(&memory, Some(grid))?;
-        memory.execute_batch(&check::frame_table_sql(&quoted(topic)))?;
         memory.execute_batch(&aggregates.plan.table_sql())?;
-        memory.prepare(&aggregates.rows_sql)?;
+        memory.prepare(&aggregates.row_sql)?;
         memory.prepare(&aggregates.plan.results_sql)?;
         Ok(())
     };

@@ -4,17 +4,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hashbrown::{HashMap, HashSet};
-use rusqlite::{Row, params_from_iter};
+use rusqlite::{Row, params, params_from_iter};
 use serde_json::value::RawValue;
 
 use super::results::{append_row, key_prefix, window_json};
 use super::{Frame, RefusedRow, TimeAxis, WindowEvaluation};
 use crate::fault::{self, Sabotage};
+use crate::join::TopicImage;
 use crate::join::aggregate_state::{AggregateState, Datum, group_text, parse_group};
 use crate::join::changes::Changes;
 use crate::join::keyed::KeyedError;
-use crate::join::lookup::steps_of;
-use crate::join::plan::window::{PANE, PaneAggregates};
+use crate::join::lookup::{Raw, lookup_failed, steps_of};
+use crate::join::plan::window::PaneAggregates;
 use crate::join::rows::{same_rows, write_value};
 use crate::join::value::Value;
 use crate::results::event::Op;
@@ -36,6 +37,15 @@ pub(super) struct Panes {
 
 /// A group of a pane: the pane's start, and the values of the GROUP BY terms.
 type PaneGroup = (i64, Vec<Datum>);
+
+/// The aggregate arguments of a row, and 1 if it came or -1 if it went.
+type Delta = (Vec<Datum>, i64);
+
+/// The aggregate arguments of rows, by the group that they are in.
+type Rows = HashMap<PaneGroup, Vec<Vec<Datum>>>;
+
+/// The groups of panes that have changed, by the pane's start and the text of the group.
+type ChangedPanes = BTreeMap<(i64, String), (Vec<Datum>, ChangedPane)>;
 
 /// A group of a pane before and after.
 struct ChangedPane {
@@ -69,21 +79,27 @@ impl Panes {
     }
 }
 
+/// Returns whether a frame of a pane is not frozen.
+fn is_live(cut: &TimeAxis, pane: i64, frozen: Option<i64>) -> bool {
+    let TimeAxis::Grid(grid) = cut else { return false };
+    grid.frames(pane).iter().any(|frame| frozen.is_none_or(|frozen| frame.end > frozen))
+}
+
 impl WindowEvaluation {
     fn panes(&self) -> &Panes {
         self.panes.as_ref().expect("aggregates are kept by pane")
     }
 
-    fn pane_frames(&self, pane: i64) -> Vec<Frame> {
+    fn frames_at(&self, time: i64) -> Vec<Frame> {
         match &self.cut {
-            TimeAxis::Grid(grid) => grid.frames(pane),
+            TimeAxis::Grid(grid) => grid.frames(time),
             TimeAxis::Session(_) => Vec::new(),
         }
     }
 
-    /// Returns the frames of a pane that are not frozen.
-    fn live_frames(&self, pane: i64) -> Vec<Frame> {
-        let mut frames = self.pane_frames(pane);
+    /// Returns the frames of a time, or of the pane that begins then, that are not frozen.
+    fn live_frames(&self, time: i64) -> Vec<Frame> {
+        let mut frames = self.frames_at(time);
         frames.retain(|frame| !self.is_frozen(*frame));
         frames
     }
@@ -96,142 +112,111 @@ impl WindowEvaluation {
         writer: &mut EpochWriter<'_>,
         refuse: &mut dyn FnMut(&RefusedRow<'_>) -> Result<(), SqliteError>,
     ) -> Result<(), KeyedError> {
-        let mut deltas: HashMap<PaneGroup, HashMap<Vec<Datum>, i64>> = HashMap::new();
-        let mut left: BTreeSet<(Value, i64)> = BTreeSet::new();
-        let unbound = Frame { start: 0, end: 0 };
-        self.space.begin(unbound)?;
+        let mut deltas: Vec<(i64, String, Delta)> = Vec::new();
+        let mut went: Vec<(&str, TopicImage<'_>)> = Vec::new();
+        let mut refused: Vec<(&str, TopicImage<'_>)> = Vec::new();
+        let panes = self.panes.as_ref().expect("aggregates are kept by pane");
+        let frozen = self.frozen_to();
+        let mut live: HashMap<i64, bool> = HashMap::new();
+        let mut query = self.space.row_query(&panes.aggregates.row_sql)?;
         for row in changes.rows(self.topic) {
-            if let Some(old) = row.old.filter(|_| !fault::sabotaged(Sabotage::NoRetraction)) {
-                self.space.add_image(row.key, old)?;
-            }
-        }
-        self.count_rows(-1, &mut deltas)?;
-        let loses_extremes =
-            self.panes().aggregates.plan.group.is_some() || self.panes().aggregates.plan.loses_extremes();
-        if loses_extremes && self.space.rows() > 0 {
-            left = self.groups_and_panes()?;
-        }
-        self.space.begin(unbound)?;
-        for row in changes.rows(self.topic) {
-            if let Some(new) = row.new {
-                self.space.add_image(row.key, new)?;
-            }
-        }
-        self.count_rows(1, &mut deltas)?;
-        self.refuse_late(changes, refuse)?;
-
-        let mut changed: BTreeMap<(i64, String), (Vec<Datum>, ChangedPane)> = BTreeMap::new();
-        let mut lost: BTreeSet<i64> = BTreeSet::new();
-        for ((pane, group), mut arguments) in deltas {
-            arguments.retain(|_, times| *times != 0);
-            if arguments.is_empty() || self.live_frames(pane).is_empty() {
-                continue;
-            }
-            let text = group_text(&group);
-            let before = self.pane_state(pane, &text, writer)?;
-            let mut after = before.clone().unwrap_or_else(|| self.panes().new_state());
-            let aggregates = &self.panes().aggregates.plan.aggregates;
-            // Rows that came are added first: an extreme that is there again was never lost.
-            for comes in [true, false] {
-                for (arguments, times) in arguments.iter().filter(|(_, times)| (**times > 0) == comes) {
-                    after.add(aggregates, arguments, *times)?;
+            let mut read = |image: TopicImage<'_>| -> Result<Option<_>, KeyedError> {
+                let parameters = params![row.key, image.payload, image.timestamp];
+                let found = query.run(parameters, |row| panes.read(row))?.flatten();
+                Ok(found.filter(|((pane, _), _)| {
+                    *live.entry(*pane).or_insert_with(|| is_live(&self.cut, *pane, frozen))
+                }))
+            };
+            if let Some(old) = row.old.filter(|_| !fault::sabotaged(Sabotage::NoRetraction))
+                && let Some(((pane, group), arguments)) = read(old)?
+            {
+                deltas.push((pane, group_text(&group), (arguments, -1)));
+                if panes.aggregates.plan.loses_extremes() {
+                    went.push((row.key, old));
                 }
             }
-            if after.is_lost(aggregates) {
-                lost.insert(pane);
+            if let Some(new) = row.new {
+                match read(new)? {
+                    Some(((pane, group), arguments)) => {
+                        deltas.push((pane, group_text(&group), (arguments, 1)));
+                    }
+                    None => refused.push((row.key, new)),
+                }
             }
-            changed.insert((pane, text), (group, ChangedPane { before, after }));
         }
-        for pane in lost {
-            self.find_extremes(pane, &left, readers, &mut changed)?;
+        drop(query);
+        for (key, image) in refused {
+            self.refuse_late(key, image, refuse)?;
         }
-        for ((pane, text), (_, ChangedPane { after, .. })) in &changed {
-            let state = (!after.is_empty()).then(|| after.text());
-            writer.set_pane_state(self.id, *pane, text, state.as_deref())?;
+
+        // In the order in which panes are stored. Rows that came are added first: an extreme that is there again was never
+        // lost.
+        deltas.sort_unstable_by(|a, b| (a.0, &a.1, b.2.1).cmp(&(b.0, &b.1, a.2.1)));
+        let mut panes: BTreeMap<i64, bool> = BTreeMap::new();
+        let mut changed = ChangedPanes::new();
+        let mut lost: BTreeSet<i64> = BTreeSet::new();
+        for rows in deltas.chunk_by(|a, b| (a.0, &a.1) == (b.0, &b.1)) {
+            let (pane, text) = (rows[0].0, &rows[0].1);
+            let shows = *panes
+                .entry(pane)
+                .or_insert_with(|| self.live_frames(pane).into_iter().any(|frame| self.shows(frame)));
+            let before = self.pane_state(pane, text, writer)?;
+            let mut after = before.clone().unwrap_or_else(|| self.panes().new_state());
+            let aggregates = &self.panes().aggregates.plan.aggregates;
+            for (_, _, (arguments, times)) in rows {
+                after.add(aggregates, arguments, *times)?;
+            }
+            let is_lost = after.is_lost(aggregates);
+            if is_lost {
+                lost.insert(pane);
+            } else if before.as_ref() != Some(&after) {
+                self.store_pane(pane, text, &after, writer)?;
+            }
+            if shows || is_lost {
+                let group = parse_group(text).ok_or(KeyedError::StateMismatch)?;
+                changed.insert((pane, text.clone()), (group, ChangedPane { before, after }));
+            }
         }
-        let panes: BTreeSet<i64> = changed.keys().map(|(pane, _)| *pane).collect();
-        for pane in panes {
+        drop(deltas);
+        if !lost.is_empty() {
+            let mut left: BTreeMap<i64, BTreeSet<Value>> = BTreeMap::new();
+            for (key, image) in went {
+                let (group, time) = self.place(key, image)?;
+                let pane = time.and_then(|time| self.pane_of(time)).filter(|pane| lost.contains(&pane.start));
+                if let Some(pane) = pane {
+                    left.entry(pane.start).or_default().insert(group);
+                }
+            }
+            for (pane, groups) in left {
+                self.find_extremes(pane, &groups, readers, &mut changed, writer)?;
+            }
+        }
+        for pane in panes.into_keys() {
             self.note_frames(pane, false, writer)?;
         }
         self.tell_groups(&changed, writer)
     }
 
-    /// Counts the rows in the table by pane, group and arguments.
-    fn count_rows(
-        &mut self,
-        times: i64,
-        deltas: &mut HashMap<PaneGroup, HashMap<Vec<Datum>, i64>>,
-    ) -> Result<(), KeyedError> {
-        if self.space.rows() == 0 {
-            return Ok(());
+    fn pane_of(&self, time: i64) -> Option<Frame> {
+        match &self.cut {
+            TimeAxis::Grid(grid) => Some(grid.pane(time)),
+            TimeAxis::Session(_) => None,
         }
-        let panes = self.panes.as_ref().expect("aggregates are kept by pane");
-        self.space.query(&panes.aggregates.rows_sql, |row| {
-            if let Some((group, arguments)) = panes.read(row)? {
-                *deltas.entry(group).or_default().entry(arguments).or_default() += times;
-            }
-            Ok(())
-        })
     }
 
-    /// Returns the groups and panes of the rows in the table.
-    fn groups_and_panes(&mut self) -> Result<BTreeSet<(Value, i64)>, KeyedError> {
-        let sql = format!(
-            "SELECT DISTINCT {}, {PANE}({}) FROM {}",
-            self.window.group.sql(),
-            self.window.time.sql(),
-            quoted(&self.window.topic)
-        );
-        let mut found = BTreeSet::new();
-        self.space.query(&sql, |row| {
-            let group = Value::new(row.get_ref(0)?).ok_or(KeyedError::UnsupportedValue)?;
-            if let Some(pane) = row.get::<_, Option<i64>>(1)? {
-                found.insert((group, pane));
-            }
-            Ok(())
-        })?;
-        Ok(found)
-    }
-
-    /// Refuses the rows in the table that have no time, or whose frames are all frozen.
+    /// Refuses a row that is in no live pane if it has no time, or all of its frames are frozen.
     fn refuse_late(
         &mut self,
-        changes: &Changes,
+        key: &str,
+        image: TopicImage<'_>,
         refuse: &mut dyn FnMut(&RefusedRow<'_>) -> Result<(), SqliteError>,
     ) -> Result<(), KeyedError> {
-        if self.space.rows() == 0 {
-            return Ok(());
-        }
-        let (time, topic) = (self.window.time.sql(), quoted(&self.window.topic));
-        let mut panes: Vec<Option<i64>> = Vec::new();
-        self.space.query(&format!("SELECT DISTINCT {PANE}({time}) FROM {topic}"), |row| {
-            panes.push(row.get(0)?);
-            Ok(())
-        })?;
-        for pane in panes {
-            let late = match pane {
-                None => None,
-                Some(pane) if self.live_frames(pane).is_empty() => self.pane_frames(pane).pop(),
-                Some(_) => continue,
-            };
-            let mut keys: Vec<String> = Vec::new();
-            let pane = pane.map_or_else(|| "NULL".to_owned(), |pane| pane.to_string());
-            self.space.query(&format!("SELECT key FROM {topic} WHERE {PANE}({time}) IS {pane}"), |row| {
-                keys.push(row.get(0)?);
-                Ok(())
-            })?;
-            for key in keys {
-                let Some(row) = changes.row(self.topic, &key).and_then(|row| Some((row.key, row.new?)))
-                else {
-                    continue;
-                };
-                let (key, image) = row;
-                let refused = match late {
-                    None => self.without_time(key, image.payload),
-                    Some(frame) => self.too_late(key, image.payload, frame),
-                };
-                refuse(&refused)?;
-            }
+        let (_, time) = self.place(key, image)?;
+        let Some(time) = time else { return Ok(refuse(&self.without_time(key, image.payload))?) };
+        if self.live_frames(time).is_empty()
+            && let Some(last) = self.frames_at(time).pop()
+        {
+            refuse(&self.too_late(key, image.payload, last))?;
         }
         Ok(())
     }
@@ -250,34 +235,51 @@ impl WindowEvaluation {
     fn find_extremes(
         &mut self,
         pane: i64,
-        left: &BTreeSet<(Value, i64)>,
+        groups: &BTreeSet<Value>,
         readers: &[ShardReader],
-        changed: &mut BTreeMap<(i64, String), (Vec<Datum>, ChangedPane)>,
+        changed: &mut ChangedPanes,
+        writer: &mut EpochWriter<'_>,
     ) -> Result<(), KeyedError> {
-        let TimeAxis::Grid(grid) = &self.cut else { return Ok(()) };
-        let frame = grid.pane(pane);
-        self.space.begin(frame)?;
-        for (group, _) in left.iter().filter(|(_, of)| *of == pane) {
-            self.gather(group, frame, readers)?;
+        let Some(frame) = self.pane_of(pane) else { return Ok(()) };
+        let mut found = Rows::new();
+        for reader in readers {
+            let failed = |source| lookup_failed(reader, source);
+            let mut statement = reader.prepare(&self.statements.rows).map_err(failed)?;
+            for group in groups {
+                let mut rows = statement.query(params![group, frame.start, frame.end]).map_err(failed)?;
+                self.count_rows(&mut rows, reader, u64::MAX, &mut found)?;
+            }
+            self.space.cost.probes += groups.len() as u64;
+            self.space.cost.steps += steps_of(&statement);
         }
-        let mut found: HashMap<PaneGroup, HashMap<Vec<Datum>, i64>> = HashMap::new();
-        self.count_rows(1, &mut found)?;
-        let plan = &self.panes.as_ref().expect("aggregates are kept by pane").aggregates.plan;
-        for ((of, _), (group, change)) in changed.iter_mut() {
+        for ((of, text), (group, change)) in changed.iter_mut() {
+            let plan = &self.panes().aggregates.plan;
             if *of != pane || !change.after.is_lost(&plan.aggregates) {
                 continue;
             }
-            let mut state = AggregateState::new(plan.aggregates.len());
-            for (arguments, times) in found.get(&(pane, group.clone())).into_iter().flatten() {
-                state.add(&plan.aggregates, arguments, *times)?;
+            let mut state = self.panes().new_state();
+            for arguments in found.get(&(pane, group.clone())).into_iter().flatten() {
+                state.add(&plan.aggregates, arguments, 1)?;
             }
             // Rows that don't add up to the stored state reveal a corrupt state.
             if state.rows() != change.after.rows() {
                 return Err(KeyedError::StateMismatch);
             }
             change.after = state;
+            self.store_pane(pane, text, &change.after, writer)?;
         }
         Ok(())
+    }
+
+    fn store_pane(
+        &self,
+        pane: i64,
+        group: &str,
+        state: &AggregateState,
+        writer: &mut EpochWriter<'_>,
+    ) -> Result<(), KeyedError> {
+        let state = (!state.is_empty()).then(|| state.text());
+        Ok(writer.set_pane_state(self.id, pane, group, state.as_deref())?)
     }
 
     /// Notes the frames of a pane.
@@ -302,7 +304,7 @@ impl WindowEvaluation {
     /// Stores the results of the frames that show, as far as changed groups are concerned.
     fn tell_groups(
         &mut self,
-        changed: &BTreeMap<(i64, String), (Vec<Datum>, ChangedPane)>,
+        changed: &ChangedPanes,
         writer: &mut EpochWriter<'_>,
     ) -> Result<(), KeyedError> {
         let mut frames: BTreeMap<Frame, BTreeMap<&str, &[Datum]>> = BTreeMap::new();
@@ -335,7 +337,7 @@ impl WindowEvaluation {
         &self,
         frame: Frame,
         group: &str,
-        changed: &BTreeMap<(i64, String), (Vec<Datum>, ChangedPane)>,
+        changed: &ChangedPanes,
         writer: &EpochWriter<'_>,
     ) -> Result<(AggregateState, AggregateState), KeyedError> {
         let panes = self.panes();
@@ -423,14 +425,13 @@ impl WindowEvaluation {
             }
             Ok(())
         })?;
-        let mut groups = Vec::with_capacity(merged.len());
-        for (text, state) in merged {
-            groups.push((parse_group(&text).ok_or(KeyedError::StateMismatch)?, state));
-        }
+        let groups: Option<Vec<Vec<Datum>>> = merged.keys().map(|text| parse_group(text)).collect();
+        let groups = groups.ok_or(KeyedError::StateMismatch)?;
         let states: Vec<(usize, &[Datum], AggregateState)> = groups
             .iter()
+            .zip(merged.into_values())
             .enumerate()
-            .map(|(index, (group, state))| (index, group.as_slice(), state.clone()))
+            .map(|(index, (group, state))| (index, group.as_slice(), state))
             .collect();
         let mut results = BTreeMap::new();
         self.rows_of_states(frame, &states, |_, key, row| append_row(&mut results, key, row))?;
@@ -499,48 +500,59 @@ impl WindowEvaluation {
         writer.forget_panes(self.id, i64::MAX)?;
         self.panes.as_mut().expect("aggregates are kept by pane").forget();
         let mut states: BTreeMap<(i64, String), AggregateState> = BTreeMap::new();
-        let sql = format!("SELECT key, payload, timestamp, _change FROM {}", quoted(&self.window.topic));
-        let unbound = Frame { start: 0, end: 0 };
+        let sql = format!("SELECT key, payload, timestamp FROM {}", quoted(&self.window.topic));
         for reader in readers {
-            let failed = |source| crate::join::lookup::lookup_failed(reader, source);
+            let failed = |source| lookup_failed(reader, source);
             let mut statement = reader.prepare(&sql).map_err(failed)?;
             let mut rows = statement.query([]).map_err(failed)?;
-            self.space.begin(unbound)?;
-            loop {
-                let row = rows.next().map_err(failed)?;
-                let is_end = row.is_none();
-                if let Some(row) = row {
-                    self.space.add(row)?;
-                }
-                if is_end || self.space.rows() >= ROWS_AT_ONCE {
-                    self.add_to_states(&mut states)?;
-                    self.space.begin(unbound)?;
-                }
+            let mut is_end = false;
+            while !is_end {
+                let mut found = Rows::new();
+                is_end = self.count_rows(&mut rows, reader, ROWS_AT_ONCE, &mut found)?;
+                self.add_to_states(found, &mut states)?;
                 if states.len() > STATES_MAX {
                     self.store_states(&mut states, writer)?;
-                }
-                if is_end {
-                    break;
                 }
             }
         }
         self.store_states(&mut states, writer)
     }
 
-    fn add_to_states(
+    /// Counts rows of a reader (key, payload, timestamp), so many at most. Returns whether there are no more.
+    fn count_rows(
         &mut self,
+        rows: &mut rusqlite::Rows<'_>,
+        reader: &ShardReader,
+        limit: u64,
+        found: &mut Rows,
+    ) -> Result<bool, KeyedError> {
+        let failed = |source| lookup_failed(reader, source);
+        let panes = self.panes.as_ref().expect("aggregates are kept by pane");
+        let mut query = self.space.row_query(&panes.aggregates.row_sql)?;
+        for _ in 0..limit {
+            let Some(row) = rows.next().map_err(failed)? else { return Ok(true) };
+            let value = |index| row.get_ref(index).map(Raw).map_err(failed);
+            let parameters = params![value(0)?, value(1)?, value(2)?];
+            if let Some((group, arguments)) = query.run(parameters, |row| panes.read(row))?.flatten() {
+                found.entry(group).or_default().push(arguments);
+            }
+        }
+        Ok(false)
+    }
+
+    fn add_to_states(
+        &self,
+        found: Rows,
         states: &mut BTreeMap<(i64, String), AggregateState>,
     ) -> Result<(), KeyedError> {
-        let mut found: HashMap<PaneGroup, HashMap<Vec<Datum>, i64>> = HashMap::new();
-        self.count_rows(1, &mut found)?;
         for ((pane, group), rows) in found {
             if self.live_frames(pane).is_empty() {
                 continue;
             }
             let panes = self.panes();
             let state = states.entry((pane, group_text(&group))).or_insert_with(|| panes.new_state());
-            for (arguments, times) in rows {
-                state.add(&panes.aggregates.plan.aggregates, &arguments, times)?;
+            for arguments in rows {
+                state.add(&panes.aggregates.plan.aggregates, &arguments, 1)?;
             }
         }
         Ok(())

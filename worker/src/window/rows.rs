@@ -230,7 +230,11 @@ impl WindowEvaluation {
     }
 
     /// Returns the group and the time of an image of a row.
-    fn place(&mut self, key: &str, image: TopicImage<'_>) -> Result<(Value, Option<i64>), KeyedError> {
+    pub(super) fn place(
+        &mut self,
+        key: &str,
+        image: TopicImage<'_>,
+    ) -> Result<(Value, Option<i64>), KeyedError> {
         let mut statement = self.space.connection().prepare_cached(&self.statements.image)?;
         for index in 1..=statement.parameter_count() {
             match index {

@@ -5,16 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use rusqlite::functions::FunctionFlags;
-use rusqlite::{Connection, ErrorCode, Row, params};
+use rusqlite::{CachedStatement, Connection, ErrorCode, Params, Row, params};
 
 use super::grid::Grid;
 use super::{CheckedWindow, Frame};
+use crate::join::CheckedJoin;
 use crate::join::budget::{Budget, STEPS_MAX};
 use crate::join::check::frame_table_sql;
 use crate::join::keyed::KeyedError;
 use crate::join::lookup::{Cost, Raw, steps_of};
 use crate::join::plan::window::{BOUNDS, PANE};
-use crate::join::{CheckedJoin, TopicImage};
 use crate::storage::sqlite::{SqliteError, open_memory, quoted};
 
 /// Rows of one frame that are evaluated together at most.
@@ -93,21 +93,6 @@ impl FrameSpace {
         Ok(())
     }
 
-    /// Adds the image of a row, without a frame.
-    pub(super) fn add_image(&mut self, key: &str, image: TopicImage<'_>) -> Result<(), KeyedError> {
-        self.count(image.payload.len())?;
-        let none = None::<i64>;
-        self.connection.prepare_cached(&self.insert)?.execute(params![
-            key,
-            image.payload,
-            image.timestamp,
-            image.change,
-            none,
-            none
-        ])?;
-        Ok(())
-    }
-
     /// Returns the number of rows in the table.
     pub(super) fn rows(&self) -> u64 {
         self.rows
@@ -123,11 +108,7 @@ impl FrameSpace {
         sql: &str,
         mut each: impl FnMut(&Row<'_>) -> Result<(), KeyedError>,
     ) -> Result<(), KeyedError> {
-        let steps = self.budget.steps_max();
-        let failed = |source: rusqlite::Error| match source.sqlite_error_code() {
-            Some(ErrorCode::OperationInterrupted) => KeyedError::StepLimit { steps },
-            _ => KeyedError::Query { message: SqliteError::message_of(&source) },
-        };
+        let failed = |source| query_failed(&self.budget, &source);
         let mut statement = self.connection.prepare_cached(sql).map_err(failed)?;
         self.budget.open();
         let mut work = || -> Result<(), KeyedError> {
@@ -141,6 +122,13 @@ impl FrameSpace {
         self.budget.close();
         self.cost.steps += steps_of(&statement);
         outcome
+    }
+
+    /// Prepares a query for rows that are given to it one by one.
+    pub(super) fn row_query(&mut self, sql: &str) -> Result<RowQuery<'_>, KeyedError> {
+        let statement = self.connection.prepare_cached(sql)?;
+        self.budget.open();
+        Ok(RowQuery { statement, budget: &self.budget, cost: &mut self.cost })
     }
 
     /// Runs the window's query; `each` gets the JSON of a row's key column, and of the row.
@@ -161,6 +149,40 @@ impl FrameSpace {
         self.rows += 1;
         self.bytes += bytes;
         if self.rows > ROWS_MAX || self.bytes > BYTES_MAX { Err(KeyedError::TooLarge) } else { Ok(()) }
+    }
+}
+
+/// A query over one row, whose key, payload and timestamp are its parameters.
+pub(super) struct RowQuery<'s> {
+    statement: CachedStatement<'s>,
+    budget: &'s Budget,
+    cost: &'s mut Cost,
+}
+
+impl RowQuery<'_> {
+    /// Returns what `read` makes of the row that comes of a row of the topic; `None` if none does.
+    pub(super) fn run<T>(
+        &mut self,
+        parameters: impl Params,
+        read: impl FnOnce(&Row<'_>) -> Result<T, KeyedError>,
+    ) -> Result<Option<T>, KeyedError> {
+        let failed = |source| query_failed(self.budget, &source);
+        let mut rows = self.statement.query(parameters).map_err(failed)?;
+        rows.next().map_err(failed)?.map(read).transpose()
+    }
+}
+
+impl Drop for RowQuery<'_> {
+    fn drop(&mut self) {
+        self.budget.close();
+        self.cost.steps += steps_of(&self.statement);
+    }
+}
+
+fn query_failed(budget: &Budget, source: &rusqlite::Error) -> KeyedError {
+    match source.sqlite_error_code() {
+        Some(ErrorCode::OperationInterrupted) => KeyedError::StepLimit { steps: budget.steps_max() },
+        _ => KeyedError::Query { message: SqliteError::message_of(source) },
     }
 }
 

@@ -14,6 +14,7 @@ use super::names::Names;
 use super::row::{Affinity, Column, RowExpr};
 use super::syntax::{Arm, Body, Expr, ExprPart, Kind, OutputTerm, Query, SelectCore, SourceItem};
 use super::{CheckedJoin, Link, Reason, keyed, parse, restrict};
+use crate::storage::sqlite::quoted;
 
 /// The columns that the query of a window sees beside those of its topic, and the functions that stand for them.
 pub(crate) const BOUNDS: [(&str, &str); 2] =
@@ -30,8 +31,8 @@ const TIME_MAX: i64 = 253_402_300_799;
 pub(crate) struct PaneAggregates {
     /// The rows below the aggregates by pane, then by the terms of GROUP BY.
     pub(crate) plan: Accumulated,
-    /// The query for these rows over a table of the topic's rows.
-    pub(crate) rows_sql: String,
+    /// The query for what one row of the topic adds; the parameters are its key, payload and timestamp.
+    pub(crate) row_sql: String,
 }
 
 /// Returns the time of a row in seconds; the column `timestamp` if there is no path. An error says what is wrong with the
@@ -104,9 +105,11 @@ pub(crate) fn pane_aggregates(
     }
     query.order_by.clear();
     let [Arm { body: Body::Core(core), .. }] = query.arms.as_mut_slice() else { return None };
-    if !matches!(core.sources.as_slice(), [source] if matches!(source.item, SourceItem::Topic { .. })) {
-        return None;
-    }
+    let [source] = core.sources.as_slice() else { return None };
+    let SourceItem::Topic { name, .. } = &source.item else { return None };
+    // As in a topic's table, the columns have an affinity.
+    let row = "SELECT CAST(?1 AS TEXT), CAST(?2 AS TEXT), CAST(?3 AS INTEGER)";
+    let one_row = format!("WITH {}(key, payload, timestamp) AS ({row}) ", quoted(name));
     drop_bounds_from_groups(core)?;
     if core.group_by.is_empty() && core.filter.is_some() {
         // A frame without a row that fits yields a row all the same.
@@ -124,9 +127,9 @@ pub(crate) fn pane_aggregates(
         keyed(join, query, restricted, &format!("{}/{part}", join.name))
     };
     let plan = aggregate::accumulate(&query, &join.name, Err(Reason::Global), plan)?;
-    // The order is of no use for the rows of one evaluation.
-    let rows_sql = plan.all_sql.rsplit_once(" ORDER BY ").map(|(rows, _)| rows.to_owned())?;
-    Some(PaneAggregates { plan, rows_sql })
+    // One row needs no order.
+    let (rows_sql, _) = plan.all_sql.rsplit_once(" ORDER BY ")?;
+    Some(PaneAggregates { row_sql: one_row + rows_sql, plan })
 }
 
 fn only_core(query: &Query) -> Option<&SelectCore> {

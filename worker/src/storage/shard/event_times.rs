@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Statement, params};
 use serde::{Deserialize, Serialize};
 
 use super::ShardBatch;
@@ -83,6 +83,11 @@ impl EventTimes {
         Ok(())
     }
 
+    /// Prepares the query for the time of a row.
+    fn statement<'c>(&self, connection: &'c Connection) -> rusqlite::Result<CachedStatement<'c>> {
+        connection.prepare_cached(&format!("SELECT {}", self.parameters))
+    }
+
     /// Forgets the clock.
     pub(super) fn remove(&self, connection: &Connection) -> rusqlite::Result<()> {
         connection.execute("DELETE FROM _event_clocks WHERE name = ?1", [self.name()])?;
@@ -107,21 +112,21 @@ pub(super) fn note(
     }
     let mut seen: BTreeMap<(Arc<str>, &str), PartitionTime> = BTreeMap::new();
     for batch in batches {
-        let mut of_batch: BTreeMap<&EventTimes, Option<i64>> = BTreeMap::new();
-        for message in batch.messages.iter() {
-            for clock in clocks.get(&message.topic).into_iter().flatten() {
-                let time = match &message.payload {
-                    None => None,
-                    Some(payload) => {
-                        let timestamp = message.timestamp.unwrap_or(now);
-                        time_of(connection, clock, &message.key, payload, timestamp)?
-                    }
-                };
-                let newest = of_batch.entry(clock).or_default();
-                *newest = time.max(*newest);
+        for (topic, clock) in
+            clocks.iter().flat_map(|(topic, clocks)| clocks.iter().map(move |c| (*topic, c)))
+        {
+            let mut messages = batch.messages.iter().filter(|message| message.topic == topic).peekable();
+            if messages.peek().is_none() {
+                continue;
             }
-        }
-        for (clock, newest) in of_batch {
+            let mut statement = clock.statement(connection)?;
+            let mut newest = None;
+            for message in messages {
+                if let Some(payload) = &message.payload {
+                    let timestamp = message.timestamp.unwrap_or(now);
+                    newest = newest.max(time_of(&mut statement, &message.key, payload, timestamp)?);
+                }
+            }
             let name: Arc<str> = clock.name().into();
             if let (Some(newest), Some(arrival)) = (newest, batch.arrivals.last()) {
                 noted.push((Arc::clone(arrival), Arc::clone(&name), newest));
@@ -145,8 +150,9 @@ pub(super) fn is_older(
     timestamp: i64,
 ) -> rusqlite::Result<bool> {
     for time in times {
-        let stored = time_of(connection, time, row.key, row.payload, row.timestamp)?;
-        let new = time_of(connection, time, row.key, payload, timestamp)?;
+        let mut statement = time.statement(connection)?;
+        let stored = time_of(&mut statement, row.key, row.payload, row.timestamp)?;
+        let new = time_of(&mut statement, row.key, payload, timestamp)?;
         if stored.zip(new).is_some_and(|(stored, new)| new < stored) {
             return Ok(true);
         }
@@ -155,13 +161,11 @@ pub(super) fn is_older(
 }
 
 fn time_of(
-    connection: &Connection,
-    clock: &EventTimes,
+    statement: &mut Statement<'_>,
     key: &str,
     payload: &str,
     timestamp: i64,
 ) -> rusqlite::Result<Option<i64>> {
-    let mut statement = connection.prepare_cached(&format!("SELECT {}", clock.parameters))?;
     for index in 1..=statement.parameter_count() {
         match index {
             1 => statement.raw_bind_parameter(index, key)?,
