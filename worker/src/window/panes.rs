@@ -1,6 +1,8 @@
 //! Aggregates of a window by pane: the longest stretches of which all rows are in the same frames. A changed row costs its
 //! pane; a frame is the sum of its panes, and frames that overlap share them.
 
+mod rebuild;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use hashbrown::{HashMap, HashSet};
@@ -21,10 +23,7 @@ use crate::join::value::Value;
 use crate::results::event::Op;
 use crate::results::store::EpochWriter;
 use crate::storage::log::ShardReader;
-use crate::storage::sqlite::{SqliteError, quoted};
-
-/// Rows whose aggregate arguments are read at a time.
-const ROWS_AT_ONCE: u64 = 4_096;
+use crate::storage::sqlite::SqliteError;
 
 /// States that are held at most while panes are rebuilt.
 const STATES_MAX: usize = 50_000;
@@ -38,11 +37,28 @@ pub(super) struct Panes {
 /// A group of a pane: the pane's start, and the values of the GROUP BY terms.
 type PaneGroup = (i64, Vec<Datum>);
 
-/// The aggregate arguments of a row, and 1 if it came or -1 if it went.
-type Delta = (Vec<Datum>, i64);
-
 /// The aggregate arguments of rows, by the group that they are in.
-type Rows = HashMap<PaneGroup, Vec<Vec<Datum>>>;
+type GroupRows = HashMap<PaneGroup, Vec<Vec<Datum>>>;
+
+/// A row that came to a group of a pane, or left it.
+struct PaneRow {
+    pane: i64,
+    /// The group as text.
+    group: String,
+    arguments: Vec<Datum>,
+    /// 1 if it came, -1 if it went.
+    times: i64,
+}
+
+/// What changed rows of the topic do to panes.
+#[derive(Default)]
+struct PaneRows<'c> {
+    rows: Vec<PaneRow>,
+    /// Images that went, with their keys, where an extreme may have gone with them.
+    went: Vec<(&'c str, TopicImage<'c>)>,
+    /// Images that came and are in no live pane, with their keys.
+    outside: Vec<(&'c str, TopicImage<'c>)>,
+}
 
 /// The groups of panes that have changed, by the pane's start and the text of the group.
 type ChangedPanes = BTreeMap<(i64, String), (Vec<Datum>, ChangedPane)>;
@@ -112,89 +128,96 @@ impl WindowEvaluation {
         writer: &mut EpochWriter<'_>,
         refuse: &mut dyn FnMut(&RefusedRow<'_>) -> Result<(), SqliteError>,
     ) -> Result<(), KeyedError> {
-        let mut deltas: Vec<(i64, String, Delta)> = Vec::new();
-        let mut went: Vec<(&str, TopicImage<'_>)> = Vec::new();
-        let mut refused: Vec<(&str, TopicImage<'_>)> = Vec::new();
-        let panes = self.panes.as_ref().expect("aggregates are kept by pane");
-        let frozen = self.frozen_to();
-        let mut live: HashMap<i64, bool> = HashMap::new();
-        let mut query = self.space.row_query(&panes.aggregates.row_sql)?;
-        for row in changes.rows(self.topic) {
-            let mut read = |image: TopicImage<'_>| -> Result<Option<_>, KeyedError> {
-                let parameters = params![row.key, image.payload, image.timestamp];
-                let found = query.run(parameters, |row| panes.read(row))?.flatten();
-                Ok(found.filter(|((pane, _), _)| {
-                    *live.entry(*pane).or_insert_with(|| is_live(&self.cut, *pane, frozen))
-                }))
-            };
-            if let Some(old) = row.old.filter(|_| !fault::sabotaged(Sabotage::NoRetraction))
-                && let Some(((pane, group), arguments)) = read(old)?
-            {
-                deltas.push((pane, group_text(&group), (arguments, -1)));
-                if panes.aggregates.plan.loses_extremes() {
-                    went.push((row.key, old));
-                }
-            }
-            if let Some(new) = row.new {
-                match read(new)? {
-                    Some(((pane, group), arguments)) => {
-                        deltas.push((pane, group_text(&group), (arguments, 1)));
-                    }
-                    None => refused.push((row.key, new)),
-                }
-            }
-        }
-        drop(query);
-        for (key, image) in refused {
+        let PaneRows { mut rows, went, outside } = self.read_pane_rows(changes)?;
+        for (key, image) in outside {
             self.refuse_late(key, image, refuse)?;
         }
-
         // In the order in which panes are stored. Rows that came are added first: an extreme that is there again was never
         // lost.
-        deltas.sort_unstable_by(|a, b| (a.0, &a.1, b.2.1).cmp(&(b.0, &b.1, a.2.1)));
+        rows.sort_unstable_by(|a, b| (a.pane, &a.group, b.times).cmp(&(b.pane, &b.group, a.times)));
         let mut panes: BTreeMap<i64, bool> = BTreeMap::new();
         let mut changed = ChangedPanes::new();
         let mut lost: BTreeSet<i64> = BTreeSet::new();
-        for rows in deltas.chunk_by(|a, b| (a.0, &a.1) == (b.0, &b.1)) {
-            let (pane, text) = (rows[0].0, &rows[0].1);
+        for rows in rows.chunk_by(|a, b| (a.pane, &a.group) == (b.pane, &b.group)) {
+            let PaneRow { pane, group, .. } = &rows[0];
             let shows = *panes
-                .entry(pane)
-                .or_insert_with(|| self.live_frames(pane).into_iter().any(|frame| self.shows(frame)));
-            let before = self.pane_state(pane, text, writer)?;
+                .entry(*pane)
+                .or_insert_with(|| self.live_frames(*pane).into_iter().any(|frame| self.shows(frame)));
+            let before = self.pane_state(*pane, group, writer)?;
             let mut after = before.clone().unwrap_or_else(|| self.panes().new_state());
             let aggregates = &self.panes().aggregates.plan.aggregates;
-            for (_, _, (arguments, times)) in rows {
-                after.add(aggregates, arguments, *times)?;
+            for row in rows {
+                after.add(aggregates, &row.arguments, row.times)?;
             }
             let is_lost = after.is_lost(aggregates);
             if is_lost {
-                lost.insert(pane);
+                lost.insert(*pane);
             } else if before.as_ref() != Some(&after) {
-                self.store_pane(pane, text, &after, writer)?;
+                self.store_pane(*pane, group, &after, writer)?;
             }
             if shows || is_lost {
-                let group = parse_group(text).ok_or(KeyedError::StateMismatch)?;
-                changed.insert((pane, text.clone()), (group, ChangedPane { before, after }));
+                let terms = parse_group(group).ok_or(KeyedError::StateMismatch)?;
+                changed.insert((*pane, group.clone()), (terms, ChangedPane { before, after }));
             }
         }
-        drop(deltas);
-        if !lost.is_empty() {
-            let mut left: BTreeMap<i64, BTreeSet<Value>> = BTreeMap::new();
-            for (key, image) in went {
-                let (group, time) = self.place(key, image)?;
-                let pane = time.and_then(|time| self.pane_of(time)).filter(|pane| lost.contains(&pane.start));
-                if let Some(pane) = pane {
-                    left.entry(pane.start).or_default().insert(group);
-                }
-            }
-            for (pane, groups) in left {
-                self.find_extremes(pane, &groups, readers, &mut changed, writer)?;
-            }
+        drop(rows);
+        for (pane, groups) in self.groups_that_lost(&lost, went)? {
+            self.find_extremes(pane, &groups, readers, &mut changed, writer)?;
         }
         for pane in panes.into_keys() {
             self.note_frames(pane, false, writer)?;
         }
         self.tell_groups(&changed, writer)
+    }
+
+    /// Reads in which groups of live panes changed rows were, and in which they are.
+    fn read_pane_rows<'c>(&mut self, changes: &'c Changes) -> Result<PaneRows<'c>, KeyedError> {
+        let mut found = PaneRows::default();
+        let panes = self.panes.as_ref().expect("aggregates are kept by pane");
+        let frozen = self.frozen_to();
+        let mut live: HashMap<i64, bool> = HashMap::new();
+        let mut query = self.space.row_query(&panes.aggregates.row_sql)?;
+        for row in changes.rows(self.topic) {
+            let mut read = |image: TopicImage<'_>, times| -> Result<Option<PaneRow>, KeyedError> {
+                let parameters = params![row.key, image.payload, image.timestamp];
+                let found = query.run(parameters, |row| panes.read(row))?.flatten();
+                let Some(((pane, group), arguments)) = found else { return Ok(None) };
+                let is_live = *live.entry(pane).or_insert_with(|| is_live(&self.cut, pane, frozen));
+                Ok(is_live.then(|| PaneRow { pane, group: group_text(&group), arguments, times }))
+            };
+            if let Some(old) = row.old.filter(|_| !fault::sabotaged(Sabotage::NoRetraction))
+                && let Some(went) = read(old, -1)?
+            {
+                found.rows.push(went);
+                if panes.aggregates.plan.loses_extremes() {
+                    found.went.push((row.key, old));
+                }
+            }
+            if let Some(new) = row.new {
+                match read(new, 1)? {
+                    Some(came) => found.rows.push(came),
+                    None => found.outside.push((row.key, new)),
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Returns the groups of the index that images have left, by the panes among `lost`.
+    fn groups_that_lost(
+        &mut self,
+        lost: &BTreeSet<i64>,
+        went: Vec<(&str, TopicImage<'_>)>,
+    ) -> Result<BTreeMap<i64, BTreeSet<Value>>, KeyedError> {
+        let mut left: BTreeMap<i64, BTreeSet<Value>> = BTreeMap::new();
+        for (key, image) in went.into_iter().filter(|_| !lost.is_empty()) {
+            let (group, time) = self.place(key, image)?;
+            let pane = time.and_then(|time| self.pane_of(time)).filter(|pane| lost.contains(&pane.start));
+            if let Some(pane) = pane {
+                left.entry(pane.start).or_default().insert(group);
+            }
+        }
+        Ok(left)
     }
 
     fn pane_of(&self, time: i64) -> Option<Frame> {
@@ -241,7 +264,7 @@ impl WindowEvaluation {
         writer: &mut EpochWriter<'_>,
     ) -> Result<(), KeyedError> {
         let Some(frame) = self.pane_of(pane) else { return Ok(()) };
-        let mut found = Rows::new();
+        let mut found = GroupRows::new();
         for reader in readers {
             let failed = |source| lookup_failed(reader, source);
             let mut statement = reader.prepare(&self.statements.rows).map_err(failed)?;
@@ -491,40 +514,13 @@ impl WindowEvaluation {
         })
     }
 
-    /// Computes the states of all panes from the rows of the topic, but for panes whose frames are frozen.
-    pub(super) fn rebuild_panes(
-        &mut self,
-        readers: &[ShardReader],
-        writer: &mut EpochWriter<'_>,
-    ) -> Result<(), KeyedError> {
-        writer.forget_panes(self.id, i64::MAX)?;
-        self.panes.as_mut().expect("aggregates are kept by pane").forget();
-        let mut states: BTreeMap<(i64, String), AggregateState> = BTreeMap::new();
-        let sql = format!("SELECT key, payload, timestamp FROM {}", quoted(&self.window.topic));
-        for reader in readers {
-            let failed = |source| lookup_failed(reader, source);
-            let mut statement = reader.prepare(&sql).map_err(failed)?;
-            let mut rows = statement.query([]).map_err(failed)?;
-            let mut is_end = false;
-            while !is_end {
-                let mut found = Rows::new();
-                is_end = self.count_rows(&mut rows, reader, ROWS_AT_ONCE, &mut found)?;
-                self.add_to_states(found, &mut states)?;
-                if states.len() > STATES_MAX {
-                    self.store_states(&mut states, writer)?;
-                }
-            }
-        }
-        self.store_states(&mut states, writer)
-    }
-
     /// Counts rows of a reader (key, payload, timestamp), so many at most. Returns whether there are no more.
     fn count_rows(
         &mut self,
         rows: &mut rusqlite::Rows<'_>,
         reader: &ShardReader,
         limit: u64,
-        found: &mut Rows,
+        found: &mut GroupRows,
     ) -> Result<bool, KeyedError> {
         let failed = |source| lookup_failed(reader, source);
         let panes = self.panes.as_ref().expect("aggregates are kept by pane");
@@ -538,42 +534,5 @@ impl WindowEvaluation {
             }
         }
         Ok(false)
-    }
-
-    fn add_to_states(
-        &self,
-        found: Rows,
-        states: &mut BTreeMap<(i64, String), AggregateState>,
-    ) -> Result<(), KeyedError> {
-        for ((pane, group), rows) in found {
-            if self.live_frames(pane).is_empty() {
-                continue;
-            }
-            let panes = self.panes();
-            let state = states.entry((pane, group_text(&group))).or_insert_with(|| panes.new_state());
-            for arguments in rows {
-                state.add(&panes.aggregates.plan.aggregates, &arguments, 1)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn store_states(
-        &mut self,
-        states: &mut BTreeMap<(i64, String), AggregateState>,
-        writer: &mut EpochWriter<'_>,
-    ) -> Result<(), KeyedError> {
-        let mut panes = BTreeSet::new();
-        for ((pane, group), mut state) in std::mem::take(states) {
-            if let Some(known) = self.pane_state(pane, &group, writer)? {
-                state.merge(&self.panes().aggregates.plan.aggregates, &known)?;
-            }
-            writer.set_pane_state(self.id, pane, &group, Some(&state.text()))?;
-            panes.insert(pane);
-        }
-        for pane in panes {
-            self.note_frames(pane, true, writer)?;
-        }
-        Ok(())
     }
 }
