@@ -28,6 +28,10 @@ const DELAY: i64 = 100_000;
 /// The cost with the most rows or frames, as a multiple of the cost with the fewest, may not exceed this.
 const GROWTH_MAX: f64 = 1.5;
 
+/// Steps of an epoch in which time goes on. Whether the time of a message counts in its own epoch or in the next one is a
+/// matter of moments.
+const EPOCH_STEPS: u64 = 200;
+
 /// Steps that a second without due frames may cost a window.
 const QUIET_STEPS_MAX: u64 = 50;
 
@@ -243,7 +247,7 @@ fn hold(few: &Told, many: &Told, of: &str) {
             if many.steps > 0 {
                 eprintln!("{text}");
             }
-            let grows = |few: u64, many: u64| many as f64 > few as f64 * GROWTH_MAX;
+            let grows = |few: u64, many: u64| many as f64 > few as f64 * GROWTH_MAX + EPOCH_STEPS as f64;
             let is_loud = *what == QUIET && few.steps.max(many.steps) > QUIET_STEPS_MAX;
             if grows(few.steps, many.steps) || grows(few.probes, many.probes) || is_loud {
                 wrong.push(text);

@@ -73,6 +73,24 @@ pub(crate) enum TimeAxis {
     Session(i64),
 }
 
+impl TimeAxis {
+    /// Returns the greatest start of the frames of a time; `None` for sessions, which begin with a row.
+    fn last_start(&self, time: i64) -> Option<i64> {
+        match self {
+            Self::Grid(grid) => grid.frames(time).last().map(|frame| frame.start),
+            Self::Session(_) => None,
+        }
+    }
+
+    /// Returns the greatest end of the frames of a row's time.
+    fn last_end(&self, time: i64) -> i64 {
+        match self {
+            Self::Grid(grid) => grid.last_end(time),
+            Self::Session(gap) => time.saturating_add(*gap),
+        }
+    }
+}
+
 /// Statements on a shard, and on images of rows.
 struct Statements {
     /// Rows of a frame: key, payload, timestamp, `_change`.

@@ -103,7 +103,7 @@ impl WindowRun {
         let shard_count = script.shard_count;
         let run = Self { sabotage, shard_count, site, worker, client, models, told, told_final, marks: 0 };
         // A clock that is set back stands still from what the worker has seen of it.
-        run.reach_watermarks().await.unwrap_or_else(|wrong| panic!("{}", run.report("the start", wrong)));
+        run.see_clock(script.start).await;
         run
     }
 
@@ -123,6 +123,7 @@ impl WindowRun {
             self.begin_worker().await;
         }
         // Rows are judged by the watermark that this moment of the clock makes.
+        self.see_clock(*clock).await;
         self.reach_watermarks().await?;
         if let Hazard::KilledMidway { moment } = hazard {
             self.send_to_the_doomed(messages, *moment).await;
@@ -163,6 +164,17 @@ impl WindowRun {
 
     fn ingest(&self, source: &str) -> Ingest {
         Ingest::new(self.worker.address(&format!("source {source}")))
+    }
+
+    /// Waits until each window has seen what the clock shows. One that is set back stands still from what was seen of it.
+    async fn see_clock(&self, clock: i64) {
+        for model in &self.models {
+            let name = &model.log.definition().name;
+            until(&format!("{name} to see the clock"), async || {
+                (self.worker.status().await["joins"][name]["asOf"].as_i64()? >= clock).then_some(())
+            })
+            .await;
+        }
     }
 
     /// Waits until each window has its watermark.

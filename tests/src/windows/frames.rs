@@ -333,6 +333,13 @@ impl FrameLog {
             _ => self.grid(newest).into_iter().map(|(_, end)| end).max()?,
         };
         let by_clock = newest - clock.delay + (self.now - arrived - clock.idle_timeout);
-        Some(by_clock.min(last_end.max(newest - clock.delay)))
+        let base = newest - clock.delay;
+        if by_clock >= last_end {
+            return Some(last_end.max(base));
+        }
+        // It goes from one frame to the next; before the last session is over it stands.
+        let start =
+            self.grid(by_clock).into_iter().map(|(start, _)| start).filter(|start| *start <= by_clock).max();
+        Some(start.map_or(base, |start| start.max(base)))
     }
 }

@@ -89,7 +89,9 @@ impl WindowEvaluation {
             partition == PAST || time.sure == self.sure.get(partition.as_str()).copied()
         };
         let is_news = !self.partitions.iter().all(is_sure);
-        if closes || expires || is_news || self.has_more || !self.is_known {
+        // By event time, a watermark that has been seen never goes back, so it is stored. By arrival it follows the clock.
+        let is_stored = self.window.event_time.is_none() || watermark == self.reached;
+        if closes || expires || is_news || !is_stored || self.has_more || !self.is_known {
             return true;
         }
         self.reached = watermark;
@@ -252,10 +254,6 @@ impl WindowEvaluation {
 
     fn watermark_at(&self, moments: Moments) -> Option<i64> {
         let reached = self.reached.filter(|_| !fault::sabotaged(Sabotage::WatermarkBack));
-        let last_end = |time: i64| match &self.cut {
-            TimeAxis::Grid(grid) => grid.last_end(time),
-            TimeAxis::Session(gap) => time.saturating_add(*gap),
-        };
         match &self.window.event_time {
             None => Some(moments.arrived).max(reached),
             Some(clock) => watermark::by_event_time(
@@ -263,7 +261,7 @@ impl WindowEvaluation {
                 self.partitions.values().copied(),
                 moments.now,
                 reached,
-                last_end,
+                &self.cut,
             ),
         }
     }

@@ -2,16 +2,17 @@
 
 use litejoin_crds::plan::EventClock;
 
+use super::TimeAxis;
 use crate::storage::shard::PartitionTime;
 
 /// Returns the watermark by event time at the moment `now`, not before `reached`; `None` before the first time was seen.
-/// `last_end` returns the greatest end of the frames of a time. All in seconds since the Unix epoch.
+/// All in seconds since the Unix epoch.
 pub(crate) fn by_event_time(
     clock: &EventClock,
     partitions: impl Iterator<Item = PartitionTime> + Clone,
     now: i64,
     reached: Option<i64>,
-    last_end: impl Fn(i64) -> i64,
+    axis: &TimeAxis,
 ) -> Option<i64> {
     let known = partitions.filter(|partition| partition.newest.is_some());
     let active = known.clone().filter(|partition| now.saturating_sub(partition.arrived) < clock.idle_timeout);
@@ -22,10 +23,16 @@ pub(crate) fn by_event_time(
             let newest = known.clone().filter_map(|partition| partition.newest).max();
             let silent_since = known.map(|partition| partition.arrived).max();
             newest.zip(silent_since).map(|(newest, since)| {
-                // Time goes on as far as it closes the frames of what has come: a replay may only have paused.
+                // Time goes on as far as it closes the frames of what has come: a replay may only have paused. It goes by
+                // whole frames, since each step is stored.
                 let base = newest - clock.watermark_delay;
                 let passed = now.saturating_sub(since).saturating_sub(clock.idle_timeout);
-                base.saturating_add(passed).min(last_end(newest).max(base))
+                let by_clock = base.saturating_add(passed);
+                let last_end = axis.last_end(newest);
+                if by_clock >= last_end {
+                    return base.max(last_end);
+                }
+                axis.last_start(by_clock).map_or(base, |start| start.clamp(base, by_clock))
             })
         }
     };
@@ -35,6 +42,7 @@ pub(crate) fn by_event_time(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::window::grid::Grid;
 
     fn clock() -> EventClock {
         EventClock {
@@ -53,7 +61,8 @@ mod tests {
             sure: Some(*newest),
             arrived: *arrived,
         });
-        by_event_time(&clock(), partitions, now, reached, |time| (time / 100 + 1) * 100)
+        let every_20s = TimeAxis::Grid(Grid::new(100, 20, 0, None).expect("it has no time zone"));
+        by_event_time(&clock(), partitions, now, reached, &every_20s)
     }
 
     #[test]
@@ -68,7 +77,8 @@ mod tests {
     fn the_clock_closes_the_last_frame_and_goes_no_further() {
         let silent = [(500, 1_000), (300, 990)];
         assert_eq!(at(&silent, 1_060, None), Some(495));
-        assert_eq!(at(&silent, 1_090, None), Some(525));
+        assert_eq!(at(&silent, 1_084, None), Some(500));
+        assert_eq!(at(&silent, 1_085, None), Some(520), "by whole frames");
         assert_eq!(at(&silent, 9_000, None), Some(600));
     }
 }
