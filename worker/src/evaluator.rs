@@ -78,6 +78,8 @@ pub(crate) struct Evaluator {
     pub(crate) joins: Vec<CheckedJoin>,
     /// By join, as stored in `results.db`.
     pub(crate) progress: Vec<Progress>,
+    /// The clock of all results; it stands still over a reload as it does before one.
+    pub(crate) clock: Arc<SteadyClock>,
     pub(crate) shard_paths: Vec<PathBuf>,
     /// Sends requests to the writers of shards.
     pub(crate) ingest: Ingest,
@@ -264,8 +266,7 @@ impl Evaluator {
             self.status.join(&join.name).set_class(state.class());
             joins.push(state);
         }
-        let reached = self.progress.iter().filter_map(|progress| progress.clock).max();
-        let clock = Arc::new(SteadyClock::new(reached));
+        let clock = Arc::clone(&self.clock);
         let background = BackgroundEvaluator {
             gate: Arc::clone(&self.gate),
             topics: Arc::clone(&self.topics),

@@ -1,9 +1,7 @@
 //! `litejoin audit`: sends a request to the worker that runs on a data directory, or compares its files if none runs.
 
-use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -122,35 +120,15 @@ fn over_files(
 ) -> Result<(), AuditRefusal> {
     let chosen = join::named(joins, names).map_err(AuditRefusal::Names)?;
     let shards = layout::shard_paths(data_dir, plan.storage.shard_count, &plan.identity)?;
-    let folder = ScratchFolder::make()?;
-    let files = Files::new(shards, data_dir.join("results.db"), folder.path.clone());
+    let folder = tempfile::Builder::new().prefix("litejoin-audit-").tempdir().map_err(|source| {
+        AuditRefusal::Scratch { path: std::env::temp_dir().display().to_string(), source }
+    })?;
+    let files = Files::new(shards, data_dir.join("results.db"), folder.path().to_owned());
     for join in chosen {
         let started = Instant::now();
         each(&finding(&join.name, compare(join, joins, &files, &Arc::default()), started));
     }
     Ok(())
-}
-
-/// A folder for temporary files, which is removed when dropped.
-struct ScratchFolder {
-    path: PathBuf,
-}
-
-impl ScratchFolder {
-    fn make() -> Result<Self, AuditRefusal> {
-        let path = std::env::temp_dir().join(format!("litejoin-audit-{}", std::process::id()));
-        match DirBuilder::new().mode(0o700).create(&path) {
-            Ok(()) => Ok(Self { path }),
-            Err(source) => Err(AuditRefusal::Scratch { path: path.display().to_string(), source }),
-        }
-    }
-}
-
-impl Drop for ScratchFolder {
-    fn drop(&mut self) {
-        // A folder that stays lies in the system's folder of temporary files.
-        let _ = std::fs::remove_dir_all(&self.path);
-    }
 }
 
 /// Formats findings as a table that grows, for people.

@@ -4,11 +4,11 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tempfile::NamedTempFile;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
@@ -37,12 +37,6 @@ const REMOVALS: usize = 200;
 /// How `sftp` ends when there is no connection, or it breaks off.
 const EXIT_CONNECTION: i32 = 255;
 
-/// Distinguishes files of one process.
-static SCRATCH_FILES: AtomicU64 = AtomicU64::new(0);
-
-/// A file of our own that is gone with this value.
-struct Scratch(PathBuf);
-
 impl Sftp {
     pub(super) fn new(
         host: &str,
@@ -60,9 +54,9 @@ impl Sftp {
     }
 
     pub(super) async fn get(&self, path: &str) -> io::Result<Option<Vec<u8>>> {
-        let scratch = Scratch::new(&[])?;
-        match self.run(&format!("@get {} {}\n", quoted(path), quoted_path(&scratch.0))).await {
-            Ok(_) => std::fs::read(&scratch.0).map(Some),
+        let object = scratch(&[])?;
+        match self.run(&format!("@get {} {}\n", quoted(path), quoted_path(object.path()))).await {
+            Ok(_) => std::fs::read(object.path()).map(Some),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
@@ -70,7 +64,7 @@ impl Sftp {
 
     /// Replaces the object in one step, as far as the server knows `posix-rename`.
     pub(super) async fn put(&self, path: &str, content: &[u8]) -> io::Result<()> {
-        let scratch = Scratch::new(content)?;
+        let object = scratch(content)?;
         let next = format!("{path}.{}.next", std::process::id());
         let folders: String = path
             .match_indices('/')
@@ -78,8 +72,8 @@ impl Sftp {
             // A dash lets the batch go on where the folder is there.
             .map(|(end, _)| format!("-@mkdir {}\n", quoted(&path[..end])))
             .collect();
-        let (scratch, next) = (quoted_path(&scratch.0), quoted(&next));
-        self.run(&format!("{folders}@put {scratch} {next}\n@rename {next} {}\n", quoted(path))).await?;
+        let (object, next) = (quoted_path(object.path()), quoted(&next));
+        self.run(&format!("{folders}@put {object} {next}\n@rename {next} {}\n", quoted(path))).await?;
         Ok(())
     }
 
@@ -147,12 +141,12 @@ impl Sftp {
             Some(key) => {
                 let line =
                     format!("[{host}]:{port} {key}\n{host} {key}\n", host = self.host, port = self.port);
-                Some(Scratch::new(line.as_bytes())?)
+                Some(scratch(line.as_bytes())?)
             }
             None => None,
         };
         if let Some(known_hosts) = &known_hosts {
-            let option = format!("UserKnownHostsFile={}", known_hosts.0.display());
+            let option = format!("UserKnownHostsFile={}", known_hosts.path().display());
             command.args(["-o", &option, "-o", "StrictHostKeyChecking=yes"]);
         }
         let user = self.user.as_ref().map(|user| format!("{user}@")).unwrap_or_default();
@@ -186,20 +180,11 @@ impl Sftp {
     }
 }
 
-impl Scratch {
-    fn new(content: &[u8]) -> io::Result<Self> {
-        let number = SCRATCH_FILES.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("litejoin-{}-{number}", std::process::id()));
-        let scratch = Self(path);
-        std::fs::File::create(&scratch.0)?.write_all(content)?;
-        Ok(scratch)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
+/// Returns a file of our own with this content, which is removed when dropped.
+fn scratch(content: &[u8]) -> io::Result<NamedTempFile> {
+    let mut file = NamedTempFile::with_prefix("litejoin-")?;
+    file.write_all(content)?;
+    Ok(file)
 }
 
 /// Lines such as `drwxr-xr-x 2 me me 4096 May 1 12:00 name`.

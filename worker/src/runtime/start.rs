@@ -21,6 +21,7 @@ use super::unit::{Unit, Units};
 use super::{Running, StartError, writers};
 use crate::audit::{Auditor, Files};
 use crate::blocking::blocking;
+use crate::clock::SteadyClock;
 use crate::control::Control;
 use crate::credentials::Secrets;
 use crate::evaluator::{Evaluator, Repairs};
@@ -183,6 +184,7 @@ impl Core {
         applied: watch::Sender<Applied>,
         repairs: &Arc<Repairs>,
     ) -> Evaluator {
+        let reached = progress.iter().filter_map(|progress| progress.clock).max();
         Evaluator {
             gate,
             topics: Arc::clone(&self.store.topics),
@@ -191,6 +193,7 @@ impl Core {
             status: Arc::clone(&self.status),
             joins: pipeline.joins.clone(),
             progress,
+            clock: Arc::new(SteadyClock::new(reached)),
             shard_paths: self.shard_paths.clone(),
             ingest: self.ingest.clone(),
             scratch_folder: self.store.scratch_folder(),
