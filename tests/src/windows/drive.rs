@@ -196,6 +196,14 @@ impl WindowRun {
     /// Holds what each window shows at `epoch`, and what was told of it, to its model.
     async fn compare(&mut self, epoch: u64) -> Result<(), WrongWindow> {
         self.reach_watermarks().await?;
+        for model in &self.models {
+            let name = &model.log.definition().name;
+            until(&format!("no frame of {name} to wait"), async || {
+                let window = &self.worker.status().await["joins"][name]["window"];
+                (window["isCurrent"] == true).then_some(())
+            })
+            .await;
+        }
         for (number, model) in self.models.iter().enumerate() {
             let shown = snapshot(&self.worker, &model.log.definition().name, epoch).await;
             hold(&shown, model.results()).map_err(|wrong| (number, format!("the snapshot:\n{wrong}")))?;

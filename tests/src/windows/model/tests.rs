@@ -133,7 +133,7 @@ fn a_silent_source_holds_nothing_back_and_the_clock_closes_the_last_frame() {
     assert_after(&mut model, &[], &["50..60 1"]);
     assert_eq!(model.log.watermark(), Some(101), "only the other source is active");
     model.tick(1_016);
-    assert_eq!(model.log.watermark(), Some(102), "both are silent, by one second");
+    assert_eq!(model.log.watermark(), Some(101), "both are silent, and no frame begins meanwhile");
     model.tick(1_060);
     assert_after(&mut model, &[row("b", "k4", 60)], &["50..60 1", "100..110 2"]);
     assert_eq!((model.log.watermark(), dead(&model)), (Some(110), vec!["k4"]));
