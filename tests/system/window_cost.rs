@@ -248,8 +248,9 @@ fn hold(few: &Told, many: &Told, of: &str) {
                 eprintln!("{text}");
             }
             let grows = |few: u64, many: u64| many as f64 > few as f64 * GROWTH_MAX;
+            let more_steps = many.steps.saturating_sub(EPOCH_STEPS);
             let is_loud = *what == QUIET && few.steps.max(many.steps) > QUIET_STEPS_MAX;
-            if grows(few.steps + EPOCH_STEPS, many.steps) || grows(few.probes, many.probes) || is_loud {
+            if grows(few.steps, more_steps) || grows(few.probes, many.probes) || is_loud {
                 wrong.push(text);
             }
         }

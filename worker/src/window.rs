@@ -74,10 +74,18 @@ pub(crate) enum TimeAxis {
 }
 
 impl TimeAxis {
-    /// Returns the greatest start of the frames of a time; `None` for sessions, which begin with a row.
-    fn last_start(&self, time: i64) -> Option<i64> {
+    /// Returns the frames of a time, the earliest first; none for sessions, which are made by rows.
+    fn frames(&self, time: i64) -> Vec<Frame> {
         match self {
-            Self::Grid(grid) => grid.frames(time).last().map(|frame| frame.start),
+            Self::Grid(grid) => grid.frames(time),
+            Self::Session(_) => Vec::new(),
+        }
+    }
+
+    /// Returns the pane of a time; sessions have none.
+    fn pane(&self, time: i64) -> Option<Frame> {
+        match self {
+            Self::Grid(grid) => Some(grid.pane(time)),
             Self::Session(_) => None,
         }
     }

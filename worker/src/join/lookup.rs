@@ -7,7 +7,7 @@ use super::TopicImage;
 use super::keyed::KeyedError;
 use super::value::Value;
 use crate::storage::log::ShardReader;
-use crate::storage::sqlite::SqliteError;
+use crate::storage::sqlite::{SqliteError, bind_row};
 
 /// The cost of an evaluation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -50,15 +50,7 @@ pub(super) fn value_of(
     key: &str,
     image: TopicImage<'_>,
 ) -> Result<Value, KeyedError> {
-    let parameters = by.parameter_count();
-    for index in 1..=parameters {
-        match index {
-            1 => by.raw_bind_parameter(index, key)?,
-            2 => by.raw_bind_parameter(index, image.payload)?,
-            3 => by.raw_bind_parameter(index, image.timestamp)?,
-            _ => by.raw_bind_parameter(index, image.change)?,
-        }
-    }
+    bind_row(by, key, image.payload, image.timestamp, image.change)?;
     let mut rows = by.raw_query();
     let row = rows.next()?.expect("a SELECT without FROM has one row");
     Value::new(row.get_ref(0)?).ok_or(KeyedError::UnsupportedValue)

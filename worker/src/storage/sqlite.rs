@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use litejoin_crds::plan::Synchronous;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Statement};
 
 /// How long a connection waits for a lock of another one before it gives up. Litestream keeps writers out while it moves a
 /// WAL into the file: 1 to 4 seconds were seen under load, and more of WALs of hundreds of MiB.
@@ -187,6 +187,26 @@ pub(crate) fn open_reader(path: &Path) -> Result<Connection, SqliteError> {
         Ok(connection)
     };
     open().map_err(|source| SqliteError::new(path, "open the file", source))
+}
+
+/// Binds a row of a topic to a statement: its parameters are the key, the payload, the timestamp and `_change`, as far as
+/// it has so many.
+pub(crate) fn bind_row(
+    statement: &mut Statement<'_>,
+    key: &str,
+    payload: &str,
+    timestamp: i64,
+    change: Option<&str>,
+) -> rusqlite::Result<()> {
+    for index in 1..=statement.parameter_count() {
+        match index {
+            1 => statement.raw_bind_parameter(index, key)?,
+            2 => statement.raw_bind_parameter(index, payload)?,
+            3 => statement.raw_bind_parameter(index, timestamp)?,
+            _ => statement.raw_bind_parameter(index, change)?,
+        }
+    }
+    Ok(())
 }
 
 /// Fixes what a reader sees, until [`release`]. BEGIN alone fixes nothing in SQLite, the first read does.

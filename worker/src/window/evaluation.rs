@@ -11,7 +11,7 @@ use std::sync::Arc;
 use litejoin_crds::window::WindowEmit;
 
 use super::results::window_end;
-use super::{Frame, Moments, TimeAxis, WindowEvaluation, watermark};
+use super::{Frame, Moments, WindowEvaluation, watermark};
 use crate::fault::{self, Sabotage};
 use crate::join::keyed::KeyedError;
 use crate::join::lookup::Cost;
@@ -156,11 +156,10 @@ impl WindowEvaluation {
         self.evaluate_due(readers, writer)?;
         if let Some(frozen) = self.frozen_to() {
             writer.forget_frames(self.id, frozen)?;
-            if let (Some(_), false, TimeAxis::Grid(grid)) = (&self.panes, self.has_more, &self.cut) {
-                // A pane that ends in a frame which is not frozen begins no earlier than that frame.
-                if let Some(first) = grid.frames(frozen).first() {
-                    writer.forget_panes(self.id, first.start)?;
-                }
+            // A pane that ends in a frame which is not frozen begins no earlier than that frame.
+            let first = self.cut.frames(frozen).into_iter().next();
+            if let Some(first) = first.filter(|_| self.panes.is_some() && !self.has_more) {
+                writer.forget_panes(self.id, first.start)?;
             }
         }
         self.expire(moments.now, writer)?;
@@ -229,6 +228,13 @@ impl WindowEvaluation {
 
     pub(super) fn is_frozen(&self, frame: Frame) -> bool {
         self.frozen_to().is_some_and(|frozen| frame.end <= frozen)
+    }
+
+    /// Returns the frames of a time, or of the pane that begins then, that are not frozen.
+    pub(super) fn live_frames(&self, time: i64) -> Vec<Frame> {
+        let mut frames = self.cut.frames(time);
+        frames.retain(|frame| !self.is_frozen(*frame));
+        frames
     }
 
     pub(super) fn is_closed(&self, frame: Frame) -> bool {

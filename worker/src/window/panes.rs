@@ -97,27 +97,12 @@ impl Panes {
 
 /// Returns whether a frame of a pane is not frozen.
 fn is_live(cut: &TimeAxis, pane: i64, frozen: Option<i64>) -> bool {
-    let TimeAxis::Grid(grid) = cut else { return false };
-    grid.frames(pane).iter().any(|frame| frozen.is_none_or(|frozen| frame.end > frozen))
+    cut.frames(pane).iter().any(|frame| frozen.is_none_or(|frozen| frame.end > frozen))
 }
 
 impl WindowEvaluation {
     fn panes(&self) -> &Panes {
         self.panes.as_ref().expect("aggregates are kept by pane")
-    }
-
-    fn frames_at(&self, time: i64) -> Vec<Frame> {
-        match &self.cut {
-            TimeAxis::Grid(grid) => grid.frames(time),
-            TimeAxis::Session(_) => Vec::new(),
-        }
-    }
-
-    /// Returns the frames of a time, or of the pane that begins then, that are not frozen.
-    fn live_frames(&self, time: i64) -> Vec<Frame> {
-        let mut frames = self.frames_at(time);
-        frames.retain(|frame| !self.is_frozen(*frame));
-        frames
     }
 
     /// Takes in changed rows of the topic.
@@ -212,19 +197,12 @@ impl WindowEvaluation {
         let mut left: BTreeMap<i64, BTreeSet<Value>> = BTreeMap::new();
         for (key, image) in went.into_iter().filter(|_| !lost.is_empty()) {
             let (group, time) = self.place(key, image)?;
-            let pane = time.and_then(|time| self.pane_of(time)).filter(|pane| lost.contains(&pane.start));
+            let pane = time.and_then(|time| self.cut.pane(time)).filter(|pane| lost.contains(&pane.start));
             if let Some(pane) = pane {
                 left.entry(pane.start).or_default().insert(group);
             }
         }
         Ok(left)
-    }
-
-    fn pane_of(&self, time: i64) -> Option<Frame> {
-        match &self.cut {
-            TimeAxis::Grid(grid) => Some(grid.pane(time)),
-            TimeAxis::Session(_) => None,
-        }
     }
 
     /// Refuses a row that is in no live pane if it has no time, or all of its frames are frozen.
@@ -237,7 +215,7 @@ impl WindowEvaluation {
         let (_, time) = self.place(key, image)?;
         let Some(time) = time else { return Ok(refuse(&self.without_time(key, image.payload))?) };
         if self.live_frames(time).is_empty()
-            && let Some(last) = self.frames_at(time).pop()
+            && let Some(last) = self.cut.frames(time).pop()
         {
             refuse(&self.too_late(key, image.payload, last))?;
         }
@@ -263,7 +241,7 @@ impl WindowEvaluation {
         changed: &mut ChangedPanes,
         writer: &mut EpochWriter<'_>,
     ) -> Result<(), KeyedError> {
-        let Some(frame) = self.pane_of(pane) else { return Ok(()) };
+        let Some(frame) = self.cut.pane(pane) else { return Ok(()) };
         let mut found = GroupRows::new();
         for reader in readers {
             let failed = |source| lookup_failed(reader, source);
@@ -427,9 +405,7 @@ impl WindowEvaluation {
             };
             changes.push(self.change(op, key, rows, &window));
         }
-        self.results += changes.len() as u64;
-        writer.store(self.id, &changes)?;
-        Ok(())
+        self.store(&changes, writer)
     }
 
     /// Returns the results of a frame from its panes, each without the bracket that closes it.

@@ -169,9 +169,17 @@ impl WindowEvaluation {
         for (key, rows) in fresh {
             changes.push(self.change(Op::Created, key, rows, &window));
         }
+        self.store(&changes, writer)
+    }
+
+    /// Stores changed results, and counts them.
+    pub(super) fn store(
+        &mut self,
+        changes: &[ResultChange<'_>],
+        writer: &mut EpochWriter<'_>,
+    ) -> Result<(), KeyedError> {
         self.results += changes.len() as u64;
-        writer.store(self.id, &changes)?;
-        Ok(())
+        Ok(writer.store(self.id, changes)?)
     }
 
     pub(super) fn change(&self, op: Op, key: String, rows: String, window: &str) -> ResultChange<'static> {

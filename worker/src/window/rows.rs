@@ -20,7 +20,7 @@ use crate::join::value::Value;
 use crate::results::frames::StoredResult;
 use crate::results::store::EpochWriter;
 use crate::storage::log::ShardReader;
-use crate::storage::sqlite::SqliteError;
+use crate::storage::sqlite::{SqliteError, bind_row};
 
 type Refuse<'r> = &'r mut dyn FnMut(&RefusedRow<'_>) -> Result<(), SqliteError>;
 
@@ -118,8 +118,7 @@ impl WindowEvaluation {
             let stored = writer.first_results(self.id, REMOVED_MAX)?;
             let is_last = stored.len() < REMOVED_MAX;
             let gone = stored.into_iter().map(|(old, _)| self.gone(old)).collect::<Vec<_>>();
-            self.results += gone.len() as u64;
-            writer.store(self.id, &gone)?;
+            self.store(&gone, writer)?;
             if is_last {
                 return Ok(());
             }
@@ -146,8 +145,7 @@ impl WindowEvaluation {
             .into_iter()
             .map(|(key, window)| self.gone(StoredResult { key, rows: String::new(), window }))
             .collect::<Vec<_>>();
-        self.results += gone.len() as u64;
-        Ok(writer.store(self.id, &gone)?)
+        self.store(&gone, writer)
     }
 
     /// Takes in changed rows of the topic.
@@ -236,13 +234,7 @@ impl WindowEvaluation {
         image: TopicImage<'_>,
     ) -> Result<(Value, Option<i64>), KeyedError> {
         let mut statement = self.space.connection().prepare_cached(&self.statements.image)?;
-        for index in 1..=statement.parameter_count() {
-            match index {
-                1 => statement.raw_bind_parameter(index, key)?,
-                2 => statement.raw_bind_parameter(index, image.payload)?,
-                _ => statement.raw_bind_parameter(index, image.timestamp)?,
-            }
-        }
+        bind_row(&mut statement, key, image.payload, image.timestamp, None)?;
         let mut rows = statement.raw_query();
         let row = rows.next()?.expect("a SELECT without FROM has one row");
         let group = Value::new(row.get_ref(0)?).ok_or(KeyedError::UnsupportedValue)?;
@@ -255,16 +247,14 @@ impl WindowEvaluation {
         went: &[i64],
         refuse: Refuse<'_>,
     ) -> Result<BTreeSet<Frame>, KeyedError> {
-        let TimeAxis::Grid(grid) = &self.cut else { return Ok(BTreeSet::new()) };
-        let live = |time: i64| grid.frames(time).into_iter().filter(|frame| !self.is_frozen(*frame));
-        let mut touched: BTreeSet<Frame> = went.iter().flat_map(|time| live(*time)).collect();
+        let mut touched: BTreeSet<Frame> = went.iter().flat_map(|time| self.live_frames(*time)).collect();
         for row in came {
-            let frames: Vec<Frame> = live(row.time).collect();
-            if frames.is_empty() {
-                let last = grid.frames(row.time).pop().expect("each time is in a frame");
+            let live = self.live_frames(row.time);
+            if live.is_empty() {
+                let last = self.cut.frames(row.time).pop().expect("each time is in a frame");
                 refuse(&self.too_late(row.key, row.payload, last))?;
             }
-            touched.extend(frames);
+            touched.extend(live);
         }
         Ok(touched)
     }

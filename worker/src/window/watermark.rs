@@ -32,7 +32,7 @@ pub(crate) fn by_event_time(
                 if by_clock >= last_end {
                     return base.max(last_end);
                 }
-                axis.last_start(by_clock).map_or(base, |start| start.clamp(base, by_clock))
+                axis.frames(by_clock).last().map_or(base, |frame| frame.start.clamp(base, by_clock))
             })
         }
     };

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::ShardBatch;
 use super::index::IndexedRow;
 use crate::storage::arrivals::BatchArrival;
-use crate::storage::sqlite::quoted;
+use crate::storage::sqlite::{bind_row, quoted};
 use crate::storage::topics::TopicId;
 
 pub(super) const SCHEMA: &str = "
@@ -166,13 +166,7 @@ fn time_of(
     payload: &str,
     timestamp: i64,
 ) -> rusqlite::Result<Option<i64>> {
-    for index in 1..=statement.parameter_count() {
-        match index {
-            1 => statement.raw_bind_parameter(index, key)?,
-            2 => statement.raw_bind_parameter(index, payload)?,
-            _ => statement.raw_bind_parameter(index, timestamp)?,
-        }
-    }
+    bind_row(statement, key, payload, timestamp, None)?;
     let mut rows = statement.raw_query();
     rows.next()?.map_or(Ok(None), |row| row.get(0))
 }
