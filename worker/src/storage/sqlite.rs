@@ -13,7 +13,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Page cache of one connection in KiB, as SQLite counts it (negative). Small, since there are two
 /// connections a shard and the operating system caches the files anyway.
-const CACHE_KIB: i64 = -2_048;
+const CACHE_KIB: i64 = -1_024;
 
 /// The size of the page cache of a connection that reads: there are many, and they read in the order of the files.
 const READER_CACHE_KIB: i64 = -256;
