@@ -126,6 +126,8 @@ impl WindowRun {
         self.see_clock(*clock).await;
         self.reach_watermarks().await?;
         if let Hazard::KilledMidway { moment } = hazard {
+            // By arrival a watermark is stored with the next epoch, and a worker that is killed before that forgets it.
+            self.hear_all().await?;
             self.send_to_the_doomed(messages, *moment).await;
             self.end_worker("KILL").await?;
             self.begin_worker().await;

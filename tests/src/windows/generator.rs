@@ -2,11 +2,11 @@
 //! silent, a clock that jumps or is set back a little, and a worker that ends or is reconfigured in between.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::{fmt, iter};
 
 use rand::RngExt;
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
+use rand::seq::{IndexedRandom, SliceRandom};
 use serde_json::{Value, json};
 
 use super::definition::{Definition, EventClock, FrameKind, TimeUnit};
@@ -29,6 +29,9 @@ pub const SOURCES: [&str; 2] = ["ingest", "second"];
 
 /// Keys that a message may change, those that were new last.
 const RECENT_KEYS: usize = 12;
+
+/// Random orders in which the messages of a round are tried.
+const ORDERS: u64 = 24;
 
 const HOUR: i64 = 3_600;
 
@@ -432,31 +435,40 @@ fn has_one_outcome(log: &FrameLog, messages: &[WindowMessage]) -> bool {
             log.epoch(message);
         });
     };
-    let mut backward: Vec<WindowMessage> = messages.iter().rev().cloned().collect();
-    for first in 0..backward.len() {
-        for second in first + 1..backward.len() {
-            if backward[first].key == backward[second].key
-                && backward[first].version > backward[second].version
-            {
-                backward.swap(first, second);
-            }
-        }
-    }
+    let backward = with_keys_in_order(messages.iter().rev().cloned().collect());
     let delayed = (0..messages.len()).map(|index| {
         let mut order = messages.to_vec();
         let last = order.remove(index);
-        let (same, mut order): (Vec<_>, Vec<_>) =
-            order.into_iter().enumerate().partition(|(at, other)| *at >= index && other.key == last.key);
-        order.push((index, last));
-        order.into_iter().chain(same).map(|(_, message)| message).collect::<Vec<_>>()
+        order.push(last);
+        with_keys_in_order(order)
     });
-    let delayed: Vec<Vec<WindowMessage>> = delayed.collect();
+    // A batch of a source is stored in the order of the shards, and the sources send one after the other.
+    let shuffled = (0..ORDERS).map(|number| {
+        let mut order = messages.to_vec();
+        order.shuffle(&mut chance(number));
+        order.sort_by_key(|message| message.source);
+        with_keys_in_order(order)
+    });
+    let orders: Vec<Vec<WindowMessage>> = iter::once(backward).chain(delayed).chain(shuffled).collect();
     let together = played(&|log| drop(log.epoch(messages)));
     !together.has_collided()
         && together == played(&|log| drop(log.epoch_of_last_versions(messages)))
         && together == played(&|log| one_by_one(log, messages))
-        && together == played(&|log| one_by_one(log, &backward))
-        && delayed.iter().all(|order| together == played(&|log| one_by_one(log, order)))
+        && orders.iter().all(|order| together == played(&|log| one_by_one(log, order)))
+}
+
+/// Exchanges messages of the same key until they are in the order of their versions.
+fn with_keys_in_order(mut messages: Vec<WindowMessage>) -> Vec<WindowMessage> {
+    for first in 0..messages.len() {
+        for second in first + 1..messages.len() {
+            if messages[first].key == messages[second].key
+                && messages[first].version > messages[second].version
+            {
+                messages.swap(first, second);
+            }
+        }
+    }
+    messages
 }
 
 #[cfg(test)]
