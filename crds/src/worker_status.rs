@@ -16,6 +16,8 @@ pub struct WorkerStatus {
     pub config: ConfigReport,
     /// How far the replica is; `None` while nothing is replicated.
     pub replication: Option<ReplicationReport>,
+    /// Sources and sinks that can't do their work now, in the order of their names. All others go on.
+    pub degraded: Vec<DegradedPart>,
 }
 
 /// The config in force, and how the last reload went.
@@ -44,6 +46,22 @@ pub struct LeftOut {
     pub name: String,
     /// The message: what is wrong, and the remedy.
     pub message: String,
+}
+
+/// A source or sink that can't do its work now, and is tried again.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DegradedPart {
+    /// `Source` or `Sink`.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// The reason in one word, as conditions have it.
+    pub reason: String,
+    /// Where it looks, and the last error.
+    pub message: String,
+    /// Since when, in seconds since the epoch.
+    pub since: i64,
 }
 
 /// How a reload went.
@@ -100,7 +118,15 @@ pub struct FileProgress {
     pub wal_bytes: u64,
 }
 
+/// A replica that has not had everything for so many seconds, with an error, is failing.
+pub const REPLICA_FAILING_SECONDS: u64 = 10;
+
 impl ReplicationReport {
+    /// Whether the replica can't be brought up to date, and not for a moment only.
+    pub fn is_failing(&self) -> bool {
+        self.last_error.is_some() && self.lag_seconds >= REPLICA_FAILING_SECONDS
+    }
+
     /// The number of the incarnation that is written.
     pub fn incarnation_number(&self) -> Option<i64> {
         self.incarnation.split('-').nth(1)?.parse().ok()

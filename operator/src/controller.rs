@@ -106,7 +106,7 @@ pub(crate) async fn run(
         secret_watch,
         operator: settings.operator,
         node_loss_after: settings.node_loss_after,
-        workers: Workers::new(),
+        workers: Workers::new(pending),
         publisher: Publisher::new(client),
         metrics,
         failures: Mutex::default(),
@@ -199,6 +199,7 @@ async fn steps(
         // The cluster deletes the objects that were built, since the Pipeline owns them. Its children stay.
         let children = context.children.of(namespace, name);
         context.awaited().remove(&format!("{namespace}/{name}"));
+        context.workers.leave(namespace, name);
         context.publisher.publish_orphans(&children, name).await?;
         return Ok(Action::await_change());
     };

@@ -2,6 +2,8 @@
 //! handling of failed calls. The API server has no nodes. Build first: `cargo build --workspace`.
 
 mod admin;
+mod argocd;
+mod degraded;
 mod documents;
 mod faults;
 mod fields;
@@ -12,6 +14,7 @@ mod monitors;
 mod node_loss;
 mod others;
 mod refused;
+mod rest;
 mod rights;
 mod secrets;
 mod settled;

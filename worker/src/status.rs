@@ -2,10 +2,14 @@
 //! and `/metrics` (Prometheus). Counters are since the start of the process.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::Hasher;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use fnv::FnvHasher;
+use litejoin_crds::kind::Kind;
 use litejoin_crds::plan::Plan;
+use litejoin_crds::worker_status::DegradedPart;
 use serde_json::{Value, json};
 
 use self::config::ConfigStatus;
@@ -18,6 +22,7 @@ use self::topics::TopicStatus;
 
 pub(crate) mod audit;
 pub(crate) mod config;
+mod contact;
 pub(crate) mod counters;
 pub(crate) mod join;
 pub(crate) mod kafka;
@@ -36,8 +41,6 @@ pub(crate) struct Status {
     pub(crate) started_at: i64,
     /// Whether everything is started and nothing is stopping yet.
     pub(crate) ready: AtomicBool,
-    /// Whether everything that we connect to has answered once.
-    has_contact: AtomicBool,
     pub(crate) lineage: Mutex<String>,
     pub(crate) epoch_applied: Gauge,
     pub(crate) outbox_bytes: Gauge,
@@ -66,7 +69,6 @@ impl Status {
             config: ConfigStatus::new(plan.config_hash.clone(), started_at),
             started_at,
             ready: AtomicBool::new(false),
-            has_contact: AtomicBool::new(false),
             lineage: Mutex::default(),
             epoch_applied: Gauge::default(),
             outbox_bytes: Gauge::default(),
@@ -171,29 +173,34 @@ impl Status {
         of_shard.or_else(|| self.results_error.text().map(|error| format!("results.db: {error}")))
     }
 
-    /// The reason why the worker is not ready, if any. A server that has answered once may be away later: that is no
-    /// reason to keep clients from the rest.
+    /// The reason why the worker is not ready, if any. Whether other servers answer is none: that keeps no client from the
+    /// rest, and is told by [`Self::degraded`].
     pub(crate) fn unready(&self) -> Option<String> {
-        if !self.ready.load(Ordering::Relaxed) {
-            return Some("starting or stopping".to_owned());
+        (!self.ready.load(Ordering::Relaxed)).then(|| "starting or stopping".to_owned())
+    }
+
+    /// The sources and sinks that can't do their work at the moment `now`.
+    pub(crate) fn degraded(&self, now: i64) -> Vec<DegradedPart> {
+        let mut found = Vec::new();
+        for (name, silent) in self.sources.map(|source| source.silent(now)) {
+            found.extend(silent.map(|(at, lost)| lost.part(Kind::Source, name, "Unreachable", at)));
         }
-        if self.has_contact.load(Ordering::Relaxed) {
-            return None;
+        for (name, failing) in self.sinks.map(|sink| sink.failing(now)) {
+            found.extend(failing.map(|(at, lost)| lost.part(Kind::Sink, name, "DeliveryFails", at)));
         }
-        let awaited = |kind: &str, name: String, error: Option<String>| {
-            format!("{kind} {name}: {}", error.unwrap_or_else(|| "connecting".to_owned()))
-        };
-        let sources = self.sources.map(|source| source.contact.is_awaited().then(|| source.error.text()));
-        let sinks = self.sinks.map(|sink| sink.contact.is_awaited().then(|| sink.error.text()));
-        let of_sources =
-            sources.into_iter().filter_map(|(name, error)| Some(awaited("source", name, error?)));
-        let of_sinks = sinks.into_iter().filter_map(|(name, error)| Some(awaited("sink", name, error?)));
-        let all: Vec<String> = of_sources.chain(of_sinks).collect();
-        if all.is_empty() {
-            self.has_contact.store(true, Ordering::Relaxed);
-            return None;
-        }
-        Some(format!("waiting for {}", all.join("; ")))
+        found
+    }
+
+    /// An `ETag` of all that the operator acts upon at the moment `now`; numbers that always move are left out.
+    pub(crate) fn tag(&self, now: i64) -> String {
+        let mut config = self.config.report();
+        config.reloads.clear();
+        let replica = self.replication.report(now).map(|replica| (replica.ready, replica.is_failing()));
+        let lineage = self.lineage.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let news = json!([self.unready(), lineage, config, replica, self.degraded(now)]);
+        let mut hasher = FnvHasher::default();
+        hasher.write(news.to_string().as_bytes());
+        format!("\"{:016x}\"", hasher.finish())
     }
 
     /// Brings all rates up to date; to be called every `seconds`.
@@ -223,6 +230,7 @@ impl Status {
             "inflightBytes": self.inflight_bytes.value(),
             "storageError": self.storage_error(),
             "replication": self.replication.json(now),
+            "degraded": self.degraded(now),
             "sources": map(self.sources.map(SourceStatus::json)),
             "topics": map(topics),
             "joins": map(self.joins.map(JoinStatus::json)),

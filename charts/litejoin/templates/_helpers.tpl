@@ -43,4 +43,8 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
+# Why the pod of a StatefulSet may not be made is told in its Events alone.
+- apiGroups: ['']
+  resources: [events]
+  verbs: [list]
 {{- end }}

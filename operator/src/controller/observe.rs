@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::try_join_all;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
-use kube::api::{Api, DynamicObject};
+use k8s_openapi::api::core::v1::{Event, PersistentVolumeClaim, Pod};
+use kube::api::{Api, DynamicObject, ListParams};
 use kube::{Client, ResourceExt};
 use litejoin_crds::PipelineSpec;
 use litejoin_crds::kind::Kind;
@@ -21,6 +21,9 @@ mod secrets;
 
 pub(crate) use secrets::{AdminKeys, secret_keys};
 
+/// How long a StatefulSet may be without a pod before it is asked why, in seconds.
+const NO_POD_SECONDS: i64 = 5;
+
 /// The state of one pipeline as it was read; later steps change nothing in it.
 pub(crate) struct Observed {
     pub(crate) pipeline: Object,
@@ -32,6 +35,8 @@ pub(crate) struct Observed {
     pub(crate) volume_claim: Option<PersistentVolumeClaim>,
     /// The pod that our StatefulSet has made.
     pub(crate) pod: Option<Pod>,
+    /// Why the StatefulSet could not make the pod last, while there is none: a quota, a policy, a webhook.
+    pub(crate) pod_refusal: Option<String>,
     /// Names of the keys of each Secret that a document names; `None` where there is no such Secret.
     pub(crate) secrets: BTreeMap<String, Option<BTreeSet<String>>>,
     /// Whether the cluster knows PodMonitors; `false` without a look if none is wanted.
@@ -107,6 +112,10 @@ pub(crate) async fn observe(
         })
     };
     let pod = pod.filter(is_of_set);
+    let pod_refusal = match set.filter(|set| pod.is_none() && wants_pod(set)) {
+        Some(set) => pod_refusal(client, namespace, set).await?,
+        None => None,
+    };
     let mut named = BTreeSet::new();
     for object in std::iter::once(&pipeline).chain(&children) {
         named.extend(secret_keys(&object.spec).into_iter().map(|(secret, _)| secret));
@@ -128,10 +137,34 @@ pub(crate) async fn observe(
         built,
         volume_claim,
         pod,
+        pod_refusal,
         secrets,
         pod_monitors_served,
         admin_keys,
     }))
+}
+
+/// Whether a StatefulSet should have made its pod by now.
+fn wants_pod(set: &DynamicObject) -> bool {
+    let made = set.metadata.creation_timestamp.as_ref().map(|made| made.0);
+    let age = made.and_then(|made| made.until(jiff::Timestamp::now()).ok());
+    set.data["spec"]["replicas"] != 0 && age.is_some_and(|age| age.get_seconds() >= NO_POD_SECONDS)
+}
+
+/// Returns what the API server last answered to the StatefulSet's controller, which tells it in an Event alone.
+async fn pod_refusal(client: &Client, namespace: &str, set: &DynamicObject) -> Result<Option<String>, Error> {
+    let events: Api<Event> = Api::namespaced(client.clone(), namespace);
+    let uid = set.uid().unwrap_or_default();
+    let about_it = ListParams::default().fields(&format!("involvedObject.uid={uid},reason=FailedCreate"));
+    let events = match events.list(&about_it).await {
+        // An operator of before has no such right; the status then only says that there is no pod.
+        Err(kube::Error::Api(status)) if status.code == 403 => return Ok(None),
+        events => {
+            events.doing(|| format!("read the Events of StatefulSet {namespace}/{}", set.name_any()))?
+        }
+    };
+    let last = events.items.into_iter().max_by_key(|event| event.last_timestamp.as_ref().map(|time| time.0));
+    Ok(last.and_then(|event| event.message))
 }
 
 async fn built(

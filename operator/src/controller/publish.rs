@@ -16,7 +16,7 @@ use super::kinds;
 use super::names::FIELD_MANAGER;
 use super::object::Object;
 use super::observe::Observed;
-use super::status::{Statuses, orphan};
+use super::status::{Statuses, is_step, orphan};
 use crate::error::{Doing, Error};
 
 /// The longest note that an Event takes, in bytes.
@@ -84,14 +84,14 @@ impl Publisher {
         Ok(1)
     }
 
-    /// Records an Event for each of the conditions that people wait for whose status or reason has changed.
+    /// Records an Event for each of the conditions that people wait for whose status or reason has changed: a warning for
+    /// a fault, whether it passes by itself or not.
     async fn record_turns(&self, object: &Object, conditions: &[Condition]) {
-        let stalled =
-            conditions.iter().any(|condition| condition.type_ == "Stalled" && condition.status == "True");
         for condition in conditions.iter().filter(|condition| is_news(object, condition)) {
             let (warns, when_fine) = match condition.type_.as_str() {
-                "Ready" => (stalled, "everything runs as written"),
-                "ReplicationHealthy" => (condition.status == "False", "the replica follows the data"),
+                "Ready" => (is_fault(condition), "everything runs as written"),
+                "ReplicationHealthy" => (is_fault(condition), "the replica follows the data"),
+                "Degraded" => (true, ""),
                 _ => continue,
             };
             let note = if condition.message.is_empty() { when_fine } else { &condition.message };
@@ -130,6 +130,11 @@ impl Publisher {
             warn!(error = chain(&error), "could not tell it as an Event");
         }
     }
+}
+
+/// Whether a condition that should hold does not, for another reason than a step on the way.
+fn is_fault(condition: &Condition) -> bool {
+    condition.status == "False" && !is_step(&condition.reason)
 }
 
 /// Whether a condition has another status or reason than before. The status Unknown is no news.

@@ -13,6 +13,7 @@ mod pod;
 mod replication;
 
 pub(crate) use child::orphan;
+pub(crate) use condition::is_step;
 pub(crate) use findings::Findings;
 
 /// The statuses of a pipeline and its children.

@@ -1,5 +1,7 @@
 //! Asks the worker in the pod which config it runs, at `/status` of its admin address.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use litejoin_crds::worker_status::WorkerStatus;
@@ -10,20 +12,28 @@ use super::build::admin_port;
 use super::names;
 use super::observe::Observed;
 use super::validate::Verdict;
+use super::watch::PendingReconciles;
 
 mod client;
+mod follow;
 mod replica;
 mod report;
 
 use client::{AdminClient, AdminError};
+use follow::{Followed, Followers};
 pub(crate) use replica::Replica;
 pub(crate) use report::WorkerReport;
 
 /// The largest answer that is read.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
+
+/// The page of the admin address that is read.
+const STATUS: &str = "/status";
+
 /// Clients of all workers.
 pub(crate) struct Workers {
     plain: reqwest::Client,
+    followers: Followers,
 }
 
 /// A worker that is waited for: its pod, and the hash of what it is to run.
@@ -41,35 +51,53 @@ impl Awaited {
 }
 
 impl Workers {
-    pub(crate) fn new() -> Self {
-        Self { plain: client::plain() }
+    /// Workers with news let their pipelines be reconciled.
+    pub(crate) fn new(pending: Arc<PendingReconciles>) -> Self {
+        Self { plain: client::plain(), followers: Followers::new(pending) }
     }
 
-    /// Asks the worker of a pipeline what it runs.
+    /// Asks the worker of a pipeline what it runs, and follows it from then on.
     pub(crate) async fn ask(&self, observed: &Observed, verdict: &Verdict) -> WorkerReport {
-        let Ok(config) = &verdict.config else { return WorkerReport::Absent };
+        let (report, followed) = self.ask_once(observed, verdict).await;
+        self.followers.follow(&observed.pipeline.namespace, &observed.pipeline.name, followed);
+        report
+    }
+
+    /// Follows the worker of a pipeline no more.
+    pub(crate) fn leave(&self, namespace: &str, pipeline: &str) {
+        self.followers.follow(namespace, pipeline, None);
+    }
+
+    async fn ask_once(&self, observed: &Observed, verdict: &Verdict) -> (WorkerReport, Option<Followed>) {
+        let Ok(config) = &verdict.config else { return (WorkerReport::Absent, None) };
         let Some(address) = observed.pod.as_ref().filter(|pod| is_up(pod)).and_then(pod_ip) else {
-            return WorkerReport::Absent;
+            return (WorkerReport::Absent, None);
         };
         let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
         let authority = format!("{host}:{}", admin_port(&config.plan));
         let admin = match AdminClient::new(&self.plain, &config.plan, &observed.admin_keys) {
             Ok(admin) => admin,
-            Err(why) => return WorkerReport::Silent { why: Some(why) },
+            Err(why) => return (WorkerReport::Silent { why: Some(why) }, None),
         };
         match status(&admin, &authority).await {
-            Ok(status) => WorkerReport::of(status, &config.hash),
-            Err(AdminError::Refused(why)) => WorkerReport::Silent { why: Some(why) },
+            Ok((status, tag)) => {
+                let followed = tag.map(|tag| Followed { admin, authority, tag });
+                (WorkerReport::of(status, &config.hash), followed)
+            }
+            Err(AdminError::Refused(why)) => (WorkerReport::Silent { why: Some(why) }, None),
             Err(AdminError::Silent(error)) => {
                 debug!(authority, error = litejoin_crds::error::chain(&error), "the worker does not answer");
-                WorkerReport::Silent { why: None }
+                (WorkerReport::Silent { why: None }, None)
             }
         }
     }
 }
 
-async fn status(admin: &AdminClient, authority: &str) -> Result<WorkerStatus, AdminError> {
-    let mut response = admin.get(authority, "/status").await?;
+/// Returns the worker's status, and the `ETag` of it if it has one.
+async fn status(admin: &AdminClient, authority: &str) -> Result<(WorkerStatus, Option<String>), AdminError> {
+    let mut response = admin.get(authority, STATUS).await?;
+    let tag = response.headers().get(reqwest::header::ETAG).and_then(|tag| tag.to_str().ok());
+    let tag = tag.map(str::to_owned);
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(AdminError::Silent)? {
         body.extend_from_slice(&chunk);
@@ -77,7 +105,7 @@ async fn status(admin: &AdminClient, authority: &str) -> Result<WorkerStatus, Ad
             break;
         }
     }
-    Ok(serde_json::from_slice(&body).unwrap_or_default())
+    Ok((serde_json::from_slice(&body).unwrap_or_default(), tag))
 }
 
 /// Returns the write that makes kubelet look for the config at once, if the worker waits for it.

@@ -1,4 +1,4 @@
-//! The programs of Kubernetes that tests run, built from their Go modules once.
+//! The programs of Kubernetes and of Argo CD that tests run, built from their Go modules once.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -19,13 +19,21 @@ pub fn repository() -> &'static Path {
 /// Returns a built program, such as `kube-apiserver`. The first call may take minutes.
 pub fn program(name: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    let folder = FOLDER.get_or_init(|| {
-        let mut build = Command::new(repository().join("tests/kubernetes/build"));
-        let done = build.stderr(Stdio::inherit()).output().expect("the build script can be run");
-        assert!(done.status.success(), "tests/kubernetes/build failed");
-        PathBuf::from(String::from_utf8_lossy(&done.stdout).trim())
-    });
-    folder.join(name)
+    FOLDER.get_or_init(|| folder_of("tests/kubernetes/build")).join(name)
+}
+
+/// Returns the program of Argo CD. The first call may take minutes.
+pub fn argocd() -> PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| folder_of("tests/argocd/build")).join("argocd")
+}
+
+/// Returns the folder that a build script prints.
+fn folder_of(script: &str) -> PathBuf {
+    let mut build = Command::new(repository().join(script));
+    let done = build.stderr(Stdio::inherit()).output().expect("the build script can be run");
+    assert!(done.status.success(), "{script} failed");
+    PathBuf::from(String::from_utf8_lossy(&done.stdout).trim())
 }
 
 /// Runs a command to its end and returns its output.

@@ -101,7 +101,9 @@ impl WindowRun {
         let told = vec![ShownResults::new(); models.len()];
         let told_final = vec![BTreeSet::new(); models.len()];
         let shard_count = script.shard_count;
-        let run = Self { sabotage, shard_count, site, worker, client, models, told, told_final, marks: 0 };
+        let mut run =
+            Self { sabotage, shard_count, site, worker, client, models, told, told_final, marks: 0 };
+        run.hear_replay().await.expect("a pipeline without messages has no results");
         // A clock that is set back stands still from what the worker has seen of it.
         run.see_clock(script.start).await;
         run
@@ -120,7 +122,7 @@ impl WindowRun {
             model.tick(*clock);
         }
         if matches!(hazard, Hazard::Stop | Hazard::Kill) {
-            self.begin_worker().await;
+            self.begin_worker().await?;
         }
         // Rows are judged by the watermark that this moment of the clock makes.
         self.see_clock(*clock).await;
@@ -130,7 +132,7 @@ impl WindowRun {
             self.hear_all().await?;
             self.send_to_the_doomed(messages, *moment).await;
             self.end_worker("KILL").await?;
-            self.begin_worker().await;
+            self.begin_worker().await?;
         }
         let epoch = self.send(messages).await;
         for model in &mut self.models {
@@ -288,15 +290,28 @@ impl WindowRun {
         Ok(())
     }
 
-    async fn begin_worker(&mut self) {
+    async fn begin_worker(&mut self) -> Result<(), WrongWindow> {
         self.worker = launch(&self.site, self.sabotage).await;
-        self.subscribe_again().await;
+        self.subscribe_again().await
     }
 
     /// Subscribes with the last id that was seen, if any was.
-    async fn subscribe_again(&mut self) {
+    async fn subscribe_again(&mut self) -> Result<(), WrongWindow> {
         let last_event_id = self.client.last_event_id.take();
         self.client = subscribe(&self.worker, last_event_id.as_deref()).await;
+        if last_event_id.is_some() { Ok(()) } else { self.hear_replay().await }
+    }
+
+    /// Takes in the present results, with which a subscriber begins that has never heard anything. A result that changes
+    /// while they are read comes after them, as a change of one that the subscriber does not know.
+    async fn hear_replay(&mut self) -> Result<(), WrongWindow> {
+        loop {
+            let received = self.client.expect_next().await;
+            if received.event == "replayed" {
+                return Ok(());
+            }
+            self.hear(&received.result())?;
+        }
     }
 
     /// Changes a window. The subscriber comes back, as one of a changed pipeline does.
@@ -308,7 +323,7 @@ impl WindowRun {
         self.site.write("pipeline.yaml", manifest(self.shard_count, &self.models));
         let config = self.worker.reload().await;
         assert_ne!(config["lastReload"]["outcome"], "refused", "{config}");
-        self.subscribe_again().await;
+        self.subscribe_again().await?;
         let epoch = self.mark().await;
         self.compare(epoch).await
     }

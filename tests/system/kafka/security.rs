@@ -1,5 +1,6 @@
 //! Authentication and encryption towards Kafka, and the errors where that fails.
 
+use litejoin_crds::worker_status::DegradedPart;
 use litejoin_tests::certificates::Authority;
 use litejoin_tests::kafka::{self, KafkaCluster, Listener, PASSWORD, USER};
 use litejoin_tests::server::Server;
@@ -30,9 +31,10 @@ fn with_credentials(site: &WorkerSite, password: &str) -> Launch {
     site.run([]).with_variable("KAFKA_USER", USER).with_variable("KAFKA_PASSWORD", password)
 }
 
-/// The status and the body of `/readyz`.
-async fn readyz(worker: &Worker) -> (u16, String) {
-    get(&worker.url("admin", "/readyz")).await
+/// Holds the worker to being ready, whatever other servers do.
+async fn assert_ready(worker: &Worker, when: &str) {
+    let (status, text) = get(&worker.url("admin", "/readyz")).await;
+    assert_eq!(status, 200, "{when}: {text}");
 }
 
 /// Sees one record go all the way.
@@ -41,8 +43,9 @@ async fn assert_it_flows(cluster: &KafkaCluster, site: &WorkerSite, (from, to): 
     let out = cluster.follow(to);
     cluster.producer().send(from, "a", Some("1")).await;
     until(&format!("a record over {what}"), async || (!out.records().is_empty()).then_some(())).await;
-    until("readiness", async || (readyz(&worker).await.0 == 200).then_some(())).await;
+    assert_ready(&worker, what).await;
     let status = worker.status().await;
+    assert_eq!(status["degraded"], json!([]), "{what}");
     let log = worker.stop().await.stderr;
     assert!(!log.contains(PASSWORD) && !status.to_string().contains(PASSWORD), "{what}: no secret is shown");
 }
@@ -107,26 +110,26 @@ async fn trouble_at_the_start_is_reported_and_tried_again() {
     ] {
         let site = WorkerSite::with(&pipeline(&brokers, &from, &to, &security));
         let worker = with_credentials(&site, password).start().await;
-        let mut last = String::new();
-        let said = until(&format!("readyz to tell of {expected}"), async || {
-            let (status, text) = readyz(&worker).await;
-            assert_eq!(status, 503, "{expected}: {text}");
-            if text != last {
-                eprintln!("{text}");
-                last.clone_from(&text);
-            }
-            (text.matches(expected).count() == 2).then_some(text)
-        })
-        .await;
-        assert!(said.contains("waiting for source events: ") && said.contains("sink out: "), "{said}");
-        let health = get(&worker.url("admin", "/healthz")).await.0;
-        assert_eq!(health, 200, "a restart would not help");
+        for part in ["/sources/events", "/sinks/out"] {
+            let mut last = String::new();
+            until(&format!("{part} to tell of {expected}"), async || {
+                let status = worker.status().await;
+                let text = status.pointer(&format!("{part}/lastError"))?.as_str()?.to_owned();
+                if text != last {
+                    eprintln!("{part}: {text}");
+                    last.clone_from(&text);
+                }
+                text.contains(expected).then_some(())
+            })
+            .await;
+        }
+        assert_ready(&worker, expected).await;
         assert!(!worker.stop().await.stderr.contains(PASSWORD));
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broker_that_comes_later_is_found_and_one_that_goes_does_not_unready_the_rest() {
+async fn a_broker_that_is_away_degrades_its_source_alone() {
     let mut cluster = KafkaCluster::start(1).await;
     cluster.create_topic("orders", 1).await;
     cluster.kill(0);
@@ -136,20 +139,32 @@ async fn a_broker_that_comes_later_is_found_and_one_that_goes_does_not_unready_t
     );
     let site = WorkerSite::with(&manifest(&sources, ALL_ORDERS, LIVE));
     let worker = site.start().await;
-    until("the wait to be shown", async || (readyz(&worker).await.0 == 503).then_some(())).await;
+    assert_ready(&worker, "the broker is absent").await;
+    let degraded = async || {
+        until("the source to be degraded", async || {
+            let status = worker.status().await;
+            let parts: Vec<DegradedPart> = serde_json::from_value(status["degraded"].clone()).ok()?;
+            (!parts.is_empty()).then_some(parts)
+        })
+        .await
+    };
+    let parts = degraded().await;
+    let [DegradedPart { kind, name, reason, message, .. }] = parts.as_slice() else { panic!("{parts:?}") };
+    assert_eq!([kind, name, reason], ["Source", "events", "Unreachable"]);
+    assert!(message.contains(&brokers) && message.contains("does not answer"), "{message}");
     let epoch = worker.ingest().put("orders", "by_http", json!(1)).await;
     worker.snapshot("out", "all_orders", epoch).await;
     cluster.restart(0).await;
-    until("readiness", async || (readyz(&worker).await.0 == 200).then_some(())).await;
+    until("the source to recover", async || (worker.status().await["degraded"] == json!([])).then_some(()))
+        .await;
     cluster.producer().send("orders", "by_kafka", Some("2")).await;
     until("the record", async || (worker.status().await["topics"]["orders"]["created"] == 2).then_some(()))
         .await;
     cluster.kill(0);
-    until("the trouble to be shown", async || {
-        let error = worker.status().await["sources"]["events"]["lastError"].as_str()?.to_owned();
-        error.contains("does not answer").then_some(())
-    })
-    .await;
-    assert_eq!(readyz(&worker).await.0, 200, "the rest goes on");
+    let again = degraded().await;
+    assert_eq!(again.len(), 1, "{again:?}");
+    assert_ready(&worker, "the rest goes on").await;
+    let metrics = get(&worker.url("admin", "/metrics")).await.1;
+    assert!(metrics.contains("litejoin_source_degraded{source=\"events\"} 1"), "{metrics}");
     worker.stop().await;
 }

@@ -281,6 +281,7 @@ impl Dispatcher {
                     info!(sink = self.name, "the sink takes results again");
                 }
                 self.status.error.clear();
+                self.status.contact.made();
                 Verdict::Delivered
             }
             Outcome::Failed(reason) => {
@@ -303,6 +304,7 @@ impl Dispatcher {
                     }
                 }
                 self.status.error.set(&reason);
+                self.status.contact.lost(&reason);
                 Verdict::Failed { reason, again: true }
             }
             Outcome::Later(reason, wait) => {
@@ -311,6 +313,7 @@ impl Dispatcher {
                     info!(sink = self.name, reason, ?wait, "the sink asks to be left alone for a while");
                 }
                 self.status.error.set(&reason);
+                self.status.contact.lost(&reason);
                 match self.delivery.guarantee {
                     Guarantee::AtLeastOnce => Verdict::Held { reason, wait },
                     Guarantee::BestEffort => Verdict::Failed { reason, again: false },

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use litejoin_crds::error::chain;
+use litejoin_crds::worker_status::REPLICA_FAILING_SECONDS;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -175,10 +176,11 @@ impl ReplicaMonitor {
         let restore_point =
             if with_restore_point && self.marker.is_ready { self.take_restore_point().await } else { None };
         let (began, number) = (clock::epoch_seconds(), self.replication_barrier.begin());
-        let syncs = self.replica.files.clone().into_iter().map(|file| sync(self.socket.clone(), file));
-        let answers: Vec<_> = futures::stream::iter(syncs).buffered(SYNCS).collect().await;
+        let socket = self.socket.clone();
+        let syncs = self.replica.files.clone().into_iter().map(|file| sync(socket.clone(), file));
+        let mut answers = futures::stream::iter(syncs).buffered(SYNCS);
         let mut failure = None;
-        for (name, wal_bytes, answer) in answers {
+        while let Some((name, wal_bytes, answer)) = answers.next().await {
             let name = name.as_str();
             match answer {
                 Ok(Synced { txid, replicated }) => {
@@ -186,10 +188,13 @@ impl ReplicaMonitor {
                 }
                 Err(problem) => {
                     self.status.not_synced(name, wal_bytes);
+                    // Each file may take its time to fail, and people are told at the first.
+                    self.failed(&problem);
                     failure.get_or_insert(problem);
                 }
             }
         }
+        drop(answers);
         match failure {
             None => failure = self.after_sync(restore_point).await.err().map(|problem| chain(&problem)),
             // A worker that can't ship can have been overtaken all the same. It may take a while to hear that the store is away.
@@ -211,20 +216,26 @@ impl ReplicaMonitor {
                     info!("the replica has caught up");
                 }
             }
-            Some(problem) => {
-                self.status.error.set(problem);
-                let lag = self.status.lag(clock::epoch_seconds());
-                if lag > LAG_WARNED && !self.is_warned {
-                    self.is_warned = true;
-                    warn!(
-                        error = problem,
-                        seconds = lag.as_secs(),
-                        "the replica is behind; data is safe on this disk only"
-                    );
-                }
-            }
+            Some(problem) => self.failed(problem),
         }
         failure.is_none()
+    }
+
+    /// Tells that a sync round fails.
+    fn failed(&mut self, problem: &str) {
+        self.status.error.set(problem);
+        let lag = self.status.lag(clock::epoch_seconds());
+        if lag.as_secs() >= REPLICA_FAILING_SECONDS {
+            self.replication_barrier.fail(problem);
+        }
+        if lag > LAG_WARNED && !self.is_warned {
+            self.is_warned = true;
+            warn!(
+                error = problem,
+                seconds = lag.as_secs(),
+                "the replica is behind; data is safe on this disk only"
+            );
+        }
     }
 
     /// Has the writers rest, and sees how far each file is. `None` where that would make them rest for too long.

@@ -200,6 +200,7 @@ impl Sinks {
         let circuit_failures = delivery.circuit_failures;
         Box::new(move |stopping| {
             let status = status.sink(&name);
+            status.contact.made();
             sink.start(&status);
             let dispatcher = Dispatcher {
                 name,

@@ -179,7 +179,7 @@ impl Sources {
         let replication_barrier = Some(self.replication_barrier.clone()).filter(|_| spec.waits_for_replica);
         Box::new(move |stopping| {
             let status = status.source(&name);
-            status.contact.awaited();
+            status.contact.made();
             let (topics, brokers) = (spec.kafka_topics.join(", "), spec.connection.brokers.join(","));
             *status.at.lock().unwrap_or_else(PoisonError::into_inner) =
                 Some(format!("{topics} of {brokers}"));
@@ -223,6 +223,7 @@ impl Sources {
         Ok(Box::new(move |stopping| {
             let status = status.source(&name);
             status.error.clear();
+            status.contact.made();
             *status.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(url);
             Box::pin(poller.run(PollerRun { status, stopping, arrival: None }))
         }))

@@ -187,7 +187,6 @@ fn write_in_sessions<S>(
 
 impl Sink for KafkaSink {
     fn start(&mut self, status: &Arc<SinkStatus>) {
-        status.contact.awaited();
         let scout = Scout { cluster: self.cluster.clone(), status: Arc::clone(status) };
         self.scout = Some(tokio::spawn(scout.run()).abort_handle());
     }
@@ -300,17 +299,19 @@ impl Scout {
             let cluster = self.cluster.clone();
             match blocking(move || cluster.reach()).await {
                 Ok(trouble) => {
-                    self.status.contact.made();
                     info!(sink = self.cluster.name, "reached Kafka");
                     if let Some(trouble) = trouble {
                         warn!(sink = self.cluster.name, error = trouble, "results will wait");
                         self.status.error.set(&trouble);
+                        self.status.contact.lost(&trouble);
                     } else {
                         self.status.error.clear();
+                        self.status.contact.made();
                     }
                     return;
                 }
                 Err(problem) => {
+                    self.status.contact.lost(&problem);
                     if self.status.error.set(&problem) {
                         warn!(
                             sink = self.cluster.name,

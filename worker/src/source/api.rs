@@ -149,6 +149,7 @@ impl Poller {
             let outcome = self.poll(&mut mark, limit.as_mut(), &mut run).await;
             let wait = match outcome {
                 Ok(()) => {
+                    run.status.contact.made();
                     if run.status.error.clear() && failures > 0 {
                         info!(source = self.name, "the API answers again");
                     }
@@ -164,6 +165,7 @@ impl Poller {
                     };
                     let wait = waits.after(failures, asked, rand::random());
                     let problem = chain(&error);
+                    run.status.contact.lost(&problem);
                     if run.status.error.set(&problem) {
                         warn!(
                             source = self.name,

@@ -174,15 +174,17 @@ async fn store(state: &HttpState, body: &[u8], framing: Framing) -> Response {
     let was_refused = !refused.is_empty();
     let is_empty = handed.is_empty();
     let outcome = state.ingest.write(batch, &state.name).await;
-    if let Some(replication_barrier) = state.replication_barrier.as_ref().filter(|_| !is_empty)
-        && !replication_barrier.wait(REPLICA_TIMEOUT).await
-    {
-        let error = format!(
-            "stored, and not in the replica after {} s; send it again, which does no harm",
-            REPLICA_TIMEOUT.as_secs()
-        );
-        state.status.error.set(&error);
-        return retry_later(StatusCode::SERVICE_UNAVAILABLE, &error);
+    if let Some(replication_barrier) = state.replication_barrier.as_ref().filter(|_| !is_empty) {
+        let why = match replication_barrier.wait_unless_failing(REPLICA_TIMEOUT).await {
+            Ok(true) => None,
+            Ok(false) => Some(format!("in the replica after {} s", REPLICA_TIMEOUT.as_secs())),
+            Err(why) => Some(format!("in the replica, which can't be brought up to date ({why})")),
+        };
+        if let Some(why) = why {
+            let error = format!("stored, and not {why}; send it again, which does no harm");
+            state.status.error.set(&error);
+            return retry_later(StatusCode::SERVICE_UNAVAILABLE, &error);
+        }
     }
     let mut failed: Option<WriteError> = None;
     let mut accepted = 0_u64;

@@ -101,18 +101,22 @@ impl ConfigStatus {
 
     /// The part `config` of `/status`.
     pub(crate) fn json(&self) -> Value {
+        serde_json::to_value(self.report()).expect("a report is plain data")
+    }
+
+    /// What is told to the operator.
+    pub(crate) fn report(&self) -> ConfigReport {
         let inner = self.lock();
         let reloads = ReloadOutcome::ALL
             .into_iter()
             .map(|outcome| (outcome.as_str().to_owned(), self.reloads(outcome)));
-        let report = ConfigReport {
+        ConfigReport {
             hash: inner.hash.clone(),
             applied_at: inner.applied_at,
             left_out: inner.left_out.clone(),
             last_reload: inner.last_reload.clone(),
             reloads: reloads.collect(),
-        };
-        serde_json::to_value(report).expect("a report is plain data")
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, ConfigState> {

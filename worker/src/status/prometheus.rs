@@ -20,6 +20,7 @@ use super::join::JoinStatus;
 use super::replication::FileProgress;
 use super::sink::SinkStatus;
 use super::source::SourceStatus;
+use crate::clock;
 
 /// One metric of `/metrics`.
 struct Metric {
@@ -160,6 +161,13 @@ const OF_INPUT: &[Metric] = &[
         labels: &["source"],
         help: "Messages that a source has refused; those of files and Kafka are in the dead-letter queue",
         series: |status| of_sources(status, |source| source.refused.value() as f64),
+    },
+    Metric {
+        name: "litejoin_source_degraded",
+        kind: MetricType::Gauge,
+        labels: &["source"],
+        help: "1 while what a source reads from does not answer",
+        series: |status| of_sources(status, |source| is_there(&source.silent(clock::epoch_seconds()))),
     },
     Metric {
         name: "litejoin_source_lag_records",
@@ -330,6 +338,13 @@ const OF_SINKS: &[Metric] = &[
             of_sinks(status, |sink| f64::from(u8::from(sink.circuit_open.load(Ordering::Relaxed))))
         },
     },
+    Metric {
+        name: "litejoin_sink_degraded",
+        kind: MetricType::Gauge,
+        labels: &["sink"],
+        help: "1 while all deliveries to a sink fail",
+        series: |status| of_sinks(status, |sink| is_there(&sink.failing(clock::epoch_seconds()))),
+    },
 ];
 
 /// Writes all metrics.
@@ -426,6 +441,10 @@ fn of_joins(status: &Status, value: fn(&JoinStatus) -> f64) -> Series {
 fn of_audits(status: &Status, value: fn(&AuditStatus) -> Option<f64>) -> Series {
     let known = status.joins.map(|join| value(&join.audit));
     named(known.into_iter().filter_map(|(name, value)| Some((name, value?))).collect())
+}
+
+fn is_there<T>(value: &Option<T>) -> f64 {
+    f64::from(u8::from(value.is_some()))
 }
 
 fn of_sinks(status: &Status, value: fn(&SinkStatus) -> f64) -> Series {

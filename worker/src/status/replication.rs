@@ -99,9 +99,14 @@ impl ReplicationStatus {
 
     /// The part `replication` of `/status`; null while nothing is replicated.
     pub(crate) fn json(&self, now: i64) -> Value {
+        serde_json::to_value(self.report(now)).expect("a report is plain data")
+    }
+
+    /// What is told to the operator; `None` while nothing is replicated.
+    pub(crate) fn report(&self, now: i64) -> Option<ReplicationReport> {
         let lag_seconds = self.lag(now).as_secs();
         let state = self.lock();
-        let report = state.as_ref().map(|state| ReplicationReport {
+        state.as_ref().map(|state| ReplicationReport {
             base: state.base.clone(),
             incarnation: state.incarnation.clone(),
             restored_timestamp: state.restored_timestamp.clone(),
@@ -112,8 +117,7 @@ impl ReplicationStatus {
             last_cut_held_seconds: state.held.as_secs_f64(),
             last_error: self.error.text(),
             files: state.files.clone(),
-        });
-        serde_json::to_value(report).expect("a report is plain data")
+        })
     }
 
     fn change(&self, change: impl FnOnce(&mut ReplicationState)) {

@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
+use super::contact::{Contact, LostContact};
 use super::counters::{Counter, Gauge, LastError, Meter};
-use super::source::Contact;
 
 /// The counters of a sink.
 #[derive(Debug, Default)]
@@ -26,6 +26,13 @@ pub(crate) struct SinkStatus {
 }
 
 impl SinkStatus {
+    /// What it writes to, if all deliveries fail: for too long, or so often that it is left alone for a while.
+    pub(super) fn failing(&self, now: i64) -> Option<(Option<String>, LostContact)> {
+        let is_open = self.circuit_open.load(Ordering::Relaxed);
+        let lost = self.contact.if_lost().filter(|lost| is_open || lost.is_lasting(now))?;
+        Some((self.at.lock().unwrap_or_else(PoisonError::into_inner).clone(), lost))
+    }
+
     /// An entry of the part `sinks` of `/status`.
     pub(super) fn json(&self) -> Value {
         json!({

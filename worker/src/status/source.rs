@@ -1,10 +1,11 @@
-//! The counters of a source, and whether the server it connects to has ever answered.
+//! The counters of a source.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
+use super::contact::{Contact, LostContact};
 use super::counters::{Counter, LastError, Meter};
 use super::kafka::KafkaStatus;
 
@@ -22,9 +23,10 @@ pub(crate) struct SourceStatus {
 }
 
 impl SourceStatus {
-    /// Notes that what it reads from has answered.
-    pub(crate) fn reached(&self) {
-        self.contact.made();
+    /// What it reads from, if that has been silent for too long.
+    pub(super) fn silent(&self, now: i64) -> Option<(Option<String>, LostContact)> {
+        let lost = self.contact.if_lost().filter(|lost| lost.is_lasting(now))?;
+        Some((self.at.lock().unwrap_or_else(PoisonError::into_inner).clone(), lost))
     }
 
     /// An entry of the part `sources` of `/status`.
@@ -38,26 +40,5 @@ impl SourceStatus {
             "lastError": self.error.text(),
             "kafka": self.kafka.json(),
         })
-    }
-}
-
-/// Whether something that we connect to has ever answered since it was started.
-#[derive(Debug, Default)]
-pub(crate) struct Contact {
-    is_awaited: AtomicBool,
-}
-
-impl Contact {
-    /// Says that an answer is awaited.
-    pub(crate) fn awaited(&self) {
-        self.is_awaited.store(true, Ordering::Relaxed);
-    }
-
-    pub(crate) fn made(&self) {
-        self.is_awaited.store(false, Ordering::Relaxed);
-    }
-
-    pub(super) fn is_awaited(&self) -> bool {
-        self.is_awaited.load(Ordering::Relaxed)
     }
 }

@@ -17,6 +17,8 @@ struct Shared {
     begun: AtomicU64,
     /// The number of the last sync round after which all earlier commits count as replicated.
     good: watch::Sender<u64>,
+    /// Why sync rounds fail, once they have failed for a while.
+    failing: watch::Sender<Option<String>>,
     waiting: AtomicUsize,
     wanted: Notify,
 }
@@ -44,6 +46,16 @@ impl ReplicationBarrier {
         waited.is_ok_and(|found| found.is_ok())
     }
 
+    /// The same, for somebody who can come back later: an error says at once why sync rounds fail, where they do.
+    pub(crate) async fn wait_unless_failing(&self, timeout: Duration) -> Result<bool, String> {
+        let mut failing = self.0.failing.subscribe();
+        tokio::select! {
+            biased;
+            waited = self.wait(timeout) => Ok(waited),
+            Ok(why) = failing.wait_for(Option::is_some) => Err(why.clone().unwrap_or_default()),
+        }
+    }
+
     /// Whether anybody waits.
     pub(crate) fn is_awaited(&self) -> bool {
         self.0.waiting.load(Ordering::SeqCst) > 0
@@ -62,7 +74,13 @@ impl ReplicationBarrier {
 
     /// Notes that a sync round has ended well.
     pub(crate) fn end(&self, round: u64) {
+        self.0.failing.send_replace(None);
         self.0.good.send_replace(round);
+    }
+
+    /// Notes that sync rounds have failed for a while, and why.
+    pub(crate) fn fail(&self, why: &str) {
+        self.0.failing.send_replace(Some(why.to_owned()));
     }
 }
 
@@ -88,5 +106,15 @@ mod tests {
         barrier.end(next);
         assert!(waiting.await.unwrap());
         assert!(!barrier.is_awaited());
+    }
+
+    #[tokio::test]
+    async fn who_can_come_back_later_does_not_wait_while_rounds_fail() {
+        let barrier = ReplicationBarrier::default();
+        barrier.fail("no route");
+        let long = Duration::from_secs(60);
+        assert_eq!(barrier.wait_unless_failing(long).await, Err("no route".to_owned()));
+        barrier.end(barrier.begin());
+        assert_eq!(barrier.wait_unless_failing(SOON).await, Ok(false), "no round has begun since");
     }
 }

@@ -4,7 +4,6 @@ use jiff::Timestamp;
 use litejoin_crds::Reason;
 use litejoin_crds::kind::{Kind, SINK_KINDS, SOURCE_KINDS};
 use litejoin_crds::status::ChildStatus;
-use litejoin_crds::worker_status::LeftOut;
 
 use super::condition::{Fact, Holds, conditions, is_reference, message, read, ready, summary};
 use super::findings::Findings;
@@ -18,7 +17,9 @@ pub(super) fn status(index: usize, child: &Object, findings: &Findings<'_>, now:
     let before: ChildStatus = read(&child.status);
     let complaints = verdict.refused.get(&index).map(Vec::as_slice).unwrap_or_default();
     let by_worker = match report {
-        WorkerReport::Runs { left_out, .. } => left_out.iter().find(|left_out| is_about(left_out, child)),
+        WorkerReport::Runs { left_out, .. } => {
+            left_out.iter().find(|other| is_of(&other.kind, &other.name, child))
+        }
         _ => None,
     };
     let (mut references, others): (Vec<_>, Vec<_>) = complaints.iter().cloned().partition(is_reference);
@@ -37,11 +38,15 @@ pub(super) fn status(index: usize, child: &Object, findings: &Findings<'_>, now:
     };
     let was_programmed = child.is_programmed();
     let at_rest = is_at_rest(&observed.spec());
+    let is_held_back = observed.is_paused() && !was_programmed;
     let programmed = match report {
         _ if accepted.holds != Holds::Yes || !complaints.is_empty() => {
             Fact::not_yet(PROGRAMMED, "LeftOut", "the pipeline runs without it")
         }
         _ if at_rest => Fact::not_yet(PROGRAMMED, "Suspended", "the pipeline is at rest"),
+        _ if is_held_back => {
+            Fact::not_yet(PROGRAMMED, "Paused", "spec.reconciliationPaused of the Pipeline holds it back")
+        }
         WorkerReport::Runs { .. } => Fact::yes(PROGRAMMED, "Programmed"),
         _ if was_programmed => Fact::yes(PROGRAMMED, "Programmed"),
         _ if verdict.config.is_err() => {
@@ -55,9 +60,17 @@ pub(super) fn status(index: usize, child: &Object, findings: &Findings<'_>, now:
         (Ok(config), Holds::Yes) => Some(config.hash.clone()),
         _ => None,
     };
-    let gates = [accepted.clone(), resolved.clone(), programmed.clone()];
-    let mut all = summary(ready(&gates));
-    all.extend(gates);
+    let facts = [accepted, resolved, programmed];
+    let part = report.degraded().iter().find(|part| is_of(&part.kind, &part.name, child));
+    let failing = part.map(|part| Fact::not_yet("Working", &part.reason, &part.message));
+    let gates: Vec<Fact> = facts.iter().cloned().chain(failing).collect();
+    let mut ready = ready(&gates);
+    // Rest that somebody has asked for is an end, and nothing to wait for.
+    if ready.holds == Holds::NotYet && matches!(ready.reason.as_str(), "Suspended" | "Paused") {
+        ready.holds = Holds::Yes;
+    }
+    let mut all = summary(ready);
+    all.extend(facts);
     ChildStatus {
         observed_generation: Some(child.generation),
         conditions: conditions(&all, &before.conditions, child.generation, now),
@@ -84,8 +97,9 @@ pub(crate) fn orphan(child: &Object, pipeline: &str, now: Timestamp) -> ChildSta
     }
 }
 
-fn is_about(left_out: &LeftOut, child: &Object) -> bool {
-    left_out.kind == child.kind.as_str() && left_out.name == child.name
+/// Whether the worker means this child by a kind and a name.
+fn is_of(kind: &str, name: &str, child: &Object) -> bool {
+    kind == child.kind.as_str() && name == child.name
 }
 
 /// The kind of a source, a sink or a window, such as `http` or `tumbling`.

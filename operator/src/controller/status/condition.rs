@@ -70,6 +70,25 @@ pub(super) fn summary(ready: Fact) -> Vec<Fact> {
     std::iter::once(ready).chain(beside).collect()
 }
 
+/// Whether a reason for which something does not hold is a step on the way, and no fault that people are warned of.
+pub(crate) fn is_step(reason: &str) -> bool {
+    matches!(
+        reason,
+        "Applying"
+            | "ConfigPending"
+            | "FirstCopy"
+            | "NoPod"
+            | "Pending"
+            | "PipelineInvalid"
+            | "Replacing"
+            | "Restoring"
+            | "RollingOut"
+            | "Starting"
+            | "Stopping"
+            | "WorkerSilent"
+    )
+}
+
 /// The facts as conditions. A condition whose status is the same as before keeps its time.
 pub(super) fn conditions(
     facts: &[Fact],

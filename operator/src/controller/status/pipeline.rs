@@ -22,6 +22,9 @@ use crate::controller::slot::Slot;
 use crate::controller::validate::Verdict;
 use crate::controller::worker::WorkerReport;
 
+/// Sources and sinks that a message names at most.
+const PARTS_SHOWN_MAX: usize = 10;
+
 /// The label of a pod that names the revision of the template which its StatefulSet made it from.
 const CONTROLLER_REVISION_LABEL: &str = "controller-revision-hash";
 
@@ -33,31 +36,45 @@ pub(super) fn status(findings: &Findings<'_>, now: Timestamp) -> PipelineStatus 
     let mut facts = vec![
         config_valid(verdict, desired, report),
         storage_ready(observed.volume_claim.as_ref(), observed.spec().storage.ephemeral),
-        node_lost(observed, lost_node).unwrap_or_else(|| pod::worker_ready(observed.pod.as_ref(), at_rest)),
+        node_lost(observed, lost_node).unwrap_or_else(|| {
+            pod::worker_ready(observed.pod.as_ref(), observed.pod_refusal.as_deref(), at_rest)
+        }),
     ];
     let mut gates: Vec<Fact> = Vec::new();
     gates.extend(names_taken(observed, desired));
     gates.extend(unwritten.map(not_written));
     gates.push(facts[0].clone());
-    if !at_rest {
+    let is_paused = observed.is_paused();
+    // While paused nothing is made that is not there.
+    let is_made = !is_paused || observed.built.contains_key(&Slot::StatefulSet);
+    if !at_rest && is_made {
+        // Many claims get their volume only with the pod.
+        gates.extend(observed.pod_refusal.as_ref().map(|_| facts[2].clone()));
         gates.extend([facts[1].clone(), facts[2].clone()]);
+    }
+    if !at_rest && !is_paused {
         gates.push(acknowledged(report));
     }
-    gates.extend(desired.and_then(|desired| unsettled(observed, desired, at_rest)));
+    gates.extend(verdict.reshard.map(unsharded));
+    if !is_paused {
+        gates.extend(desired.and_then(|desired| unsettled(observed, desired, at_rest)));
+    }
     let mut ready = ready(&gates);
-    if at_rest && ready.holds == Holds::Yes {
+    // Rest that somebody has asked for is an end, and nothing to wait for.
+    if ready.holds == Holds::Yes && at_rest {
         ready =
             Fact::new("Ready", Holds::Yes, "Suspended", "at rest as spec.suspend or spec.replicas asks for");
+    } else if ready.holds == Holds::Yes && is_paused {
+        ready = paused("Ready", observed, desired);
     }
     let drills = Drills::of(observed.built.get(&Slot::CronJob));
     facts.extend(replication::healthy(&observed.spec(), report, &drills));
-    facts.extend(paused(observed));
+    facts.extend(is_paused.then(|| paused("Paused", observed, desired)));
     facts.extend(degraded(observed, verdict, report));
-    facts.extend(verdict.reshard.map(|(from, to)| {
-        let message = format!(
-            "{from} shards go on; moving the data to {to} is consented to, and this version can't do it yet"
-        );
-        Fact::not_yet("Resharding", "Wanted", message)
+    facts.extend(verdict.reshard.map(|counts| Fact {
+        kind: "Resharding",
+        holds: Holds::NotYet,
+        ..unsharded(counts)
     }));
     let mut all = summary(ready);
     all.extend(facts);
@@ -135,6 +152,13 @@ fn storage_ready(claim: Option<&PersistentVolumeClaim>, ephemeral: bool) -> Fact
     }
     let Some(claim) = claim else { return Fact::not_yet(KIND, "Pending", "waits for the volume claim") };
     let name = claim.metadata.name.as_deref().unwrap_or_default();
+    if claim.metadata.deletion_timestamp.is_some() {
+        let message = format!(
+            "the claim {name} is being deleted: it goes as soon as the pod does, and the data in it with it, and nothing \
+             takes that back; let the pod run until the data is elsewhere (spec.replication, or a copy of the volume)"
+        );
+        return Fact::new(KIND, Holds::Never, "Terminating", message);
+    }
     let status = claim.status.as_ref();
     match status.and_then(|status| status.phase.as_deref()) {
         Some("Bound") => {
@@ -191,18 +215,24 @@ fn acknowledged(report: &WorkerReport) -> Fact {
     }
 }
 
+/// The fact that the data is still in the shards of before: from, to.
+fn unsharded((from, to): (u64, u64)) -> Fact {
+    let message = format!(
+        "{from} shards go on; moving the data to {to} is consented to, and this version can't do it yet: write \
+         shardCount: {from} and leave reshard out"
+    );
+    Fact::new("Sharded", Holds::Never, "ReshardWanted", message)
+}
+
 /// Why the pod is not the one that the Pipeline asks for now; `None` if it is. The pod of before may well be ready.
 fn unsettled(observed: &Observed, desired: &Desired, at_rest: bool) -> Option<Fact> {
     let set = observed.built.get(&Slot::StatefulSet);
     if !is_written(observed, desired, Slot::StatefulSet) {
-        return Some(match observed.is_paused() {
-            true => {
-                Fact::not_yet("Settled", "Paused", "spec.reconciliationPaused holds back what was changed")
-            }
-            false => {
-                Fact::not_yet("Settled", "Applying", "waits for the StatefulSet to have what was changed")
-            }
-        });
+        return Some(Fact::not_yet(
+            "Settled",
+            "Applying",
+            "waits for the StatefulSet to have what was changed",
+        ));
     }
     let pod = observed.pod.as_ref();
     let name = names::pod(&observed.pipeline.name);
@@ -253,9 +283,15 @@ fn not_written(answer: &str) -> Fact {
     Fact::not_yet("Written", "ApplyFailed", format!("{answer}; it is tried again within a minute"))
 }
 
-fn paused(observed: &Observed) -> Option<Fact> {
-    let message = "spec.reconciliationPaused: nothing is changed until it is false again";
-    observed.is_paused().then(|| Fact::new("Paused", Holds::Yes, "Paused", message))
+/// The fact that nothing is changed, and whether something would be.
+fn paused(kind: &'static str, observed: &Observed, desired: Option<&Desired>) -> Fact {
+    let waits = desired
+        .is_some_and(|desired| desired.objects.keys().any(|slot| !is_written(observed, desired, *slot)));
+    let message = match waits {
+        true => "spec.reconciliationPaused holds back what was changed; write false to have it done",
+        false => "spec.reconciliationPaused: nothing is changed until it is false again",
+    };
+    Fact::new(kind, Holds::Yes, "Paused", message)
 }
 
 fn degraded(observed: &Observed, verdict: &Verdict, report: &WorkerReport) -> Option<Fact> {
@@ -268,6 +304,14 @@ fn degraded(observed: &Observed, verdict: &Verdict, report: &WorkerReport) -> Op
         left_out.extend(by_worker.iter().map(|document| format!("{} {}", document.kind, document.name)));
     }
     let spec = observed.spec();
+    if left_out.is_empty()
+        && let Some(first) = report.degraded().first()
+    {
+        let parts = report.degraded().iter().take(PARTS_SHOWN_MAX);
+        let parts = parts.map(|part| format!("{} {}: {}", part.kind, part.name, part.message));
+        let message = format!("{}; all others go on", parts.collect::<Vec<_>>().join("; "));
+        return Some(Fact::new("Degraded", Holds::Yes, &first.reason, message));
+    }
     if left_out.is_empty() && !verdict.lacking.is_empty() {
         let lacking = named(&mut verdict.lacking.keys());
         let shown: Vec<&str> = lacking.iter().map(String::as_str).collect();

@@ -6,12 +6,15 @@ use super::condition::{Fact, Holds};
 
 const KIND: &str = "WorkerReady";
 
-/// Whether the worker is ready, and if not, why.
-pub(super) fn worker_ready(pod: Option<&Pod>, at_rest: bool) -> Fact {
+/// Whether the worker is ready, and if not, why. `refusal` says why there is no pod.
+pub(super) fn worker_ready(pod: Option<&Pod>, refusal: Option<&str>, at_rest: bool) -> Fact {
     let Some(pod) = pod else {
-        return match at_rest {
-            true => Fact::not_yet(KIND, "Suspended", "the pipeline is at rest"),
-            false => Fact::not_yet(KIND, "NoPod", "waits for the pod to be made"),
+        return match (at_rest, refusal) {
+            (true, _) => Fact::not_yet(KIND, "Suspended", "the pipeline is at rest"),
+            (false, Some(refusal)) => {
+                Fact::not_yet(KIND, "FailedCreate", format!("the pod may not be made: {refusal}"))
+            }
+            (false, None) => Fact::not_yet(KIND, "NoPod", "waits for the pod to be made"),
         };
     };
     let name = pod.metadata.name.as_deref().unwrap_or_default();

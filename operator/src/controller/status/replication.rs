@@ -78,6 +78,14 @@ fn judged(replica: &Replica, lag_max: Duration, drills: &Drills) -> Fact {
         let message = format!("the replica is behind by more than {behind}{why}");
         return Fact::new(KIND, Holds::NotYet, "Behind", message);
     }
+    if replica.is_failing {
+        return Fact::new(
+            KIND,
+            Holds::NotYet,
+            "Failing",
+            format!("the replica can't be brought up to date{why}"),
+        );
+    }
     if !replica.is_ready {
         let message =
             format!("not everything was copied once; until then a restore takes the copy before{why}");
@@ -154,6 +162,7 @@ mod tests {
             lag: Duration::from_secs(lag_seconds),
             restored_timestamp: None,
             error: error.map(str::to_owned),
+            is_failing: false,
         }
     }
 
@@ -218,7 +227,7 @@ mod tests {
 
     #[test]
     fn the_status_names_a_copy_that_can_be_restored_and_keeps_it() {
-        let runs = |replica| WorkerReport::Runs { left_out: Vec::new(), replica };
+        let runs = |replica| WorkerReport::Runs { left_out: Vec::new(), replica, degraded: Vec::new() };
         let place = || Some("file:///r/n/p".to_owned());
         let status = |report: &WorkerReport, before| status(report, place(), &Drills::default(), before);
         let first = status(&runs(Some(replica(1, false, None))), None).unwrap();
@@ -226,7 +235,11 @@ mod tests {
         let ready = status(&runs(Some(replica(1, true, None))), Some(first)).unwrap();
         assert_eq!((ready.incarnation, &ready.place), (Some(2), &place()));
         // A worker with another config may write to another place.
-        let behind = WorkerReport::Behind { refusal: None, replica: Some(replica(1, true, None)) };
+        let behind = WorkerReport::Behind {
+            refusal: None,
+            replica: Some(replica(1, true, None)),
+            degraded: Vec::new(),
+        };
         let elsewhere = || Some("file:///moved/n/p".to_owned());
         let moved = super::status(&behind, elsewhere(), &Drills::default(), Some(ready.clone())).unwrap();
         assert_eq!(moved.place, place());

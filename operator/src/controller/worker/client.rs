@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use litejoin_crds::Plan;
 use reqwest::redirect::Policy;
+use reqwest::{StatusCode, header};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
@@ -18,6 +19,9 @@ use crate::controller::observe::AdminKeys;
 
 /// How long a worker may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a worker waits for news before it says that there is none.
+const NEWS_WAIT: Duration = Duration::from_secs(60);
 
 /// A client of one worker.
 pub(crate) struct AdminClient {
@@ -48,10 +52,28 @@ impl AdminClient {
 
     /// Asks for a path of `host:port`.
     pub(crate) async fn get(&self, authority: &str, path: &str) -> Result<reqwest::Response, AdminError> {
-        let mut request = self.client.get(format!("{}://{authority}{path}", self.scheme));
-        if let Some(token) = &self.token {
-            request = request.bearer_auth(token);
+        self.send(self.request(authority, path)).await
+    }
+
+    /// Waits until a path of `host:port` has something else than what has this `ETag`; `false` if it had not yet.
+    pub(crate) async fn has_news(&self, authority: &str, path: &str, tag: &str) -> Result<bool, AdminError> {
+        let request = self
+            .request(authority, path)
+            .header(header::IF_NONE_MATCH, tag)
+            .header("prefer", format!("wait={}", NEWS_WAIT.as_secs()))
+            .timeout(NEWS_WAIT + TIMEOUT);
+        Ok(self.send(request).await?.status() != StatusCode::NOT_MODIFIED)
+    }
+
+    fn request(&self, authority: &str, path: &str) -> reqwest::RequestBuilder {
+        let request = self.client.get(format!("{}://{authority}{path}", self.scheme));
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
         }
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, AdminError> {
         let answer = match request.send().await {
             Ok(answer) => answer,
             Err(_) if self.stranger.load(Ordering::Relaxed) => {
@@ -61,12 +83,12 @@ impl AdminClient {
             }
             Err(error) => return Err(AdminError::Silent(error)),
         };
-        if answer.status() == reqwest::StatusCode::UNAUTHORIZED {
+        if answer.status() == StatusCode::UNAUTHORIZED {
             return Err(AdminError::Refused(format!(
                 "the worker does not take the token that spec.admin.auth.bearer names; {COMES_LATE}"
             )));
         }
-        if answer.status().is_redirection() {
+        if answer.status().is_redirection() && answer.status() != StatusCode::NOT_MODIFIED {
             return Err(AdminError::Refused(format!(
                 "what answers in the pod is no worker: it sends the operator elsewhere ({}), where that does not go",
                 answer.status()

@@ -19,11 +19,14 @@ pub(crate) struct Replica {
     pub(crate) restored_timestamp: Option<String>,
     /// The last error, until a sync succeeds again.
     pub(crate) error: Option<String>,
+    /// Whether it can't be brought up to date, and not for a moment only.
+    pub(crate) is_failing: bool,
 }
 
 impl From<ReplicationReport> for Replica {
     fn from(report: ReplicationReport) -> Self {
         Self {
+            is_failing: report.is_failing(),
             incarnation: report.incarnation_number(),
             is_ready: report.ready,
             complete_until: report.complete_until,
@@ -55,6 +58,7 @@ mod tests {
             lag: Duration::from_secs(2),
             restored_timestamp: Some("2026-05-01T12:00:00Z".to_owned()),
             error: None,
+            is_failing: false,
         };
         assert_eq!(status.replication.map(Replica::from), Some(read));
     }

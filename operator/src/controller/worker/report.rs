@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use litejoin_crds::worker_status::{LeftOut, WorkerStatus};
+use litejoin_crds::worker_status::{DegradedPart, LeftOut, WorkerStatus};
 
 use super::replica::Replica;
 
@@ -29,23 +29,33 @@ pub(crate) enum WorkerReport {
         left_out: Vec<LeftOut>,
         /// `None` where nothing is replicated.
         replica: Option<Replica>,
+        /// Sources and sinks that can't do their work.
+        degraded: Vec<DegradedPart>,
     },
     /// The worker runs another config, and may have refused this one.
-    Behind { refusal: Option<String>, replica: Option<Replica> },
+    Behind { refusal: Option<String>, replica: Option<Replica>, degraded: Vec<DegradedPart> },
 }
 
 impl WorkerReport {
     /// Reads from `/status` whether the worker runs the config with this hash.
     pub(crate) fn of(status: WorkerStatus, hash: &str) -> Self {
-        let WorkerStatus { config, replication } = status;
+        let WorkerStatus { config, replication, degraded } = status;
         let replica = replication.map(Replica::from);
         if config.hash == hash {
-            return Self::Runs { left_out: config.left_out, replica };
+            return Self::Runs { left_out: config.left_out, replica, degraded };
         }
         // A reload of other documents says nothing of these. A reload without a hash was of documents that could not be
         // read, which may be these.
         let about_it = config.last_reload.filter(|last| last.hash.as_deref().is_none_or(|last| last == hash));
-        Self::Behind { refusal: about_it.and_then(|last| last.error), replica }
+        Self::Behind { refusal: about_it.and_then(|last| last.error), replica, degraded }
+    }
+
+    /// The sources and sinks that can't do their work.
+    pub(crate) fn degraded(&self) -> &[DegradedPart] {
+        match self {
+            Self::Runs { degraded, .. } | Self::Behind { degraded, .. } => degraded,
+            Self::Absent | Self::Silent { .. } => &[],
+        }
     }
 
     /// Whether the worker is expected to take up the config by itself.

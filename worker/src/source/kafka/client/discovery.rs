@@ -139,9 +139,11 @@ impl KafkaClient {
         self.begin(session, begun)?;
         discovery.has_looked = true;
         session.has_doubts = false;
-        self.status.reached();
         match complaints.first() {
             None => {
+                if session.refused_since.is_none() {
+                    self.status.contact.made();
+                }
                 if session.refused_since.is_none() && self.is_troubled.take() && self.status.error.clear() {
                     info!(source = self.name, "reading from Kafka");
                 }
@@ -149,6 +151,7 @@ impl KafkaClient {
             Some(_) => {
                 let text = complaints.join("; ");
                 self.is_troubled.set(true);
+                self.status.contact.lost(&text);
                 if self.status.error.set(&text) {
                     warn!(source = self.name, error = text, "some of what is wanted can't be read");
                 }

@@ -91,6 +91,7 @@ impl KafkaClient {
 
     pub(super) fn tell(&self, problem: &KafkaProblem) {
         self.is_troubled.set(true);
+        self.status.contact.lost(&problem.text);
         if self.status.error.set(&problem.text) {
             warn!(source = self.name, error = problem.text, "can't read from Kafka; trying again");
         }
