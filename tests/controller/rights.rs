@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::batch::v1::CronJob;
-use k8s_openapi::api::core::v1::{Node, ServiceAccount};
+use k8s_openapi::api::core::v1::{LimitRange, Node, Pod, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding};
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use litejoin_crds::kind::Kind;
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::fields::pod_monitors;
 use crate::settled::orders;
-use crate::site::{ControllerSite, Ports, documents};
+use crate::site::{ControllerSite, Ports, condition_of, documents};
 
 /// A source that names a Secret, so that the operator must read Secrets.
 const WITH_SECRET: &str = r"
@@ -142,11 +142,24 @@ async fn forbidden(server: &Arc<ApiServer>, scope: Scope, rules: &[Rule]) -> Opt
             let nodes: Api<Node> = Api::all(site.client.clone());
             nodes.delete(&node, &DeleteParams::default()).await.expect("it can be deleted");
         }
+        // A pod that may not be made is told by an Event alone.
+        let limit = json!({ "type": "Pod", "min": { "memory": "8Gi" } });
+        let limits = json!({ "metadata": { "name": "large" }, "spec": { "limits": [limit] } });
+        make(site.api::<LimitRange>(), limits).await;
+        let pods = site.api::<Pod>();
+        let now = DeleteParams::default().grace_period(0);
+        until("the pod to be refused", async || {
+            // The API server may make one more before it has seen the limit.
+            let _ = pods.delete("orders-0", &now).await;
+            let pipeline = site.ours(Kind::Pipeline).get("orders").await.ok()?;
+            (condition_of(&pipeline, "WorkerReady")?["reason"] == "FailedCreate").then_some(())
+        })
+        .await;
     };
     let complaint = async {
         until("a complaint", async || {
             let log = operator.log();
-            log.lines().find(|line| line.contains("is forbidden")).map(str::to_owned)
+            log.lines().find(|line| line.contains("is forbidden: User")).map(str::to_owned)
         })
         .await
     };

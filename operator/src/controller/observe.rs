@@ -10,6 +10,7 @@ use kube::{Client, ResourceExt};
 use litejoin_crds::PipelineSpec;
 use litejoin_crds::kind::Kind;
 use litejoin_crds::names::is_pipeline;
+use tracing::debug;
 
 use super::object::{Object, is_ours};
 use super::slot::Slot;
@@ -157,8 +158,11 @@ async fn pod_refusal(client: &Client, namespace: &str, set: &DynamicObject) -> R
     let uid = set.uid().unwrap_or_default();
     let about_it = ListParams::default().fields(&format!("involvedObject.uid={uid},reason=FailedCreate"));
     let events = match events.list(&about_it).await {
-        // An operator of before has no such right; the status then only says that there is no pod.
-        Err(kube::Error::Api(status)) if status.code == 403 => return Ok(None),
+        // An operator with the rights of before has none to this; the status then only says that there is no pod.
+        Err(kube::Error::Api(status)) if status.code == 403 => {
+            debug!(reason = status.message, "why there is no pod stays unknown");
+            return Ok(None);
+        }
         events => {
             events.doing(|| format!("read the Events of StatefulSet {namespace}/{}", set.name_any()))?
         }

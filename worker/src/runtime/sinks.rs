@@ -160,7 +160,12 @@ impl Sinks {
             (kind, Some(delivery)) => {
                 let sink = self.written(name, kind);
                 let problem = |problem| StartError::Sink { name: name.to_owned(), problem };
-                Ok(self.dispatch(name, sink.map_err(problem)?, delivery))
+                let at = match kind {
+                    SinkKind::Http(spec) => spec.connection.url.split('?').next().map(str::to_owned),
+                    // The errors of the others name the place.
+                    _ => None,
+                };
+                Ok(self.dispatch(name, sink.map_err(problem)?, at, delivery))
             }
             (kind, None) => unreachable!("results are written to a sink like {kind:?}"),
         }
@@ -189,7 +194,13 @@ impl Sinks {
     }
 
     /// The work of a sink that is written to.
-    fn dispatch(&mut self, name: &str, mut sink: Box<dyn Sink>, delivery: &plan::Delivery) -> Work {
+    fn dispatch(
+        &mut self,
+        name: &str,
+        mut sink: Box<dyn Sink>,
+        at: Option<String>,
+        delivery: &plan::Delivery,
+    ) -> Work {
         let (name, delivery) = (name.to_owned(), delivery.clone());
         let (status, applied) = (Arc::clone(&self.status), self.applied.clone());
         let release = self.release.clone();
@@ -201,6 +212,7 @@ impl Sinks {
         Box::new(move |stopping| {
             let status = status.sink(&name);
             status.contact.made();
+            *status.at.lock().unwrap_or_else(PoisonError::into_inner) = at;
             sink.start(&status);
             let dispatcher = Dispatcher {
                 name,

@@ -20,7 +20,7 @@ pub(crate) struct SinkStatus {
     pub(crate) clients: Gauge,
     pub(crate) circuit_open: AtomicBool,
     pub(crate) error: LastError,
-    /// Where it listens, once it does.
+    /// Where it listens or what it writes to, once it does.
     pub(crate) at: Mutex<Option<String>>,
     pub(crate) contact: Contact,
 }
