@@ -7,7 +7,7 @@ use litejoin_tests::golden::BEGINNING;
 use litejoin_tests::ingest::message;
 use litejoin_tests::repetition::is_long;
 use litejoin_tests::sse::Subscription;
-use litejoin_tests::wait::until;
+use litejoin_tests::wait::{TIMEOUT, until, until_within};
 use litejoin_tests::worker::{Worker, WorkerSite};
 use serde_json::{Value, json};
 
@@ -105,9 +105,15 @@ async fn measure(count: u64) -> Vec<(&'static str, BTreeMap<&'static str, u64>)>
     let orders: Vec<Value> = (0..count)
         .map(|number| order(number, BEGINNING - age(number) + i64::try_from(number % 100).expect("small")))
         .collect();
+    let mut last = 0;
     for batch in customers.chunks(5_000).chain(orders.chunks(5_000)) {
-        worker.ingest().send(batch).await;
+        last = worker.ingest().send(batch).await;
     }
+    // A million rows are stored sooner than a debug build evaluates them.
+    until_within(TIMEOUT * 10, "all rows to be evaluated", async || {
+        (worker.status().await["epoch"].as_u64()? >= last).then_some(())
+    })
+    .await;
     // An even order is outside the hour.
     let middle = count / 2;
     let mut costs = Vec::new();
