@@ -10,7 +10,7 @@ use kube::{Client, ResourceExt};
 use litejoin_tests::certificates::{Authority, Identity};
 use litejoin_tests::kubernetes::image;
 use litejoin_tests::kubernetes::node::{self, Node};
-use litejoin_tests::kubernetes::programs::repository;
+use litejoin_tests::programs::repository;
 use litejoin_tests::stores::litestream;
 use litejoin_tests::wait::until;
 use litejoin_tests::worker::program;

@@ -9,7 +9,7 @@ use std::process::Command;
 use expect_test::expect_file;
 use litejoin_crds::GROUP;
 use litejoin_crds::kind::Kind;
-use litejoin_tests::kubernetes::programs::{argocd, repository, run};
+use litejoin_tests::programs::{argocd, repository, run};
 use serde_json::{Value, json};
 
 use crate::site::documents;

@@ -48,11 +48,7 @@ spec: {{pipelineRef: {{name: orders}}, joins: [enriched], http: {{url: "http://{
 
     let server = Server::start_at(away).await;
     site.wait_for(Kind::Sink, "hook", "Ready", "True", "Ready").await;
-    until("the Pipeline to lack nothing", async || {
-        let pipeline = site.ours(Kind::Pipeline).get("orders").await.ok()?;
-        condition_of(&pipeline, "Degraded").is_none().then_some(())
-    })
-    .await;
+    site.wait_without(Kind::Pipeline, "orders", "Degraded").await;
     assert!(!server.received().is_empty(), "the result has come");
     worker.stop().await;
     operator.stop().await;

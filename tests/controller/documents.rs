@@ -9,7 +9,7 @@ use litejoin_crds::Document;
 use litejoin_crds::Plan;
 use litejoin_crds::crd::schema;
 use litejoin_crds::kind::Kind;
-use litejoin_tests::kubernetes::programs::repository;
+use litejoin_tests::programs::repository;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};

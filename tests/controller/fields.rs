@@ -8,7 +8,7 @@ use expect_test::expect_file;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams};
 use litejoin_crds::crd::schema;
 use litejoin_crds::kind::Kind;
-use litejoin_tests::kubernetes::programs::repository;
+use litejoin_tests::programs::repository;
 use litejoin_tests::wait::until;
 use serde::Deserialize;
 use serde_json::{Value, json};

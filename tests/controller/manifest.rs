@@ -12,7 +12,8 @@ use litejoin_crds::crd::definition;
 use litejoin_crds::kind::Kind;
 use litejoin_tests::kubernetes::api_server::ApiServer;
 use litejoin_tests::kubernetes::operator;
-use litejoin_tests::kubernetes::programs::{program, repository, run};
+use litejoin_tests::kubernetes::programs::program;
+use litejoin_tests::programs::{repository, run};
 use serde_json::{Value, json};
 
 use crate::site::{ControllerSite, documents};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use litejoin_crds::kind::Kind;
 use litejoin_tests::kubernetes::api_server::{ApiServer, install_definition};
-use litejoin_tests::kubernetes::programs::{repository, run};
+use litejoin_tests::programs::{repository, run};
 use litejoin_tests::wait::until;
 use serde_json::json;
 
@@ -45,9 +45,6 @@ async fn a_pod_monitor_waits_for_its_kind() {
     let monitors: Api<DynamicObject> =
         Api::namespaced_with(site.client.clone(), &site.namespace, &pod_monitors());
     until("the PodMonitor", async || monitors.get_opt("orders").await.ok()?).await;
-    until("nothing to be told", async || {
-        condition_of(&pipelines.get("orders").await.ok()?, "Degraded").is_none().then_some(())
-    })
-    .await;
+    site.wait_without(Kind::Pipeline, "orders", "Degraded").await;
     operator.stop().await;
 }

@@ -13,7 +13,8 @@ use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams
 use litejoin_crds::kind::Kind;
 use litejoin_tests::kubernetes::api_server::{ApiServer, install_definition};
 use litejoin_tests::kubernetes::operator;
-use litejoin_tests::kubernetes::programs::{program, repository, run};
+use litejoin_tests::kubernetes::programs::program;
+use litejoin_tests::programs::{repository, run};
 use litejoin_tests::wait::until;
 use serde_json::{Value, json};
 

@@ -86,11 +86,7 @@ spec:
     site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
     site.secret("door", &[("token", "correct horse")]).await;
     site.wait_for(Kind::Sink, "hook", "Ready", "True", "Ready").await;
-    until("the Pipeline to lack nothing", async || {
-        let pipeline = site.ours(Kind::Pipeline).get("orders").await.ok()?;
-        condition_of(&pipeline, "Degraded").is_none().then_some(())
-    })
-    .await;
+    site.wait_without(Kind::Pipeline, "orders", "Degraded").await;
     assert_eq!(sets.get("orders").await.expect("it is there").metadata.generation, before);
     site.mount("orders").await;
     assert_eq!(worker.status().await["config"]["hash"], hash);

@@ -121,6 +121,15 @@ impl ControllerSite {
         .await;
     }
 
+    /// Waits until a document has no such condition.
+    pub(crate) async fn wait_without(&self, kind: Kind, name: &str, condition: &str) {
+        until(&format!("{} {name} without {condition}", kind.as_str()), async || {
+            let object = self.ours(kind).get(name).await.ok()?;
+            condition_of(&object, condition).is_none().then_some(())
+        })
+        .await;
+    }
+
     /// Plays kubelet for a pipeline's pod: binds the claim, runs the worker with the ConfigMap, and sets the pod
     /// ready. Returns the worker, which lives as long as the pod.
     pub(crate) async fn run_pod(&self, pipeline: &str) -> Worker {

@@ -14,6 +14,7 @@ pub mod kafka;
 pub mod kubernetes;
 pub mod oracle;
 pub mod ports;
+pub mod programs;
 pub mod repetition;
 pub mod results;
 pub mod server;

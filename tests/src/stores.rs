@@ -21,6 +21,7 @@ pub use self::programs::litestream;
 pub use self::proxy::{Call, StoreProxy};
 use crate::child::spawn;
 use crate::ports::PortBlock;
+use crate::programs::run;
 use crate::wait::until;
 
 /// The name of the bucket or container in every store.
@@ -324,7 +325,7 @@ impl Store {
             self.endpoint().expect("it speaks HTTP")
         );
         let mut command = Command::new(programs::rclone());
-        programs::run(command.args(["mkdir", "--config", ""]).arg(remote));
+        run(command.args(["mkdir", "--config", ""]).arg(remote));
     }
 }
 
@@ -341,14 +342,14 @@ pub fn account_key() -> String {
 
 /// Returns the user who runs the tests: sshd without root serves no other.
 fn user() -> String {
-    programs::run(Command::new("id").arg("-un")).trim().to_owned()
+    run(Command::new("id").arg("-un")).trim().to_owned()
 }
 
 /// Writes the keys of server and client, and sshd's settings.
 fn write_keys(folder: &Path) {
     for name in ["host", "client"] {
         let mut command = Command::new("ssh-keygen");
-        programs::run(command.args(["-q", "-t", "ed25519", "-N", "", "-C", "", "-f"]).arg(folder.join(name)));
+        run(command.args(["-q", "-t", "ed25519", "-N", "", "-C", "", "-f"]).arg(folder.join(name)));
     }
     // sshd's privilege separation needs this folder, which Debian's service creates.
     let _ = fs::create_dir_all("/run/sshd");

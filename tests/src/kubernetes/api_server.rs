@@ -17,7 +17,8 @@ use kube::{Client, Config, ResourceExt};
 use tempfile::TempDir;
 use tokio::sync::Mutex;
 
-use super::programs::{Process, program, repository, run};
+use super::programs::{Process, program};
+use crate::programs::{repository, run};
 use crate::wait::until;
 
 /// The token of the tests; its user is in the group that may do everything.

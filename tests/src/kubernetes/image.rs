@@ -9,7 +9,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::programs::run;
+use crate::programs::run;
 
 /// Packages whose libraries every Debian has, since dpkg and apt are linked with them.
 const BASE_PACKAGES: [&str; 3] = ["libc6", "libgcc-s1", "zlib1g"];

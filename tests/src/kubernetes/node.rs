@@ -13,8 +13,9 @@ use kube::{Client, Config};
 use tempfile::TempDir;
 
 use super::image;
-use super::programs::{Process, program, run};
+use super::programs::{Process, program};
 use super::volumes::Volumes;
+use crate::programs::run;
 use crate::wait::until;
 
 /// The variable that tells a test that it runs inside the namespaces.

@@ -196,7 +196,12 @@ impl ReplicaMonitor {
         }
         drop(answers);
         match failure {
-            None => failure = self.after_sync(restore_point).await.err().map(|problem| chain(&problem)),
+            None => {
+                failure = self.after_sync(restore_point).await.err().map(|problem| chain(&problem));
+                if let Some(problem) = &failure {
+                    self.failed(problem);
+                }
+            }
             // A worker that can't ship can have been overtaken all the same. It may take a while to hear that the store is away.
             Some(_) if self.claim_read.is_none_or(|read| read.elapsed() > CLAIM_INTERVAL_BEHIND) => {
                 self.claim_read = Some(Instant::now());
@@ -204,21 +209,19 @@ impl ReplicaMonitor {
             }
             Some(_) => {}
         }
-        match &failure {
-            None => {
-                self.replication_barrier.end(number);
-                self.status.synced_until(began);
-                self.marker.complete_until = Some(began);
-                if self.noted.is_none_or(|noted| noted.elapsed() > NOTE_INTERVAL) {
-                    self.write_marker().await;
-                }
-                if std::mem::take(&mut self.is_warned) {
-                    info!("the replica has caught up");
-                }
-            }
-            Some(problem) => self.failed(problem),
+        if failure.is_some() {
+            return false;
         }
-        failure.is_none()
+        self.replication_barrier.end(number);
+        self.status.synced_until(began);
+        self.marker.complete_until = Some(began);
+        if self.noted.is_none_or(|noted| noted.elapsed() > NOTE_INTERVAL) {
+            self.write_marker().await;
+        }
+        if std::mem::take(&mut self.is_warned) {
+            info!("the replica has caught up");
+        }
+        true
     }
 
     /// Tells that a sync round fails.

@@ -37,17 +37,20 @@ pub(super) fn status(index: usize, child: &Object, findings: &Findings<'_>, now:
         false => Fact::not_yet("ResolvedRefs", "RefNotFound", message(&references)),
     };
     let was_programmed = child.is_programmed();
-    let at_rest = is_at_rest(&observed.spec());
-    let is_held_back = observed.is_paused() && !was_programmed;
-    let programmed = match report {
+    // Rest that somebody has asked for is an end, and nothing to wait for.
+    let rest = if is_at_rest(&observed.spec()) {
+        Some(("Suspended", "the pipeline is at rest"))
+    } else if observed.is_paused() && !was_programmed {
+        Some(("Paused", "spec.reconciliationPaused of the Pipeline holds it back"))
+    } else {
+        None
+    };
+    let programmed = match (rest, report) {
         _ if accepted.holds != Holds::Yes || !complaints.is_empty() => {
             Fact::not_yet(PROGRAMMED, "LeftOut", "the pipeline runs without it")
         }
-        _ if at_rest => Fact::not_yet(PROGRAMMED, "Suspended", "the pipeline is at rest"),
-        _ if is_held_back => {
-            Fact::not_yet(PROGRAMMED, "Paused", "spec.reconciliationPaused of the Pipeline holds it back")
-        }
-        WorkerReport::Runs { .. } => Fact::yes(PROGRAMMED, "Programmed"),
+        (Some((reason, message)), _) => Fact::not_yet(PROGRAMMED, reason, message),
+        (None, WorkerReport::Runs { .. }) => Fact::yes(PROGRAMMED, "Programmed"),
         _ if was_programmed => Fact::yes(PROGRAMMED, "Programmed"),
         _ if verdict.config.is_err() => {
             let message = format!("waits for the Pipeline {} to be valid", observed.pipeline.name);
@@ -64,11 +67,12 @@ pub(super) fn status(index: usize, child: &Object, findings: &Findings<'_>, now:
     let part = report.degraded().iter().find(|part| is_of(&part.kind, &part.name, child));
     let failing = part.map(|part| Fact::not_yet("Working", &part.reason, &part.message));
     let gates: Vec<Fact> = facts.iter().cloned().chain(failing).collect();
-    let mut ready = ready(&gates);
-    // Rest that somebody has asked for is an end, and nothing to wait for.
-    if ready.holds == Holds::NotYet && matches!(ready.reason.as_str(), "Suspended" | "Paused") {
-        ready.holds = Holds::Yes;
-    }
+    let ready = match rest {
+        Some((reason, message)) if facts[..2].iter().all(|fact| fact.holds == Holds::Yes) => {
+            Fact::new("Ready", Holds::Yes, reason, message)
+        }
+        _ => ready(&gates),
+    };
     let mut all = summary(ready);
     all.extend(facts);
     ChildStatus {

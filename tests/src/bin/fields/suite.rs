@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use litejoin_tests::fields::NEEDED;
-use litejoin_tests::kubernetes::programs::repository;
+use litejoin_tests::programs::repository;
 use serde_json::Value;
 
 /// Seconds that one test may take; a test that hangs has failed.
