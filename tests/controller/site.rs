@@ -157,10 +157,19 @@ impl ControllerSite {
         let named = pod.volumes.into_iter().flatten().filter_map(|volume| volume.secret?.secret_name);
         for name in named {
             let secret: Option<Secret> = self.api().get_opt(&name).await.expect("Secrets can be read");
-            let folder = self.folder.path().join("secrets").join(name);
+            let is_ours = name == format!("{pipeline}-litejoin");
+            let folder = if is_ours { "_gathered" } else { &name };
+            let folder = self.folder.path().join("secrets").join(folder);
             fs::create_dir_all(&folder).expect("the folder is ours");
-            for (key, value) in secret.and_then(|secret| secret.data).unwrap_or_default() {
-                fs::write(folder.join(key), value.0).expect("the folder is ours");
+            let data = secret.and_then(|secret| secret.data).unwrap_or_default();
+            for (key, value) in &data {
+                fs::write(folder.join(key), &value.0).expect("the folder is ours");
+            }
+            for file in fs::read_dir(&folder).expect("the folder is ours") {
+                let file = file.expect("the folder is ours");
+                if !data.contains_key(&*file.file_name().to_string_lossy()) {
+                    fs::remove_file(file.path()).expect("the folder is ours");
+                }
             }
         }
         let config: ConfigMap = self.api().get(pipeline).await.expect("there is a config");

@@ -1,6 +1,8 @@
 //! Writes the objects that differ, and nothing else. A pure function decides on the writes; each is one call that can
 //! be repeated: server-side apply under our field manager, or a deletion of the very object that was seen.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use kube::{Client, ResourceExt};
@@ -127,8 +129,9 @@ fn grow(claim: &PersistentVolumeClaim, size: &str) -> Option<Change> {
 }
 
 /// The patch that annotates a pod, which makes kubelet look at the pod's volumes at once.
-pub(crate) fn annotate(pod: &Pod, annotation: &str, value: &str) -> Change {
-    let patch = json!({ "metadata": { "uid": pod.uid(), "annotations": { annotation: value } } });
+pub(crate) fn annotate(pod: &Pod, annotations: Vec<(&str, String)>) -> Change {
+    let annotations: BTreeMap<&str, String> = annotations.into_iter().collect();
+    let patch = json!({ "metadata": { "uid": pod.uid(), "annotations": annotations } });
     Change::Patch { resource: ApiResource::erase::<Pod>(&()), name: pod.name_any(), patch }
 }
 

@@ -23,6 +23,9 @@ pub(crate) const IMAGE_ANNOTATION: &str = "litejoin.io/default-image";
 /// Annotation of a pod: hash of the config that kubelet is to look for at once.
 pub(crate) const CONFIG_ANNOTATION: &str = "litejoin.io/config";
 
+/// Annotation of a pod: hash of the gathered Secret that kubelet is to look for at once.
+pub(crate) const SECRET_ANNOTATION: &str = "litejoin.io/secret";
+
 /// The volume of the data.
 pub(crate) const DATA_VOLUME: &str = "data";
 
@@ -53,6 +56,11 @@ pub(crate) fn drill_labels(pipeline: &str) -> Value {
 /// The headless Service, which gives the pod its name in DNS.
 pub(crate) fn headless_service(pipeline: &str) -> String {
     format!("{pipeline}-headless")
+}
+
+/// The Secret in which the keys are gathered that the worker reads.
+pub(crate) fn gathered_secret(pipeline: &str) -> String {
+    format!("{pipeline}-litejoin")
 }
 
 /// The only pod of the StatefulSet.

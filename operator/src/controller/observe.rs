@@ -20,7 +20,7 @@ use crate::error::{Doing, Error};
 
 mod secrets;
 
-pub(crate) use secrets::{AdminKeys, secret_keys};
+pub(crate) use secrets::{AdminKeys, SecretValues, secret_keys};
 
 /// How long a StatefulSet may be without a pod before it is asked why, in seconds.
 const NO_POD_SECONDS: i64 = 5;
@@ -42,6 +42,10 @@ pub(crate) struct Observed {
     pub(crate) secrets: BTreeMap<String, Option<BTreeSet<String>>>,
     /// Whether the cluster knows PodMonitors; `false` without a look if none is wanted.
     pub(crate) pod_monitors_served: bool,
+    /// The values of those Secrets.
+    pub(crate) secret_values: SecretValues,
+    /// Whether the operator may not read Secrets here.
+    pub(crate) secrets_forbidden: bool,
     /// The token and certificate for the worker's admin address.
     pub(crate) admin_keys: AdminKeys,
 }
@@ -55,6 +59,25 @@ impl Observed {
     /// See [`Object::pipeline_spec`].
     pub(crate) fn spec(&self) -> PipelineSpec {
         self.pipeline.pipeline_spec()
+    }
+
+    /// What to do where the operator may not read Secrets.
+    pub(crate) fn forbidden_message(&self) -> String {
+        let namespace = &self.pipeline.namespace;
+        format!(
+            "the operator may not read Secrets in this namespace; bind the ClusterRole <release>-operator-secrets of its chart \
+             to its ServiceAccount by a RoleBinding in {namespace}"
+        )
+    }
+
+    /// The UID of the volume claim without which there is no data; `None` where there is none yet, where a replica has it
+    /// too, or where its loss is accepted.
+    pub(crate) fn claim_of_data(&self) -> Option<String> {
+        let PipelineSpec { storage, replication, .. } = self.spec();
+        let claim = self.pipeline.status["layout"]["volumeClaimUid"].as_str()?;
+        let is_needed =
+            !replication.enabled && !storage.ephemeral && storage.accept_loss.as_deref() != Some(claim);
+        is_needed.then(|| claim.to_owned())
     }
 
     /// Where the replica of the pipeline is to be, such as `s3://bucket/prefix/shop/orders`; `None` without one.
@@ -122,16 +145,12 @@ pub(crate) async fn observe(
         named.extend(secret_keys(&object.spec).into_iter().map(|(secret, _)| secret));
     }
     secret_watch.note(namespace, name, &named);
-    let read = secrets::read(client, namespace, named).await?;
+    let read = SecretValues::read(client, namespace, named).await?;
+    let secrets_forbidden = read.is_none();
+    let secret_values = read.unwrap_or_default();
     let admin_keys = AdminKeys::of(&pipeline.pipeline_spec(), |reference| {
-        let value = read.get(&reference.name)?.as_ref()?.get(&reference.key)?;
-        Some(value.0.as_slice())
+        secret_values.value(&reference.name, &reference.key)
     });
-    // The values of all other Secrets are dropped here; only the names of their keys are kept.
-    let names = |(secret, data): (String, Option<secrets::SecretData>)| {
-        (secret, data.map(|data| data.into_keys().collect()))
-    };
-    let secrets = read.into_iter().map(names).collect();
     Ok(Some(Observed {
         pipeline,
         children,
@@ -139,7 +158,9 @@ pub(crate) async fn observe(
         volume_claim,
         pod,
         pod_refusal,
-        secrets,
+        secrets: secret_values.keys(),
+        secret_values,
+        secrets_forbidden,
         pod_monitors_served,
         admin_keys,
     }))

@@ -142,7 +142,8 @@ impl DlqQueue {
     pub(crate) fn queue(&self) -> Result<Queue, String> {
         let plan = match self.files.is_empty() {
             true => None,
-            false => Some(pipeline::load(&self.files)?.0.plan),
+            // Dead letters can be reached even if a part is wrong that a worker can run without.
+            false => Some(pipeline::load_valid(&self.files, None)?.0.plan),
         };
         let path = plan.as_ref().and_then(|plan| plan.delivery.dlq.path.as_deref());
         Ok(Queue::of(self.data.folder(plan.as_ref()), path))

@@ -87,8 +87,8 @@ fn with_replica(
 impl ReplicaOf {
     /// Returns the plan of the manifests, or their errors.
     pub(crate) fn plan(&self) -> Result<Plan, String> {
-        // The data must be restorable even if a document is wrong that a worker can run without.
-        let mut plan = pipeline::load_valid(&self.files)?.0.plan;
+        // The data must be restorable even if a part is wrong that a worker can run without.
+        let mut plan = pipeline::load_valid(&self.files, self.data_dir.as_deref())?.0.plan;
         if let Some(data_dir) = &self.data_dir {
             plan.storage.data_dir.clone_from(data_dir);
         }

@@ -28,7 +28,7 @@ impl Run {
     /// Loads the pipeline for the start.
     pub(crate) fn load(&self) -> Result<(Pipeline, String), String> {
         let (mut pipeline, warnings) = match self.leave_out_invalid {
-            true => pipeline::load_valid(&self.files)?,
+            true => pipeline::load_valid(&self.files, self.data_dir.as_deref())?,
             false => pipeline::load(&self.files)?,
         };
         if let Some(data_dir) = &self.data_dir {

@@ -193,6 +193,8 @@ pub(crate) struct Requirements {
     pub(crate) policy: RestorePolicy,
     /// Whether the user says that there is a replica.
     pub(crate) expects_replica: bool,
+    /// The incarnation that the user knows to be gone.
+    pub(crate) begin_anew: Option<String>,
 }
 
 /// How a directory comes to its data and its prefix. All but the first mint an incarnation.
@@ -219,8 +221,8 @@ pub(crate) enum StartRefusal {
     )]
     Foreign { base: String, found: String, wanted: String },
     #[error(
-        "{base}: nothing is there, and this data directory was replicated there as {incarnation}; look at replicaUrl, \
-         endpoint and credentials. To begin a new replica with the data of this directory, remove its replication.json"
+        "{base}: nothing is there, and this data was replicated there as {incarnation}; look at replicaUrl, endpoint and \
+         credentials. To begin a new replica with the data that is here, write spec.replication.beginAnew: {incarnation}"
     )]
     Gone { base: String, incarnation: Incarnation },
     #[error(
@@ -427,6 +429,9 @@ fn marked(
     let Some(claim) = &remote.claim else {
         // The claim is written last, so a first start may have died before it; nothing was READY then.
         return match marker.is_ready || best.is_some() {
+            true if wanted.begin_anew.as_deref() == Some(&own.to_string()) => {
+                Ok(keep("a new replica is asked for in place of one that is gone"))
+            }
             true => Err(StartRefusal::Gone { base: base(), incarnation: own.clone() }),
             false => Ok(keep("its first start came to no claim")),
         };

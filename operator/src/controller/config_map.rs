@@ -1,9 +1,14 @@
 //! The ConfigMap with the documents of a pipeline as their authors wrote them, so that `litejoin run -f` on its file
 //! does on a laptop what the pod does.
 
+use litejoin_crds::Document;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::controller::validate::Config;
+use super::object::is_ours;
+use super::observe::Observed;
+use super::slot::Slot;
+use super::validate::Config;
 
 /// The largest config, in bytes. A ConfigMap holds 1 MiB, its metadata included.
 pub(crate) const CONFIG_BYTES_MAX: usize = 900 * 1024;
@@ -22,4 +27,17 @@ pub(crate) fn data(config: &Config) -> Result<Value, usize> {
         bytes if bytes > CONFIG_BYTES_MAX => Err(bytes),
         _ => Ok(json!({ FILE: text })),
     }
+}
+
+/// Returns the documents in the ConfigMap that was written before; none if there is none of ours that can be read.
+pub(crate) fn documents(observed: &Observed) -> Vec<Document> {
+    let live = observed.built.get(&Slot::ConfigMap).filter(|live| is_ours(live, &observed.pipeline.uid));
+    let text = live.and_then(|live| live.data["data"][FILE].as_str()).unwrap_or_default();
+    let documents = serde_yaml::Deserializer::from_str(text).map(Value::deserialize);
+    documents
+        .collect::<Result<Vec<_>, _>>()
+        .unwrap_or_default()
+        .into_iter()
+        .map(|value| Document { value })
+        .collect()
 }
