@@ -38,7 +38,15 @@ async fn a_query_that_sqlite_refuses_is_left_out() {
 
     // A mistake in what ran takes nothing away.
     site.apply(&broken("SELECT key FROM ordes")).await;
-    mounted_until(&site, Kind::Join, "broken", "Accepted", "False", "no source fills topic \"ordes\", did you mean \"orders\"").await;
+    mounted_until(
+        &site,
+        Kind::Join,
+        "broken",
+        "Accepted",
+        "False",
+        "no source fills topic \"ordes\", did you mean \"orders\"",
+    )
+    .await;
     site.wait_for(Kind::Join, "broken", "Programmed", "False", "EarlierVersion").await;
     site.wait_for(Kind::Pipeline, "orders", "Degraded", "True", "EarlierVersion").await;
     assert_eq!(classes(&worker.status().await), ["broken", "enriched"]);

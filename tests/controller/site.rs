@@ -174,7 +174,10 @@ impl ControllerSite {
         }
         let config: ConfigMap = self.api().get(pipeline).await.expect("there is a config");
         let text = &config.data.expect("it has data")["pipeline.yaml"];
-        fs::write(self.folder.path().join("pipeline.yaml"), text).expect("the folder is ours");
+        // In one step, as kubelet does.
+        let (next, path) = (self.folder.path().join("next"), self.folder.path().join("pipeline.yaml"));
+        fs::write(&next, text).expect("the folder is ours");
+        fs::rename(next, path).expect("the folder is ours");
     }
 
     /// Sets a claim's status to bound.

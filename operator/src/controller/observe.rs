@@ -203,6 +203,8 @@ async fn built(
         let found = match api.get_opt(&name).await {
             // `get_opt` covers a missing object; a missing kind (PodMonitor) answers 404 in another form.
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+            // Without the right to Secrets, none is made, and documents that name some are told so.
+            Err(kube::Error::Api(status)) if status.code == 403 && slot == Slot::Secret => Ok(None),
             found => found,
         };
         let found = found.doing(|| format!("read {} {namespace}/{name}", slot.resource().kind))?;

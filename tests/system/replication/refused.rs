@@ -47,7 +47,9 @@ async fn a_replica_that_is_gone_is_no_source_of_a_restore() {
     std::fs::remove_dir_all(store.files().join("replicas")).unwrap();
     let restore = ["restore", "-f", "pipeline.yaml", "--data-dir", "data"];
     let restore = pipeline.with_environment(pipeline.site.command(restore));
-    refused(&pipeline, &store, restore, expect![[r#""#]]).await;
+    refused(&pipeline, &store, restore, expect![[r#"
+        error: file://<store>/replicas/default/p/0: nothing is there, and this data was replicated there as incarnation-1-<id>; look at replicaUrl, endpoint and credentials. To begin a new replica with the data that is here, write spec.replication.beginAnew: incarnation-1-<id>
+    "#]]).await;
     assert!(!store.files().join("replicas").exists(), "nothing is written");
 }
 

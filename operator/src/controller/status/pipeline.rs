@@ -57,7 +57,7 @@ pub(super) fn status(findings: &Findings<'_>, now: Timestamp) -> PipelineStatus 
         gates.extend([facts[1].clone(), facts[2].clone()]);
     }
     if !at_rest && !is_paused {
-        gates.push(acknowledged(report, verdict, &before));
+        gates.push(acknowledged(report, verdict, &before, observed.pipeline.generation));
     }
     gates.extend(verdict.reshard.map(unsharded));
     if !is_paused {
@@ -244,9 +244,15 @@ fn node_lost(observed: &Observed, lost: Option<&LostNode>) -> Option<Fact> {
     })
 }
 
-/// Whether the worker runs the config that it is to run.
-fn acknowledged(report: &WorkerReport, verdict: &Verdict, before: &PipelineStatus) -> Fact {
+/// Whether the worker runs the Pipeline as it is written. What it has not taken up yet may be of other documents, whose
+/// statuses say so.
+fn acknowledged(report: &WorkerReport, verdict: &Verdict, before: &PipelineStatus, generation: i64) -> Fact {
     let hash = verdict.config.as_ref().ok().map(|config| &config.hash);
+    let was_ready = before.conditions.iter().any(|condition| {
+        condition.type_ == "Ready"
+            && condition.status == "True"
+            && condition.observed_generation == Some(generation)
+    });
     match report {
         WorkerReport::Runs { .. } => Fact::yes("Acknowledged", "Running"),
         WorkerReport::Silent { why: Some(why) } => Fact::not_yet("Acknowledged", "WorkerSilent", why),
@@ -257,6 +263,7 @@ fn acknowledged(report: &WorkerReport, verdict: &Verdict, before: &PipelineStatu
         WorkerReport::Absent | WorkerReport::Silent { why: None } => {
             Fact::not_yet("Acknowledged", "WorkerSilent", "waits for the worker to say what it runs")
         }
+        WorkerReport::Behind { .. } if was_ready => Fact::yes("Acknowledged", "Running"),
         WorkerReport::Behind { .. } => {
             Fact::not_yet("Acknowledged", "ConfigPending", "waits for the worker to take up the config")
         }
@@ -389,13 +396,13 @@ fn degraded(findings: &Findings<'_>, before: &PipelineStatus) -> Option<Fact> {
     }
     // What the worker has said of its parts holds until it says something else.
     let said = before.conditions.iter().find(|condition| condition.type_ == KIND)?;
-    let is_kept = report.is_silence() && !is_at_rest(&observed.spec()) && is_of_worker(&said.reason);
-    is_kept.then(|| Fact::new(KIND, Holds::Yes, &said.reason, &said.message))
-}
-
-/// Whether a reason for `Degraded` comes from the worker alone.
-fn is_of_worker(reason: &str) -> bool {
-    !matches!(reason, "RefNotFound" | "NoPodMonitors")
+    let is_kept = match said.reason.as_str() {
+        "LeftOut" | "EarlierVersion" => !report.is_judgement(),
+        "RefNotFound" | "NoPodMonitors" => false,
+        _ => report.is_silence(),
+    };
+    (is_kept && !is_at_rest(&observed.spec()))
+        .then(|| Fact::new(KIND, Holds::Yes, &said.reason, &said.message))
 }
 
 fn shown(names: &[String]) -> String {

@@ -31,6 +31,7 @@ fn decided(request: &Request<'_>, local: &Local, remote: &Remote, wanted: &Requi
         Err(ReplicationError::TooEarly { .. }) => "too early".to_owned(),
         Err(ReplicationError::Refused(StartRefusal::NoReplica { .. })) => "no replica".to_owned(),
         Err(ReplicationError::Refused(StartRefusal::Damaged { .. })) => "damaged".to_owned(),
+        Err(ReplicationError::Refused(StartRefusal::Gone { .. })) => "gone".to_owned(),
         Err(error) => panic!("{error}"),
     }
 }
