@@ -68,7 +68,7 @@ pub(crate) fn build(observed: &Observed, verdict: &Verdict, operator: &Operator)
         objects.insert(Slot::Secret, owner.object(Slot::Secret, gathered));
     }
     let mut config_bytes_excess = None;
-    match config_map::data(config) {
+    match config_map::data(&config.documents) {
         Ok(mut data) => {
             replication::expect(&mut data, observed);
             objects.insert(Slot::ConfigMap, owner.object(Slot::ConfigMap, json!({ "data": data })));

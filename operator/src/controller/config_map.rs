@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use super::object::is_ours;
 use super::observe::Observed;
 use super::slot::Slot;
-use super::validate::Config;
 
 /// The largest config, in bytes. A ConfigMap holds 1 MiB, its metadata included.
 pub(crate) const CONFIG_BYTES_MAX: usize = 900 * 1024;
@@ -17,8 +16,8 @@ pub(crate) const CONFIG_BYTES_MAX: usize = 900 * 1024;
 pub(crate) const FILE: &str = "pipeline.yaml";
 
 /// Returns the ConfigMap's data, or its size if that is too large.
-pub(crate) fn data(config: &Config) -> Result<Value, usize> {
-    let documents = config.documents.iter().map(|document| {
+pub(crate) fn data(documents: &[Document]) -> Result<Value, usize> {
+    let documents = documents.iter().map(|document| {
         let yaml = serde_yaml::to_string(&document.value).expect("JSON is YAML");
         yaml.trim_start_matches("---\n").to_owned()
     });
