@@ -6,6 +6,7 @@ use litejoin_crds::hash::config_hash;
 
 use super::arguments::Run;
 use crate::manifest;
+use crate::manifest::watch::{self, Look};
 use crate::pipeline::{self, InvalidConfig, Pipeline, Reload};
 use crate::replication::Tools;
 
@@ -23,6 +24,11 @@ impl Run {
     /// Returns the settings of replication.
     pub(crate) fn tools(&self) -> Tools {
         Tools { litestream: self.litestream.program.clone(), expects_replica: self.expect_replica }
+    }
+
+    /// Looks at all that the pipeline is loaded from.
+    pub(crate) fn look(&self) -> Look {
+        watch::look(&self.files, self.secrets_dir.as_deref())
     }
 
     /// Loads the pipeline for the start.
