@@ -68,6 +68,11 @@ pub(crate) fn pod(pipeline: &str) -> String {
     format!("{pipeline}-0")
 }
 
+/// The claim of a second pod, which there is only if somebody has scaled the StatefulSet.
+pub(crate) fn second_claim(pipeline: &str) -> String {
+    format!("{DATA_VOLUME}-{pipeline}-1")
+}
+
 /// The claim of the pod's volume, as the StatefulSet names it.
 pub(crate) fn claim(pipeline: &str) -> String {
     format!("{DATA_VOLUME}-{pipeline}-0")

@@ -34,6 +34,8 @@ pub(crate) struct Observed {
     pub(crate) built: BTreeMap<Slot, DynamicObject>,
     /// The claim of the pod's volume.
     pub(crate) volume_claim: Option<PersistentVolumeClaim>,
+    /// The claim of a second pod, which somebody has let the StatefulSet make.
+    pub(crate) leftover_claim: Option<String>,
     /// The pod that our StatefulSet has made.
     pub(crate) pod: Option<Pod>,
     /// Why the StatefulSet could not make the pod last, while there is none: a quota, a policy, a webhook.
@@ -113,14 +115,15 @@ pub(crate) async fn observe(
     let pipeline = Object::new(Kind::Pipeline, &pipeline);
     let children = children.of(namespace, name);
     let wants_monitor = pipeline.pipeline_spec().pod_monitor.enabled;
-    let (built, pod_monitors_served, claim, pod) = tokio::try_join!(
+    let claim_named = async |claim: String| {
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+        claims.get_opt(&claim).await.doing(|| format!("read PersistentVolumeClaim {namespace}/{claim}"))
+    };
+    let (built, pod_monitors_served, claim, leftover, pod) = tokio::try_join!(
         built(client, namespace, name),
         async { if wants_monitor { pod_monitors_served(client).await } else { Ok(false) } },
-        async {
-            let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
-            let claim = names::claim(name);
-            claims.get_opt(&claim).await.doing(|| format!("read PersistentVolumeClaim {namespace}/{claim}"))
-        },
+        claim_named(names::claim(name)),
+        claim_named(names::second_claim(name)),
         async {
             let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
             let pod = names::pod(name);
@@ -156,6 +159,9 @@ pub(crate) async fn observe(
         children,
         built,
         volume_claim,
+        leftover_claim: leftover
+            .filter(|claim| claim.metadata.deletion_timestamp.is_none())
+            .map(|claim| claim.name_any()),
         pod,
         pod_refusal,
         secrets: secret_values.keys(),

@@ -59,6 +59,7 @@ fn observed(documents: &str) -> Observed {
         children: objects.collect(),
         built: BTreeMap::new(),
         volume_claim: None,
+        leftover_claim: None,
         pod_refusal: None,
         pod: None,
         secrets: BTreeMap::from([("credentials".to_owned(), Some(BTreeSet::from(["token".to_owned()])))]),

@@ -215,7 +215,17 @@ fn storage_ready(observed: &Observed, report: &WorkerReport) -> Fact {
                     let message = format!("the volume of {name} grows from {} to {}", has.0, asked.0);
                     Fact::new(KIND, Holds::Yes, "Resizing", message)
                 }
-                _ => Fact::yes(KIND, "Bound"),
+                _ => match &observed.leftover_claim {
+                    None => Fact::yes(KIND, "Bound"),
+                    Some(leftover) => {
+                        let namespace = &observed.pipeline.namespace;
+                        let message = format!(
+                            "the claim {leftover} is left from a StatefulSet that was scaled by hand, and nothing uses it: \
+                             kubectl -n {namespace} delete pvc {leftover}"
+                        );
+                        Fact::new(KIND, Holds::Yes, "Bound", message)
+                    }
+                },
             }
         }
         Some("Lost") => {
