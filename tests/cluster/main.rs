@@ -3,3 +3,4 @@
 
 mod install;
 mod lost_volume;
+mod readme;
