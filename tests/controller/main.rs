@@ -19,4 +19,5 @@ mod rights;
 mod secrets;
 mod settled;
 mod site;
+mod upgrade;
 mod windows;
