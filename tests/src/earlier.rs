@@ -8,6 +8,12 @@ use tempfile::TempDir;
 
 use crate::programs::{repository, run};
 
+/// The variable with the version that `tests/keep` keeps.
+const VERSION: &str = "LITEJOIN_EARLIER";
+
+/// The variable with the folder of that version's programs.
+const PROGRAMS: &str = "LITEJOIN_EARLIER_PROGRAMS";
+
 /// An earlier version, named by its release or commit.
 pub struct EarlierVersion {
     name: String,
@@ -27,13 +33,18 @@ impl EarlierVersion {
         all
     }
 
-    /// Returns the version that is to be written, and the folder of its programs: `tests/keep` names both.
+    /// Returns the version that is to be written, and the folder of its programs.
     pub fn to_write() -> (Self, PathBuf) {
-        let value = |name: &str| {
-            let value = std::env::var(name);
-            value.unwrap_or_else(|_| panic!("{name} is not set; run tests/keep with the version"))
-        };
-        (Self { name: value("LITEJOIN_EARLIER") }, PathBuf::from(value("LITEJOIN_EARLIER_PROGRAMS")))
+        let name = std::env::var(VERSION).expect("tests/keep names the version");
+        let version = Self { name };
+        let programs = version.programs().expect("tests/keep names the folder of its programs");
+        (version, programs)
+    }
+
+    /// Returns the folder of its programs, while `tests/keep` runs for this version.
+    pub fn programs(&self) -> Option<PathBuf> {
+        let is_it = std::env::var(VERSION).is_ok_and(|version| version == self.name);
+        std::env::var_os(PROGRAMS).filter(|_| is_it).map(PathBuf::from)
     }
 
     pub fn name(&self) -> &str {
