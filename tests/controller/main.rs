@@ -2,6 +2,7 @@
 //! handling of failed calls. The API server has no nodes. Build first: `cargo build --workspace`.
 
 mod admin;
+mod api_calls;
 mod argocd;
 mod degraded;
 mod documents;
@@ -21,4 +22,5 @@ mod rights;
 mod secrets;
 mod settled;
 mod site;
+mod upgrade;
 mod windows;

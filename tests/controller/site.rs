@@ -54,8 +54,13 @@ impl ControllerSite {
 
     /// Creates a namespace on this server.
     pub(crate) async fn on(server: Arc<ApiServer>) -> Self {
+        let namespace = server.namespace(&server.client().await).await;
+        Self::within(server, namespace).await
+    }
+
+    /// Works in a namespace of this server.
+    pub(crate) async fn within(server: Arc<ApiServer>, namespace: String) -> Self {
         let client = server.client().await;
-        let namespace = server.namespace(&client).await;
         let proxy = Proxy::start(server.client().await).await;
         Self { client, namespace, proxy, folder: worker::WorkerSite::new(), server }
     }

@@ -102,6 +102,21 @@ impl FoundIncarnation {
     pub(crate) fn is_ready(&self) -> bool {
         self.ready_at.is_some()
     }
+
+    /// Checks that a worker of these versions can read its files; `base` is where it lies.
+    pub(crate) fn check_format(
+        &self,
+        base: &str,
+        format_version: u32,
+        hash_version: u32,
+    ) -> Result<(), StartRefusal> {
+        let found = self.birth.format_version;
+        if found == format_version && self.birth.hash_version == hash_version {
+            return Ok(());
+        }
+        let (base, incarnation) = (base.to_owned(), self.incarnation.clone());
+        Err(StartRefusal::Format { base, incarnation, found, wanted: format_version })
+    }
 }
 
 /// `replication.json` in a data directory: which incarnation it writes.
@@ -464,16 +479,9 @@ fn marked(
 
 /// Takes the data from there, whatever the directory holds, if this worker can read it.
 pub(super) fn restore(from: &FoundIncarnation, wanted: &Requirements) -> Result<Decision, StartRefusal> {
+    from.check_format(&wanted.base, wanted.format_version, wanted.hash_version)?;
     let (base, incarnation) = (wanted.base.clone(), from.incarnation.clone());
-    let Birth { shard_count, hash_version, format_version, .. } = from.birth;
-    if format_version != wanted.format_version || hash_version != wanted.hash_version {
-        return Err(StartRefusal::Format {
-            base,
-            incarnation,
-            found: format_version,
-            wanted: wanted.format_version,
-        });
-    }
+    let shard_count = from.birth.shard_count;
     if shard_count != wanted.shard_count {
         return Err(StartRefusal::ShardCount {
             base,
