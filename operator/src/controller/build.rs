@@ -64,7 +64,9 @@ pub(crate) fn build(observed: &Observed, verdict: &Verdict, operator: &Operator)
             ),
         );
     }
-    if let Some(gathered) = secrets::gather(config, observed) {
+    let live = observed.built.get(&Slot::StatefulSet);
+    let volumes = stateful_set::secret_volumes(config, &spec, live);
+    if let Some(gathered) = secrets::gather(config, observed).filter(|_| volumes.are_gathered()) {
         objects.insert(Slot::Secret, owner.object(Slot::Secret, gathered));
     }
     let mut config_bytes_excess = None;
@@ -97,14 +99,13 @@ pub(crate) fn build(observed: &Observed, verdict: &Verdict, operator: &Operator)
         }
         objects.insert(Slot::PodMonitor, monitor);
     }
-    let live = observed.built.get(&Slot::StatefulSet);
-    let image = stateful_set::default_image(config, &spec, live, &operator.worker_image);
-    let set = stateful_set::spec(config, &spec, live, image);
+    let image = stateful_set::default_image(config, &spec, &volumes, live, &operator.worker_image);
+    let set = stateful_set::spec(config, &spec, &volumes, live, image);
     let mut set = owner.object(Slot::StatefulSet, json!({ "spec": set }));
     set["metadata"]["annotations"] = json!({ names::IMAGE_ANNOTATION: image });
     objects.insert(Slot::StatefulSet, set);
     if let Some(drill) = &spec.replication.drill {
-        let job = drill::spec(config, &spec, drill, image);
+        let job = drill::spec(config, &spec, drill, &volumes, image);
         objects.insert(Slot::CronJob, owner.object(Slot::CronJob, json!({ "spec": job })));
     }
     let volume_size = (!spec.storage.ephemeral).then(|| stateful_set::volume_size(&spec));

@@ -17,7 +17,13 @@ const RETRIES: u32 = 2;
 const SECONDS_MAX: u32 = 6 * 3_600;
 
 /// The CronJob's spec.
-pub(super) fn spec(config: &Config, spec: &PipelineSpec, drill: &DrillSpec, default_image: &str) -> Value {
+pub(super) fn spec(
+    config: &Config,
+    spec: &PipelineSpec,
+    drill: &DrillSpec,
+    secrets: &SecretVolumes,
+    default_image: &str,
+) -> Value {
     let image = spec.image.as_deref().unwrap_or(default_image);
     let mut cron = json!({
         "schedule": drill.schedule,
@@ -28,7 +34,7 @@ pub(super) fn spec(config: &Config, spec: &PipelineSpec, drill: &DrillSpec, defa
         "jobTemplate": { "spec": {
             "backoffLimit": RETRIES,
             "activeDeadlineSeconds": SECONDS_MAX,
-            "template": template(config, spec, image),
+            "template": template(config, spec, secrets, image),
         }},
     });
     if let Some(zone) = &drill.time_zone {
@@ -38,10 +44,9 @@ pub(super) fn spec(config: &Config, spec: &PipelineSpec, drill: &DrillSpec, defa
 }
 
 /// The worker's pod with another command and another volume, and without `podTemplate.overrides`.
-fn template(config: &Config, spec: &PipelineSpec, image: &str) -> Value {
-    let secrets = SecretVolumes::gathered(&config.plan);
-    let mut pod = pod::bare(config, spec, &secrets);
-    let mut container = pod::container(config, spec, image, &secrets);
+fn template(config: &Config, spec: &PipelineSpec, secrets: &SecretVolumes, image: &str) -> Value {
+    let mut pod = pod::bare(config, spec, secrets);
+    let mut container = pod::container(config, spec, image, secrets);
     let fields = container.as_object_mut().expect("a container is an object");
     for field in ["ports", "startupProbe", "livenessProbe", "readinessProbe"] {
         fields.remove(field);

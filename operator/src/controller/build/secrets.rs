@@ -43,6 +43,10 @@ impl SecretVolumes {
         Self::Each(config.secrets.clone())
     }
 
+    pub(super) fn are_gathered(&self) -> bool {
+        matches!(self, Self::Gathered(_))
+    }
+
     /// Whether a StatefulSet has the volume of gathered keys.
     pub(super) fn are_gathered_in(live: &DynamicObject) -> bool {
         let volumes = live.data["spec"]["template"]["spec"]["volumes"].as_array();

@@ -20,12 +20,12 @@ use crate::controller::validate::Config;
 pub(crate) fn default_image<'a>(
     config: &Config,
     spec: &PipelineSpec,
+    secrets: &SecretVolumes,
     live: Option<&'a DynamicObject>,
     worker_image: &'a str,
 ) -> &'a str {
     let made_with = live.and_then(|live| {
-        let same =
-            *settings_of(live) == settings_hash(config, spec, &secret_volumes(config, spec, Some(live)));
+        let same = *settings_of(live) == settings_hash(config, spec, secrets);
         live.annotations().get(names::IMAGE_ANNOTATION).filter(|_| same)
     });
     made_with.map_or(worker_image, String::as_str)
@@ -35,14 +35,14 @@ pub(crate) fn default_image<'a>(
 pub(crate) fn spec(
     config: &Config,
     spec: &PipelineSpec,
+    secrets: &SecretVolumes,
     live: Option<&DynamicObject>,
     default_image: &str,
 ) -> Value {
     let image = spec.image.as_deref().unwrap_or(default_image);
-    let secrets = secret_volumes(config, spec, live);
-    let mut template = pod::template(config, spec, image, &secrets, &settings_hash(config, spec, &secrets));
+    let mut template = pod::template(config, spec, image, secrets, &settings_hash(config, spec, secrets));
     if spec.replication.enabled {
-        replication::add(&mut template["spec"], config, spec, &secrets);
+        replication::add(&mut template["spec"], config, spec, secrets);
     }
     if let Some(over) = &spec.pod_template.overrides {
         overrides::merge(&mut template, over);
@@ -68,7 +68,11 @@ pub(crate) fn spec(
 
 /// The volumes of credentials: those that the pod of an earlier operator has, for as long as nothing else makes another
 /// pod.
-fn secret_volumes(config: &Config, spec: &PipelineSpec, live: Option<&DynamicObject>) -> SecretVolumes {
+pub(super) fn secret_volumes(
+    config: &Config,
+    spec: &PipelineSpec,
+    live: Option<&DynamicObject>,
+) -> SecretVolumes {
     let each = SecretVolumes::each(config);
     let stays = |live: &DynamicObject| {
         !SecretVolumes::are_gathered_in(live) && *settings_of(live) == settings_hash(config, spec, &each)
