@@ -18,7 +18,7 @@ use crate::kubernetes::programs::{Process, program};
 use crate::programs::{argocd, argocd_manifests};
 use crate::wait::{TIMEOUT, until, until_within};
 use history::History;
-pub use history::{Health, Sight};
+pub use history::{ApplicationState, Health};
 
 /// The namespace of Argo CD.
 pub const NAMESPACE: &str = "argocd";
@@ -160,7 +160,7 @@ impl ArgoCd {
     }
 
     /// Returns all states that an Application has had since a moment, up to the one of now.
-    pub async fn since(&self, moment: usize, name: &str) -> Vec<Sight> {
+    pub async fn since(&self, moment: usize, name: &str) -> Vec<ApplicationState> {
         let now = self.applications.get(name).await.expect("there is an Application");
         self.history.since(moment, name, &now.resource_version().unwrap_or_default()).await
     }

@@ -26,10 +26,10 @@ pub(super) struct Customer {
 }
 
 impl Customer {
-    /// Makes the customer known, and begins to order at the Service of the pipeline.
-    pub(super) async fn start(service: String) -> Self {
+    /// Begins to order at the Service of the pipeline, after this first order.
+    pub(super) async fn start(service: String, first: String) -> Self {
         let address = |port: u16| -> SocketAddr { format!("{service}:{port}").parse().expect("an address") };
-        let (acknowledged, subscriber) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<Subscriber>::default());
+        let (acknowledged, subscriber) = (Arc::new(Mutex::new(vec![first])), Arc::<Subscriber>::default());
         let ordering = tokio::spawn({
             let (acknowledged, ingest) = (Arc::clone(&acknowledged), Ingest::new(address(8080)));
             async move {
@@ -56,6 +56,11 @@ impl Customer {
         let customer = Self { acknowledged, subscriber, tasks: [ordering, following] };
         customer.goes_on().await;
         customer
+    }
+
+    /// Counts an order that was acknowledged elsewhere.
+    pub(super) fn note(&self, key: String) {
+        self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).push(key);
     }
 
     fn acknowledged(&self) -> BTreeSet<String> {

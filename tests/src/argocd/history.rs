@@ -16,7 +16,7 @@ pub type Health = String;
 
 /// A state of an Application.
 #[derive(Debug, Clone)]
-pub struct Sight {
+pub struct ApplicationState {
     pub name: String,
     /// `Synced`, `OutOfSync` or `Unknown`.
     pub sync: String,
@@ -28,14 +28,14 @@ pub struct Sight {
 
 /// All states since [`History::follow`].
 pub(super) struct History {
-    seen: Arc<Mutex<Vec<Sight>>>,
+    seen: Arc<Mutex<Vec<ApplicationState>>>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl History {
     /// Watches Applications until drop.
     pub(super) fn follow(applications: Api<DynamicObject>) -> Self {
-        let seen = Arc::<Mutex<Vec<Sight>>>::default();
+        let seen = Arc::<Mutex<Vec<ApplicationState>>>::default();
         let task = tokio::spawn({
             let seen = Arc::clone(&seen);
             async move {
@@ -43,7 +43,7 @@ impl History {
                 let follow = events.for_each(async |event| {
                     // A watch that fails begins anew.
                     if let Ok(watcher::Event::Apply(of) | watcher::Event::InitApply(of)) = event {
-                        lock(&seen).push(sight(&of));
+                        lock(&seen).push(state_of(&of));
                     }
                 });
                 follow.await;
@@ -57,15 +57,15 @@ impl History {
     }
 
     /// Returns the states of an Application since the first `moment` ones of all, once this version of it was seen.
-    pub(super) async fn since(&self, moment: usize, name: &str, version: &str) -> Vec<Sight> {
+    pub(super) async fn since(&self, moment: usize, name: &str, version: &str) -> Vec<ApplicationState> {
         let version = number(version);
         until(&format!("version {version} of {name} in the watch"), async || {
             let seen = lock(&self.seen);
-            seen.iter().any(|sight| sight.name == name && sight.version >= version).then_some(())
+            seen.iter().any(|state| state.name == name && state.version >= version).then_some(())
         })
         .await;
         let seen = lock(&self.seen);
-        seen[moment..].iter().filter(|sight| sight.name == name).cloned().collect()
+        seen[moment..].iter().filter(|state| state.name == name).cloned().collect()
     }
 }
 
@@ -75,7 +75,7 @@ impl Drop for History {
     }
 }
 
-fn lock(seen: &Mutex<Vec<Sight>>) -> MutexGuard<'_, Vec<Sight>> {
+fn lock(seen: &Mutex<Vec<ApplicationState>>) -> MutexGuard<'_, Vec<ApplicationState>> {
     seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -83,11 +83,11 @@ fn number(version: &str) -> u64 {
     version.parse().expect("an API server with etcd counts versions")
 }
 
-fn sight(application: &DynamicObject) -> Sight {
+fn state_of(application: &DynamicObject) -> ApplicationState {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let status = &application.data["status"];
     let resources = status["resources"].as_array().into_iter().flatten();
-    Sight {
+    ApplicationState {
         name: application.name_any(),
         sync: text(&status["sync"]["status"]),
         health: text(&status["health"]["status"]),
