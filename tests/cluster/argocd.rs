@@ -54,6 +54,9 @@ struct BadEdit {
     from: &'static str,
     to: &'static str,
     tells: &'static str,
+    /// How it shows the Application.
+    sync: &'static str,
+    health: &'static str,
 }
 
 const BAD_EDITS: [BadEdit; 4] = [
@@ -63,6 +66,8 @@ const BAD_EDITS: [BadEdit; 4] = [
         from: "query: SELECT payload",
         to: "query: SELEC payload",
         tells: r#"spec.query: near "SELEC": syntax error"#,
+        sync: "Synced",
+        health: "Degraded",
     },
     BadEdit {
         what: "a sink that is not there",
@@ -70,6 +75,8 @@ const BAD_EDITS: [BadEdit; 4] = [
         from: "sinks: [live]",
         to: "sinks: [life]",
         tells: r#"spec.sinks[0]: no sink is called "life"; did you mean "live"?"#,
+        sync: "Synced",
+        health: "Progressing",
     },
     BadEdit {
         what: "a bare edit of the number of shards",
@@ -77,6 +84,8 @@ const BAD_EDITS: [BadEdit; 4] = [
         from: "shardCount: 8",
         to: "shardCount: 16",
         tells: "storage.shardCount cannot simply be edited: the data must be moved. Add storage.reshard: ",
+        sync: "Unknown",
+        health: "Healthy",
     },
     BadEdit {
         what: "a misspelt field",
@@ -84,6 +93,8 @@ const BAD_EDITS: [BadEdit; 4] = [
         from: "  sinks:",
         to: "  sink:",
         tells: ".spec.sink: field not declared in schema",
+        sync: "Unknown",
+        health: "Healthy",
     },
 ];
 
@@ -262,6 +273,13 @@ impl GitSite {
         self.git.commit(edit.what);
         self.argocd.refresh(&[ORDERS], "normal").await;
         self.argocd.tells(ORDERS, edit.tells).await;
+        let shown = format!("orders to be {} and {} by {}", edit.sync, edit.health, edit.what);
+        self.argocd
+            .wait_for(ORDERS, &shown, |orders| {
+                let status = &orders["status"];
+                status["sync"]["status"] == edit.sync && status["health"]["status"] == edit.health
+            })
+            .await;
         customer.goes_on().await;
         self.results("enriched", "to go on", |text| text.contains(r#""customer":"Ada""#)).await;
         self.follows(&self.git.revert()).await;
