@@ -19,6 +19,10 @@ use crate::window::Window;
 #[cfg(test)]
 mod tests;
 
+/// Fields that are younger than documents in clusters, as paths in the schema of their kind. An API server would write
+/// their defaults into stored documents, and each pipeline would get another config, which its worker need not know.
+const WITHOUT_DEFAULT: [(Kind, &str); 1] = [(Kind::Join, "/properties/spec/properties/refresh")];
+
 /// Returns the definition of a kind, as applied to a cluster.
 pub fn definition(kind: Kind) -> Value {
     let derived = match kind {
@@ -31,6 +35,10 @@ pub fn definition(kind: Kind) -> Value {
     let mut definition = derived.expect("a definition is plain data");
     let schema = &mut definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
     tidy(schema, false);
+    for (_, path) in WITHOUT_DEFAULT.iter().filter(|(of, _)| *of == kind) {
+        let field = schema.pointer_mut(path).and_then(Value::as_object_mut);
+        field.and_then(|field| field.remove("default")).expect("it is a field with a default");
+    }
     schema["properties"]["status"]["default"] = pending_status(kind);
     match kind {
         Kind::Pipeline => {

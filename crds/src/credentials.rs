@@ -6,6 +6,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::SECRET_PATTERN;
 
+/// The folder among a worker's Secrets in which an operator gathers the keys that documents name. No Secret can have its
+/// name.
+pub const GATHERED_FOLDER: &str = "_gathered";
+
+/// The longest name of a gathered key, in bytes: that of any key of a Secret.
+pub const GATHERED_KEY_LENGTH_MAX: usize = 253;
+
+/// Returns the name under which a key is gathered. The name of a Secret has no two dots in a row, so that no two keys
+/// have one name.
+pub fn gathered_key(secret: &str, key: &str) -> String {
+    format!("{secret}..{key}")
+}
+
 /// A key of a Secret in the pipeline's namespace.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

@@ -7,6 +7,10 @@ pub const VERSION: &str = "v1alpha1";
 /// `apiVersion` of every document of ours.
 pub const API_VERSION: &str = "litejoin.io/v1alpha1";
 
+/// The annotation of a Pipeline by which an operator tells a worker that there is data: the UID of the volume claim that
+/// it lies on. A worker that finds none does not start.
+pub const DATA_ANNOTATION: &str = "litejoin.io/data-on-claim";
+
 /// The kinds of a source: exactly one of these fields is written.
 pub const SOURCE_KINDS: [&str; 4] = ["http", "file", "api", "kafka"];
 /// The kinds of a sink: exactly one of these fields is written.
@@ -30,6 +34,9 @@ pub enum Kind {
 impl Kind {
     /// All kinds, the Pipeline first.
     pub const ALL: [Kind; 5] = [Kind::Pipeline, Kind::Source, Kind::Join, Kind::Window, Kind::Sink];
+
+    /// The kinds of what a pipeline consists of, written in the Pipeline or as documents of their own.
+    pub const CHILDREN: [Kind; 4] = [Kind::Source, Kind::Join, Kind::Window, Kind::Sink];
 
     /// The names of all kinds, in the same order.
     pub const NAMES: [&str; 5] = ["Pipeline", "Source", "Join", "Window", "Sink"];

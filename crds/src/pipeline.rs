@@ -153,6 +153,11 @@ pub struct StorageSpec {
     /// Consent to another `shardCount`: the data is moved to a new layout while the pipeline is stopped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reshard: Option<ReshardSpec>,
+    /// Consent to begin empty where the volume claim with this UID is gone, and the data with it. The status says which
+    /// one is gone; any other value means nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub accept_loss: Option<String>,
 }
 
 impl Default for StorageSpec {
@@ -171,6 +176,7 @@ impl Default for StorageSpec {
             ephemeral: false,
             on_node_loss: OnNodeLoss::Wait,
             reshard: None,
+            accept_loss: None,
         }
     }
 }

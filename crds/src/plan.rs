@@ -26,6 +26,8 @@ pub struct Plan {
     pub namespace: String,
     /// The identity of the data: `spec.replication.identity`, else `<namespace>/<name>`.
     pub identity: String,
+    /// The volume claim that there is data on, by [`crate::kind::DATA_ANNOTATION`].
+    pub data_on_claim: Option<String>,
     /// SHA-256, in hex, of the documents that this plan was made of; the same for the same documents in any order.
     pub config_hash: String,
     /// Where and how topics are stored.
@@ -235,6 +237,8 @@ pub struct Replication {
     pub restore_timestamp: Option<String>,
     /// The replica that a pipeline without one of its own begins with: a `replica_url` and an identity.
     pub restore_from_url: Option<String>,
+    /// The incarnation that may be gone, and in whose place a new one begins.
+    pub begin_anew: Option<String>,
     /// `delivery.after: replicated`: whether results leave only once they are in the replica.
     pub results_wait: bool,
 }

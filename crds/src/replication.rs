@@ -63,6 +63,11 @@ pub struct ReplicationSpec {
     pub server_side_encryption: Option<ServerSideEncryption>,
     /// Which state is restored, and when.
     pub restore: RestoreSpec,
+    /// Consent to a new replica where this one is gone, such as `incarnation-7-0a1b2c3d`: the volume's data counts. The
+    /// status says which one is gone; any other value means nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub begin_anew: Option<String>,
     /// Restores now and then to a volume that is thrown away, and checks every file; none where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drill: Option<DrillSpec>,
@@ -85,6 +90,7 @@ impl Default for ReplicationSpec {
             region: None,
             server_side_encryption: None,
             restore: RestoreSpec::default(),
+            begin_anew: None,
             drill: None,
         }
     }

@@ -42,7 +42,7 @@ pub struct PipelineStatus {
 }
 
 /// How the data is laid out on disk.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LayoutStatus {
     /// Shards that the data has.
@@ -50,6 +50,9 @@ pub struct LayoutStatus {
     /// Identifier of the layout.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layout_id: Option<String>,
+    /// UID of the volume claim that the data lies on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume_claim_uid: Option<String>,
     /// Checksum of the layout's manifest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manifest_checksum: Option<String>,

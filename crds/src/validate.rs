@@ -5,10 +5,12 @@
 //! the first step refused is taken out, so that one mistake makes one complaint. SQL is not looked at here:
 //! the worker asks SQLite.
 
+use std::collections::BTreeSet;
+
 use crate::complaint::{Complaint, Severity};
 use crate::document::Document;
 use crate::hash::config_hash;
-use crate::plan::Plan;
+use crate::plan::{Place, Plan};
 
 mod complaints;
 mod connections;
@@ -29,8 +31,17 @@ use read::Contents;
 /// Returns the plan of the pipeline that the documents make, with warnings; or every complaint, in the order of
 /// the documents. A place in a complaint or in the plan is an index into `documents` and a path in that one.
 pub fn validate(documents: &[Document]) -> Result<(Plan, Vec<Complaint>), Vec<Complaint>> {
+    validate_without(documents, &BTreeSet::new())
+}
+
+/// Does as [`validate`] does with the documents as they would be without the parts at some places: the root of a
+/// document, or an entry of a Pipeline.
+pub fn validate_without(
+    documents: &[Document],
+    left_out: &BTreeSet<Place>,
+) -> Result<(Plan, Vec<Complaint>), Vec<Complaint>> {
     let mut complaints = Complaints::default();
-    let contents = read::read(documents, &mut complaints);
+    let contents = read::read(documents, left_out, &mut complaints);
     let plan = plan(&contents, config_hash(documents), &mut complaints);
     let mut found = complaints.found;
     found.retain(|complaint| !contents.follows_from_another(complaint));
@@ -65,6 +76,7 @@ fn plan(contents: &Contents, config_hash: String, complaints: &mut Complaints) -
         name: pipeline.name.clone(),
         namespace: pipeline.namespace.clone(),
         identity: pipeline.spec.replication.identity.clone().unwrap_or(own_identity),
+        data_on_claim: pipeline.data_on_claim.clone(),
         config_hash,
         storage: settings.storage,
         retention: settings.retention,

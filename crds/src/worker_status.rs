@@ -28,7 +28,7 @@ pub struct ConfigReport {
     pub hash: String,
     /// Since when they are, in seconds since the epoch.
     pub applied_at: i64,
-    /// Documents of that hash that are not in force, because they are wrong.
+    /// Parts of those documents that are not in force as they are written, because they are wrong.
     pub left_out: Vec<LeftOut>,
     /// `None` before the first reload.
     pub last_reload: Option<LastReload>,
@@ -36,14 +36,28 @@ pub struct ConfigReport {
     pub reloads: BTreeMap<String, u64>,
 }
 
-/// A document that is wrong, and that the rest runs without.
+/// A source, join, window or sink that is wrong, and without which the rest runs, or with its version of before.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LeftOut {
+    /// The kind of the part, as in the field `kind` of a document.
+    pub kind: String,
+    /// The name of the part.
+    pub name: String,
+    /// All that is wrong with it, with paths as the worker's documents have them, and the remedy.
+    pub message: String,
+    /// The same one by one. A worker of an earlier version does not tell them.
+    pub complaints: Vec<PartComplaint>,
+    /// Whether the version of before runs on.
+    pub runs_on: bool,
+}
+
+/// One thing that is wrong with a part.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct LeftOut {
-    /// The kind of the document, as in its field `kind`.
-    pub kind: String,
-    /// The name of the document.
-    pub name: String,
+pub struct PartComplaint {
+    /// The field below the part, such as `query`; empty for the whole part.
+    pub field: String,
     /// The message: what is wrong, and the remedy.
     pub message: String,
 }

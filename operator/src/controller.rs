@@ -24,6 +24,7 @@ use worker::{Awaited, Workers};
 
 mod apply;
 mod build;
+mod config_map;
 mod kinds;
 mod names;
 mod node_loss;
@@ -76,7 +77,7 @@ struct Context {
     operator: Operator,
     node_loss_after: Duration,
     children: Children,
-    secret_watch: Arc<SecretWatch>,
+    secret_watch: SecretWatch,
     workers: Workers,
     publisher: Publisher,
     metrics: Arc<Metrics>,
@@ -97,7 +98,7 @@ pub(crate) async fn run(
 ) {
     let pending = Arc::new(PendingReconciles::default());
     let children = Children::start(|kind| watch::dynamic(&client, &settings.scope, kind), &pending);
-    let secret_watch = SecretWatch::start(watch::typed(&client, &settings.scope), &pending);
+    let secret_watch = SecretWatch::new(client.clone(), Arc::clone(&pending));
     children.known().await;
     let controller = watch::controller(&client, &settings.scope).reconcile_on(pending.pipelines());
     let context = Arc::new(Context {
@@ -234,7 +235,7 @@ async fn steps(
         context.publisher.publish(&observed, statuses).await?;
     }
     let applied = applied?;
-    if let Some(nudge) = worker::nudge(&observed, &verdict, &report) {
+    if let Some(nudge) = worker::nudge(&observed, &verdict, desired.as_ref(), &report) {
         apply::apply(client, namespace, vec![nudge]).await?;
         context.metrics.writes.inc();
     }

@@ -4,3 +4,4 @@
 mod argocd;
 mod install;
 mod lost_volume;
+mod readme;

@@ -157,6 +157,7 @@ async fn follow(site: &ControllerSite, kind: Kind, spec: &Value) -> BTreeMap<Str
     .await;
     let mut objects = BTreeMap::new();
     for (slot, resource, name) in [
+        ("Secret", ApiResource::erase::<k8s_openapi::api::core::v1::Secret>(&()), "orders-litejoin"),
         ("ConfigMap", ApiResource::erase::<k8s_openapi::api::core::v1::ConfigMap>(&()), "orders"),
         ("Service", ApiResource::erase::<k8s_openapi::api::core::v1::Service>(&()), "orders"),
         (

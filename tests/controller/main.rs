@@ -2,14 +2,17 @@
 //! handling of failed calls. The API server has no nodes. Build first: `cargo build --workspace`.
 
 mod admin;
+mod api_calls;
 mod argocd;
 mod degraded;
 mod documents;
 mod faults;
 mod fields;
+mod flaps;
 mod flux;
 mod leader;
 mod left_out;
+mod lost_claim;
 mod manifest;
 mod monitors;
 mod node_loss;
@@ -21,4 +24,5 @@ mod round_trip;
 mod secrets;
 mod settled;
 mod site;
+mod upgrade;
 mod windows;

@@ -1,12 +1,12 @@
-//! Objects of other owners are not changed, even if their names are those that the operator would use; and no other tool
-//! takes our objects for its own by what it wrote on a document.
+//! Objects of other owners are not changed, even if their names are those that the operator would use; what others have
+//! changed in ours is put back; and no other tool takes our objects for its own by what it wrote on a document.
 
 use std::process::Command;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, ServiceAccount};
 use kube::ResourceExt;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use litejoin_crds::kind::Kind;
 use litejoin_tests::kubernetes::programs::program;
 use litejoin_tests::programs::run;
@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::settled::orders;
-use crate::site::{ControllerSite, Ports};
+use crate::site::{ControllerSite, Ports, condition_of};
 
 async fn make<K>(site: &ControllerSite, object: Value) -> Api<K>
 where
@@ -69,6 +69,61 @@ async fn an_account_of_ones_own_may_have_the_name_of_the_pipeline() {
     let account = accounts.get("orders").await.expect("it is there");
     assert!(account.owner_references().is_empty(), "{account:?}");
     worker.stop().await;
+    operator.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_hand_has_changed_is_put_back() {
+    let site = ControllerSite::new().await;
+    let operator = site.operator();
+    site.apply(&orders(&Ports::free())).await;
+    let sets: Api<StatefulSet> = site.api();
+    until("the StatefulSet", async || sets.get_opt("orders").await.ok()?).await;
+    site.bind_claim("orders").await;
+    let made = async || sets.get("orders").await.expect("it is there").spec.expect("it has one").template;
+    let before = made().await;
+
+    let worker = json!({
+        "name": "worker",
+        "env": [{ "name": "MALLOC_CONF", "value": "prof:true" }],
+        "resources": { "limits": { "memory": "64Mi" } },
+    });
+    let by_hand = json!({
+        "metadata": { "labels": { "team": "shop" }, "annotations": { "note": "by hand" } },
+        "spec": { "template": { "spec": { "containers": [worker] } } },
+    });
+    let patched = sets.patch("orders", &PatchParams::default(), &Patch::Strategic(&by_hand)).await;
+    let generation = patched.expect("it can be changed").metadata.generation;
+    until("the template of before", async || {
+        let set = sets.get("orders").await.ok()?;
+        (set.metadata.generation > generation && set.spec?.template == before).then_some(())
+    })
+    .await;
+    let metadata = sets.get("orders").await.expect("it is there").metadata;
+    assert_eq!(metadata.labels.expect("it has labels")["team"], "shop");
+    assert_eq!(metadata.annotations.expect("it has annotations")["note"], "by hand");
+
+    // A second pod goes again, and its claim is named.
+    let second: Api<PersistentVolumeClaim> = site.api();
+    let by_hand = json!({ "spec": { "replicas": 2 } });
+    sets.patch("orders", &PatchParams::default(), &Patch::Merge(&by_hand)).await.expect("it can be changed");
+    until("one replica", async || (sets.get("orders").await.ok()?.spec?.replicas == Some(1)).then_some(()))
+        .await;
+    // The StatefulSet's controller may not have seen it.
+    let claim = second.get("data-orders-0").await.expect("it is there");
+    let left = json!({
+        "metadata": { "name": "data-orders-1", "labels": claim.metadata.labels },
+        "spec": { "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Gi" } } },
+    });
+    let left = serde_json::from_value(left).expect("it is a claim");
+    let _ = second.create(&PostParams::default(), &left).await;
+    until("the claim to be named", async || {
+        let pipeline = site.ours(Kind::Pipeline).get("orders").await.ok()?;
+        let said = condition_of(&pipeline, "StorageReady")?["message"].to_string();
+        let command = format!("kubectl -n {} delete pvc data-orders-1", site.namespace);
+        said.contains(&command).then_some(())
+    })
+    .await;
     operator.stop().await;
 }
 

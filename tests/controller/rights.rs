@@ -62,6 +62,34 @@ async fn every_rule_of_a_whole_cluster_is_needed_and_all_are_enough() {
     check(Arc::new(server), Scope::Cluster).await;
 }
 
+#[tokio::test]
+async fn the_right_to_secrets_may_be_given_by_namespace() {
+    let server = ApiServer::shared().await;
+    let site = ControllerSite::on(Arc::clone(&server)).await;
+    let is_of_secrets = |(_, rule): &Rule| rule.resources.iter().flatten().any(|kind| kind == "secrets");
+    let (secrets, others): (Vec<_>, Vec<_>) = rules(Scope::Namespace).into_iter().partition(is_of_secrets);
+    let kubeconfig = kubeconfig(&site, &others).await;
+    let operator = operator::start(&site.folder, &kubeconfig, &site.namespace, &["--lease-seconds", "3"]);
+    site.secret("s", &[("k", "hunter2")]).await;
+    site.apply(&(orders(&Ports::free()) + "---" + WITH_SECRET)).await;
+    site.wait_for(Kind::Source, "theirs", "ResolvedRefs", "False", "RefNotFound").await;
+    let source = site.ours(Kind::Source).get("theirs").await.expect("it is there");
+    let said = condition_of(&source, "ResolvedRefs").expect("it has one")["message"].to_string();
+    assert!(said.contains("may not read Secrets in this namespace; bind the ClusterRole"), "{said}");
+    // All that needs none goes on.
+    site.wait_for(Kind::Pipeline, "orders", "ConfigValid", "True", "Valid").await;
+    site.wait_for(Kind::Sink, "console", "ResolvedRefs", "True", "ResolvedRefs").await;
+
+    let rules: Vec<_> = secrets.into_iter().map(|(_, rule)| rule).collect();
+    make(site.api::<Role>(), json!({ "metadata": { "name": "secrets" }, "rules": rules })).await;
+    let subjects = json!([{ "kind": "ServiceAccount", "name": "operator", "namespace": site.namespace }]);
+    let role = json!({ "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "secrets" });
+    let bound = json!({ "metadata": { "name": "secrets" }, "roleRef": role, "subjects": subjects });
+    make(site.api::<RoleBinding>(), bound).await;
+    site.wait_for(Kind::Source, "theirs", "ResolvedRefs", "True", "ResolvedRefs").await;
+    operator.stop().await;
+}
+
 async fn check(server: Arc<ApiServer>, scope: Scope) {
     let rules = rules(scope);
     assert!(rules.len() > 5);

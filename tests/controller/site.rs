@@ -54,8 +54,13 @@ impl ControllerSite {
 
     /// Creates a namespace on this server.
     pub(crate) async fn on(server: Arc<ApiServer>) -> Self {
+        let namespace = server.namespace(&server.client().await).await;
+        Self::within(server, namespace).await
+    }
+
+    /// Works in a namespace of this server.
+    pub(crate) async fn within(server: Arc<ApiServer>, namespace: String) -> Self {
         let client = server.client().await;
-        let namespace = server.namespace(&client).await;
         let proxy = Proxy::start(server.client().await).await;
         Self { client, namespace, proxy, folder: worker::WorkerSite::new(), server }
     }
@@ -157,15 +162,27 @@ impl ControllerSite {
         let named = pod.volumes.into_iter().flatten().filter_map(|volume| volume.secret?.secret_name);
         for name in named {
             let secret: Option<Secret> = self.api().get_opt(&name).await.expect("Secrets can be read");
-            let folder = self.folder.path().join("secrets").join(name);
+            let is_ours = name == format!("{pipeline}-litejoin");
+            let folder = if is_ours { "_gathered" } else { &name };
+            let folder = self.folder.path().join("secrets").join(folder);
             fs::create_dir_all(&folder).expect("the folder is ours");
-            for (key, value) in secret.and_then(|secret| secret.data).unwrap_or_default() {
-                fs::write(folder.join(key), value.0).expect("the folder is ours");
+            let data = secret.and_then(|secret| secret.data).unwrap_or_default();
+            for (key, value) in &data {
+                fs::write(folder.join(key), &value.0).expect("the folder is ours");
+            }
+            for file in fs::read_dir(&folder).expect("the folder is ours") {
+                let file = file.expect("the folder is ours");
+                if !data.contains_key(&*file.file_name().to_string_lossy()) {
+                    fs::remove_file(file.path()).expect("the folder is ours");
+                }
             }
         }
         let config: ConfigMap = self.api().get(pipeline).await.expect("there is a config");
         let text = &config.data.expect("it has data")["pipeline.yaml"];
-        fs::write(self.folder.path().join("pipeline.yaml"), text).expect("the folder is ours");
+        // In one step, as kubelet does.
+        let (next, path) = (self.folder.path().join("next"), self.folder.path().join("pipeline.yaml"));
+        fs::write(&next, text).expect("the folder is ours");
+        fs::rename(next, path).expect("the folder is ours");
     }
 
     /// Sets a claim's status to bound.

@@ -62,10 +62,10 @@ async fn a_window_waits_runs_changes_and_goes() {
     for (right, wrong, condition, reason, message) in WRONG {
         site.apply(&edited.replace(right, wrong)).await;
         mounted(&site, condition, "False", reason).await;
-        site.wait_for(Kind::Window, "visits", "Programmed", "False", "LeftOut").await;
+        site.wait_for(Kind::Window, "visits", "Programmed", "False", "EarlierVersion").await;
         let window = site.ours(Kind::Window).get("visits").await.expect("it is there");
         assert_eq!(condition_of(&window, condition).expect("it is told")["message"], message, "{wrong}");
-        site.wait_for(Kind::Pipeline, "orders", "Degraded", "True", "LeftOut").await;
+        site.wait_for(Kind::Pipeline, "orders", "Degraded", "True", "EarlierVersion").await;
         site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
     }
     // Put right, the window is made anew of the rows that are there; these visits are over.

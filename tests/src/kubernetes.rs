@@ -7,4 +7,5 @@ pub mod node;
 pub mod operator;
 pub mod programs;
 pub mod proxy;
+mod registry;
 pub mod volumes;

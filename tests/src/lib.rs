@@ -7,6 +7,7 @@ pub mod certificates;
 pub mod child;
 pub mod client;
 pub mod consumers;
+pub mod earlier;
 pub mod fields;
 pub mod fuzz;
 pub mod golden;

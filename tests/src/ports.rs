@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use rand::RngExt;
 
+use crate::wait::until;
+
 /// Below the ephemeral ports of the system, so that a port is still free after a kill.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
@@ -29,6 +31,14 @@ impl PortBlock {
                 return Self { first, _held: Arc::new(held) };
             }
         }
+    }
+
+    /// Waits for the block that begins at this port, which kept documents name: other tests never take it.
+    pub async fn kept(first: u16) -> Self {
+        assert!(!PORTS.contains(&first), "{first} is one of the ports that tests take");
+        let held = async || TcpListener::bind(("127.0.0.1", first)).ok();
+        let held = until("the ports of another run of this test", held).await;
+        Self { first, _held: Arc::new(held) }
     }
 
     /// Returns one of the ports, by its number from 0 to 6.

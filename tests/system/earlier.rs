@@ -1,12 +1,15 @@
-//! A data directory and a replica that an earlier version wrote, in `tests/cases/earlier`: this version opens both and
-//! goes on where the earlier one stopped. Results keep their ids; nothing is evaluated, read or sent again.
+//! Data directories and replicas that earlier versions wrote, in `tests/cases/earlier`: this version opens all of them
+//! and goes on where the earlier one stopped. Results keep their ids; nothing is evaluated, read or sent again. The
+//! manifests that those versions shipped are still valid.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
+use litejoin_tests::earlier::{self, EarlierVersion};
 use litejoin_tests::ingest::message;
 use litejoin_tests::oracle::Oracle;
+use litejoin_tests::programs::run;
 use litejoin_tests::results::{Event, EventId, Results};
 use litejoin_tests::server::{Received, Reply, Server};
 use litejoin_tests::sse::Subscription;
@@ -16,21 +19,17 @@ use litejoin_tests::worker::{Launch, Worker, WorkerSite, get};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 
-/// The joins of the case, each with its class.
+/// The joins of each case, with their classes.
 const JOINS: [(&str, &str); 3] = [("enriched", "keyed"), ("totals", "accumulated"), ("largest", "full")];
 
 /// Events by join and key, as `/snapshot` of the sink `live` has them.
 type Snapshots = BTreeMap<String, Vec<Value>>;
 
-/// A folder in which the pipeline of the case runs, with the server that it asks and sends to.
+/// A folder in which a pipeline of an earlier version runs, with the server that it asks and sends to.
 struct Earlier {
     site: WorkerSite,
     server: Server,
     manifest: Value,
-}
-
-fn case() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/earlier")
 }
 
 /// Copies the content of a folder into another, which is made.
@@ -53,8 +52,9 @@ fn customers(request: &Received) -> Reply {
 }
 
 impl Earlier {
-    async fn new() -> Self {
-        let text = std::fs::read_to_string(case().join("pipeline.yaml")).expect("the case has a pipeline");
+    /// Takes the pipeline from a file.
+    async fn new(pipeline: &Path) -> Self {
+        let text = std::fs::read_to_string(pipeline).expect("there is a pipeline");
         let manifest = Value::deserialize(serde_yaml::Deserializer::from_str(&text)).expect("it is YAML");
         let server = Server::start().await;
         server.behave(customers);
@@ -92,10 +92,27 @@ impl Earlier {
         results
     }
 
-    /// Results that the sink `hook` was sent since the server's last [`Server::take`].
-    fn sent(&self) -> Vec<Event> {
-        let received = self.server.received().into_iter().filter(|request| request.path() == "/hook");
+    /// Results that a sink was sent since the server's last [`Server::take`].
+    fn sent_to(&self, sink: &str) -> Vec<Event> {
+        let path = format!("/{sink}");
+        let received = self.server.received().into_iter().filter(|request| request.path() == path);
         received.map(|request| Event::read(request.text())).collect()
+    }
+
+    fn sent(&self) -> Vec<Event> {
+        self.sent_to("hook")
+    }
+
+    /// Waits until the sink `late`, which took nothing from the earlier version, has the results of its join.
+    async fn late_has(&self, stored: &Snapshots) {
+        let results = read(&stored["enriched"]);
+        until("what was not delivered", async || {
+            let sent = self.sent_to("late");
+            let is_sent = |result: &Event| sent.iter().any(|event| event.id == result.id);
+            results.iter().all(is_sent).then_some(())
+        })
+        .await;
+        Results::folded(&self.sent_to("late")).assert_same(&Results::folded(&results), "the late sink");
     }
 
     /// Sends messages, and holds the results to SQLite: in snapshots, at the sink, and in a subscription that goes on
@@ -146,15 +163,18 @@ async fn snapshots(worker: &Worker, min_epoch: u64) -> Snapshots {
     snapshots
 }
 
+fn read(events: &[Value]) -> Vec<Event> {
+    events.iter().map(|event| Event::read(&event.to_string())).collect()
+}
+
 fn folded(snapshots: &Snapshots) -> Results {
-    let events: Vec<Event> =
-        snapshots.values().flatten().map(|event| Event::read(&event.to_string())).collect();
+    let events: Vec<Event> = snapshots.values().flat_map(|events| read(events)).collect();
     Results::folded(&events)
 }
 
-/// The last snapshots that the earlier version answered.
-fn written() -> Snapshots {
-    let text = std::fs::read_to_string(case().join("snapshots.json")).expect("the case has snapshots");
+/// The last snapshots that an earlier version answered.
+fn written(version: &EarlierVersion) -> Snapshots {
+    let text = std::fs::read_to_string(version.path("snapshots.json")).expect("it has snapshots");
     serde_json::from_str(&text).expect("they are JSON")
 }
 
@@ -176,11 +196,19 @@ fn ids(events: &[Event]) -> Vec<&str> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_data_directory_of_an_earlier_version_goes_on() {
-    let earlier = Earlier::new().await;
-    copy(&case().join("data"), &earlier.site.data_dir());
+    for version in EarlierVersion::all() {
+        eprintln!("of {}", version.name());
+        data_goes_on(&version).await;
+    }
+}
+
+async fn data_goes_on(version: &EarlierVersion) {
+    let earlier = Earlier::new(&version.path("pipeline.yaml")).await;
+    copy(&version.path("data"), &earlier.site.data_dir());
     let worker = earlier.start().await;
     let stored = snapshots(&worker, 0).await;
-    assert_eq!(stored, written());
+    assert_eq!(stored, written(version));
+    folded(&stored).assert_same(&earlier.expected(), "the stored results");
     asked_from_the_mark_on(&earlier.server).await;
     let joins = joins(&worker).await;
     for (join, class) in JOINS {
@@ -190,7 +218,8 @@ async fn the_data_directory_of_an_earlier_version_goes_on() {
             "{join}: {joins}"
         );
     }
-    // The sink's cursor is at the end, and the result that it refused is a dead letter.
+    earlier.late_has(&stored).await;
+    // The cursor of the other sink is at the end, and the result that it refused is a dead letter.
     assert_eq!(ids(&earlier.sent()), Vec::<&str>::new());
     until("the dead letter to be counted", async || {
         (worker.status().await["sinks"]["hook"]["deadLetters"] == 1).then_some(())
@@ -200,8 +229,9 @@ async fn the_data_directory_of_an_earlier_version_goes_on() {
     let refused = stored["totals"].iter().find(|event| event["key"] == "c3").expect("c3 has a result");
     let letter: Value = serde_json::from_str(&listed.stdout).expect("one dead letter");
     assert_eq!((&letter["id"], &letter["sink"]), (&refused["id"], &json!("hook")), "{letter}");
-    let last = stored["enriched"].iter().map(|event| Event::read(&event.to_string()));
-    let last = last.max_by_key(|event| EventId::parse(&event.id).position()).expect("there are results");
+    let last = read(&stored["enriched"]);
+    let last =
+        last.iter().max_by_key(|event| EventId::parse(&event.id).position()).expect("there are results");
     earlier.goes_on(&worker, Some(&last.id)).await;
 
     earlier.server.take();
@@ -214,8 +244,15 @@ async fn the_data_directory_of_an_earlier_version_goes_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_replica_of_an_earlier_version_is_restored() {
-    let (earlier, store) = (Earlier::new().await, Store::file().await);
-    copy(&case().join("replica"), &store.files().join("replicas"));
+    for version in EarlierVersion::all() {
+        eprintln!("of {}", version.name());
+        replica_is_restored(&version).await;
+    }
+}
+
+async fn replica_is_restored(version: &EarlierVersion) {
+    let (earlier, store) = (Earlier::new(&version.path("pipeline.yaml")).await, Store::file().await);
+    copy(&version.path("replica"), &store.files().join("replicas"));
     earlier.replicate(&store);
     let worker = earlier.start().await;
     // A restored directory gives ids of a new lineage, so each join is evaluated once, and finds nothing to change.
@@ -229,38 +266,57 @@ async fn the_replica_of_an_earlier_version_is_restored() {
         assert_eq!(counts, [json!(1), json!(0)], "{join}: {joins}");
     }
     let stored = snapshots(&worker, 0).await;
-    folded(&stored).assert_same(&folded(&written()), "the restored results");
+    let written = written(version);
+    folded(&stored).assert_same(&folded(&written), "the restored results");
+    folded(&stored).assert_same(&earlier.expected(), "the restored results");
     asked_from_the_mark_on(&earlier.server).await;
     let positions = |snapshots: &Snapshots| -> Vec<(u64, u64)> {
-        let events = snapshots.values().flatten().map(|event| Event::read(&event.to_string()));
+        let events = snapshots.values().flat_map(|events| read(events));
         events.map(|event| EventId::parse(&event.id).position()).collect()
     };
-    assert_eq!(positions(&stored), positions(&written()));
+    assert_eq!(positions(&stored), positions(&written));
+    earlier.late_has(&stored).await;
     assert_eq!(ids(&earlier.sent()), Vec::<&str>::new());
     earlier.goes_on(&worker, None).await;
     worker.stop().await;
 }
 
-/// Writes the case anew by the worker that `LITEJOIN_EARLIER` names.
+#[tokio::test]
+async fn the_manifests_of_an_earlier_version_are_valid() {
+    for version in EarlierVersion::all() {
+        let shipped = version.unpacked("shipped.tar.gz");
+        let examples =
+            run(Command::new("find").arg(shipped.path().join("examples")).args(["-name", "*.yaml"]));
+        assert!(!examples.is_empty(), "{} has no examples", version.name());
+        for example in examples.lines() {
+            let validated = WorkerSite::new().command(["validate", "-f", example]).end().await;
+            assert_eq!(validated.code, Some(0), "{} {example}: {}", version.name(), validated.stderr);
+        }
+    }
+}
+
+/// Writes the case of a version by its own worker.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "writes the case; needs LITEJOIN_EARLIER, the path of an earlier version's worker"]
+#[ignore = "writes data and a replica of an earlier version; tests/keep runs it"]
 async fn the_case_is_written() {
-    let program = std::env::var_os("LITEJOIN_EARLIER").expect("LITEJOIN_EARLIER names a worker");
-    let earlier = Earlier::new().await;
+    let (version, programs) = EarlierVersion::to_write();
+    let pipeline = earlier::folder().join("pipeline.yaml");
+    let earlier = Earlier::new(&pipeline).await;
     let start = async || {
-        let mut command = Command::new(&program);
+        let mut command = Command::new(programs.join("litejoin"));
         command.args(["run", "-f", "pipeline.yaml", "--data-dir", "data", "--log-format", "json"]);
         earlier.with_environment(earlier.site.launch(command)).start().await
     };
     let worker = start().await;
-    earlier.server.behave(|request| match request.text() {
-        text if text.contains(r#""key":"c3""#) => Reply::status(422),
+    earlier.server.behave(|request| match request.path() {
+        // What wants to be left alone for so long is pending when the worker stops.
+        "/late" => Reply::status(503).with_header("retry-after", "3600"),
+        "/hook" if request.text().contains(r#""key":"c3""#) => Reply::status(422),
         _ => customers(request),
     });
     let mut epoch = 0;
-    for (n, customer) in [(1, "c1"), (2, "c2"), (3, "c1"), (4, "c3")] {
-        let payload = json!({"customer": customer, "n": n * 10});
-        epoch = worker.ingest().put("orders", &format!("o{n}"), payload).await;
+    for messages in written_messages().chunks(40) {
+        epoch = worker.ingest().send(messages).await;
     }
     let snapshots = until("all results", async || {
         let snapshots = snapshots(&worker, epoch).await;
@@ -272,29 +328,23 @@ async fn the_case_is_written() {
         received.iter().any(|request| request.query("after") == Some("2")).then_some(())
     })
     .await;
-    until("the dead letter", async || {
-        let hook = worker.status().await["sinks"]["hook"].clone();
-        (hook["deadLetters"] == 1 && hook["lagEpochs"] == 0).then_some(())
+    until("the dead letter, and results that wait", async || {
+        let sinks = worker.status().await["sinks"].clone();
+        let (hook, late) = (&sinks["hook"], &sinks["late"]);
+        let is_there = hook["deadLetters"] == 1 && hook["lagEpochs"] == 0;
+        (is_there && late["deadLetters"] == 0 && late["lagEpochs"] != 0).then_some(())
     })
     .await;
     worker.stop().await;
-    let data = earlier.site.data_dir();
     for name in ["data", "replica"] {
-        let folder = case().join(name);
+        let folder = version.path(name);
         if folder.exists() {
             std::fs::remove_dir_all(folder).expect("the case can be written");
         }
     }
-    copy(&data, &case().join("data"));
-    let lines: Vec<String> = snapshots
-        .iter()
-        .map(|(join, events)| {
-            let events: Vec<String> = events.iter().map(|event| format!("  {event}")).collect();
-            format!("\"{join}\": [\n{}\n]", events.join(",\n"))
-        })
-        .collect();
-    std::fs::write(case().join("snapshots.json"), format!("{{\n{}\n}}\n", lines.join(",\n")))
-        .expect("the case can be written");
+    copy(&earlier.site.data_dir(), &version.path("data"));
+    std::fs::copy(pipeline, version.path("pipeline.yaml")).expect("the case can be written");
+    write_snapshots(&version, &snapshots);
 
     let store = Store::file().await;
     earlier.replicate(&store);
@@ -305,5 +355,23 @@ async fn the_case_is_written() {
     .await;
     let ended = worker.stop().await;
     assert!(ended.stderr.contains("everything is in the replica"), "{}", ended.stderr);
-    copy(&store.files().join("replicas"), &case().join("replica"));
+    copy(&store.files().join("replicas"), &version.path("replica"));
+}
+
+/// A hundred orders and more of eight customers, of which some change and some go.
+fn written_messages() -> Vec<Value> {
+    let order = |n: u64, by: u64| {
+        message("orders", &format!("o{n}"), json!({"customer": format!("c{}", n % 8), "n": n * by}))
+    };
+    let deleted = (40..50).map(|n| message("orders", &format!("o{n}"), Value::Null));
+    (1..=130).map(|n| order(n, 10)).chain((1..=20).map(|n| order(n, 7))).chain(deleted).collect()
+}
+
+fn write_snapshots(version: &EarlierVersion, snapshots: &Snapshots) {
+    let joins = snapshots.iter().map(|(join, events)| {
+        let events: Vec<String> = events.iter().map(|event| format!("  {event}")).collect();
+        format!("\"{join}\": [\n{}\n]", events.join(",\n"))
+    });
+    let text = format!("{{\n{}\n}}\n", joins.collect::<Vec<_>>().join(",\n"));
+    std::fs::write(version.path("snapshots.json"), text).expect("the case can be written");
 }

@@ -7,6 +7,7 @@ mod classes;
 mod cost;
 mod dead_letters;
 mod disk_full;
+mod downgrade;
 mod earlier;
 mod edits;
 mod explain;

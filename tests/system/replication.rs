@@ -4,6 +4,7 @@
 mod by_hand;
 mod consumers;
 mod cuts;
+mod gone;
 mod load;
 mod loss;
 pub(crate) mod points;

@@ -1,5 +1,5 @@
-//! Where credentials are found: variables of the environment, and Secrets as files of a folder (`<secret>/<key>`, as
-//! Kubernetes mounts them). They are looked up when a request is made, so one that is rotated is used from the next
+//! Where credentials are found: variables of the environment, and Secrets as files of a folder: `<secret>/<key>` as
+//! Kubernetes mounts them, or `_gathered/<secret>..<key>` as an operator gathers them. They are looked up when a request is made, so one that is rotated is used from the next
 //! request on, and none is kept in a plan, a log or an error.
 
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use std::fmt;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use litejoin_crds::credentials::{Credential, PemSource, SecretKeyRef};
+use litejoin_crds::credentials::{Credential, GATHERED_FOLDER, PemSource, SecretKeyRef, gathered_key};
 
 /// All that a worker may look up.
 #[derive(Default)]
@@ -141,7 +141,9 @@ impl Secrets {
                 return Err(CredentialError::Name { text: text.clone() });
             }
         }
-        let text = read(&folder.join(name).join(key))?;
+        let (own, gathered) =
+            (folder.join(name).join(key), folder.join(GATHERED_FOLDER).join(gathered_key(name, key)));
+        let text = read(if gathered.exists() { &gathered } else { &own })?;
         Ok(Secret(text.trim_end_matches(['\r', '\n']).to_owned()))
     }
 }

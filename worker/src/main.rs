@@ -80,7 +80,7 @@ fn main() -> ExitCode {
                 return ExitCode::from(EXIT_INVALID);
             }
             let secrets = Arc::new(Secrets::new(environment(), run.secrets_dir.clone()));
-            let known = watch::look(&run.files);
+            let known = run.look();
             let pipeline = match run.load() {
                 Ok((pipeline, warnings)) => {
                     complain(&warnings);
@@ -170,14 +170,14 @@ async fn watch_config(
             }
             () = tokio::time::sleep(WATCH_INTERVAL), if run.watch => {
                 let looked = Arc::clone(&run);
-                if !watch.is_due(blocking(move || watch::look(&looked.files)).await) {
+                if !watch.is_due(blocking(move || looked.look()).await) {
                     continue;
                 }
-                info!("the manifests have changed; reading them again");
+                info!("the manifests or Secrets have changed; reading them again");
             }
         }
         let run = Arc::clone(&run);
-        let (look, read) = blocking(move || (watch::look(&run.files), run.load_again())).await;
+        let (look, read) = blocking(move || (run.look(), run.load_again())).await;
         watch = Watch::new(look);
         if reload.send(read).await.is_err() {
             return;

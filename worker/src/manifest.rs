@@ -131,12 +131,6 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, ManifestError> {
 }
 
 impl Manifest {
-    /// Takes a document out; those after it move up.
-    pub(crate) fn leave_out(&mut self, document: usize) {
-        self.documents.remove(document);
-        self.origins.remove(document);
-    }
-
     /// Reads the documents of a file.
     fn read(&mut self, path: &Path) -> Result<(), ManifestError> {
         let file = shown(path);

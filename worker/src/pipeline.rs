@@ -1,24 +1,26 @@
 //! From manifests to a pipeline that can run: files are read, documents validated, queries checked by SQLite. This
-//! file opens no data and starts nothing.
+//! room opens no data and starts nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use litejoin_crds::hash::config_hash;
+use litejoin_crds::kind::Kind;
 use litejoin_crds::names;
+use litejoin_crds::part::{Part, parts};
 use litejoin_crds::plan::{self, Plan, SinkKind, SourceKind, TimeCut};
 use litejoin_crds::window::WindowEmit;
-use litejoin_crds::worker_status::LeftOut;
-use litejoin_crds::{Complaint, Place, Reason, Severity, unsupported, validate};
-
-use serde_json::Value;
+use litejoin_crds::worker_status::{LeftOut, PartComplaint};
+use litejoin_crds::{Candidate, Complaint, Document, HeldBack, Place, Reason, unsupported, validate_without};
 
 use crate::join::CheckedJoin;
 use crate::join::check::{self, Catalog, QueryError};
 use crate::manifest::{self, Manifest};
 use crate::storage::topics::feed_of;
 use crate::window;
+
+pub(crate) mod in_force;
 
 /// A pipeline that can run.
 pub(crate) struct Pipeline {
@@ -31,7 +33,9 @@ pub(crate) struct Pipeline {
     pub(crate) once: bool,
     /// The manifests that define the pipeline.
     pub(crate) manifest: Manifest,
-    /// Invalid documents that the pipeline runs without.
+    /// The documents that go into force.
+    pub(crate) documents: Vec<Document>,
+    /// Parts that don't go into force as they are written.
     pub(crate) left_out: Vec<LeftOut>,
 }
 
@@ -50,48 +54,63 @@ pub(crate) struct InvalidConfig {
 /// all errors, each on a line of its own.
 pub(crate) fn load(files: &[PathBuf]) -> Result<(Pipeline, String), String> {
     let manifest = read(files)?;
-    check(manifest).map_err(|wrong| wrong.text)
+    check(manifest, &BTreeSet::new()).map_err(|wrong| wrong.text)
 }
 
-/// Loads manifests as [`load`] does, but leaves out invalid documents other than the Pipeline, as long as the rest is
-/// valid without them.
-pub(crate) fn load_valid(files: &[PathBuf]) -> Result<(Pipeline, String), String> {
+/// Loads manifests as [`load`] does, but holds back invalid sources, joins, windows and sinks: their versions of before
+/// run on, as the data directory knows them, or the rest runs without them.
+pub(crate) fn load_valid(files: &[PathBuf], data_dir: Option<&Path>) -> Result<(Pipeline, String), String> {
     let mut manifest = read(files)?;
-    // The hash of a config covers all documents, also those left out.
+    // The hash of a config covers all documents, also those held back.
     let config_hash = config_hash(&manifest.documents);
-    let mut left_out = Vec::new();
+    let data_dir = data_dir.map_or_else(|| in_force::data_dir(&manifest.documents), Path::to_owned);
+    let before = in_force::read(&data_dir);
+    let mut candidate = Candidate::new(manifest.documents.clone(), &before);
     loop {
-        let wrong = match check(manifest) {
+        let wrong = match check(manifest, candidate.left_out()) {
             Ok((mut pipeline, mut warnings)) => {
-                for LeftOut { kind, name, message } in &left_out {
-                    warnings += &format!("{kind} {name} is left out: {message}\n");
+                let (documents, held_back) = candidate.finish();
+                pipeline.left_out = held_back.iter().map(told).collect();
+                for LeftOut { kind, name, message, runs_on, .. } in &pipeline.left_out {
+                    let how = if *runs_on { "runs on as it was before" } else { "is left out" };
+                    warnings += &format!("{kind} {name} {how}: {message}\n");
                 }
                 pipeline.plan.config_hash = config_hash;
-                pipeline.left_out = left_out;
+                pipeline.documents = documents;
                 return Ok((pipeline, warnings));
             }
             Err(wrong) => wrong,
         };
         manifest = wrong.manifest;
-        let kind = |document: usize| manifest.documents[document].value["kind"].as_str().unwrap_or_default();
-        let own: Vec<(usize, String)> =
-            wrong.complaints.into_iter().filter(|(document, _)| kind(*document) != "Pipeline").collect();
-        if own.is_empty() {
+        if candidate.hold_back(wrong.complaints).is_err() {
             return Err(wrong.text);
         }
-        let documents: BTreeSet<usize> = own.iter().map(|(document, _)| *document).collect();
-        // Removing from the end keeps the indexes of earlier documents.
-        for document in documents.into_iter().rev() {
-            let value = &manifest.documents[document].value;
-            let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-            let messages = own.iter().filter(|(of, _)| *of == document).map(|(_, message)| message.as_str());
-            left_out.push(LeftOut {
-                kind: text(&value["kind"]),
-                name: text(&value["metadata"]["name"]),
-                message: messages.collect::<Vec<_>>().join("; "),
-            });
-            manifest.leave_out(document);
-        }
+        manifest.documents = candidate.documents().to_vec();
+    }
+}
+
+/// What is told of a part that is held back.
+fn told(held: &HeldBack) -> LeftOut {
+    let below = |path: &str| {
+        let field = path.strip_prefix(held.place.path.as_str()).unwrap_or(path);
+        let field =
+            if held.place.path.is_empty() { field.strip_prefix("spec").unwrap_or(field) } else { field };
+        field.trim_start_matches('.').to_owned()
+    };
+    let complaints = held.complaints.iter().map(|complaint| PartComplaint {
+        field: below(&complaint.place.path),
+        message: complaint.message.clone(),
+    });
+    let lines = held.complaints.iter().map(|complaint| match complaint.place.path.as_str() {
+        "" => complaint.message.clone(),
+        path => format!("{path}: {}", complaint.message),
+    });
+    LeftOut {
+        kind: held.kind.map(|kind| kind.as_str().to_owned()).unwrap_or_default(),
+        name: held.name.clone(),
+        message: lines.collect::<Vec<_>>().join("; "),
+        complaints: complaints.collect(),
+        runs_on: held.runs_on,
     }
 }
 
@@ -104,40 +123,41 @@ struct Wrong {
     manifest: Manifest,
     /// The errors, each on a line of its own, with file and line.
     text: String,
-    /// Document and error, with its field.
-    complaints: Vec<(usize, String)>,
+    complaints: Vec<Complaint>,
 }
 
 impl Wrong {
-    fn new(manifest: Manifest, complaints: &[Complaint], queries: &[QueryError], text: String) -> Box<Self> {
-        let of_documents =
-            complaints.iter().filter(|complaint| complaint.severity == Severity::Error).map(|complaint| {
-                (complaint.place.document, format!("{}: {}", complaint.place.path, complaint.message))
-            });
-        let of_queries = queries.iter().map(|query| {
-            (query.place.document, format!("{}.{}: {}", query.place.path, query.field, query.message))
-        });
-        let all = of_documents.chain(of_queries).collect();
-        Box::new(Self { complaints: all, text, manifest })
+    fn new(
+        manifest: Manifest,
+        mut complaints: Vec<Complaint>,
+        queries: Vec<QueryError>,
+        text: String,
+    ) -> Box<Self> {
+        complaints.extend(queries.into_iter().map(|query| {
+            let path = format!("{}.{}", query.place.path, query.field);
+            Complaint::error(query.place.document, path, Reason::InvalidQuery, query.message)
+        }));
+        Box::new(Self { complaints, text, manifest })
     }
 }
 
-/// Checks documents and queries.
-fn check(manifest: Manifest) -> Result<(Pipeline, String), Box<Wrong>> {
+/// Checks documents and queries without the parts at some places.
+fn check(manifest: Manifest, left_out: &BTreeSet<Place>) -> Result<(Pipeline, String), Box<Wrong>> {
     let mut refused = unsupported(&manifest.documents);
-    let (mut plan, warnings) = match validate(&manifest.documents) {
+    let (mut plan, warnings) = match validate_without(&manifest.documents, left_out) {
         Ok(valid) => valid,
         Err(mut complaints) => {
             complaints.extend(refused);
             // The set of topics is uncertain now, but a query that SQLite can't parse is wrong with any topics.
             let catalog = Catalog { topics: &[], open: true };
-            let (joins, windows) = (written_joins(&manifest), written_windows(&manifest));
+            let documents = &manifest.documents;
+            let (joins, windows) = (written_joins(documents, left_out), written_windows(documents, left_out));
             let check_window = |window: &plan::Window, node: Option<&CheckedJoin>| {
                 check::check_window(window, node).map_err(|error| vec![error])
             };
             let queries = check::check(&joins, &windows, catalog, &check_window).err().unwrap_or_default();
             let text = manifest.render(&complaints) + &render_queries(&manifest, &queries);
-            return Err(Wrong::new(manifest, &complaints, &queries, text));
+            return Err(Wrong::new(manifest, complaints, queries, text));
         }
     };
     refused.extend(left_out_of_this_build(&plan));
@@ -151,13 +171,15 @@ fn check(manifest: Manifest) -> Result<(Pipeline, String), Box<Wrong>> {
         joins => {
             let queries = joins.err().unwrap_or_default();
             let text = render_queries(&manifest, &queries) + &manifest.render(&refused);
-            return Err(Wrong::new(manifest, &refused, &queries, text));
+            return Err(Wrong::new(manifest, refused, queries, text));
         }
     };
     feed(&mut plan, &mut joins);
     let source_paths = source_paths(&plan, &manifest);
     let warnings = manifest.render(&warnings);
-    let pipeline = Pipeline { plan, joins, source_paths, once: false, manifest, left_out: Vec::new() };
+    let documents = manifest.documents.clone();
+    let left_out = Vec::new();
+    let pipeline = Pipeline { plan, joins, source_paths, once: false, manifest, documents, left_out };
     Ok((pipeline, warnings))
 }
 
@@ -195,53 +217,55 @@ fn left_out_of_this_build(plan: &Plan) -> Vec<Complaint> {
 }
 
 /// Returns the joins as written, from documents that are otherwise wrong.
-fn written_joins(manifest: &Manifest) -> Vec<plan::Join> {
-    let join = |(name, place, spec, query): (&str, Place, &Value, &str)| plan::Join {
-        name: name.to_owned(),
+fn written_joins(documents: &[Document], left_out: &BTreeSet<Place>) -> Vec<plan::Join> {
+    let join = |(part, place, query): (Part<'_>, Place, &str)| plan::Join {
+        name: part.name.to_owned(),
         place,
         query: query.to_owned(),
-        key_column: spec["keyColumn"].as_str().map(str::to_owned),
+        key_column: part.value["keyColumn"].as_str().map(str::to_owned),
         result_key: None,
         refresh: Duration::from_secs(1),
         sinks: Vec::new(),
     };
-    written(manifest, "joins", "Join").into_iter().map(join).collect()
+    written(documents, left_out, Kind::Join).into_iter().map(join).collect()
 }
 
 /// Returns the windows as written, as far as their queries can be checked, from documents that are otherwise wrong.
-fn written_windows(manifest: &Manifest) -> Vec<plan::Window> {
-    let window = |(name, place, spec, query): (&str, Place, &Value, &str)| {
+fn written_windows(documents: &[Document], left_out: &BTreeSet<Place>) -> Vec<plan::Window> {
+    let window = |(part, place, query): (Part<'_>, Place, &str)| {
+        let topic = part.value["topic"].as_str().filter(|topic| names::name_trouble(topic).is_none())?;
         Some(plan::Window {
-            name: name.to_owned(),
+            name: part.name.to_owned(),
             place,
-            topic: spec["topic"].as_str().filter(|topic| names::name_trouble(topic).is_none())?.to_owned(),
+            topic: topic.to_owned(),
             query: query.to_owned(),
             cut: TimeCut::Session { gap: 1 },
             partition_by: None,
-            key_column: spec["keyColumn"].as_str().map(str::to_owned),
+            key_column: part.value["keyColumn"].as_str().map(str::to_owned),
             emit: WindowEmit::Final,
             emit_empty: 0,
             event_time: None,
             sinks: Vec::new(),
         })
     };
-    written(manifest, "windows", "Window").into_iter().filter_map(window).collect()
+    written(documents, left_out, Kind::Window).into_iter().filter_map(window).collect()
 }
 
-/// Returns name, place, spec and query of the joins or windows, inline and alone, each name once.
-fn written<'m>(manifest: &'m Manifest, field: &str, kind: &str) -> Vec<(&'m str, Place, &'m Value, &'m str)> {
-    let mut found: Vec<(&str, Place, &Value, &str)> = Vec::new();
-    for (document, written) in manifest.documents.iter().enumerate() {
-        let spec = &written.value["spec"];
-        let inline = spec[field].as_array().into_iter().flatten().enumerate();
-        let inline = inline.map(|(index, item)| (&item["name"], item, format!("spec.{field}[{index}]")));
-        let alone = (written.value["kind"] == kind)
-            .then(|| (&written.value["metadata"]["name"], spec, "spec".to_owned()));
-        for (name, item, path) in inline.chain(alone) {
-            let (Some(name), Some(query)) = (name.as_str(), item["query"].as_str()) else { continue };
-            if !found.iter().any(|(other, ..)| other.eq_ignore_ascii_case(name)) {
-                found.push((name, Place { document, path }, item, query));
+/// Returns the joins or windows with their places in the plan and their queries, each name once.
+fn written<'d>(
+    documents: &'d [Document],
+    left_out: &BTreeSet<Place>,
+    kind: Kind,
+) -> Vec<(Part<'d>, Place, &'d str)> {
+    let mut found: Vec<(Part<'_>, Place, &str)> = Vec::new();
+    for part in parts(documents).filter(|part| part.kind == kind && !left_out.contains(&part.place)) {
+        let Some(query) = part.value["query"].as_str().filter(|_| !part.name.is_empty()) else { continue };
+        if !found.iter().any(|(other, ..)| other.name.eq_ignore_ascii_case(part.name)) {
+            let mut place = part.place.clone();
+            if !part.is_inline() {
+                "spec".clone_into(&mut place.path);
             }
+            found.push((part, place, query));
         }
     }
     found

@@ -71,6 +71,11 @@ pub(crate) enum StartError {
     Replication(#[from] ReplicationError),
     #[error("{path}: is no database; restore it, or move the data directory away to start empty")]
     NoDatabase { path: String },
+    #[error(
+        "{path}: is empty, and the data lay on the volume claim {claim}; put its volume back, or write \
+         spec.storage.acceptLoss: {claim} to begin empty"
+    )]
+    DataLost { path: String, claim: String },
     #[error("source {name}: {problem}")]
     Source { name: String, problem: String },
     #[error("spec.admin: {problem}")]
@@ -197,6 +202,11 @@ async fn prepare(
         }
         None => None,
     };
+    if let Some(claim) = plan.data_on_claim.clone().filter(|_| replica.is_none())
+        && !locked.has_data()?
+    {
+        return Err(StartError::DataLost { path: locked.path().display().to_string(), claim });
+    }
     Ok((locked, replica))
 }
 

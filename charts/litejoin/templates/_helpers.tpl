@@ -8,6 +8,13 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 app.kubernetes.io/name: litejoin-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
+{{- define "litejoin.secretRules" -}}
+# Only names are watched, only those Secrets are read that a document names, and only those of pipelines are written: a
+# rule can say none of it.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, list, watch, create, patch, delete]
+{{- end }}
 {{- define "litejoin.rules" -}}
 - apiGroups: [litejoin.io]
   resources: [pipelines, sources, joins, windows, sinks]
@@ -27,10 +34,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 - apiGroups: [""]
   resources: [pods, persistentvolumeclaims]
   verbs: [get, list, watch, patch, delete]
-# Only names are watched, and only those Secrets are read that a document names: a rule can say neither.
-- apiGroups: [""]
-  resources: [secrets]
-  verbs: [get, list, watch]
+{{- if or .Values.watchNamespace (eq .Values.secrets "all") }}
+{{ include "litejoin.secretRules" . }}
+{{- end }}
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [get, list, watch, create, patch, delete]

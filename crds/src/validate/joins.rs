@@ -71,9 +71,10 @@ pub(crate) fn check_sinks<T>(
 ) {
     let known = contents.names(Kind::Sink);
     for (index, sink) in sinks.iter().enumerate().filter(|(_, sink)| !known.contains(&sink.as_str())) {
-        let hint =
-            near_or_allowed(sink, &known, "; there is none, add one to spec.sinks or as a Sink of its own");
-        let message = format!("no sink is called {sink:?}{hint}");
+        let message = contents.left_out(&[Kind::Sink], sink).unwrap_or_else(|| {
+            let none = "; there is none, add one to spec.sinks or as a Sink of its own";
+            format!("no sink is called {sink:?}{}", near_or_allowed(sink, &known, none))
+        });
         complaints.error(&named.place, &path::item("sinks", index), Reason::UnknownReference, message);
     }
 }

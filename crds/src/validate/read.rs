@@ -1,6 +1,6 @@
 //! Reads documents into types: the kind and the name of each, and all fields that have the form of their schema.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -8,7 +8,8 @@ use serde_json::Value;
 use crate::complaint::{Complaint, Reason, list, nearest};
 use crate::document::Document;
 use crate::join::JoinBody;
-use crate::kind::{API_VERSION, GROUP, Kind};
+use crate::kind::{API_VERSION, DATA_ANNOTATION, GROUP, Kind};
+use crate::part;
 use crate::path;
 use crate::pipeline::PipelineSpec;
 use crate::plan::Place;
@@ -28,6 +29,8 @@ pub(crate) struct Contents {
     pub(crate) sinks: Vec<Named<SinkBody>>,
     /// Names of things that could not be read, so that no complaint says that they do not exist.
     pub(crate) unread: Vec<(Kind, String)>,
+    /// Names of parts that are left out: who refers to one is told so.
+    left_out: Vec<(Kind, String)>,
     /// Places whose form was complained about.
     marred: Vec<Place>,
 }
@@ -37,6 +40,8 @@ pub(crate) struct PipelineDocument {
     pub(crate) name: String,
     pub(crate) namespace: String,
     pub(crate) document: usize,
+    /// See [`DATA_ANNOTATION`].
+    pub(crate) data_on_claim: Option<String>,
     /// The settings of the Pipeline; its lists are read item by item into `Contents`.
     pub(crate) spec: PipelineSpec,
 }
@@ -77,6 +82,12 @@ impl Contents {
         names
     }
 
+    /// Says that what is called so is left out, if it is; `None` if nothing of these kinds is.
+    pub(crate) fn left_out(&self, kinds: &[Kind], name: &str) -> Option<String> {
+        let (kind, _) = self.left_out.iter().find(|(kind, other)| kinds.contains(kind) && other == name)?;
+        Some(format!("waits for the {} {name:?}, which is wrong itself; put that right first", kind.noun()))
+    }
+
     /// Whether a complaint about values that need each other may come from a value that was taken out.
     pub(crate) fn follows_from_another(&self, complaint: &Complaint) -> bool {
         matches!(complaint.reason, Reason::NotExactlyOne | Reason::Conflict)
@@ -86,19 +97,32 @@ impl Contents {
     }
 }
 
-/// Reads the documents, complaining about their form.
-pub(crate) fn read(documents: &[Document], complaints: &mut Complaints) -> Contents {
-    let mut contents = Contents::default();
+/// Reads the documents without the parts at some places, complaining about their form.
+pub(crate) fn read(
+    documents: &[Document],
+    left_out: &BTreeSet<Place>,
+    complaints: &mut Complaints,
+) -> Contents {
+    let parts = part::parts(documents).filter(|part| left_out.contains(&part.place));
+    let parts = parts.map(|part| (part.kind, part.name.to_owned()));
+    let mut contents = Contents { left_out: parts.collect(), ..Contents::default() };
     let mut pipelines: Vec<(usize, String)> = Vec::new();
     let mut references: Vec<(usize, String)> = Vec::new();
     let mut unknown = false;
     for (index, document) in documents.iter().enumerate() {
         let value = &document.value;
+        let place = |path: &str| Place { document: index, path: path.to_owned() };
+        if left_out.contains(&place("")) {
+            continue;
+        }
         let Some(kind) = kind(value, index, complaints) else {
             unknown = true;
             continue;
         };
-        let findings = structure::check(value, kind);
+        let mut findings = structure::check(value, kind);
+        findings.retain(|finding| {
+            part::entry_path(&finding.path).is_none_or(|entry| !left_out.contains(&place(entry)))
+        });
         for finding in &findings {
             let complaint = Complaint::error(index, &finding.path, finding.reason, &finding.message);
             complaints.found.push(complaint);
@@ -108,7 +132,7 @@ pub(crate) fn read(documents: &[Document], complaints: &mut Complaints) -> Conte
             Kind::Pipeline => {
                 pipelines.push((index, name.clone()));
                 if contents.pipeline.is_none() {
-                    read_pipeline(value, index, name, &findings, &mut contents);
+                    read_pipeline(value, index, name, &findings, left_out, &mut contents);
                 }
             }
             _ => {
@@ -219,11 +243,17 @@ impl Contents {
 }
 
 /// Reads a Pipeline: its settings, and its lists item by item.
-fn read_pipeline(value: &Value, index: usize, name: String, findings: &[Finding], contents: &mut Contents) {
-    const LISTS: [(Kind, &str); 4] =
-        [(Kind::Source, "sources"), (Kind::Join, "joins"), (Kind::Window, "windows"), (Kind::Sink, "sinks")];
+fn read_pipeline(
+    value: &Value,
+    index: usize,
+    name: String,
+    findings: &[Finding],
+    left_out: &BTreeSet<Place>,
+    contents: &mut Contents,
+) {
     let mut settings = value["spec"].clone();
-    for (kind, list) in LISTS {
+    for kind in Kind::CHILDREN {
+        let list = kind.plural();
         let Some(Value::Array(items)) = settings.as_object_mut().and_then(|spec| spec.remove(list)) else {
             continue;
         };
@@ -232,10 +262,13 @@ fn read_pipeline(value: &Value, index: usize, name: String, findings: &[Finding]
             let name = item["name"].as_str().unwrap_or_default().to_owned();
             let name_path = path::field(&at, "name");
             let place = Place { document: index, path: at };
-            contents.push(kind, item, Written { name, name_path, place }, findings);
+            if !left_out.contains(&place) {
+                contents.push(kind, item, Written { name, name_path, place }, findings);
+            }
         }
     }
-    let in_lists = |path: &str| LISTS.iter().any(|(_, list)| path.starts_with(&format!("spec.{list}")));
+    let in_lists =
+        |path: &str| Kind::CHILDREN.iter().any(|kind| path.starts_with(&format!("spec.{}", kind.plural())));
     let section = |finding: &Finding| finding.path.split('.').take(2).collect::<Vec<_>>().join(".");
     let whole = || {
         // A section that can't be read without the parts that were taken out is taken out as a whole.
@@ -257,7 +290,8 @@ fn read_pipeline(value: &Value, index: usize, name: String, findings: &[Finding]
         contents.marred.extend(sections.into_iter().map(|path| Place { document: index, path }));
     }
     let namespace = value["metadata"]["namespace"].as_str().unwrap_or("default").to_owned();
-    contents.pipeline = Some(PipelineDocument { name, namespace, document: index, spec });
+    let data_on_claim = value["metadata"]["annotations"][DATA_ANNOTATION].as_str().map(str::to_owned);
+    contents.pipeline = Some(PipelineDocument { name, namespace, document: index, data_on_claim, spec });
 }
 
 /// Types a value without the parts of it that were complained about; `None` if it cannot do without them.

@@ -220,6 +220,7 @@ fn replication(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Option<Replication
             restore: replication.restore.policy,
             restore_timestamp: replication.restore.timestamp.clone(),
             restore_from_url: replication.restore.from_url.clone(),
+            begin_anew: replication.begin_anew.clone(),
             results_wait: spec.delivery.after == Durability::Replicated,
         });
     }

@@ -27,12 +27,10 @@ pub(crate) fn plan(
         for (index, join) in
             named.body.joins.iter().enumerate().filter(|(_, join)| !known.contains(&join.as_str()))
         {
-            let hint = near_or_allowed(
-                join,
-                &known,
-                "; there is none, add one to spec.joins or as a Join of its own",
-            );
-            let message = format!("no join or window is called {join:?}{hint}");
+            let message = contents.left_out(&[Kind::Join, Kind::Window], join).unwrap_or_else(|| {
+                let none = "; there is none, add one to spec.joins or as a Join of its own";
+                format!("no join or window is called {join:?}{}", near_or_allowed(join, &known, none))
+            });
             scope.error(&path::item("joins", index), Reason::UnknownReference, message);
         }
         if let Some(kind) = kind(named, &mut scope) {

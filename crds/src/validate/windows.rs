@@ -94,6 +94,10 @@ fn check_topic(contents: &Contents, named: &Named<WindowBody>, complaints: &mut 
     if may_be_filled || known.clone().any(|known| known.eq_ignore_ascii_case(topic)) {
         return;
     }
+    if let Some(message) = contents.left_out(&[Kind::Join, Kind::Window], topic) {
+        complaints.error(&named.place, "topic", Reason::UnknownReference, message);
+        return;
+    }
     let near = nearest(topic, known.by_ref().filter(|known| *known != named.name));
     let hint =
         near.map(|near| format!("; did you mean {near:?}?")).unwrap_or_else(|| match is_topic(topic) {

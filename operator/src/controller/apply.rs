@@ -1,11 +1,13 @@
 //! Writes the objects that differ, and nothing else. A pure function decides on the writes; each is one call that can
 //! be repeated: server-side apply under our field manager, or a deletion of the very object that was seen.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use kube::{Client, ResourceExt};
 use litejoin_crds::quantity;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tracing::info;
 
 use super::build::{Desired, hash};
@@ -41,6 +43,10 @@ pub(crate) fn changes(observed: &Observed, desired: &Desired) -> Vec<Change> {
             (Some(object), _) if !is_written(observed, desired, slot) => {
                 changes.push(Change::Apply { resource, name, object: signed(object) });
             }
+            (Some(wanted), Some(live)) if slot == Slot::StatefulSet && has_foreign_settings(live, wanted) => {
+                let patch = json!({ "spec": { "template": { "spec": own_containers(wanted) } } });
+                changes.push(Change::Patch { resource, name, patch });
+            }
             (None, Some(live)) if live.metadata.deletion_timestamp.is_none() => {
                 changes.push(Change::Delete { resource, name, uid: live.uid().unwrap_or_default() });
             }
@@ -50,6 +56,33 @@ pub(crate) fn changes(observed: &Observed, desired: &Desired) -> Vec<Change> {
     changes
         .extend(desired.volume_size.as_deref().and_then(|size| grow(observed.volume_claim.as_ref()?, size)));
     changes
+}
+
+/// The lists of containers in a pod's spec.
+const CONTAINERS: [&str; 2] = ["initContainers", "containers"];
+
+/// Whether somebody else has given our containers variables or resources: the fields are not ours, so server-side apply
+/// leaves them, and the worker would run with settings that stand in no document.
+fn has_foreign_settings(live: &DynamicObject, wanted: &Value) -> bool {
+    let (live, wanted) = (&live.data["spec"]["template"]["spec"], &wanted["spec"]["template"]["spec"]);
+    let items = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let has_more = |live: &Value, wanted: &Value| {
+        let is_foreign =
+            |variable: &Value| !items(&wanted["env"]).iter().any(|other| other["name"] == variable["name"]);
+        items(&live["env"]).iter().any(is_foreign) || !contains(&wanted["resources"], &live["resources"])
+    };
+    CONTAINERS.iter().any(|list| {
+        items(&wanted[*list]).iter().any(|wanted| {
+            items(&live[*list]).iter().any(|live| live["name"] == wanted["name"] && has_more(live, wanted))
+        })
+    })
+}
+
+/// The containers of a StatefulSet as they are wanted.
+fn own_containers(wanted: &Value) -> Value {
+    let pod = &wanted["spec"]["template"]["spec"];
+    let lists = CONTAINERS.iter().filter(|list| pod[**list].is_array());
+    lists.map(|list| ((*list).to_owned(), pod[*list].clone())).collect::<Map<_, _>>().into()
 }
 
 /// Whether the observed object has every field of the desired one.
@@ -127,8 +160,9 @@ fn grow(claim: &PersistentVolumeClaim, size: &str) -> Option<Change> {
 }
 
 /// The patch that annotates a pod, which makes kubelet look at the pod's volumes at once.
-pub(crate) fn annotate(pod: &Pod, annotation: &str, value: &str) -> Change {
-    let patch = json!({ "metadata": { "uid": pod.uid(), "annotations": { annotation: value } } });
+pub(crate) fn annotate(pod: &Pod, annotations: Vec<(&str, String)>) -> Change {
+    let annotations: BTreeMap<&str, String> = annotations.into_iter().collect();
+    let patch = json!({ "metadata": { "uid": pod.uid(), "annotations": annotations } });
     Change::Patch { resource: ApiResource::erase::<Pod>(&()), name: pod.name_any(), patch }
 }
 
@@ -187,6 +221,30 @@ async fn delete(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_of_others_are_told_from_ours() {
+        let set =
+            |container: Value| json!({ "spec": { "template": { "spec": { "containers": [container] } } } });
+        let wanted = set(
+            json!({ "name": "worker", "env": [{ "name": "A" }], "resources": { "limits": { "cpu": "1" } } }),
+        );
+        for (container, foreign) in [
+            (
+                json!({ "name": "worker", "env": [{ "name": "A" }], "resources": { "limits": { "cpu": "1" } } }),
+                false,
+            ),
+            (json!({ "name": "worker", "env": [{ "name": "A" }, { "name": "B" }] }), true),
+            (json!({ "name": "worker", "resources": { "limits": { "cpu": "1", "memory": "1Gi" } } }), true),
+            (json!({ "name": "worker", "resources": { "limits": { "cpu": "1000m" } } }), false),
+            (json!({ "name": "theirs", "env": [{ "name": "B" }] }), false),
+        ] {
+            let mut live = set(container.clone());
+            live["metadata"] = json!({ "name": "orders" });
+            let live: DynamicObject = serde_json::from_value(live).unwrap();
+            assert_eq!(has_foreign_settings(&live, &wanted), foreign, "{container}");
+        }
+    }
 
     #[test]
     fn what_a_server_rewrites_is_the_same() {

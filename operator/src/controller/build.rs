@@ -6,23 +6,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use litejoin_crds::PipelineSpec;
 use serde_json::{Value, json};
 
+use super::config_map;
 use super::names;
 use super::object::is_ours;
 use super::observe::Observed;
 use super::slot::Slot;
 use super::validate::{Config, Verdict};
 
-mod config_map;
 mod drill;
 mod network_policy;
 mod overrides;
 mod pod;
 mod pod_monitor;
 mod replication;
+mod secrets;
 mod services;
 mod stateful_set;
 
-pub(crate) use config_map::CONFIG_BYTES_MAX;
 pub(crate) use services::admin_port;
 pub(crate) use stateful_set::{hash, is_at_rest};
 
@@ -64,8 +64,11 @@ pub(crate) fn build(observed: &Observed, verdict: &Verdict, operator: &Operator)
             ),
         );
     }
+    if let Some(gathered) = secrets::gather(config, observed) {
+        objects.insert(Slot::Secret, owner.object(Slot::Secret, gathered));
+    }
     let mut config_bytes_excess = None;
-    match config_map::data(config) {
+    match config_map::data(&config.documents) {
         Ok(mut data) => {
             replication::expect(&mut data, observed);
             objects.insert(Slot::ConfigMap, owner.object(Slot::ConfigMap, json!({ "data": data })));

@@ -23,6 +23,9 @@ pub(crate) const IMAGE_ANNOTATION: &str = "litejoin.io/default-image";
 /// Annotation of a pod: hash of the config that kubelet is to look for at once.
 pub(crate) const CONFIG_ANNOTATION: &str = "litejoin.io/config";
 
+/// Annotation of a pod: hash of the gathered Secret that kubelet is to look for at once.
+pub(crate) const SECRET_ANNOTATION: &str = "litejoin.io/secret";
+
 /// The volume of the data.
 pub(crate) const DATA_VOLUME: &str = "data";
 
@@ -55,9 +58,19 @@ pub(crate) fn headless_service(pipeline: &str) -> String {
     format!("{pipeline}-headless")
 }
 
+/// The Secret in which the keys are gathered that the worker reads.
+pub(crate) fn gathered_secret(pipeline: &str) -> String {
+    format!("{pipeline}-litejoin")
+}
+
 /// The only pod of the StatefulSet.
 pub(crate) fn pod(pipeline: &str) -> String {
     format!("{pipeline}-0")
+}
+
+/// The claim of a second pod, which there is only if somebody has scaled the StatefulSet.
+pub(crate) fn second_claim(pipeline: &str) -> String {
+    format!("{DATA_VOLUME}-{pipeline}-1")
 }
 
 /// The claim of the pod's volume, as the StatefulSet names it.

@@ -20,7 +20,7 @@ use crate::error::{Doing, Error};
 
 mod secrets;
 
-pub(crate) use secrets::{AdminKeys, secret_keys};
+pub(crate) use secrets::{AdminKeys, SecretValues, secret_keys};
 
 /// How long a StatefulSet may be without a pod before it is asked why, in seconds.
 const NO_POD_SECONDS: i64 = 5;
@@ -34,6 +34,8 @@ pub(crate) struct Observed {
     pub(crate) built: BTreeMap<Slot, DynamicObject>,
     /// The claim of the pod's volume.
     pub(crate) volume_claim: Option<PersistentVolumeClaim>,
+    /// The claim of a second pod, which somebody has let the StatefulSet make.
+    pub(crate) leftover_claim: Option<String>,
     /// The pod that our StatefulSet has made.
     pub(crate) pod: Option<Pod>,
     /// Why the StatefulSet could not make the pod last, while there is none: a quota, a policy, a webhook.
@@ -42,6 +44,10 @@ pub(crate) struct Observed {
     pub(crate) secrets: BTreeMap<String, Option<BTreeSet<String>>>,
     /// Whether the cluster knows PodMonitors; `false` without a look if none is wanted.
     pub(crate) pod_monitors_served: bool,
+    /// The values of those Secrets.
+    pub(crate) secret_values: SecretValues,
+    /// Whether the operator may not read Secrets here.
+    pub(crate) secrets_forbidden: bool,
     /// The token and certificate for the worker's admin address.
     pub(crate) admin_keys: AdminKeys,
 }
@@ -55,6 +61,25 @@ impl Observed {
     /// See [`Object::pipeline_spec`].
     pub(crate) fn spec(&self) -> PipelineSpec {
         self.pipeline.pipeline_spec()
+    }
+
+    /// What to do where the operator may not read Secrets.
+    pub(crate) fn forbidden_message(&self) -> String {
+        let namespace = &self.pipeline.namespace;
+        format!(
+            "the operator may not read Secrets in this namespace; bind the ClusterRole <release>-operator-secrets of its chart \
+             to its ServiceAccount by a RoleBinding in {namespace}"
+        )
+    }
+
+    /// The UID of the volume claim without which there is no data; `None` where there is none yet, where a replica has it
+    /// too, or where its loss is accepted.
+    pub(crate) fn claim_of_data(&self) -> Option<String> {
+        let PipelineSpec { storage, replication, .. } = self.spec();
+        let claim = self.pipeline.status["layout"]["volumeClaimUid"].as_str()?;
+        let is_needed =
+            !replication.enabled && !storage.ephemeral && storage.accept_loss.as_deref() != Some(claim);
+        is_needed.then(|| claim.to_owned())
     }
 
     /// Where the replica of the pipeline is to be, such as `s3://bucket/prefix/shop/orders`; `None` without one.
@@ -90,14 +115,15 @@ pub(crate) async fn observe(
     let pipeline = Object::new(Kind::Pipeline, &pipeline);
     let children = children.of(namespace, name);
     let wants_monitor = pipeline.pipeline_spec().pod_monitor.enabled;
-    let (built, pod_monitors_served, claim, pod) = tokio::try_join!(
+    let claim_named = async |claim: String| {
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+        claims.get_opt(&claim).await.doing(|| format!("read PersistentVolumeClaim {namespace}/{claim}"))
+    };
+    let (built, pod_monitors_served, claim, leftover, pod) = tokio::try_join!(
         built(client, namespace, name),
         async { if wants_monitor { pod_monitors_served(client).await } else { Ok(false) } },
-        async {
-            let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
-            let claim = names::claim(name);
-            claims.get_opt(&claim).await.doing(|| format!("read PersistentVolumeClaim {namespace}/{claim}"))
-        },
+        claim_named(names::claim(name)),
+        claim_named(names::second_claim(name)),
         async {
             let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
             let pod = names::pod(name);
@@ -122,24 +148,25 @@ pub(crate) async fn observe(
         named.extend(secret_keys(&object.spec).into_iter().map(|(secret, _)| secret));
     }
     secret_watch.note(namespace, name, &named);
-    let read = secrets::read(client, namespace, named).await?;
+    let read = SecretValues::read(client, namespace, named).await?;
+    let secrets_forbidden = read.is_none();
+    let secret_values = read.unwrap_or_default();
     let admin_keys = AdminKeys::of(&pipeline.pipeline_spec(), |reference| {
-        let value = read.get(&reference.name)?.as_ref()?.get(&reference.key)?;
-        Some(value.0.as_slice())
+        secret_values.value(&reference.name, &reference.key)
     });
-    // The values of all other Secrets are dropped here; only the names of their keys are kept.
-    let names = |(secret, data): (String, Option<secrets::SecretData>)| {
-        (secret, data.map(|data| data.into_keys().collect()))
-    };
-    let secrets = read.into_iter().map(names).collect();
     Ok(Some(Observed {
         pipeline,
         children,
         built,
         volume_claim,
+        leftover_claim: leftover
+            .filter(|claim| claim.metadata.deletion_timestamp.is_none())
+            .map(|claim| claim.name_any()),
         pod,
         pod_refusal,
-        secrets,
+        secrets: secret_values.keys(),
+        secret_values,
+        secrets_forbidden,
         pod_monitors_served,
         admin_keys,
     }))
@@ -182,6 +209,8 @@ async fn built(
         let found = match api.get_opt(&name).await {
             // `get_opt` covers a missing object; a missing kind (PodMonitor) answers 404 in another form.
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+            // Without the right to Secrets, none is made, and documents that name some are told so.
+            Err(kube::Error::Api(status)) if status.code == 403 && slot == Slot::Secret => Ok(None),
             found => found,
         };
         let found = found.doing(|| format!("read {} {namespace}/{name}", slot.resource().kind))?;

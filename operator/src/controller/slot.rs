@@ -8,6 +8,7 @@ use super::{kinds, names};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Slot {
     ServiceAccount,
+    Secret,
     ConfigMap,
     HeadlessService,
     Service,
@@ -18,8 +19,9 @@ pub(crate) enum Slot {
 }
 
 impl Slot {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::ServiceAccount,
+        Self::Secret,
         Self::ConfigMap,
         Self::HeadlessService,
         Self::Service,
@@ -33,6 +35,7 @@ impl Slot {
     pub(crate) fn resource(self) -> ApiResource {
         match self {
             Self::ServiceAccount => ApiResource::erase::<k8s_openapi::api::core::v1::ServiceAccount>(&()),
+            Self::Secret => ApiResource::erase::<k8s_openapi::api::core::v1::Secret>(&()),
             Self::ConfigMap => ApiResource::erase::<k8s_openapi::api::core::v1::ConfigMap>(&()),
             Self::HeadlessService | Self::Service => {
                 ApiResource::erase::<k8s_openapi::api::core::v1::Service>(&())
@@ -48,6 +51,7 @@ impl Slot {
     pub(crate) fn name(self, pipeline: &str) -> String {
         match self {
             Self::HeadlessService => names::headless_service(pipeline),
+            Self::Secret => names::gathered_secret(pipeline),
             _ => pipeline.to_owned(),
         }
     }

@@ -8,6 +8,7 @@ use litejoin_crds::status::{ChildStatus, PipelineStatus};
 mod child;
 mod condition;
 mod findings;
+mod inline;
 mod pipeline;
 mod pod;
 mod replication;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::build::{Desired, Operator, build};
 use super::object::Object;
-use super::observe::{AdminKeys, Observed};
+use super::observe::{AdminKeys, Observed, SecretValues};
 use super::status::{Findings, statuses};
 use super::validate::validate;
 use super::worker::WorkerReport;
@@ -59,9 +59,12 @@ fn observed(documents: &str) -> Observed {
         children: objects.collect(),
         built: BTreeMap::new(),
         volume_claim: None,
+        leftover_claim: None,
         pod_refusal: None,
         pod: None,
         secrets: BTreeMap::from([("credentials".to_owned(), Some(BTreeSet::from(["token".to_owned()])))]),
+        secret_values: SecretValues::of("credentials", "token", "hunter2"),
+        secrets_forbidden: false,
         pod_monitors_served: true,
         admin_keys: AdminKeys::default(),
     }

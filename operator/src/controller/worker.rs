@@ -8,9 +8,10 @@ use litejoin_crds::worker_status::WorkerStatus;
 use tracing::debug;
 
 use super::apply::{Change, annotate};
-use super::build::admin_port;
+use super::build::{Desired, admin_port, hash};
 use super::names;
 use super::observe::Observed;
+use super::slot::Slot;
 use super::validate::Verdict;
 use super::watch::PendingReconciles;
 
@@ -108,13 +109,21 @@ async fn status(admin: &AdminClient, authority: &str) -> Result<(WorkerStatus, O
     Ok((serde_json::from_slice(&body).unwrap_or_default(), tag))
 }
 
-/// Returns the write that makes kubelet look for the config at once, if the worker waits for it.
-pub(crate) fn nudge(observed: &Observed, verdict: &Verdict, report: &WorkerReport) -> Option<Change> {
-    let (config, pod) = (verdict.config.as_ref().ok()?, observed.pod.as_ref()?);
+/// Returns the write that makes kubelet look at once for the config that the worker waits for, and for credentials.
+pub(crate) fn nudge(
+    observed: &Observed,
+    verdict: &Verdict,
+    desired: Option<&Desired>,
+    report: &WorkerReport,
+) -> Option<Change> {
+    let (config, pod) = (verdict.config.as_ref().ok()?, observed.pod.as_ref().filter(|pod| is_up(pod))?);
     let behind = matches!(report, WorkerReport::Behind { .. });
-    let is_annotated = pod.annotations().get(names::CONFIG_ANNOTATION) == Some(&config.hash);
-    (behind && !is_annotated && !observed.is_paused())
-        .then(|| annotate(pod, names::CONFIG_ANNOTATION, &config.hash))
+    let config = behind.then(|| (names::CONFIG_ANNOTATION, config.hash.clone()));
+    let secret = desired.and_then(|desired| desired.objects.get(&Slot::Secret));
+    let secret = secret.map(|secret| (names::SECRET_ANNOTATION, hash(secret)));
+    let is_new = |(name, value): &(&str, String)| pod.annotations().get(*name) != Some(value);
+    let new: Vec<_> = config.into_iter().chain(secret).filter(is_new).collect();
+    (!new.is_empty() && !observed.is_paused()).then(|| annotate(pod, new))
 }
 
 fn is_up(pod: &Pod) -> bool {

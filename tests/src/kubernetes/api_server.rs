@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use tokio::sync::Mutex;
 
 use super::programs::{Process, program};
+use super::registry::Registry;
 use crate::programs::{repository, run};
 use crate::wait::until;
 
@@ -33,6 +34,7 @@ pub struct ApiServer {
     controllers: Process,
     api_server: Process,
     etcd: Process,
+    registry: Registry,
     port: u16,
     folder: TempDir,
 }
@@ -55,6 +57,28 @@ impl ApiServer {
 
     /// Starts an API server and waits until it serves LiteJoin's kinds.
     pub async fn start() -> Self {
+        let started = Self::empty().await;
+        install_definitions(&started.client().await).await;
+        started
+    }
+
+    /// Starts an API server that has no definition of LiteJoin.
+    pub async fn empty() -> Self {
+        Self::launch(None).await
+    }
+
+    /// Starts an API server on what another one had stored, as [`Self::keep`] wrote it to a folder. LiteJoin's kinds are
+    /// among it.
+    pub async fn on_kept(folder: &Path) -> Self {
+        Self::launch(Some(folder)).await
+    }
+
+    /// Writes what is stored under the wanted keys to a folder.
+    pub async fn keep(&self, is_wanted: impl Fn(&str) -> bool, folder: &Path) {
+        self.registry.keep(is_wanted, folder).await;
+    }
+
+    async fn launch(kept: Option<&Path>) -> Self {
         let folder = tempfile::tempdir().expect("a folder can be made");
         let at = folder.path();
         let [port, etcd_port, peer_port] = free_ports();
@@ -64,6 +88,9 @@ impl ApiServer {
             "etcd",
             at,
             Command::new("etcd").args(["--data-dir", "etcd", "--unsafe-no-fsync"]).args([
+                // What another server had stored is written at once.
+                "--max-txn-ops=10000".to_owned(),
+                "--max-request-bytes=33554432".to_owned(),
                 format!("--listen-client-urls={etcd_url}"),
                 format!("--advertise-client-urls={etcd_url}"),
                 format!("--listen-peer-urls={peer_url}"),
@@ -71,50 +98,28 @@ impl ApiServer {
                 format!("--initial-cluster=default={peer_url}"),
             ]),
         );
-        run(Command::new("openssl").current_dir(at).args(["genrsa", "-out", "service-accounts.key", "2048"]));
-        fs::write(at.join("tokens.csv"), format!("{TOKEN},test,test,system:masters\n")).expect("it is ours");
-        let mut api_server = Process::start(
-            "kube-apiserver",
-            at,
-            Command::new(program("kube-apiserver"))
-                .args([
-                    "--bind-address=127.0.0.1",
-                    "--cert-dir=certificates",
-                    "--service-cluster-ip-range=10.0.0.0/16",
-                    "--service-account-issuer=https://kubernetes.default.svc",
-                    "--service-account-key-file=service-accounts.key",
-                    "--service-account-signing-key-file=service-accounts.key",
-                    "--authorization-mode=RBAC",
-                    "--token-auth-file=tokens.csv",
-                    // No controller creates the service accounts that this plugin requires.
-                    "--disable-admission-plugins=ServiceAccount",
-                ])
-                .args([format!("--etcd-servers={etcd_url}"), format!("--secure-port={port}")]),
-        );
-        let config = config(&kubeconfig(&format!("https://127.0.0.1:{port}"), TOKEN)).await;
+        let registry = Registry::at(&etcd_url);
+        if let Some(kept) = kept {
+            registry.restore(kept).await;
+        }
+        let url = format!("https://127.0.0.1:{port}");
+        let mut api_server = api_server(at, &etcd_url, port);
+        let config = config(&kubeconfig(&url, TOKEN)).await;
         let client = Client::try_from(config).expect("a client can be made");
         until("the API server", async || {
             api_server.assert_running();
             client.request_text(request("/readyz")).await.ok()
         })
         .await;
-        let path = at.join("controllers.kubeconfig");
-        fs::write(&path, kubeconfig(&format!("https://127.0.0.1:{port}"), TOKEN)).expect("it is ours");
-        let [controllers_port] = free_ports();
-        let controllers = Process::start(
-            "kube-controller-manager",
-            at,
-            Command::new(program("kube-controller-manager"))
-                .args(["--leader-elect=false", "--bind-address=127.0.0.1", "--cert-dir=certificates"])
-                // The controller manager's own rate limits would only slow tests and benchmarks down.
-                .args(["--kube-api-qps=1000", "--kube-api-burst=1000"])
-                .arg(format!("--controllers={CONTROLLERS}"))
-                .arg(format!("--secure-port={controllers_port}"))
-                .arg("--kubeconfig")
-                .arg(&path),
-        );
-        install_definitions(&client).await;
-        Self { controllers, api_server, etcd, port, folder }
+        if kept.is_some() {
+            for kind in litejoin_crds::kind::Kind::ALL {
+                let path = format!("/apis/{}/{}", litejoin_crds::API_VERSION, kind.plural());
+                let served = async || client.request_text(request(&path)).await.ok();
+                until("the kept kinds to be served", served).await;
+            }
+        }
+        let controllers = controllers(at, &url);
+        Self { controllers, api_server, etcd, registry, port, folder }
     }
 
     /// Returns the URL of the server.
@@ -151,6 +156,47 @@ impl ApiServer {
     pub fn log(&self) -> String {
         format!("{}\n{}\n{}", self.controllers.log(), self.api_server.log(), self.etcd.log())
     }
+}
+
+fn api_server(at: &Path, etcd_url: &str, port: u16) -> Process {
+    run(Command::new("openssl").current_dir(at).args(["genrsa", "-out", "service-accounts.key", "2048"]));
+    fs::write(at.join("tokens.csv"), format!("{TOKEN},test,test,system:masters\n")).expect("it is ours");
+    Process::start(
+        "kube-apiserver",
+        at,
+        Command::new(program("kube-apiserver"))
+            .args([
+                "--bind-address=127.0.0.1",
+                "--cert-dir=certificates",
+                "--service-cluster-ip-range=10.0.0.0/16",
+                "--service-account-issuer=https://kubernetes.default.svc",
+                "--service-account-key-file=service-accounts.key",
+                "--service-account-signing-key-file=service-accounts.key",
+                "--authorization-mode=RBAC",
+                "--token-auth-file=tokens.csv",
+                // No controller creates the service accounts that this plugin requires.
+                "--disable-admission-plugins=ServiceAccount",
+            ])
+            .args([format!("--etcd-servers={etcd_url}"), format!("--secure-port={port}")]),
+    )
+}
+
+fn controllers(at: &Path, url: &str) -> Process {
+    let path = at.join("controllers.kubeconfig");
+    fs::write(&path, kubeconfig(url, TOKEN)).expect("it is ours");
+    let [port] = free_ports();
+    Process::start(
+        "kube-controller-manager",
+        at,
+        Command::new(program("kube-controller-manager"))
+            .args(["--leader-elect=false", "--bind-address=127.0.0.1", "--cert-dir=certificates"])
+            // The controller manager's own rate limits would only slow tests and benchmarks down.
+            .args(["--kube-api-qps=1000", "--kube-api-burst=1000"])
+            .arg(format!("--controllers={CONTROLLERS}"))
+            .arg(format!("--secure-port={port}"))
+            .arg("--kubeconfig")
+            .arg(&path),
+    )
 }
 
 /// Installs `crds/*.yaml`, and waits until they are served.

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use super::image;
 use super::programs::{Process, program};
 use super::volumes::Volumes;
-use crate::programs::run;
+use crate::programs::{repository, run};
 use crate::wait::until;
 
 /// The variable that tells a test that it runs inside the namespaces.
@@ -121,6 +121,20 @@ impl Node {
             .env("KUBECONFIG", &self.kubeconfig)
             .env("HOME", home)
             .args(arguments))
+    }
+
+    /// Runs a command line in a shell in the repository, with kubectl and helm on its path, and returns its output.
+    pub fn shell(&self, command: &str) -> String {
+        let programs = program("kubectl").parent().expect("a program is in a folder").to_owned();
+        let paths = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect::<Vec<_>>();
+        let path =
+            std::env::join_paths(std::iter::once(programs).chain(paths)).expect("paths of this machine");
+        run(Command::new("sh")
+            .args(["-euc", command])
+            .current_dir(repository())
+            .env("PATH", path)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env("HOME", self.folder().join("helm")))
     }
 
     /// Returns the last lines of each process's log.

@@ -1,5 +1,5 @@
-//! A proxy between one operator and the API server: it counts calls, and disturbs the write of a chosen number. Leases
-//! and Events, which belong to no pipeline, pass uncounted.
+//! A proxy between one operator and the API server: it notes calls, and disturbs the write of a chosen number. Leases
+//! and Events, which belong to no pipeline, are no writes here.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -58,10 +58,30 @@ struct Shared {
     crash: Notify,
 }
 
+/// A call of the operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiCall {
+    pub method: Method,
+    pub path: String,
+    /// Whether it is a watch, which goes on.
+    pub is_watch: bool,
+}
+
+impl ApiCall {
+    /// Whether it is about the Lease by which operators agree.
+    pub fn is_of_lease(&self) -> bool {
+        self.path.contains("/coordination.k8s.io/")
+    }
+
+    /// Whether it writes an object of a pipeline.
+    fn is_write(&self) -> bool {
+        self.method != Method::GET && !self.is_of_lease() && !self.path.contains("/events.k8s.io/")
+    }
+}
+
 #[derive(Default)]
 struct Calls {
-    writes: Vec<String>,
-    reads: usize,
+    calls: Vec<ApiCall>,
     /// The number of the write to disturb, from 1.
     fault: Option<(usize, Fault)>,
     /// Answers to reads by path.
@@ -95,14 +115,21 @@ impl Proxy {
         *self.lock() = Calls { fault, ..Calls::default() };
     }
 
+    /// Returns all calls since the last [`Self::reset`].
+    pub fn calls(&self) -> Vec<ApiCall> {
+        self.lock().calls.clone()
+    }
+
     /// Returns the writes since the last [`Self::reset`]: method and path.
     pub fn writes(&self) -> Vec<String> {
-        self.lock().writes.clone()
+        let calls = self.lock();
+        let writes = calls.calls.iter().filter(|call| call.is_write());
+        writes.map(|ApiCall { method, path, .. }| format!("{method} {path}")).collect()
     }
 
     /// Returns the number of reads since the last [`Self::reset`], including watches.
     pub fn reads(&self) -> usize {
-        self.lock().reads
+        self.lock().calls.iter().filter(|call| call.method == Method::GET).count()
     }
 
     /// Waits until the caller has to die.
@@ -126,21 +153,16 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a call, and returns its fault.
-    fn count(&self, method: &Method, path: &str) -> Option<Fault> {
+    /// Notes a call, and returns its fault.
+    fn note(&self, call: ApiCall) -> Option<Fault> {
         let mut calls = self.lock();
         if calls.dead {
             return Some(Fault::CrashBefore);
         }
-        if method == Method::GET {
-            calls.reads += 1;
-            return None;
-        }
-        if path.contains("/coordination.k8s.io/") || path.contains("/events.k8s.io/") {
-            return None;
-        }
-        calls.writes.push(format!("{method} {path}"));
-        calls.fault.filter(|(number, _)| *number == calls.writes.len()).map(|(_, fault)| fault)
+        let is_write = call.is_write();
+        calls.calls.push(call);
+        let (number, fault) = calls.fault.filter(|_| is_write)?;
+        (calls.calls.iter().filter(|call| call.is_write()).count() == number).then_some(fault)
     }
 
     /// Repeats each answer to a read so far once more.
@@ -166,7 +188,9 @@ impl Shared {
 async fn pass(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let path = request.uri().to_string();
     let method = request.method().clone();
-    let fault = shared.count(&method, request.uri().path());
+    let is_watch = path.contains("watch=");
+    let call = ApiCall { method: method.clone(), path: request.uri().path().to_owned(), is_watch };
+    let fault = shared.note(call);
     match fault {
         Some(Fault::CrashBefore) => crash(&shared).await,
         Some(Fault::CrashAfter) => {
@@ -185,7 +209,7 @@ async fn pass(State(shared): State<Arc<Shared>>, request: Request) -> Response {
             shared.remember_answers();
             shared.forward(request).await
         }
-        None if method == Method::GET && !path.contains("watch=") => read(&shared, path, request).await,
+        None if method == Method::GET && !is_watch => read(&shared, path, request).await,
         None => shared.forward(request).await,
     }
 }

@@ -26,6 +26,22 @@ async fn a_watched_file_that_is_replaced_is_applied() {
 }
 
 #[tokio::test]
+async fn a_config_that_lacked_a_secret_is_applied_when_that_comes() {
+    let site = WorkerSite::with(&manifest(INGEST, &all(), LIVE));
+    let secrets = site.path().join("secrets");
+    let worker = site.run(["--watch", "--secrets-dir", "secrets"]).start().await;
+    let guarded = "    - {name: guarded, sse: {addr: \"127.0.0.1:0\", auth: {bearer: {secretKeyRef: {name: door, key: token}}}}}";
+    site.write("pipeline.yaml", manifest(INGEST, &all(), &format!("{LIVE}\n{guarded}")));
+    let refused = worker.reloaded(1).await;
+    assert_eq!(refused["lastReload"]["ok"], false, "{refused}");
+    // An operator gathers keys in one folder.
+    fs::create_dir_all(secrets.join("_gathered")).expect("a folder can be made");
+    fs::write(secrets.join("_gathered/door..token"), "hunter2").expect("a file can be written");
+    assert_applied(&worker.reloaded(2).await);
+    worker.stop().await;
+}
+
+#[tokio::test]
 async fn a_watched_folder_whose_link_is_swapped_is_applied() {
     // A ConfigMap is mounted like this: the file is a link to ..data/pipeline.yaml, and ..data a link that is replaced.
     let site = WorkerSite::new();

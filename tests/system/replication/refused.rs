@@ -41,12 +41,14 @@ fn without_random_parts(text: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_replica_that_is_gone() {
+async fn a_replica_that_is_gone_is_no_source_of_a_restore() {
     let store = Store::file().await;
     let pipeline = stored(&store).await;
     std::fs::remove_dir_all(store.files().join("replicas")).unwrap();
-    refused(&pipeline, &store, pipeline.run([]), expect![[r#"
-        error: file://<store>/replicas/default/p/0: nothing is there, and this data directory was replicated there as incarnation-1-<id>; look at replicaUrl, endpoint and credentials. To begin a new replica with the data of this directory, remove its replication.json
+    let restore = ["restore", "-f", "pipeline.yaml", "--data-dir", "data"];
+    let restore = pipeline.with_environment(pipeline.site.command(restore));
+    refused(&pipeline, &store, restore, expect![[r#"
+        error: file://<store>/replicas/default/p/0: nothing is there, and this data was replicated there as incarnation-1-<id>; look at replicaUrl, endpoint and credentials. To begin a new replica with the data that is here, write spec.replication.beginAnew: incarnation-1-<id>
     "#]]).await;
     assert!(!store.files().join("replicas").exists(), "nothing is written");
 }

@@ -160,7 +160,8 @@ pub(crate) struct Run {
     #[arg(long)]
     pub(crate) once: bool,
 
-    /// Run without documents of their own that are wrong; /status says which those are. A wrong Pipeline still stops all
+    /// Hold back sources, joins, windows and sinks that are wrong: what they were before runs on, or the rest runs without
+    /// them. /status says which those are. Wrong settings of the Pipeline still stop all
     #[arg(long)]
     pub(crate) leave_out_invalid: bool,
 

@@ -15,7 +15,7 @@ use crate::control::END;
 use crate::control::dlq::{Count, Reading};
 use crate::dead_letters::DeadLetters;
 use crate::dead_letters::by_hand::{After, Entry, Filter};
-use crate::storage::layout;
+use crate::storage::layout::{self, LayoutError};
 use crate::storage::sqlite::SqliteError;
 use crate::{clock, pipeline};
 
@@ -33,6 +33,8 @@ pub(crate) enum DlqError {
     Answer(#[from] serde_json::Error),
     #[error(transparent)]
     File(#[from] SqliteError),
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
     #[error("{id}: there is none of that id in the dead-letter queue; litejoin dlq list shows what there is")]
     Unknown { id: String },
     #[error("could not write what was found")]
@@ -142,7 +144,8 @@ impl DlqQueue {
     pub(crate) fn queue(&self) -> Result<Queue, String> {
         let plan = match self.files.is_empty() {
             true => None,
-            false => Some(pipeline::load(&self.files)?.0.plan),
+            // Dead letters can be reached even if a part is wrong that a worker can run without.
+            false => Some(pipeline::load_valid(&self.files, None)?.0.plan),
         };
         let path = plan.as_ref().and_then(|plan| plan.delivery.dlq.path.as_deref());
         Ok(Queue::of(self.data.folder(plan.as_ref()), path))
@@ -230,6 +233,7 @@ impl Queue {
     }
 
     fn open(&self) -> Result<DeadLetters, DlqError> {
+        layout::check_format(&self.data_dir)?;
         if !self.path.is_file() {
             let path = self.path.display().to_string();
             return Err(DlqError::Nothing { path, data_dir: self.data_dir.display().to_string() });

@@ -22,7 +22,8 @@ use crate::replication::fetch::{self, Restored, UnsoundResults};
 use crate::replication::incarnation::{Claim, FoundIncarnation, Incarnation};
 use crate::replication::litestream::Litestream;
 use crate::replication::{PointInTime, ReplicationError, Site, Tools, files};
-use crate::storage::layout::LockedDir;
+use crate::storage::hash::HASH_VERSION;
+use crate::storage::layout::{FORMAT_VERSION, LockedDir};
 use crate::storage::sqlite::{self, SqliteError};
 use crate::{clock, pipeline};
 
@@ -87,8 +88,8 @@ fn with_replica(
 impl ReplicaOf {
     /// Returns the plan of the manifests, or their errors.
     pub(crate) fn plan(&self) -> Result<Plan, String> {
-        // The data must be restorable even if a document is wrong that a worker can run without.
-        let mut plan = pipeline::load_valid(&self.files)?.0.plan;
+        // The data must be restorable even if a part is wrong that a worker can run without.
+        let mut plan = pipeline::load_valid(&self.files, self.data_dir.as_deref())?.0.plan;
         if let Some(data_dir) = &self.data_dir {
             plan.storage.data_dir.clone_from(data_dir);
         }
@@ -278,6 +279,10 @@ async fn fetch(
     for from in candidates {
         let files: Vec<ReplicatedFile> =
             wanted.iter().filter(|file| from.birth.files.contains(&file.name)).cloned().collect();
+        if let Err(refusal) = from.check_format(&site.base.to_string(), FORMAT_VERSION, HASH_VERSION) {
+            failure = refusal.into();
+            continue;
+        }
         match fetch::fetch(site, &litestream, from, &files, point, unsound, folder).await {
             Ok(restored) => return Ok((files, restored)),
             Err(problem) => {

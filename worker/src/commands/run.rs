@@ -6,6 +6,7 @@ use litejoin_crds::hash::config_hash;
 
 use super::arguments::Run;
 use crate::manifest;
+use crate::manifest::watch::{self, Look};
 use crate::pipeline::{self, InvalidConfig, Pipeline, Reload};
 use crate::replication::Tools;
 
@@ -25,10 +26,15 @@ impl Run {
         Tools { litestream: self.litestream.program.clone(), expects_replica: self.expect_replica }
     }
 
+    /// Looks at all that the pipeline is loaded from.
+    pub(crate) fn look(&self) -> Look {
+        watch::look(&self.files, self.secrets_dir.as_deref())
+    }
+
     /// Loads the pipeline for the start.
     pub(crate) fn load(&self) -> Result<(Pipeline, String), String> {
         let (mut pipeline, warnings) = match self.leave_out_invalid {
-            true => pipeline::load_valid(&self.files)?,
+            true => pipeline::load_valid(&self.files, self.data_dir.as_deref())?,
             false => pipeline::load(&self.files)?,
         };
         if let Some(data_dir) = &self.data_dir {

@@ -1,4 +1,4 @@
-//! Notices that manifests have changed, by what they hold: an editor replaces a file, a mounted ConfigMap swaps a
+//! Notices that manifests or Secrets have changed, by what they hold: an editor replaces a file, a mounted ConfigMap swaps a
 //! link above it, and neither need change a name, a size or a time.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -10,9 +10,13 @@ use super::{bytes, files, is_stdin};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Look(u64);
 
-/// Looks at everything that [`super::load`] would read. Standard input can't be looked at and never changes.
-pub(crate) fn look(paths: &[PathBuf]) -> Look {
+/// Looks at everything that [`super::load`] would read, and at the files of Secrets: a config may be refused for the lack
+/// of one. Standard input can't be looked at and never changes.
+pub(crate) fn look(paths: &[PathBuf], secrets_dir: Option<&Path>) -> Look {
     let mut hasher = DefaultHasher::new();
+    for secret in secrets_dir.map(entries).unwrap_or_default() {
+        entries(&secret).iter().for_each(|file| hash_file(file, &mut hasher));
+    }
     for path in paths.iter().filter(|path| !is_stdin(path)) {
         match files(path) {
             Ok(files) => files.iter().for_each(|file| hash_file(file, &mut hasher)),
@@ -20,6 +24,15 @@ pub(crate) fn look(paths: &[PathBuf]) -> Look {
         }
     }
     Look(hasher.finish())
+}
+
+/// What lies in a folder, by name, but for what kubelet keeps there for itself.
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let shown = entries.filter(|entry| !entry.file_name().to_string_lossy().starts_with(".."));
+    let mut paths: Vec<_> = shown.map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
 }
 
 fn hash_file(file: &Path, hasher: &mut DefaultHasher) {
@@ -73,6 +86,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
         let paths = [folder.path().to_owned(), PathBuf::from("-")];
+        let look = |paths: &[PathBuf]| look(paths, None);
         let empty = look(&paths);
         write("a.yaml", "one");
         let one = look(&paths);
@@ -85,5 +99,21 @@ mod tests {
         let looks = [empty, one, two, look(&paths)];
         let differ = |look: &Look| looks.iter().filter(|other| *other == look).count() == 1;
         assert!(looks.iter().all(differ), "{looks:?}");
+    }
+
+    #[test]
+    fn a_look_sees_the_keys_of_secrets() {
+        let folder = tempfile::tempdir().unwrap();
+        let secret = folder.path().join("door");
+        std::fs::create_dir_all(secret.join("..data")).unwrap();
+        let seen = || look(&[], Some(folder.path()));
+        let without = seen();
+        std::fs::write(secret.join("token"), "hunter2").unwrap();
+        let with = seen();
+        std::fs::write(secret.join("token"), "correct horse").unwrap();
+        let turned = seen();
+        std::fs::write(secret.join("..data/token"), "correct horse").unwrap();
+        assert_eq!(seen(), turned);
+        assert!(without != with && with != turned);
     }
 }

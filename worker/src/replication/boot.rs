@@ -10,11 +10,14 @@ use tracing::{info, warn};
 
 pub(crate) use super::decision::Begin;
 use super::decision::{
-    DataOrigin, Renewal, Request, announced, from_elsewhere, origin, overtaker, renewal, without_store,
+    DataOrigin, Renewal, Request, announced, from_elsewhere, gone, next_number, origin, overtaker, renewal,
+    without_store,
 };
 use super::directory::{CONFIG, Choice, Directory};
 use super::fetch::Restored;
-use super::incarnation::{Birth, Claim, Decision, Incarnation, Local, Marker, Remote, Requirements};
+use super::incarnation::{
+    Birth, Claim, Decision, Incarnation, Local, Marker, Remote, Requirements, StartRefusal,
+};
 use super::litestream::{self, Litestream};
 use super::{BIRTH, CLAIM, Replica, ReplicationError, Site, Tools, files};
 use crate::clock;
@@ -115,7 +118,12 @@ impl ReplicaStart<'_> {
     async fn look(&self) -> Result<Observed, ReplicationError> {
         let local = self.directory.look()?;
         let problem = match self.directory.site.look().await {
-            Ok(remote) => return Ok(Observed { local, remote, is_away: false }),
+            Ok(remote) => match gone(&self.request, &local, &remote, self.wanted) {
+                Some(incarnation) => {
+                    StartRefusal::Gone { base: self.wanted.base.clone(), incarnation }.into()
+                }
+                None => return Ok(Observed { local, remote, is_away: false }),
+            },
             Err(problem) => problem,
         };
         let Some(remote) = without_store(&self.request, &local, self.wanted, self.birth()) else {
@@ -123,7 +131,7 @@ impl ReplicaStart<'_> {
         };
         warn!(
             error = chain(&problem),
-            "the replica can't be reached; going on with the data of this directory"
+            "the replica can't be reached or is gone; going on with the data of this directory"
         );
         Ok(Observed { local, remote, is_away: true })
     }
@@ -175,7 +183,8 @@ impl ReplicaStart<'_> {
         mut choice: Choice,
     ) -> Result<(Box<Marker>, Option<Restored>), ReplicationError> {
         let (directory, site) = (self.directory, self.directory.site);
-        let (own, holder) = (Incarnation { number: seen.remote.next_number(), id: random_id() }, random_id());
+        let (own, holder) =
+            (Incarnation { number: next_number(&seen.local, &seen.remote), id: random_id() }, random_id());
         let birth_name = format!("{own}/{BIRTH}");
         site.write(&birth_name, &self.birth_of(&choice, &seen.local)).await?;
         fault::point("incarnation-born");
@@ -242,6 +251,7 @@ fn wanted(plan: &Plan, site: &Site, tools: &Tools, begin: Begin<'_>) -> Requirem
         format_version: FORMAT_VERSION,
         policy: if replication.restore_on_boot { replication.restore } else { RestorePolicy::Never },
         expects_replica: tools.expects_replica || matches!(begin, Begin::Restore),
+        begin_anew: replication.begin_anew.clone(),
     }
 }
 

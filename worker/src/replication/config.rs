@@ -147,6 +147,7 @@ mod tests {
             restore: RestorePolicy::Auto,
             restore_timestamp: None,
             restore_from_url: None,
+            begin_anew: None,
             results_wait: false,
         }
     }

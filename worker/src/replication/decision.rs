@@ -73,6 +73,33 @@ pub(super) fn without_store(
     Some(Remote { claim: Some(held(marker, wanted)), found: vec![own] })
 }
 
+/// The incarnation of this directory if it is gone, and nobody asks for data of it or for a new one. The worker then goes on as if the
+/// store were away: it may come back with all that it held.
+pub(super) fn gone(
+    request: &Request<'_>,
+    local: &Local,
+    remote: &Remote,
+    wanted: &Requirements,
+) -> Option<Incarnation> {
+    let (Begin::Run | Begin::Prepared, Local::Marked { marker, .. }) = (request.begin, local) else {
+        return None;
+    };
+    let own = &marker.incarnation;
+    let is_asked_for = wanted.begin_anew.as_deref() == Some(&own.to_string());
+    let is_there = remote.claim.is_some() || !remote.found.is_empty();
+    (marker.is_ready && marker.base == wanted.base && !is_there && !is_asked_for).then(|| own.clone())
+}
+
+/// The number of the incarnation that a start mints: above all that the store and the directory know of, so that an old
+/// one that comes back does not count for newer.
+pub(super) fn next_number(local: &Local, remote: &Remote) -> u64 {
+    let own = match local {
+        Local::Marked { marker, .. } => marker.incarnation.number + 1,
+        Local::Nothing | Local::Unmarked => 0,
+    };
+    remote.next_number().max(own)
+}
+
 /// Decides where the directory's data comes from: as [`decide`] does, unless an earlier time or another pipeline's
 /// data is asked for.
 pub(super) fn origin(

@@ -102,6 +102,21 @@ impl FoundIncarnation {
     pub(crate) fn is_ready(&self) -> bool {
         self.ready_at.is_some()
     }
+
+    /// Checks that a worker of these versions can read its files; `base` is where it lies.
+    pub(crate) fn check_format(
+        &self,
+        base: &str,
+        format_version: u32,
+        hash_version: u32,
+    ) -> Result<(), StartRefusal> {
+        let found = self.birth.format_version;
+        if found == format_version && self.birth.hash_version == hash_version {
+            return Ok(());
+        }
+        let (base, incarnation) = (base.to_owned(), self.incarnation.clone());
+        Err(StartRefusal::Format { base, incarnation, found, wanted: format_version })
+    }
 }
 
 /// `replication.json` in a data directory: which incarnation it writes.
@@ -193,6 +208,8 @@ pub(crate) struct Requirements {
     pub(crate) policy: RestorePolicy,
     /// Whether the user says that there is a replica.
     pub(crate) expects_replica: bool,
+    /// The incarnation that the user knows to be gone.
+    pub(crate) begin_anew: Option<String>,
 }
 
 /// How a directory comes to its data and its prefix. All but the first mint an incarnation.
@@ -219,8 +236,8 @@ pub(crate) enum StartRefusal {
     )]
     Foreign { base: String, found: String, wanted: String },
     #[error(
-        "{base}: nothing is there, and this data directory was replicated there as {incarnation}; look at replicaUrl, \
-         endpoint and credentials. To begin a new replica with the data of this directory, remove its replication.json"
+        "{base}: nothing is there, and this data was replicated there as {incarnation}; look at replicaUrl, endpoint and \
+         credentials. To begin a new replica with the data that is here, write spec.replication.beginAnew: {incarnation}"
     )]
     Gone { base: String, incarnation: Incarnation },
     #[error(
@@ -427,6 +444,9 @@ fn marked(
     let Some(claim) = &remote.claim else {
         // The claim is written last, so a first start may have died before it; nothing was READY then.
         return match marker.is_ready || best.is_some() {
+            true if wanted.begin_anew.as_deref() == Some(&own.to_string()) => {
+                Ok(keep("a new replica is asked for in place of one that is gone"))
+            }
             true => Err(StartRefusal::Gone { base: base(), incarnation: own.clone() }),
             false => Ok(keep("its first start came to no claim")),
         };
@@ -459,16 +479,9 @@ fn marked(
 
 /// Takes the data from there, whatever the directory holds, if this worker can read it.
 pub(super) fn restore(from: &FoundIncarnation, wanted: &Requirements) -> Result<Decision, StartRefusal> {
+    from.check_format(&wanted.base, wanted.format_version, wanted.hash_version)?;
     let (base, incarnation) = (wanted.base.clone(), from.incarnation.clone());
-    let Birth { shard_count, hash_version, format_version, .. } = from.birth;
-    if format_version != wanted.format_version || hash_version != wanted.hash_version {
-        return Err(StartRefusal::Format {
-            base,
-            incarnation,
-            found: format_version,
-            wanted: wanted.format_version,
-        });
-    }
+    let shard_count = from.birth.shard_count;
     if shard_count != wanted.shard_count {
         return Err(StartRefusal::ShardCount {
             base,

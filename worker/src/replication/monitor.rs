@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::config::ReplicatedFile;
-use super::incarnation::Marker;
+use super::incarnation::{Claim, Marker, StartRefusal};
 use super::restore_points::{self, RestorePoint, RestorePoints};
 use super::socket::{LitestreamSocket, Synced};
 use super::{BIRTH, READY, RESTORE_POINTS, Replica, ReplicationError, Site};
@@ -345,8 +345,13 @@ impl ReplicaMonitor {
             return Ok(());
         }
         let place = self.site.base.to_string();
-        let other = claim.map_or_else(|| self.marker.incarnation.clone(), |claim| claim.incarnation);
-        error!(%other, place, "another worker has taken this pipeline over, or its claim was removed; stopping");
+        let Some(Claim { incarnation: other, .. }) = claim else {
+            // Nobody has taken over, so the data here counts; nothing counts as replicated.
+            let refusal = StartRefusal::Gone { base: place, incarnation: self.marker.incarnation.clone() };
+            self.replication_barrier.fail(&refusal.to_string());
+            return Err(refusal.into());
+        };
+        error!(%other, place, "another worker has taken this pipeline over; stopping");
         let _ = self.overtaken.try_send(());
         Err(ReplicationError::Overtaken { place, other })
     }

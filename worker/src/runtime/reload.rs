@@ -22,6 +22,7 @@ use super::{Pipeline, Reload, Running, StartError, evaluation, sinks, sources};
 use crate::blocking::blocking;
 use crate::clock;
 use crate::join::{classes, needs};
+use crate::pipeline::in_force;
 use crate::storage::offsets::stream_offsets;
 use crate::storage::sqlite::SqliteError;
 
@@ -60,6 +61,7 @@ impl Running {
             Ok(Some(diff)) => {
                 let hash = self.pipeline.plan.config_hash.clone();
                 info!(hash, "the new config is in force: {diff}");
+                in_force::write(self.store.data_dir.path(), &self.pipeline.documents);
                 self.status.config.leaves_out(self.pipeline.left_out.clone());
                 self.status.config.applied(hash, now);
             }

@@ -26,7 +26,7 @@ use crate::control::Control;
 use crate::credentials::Secrets;
 use crate::evaluator::{Evaluator, Repairs};
 use crate::join::classes;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, in_force};
 use crate::replication::Replica;
 use crate::results::event::JoinId;
 use crate::results::recovery_barrier::RecoveryBarrier;
@@ -143,6 +143,7 @@ impl Running {
         sources.units.start(ready);
         let Core { store, status, ingest, .. } = core;
         status.ready.store(true, Ordering::Relaxed);
+        in_force::write(store.data_dir.path(), &pipeline.documents);
         let data = store.data_dir.path().display();
         info!(pipeline = plan.name, %data, "the pipeline runs; stop it with ctrl-C");
         Ok(Self {

@@ -45,7 +45,7 @@ struct ConfigState {
     /// Seconds since the epoch.
     applied_at: i64,
     last_reload: Option<LastReload>,
-    /// Documents of that hash that are not in force, as they are wrong.
+    /// Parts of those documents that are not in force as they are written.
     left_out: Vec<LeftOut>,
 }
 
@@ -56,7 +56,7 @@ impl ConfigStatus {
         Self { inner: Mutex::new(inner), reloads: Default::default() }
     }
 
-    /// These of the documents are wrong, and the rest is in force without them.
+    /// These parts are wrong, and the rest is in force without them or with their versions of before.
     pub(crate) fn leaves_out(&self, left_out: Vec<LeftOut>) {
         self.lock().left_out = left_out;
     }
@@ -128,6 +128,7 @@ impl ConfigStatus {
 mod tests {
     use super::*;
 
+    use litejoin_crds::worker_status::PartComplaint;
     use serde_json::json;
 
     #[test]
@@ -136,13 +137,21 @@ mod tests {
         let left_out = LeftOut {
             kind: "Join".to_owned(),
             name: "live".to_owned(),
-            message: "no such column: x".to_owned(),
+            message: "spec.query: no such column: x".to_owned(),
+            complaints: vec![PartComplaint {
+                field: "query".to_owned(),
+                message: "no such column: x".to_owned(),
+            }],
+            runs_on: true,
         };
         status.leaves_out(vec![left_out]);
         let before = json!({
             "hash": "a",
             "appliedAt": 1_700_000_000,
-            "leftOut": [{ "kind": "Join", "name": "live", "message": "no such column: x" }],
+            "leftOut": [{
+                "kind": "Join", "name": "live", "message": "spec.query: no such column: x",
+                "complaints": [{ "field": "query", "message": "no such column: x" }], "runsOn": true,
+            }],
             "lastReload": null,
             "reloads": { "applied": 0, "refused": 0, "unchanged": 0 },
         });

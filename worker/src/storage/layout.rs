@@ -67,6 +67,24 @@ impl Layout {
     }
 }
 
+/// The fields of a manifest that say whether this worker can read the rest, and the files.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Format {
+    format_version: u32,
+    hash_version: u32,
+}
+
+impl Format {
+    fn check(&self, path: &Path) -> Result<(), LayoutError> {
+        if self.format_version == FORMAT_VERSION && self.hash_version == HASH_VERSION {
+            return Ok(());
+        }
+        let (found, found_hash) = (self.format_version, self.hash_version);
+        Err(LayoutError::Format { path: path.display().to_string(), found, found_hash })
+    }
+}
+
 /// How far the making of a directory has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -235,6 +253,11 @@ pub(crate) fn shard_paths(
     Ok((0..shard_count).map(|index| path.join(shard_file_name(index))).collect())
 }
 
+/// Checks that this worker can read a directory, if there is data in it; changes nothing.
+pub(crate) fn check_format(path: &Path) -> Result<(), LayoutError> {
+    read(path).map(|_| ())
+}
+
 pub(crate) fn shard_file_name(shard_index: usize) -> String {
     format!("shard_{shard_index}.db")
 }
@@ -272,13 +295,21 @@ fn lock(path: &Path) -> Result<File, LayoutError> {
 fn read(path: &Path) -> Result<Option<Layout>, LayoutError> {
     let file = path.join("layout.json");
     match std::fs::read(&file) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| LayoutError::Unreadable {
-            path: file.display().to_string(),
-            detail: error.to_string(),
-        }),
+        Ok(bytes) => parse(path, &bytes).map(Some),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(io_error(path, "read the layout manifest", source)),
     }
+}
+
+/// Reads a manifest. One of another format may have fields that are unknown here, so its format is looked at first.
+fn parse(path: &Path, bytes: &[u8]) -> Result<Layout, LayoutError> {
+    let unreadable = |error: serde_json::Error| LayoutError::Unreadable {
+        path: path.join("layout.json").display().to_string(),
+        detail: error.to_string(),
+    };
+    let format: Format = serde_json::from_slice(bytes).map_err(unreadable)?;
+    format.check(path)?;
+    serde_json::from_slice(bytes).map_err(unreadable)
 }
 
 fn write(path: &Path, layout: &Layout) -> Result<(), LayoutError> {
@@ -298,10 +329,6 @@ pub(crate) fn replace(folder: &Path, name: &str, bytes: &[u8]) -> std::io::Resul
 
 fn check(path: &Path, layout: &Layout, shard_count: usize, identity: &str) -> Result<(), LayoutError> {
     let shown = path.display().to_string();
-    if layout.format_version != FORMAT_VERSION || layout.hash_version != HASH_VERSION {
-        let (found, found_hash) = (layout.format_version, layout.hash_version);
-        return Err(LayoutError::Format { path: shown, found, found_hash });
-    }
     if layout.identity != identity {
         let (found, wanted) = (layout.identity.clone(), identity.to_owned());
         return Err(LayoutError::Identity { path: shown, found, wanted });

@@ -5,8 +5,9 @@ use litejoin_crds::PipelineSpec;
 use litejoin_crds::replication::DrillSpec;
 use serde_json::{Value, json};
 
-use super::config_map::FILE;
+use super::secrets::SecretVolumes;
 use super::{pod, stateful_set};
+use crate::controller::config_map::FILE;
 use crate::controller::names;
 use crate::controller::validate::Config;
 
@@ -38,8 +39,9 @@ pub(super) fn spec(config: &Config, spec: &PipelineSpec, drill: &DrillSpec, defa
 
 /// The worker's pod with another command and another volume, and without `podTemplate.overrides`.
 fn template(config: &Config, spec: &PipelineSpec, image: &str) -> Value {
-    let mut pod = pod::bare(config, spec);
-    let mut container = pod::container(config, spec, image);
+    let secrets = SecretVolumes::gathered(&config.plan);
+    let mut pod = pod::bare(config, spec, &secrets);
+    let mut container = pod::container(config, spec, image, &secrets);
     let fields = container.as_object_mut().expect("a container is an object");
     for field in ["ports", "startupProbe", "livenessProbe", "readinessProbe"] {
         fields.remove(field);

@@ -5,8 +5,9 @@ use std::path::Path;
 use litejoin_crds::PipelineSpec;
 use serde_json::{Map, Value, json};
 
-use super::config_map::FILE;
+use super::secrets::SecretVolumes;
 use super::services;
+use crate::controller::config_map::FILE;
 use crate::controller::names;
 use crate::controller::validate::Config;
 
@@ -16,26 +17,30 @@ const USER: u32 = 65532;
 const HOME: &str = "/var/lib/litejoin";
 /// The folder where the config is mounted.
 pub(super) const CONFIG_FOLDER: &str = "/etc/litejoin/config";
-/// The folder where Secrets are mounted: a folder for each, and in it a file for each key.
-pub(super) const SECRETS_FOLDER: &str = "/etc/litejoin/secrets";
 /// How long a planned stop may take, in which the worker delivers results that are on their way and closes its files.
 pub(super) const STOP_SECONDS: u32 = 60;
 
 /// The pod's template, before replication and `podTemplate.overrides` are laid over it.
-pub(crate) fn template(config: &Config, spec: &PipelineSpec, image: &str, settings_hash: &str) -> Value {
+pub(super) fn template(
+    config: &Config,
+    spec: &PipelineSpec,
+    image: &str,
+    secrets: &SecretVolumes,
+    settings_hash: &str,
+) -> Value {
     let own = &spec.pod_template;
     let mut labels = serde_json::to_value(&own.labels).expect("labels are plain data");
     merge(&mut labels, &names::selector(&config.plan.name));
     let mut annotations = serde_json::to_value(&own.annotations).expect("annotations are plain data");
     merge(&mut annotations, &json!({ names::SETTINGS_ANNOTATION: settings_hash }));
-    let mut pod = bare(config, spec);
+    let mut pod = bare(config, spec, secrets);
     pod["terminationGracePeriodSeconds"] = json!(STOP_SECONDS);
-    pod["containers"] = json!([container(config, spec, image)]);
+    pod["containers"] = json!([container(config, spec, image, secrets)]);
     json!({ "metadata": { "labels": labels, "annotations": annotations }, "spec": pod })
 }
 
 /// The part of a pod spec that the worker's pod and a drill's share: account, security, volumes and scheduling.
-pub(super) fn bare(config: &Config, spec: &PipelineSpec) -> Value {
+pub(super) fn bare(config: &Config, spec: &PipelineSpec, secrets: &SecretVolumes) -> Value {
     let own = &spec.pod_template;
     let account = own.service_account_name.as_deref().unwrap_or(&config.plan.name);
     let mut pod = json!({
@@ -50,7 +55,7 @@ pub(super) fn bare(config: &Config, spec: &PipelineSpec) -> Value {
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": { "type": "RuntimeDefault" },
         },
-        "volumes": volumes(config, spec),
+        "volumes": volumes(config, spec, secrets),
     });
     let set = |pod: &mut Value, field: &str, value: Value| {
         let empty = value.is_null()
@@ -70,22 +75,17 @@ pub(super) fn bare(config: &Config, spec: &PipelineSpec) -> Value {
 }
 
 /// The worker's container.
-pub(super) fn container(config: &Config, spec: &PipelineSpec, image: &str) -> Value {
+pub(super) fn container(config: &Config, spec: &PipelineSpec, image: &str, secrets: &SecretVolumes) -> Value {
     let admin = services::admin_port(&config.plan);
     let mut env = vec![json!({ "name": "LITEJOIN_LOG_FORMAT", "value": "json" })];
-    if !config.secrets.is_empty() {
-        env.push(json!({ "name": "LITEJOIN_SECRETS_DIR", "value": SECRETS_FOLDER }));
-    }
+    env.extend(secrets.variable());
     env.extend(spec.pod_template.env.iter().map(|variable| json!(variable)));
     let mut mounts = vec![
         json!({ "name": "config", "mountPath": CONFIG_FOLDER, "readOnly": true }),
         json!({ "name": names::DATA_VOLUME, "mountPath": data_folder(&config.plan.storage.data_dir) }),
         json!({ "name": "tmp", "mountPath": "/tmp" }),
     ];
-    mounts.extend(config.secrets.iter().map(|secret| {
-        let folder = format!("{SECRETS_FOLDER}/{secret}");
-        json!({ "name": secret_volume(config, secret), "mountPath": folder, "readOnly": true })
-    }));
+    mounts.extend(secrets.mounts(&config.plan.name));
     let scheme = if config.plan.admin.serving.tls.is_some() { "HTTPS" } else { "HTTP" };
     let probe = |path: &str, period: u32, failures: u32| {
         json!({
@@ -122,7 +122,7 @@ pub(super) fn container(config: &Config, spec: &PipelineSpec, image: &str) -> Va
     container
 }
 
-fn volumes(config: &Config, spec: &PipelineSpec) -> Vec<Value> {
+fn volumes(config: &Config, spec: &PipelineSpec, secrets: &SecretVolumes) -> Vec<Value> {
     let mut volumes = vec![
         json!({ "name": "config", "configMap": { "name": config.plan.name } }),
         json!({ "name": "tmp", "emptyDir": {} }),
@@ -130,20 +130,8 @@ fn volumes(config: &Config, spec: &PipelineSpec) -> Vec<Value> {
     if spec.storage.ephemeral {
         volumes.push(json!({ "name": names::DATA_VOLUME, "emptyDir": {} }));
     }
-    // A Secret that is deleted later must not keep a pod from starting; the child that needs it says so in its status.
-    volumes.extend(config.secrets.iter().map(|secret| {
-        json!({
-            "name": secret_volume(config, secret),
-            "secret": { "secretName": secret, "optional": true },
-        })
-    }));
+    volumes.extend(secrets.volumes(&config.plan.name));
     volumes
-}
-
-/// The name of a Secret's volume. It is numbered, since the name of a Secret may be longer than that of a volume.
-pub(super) fn secret_volume(config: &Config, secret: &str) -> String {
-    let index = config.secrets.iter().position(|name| name == secret).unwrap_or_default();
-    format!("secret-{index}")
 }
 
 /// The folder where the volume of the data is mounted.

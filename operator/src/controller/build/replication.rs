@@ -11,8 +11,9 @@ use litejoin_crds::defaults::REPLICATION_LAST_SYNC_SECONDS;
 use litejoin_crds::replication::{FILES_BESIDE_SHARDS, ReplicationMode};
 use serde_json::{Value, json};
 
-use super::config_map::FILE;
 use super::pod;
+use super::secrets::SecretVolumes;
+use crate::controller::config_map::FILE;
 use crate::controller::names;
 use crate::controller::observe::Observed;
 use crate::controller::validate::Config;
@@ -28,7 +29,7 @@ const EXPECT_REPLICA_KEY: &str = "expect-replica";
 const MARGIN_SECONDS: u32 = 5;
 
 /// Lays replication over a pod of one container, the worker.
-pub(super) fn add(pod: &mut Value, config: &Config, spec: &PipelineSpec) {
+pub(super) fn add(pod: &mut Value, config: &Config, spec: &PipelineSpec, secrets: &SecretVolumes) {
     let expected = json!({
         "name": EXPECT_REPLICA,
         "valueFrom": { "configMapKeyRef": { "name": config.plan.name, "key": EXPECT_REPLICA_KEY, "optional": true } },
@@ -38,7 +39,7 @@ pub(super) fn add(pod: &mut Value, config: &Config, spec: &PipelineSpec) {
     worker["env"].as_array_mut().expect("a worker has variables").insert(0, expected);
     let mut before = vec![restore(worker)];
     if spec.replication.mode == ReplicationMode::Sidecar {
-        before.push(litestream(worker, config, spec));
+        before.push(litestream(worker, config, spec, secrets));
     }
     pod["initContainers"] = json!(before);
     pod["terminationGracePeriodSeconds"] = json!(stop_seconds(config));
@@ -73,7 +74,7 @@ fn restore(worker: &Value) -> Value {
 }
 
 /// Litestream beside the worker, over the same files.
-fn litestream(worker: &Value, config: &Config, spec: &PipelineSpec) -> Value {
+fn litestream(worker: &Value, config: &Config, spec: &PipelineSpec, secrets: &SecretVolumes) -> Value {
     let data = pod::data_folder(&config.plan.storage.data_dir);
     let mut container = json!({
         "name": "litestream",
@@ -91,7 +92,7 @@ fn litestream(worker: &Value, config: &Config, spec: &PipelineSpec) -> Value {
     if let Some(secret) = &spec.replication.credentials_secret_ref {
         container["envFrom"] = json!([{ "secretRef": { "name": secret.name, "optional": true } }]);
         // Some keys are read as files, such as those of SSH.
-        mounted.push(pod::secret_volume(config, &secret.name));
+        mounted.push(secrets.of_credentials(&secret.name));
     }
     let mounts = worker["volumeMounts"].as_array().expect("a worker has volumes").iter();
     let mounts = mounts.filter(|mount| mounted.iter().any(|name| mount["name"] == name.as_str()));

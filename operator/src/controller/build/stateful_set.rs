@@ -10,6 +10,7 @@ use litejoin_crds::{defaults, plan};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::secrets::SecretVolumes;
 use super::{overrides, pod, replication};
 use crate::controller::names;
 use crate::controller::validate::Config;
@@ -23,8 +24,8 @@ pub(crate) fn default_image<'a>(
     worker_image: &'a str,
 ) -> &'a str {
     let made_with = live.and_then(|live| {
-        let template = &live.data["spec"]["template"]["metadata"]["annotations"];
-        let same = template[names::SETTINGS_ANNOTATION] == settings_hash(config, spec);
+        let same =
+            *settings_of(live) == settings_hash(config, spec, &secret_volumes(config, spec, Some(live)));
         live.annotations().get(names::IMAGE_ANNOTATION).filter(|_| same)
     });
     made_with.map_or(worker_image, String::as_str)
@@ -38,9 +39,10 @@ pub(crate) fn spec(
     default_image: &str,
 ) -> Value {
     let image = spec.image.as_deref().unwrap_or(default_image);
-    let mut template = pod::template(config, spec, image, &settings_hash(config, spec));
+    let secrets = secret_volumes(config, spec, live);
+    let mut template = pod::template(config, spec, image, &secrets, &settings_hash(config, spec, &secrets));
     if spec.replication.enabled {
-        replication::add(&mut template["spec"], config, spec);
+        replication::add(&mut template["spec"], config, spec, &secrets);
     }
     if let Some(over) = &spec.pod_template.overrides {
         overrides::merge(&mut template, over);
@@ -62,6 +64,21 @@ pub(crate) fn spec(
         set["volumeClaimTemplates"] = json!([template]);
     }
     set
+}
+
+/// The volumes of credentials: those that the pod of an earlier operator has, for as long as nothing else makes another
+/// pod.
+fn secret_volumes(config: &Config, spec: &PipelineSpec, live: Option<&DynamicObject>) -> SecretVolumes {
+    let each = SecretVolumes::each(config);
+    let stays = |live: &DynamicObject| {
+        !SecretVolumes::are_gathered_in(live) && *settings_of(live) == settings_hash(config, spec, &each)
+    };
+    if live.is_some_and(stays) { each } else { SecretVolumes::gathered(&config.plan) }
+}
+
+/// The hash of the settings that the pods of a StatefulSet are made with.
+fn settings_of(live: &DynamicObject) -> &Value {
+    &live.data["spec"]["template"]["metadata"]["annotations"][names::SETTINGS_ANNOTATION]
 }
 
 /// Whether the pipeline is to have no pod.
@@ -97,11 +114,18 @@ fn claim_template(live: &Value) -> Option<Value> {
 }
 
 /// Hash of all settings that a running worker can't change, or can't see change.
-fn settings_hash(config: &Config, spec: &PipelineSpec) -> String {
+fn settings_hash(config: &Config, spec: &PipelineSpec, secrets: &SecretVolumes) -> String {
     // Replication that is off does not count, as in versions that did not have it: their pods stay as they are.
     let counts = |(path, value): &(&str, String)| *path != plan::REPLICATION || value != "none";
     let fixed: Vec<_> = config.plan.fixed().into_iter().filter(counts).collect();
-    let settings = json!({ "fixed": fixed, "nonce": spec.restart_nonce, "secrets": config.secrets });
+    let mut settings = json!({ "fixed": fixed, "nonce": spec.restart_nonce });
+    if let SecretVolumes::Each(secrets) = secrets {
+        settings["secrets"] = json!(secrets);
+    }
+    // A worker that ends since its data is gone hears at once that it may begin empty.
+    if let Some(accepted) = &spec.storage.accept_loss {
+        settings["acceptLoss"] = json!(accepted);
+    }
     hash(&settings)
 }
 

@@ -1,5 +1,4 @@
-//! The Secrets that documents name. Their values are held for one reconcile and appear in no log and no error; of most
-//! Secrets only the names of keys are kept.
+//! The Secrets that documents name. Their values are held for one reconcile and appear in no log and no error.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,26 +39,60 @@ impl AdminKeys {
 }
 
 /// The values of a Secret by key.
-pub(super) type SecretData = BTreeMap<String, ByteString>;
+type SecretData = BTreeMap<String, ByteString>;
 
-/// Reads the Secrets of these names; `None` where there is no such Secret.
-pub(super) async fn read(
-    client: &Client,
-    namespace: &str,
-    names: BTreeSet<String>,
-) -> Result<BTreeMap<String, Option<SecretData>>, Error> {
-    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let reads = names.into_iter().map(|name| {
-        let api = &api;
-        async move {
-            let secret = match is_secret(&name) {
-                true => api.get_opt(&name).await.doing(|| format!("read Secret {namespace}/{name}"))?,
-                false => None,
-            };
-            Ok((name, secret.map(|secret| secret.data.unwrap_or_default())))
-        }
-    });
-    Ok(try_join_all(reads).await?.into_iter().collect())
+/// The Secrets that documents name, for one reconcile. There is no `Debug`, so they can't get into a log.
+#[derive(Default)]
+pub(crate) struct SecretValues(BTreeMap<String, Option<SecretData>>);
+
+impl SecretValues {
+    /// Reads the Secrets of these names; `None` where the operator may not.
+    pub(super) async fn read(
+        client: &Client,
+        namespace: &str,
+        names: BTreeSet<String>,
+    ) -> Result<Option<Self>, Error> {
+        let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+        let reads = names.into_iter().map(|name| {
+            let api = &api;
+            async move {
+                let secret = match is_secret(&name) {
+                    true => api.get_opt(&name).await,
+                    false => Ok(None),
+                };
+                match secret {
+                    Err(kube::Error::Api(status)) if status.code == 403 => Ok(None),
+                    secret => {
+                        let secret = secret.doing(|| format!("read Secret {namespace}/{name}"))?;
+                        Ok(Some((name, secret.map(|secret| secret.data.unwrap_or_default()))))
+                    }
+                }
+            }
+        });
+        Ok(try_join_all(reads).await?.into_iter().collect::<Option<_>>().map(Self))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(secret: &str, key: &str, value: &str) -> Self {
+        let data = BTreeMap::from([(key.to_owned(), ByteString(value.as_bytes().to_vec()))]);
+        Self(BTreeMap::from([(secret.to_owned(), Some(data))]))
+    }
+
+    /// The names of the keys of each Secret; `None` where there is no such Secret.
+    pub(super) fn keys(&self) -> BTreeMap<String, Option<BTreeSet<String>>> {
+        let keys = |data: &SecretData| data.keys().cloned().collect();
+        self.0.iter().map(|(secret, data)| (secret.clone(), data.as_ref().map(keys))).collect()
+    }
+
+    pub(super) fn value(&self, secret: &str, key: &str) -> Option<&[u8]> {
+        self.0.get(secret)?.as_ref()?.get(key).map(|value| value.0.as_slice())
+    }
+
+    /// A value as the `data` of a Secret has it.
+    pub(crate) fn base64(&self, secret: &str, key: &str) -> Option<Value> {
+        let value = self.0.get(secret)?.as_ref()?.get(key)?;
+        Some(serde_json::to_value(value).expect("bytes are plain data"))
+    }
 }
 
 /// The Secrets that a spec names, each with its key; `None` where the whole Secret is meant.

@@ -70,6 +70,21 @@ pub(super) fn summary(ready: Fact) -> Vec<Fact> {
     std::iter::once(ready).chain(beside).collect()
 }
 
+/// The fact that a condition told of this generation, if it was that something does not hold.
+pub(super) fn fact_before(before: &[Condition], kind: &'static str, generation: i64) -> Option<Fact> {
+    let of_it = |condition: &&Condition| {
+        condition.type_ == kind
+            && condition.status == "False"
+            && condition.observed_generation == Some(generation)
+    };
+    let condition = before.iter().find(of_it)?;
+    let is_stalled = before
+        .iter()
+        .any(|other| other.type_ == "Stalled" && other.status == "True" && other.reason == condition.reason);
+    let holds = if is_stalled { Holds::Never } else { Holds::NotYet };
+    Some(Fact::new(kind, holds, &condition.reason, &condition.message))
+}
+
 /// Whether a reason for which something does not hold is a step on the way, and no fault that people are warned of.
 pub(crate) fn is_step(reason: &str) -> bool {
     matches!(

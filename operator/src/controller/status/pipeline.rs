@@ -2,18 +2,22 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::StatefulSetStatus;
-use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
+use litejoin_crds::Complaint;
 use litejoin_crds::status::{LayoutStatus, PipelineStatus, ReshardStatus};
+use litejoin_crds::worker_status::LeftOut;
 
-use super::condition::{Fact, Holds, conditions, is_reference, message, read, ready, seconds, summary};
+use super::condition::{
+    Fact, Holds, conditions, fact_before, is_reference, message, read, ready, seconds, summary,
+};
 use super::findings::Findings;
-use super::pod;
 use super::replication::{self, Drills};
+use super::{inline, pod};
 use crate::controller::apply::is_written;
-use crate::controller::build::{CONFIG_BYTES_MAX, Desired, is_at_rest};
+use crate::controller::build::{Desired, is_at_rest};
+use crate::controller::config_map::CONFIG_BYTES_MAX;
 use crate::controller::names;
 use crate::controller::node_loss::{self, LostNode, NodeLossAction};
 use crate::controller::object::is_ours;
@@ -34,8 +38,8 @@ pub(super) fn status(findings: &Findings<'_>, now: Timestamp) -> PipelineStatus 
     let before: PipelineStatus = read(&observed.pipeline.status);
     let at_rest = is_at_rest(&observed.spec());
     let mut facts = vec![
-        config_valid(verdict, desired, report),
-        storage_ready(observed.volume_claim.as_ref(), observed.spec().storage.ephemeral),
+        config_valid(findings, &before),
+        storage_ready(observed, report),
         node_lost(observed, lost_node).unwrap_or_else(|| {
             pod::worker_ready(observed.pod.as_ref(), observed.pod_refusal.as_deref(), at_rest)
         }),
@@ -43,7 +47,7 @@ pub(super) fn status(findings: &Findings<'_>, now: Timestamp) -> PipelineStatus 
     let mut gates: Vec<Fact> = Vec::new();
     gates.extend(names_taken(observed, desired));
     gates.extend(unwritten.map(not_written));
-    gates.push(facts[0].clone());
+    gates.extend(Some(facts[0].clone()).filter(|valid| valid.holds != Holds::Unknown));
     let is_paused = observed.is_paused();
     // While paused nothing is made that is not there.
     let is_made = !is_paused || observed.built.contains_key(&Slot::StatefulSet);
@@ -53,7 +57,7 @@ pub(super) fn status(findings: &Findings<'_>, now: Timestamp) -> PipelineStatus 
         gates.extend([facts[1].clone(), facts[2].clone()]);
     }
     if !at_rest && !is_paused {
-        gates.push(acknowledged(report));
+        gates.push(acknowledged(report, verdict, &before, observed.pipeline.generation));
     }
     gates.extend(verdict.reshard.map(unsharded));
     if !is_paused {
@@ -70,7 +74,7 @@ pub(super) fn status(findings: &Findings<'_>, now: Timestamp) -> PipelineStatus 
     let drills = Drills::of(observed.built.get(&Slot::CronJob));
     facts.extend(replication::healthy(&observed.spec(), report, &drills));
     facts.extend(is_paused.then(|| paused("Paused", observed, desired)));
-    facts.extend(degraded(observed, verdict, report));
+    facts.extend(degraded(findings, &before));
     facts.extend(verdict.reshard.map(|counts| Fact {
         kind: "Resharding",
         holds: Holds::NotYet,
@@ -81,15 +85,17 @@ pub(super) fn status(findings: &Findings<'_>, now: Timestamp) -> PipelineStatus 
 
     let config = verdict.config.as_ref().ok();
     let runs = matches!(report, WorkerReport::Runs { .. });
-    let layout = || {
-        let shard_count = u32::try_from(config?.plan.storage.shard_count).ok()?;
-        runs.then_some(LayoutStatus { shard_count, layout_id: None, manifest_checksum: None })
-    };
+    let layout = config.filter(|_| runs).map(|config| {
+        let shard_count = u32::try_from(config.plan.storage.shard_count).expect("a few shards");
+        let new = LayoutStatus { shard_count, ..LayoutStatus::default() };
+        let volume_claim_uid = observed.volume_claim.as_ref().and_then(ResourceExt::uid);
+        LayoutStatus { volume_claim_uid, ..before.layout.clone().unwrap_or(new) }
+    });
     let generation = observed.pipeline.generation;
     PipelineStatus {
         observed_generation: Some(generation),
         conditions: conditions(&all, &before.conditions, generation, now),
-        layout: before.layout.clone().or_else(layout),
+        layout: layout.or(before.layout.clone()),
         replication: replication::status(
             report,
             observed.replica_place(),
@@ -125,32 +131,59 @@ fn reshard(verdict: &Verdict, before: Option<ReshardStatus>, now: Timestamp) -> 
     })
 }
 
-fn config_valid(verdict: &Verdict, desired: Option<&Desired>, report: &WorkerReport) -> Fact {
-    if let Err(complaints) = &verdict.config {
+fn config_valid(findings: &Findings<'_>, before: &PipelineStatus) -> Fact {
+    const KIND: &str = "ConfigValid";
+    let Findings { observed, verdict, desired, report, .. } = *findings;
+    let faulty = |complaints: &[Complaint], message: String| {
         // A complaint that time won't put right counts first.
         let gravest = complaints.iter().find(|complaint| !is_reference(complaint));
         let reason = gravest.or(complaints.first()).map_or("Invalid", |complaint| complaint.reason.as_str());
         let holds = if gravest.is_some() { Holds::Never } else { Holds::NotYet };
-        return Fact::new("ConfigValid", holds, reason, message(complaints));
+        Fact::new(KIND, holds, reason, message)
+    };
+    if let Err(complaints) = &verdict.config {
+        let entries = inline::held_back(observed, verdict, report);
+        let of_entries = entries.into_iter().flat_map(|entry| entry.complaints);
+        let all: Vec<Complaint> = complaints.iter().cloned().chain(of_entries).collect();
+        return faulty(&all, message(&all));
     }
     if let Some(bytes) = desired.and_then(|desired| desired.config_bytes_excess) {
         let message = format!(
             "got {bytes} bytes of documents, allowed at most {CONFIG_BYTES_MAX}; the config before stays in force: make a second Pipeline of some"
         );
-        return Fact::new("ConfigValid", Holds::Never, "TooLarge", message);
+        return Fact::new(KIND, Holds::Never, "TooLarge", message);
     }
     if let WorkerReport::Behind { refusal: Some(refusal), .. } = report {
-        return Fact::new("ConfigValid", Holds::Never, "RefusedByWorker", refusal);
+        return Fact::new(KIND, Holds::Never, "RefusedByWorker", refusal);
     }
-    Fact::yes("ConfigValid", "Valid")
+    let entries = inline::held_back(observed, verdict, report);
+    if !entries.is_empty() {
+        let complaints: Vec<Complaint> =
+            entries.iter().flat_map(|entry| entry.complaints.iter().cloned()).collect();
+        return faulty(&complaints, inline::message(&entries));
+    }
+    // What the worker has said of the documents holds until it says something else.
+    if !report.is_judgement()
+        && !is_at_rest(&observed.spec())
+        && let Some(was) = before.conditions.iter().find(|condition| condition.type_ == KIND)
+        && was.status != "True"
+    {
+        let again = fact_before(&before.conditions, KIND, observed.pipeline.generation);
+        return again.unwrap_or_else(|| {
+            Fact::new(KIND, Holds::Unknown, "ConfigPending", "waits for the worker to check the config")
+        });
+    }
+    Fact::yes(KIND, "Valid")
 }
 
-fn storage_ready(claim: Option<&PersistentVolumeClaim>, ephemeral: bool) -> Fact {
+fn storage_ready(observed: &Observed, report: &WorkerReport) -> Fact {
     const KIND: &str = "StorageReady";
-    if ephemeral {
+    if observed.spec().storage.ephemeral {
         return Fact::yes(KIND, "Ephemeral");
     }
-    let Some(claim) = claim else { return Fact::not_yet(KIND, "Pending", "waits for the volume claim") };
+    let Some(claim) = &observed.volume_claim else {
+        return Fact::not_yet(KIND, "Pending", "waits for the volume claim");
+    };
     let name = claim.metadata.name.as_deref().unwrap_or_default();
     if claim.metadata.deletion_timestamp.is_some() {
         let message = format!(
@@ -158,6 +191,16 @@ fn storage_ready(claim: Option<&PersistentVolumeClaim>, ephemeral: bool) -> Fact
              takes that back; let the pod run until the data is elsewhere (spec.replication, or a copy of the volume)"
         );
         return Fact::new(KIND, Holds::Never, "Terminating", message);
+    }
+    // A worker that runs has found data.
+    if let Some(lost) = observed.claim_of_data().filter(|_| report.is_silence())
+        && claim.metadata.uid.as_ref() != Some(&lost)
+    {
+        let message = format!(
+            "the claim {name} is not the one that the data lies on, which had the UID {lost}; put the volume of that one \
+             back, or write spec.storage.acceptLoss: {lost} to begin empty"
+        );
+        return Fact::new(KIND, Holds::Never, "DataLost", message);
     }
     let status = claim.status.as_ref();
     match status.and_then(|status| status.phase.as_deref()) {
@@ -172,7 +215,17 @@ fn storage_ready(claim: Option<&PersistentVolumeClaim>, ephemeral: bool) -> Fact
                     let message = format!("the volume of {name} grows from {} to {}", has.0, asked.0);
                     Fact::new(KIND, Holds::Yes, "Resizing", message)
                 }
-                _ => Fact::yes(KIND, "Bound"),
+                _ => match &observed.leftover_claim {
+                    None => Fact::yes(KIND, "Bound"),
+                    Some(leftover) => {
+                        let namespace = &observed.pipeline.namespace;
+                        let message = format!(
+                            "the claim {leftover} is left from a StatefulSet that was scaled by hand, and nothing uses it: \
+                             kubectl -n {namespace} delete pvc {leftover}"
+                        );
+                        Fact::new(KIND, Holds::Yes, "Bound", message)
+                    }
+                },
             }
         }
         Some("Lost") => {
@@ -201,14 +254,26 @@ fn node_lost(observed: &Observed, lost: Option<&LostNode>) -> Option<Fact> {
     })
 }
 
-/// Whether the worker runs the config that it is to run.
-fn acknowledged(report: &WorkerReport) -> Fact {
+/// Whether the worker runs the Pipeline as it is written. What it has not taken up yet may be of other documents, whose
+/// statuses say so.
+fn acknowledged(report: &WorkerReport, verdict: &Verdict, before: &PipelineStatus, generation: i64) -> Fact {
+    let hash = verdict.config.as_ref().ok().map(|config| &config.hash);
+    let was_ready = before.conditions.iter().any(|condition| {
+        condition.type_ == "Ready"
+            && condition.status == "True"
+            && condition.observed_generation == Some(generation)
+    });
     match report {
         WorkerReport::Runs { .. } => Fact::yes("Acknowledged", "Running"),
         WorkerReport::Silent { why: Some(why) } => Fact::not_yet("Acknowledged", "WorkerSilent", why),
+        // It has said so before, and kubelet tells whether it serves.
+        WorkerReport::Silent { why: None } if hash.is_some() && hash == before.config_hash.as_ref() => {
+            Fact::yes("Acknowledged", "Running")
+        }
         WorkerReport::Absent | WorkerReport::Silent { why: None } => {
             Fact::not_yet("Acknowledged", "WorkerSilent", "waits for the worker to say what it runs")
         }
+        WorkerReport::Behind { .. } if was_ready => Fact::yes("Acknowledged", "Running"),
         WorkerReport::Behind { .. } => {
             Fact::not_yet("Acknowledged", "ConfigPending", "waits for the worker to take up the config")
         }
@@ -294,38 +359,63 @@ fn paused(kind: &'static str, observed: &Observed, desired: Option<&Desired>) ->
     Fact::new(kind, Holds::Yes, "Paused", message)
 }
 
-fn degraded(observed: &Observed, verdict: &Verdict, report: &WorkerReport) -> Option<Fact> {
-    let named = |indices: &mut dyn Iterator<Item = &usize>| -> Vec<String> {
-        let children = indices.map(|index| &observed.children[*index]);
-        children.map(|child| format!("{} {}", child.kind.as_str(), child.name)).collect()
-    };
-    let mut left_out = named(&mut verdict.refused.keys());
-    if let WorkerReport::Runs { left_out: by_worker, .. } = report {
-        left_out.extend(by_worker.iter().map(|document| format!("{} {}", document.kind, document.name)));
+/// The fact that the pipeline runs and a part of it does not; `None` if all of it does.
+fn degraded(findings: &Findings<'_>, before: &PipelineStatus) -> Option<Fact> {
+    const KIND: &str = "Degraded";
+    let Findings { observed, verdict, report, .. } = *findings;
+    let fact = |reason: &str, message: String| Some(Fact::new(KIND, Holds::Yes, reason, message));
+    let (mut left_out, mut earlier) = (Vec::new(), Vec::new());
+    let alone = observed.children.iter().enumerate();
+    for (child, held) in alone.filter_map(|(index, child)| Some((child, verdict.held_back_child(index)?))) {
+        let names = if held.runs_on { &mut earlier } else { &mut left_out };
+        names.push(format!("{} {}", child.kind.as_str(), child.name));
     }
-    let spec = observed.spec();
-    if left_out.is_empty()
-        && let Some(first) = report.degraded().first()
-    {
+    if let WorkerReport::Runs { left_out: by_worker, .. } = report {
+        let is_alone = |part: &&LeftOut| {
+            observed.children.iter().any(|child| child.kind.as_str() == part.kind && child.name == part.name)
+        };
+        for part in by_worker.iter().filter(is_alone) {
+            let names = if part.runs_on { &mut earlier } else { &mut left_out };
+            names.push(format!("{} {}", part.kind, part.name));
+        }
+    }
+    if !left_out.is_empty() {
+        return fact("LeftOut", format!("runs without {}; their status says why", shown(&left_out)));
+    }
+    if !earlier.is_empty() {
+        let message = format!("runs {} as they were before; their status says why", shown(&earlier));
+        return fact("EarlierVersion", message);
+    }
+    if let Some(first) = report.degraded().first() {
         let parts = report.degraded().iter().take(PARTS_SHOWN_MAX);
         let parts = parts.map(|part| format!("{} {}: {}", part.kind, part.name, part.message));
         let message = format!("{}; all others go on", parts.collect::<Vec<_>>().join("; "));
-        return Some(Fact::new("Degraded", Holds::Yes, &first.reason, message));
+        return fact(&first.reason, message);
     }
-    if left_out.is_empty() && !verdict.lacking.is_empty() {
-        let lacking = named(&mut verdict.lacking.keys());
-        let shown: Vec<&str> = lacking.iter().map(String::as_str).collect();
+    let lacking = inline::names(observed, verdict.lacking.keys());
+    if !lacking.is_empty() {
         let message = format!(
             "what {} needs is gone, and its pod can't start anew as it is; their status says what it is",
-            litejoin_crds::complaint::list(&shown)
+            shown(&lacking)
         );
-        return Some(Fact::new("Degraded", Holds::Yes, "RefNotFound", message));
+        return fact("RefNotFound", message);
     }
-    if left_out.is_empty() && spec.pod_monitor.enabled && !observed.pod_monitors_served {
+    if observed.spec().pod_monitor.enabled && !observed.pod_monitors_served {
         let message = "spec.podMonitor: this cluster knows no PodMonitor; install the Prometheus operator's definitions, or write enabled: false";
-        return Some(Fact::new("Degraded", Holds::Yes, "NoPodMonitors", message));
+        return fact("NoPodMonitors", message.to_owned());
     }
-    let shown: Vec<&str> = left_out.iter().map(String::as_str).collect();
-    let message = format!("runs without {}; their status says why", litejoin_crds::complaint::list(&shown));
-    (!left_out.is_empty()).then(|| Fact::new("Degraded", Holds::Yes, "LeftOut", message))
+    // What the worker has said of its parts holds until it says something else.
+    let said = before.conditions.iter().find(|condition| condition.type_ == KIND)?;
+    let is_kept = match said.reason.as_str() {
+        "LeftOut" | "EarlierVersion" => !report.is_judgement(),
+        "RefNotFound" | "NoPodMonitors" => false,
+        _ => report.is_silence(),
+    };
+    (is_kept && !is_at_rest(&observed.spec()))
+        .then(|| Fact::new(KIND, Holds::Yes, &said.reason, &said.message))
+}
+
+fn shown(names: &[String]) -> String {
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    litejoin_crds::complaint::list(&names)
 }

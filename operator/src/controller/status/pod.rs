@@ -30,6 +30,13 @@ pub(super) fn worker_ready(pod: Option<&Pod>, refusal: Option<&str>, at_rest: bo
         let why = unscheduled.message.as_deref().unwrap_or("no node takes it");
         return Fact::not_yet(KIND, "Unschedulable", format!("no node takes the pod {name}: {why}"));
     }
+    // Kubelet takes both back at once; where the node is silent, Kubernetes takes back the pod's alone.
+    let mut own = status.container_statuses.iter().flatten();
+    if own.any(|container| container.name == "worker" && container.ready) {
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default();
+        let message = format!("the node {node} does not answer, so nobody knows whether the pod {name} runs");
+        return Fact::not_yet(KIND, "NodeNotReady", message);
+    }
     let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
     match containers.into_iter().find_map(trouble) {
         Some((reason, message)) => Fact::new(KIND, Holds::NotYet, reason, message),

@@ -25,7 +25,7 @@ pub(crate) enum WorkerReport {
     Silent { why: Option<String> },
     /// The worker runs the config.
     Runs {
-        /// Documents that the worker leaves out, because they are wrong.
+        /// Parts that are wrong, and that the worker leaves out or runs as they were before.
         left_out: Vec<LeftOut>,
         /// `None` where nothing is replicated.
         replica: Option<Replica>,
@@ -56,6 +56,16 @@ impl WorkerReport {
             Self::Runs { degraded, .. } | Self::Behind { degraded, .. } => degraded,
             Self::Absent | Self::Silent { .. } => &[],
         }
+    }
+
+    /// Whether the worker has judged the documents as they are now.
+    pub(crate) fn is_judgement(&self) -> bool {
+        matches!(self, Self::Runs { .. } | Self::Behind { refusal: Some(_), .. })
+    }
+
+    /// Whether nothing is known of the worker, which may run on as it did before.
+    pub(crate) fn is_silence(&self) -> bool {
+        matches!(self, Self::Absent | Self::Silent { .. })
     }
 
     /// Whether the worker is expected to take up the config by itself.

@@ -31,6 +31,7 @@ fn decided(request: &Request<'_>, local: &Local, remote: &Remote, wanted: &Requi
         Err(ReplicationError::TooEarly { .. }) => "too early".to_owned(),
         Err(ReplicationError::Refused(StartRefusal::NoReplica { .. })) => "no replica".to_owned(),
         Err(ReplicationError::Refused(StartRefusal::Damaged { .. })) => "damaged".to_owned(),
+        Err(ReplicationError::Refused(StartRefusal::Gone { .. })) => "gone".to_owned(),
         Err(error) => panic!("{error}"),
     }
 }
@@ -180,4 +181,24 @@ fn a_minted_incarnation_gives_way_to_a_higher_number() {
         let seen = remote(claimed, &[]);
         assert_eq!(overtaker(&own, &seen), overtaken.then_some(&incarnation(5)), "{claimed:?}");
     }
+}
+
+#[test]
+fn a_replica_that_is_gone_holds_nobody_up() {
+    let (auto, none) = (wanted(RestorePolicy::Auto), Remote::default());
+    let local = marked(3);
+    let gone_of = |request: &Request<'_>, remote: &Remote, wanted: &Requirements| {
+        gone(request, &local, remote, wanted).map(|incarnation| incarnation.number)
+    };
+    assert_eq!(gone_of(&request(Begin::Run), &none, &auto), Some(3));
+    assert_eq!(gone_of(&request(Begin::Run), &remote(Some(3), &[(3, true)]), &auto), None);
+    assert_eq!(gone_of(&request(Begin::Restore), &none, &auto), None, "who asks for data is told");
+    assert_eq!(decided(&request(Begin::Restore), &local, &none, &auto), "gone");
+    let Local::Marked { marker, .. } = &local else { unreachable!() };
+    let consenting = Requirements { begin_anew: Some(marker.incarnation.to_string()), ..auto.clone() };
+    assert_eq!(gone_of(&request(Begin::Run), &none, &consenting), None);
+    assert_eq!(decided(&request(Begin::Run), &local, &none, &consenting), "keep");
+    let another = Requirements { begin_anew: Some("incarnation-2-other".to_owned()), ..auto };
+    assert_eq!(gone_of(&request(Begin::Run), &none, &another), Some(3));
+    assert_eq!(next_number(&local, &none), 4, "an old one that comes back is not the newer");
 }

@@ -64,6 +64,7 @@ pub(in crate::replication) fn wanted(policy: RestorePolicy) -> Requirements {
         format_version: 2,
         policy,
         expects_replica: false,
+        begin_anew: None,
     }
 }
 
