@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::process::Command;
 
 use expect_test::expect_file;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::Api;
 use kube::{Client, ResourceExt};
 use litejoin_tests::certificates::{Authority, Identity};
@@ -25,7 +25,7 @@ const TITLE: &str = "\
 ";
 
 /// A join in a document of its own.
-const SPENT: &str = "\
+pub(crate) const SPENT: &str = "\
 apiVersion: litejoin.io/v1alpha1
 kind: Join
 metadata: {name: spent}
@@ -36,7 +36,7 @@ spec:
 ";
 
 /// A window in a document of its own. Its sessions last longer than the test, unless the gap is made shorter.
-const VISITS: &str = "\
+pub(crate) const VISITS: &str = "\
 apiVersion: litejoin.io/v1alpha1
 kind: Window
 metadata: {name: visits}
@@ -313,18 +313,9 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) async fn start() -> Self {
-        let node = Node::start().await;
-        let programs = program().parent().expect("a program is in a folder").to_owned();
-        let litestream = litestream().parent().expect("a program is in a folder").to_owned();
-        let image_of = |name: &str, package: &str| {
-            let dockerfile = repository().join(package).join("Dockerfile");
-            image::of_dockerfile(name, &dockerfile, &[&programs, &litestream], node.folder())
-        };
-        node.import(&image_of("localhost/litejoin:first", "worker"));
-        for tag in ["first", "second"] {
-            let name = format!("localhost/litejoin-operator:{tag}");
-            node.import(&image_of(&name, "operator"));
-        }
+        let images = ["litejoin-operator:first", "litejoin-operator:second", "litejoin:first"];
+        let cluster = Self::bare(&images).await;
+        let node = &cluster.node;
         node.import(&image::of_busybox("localhost/shell:1", &["/bin/sh"], node.folder()));
         let crds = repository().join("charts/litejoin-crds");
         let restricted = "pod-security.kubernetes.io/enforce=restricted";
@@ -333,9 +324,29 @@ impl Cluster {
             node.kubectl(&["label", "namespace", namespace, restricted]);
         }
         node.helm(&["install", "litejoin-crds", &crds.display().to_string(), "-n", "litejoin"]);
-        let cluster = Self { node, text: RefCell::new(TITLE.to_owned()) };
         cluster.helm_operator("first");
         cluster
+    }
+
+    /// Starts a node without LiteJoin, which has only these images of it.
+    pub(crate) async fn bare(images: &[&str]) -> Self {
+        let node = Node::start().await;
+        let programs = program().parent().expect("a program is in a folder").to_owned();
+        let litestream = litestream().parent().expect("a program is in a folder").to_owned();
+        for image in images {
+            let package = if image.starts_with("litejoin-operator:") { "operator" } else { "worker" };
+            let dockerfile = repository().join(package).join("Dockerfile");
+            let (name, programs) = (format!("localhost/{image}"), [programs.as_path(), &litestream]);
+            node.import(&image::of_dockerfile(&name, &dockerfile, &programs, node.folder()));
+        }
+        Self { node, text: RefCell::new(TITLE.to_owned()) }
+    }
+
+    /// Returns the address of the pipeline's Service, which outlives pods.
+    pub(crate) async fn service(&self) -> String {
+        let services: Api<Service> = Api::namespaced(Client::clone(&self.node.client), NAMESPACE);
+        let service = until("the Service", async || services.get_opt("orders").await.ok()?).await;
+        service.spec.and_then(|spec| spec.cluster_ip).expect("it has an address")
     }
 
     /// Adds a paragraph to the transcript.
@@ -472,13 +483,13 @@ impl Drop for Cluster {
     }
 }
 
-fn restarts(pod: &Pod) -> i32 {
+pub(crate) fn restarts(pod: &Pod) -> i32 {
     let status = pod.status.clone().unwrap_or_default();
     status.container_statuses.unwrap_or_default().iter().map(|container| container.restart_count).sum()
 }
 
 /// Kills the process of the worker, which the test's PID namespace contains.
-fn kill_worker() {
+pub(crate) fn kill_worker() {
     let killed = Command::new("pkill").args(["-KILL", "-x", "litejoin"]).status();
     assert!(killed.expect("pkill is there").success(), "the worker runs in our PID namespace");
 }

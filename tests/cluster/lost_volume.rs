@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Service};
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
 use kube::api::Api;
 use litejoin_crds::duration::timestamp_text;
@@ -222,7 +222,7 @@ fn manifest(store: &Store, proxy: &StoreProxy, kafka: &kafka::KafkaCluster) -> S
 /// The addresses of the pipeline for its clients.
 struct Site<'a> {
     cluster: &'a Cluster,
-    /// The address of the Service, which outlives pods.
+    /// The address of the Service.
     ip: String,
 }
 
@@ -245,10 +245,7 @@ struct Load {
 
 impl<'a> Site<'a> {
     async fn of(cluster: &'a Cluster) -> Self {
-        let services: Api<Service> = Api::namespaced(cluster.node.client.clone(), NAMESPACE);
-        let service = services.get("orders").await.expect("the Service is there");
-        let ip = service.spec.and_then(|spec| spec.cluster_ip).expect("it has an address");
-        Self { cluster, ip }
+        Self { cluster, ip: cluster.service().await }
     }
 
     fn address(&self, port: u16) -> SocketAddr {

@@ -1,11 +1,15 @@
 //! Objects of other owners are not changed, even if their names are those that the operator would use; what others have
-//! changed in ours is put back.
+//! changed in ours is put back; and no other tool takes our objects for its own by what it wrote on a document.
+
+use std::process::Command;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, ServiceAccount};
 use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use litejoin_crds::kind::Kind;
+use litejoin_tests::kubernetes::programs::program;
+use litejoin_tests::programs::run;
 use litejoin_tests::wait::until;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -120,5 +124,54 @@ async fn what_a_hand_has_changed_is_put_back() {
         said.contains(&command).then_some(())
     })
     .await;
+    operator.stop().await;
+}
+
+/// What tools write on the documents that they apply, and find by it what is theirs to remove.
+const MARKS: &str = "\
+metadata:
+  labels: {app.kubernetes.io/instance: marked, kustomize.toolkit.fluxcd.io/name: marked, team: marked}
+  annotations:
+    argocd.argoproj.io/tracking-id: marked:litejoin.io/Pipeline:shop/orders
+    argocd.argoproj.io/sync-options: Prune=marked
+  name:";
+
+#[tokio::test]
+async fn labels_and_annotations_of_documents_are_not_copied() {
+    let site = ControllerSite::new().await;
+    let operator = site.operator();
+    let surrounded = "spec:\n  networkPolicy: {enabled: true}\n  podMonitor: {enabled: true}\n";
+    let marked = orders(&Ports::free()).replacen("spec:\n", surrounded, 1);
+    let marked = marked.replace("metadata: {name: orders}", &format!("{MARKS} orders"));
+    let marked = marked.replace("metadata: {name: console}", &format!("{MARKS} console"));
+    assert_eq!(marked.matches("Prune=marked").count(), 2, "{marked}");
+    site.apply(&marked).await;
+    let worker = site.run_pod("orders").await;
+    site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
+    site.wait_for(Kind::Sink, "console", "Ready", "True", "Ready").await;
+
+    let kinds = [
+        "statefulsets",
+        "controllerrevisions",
+        "pods",
+        "persistentvolumeclaims",
+        "services",
+        "configmaps",
+        "networkpolicies",
+        "podmonitors",
+        "events",
+    ];
+    let kubeconfig = site.server.kubeconfig(&format!("{}-kubectl", site.namespace), &site.server.url());
+    for kind in kinds {
+        let mut kubectl = Command::new(program("kubectl"));
+        kubectl.env("KUBECONFIG", &kubeconfig).args(["-n", &site.namespace, "get", kind, "-o", "json"]);
+        let listed: Value = serde_json::from_str(&run(&mut kubectl)).expect("kubectl prints JSON");
+        let objects = listed["items"].as_array().expect("a list");
+        assert!(!objects.is_empty(), "there are {kind}");
+        for object in objects {
+            assert!(!object.to_string().contains("marked"), "{object:#}");
+        }
+    }
+    worker.stop().await;
     operator.stop().await;
 }

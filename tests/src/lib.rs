@@ -2,6 +2,7 @@
 //! results. The harness uses none of the worker's code, only interfaces for users. Each failure panics with the failed
 //! action; a worker that a panic drops prints its log.
 
+pub mod argocd;
 pub mod certificates;
 pub mod child;
 pub mod client;

@@ -11,8 +11,17 @@ pub fn repository() -> &'static Path {
 
 /// Returns the program of Argo CD. The first call may take minutes.
 pub fn argocd() -> PathBuf {
+    argocd_folder().join("argocd")
+}
+
+/// Returns the folder of Argo CD's definitions and default settings.
+pub(crate) fn argocd_manifests() -> PathBuf {
+    argocd_folder().join("manifests")
+}
+
+fn argocd_folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(|| folder_of("argocd/build")).join("argocd")
+    FOLDER.get_or_init(|| folder_of("argocd/build"))
 }
 
 /// Returns the folder that one of the scripts in `tests` prints.

@@ -29,7 +29,7 @@ const SERVER_ADDRESS: &str = "10.96.0.1";
 /// The address of the DNS Service.
 const DNS_ADDRESS: &str = "10.96.0.10";
 /// Folders that programs write to regardless of their arguments.
-const PRIVATE_FOLDERS: [&str; 4] = ["/run", "/var/lib/cni", "/var/log", "/etc/cni"];
+const PRIVATE_FOLDERS: [&str; 5] = ["/run", "/var/lib/cni", "/var/log", "/etc/cni", "/dev/shm"];
 
 /// A running node.
 pub struct Node {
