@@ -18,7 +18,7 @@ async fn the_commands_of_the_readme_run_as_written() {
         return;
     }
     let node = Node::start().await;
-    let _told = Told(&node);
+    let _fares = Fares(&node);
     let mut said = String::new();
     for command in commands() {
         said += &match command.split(' ').collect::<Vec<_>>()[..] {
@@ -33,9 +33,9 @@ async fn the_commands_of_the_readme_run_as_written() {
 }
 
 /// Tells how the pipeline fares, if a command fails.
-struct Told<'n>(&'n Node);
+struct Fares<'n>(&'n Node);
 
-impl Drop for Told<'_> {
+impl Drop for Fares<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             for what in ["describe pipeline orders", "describe pods", "get pods -A"] {
