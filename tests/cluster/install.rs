@@ -16,6 +16,8 @@ use litejoin_tests::wait::until;
 use litejoin_tests::worker::program;
 use serde_json::Value;
 
+use crate::{losses, servers};
+
 pub(crate) const NAMESPACE: &str = "shop";
 
 /// The first lines of the transcript.
@@ -77,6 +79,9 @@ async fn orders_on_kubernetes() {
     the_data_outlives_pods(&cluster, &first).await;
     an_admin_address_is_closed(&cluster).await;
     the_volume_grows(&cluster).await;
+    losses::secrets_come_turn_and_go(&cluster).await;
+    losses::a_lost_claim_waits_for_consent(&cluster).await;
+    servers::come_and_go(&cluster).await;
     an_upgrade_restarts_no_worker(&cluster).await;
 
     cluster.say("What happened is told as Events:");
@@ -458,7 +463,7 @@ impl Cluster {
         .await;
     }
 
-    fn in_shell(&self, command: &[&str]) -> String {
+    pub(crate) fn in_shell(&self, command: &[&str]) -> String {
         let exec = [&["-n", NAMESPACE, "exec", "shell", "--"], command].concat();
         let kubectl = litejoin_tests::kubernetes::programs::program("kubectl");
         let done = Command::new(kubectl).env("KUBECONFIG", &self.node.kubeconfig).args(exec).output();

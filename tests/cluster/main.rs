@@ -3,5 +3,7 @@
 
 mod argocd;
 mod install;
+mod losses;
 mod lost_volume;
 mod readme;
+mod servers;

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use litejoin_crds::kind::{Kind, SINK_KINDS, SOURCE_KINDS};
 use litejoin_crds::status::ChildStatus;
+use litejoin_crds::worker_status::LeftOut;
 use litejoin_crds::{Complaint, Reason};
 
 use super::condition::{
@@ -59,12 +60,8 @@ impl<'a> View<'a> {
     fn of(index: usize, child: &'a Object, findings: &Findings<'a>) -> Self {
         let Findings { observed, verdict, report, .. } = *findings;
         let held = verdict.held_back_child(index);
-        let by_worker = match report {
-            WorkerReport::Runs { left_out, .. } => {
-                left_out.iter().find(|other| is_of(&other.kind, &other.name, child))
-            }
-            _ => None,
-        };
+        // Where the operator holds a version back, the worker speaks of the one before.
+        let by_worker = left_out_by_worker(child, report).filter(|_| held.is_none());
         let was_programmed = child.is_programmed();
         let rest = if is_at_rest(&observed.spec()) {
             Some(("Suspended", "the pipeline is at rest"))
@@ -79,7 +76,7 @@ impl<'a> View<'a> {
             before: read(&child.status),
             complaints: held.map(|held| held.complaints.as_slice()).unwrap_or_default(),
             by_worker: by_worker.map(|left_out| left_out.message.as_str()),
-            runs_on: held.map(|held| held.runs_on).or(by_worker.map(|left_out| left_out.runs_on)),
+            runs_on: runs_on(index, child, findings),
             was_programmed,
             rest,
         }
@@ -152,6 +149,21 @@ impl<'a> View<'a> {
     fn earlier(&self, kind: &'static str) -> Option<Fact> {
         fact_before(&self.before.conditions, kind, self.child.generation)
     }
+}
+
+/// Whether a version of before of the child runs on, if the child is held back.
+pub(super) fn runs_on(index: usize, child: &Object, findings: &Findings<'_>) -> Option<bool> {
+    let held = findings.verdict.held_back_child(index).map(|held| held.runs_on);
+    let by_worker = left_out_by_worker(child, findings.report).map(|left_out| left_out.runs_on);
+    match (held, by_worker) {
+        (Some(held), Some(by_worker)) => Some(held && by_worker),
+        (held, by_worker) => held.or(by_worker),
+    }
+}
+
+fn left_out_by_worker<'r>(child: &Object, report: &'r WorkerReport) -> Option<&'r LeftOut> {
+    let WorkerReport::Runs { left_out, .. } = report else { return None };
+    left_out.iter().find(|other| is_of(&other.kind, &other.name, child))
 }
 
 /// The status of a child whose Pipeline does not exist.

@@ -1,9 +1,9 @@
 //! Entries of a Pipeline, which have no status of their own: what holds one back is told in the Pipeline's, with the
 //! path that its author wrote.
 
-use litejoin_crds::kind::Kind;
 use litejoin_crds::part::parts;
-use litejoin_crds::{Complaint, Place, Reason};
+use litejoin_crds::worker_status::LeftOut;
+use litejoin_crds::{Complaint, HeldBack, Place, Reason};
 
 use super::condition;
 use crate::controller::observe::Observed;
@@ -19,15 +19,30 @@ pub(super) struct Entry {
 
 /// Returns the entries that are held back by the operator or by the worker.
 pub(super) fn held_back(observed: &Observed, verdict: &Verdict, report: &WorkerReport) -> Vec<Entry> {
+    let left_out = match report {
+        WorkerReport::Runs { left_out, .. } => left_out.as_slice(),
+        _ => &[],
+    };
+    // Where the operator holds a version back, the worker speaks of the one before.
+    let is_it = |held: &HeldBack, told: &LeftOut| {
+        held.kind.is_some_and(|kind| kind.as_str() == told.kind) && held.name == told.name
+    };
     let ours = verdict.held_back.iter().filter(|held| !held.place.path.is_empty());
-    let mut entries: Vec<Entry> =
-        ours.map(|held| Entry { complaints: held.complaints.clone(), runs_on: held.runs_on }).collect();
-    let WorkerReport::Runs { left_out, .. } = report else { return entries };
+    let mut entries: Vec<Entry> = ours
+        .map(|held| {
+            let is_gone = left_out.iter().any(|told| is_it(held, told) && !told.runs_on);
+            Entry { complaints: held.complaints.clone(), runs_on: held.runs_on && !is_gone }
+        })
+        .collect();
     let documents = [observed.pipeline.document()];
-    for told in left_out {
+    let only_theirs = |told: &&LeftOut| !verdict.held_back.iter().any(|held| is_it(held, told));
+    for told in left_out.iter().filter(only_theirs) {
         // The worker's documents may lack entries, so that its paths are not those of the author.
-        let is_it = |kind: Kind, name: &str| kind.as_str() == told.kind && name == told.name;
-        let Some(part) = parts(&documents).find(|part| is_it(part.kind, part.name)) else { continue };
+        let Some(part) =
+            parts(&documents).find(|part| part.kind.as_str() == told.kind && part.name == told.name)
+        else {
+            continue;
+        };
         let complaint = |field: &str, message: &str| {
             let path = [part.place.path.as_str(), field];
             let path = path.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(".");

@@ -7,14 +7,13 @@ use kube::ResourceExt;
 use kube::api::DynamicObject;
 use litejoin_crds::Complaint;
 use litejoin_crds::status::{LayoutStatus, PipelineStatus, ReshardStatus};
-use litejoin_crds::worker_status::LeftOut;
 
 use super::condition::{
     Fact, Holds, conditions, fact_before, is_reference, message, read, ready, seconds, summary,
 };
 use super::findings::Findings;
 use super::replication::{self, Drills};
-use super::{inline, pod};
+use super::{child, inline, pod};
 use crate::controller::apply::is_written;
 use crate::controller::build::{Desired, is_at_rest};
 use crate::controller::config_map::CONFIG_BYTES_MAX;
@@ -365,18 +364,12 @@ fn degraded(findings: &Findings<'_>, before: &PipelineStatus) -> Option<Fact> {
     let Findings { observed, verdict, report, .. } = *findings;
     let fact = |reason: &str, message: String| Some(Fact::new(KIND, Holds::Yes, reason, message));
     let (mut left_out, mut earlier) = (Vec::new(), Vec::new());
-    let alone = observed.children.iter().enumerate();
-    for (child, held) in alone.filter_map(|(index, child)| Some((child, verdict.held_back_child(index)?))) {
-        let names = if held.runs_on { &mut earlier } else { &mut left_out };
-        names.push(format!("{} {}", child.kind.as_str(), child.name));
-    }
-    if let WorkerReport::Runs { left_out: by_worker, .. } = report {
-        let is_alone = |part: &&LeftOut| {
-            observed.children.iter().any(|child| child.kind.as_str() == part.kind && child.name == part.name)
-        };
-        for part in by_worker.iter().filter(is_alone) {
-            let names = if part.runs_on { &mut earlier } else { &mut left_out };
-            names.push(format!("{} {}", part.kind, part.name));
+    for (index, child) in observed.children.iter().enumerate() {
+        let name = format!("{} {}", child.kind.as_str(), child.name);
+        match child::runs_on(index, child, findings) {
+            Some(true) => earlier.push(name),
+            Some(false) => left_out.push(name),
+            None => {}
         }
     }
     if !left_out.is_empty() {
