@@ -315,6 +315,10 @@ pub struct DlqSpec {
     pub max_size_mb: u32,
     /// How often age and size are checked.
     pub cleanup_interval: DurationText,
+    /// Any text; a new one has all letters tried again at once, also those that were given up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub retry_nonce: Option<String>,
 }
 
 impl Default for DlqSpec {
@@ -328,6 +332,7 @@ impl Default for DlqSpec {
             ttl: defaults::DLQ_TTL.into(),
             max_size_mb: defaults::DLQ_MAX_SIZE_MB,
             cleanup_interval: defaults::DLQ_CLEANUP_INTERVAL.into(),
+            retry_nonce: None,
         }
     }
 }

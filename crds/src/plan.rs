@@ -206,6 +206,8 @@ pub struct Dlq {
     pub bytes_max: u64,
     /// How often `ttl` and `bytes_max` are enforced.
     pub cleanup_interval: Duration,
+    /// A text that has all letters tried again, once for each new one.
+    pub retry_nonce: Option<String>,
 }
 
 /// `spec.replication`, where it is enabled.

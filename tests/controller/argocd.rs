@@ -21,7 +21,7 @@ const NOTE: &str = "\
 ";
 
 /// Actions of a Pipeline.
-const ACTIONS: [&str; 3] = ["restart", "resume", "suspend"];
+const ACTIONS: [&str; 4] = ["restart", "resume", "retry-dead-letters", "suspend"];
 
 /// A file among the scripts.
 fn script(path: &str) -> PathBuf {
@@ -113,5 +113,14 @@ fn argo_cd_offers_and_runs_the_actions() {
         let expected: Vec<String> = lines.map(|line| format!("> {line}")).collect();
         let added: Vec<&str> = answer.lines().filter(|line| line.starts_with('>')).collect();
         assert_eq!(added, expected, "{action}: {answer}");
+    }
+    // These write the time.
+    let running = script("Pipeline/actions").join("testdata/running.yaml");
+    for (action, field) in [("restart", "restartNonce"), ("retry-dead-letters", "retryNonce")] {
+        let answer = overrides(&["run-action", running.to_str().expect("a path of ours"), action]);
+        let mut added = answer.lines().filter_map(|line| line.strip_prefix('>'));
+        let written = added.find_map(|line| line.trim().strip_prefix(&format!("{field}: ")));
+        let written = written.unwrap_or_else(|| panic!("{action} writes no {field}: {answer}"));
+        assert!(written.trim_matches('"').trim_matches('\'').starts_with("20"), "{action}: {written}");
     }
 }

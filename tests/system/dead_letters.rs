@@ -244,6 +244,28 @@ async fn a_sink_is_left_alone_after_so_many_failures() {
 }
 
 #[tokio::test]
+async fn a_new_nonce_has_dead_letters_tried_again_once() {
+    let server = Server::start().await;
+    server.behave(|_| Reply::status(400));
+    let delivery = |nonce: &str| format!("dlq: {{retryInterval: 1h, maxBackoff: 2h, retryNonce: {nonce}}}");
+    let site = site(&server, &delivery("first"));
+    let worker = site.run(["--watch"]).start().await;
+    worker.ingest().put("orders", "o1", json!({"n": 1})).await;
+    wait_for(&worker, "hook", "deadLetters", &json!(1)).await;
+    wait_for(&worker, "counts", "deadLetters", &json!(1)).await;
+    // The same nonce does nothing more, also at a start.
+    worker.stop().await;
+    let worker = site.run(["--watch"]).start().await;
+    server.behave(|_| Reply::status(200));
+    server.take();
+    site.write("pipeline.yaml", manifest(&server, &delivery("second")));
+    wait_for(&worker, "hook", "deadLetters", &json!(0)).await;
+    wait_for(&worker, "counts", "deadLetters", &json!(0)).await;
+    assert_eq!(server.received().len(), 2, "each was tried once");
+    worker.stop().await;
+}
+
+#[tokio::test]
 async fn old_dead_letters_go_and_so_do_those_above_the_size_limit() {
     let server = Server::start().await;
     server.behave(|_| Reply::status(400));

@@ -48,6 +48,7 @@ const SCHEMA: &str = "
         body BLOB,
         stored_at INTEGER NOT NULL
     );
+    CREATE TABLE IF NOT EXISTS retried (nonce TEXT NOT NULL);
     CREATE INDEX IF NOT EXISTS rejected_place ON rejected (source, position);
     CREATE INDEX IF NOT EXISTS rejected_age ON rejected (stored_at);";
 
@@ -459,6 +460,17 @@ mod tests {
         letters.unchecked.store(UNCHECKED_MAX, Ordering::Relaxed);
         put(&letters, &result("\"large\"", 3 << 20), -1);
         assert!(letters.holds("s", "j", "\"large\"").unwrap(), "whatever its age and size");
+    }
+
+    #[test]
+    fn a_nonce_has_letters_tried_again_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let letters = DeadLetters::open(&folder.path().join("dlq.db"), Synchronous::Normal, 1 << 20).unwrap();
+        assert_eq!(letters.retry_once("first", 1).unwrap(), 0);
+        put(&letters, &result("\"a\"", 10), 1);
+        assert_eq!(letters.retry_once("first", 2).unwrap(), 0);
+        assert_eq!(letters.retry_once("second", 3).unwrap(), 1);
+        assert_eq!(letters.retry_once("second", 4).unwrap(), 0);
     }
 
     #[test]

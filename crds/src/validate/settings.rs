@@ -163,6 +163,7 @@ fn delivery(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Delivery {
                 TENTH,
                 DURATION_MAX,
             ),
+            retry_nonce: dlq.retry_nonce.clone(),
         },
     }
 }

@@ -207,6 +207,27 @@ impl DeadLetters {
         Ok(count as u64)
     }
 
+    /// Lets all results be tried at once, unless that was done for this nonce. Returns how many.
+    pub(crate) fn retry_once(&self, nonce: &str, now: i64) -> Result<u64, SqliteError> {
+        let count = self.doing("retry dead letters once", |connection| {
+            let transaction = connection.transaction()?;
+            let done =
+                transaction.query_row("SELECT count(*) FROM retried WHERE nonce = ?1", [nonce], |row| {
+                    row.get::<_, i64>(0)
+                })?;
+            if done > 0 {
+                return Ok(0);
+            }
+            transaction.execute("DELETE FROM retried", [])?;
+            transaction.execute("INSERT INTO retried (nonce) VALUES (?1)", [nonce])?;
+            let count = transaction.execute("UPDATE letters SET retry_at = ?1, attempts = 0", [now])?;
+            transaction.commit()?;
+            Ok(count)
+        })?;
+        self.intervened();
+        Ok(count as u64)
+    }
+
     /// Throws results and messages away. Returns how many.
     pub(crate) fn purge(&self, filter: &Filter) -> Result<u64, SqliteError> {
         let count = self.doing("purge dead letters", |connection| {

@@ -28,6 +28,7 @@ mod tests {
             ttl: Duration::from_secs(1),
             bytes_max: 1,
             cleanup_interval: Duration::from_secs(1),
+            retry_nonce: None,
         };
         for (attempt, jitter, seconds) in [
             (0, 0.0, 30.0),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use litejoin_crds::error::chain;
 use litejoin_crds::plan::{self, Guarantee, Plan};
 use tokio::sync::watch;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::sinks::is_pushed;
 use super::unit::{Unit, Work};
@@ -35,6 +35,17 @@ async fn tick(interval: Duration, stopping: &mut watch::Receiver<bool>) -> bool 
     }
 }
 
+/// Has all dead letters tried again, unless that was done for this nonce.
+async fn retry_once(letters: Arc<DeadLetters>, nonce: String) {
+    match blocking(move || letters.retry_once(&nonce, clock::epoch_seconds())).await {
+        Ok(0) => {}
+        Ok(count) => info!(count, "dead letters are tried again, as delivery.dlq.retryNonce asks for"),
+        Err(error) => {
+            warn!(error = chain(&error), "could not try dead letters again; the next start tries to")
+        }
+    }
+}
+
 /// The tasks of maintenance, and all that they work on.
 pub(super) struct Maintenance {
     pub(super) units: Vec<Unit>,
@@ -51,6 +62,9 @@ impl Maintenance {
     /// Starts all of it, as the plan asks for it.
     pub(super) fn start(&mut self, plan: &Plan, joins: &[CheckedJoin]) {
         self.letters.set_bytes_max(plan.delivery.dlq.bytes_max);
+        if let Some(nonce) = plan.delivery.dlq.retry_nonce.clone() {
+            tokio::spawn(retry_once(Arc::clone(&self.letters), nonce));
+        }
         let (results, ingest, status) =
             (Arc::clone(&self.results), self.ingest.clone(), Arc::clone(&self.status));
         let outbox = plan.clone();

@@ -97,6 +97,7 @@ impl Simulation {
                 ttl: Duration::from_secs(3_600),
                 bytes_max: 1 << 30,
                 cleanup_interval: Duration::from_secs(60),
+                retry_nonce: None,
             },
         };
         let letters = DeadLetters::open(&folder.path().join("dlq.db"), Synchronous::Normal, 1 << 30).unwrap();
