@@ -65,7 +65,7 @@ fn posted(cluster: &Cluster, token: &str) -> bool {
     );
     let message = r#"--post-data={"topic": "orders", "key": "by-token", "payload": {"amount": 1}}"#;
     let json = "--header=Content-Type: application/json";
-    let answer = cluster.in_shell(&["wget", "-T", "5", "-qO-", &token, json, message, &url]);
+    let answer = cluster.in_shell(&["wget", "-qO-", &token, json, message, &url]);
     answer.contains("\"accepted\":1")
 }
 

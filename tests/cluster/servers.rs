@@ -134,18 +134,7 @@ async fn serving(address: SocketAddr) -> Server {
 
 /// Waits until each part says what it lacks, while messages are taken and results come.
 async fn lack_their_servers(cluster: &Cluster, when: &str) {
-    let key = when.replace(' ', "-");
-    let (url, message) = (
-        format!("http://parts.{NAMESPACE}.svc.cluster.local:8080/ingest"),
-        format!("--post-data={}", json!({ "topic": "orders", "key": key, "payload": {} })),
-    );
-    let post = ["wget", "-T", "5", "-qO-", "--header=Content-Type: application/json", &message, &url];
-    until(&format!("a message to be taken ({when})"), async || {
-        cluster.in_shell(&post).contains("\"accepted\":1").then_some(())
-    })
-    .await;
-    until(&format!("a result ({when})"), async || snapshot(cluster, "all").contains(&key).then_some(()))
-        .await;
+    messages_are_taken(cluster, when).await;
     for (part, reason) in PARTS {
         let told = until(&format!("{part} to be told ({when})"), async || {
             ready(cluster, part).filter(|ready| ready["status"] == "False" && ready["reason"] == reason)
@@ -160,7 +149,25 @@ async fn lack_their_servers(cluster: &Cluster, when: &str) {
     assert_eq!(ready(cluster, "pipeline/parts").expect("it is told")["status"], "True", "{when}");
 }
 
+/// Posts a message, and waits for the result.
+async fn messages_are_taken(cluster: &Cluster, when: &str) {
+    let key = when.replace(' ', "-");
+    let (url, message) = (
+        format!("http://parts.{NAMESPACE}.svc.cluster.local:8080/ingest"),
+        format!("--post-data={}", json!({ "topic": "orders", "key": key, "payload": {} })),
+    );
+    let post = ["wget", "-qO-", "--header=Content-Type: application/json", &message, &url];
+    until(&format!("a message to be taken ({when})"), async || {
+        cluster.in_shell(&post).contains("\"accepted\":1").then_some(())
+    })
+    .await;
+    until(&format!("a result ({when})"), async || snapshot(cluster, "all").contains(&key).then_some(()))
+        .await;
+}
+
+/// Waits until each part is Ready. A sink that has given up its results says so until the next is delivered.
 async fn have_their_servers(cluster: &Cluster, when: &str) {
+    messages_are_taken(cluster, when).await;
     for (part, _) in PARTS {
         until(&format!("{part} to be Ready ({when})"), async || {
             ready(cluster, part).filter(|ready| ready["status"] == "True")
@@ -175,7 +182,7 @@ async fn have_their_servers(cluster: &Cluster, when: &str) {
 
 fn snapshot(cluster: &Cluster, join: &str) -> String {
     let url = format!("http://parts.{NAMESPACE}.svc.cluster.local:9100/snapshot?join={join}");
-    cluster.in_shell(&["wget", "-T", "5", "-q", "-O-", &url])
+    cluster.in_shell(&["wget", "-q", "-O-", &url])
 }
 
 fn ready(cluster: &Cluster, what: &str) -> Option<Value> {
