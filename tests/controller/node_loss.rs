@@ -12,6 +12,7 @@ use litejoin_tests::wait::until;
 use litejoin_tests::worker::{Launch, Worker};
 use serde_json::json;
 
+use crate::settled::orders;
 use crate::site::{ControllerSite, Ports, condition_of};
 
 /// Returns a pipeline with its replica in a folder.
@@ -157,4 +158,30 @@ where
         (found.uid() != lost.uid() && found.meta().deletion_timestamp.is_none()).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_answer_is_told() {
+    let site = ControllerSite::new().await;
+    let operator = site.operator();
+    site.apply(&orders(&Ports::free())).await;
+    let worker = site.run_pod("orders").await;
+    site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
+    // Kubernetes takes back the pod's readiness, and the containers stay as the node told of them last.
+    let container = json!({
+        "name": "worker", "ready": true, "restartCount": 0, "image": "litejoin", "imageID": "",
+        "state": { "running": {} },
+    });
+    let status = json!({ "status": {
+        "conditions": [{ "type": "Ready", "status": "False" }], "containerStatuses": [container],
+    }});
+    let pods: Api<Pod> = site.api();
+    let patched = pods.patch_status("orders-0", &PatchParams::default(), &Patch::Merge(&status)).await;
+    patched.expect("a pod has a status");
+    site.wait_for(Kind::Pipeline, "orders", "WorkerReady", "False", "NodeNotReady").await;
+    site.wait_for(Kind::Pipeline, "orders", "Ready", "False", "NodeNotReady").await;
+    site.set_pod("orders-0", "True").await;
+    site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
+    worker.stop().await;
+    operator.stop().await;
 }
