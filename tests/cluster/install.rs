@@ -431,13 +431,11 @@ impl Cluster {
 
     /// Starts a pod to send requests from: names of Services resolve only inside the cluster.
     fn shell(&self) {
-        let pod = format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: shell}}\nspec:\n  terminationGracePeriodSeconds: 1\n\
-             \x20 securityContext: {{runAsNonRoot: true, runAsUser: 65532, seccompProfile: {{type: RuntimeDefault}}}}\n\
+        let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: shell}\nspec:\n  terminationGracePeriodSeconds: 1\n\
+             \x20 securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: RuntimeDefault}}\n\
              \x20 containers:\n  - name: shell\n    image: localhost/shell:1\n    command: [/bin/sleep, \"1000000\"]\n\
-             \x20   securityContext: {{allowPrivilegeEscalation: false, capabilities: {{drop: [ALL]}}}}\n"
-        );
-        self.apply(&pod);
+             \x20   securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}\n";
+        self.apply(pod);
         self.kubectl(&["wait", "pod/shell", "--for=condition=Ready", "--timeout=60s"]);
     }
 

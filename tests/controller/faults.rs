@@ -202,7 +202,7 @@ impl Drop for Shown {
 
 /// Returns all objects of pipelines in the namespace, without fields that differ from run to run.
 async fn found(site: &ControllerSite) -> Option<Value> {
-    let mut resources: Vec<ApiResource> = Kind::ALL.map(|kind| resource_of(kind)).to_vec();
+    let mut resources: Vec<ApiResource> = Kind::ALL.map(resource_of).to_vec();
     resources.push(ApiResource::erase::<k8s_openapi::api::core::v1::ServiceAccount>(&()));
     resources.push(ApiResource::erase::<k8s_openapi::api::core::v1::ConfigMap>(&()));
     resources.push(ApiResource::erase::<k8s_openapi::api::core::v1::Service>(&()));

@@ -33,11 +33,11 @@ fn fail(report: String) {
 #[tokio::test]
 async fn folded_deltas_are_what_sqlite_says_after_every_batch() {
     let seeds = stream::iter(endless_seeds(ROUNDS, ROUNDS_LONG));
-    let played = Cell::new(0);
+    let played = Cell::new(0_u64);
     let rounds = seeds.map(Ok).try_for_each_concurrent(AT_ONCE, async |seed| {
         fuzz::round(seed).await?;
         played.set(played.get() + 1);
-        if played.get() % ROUNDS_A_LINE == 0 {
+        if played.get().is_multiple_of(ROUNDS_A_LINE) {
             eprintln!("{} batches in {} rounds: no difference", played.get() * BATCHES_A_ROUND, played.get());
         }
         Ok::<(), String>(())
