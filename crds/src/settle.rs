@@ -285,6 +285,21 @@ spec: {pipelineRef: {name: orders}, query: '', sinks: [live]}
     }
 
     #[test]
+    fn what_is_left_out_is_complained_about_once() {
+        let elsewhere = BEFORE.replace("{name: orders}", "{name: orders, namespace: shop}")
+            + "---
+apiVersion: litejoin.io/v1alpha1
+kind: Join
+metadata: {name: alone, namespace: other}
+spec: {pipelineRef: {name: orders}, query: SELECT 3, sinks: [live]}
+";
+        let mut candidate = Candidate::new(documents(&elsewhere), &[]);
+        let complaints = candidate.validate().expect_err("it is in another namespace");
+        assert_eq!(candidate.hold_back(complaints), Ok(true));
+        candidate.validate().expect("the rest is valid without it");
+    }
+
+    #[test]
     fn settings_that_are_wrong_hold_up_everything() {
         let written = documents(&format!("{BEFORE}  storage: {{shardCount: 100}}\n"));
         let mut candidate = Candidate::new(written, &[]);

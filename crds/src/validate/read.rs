@@ -146,7 +146,7 @@ pub(crate) fn read(
         }
     }
     check_pipelines(&pipelines, &references, unknown, complaints);
-    check_namespaces(documents, &contents, complaints);
+    check_namespaces(documents, left_out, &contents, complaints);
     contents
 }
 
@@ -366,10 +366,16 @@ fn check_pipelines(
 }
 
 /// Complains about documents in another namespace than their Pipeline.
-fn check_namespaces(documents: &[Document], contents: &Contents, complaints: &mut Complaints) {
+fn check_namespaces(
+    documents: &[Document],
+    left_out: &BTreeSet<Place>,
+    contents: &Contents,
+    complaints: &mut Complaints,
+) {
     let Some(pipeline) = &contents.pipeline else { return };
     let written = documents[pipeline.document].value["metadata"]["namespace"].as_str();
-    for (index, document) in documents.iter().enumerate() {
+    let is_left_out = |document| left_out.contains(&Place { document, path: String::new() });
+    for (index, document) in documents.iter().enumerate().filter(|(index, _)| !is_left_out(*index)) {
         let namespace = document.value["metadata"]["namespace"].as_str();
         if let (Some(written), Some(namespace)) = (written, namespace)
             && written != namespace
