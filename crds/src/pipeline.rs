@@ -153,8 +153,9 @@ pub struct StorageSpec {
     /// Consent to another `shardCount`: the data is moved to a new layout while the pipeline is stopped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reshard: Option<ReshardSpec>,
-    /// Consent to begin empty where the volume claim with this UID is gone, and the data with it. The status says which
-    /// one is gone; any other value means nothing.
+    /// Consent to begin without data that is gone or can't be used, from the replica if there is one: the UID of the
+    /// volume claim that is gone, or the name that the worker gives to what is there, whose files are then set aside.
+    /// The status says which; any other value means nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
     pub accept_loss: Option<String>,

@@ -139,6 +139,8 @@ pub struct Storage {
     pub flush_interval: Duration,
     /// The crash that an acknowledged message survives.
     pub synchronous: Synchronous,
+    /// The data without which a start may begin.
+    pub accept_loss: Option<String>,
 }
 
 /// `spec.storage.synchronous`, SQLite's setting of that name.

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use kube::ResourceExt;
-use litejoin_tests::kafka::KafkaCluster;
+use litejoin_tests::kafka::{KafkaCluster, Listener, PASSWORD, USER};
 use litejoin_tests::kubernetes::node::NODE_ADDRESS;
 use litejoin_tests::server::{Reply, Server};
 use litejoin_tests::wait::until;
@@ -25,6 +25,8 @@ const PARTS: [(&str, &str); 4] = [
 ];
 
 fn manifest(brokers: &str, server: SocketAddr) -> String {
+    let sasl = "sasl: {mechanism: SCRAM-SHA-256, username: {secretKeyRef: {name: kafka, key: username}}, \
+                password: {secretKeyRef: {name: kafka, key: password}}}";
     format!(
         r#"
 apiVersion: litejoin.io/v1alpha1
@@ -44,7 +46,7 @@ spec:
 apiVersion: litejoin.io/v1alpha1
 kind: Source
 metadata: {{name: events}}
-spec: {{pipelineRef: {{name: parts}}, kafka: {{brokers: "{brokers}", topics: [{READ}]}}}}
+spec: {{pipelineRef: {{name: parts}}, kafka: {{brokers: "{brokers}", topics: [{READ}], {sasl}}}}}
 ---
 apiVersion: litejoin.io/v1alpha1
 kind: Source
@@ -62,7 +64,7 @@ spec: {{pipelineRef: {{name: parts}}, joins: [all], http: {{url: "http://{server
 apiVersion: litejoin.io/v1alpha1
 kind: Sink
 metadata: {{name: records}}
-spec: {{pipelineRef: {{name: parts}}, joins: [all], kafka: {{brokers: "{brokers}", topic: {WRITTEN}}}}}
+spec: {{pipelineRef: {{name: parts}}, joins: [all], kafka: {{brokers: "{brokers}", topic: {WRITTEN}, {sasl}}}}}
 "#
     )
 }
@@ -76,7 +78,10 @@ pub(crate) async fn come_and_go(cluster: &Cluster) {
     let any = SocketAddr::new(NODE_ADDRESS.parse().expect("an address"), 0);
     let address = Server::start_at(any).await.close().await;
 
-    cluster.apply(&manifest(&kafka.brokers(), address));
+    let (user, password) =
+        (format!("--from-literal=username={USER}"), format!("--from-literal=password={PASSWORD}"));
+    cluster.kubectl(&["create", "secret", "generic", "kafka", &user, &password]);
+    cluster.apply(&manifest(&kafka.addresses(Listener::Sasl), address));
     cluster.wait_ready("pipeline/parts").await;
     let pod = cluster.pod("parts-0").await;
     lack_their_servers(cluster, "absent at the start").await;
@@ -99,14 +104,25 @@ pub(crate) async fn come_and_go(cluster: &Cluster) {
 
     let refusing = Server::start_at(address).await;
     refusing.behave(|_| Reply::status(401));
-    until("the refusal to be told", async || {
-        ready(cluster, "source/polled").filter(|ready| ready["message"].to_string().contains("401"))
-    })
-    .await;
+    turn_password(cluster, "wrong");
+    kafka.restart(0).await;
+    messages_are_taken(cluster, "refused").await;
+    for (part, refusal) in [
+        ("source/events", "refuses our credentials"),
+        ("sink/records", "refuses our credentials"),
+        ("source/polled", "401"),
+        ("sink/hook", "401"),
+    ] {
+        until(&format!("{part} to tell of the refusal"), async || {
+            let ready = ready(cluster, part)?;
+            (ready["status"] == "False" && ready["message"].to_string().contains(refusal)).then_some(())
+        })
+        .await;
+    }
     refusing.close().await;
 
+    turn_password(cluster, PASSWORD);
     let _server = serving(address).await;
-    kafka.restart(0).await;
     have_their_servers(cluster, "it is back").await;
     let after = cluster.pod("parts-0").await;
     assert_eq!(pod.uid(), after.uid(), "it is the same pod");
@@ -119,7 +135,14 @@ pub(crate) async fn come_and_go(cluster: &Cluster) {
         "source/polled",
         "sink/hook",
         "sink/records",
+        "secret/kafka",
     ]);
+}
+
+/// Puts another password for Kafka into the Secret.
+fn turn_password(cluster: &Cluster, password: &str) {
+    let patch = json!({ "stringData": { "password": password } }).to_string();
+    cluster.kubectl(&["patch", "secret", "kafka", "--type=merge", "-p", &patch]);
 }
 
 /// A server with an item to poll, which takes results.

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use expect_test::{Expect, expect};
 use litejoin_tests::ingest::message;
 use litejoin_tests::worker::{Ended, Worker, WorkerSite};
-use serde_json::json;
+use serde_json::{Value, json};
 
 const MANIFEST: &str = r#"
 apiVersion: litejoin.io/v1alpha1
@@ -31,12 +31,44 @@ fn complaint(site: &WorkerSite, ended: &Ended) -> String {
     text.replace(&site.path().display().to_string(), "<site>")
 }
 
-/// Asserts that the worker ends with 1 and says this.
-async fn refused(site: &WorkerSite, data_dir: &str, expected: Expect) {
+/// Asserts that the worker ends with 1 and says this; returns the name of data that it could begin without.
+async fn refused(site: &WorkerSite, data_dir: &str, expected: Expect) -> Option<String> {
     let arguments = ["run", "-f", "pipeline.yaml", "--data-dir", data_dir];
     let ended = site.command(arguments).end().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
-    expected.assert_eq(&complaint(site, &ended));
+    let said = complaint(site, &ended);
+    let name = said.split_once("acceptLoss: ").and_then(|(_, rest)| Some(rest.split_once(',')?.0.to_owned()));
+    expected.assert_eq(&name.iter().fold(said, |said, name| said.replace(name, "<data>")));
+    name
+}
+
+/// The manifest with consent to begin without the data of this name.
+fn with_consent(manifest: &str, data: &str) -> String {
+    manifest.replace("storage: {", &format!("storage: {{acceptLoss: {data}, "))
+}
+
+/// Asserts that consent to begin without other data than this changes nothing, and that consent to begin without this one
+/// sets it aside, once.
+async fn begins_by_consent(site: &WorkerSite, manifest: &str, data: Option<String>) {
+    let data = data.expect("the data is named");
+    let with_consent =
+        |name: &str| manifest.replace("storage: {", &format!("storage: {{acceptLoss: {name}, "));
+    site.write("pipeline.yaml", with_consent("other"));
+    assert_eq!(site.run([]).end().await.code, Some(1), "that is other data");
+    site.write("pipeline.yaml", with_consent(&data));
+    let worker = site.start().await;
+    let epoch = worker.ingest().put("orders", "o2", json!({"n": 2})).await;
+    let keys = async |worker: &Worker| {
+        let (_, results) = worker.snapshot("live", "all_orders", epoch).await;
+        results.rows.into_keys().map(|(_, key)| key).collect::<Vec<_>>()
+    };
+    assert_eq!(keys(&worker).await, [r#""o2""#], "it has begun empty");
+    worker.stop().await;
+    let worker = site.start().await;
+    assert_eq!(keys(&worker).await, [r#""o2""#], "what came since stays");
+    worker.stop().await;
+    let aside = std::fs::read_dir(site.data_dir().join("set-aside")).expect("data was set aside");
+    assert_eq!(aside.count(), 1, "and was so once");
 }
 
 /// A site whose data holds an order, and whose worker has stopped.
@@ -109,14 +141,17 @@ async fn a_data_directory_of_another_layout() {
     let site = stored().await;
     site.write("pipeline.yaml", MANIFEST.replace("shardCount: 2", "shardCount: 4"));
     refused(&site, "data", expect![[r#"
-        error: data: holds 2 shards, and the pipeline wants storage.shardCount 4; set it back to 2, or move the directory away to start empty
+        error: data: holds 2 shards, and the pipeline wants storage.shardCount 4; set it back to 2; or begin without this data, from the replica if there is one, by spec.storage.acceptLoss: <data>, which sets its files aside
     "#]]).await;
     site.write("pipeline.yaml", MANIFEST.replace("{name: p}", "{name: other}"));
-    refused(&site, "data", expect![[r#"
-        error: data: holds the data of pipeline "default/p", and this is "default/other"; give this pipeline its own --data-dir
+    let data = refused(&site, "data", expect![[r#"
+        error: data: holds the data of pipeline "default/p", and this is "default/other"; give this pipeline its own --data-dir, or write spec.replication.identity: default/p to go on with that data; or begin without this data, from the replica if there is one, by spec.storage.acceptLoss: <data>, which sets its files aside
     "#]]).await;
     site.write("pipeline.yaml", MANIFEST);
-    assert_goes_on(&site.start().await).await;
+    let worker = site.start().await;
+    assert_goes_on(&worker).await;
+    worker.stop().await;
+    begins_by_consent(&site, &MANIFEST.replace("{name: p}", "{name: other}"), data).await;
 }
 
 #[tokio::test]
@@ -156,17 +191,21 @@ async fn a_missing_shard_is_never_an_empty_start() {
     let site = stored().await;
     let (shard, moved) = (site.data_dir().join("shard_1.db"), site.path().join("moved.db"));
     std::fs::rename(&shard, &moved).expect("a file can be moved");
-    refused(
+    let data = refused(
         &site,
         "data",
         expect![[r#"
-        error: data: shard file shard_1.db is missing; restore it, or move the directory away to start empty
-    "#]],
+            error: data: shard file shard_1.db is missing; put it back; or begin without this data, from the replica if there is one, by spec.storage.acceptLoss: <data>, which sets its files aside
+        "#]],
     )
     .await;
     assert!(!shard.exists(), "no empty shard was made");
     std::fs::rename(&moved, &shard).expect("a file can be moved");
-    assert_goes_on(&site.start().await).await;
+    let worker = site.start().await;
+    assert_goes_on(&worker).await;
+    worker.stop().await;
+    std::fs::remove_file(&shard).expect("a file can be removed");
+    begins_by_consent(&site, MANIFEST, data).await;
 }
 
 #[tokio::test]
@@ -175,12 +214,12 @@ async fn a_layout_manifest_that_is_gone_or_broken() {
     let layout = site.data_dir().join("layout.json");
     let whole = std::fs::read_to_string(&layout).expect("the layout is text");
     std::fs::remove_file(&layout).expect("a file can be removed");
-    refused(&site, "data", expect![[r#"
-        error: data: shard files without a layout manifest beside them; restore layout.json, or move the directory away to start empty
+    let unnamed = refused(&site, "data", expect![[r#"
+        error: data: shard files without a layout manifest beside them; put layout.json back; or begin without this data, from the replica if there is one, by spec.storage.acceptLoss: <data>, which sets its files aside
     "#]]).await;
     std::fs::write(&layout, &whole[..whole.len() / 2]).expect("a file can be written");
-    refused(&site, "data", expect![[r#"
-        error: data/layout.json: not a layout manifest (EOF while parsing a string at line 6 column 5); restore the file, or move the directory away to start empty
+    let broken = refused(&site, "data", expect![[r#"
+        error: data/layout.json: not a layout manifest (EOF while parsing a string at line 6 column 5); put the right one back; or begin without this data, from the replica if there is one, by spec.storage.acceptLoss: <data>, which sets its files aside
     "#]]).await;
     let future = whole.replace("\"formatVersion\": 2", "\"formatVersion\": 99");
     std::fs::write(&layout, future).expect("a file can be written");
@@ -188,7 +227,15 @@ async fn a_layout_manifest_that_is_gone_or_broken() {
         error: data: written in format 99 (hash version 1), and this worker reads format 2 (hash version 1); run the version of litejoin that wrote it
     "#]]).await;
     std::fs::write(&layout, &whole).expect("a file can be written");
-    assert_goes_on(&site.start().await).await;
+    let worker = site.start().await;
+    assert_goes_on(&worker).await;
+    worker.stop().await;
+    std::fs::remove_file(&layout).expect("a file can be removed");
+    begins_by_consent(&site, MANIFEST, unnamed).await;
+    let site = stored().await;
+    std::fs::write(site.data_dir().join("layout.json"), &whole[..whole.len() / 2])
+        .expect("a file can be written");
+    begins_by_consent(&site, MANIFEST, broken).await;
 }
 
 #[tokio::test]
@@ -198,14 +245,52 @@ async fn a_file_that_is_no_database() {
     let whole = std::fs::read(&shard).expect("a file can be read");
     std::fs::write(&shard, b"this is no database, and it is long enough to be looked at as one of them")
         .expect("a file can be written");
-    refused(
+    let data = refused(
         &site,
         "data",
         expect![[r#"
-        error: data/shard_0.db: is no database; restore it, or move the data directory away to start empty
-    "#]],
+            error: data/shard_0.db: is no database; put the right file back; or begin without this data, from the replica if there is one, by spec.storage.acceptLoss: <data>, which sets its files aside
+        "#]],
     )
     .await;
     std::fs::write(&shard, whole).expect("a file can be written");
-    assert_goes_on(&site.start().await).await;
+    let worker = site.start().await;
+    assert_goes_on(&worker).await;
+    worker.stop().await;
+    std::fs::write(&shard, b"this is no database, and it is long enough to be looked at as one of them")
+        .expect("a file can be written");
+    begins_by_consent(&site, MANIFEST, data).await;
+}
+
+/// Where a worker can die while it sets data aside.
+const MOVED: &str = "data-moved-aside";
+
+pub(crate) fn points() -> impl Iterator<Item = &'static str> {
+    [MOVED].into_iter()
+}
+
+#[tokio::test]
+async fn data_is_set_aside_whole_whenever_a_start_is_cut_off() {
+    for n in 1.. {
+        let site = stored().await;
+        let layout = std::fs::read(site.data_dir().join("layout.json")).expect("a file can be read");
+        let layout: Value = serde_json::from_slice(&layout).expect("the layout is JSON");
+        let data = layout["lineage"].as_str().expect("data has a lineage");
+        site.write("pipeline.yaml", with_consent(MANIFEST, data));
+        let fault = format!("{MOVED}:{n}");
+        let mut worker = site.run([]).with_variable("LITEJOIN_FAULT", &fault).spawn();
+        let was_cut_off = !worker.comes_to_run().await;
+        if was_cut_off {
+            worker = site.start().await;
+        }
+        let epoch = worker.ingest().put("orders", "o2", json!({"n": 2})).await;
+        let (_, results) = worker.snapshot("live", "all_orders", epoch).await;
+        let keys: Vec<&str> = results.rows.keys().map(|(_, key)| key.as_str()).collect();
+        assert_eq!(keys, [r#""o2""#], "cut off at file {n}");
+        worker.stop().await;
+        if !was_cut_off {
+            assert!(n > 5, "shards, results, dead letters and the layout are moved one by one: {n}");
+            break;
+        }
+    }
 }

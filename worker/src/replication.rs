@@ -22,7 +22,9 @@ use self::location::{LocationError, ReplicaLocation};
 use self::objects::{Objects, ObjectsError};
 use self::restore_points::RestorePoints;
 use crate::credentials::{CredentialError, Secrets};
-use crate::storage::layout::{self, DEAD_LETTERS_FILE, LayoutError, RESULTS_FILE, SOURCES_FILE};
+use crate::storage::layout::{
+    self, DEAD_LETTERS_FILE, LayoutError, RESULTS_FILE, SOURCES_FILE, UnusableData,
+};
 use crate::storage::sqlite::SqliteError;
 
 pub(crate) mod boot;
@@ -75,6 +77,8 @@ pub(crate) enum ReplicationError {
     Litestream(#[from] LitestreamError),
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    #[error(transparent)]
+    UnusableData(#[from] UnusableData),
     #[error("{path}: could not {doing}")]
     Io { path: String, doing: &'static str, source: std::io::Error },
     #[error(transparent)]
@@ -96,6 +100,21 @@ pub(crate) enum ReplicationError {
         "{place}: another worker ({other}) took the pipeline over while this one started; see which of both is to run"
     )]
     Overtaken { place: String, other: Incarnation },
+}
+
+impl ReplicationError {
+    /// Adds the way to start without the data of a directory, where it is the data that is in the way.
+    fn or_without_data(self, data_dir: &Path) -> Self {
+        let is_about_data = match &self {
+            Self::Refused(refusal) => {
+                matches!(refusal, StartRefusal::Occupied { .. } | StartRefusal::Overtaken { .. })
+            }
+            Self::Layout(problem) => problem.is_about_data(),
+            _ => false,
+        };
+        let way_on = is_about_data.then(|| UnusableData::new(&self, data_dir)).flatten();
+        way_on.map_or(self, Self::UnusableData)
+    }
 }
 
 /// A time to go back to.

@@ -16,6 +16,7 @@ mod unit;
 mod writers;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -36,6 +37,7 @@ use self::sources::Sources;
 use self::store::OpenFiles;
 use self::unit::Unit;
 use crate::blocking::blocking;
+use crate::clock;
 use crate::credentials::Secrets;
 use crate::pipeline::{Pipeline, Reload};
 use crate::replication::boot::Begin;
@@ -44,7 +46,7 @@ use crate::results::event::JoinId;
 use crate::serve::listen::ListenError;
 use crate::status::Status;
 use crate::storage::ingest::Ingest;
-use crate::storage::layout::{LayoutError, LockedDir};
+use crate::storage::layout::{LayoutError, LockedDir, UnusableData};
 use crate::storage::sqlite::SqliteError;
 
 /// How long a planned stop waits for the evaluator and the sinks. Work that is not done by then is done at the next
@@ -69,8 +71,10 @@ pub(crate) enum StartError {
     File(SqliteError),
     #[error(transparent)]
     Replication(#[from] ReplicationError),
-    #[error("{path}: is no database; restore it, or move the data directory away to start empty")]
+    #[error("{path}: is no database; put the right file back")]
     NoDatabase { path: String },
+    #[error(transparent)]
+    Unusable(#[from] UnusableData),
     #[error(
         "{path}: is empty, and the data lay on the volume claim {claim}; put its volume back, or write \
          spec.storage.acceptLoss: {claim} to begin empty"
@@ -101,6 +105,19 @@ impl From<SqliteError> for StartError {
         } else {
             Self::File(error)
         }
+    }
+}
+
+impl StartError {
+    /// Adds the way to start without the data of a directory, where it is the data that is in the way.
+    fn or_without_data(self, data_dir: &Path) -> Self {
+        let is_about_data = match &self {
+            Self::Layout(problem) => problem.is_about_data(),
+            Self::NoDatabase { path } => Path::new(path).parent() == Some(data_dir),
+            _ => false,
+        };
+        let way_on = is_about_data.then(|| UnusableData::new(&self, data_dir)).flatten();
+        way_on.map_or(self, Self::Unusable)
     }
 }
 
@@ -144,8 +161,10 @@ pub(crate) async fn run(
         // A restore may take its time.
         Some(()) = stop.recv() => return Ok(()),
     };
-    let mut running =
-        Running::start(pipeline, secrets, listeners, locked, replica, closed, overtaken).await?;
+    let data_dir = locked.path().to_owned();
+    let mut running = Running::start(pipeline, secrets, listeners, locked, replica, closed, overtaken)
+        .await
+        .map_err(|problem| problem.or_without_data(&data_dir))?;
     let mut outcome = Ok(());
     loop {
         tokio::select! {
@@ -200,7 +219,10 @@ async fn prepare(
             };
             Some(boot::prepare(&locked, plan, site, tools, begin).await?)
         }
-        None => None,
+        None => {
+            locked.set_aside(plan.storage.accept_loss.as_deref(), clock::epoch_seconds())?;
+            None
+        }
     };
     if let Some(claim) = plan.data_on_claim.clone().filter(|_| replica.is_none())
         && !locked.has_data()?

@@ -96,6 +96,7 @@ fn storage(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Storage {
             SynchronousMode::Normal => Synchronous::Normal,
             SynchronousMode::Full => Synchronous::Full,
         },
+        accept_loss: storage.accept_loss.clone(),
     }
 }
 

@@ -30,16 +30,8 @@ const OPERATORS_FIELDS: [&str; 9] = [
 ];
 
 /// Fields of its `storage` that only the operator reads.
-const OPERATORS_STORAGE_FIELDS: [&str; 8] = [
-    "size",
-    "storageClassName",
-    "accessMode",
-    "retainOnDelete",
-    "ephemeral",
-    "onNodeLoss",
-    "reshard",
-    "acceptLoss",
-];
+const OPERATORS_STORAGE_FIELDS: [&str; 7] =
+    ["size", "storageClassName", "accessMode", "retainOnDelete", "ephemeral", "onNodeLoss", "reshard"];
 
 /// Fields of its `replication` that only the operator reads.
 const OPERATORS_REPLICATION_FIELDS: [&str; 2] = ["image", "drill"];

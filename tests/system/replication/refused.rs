@@ -16,15 +16,19 @@ use super::{
     PROGRAM, Replicated, file_names, incarnations, keys, names, put_all, ready, replication, stored,
 };
 
-/// Runs a command to its end, which must be 1, and compares its complaint.
-async fn refused(pipeline: &Replicated, store: &Store, launch: Launch, expected: Expect) {
+/// Runs a command to its end, which must be 1, and compares its complaint; returns the name of data that the pipeline could
+/// begin without.
+async fn refused(pipeline: &Replicated, store: &Store, launch: Launch, expected: Expect) -> Option<String> {
     let ended = launch.end().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     let lines = ended.stderr.lines().filter(|line| !line.starts_with('{'));
     let text: String = lines.map(|line| format!("{line}\n")).collect();
     let text = text.replace(&pipeline.site.path().display().to_string(), "<site>");
     let text = text.replace(&store.files().display().to_string(), "<store>");
+    let name = text.split_once("acceptLoss: ").and_then(|(_, rest)| Some(rest.split_once(',')?.0.to_owned()));
+    let text = name.iter().fold(text, |text, name| text.replace(name, "<data>"));
     expected.assert_eq(&without_random_parts(&text));
+    name
 }
 
 /// Replaces the random part of each incarnation's name by `<id>`.
@@ -86,10 +90,16 @@ async fn data_that_the_replica_does_not_know() {
     let pipeline = stored(&store).await;
     std::fs::remove_file(pipeline.site.data_dir().join("replication.json")).unwrap();
     let before = file_names(&store.files().join("replicas/default/p/0"));
-    refused(&pipeline, &store, pipeline.run([]), expect![[r#"
-        error: file://<store>/replicas/default/p/0: holds a replica (incarnation-1-<id>) that this data directory knows nothing of; move the data directory away to restore that one, or write another replicaUrl or identity for this one
+    let refused_data = refused(&pipeline, &store, pipeline.run([]), expect![[r#"
+        error: file://<store>/replicas/default/p/0: holds a replica (incarnation-1-<id>) that this data directory knows nothing of; write another replicaUrl or identity for this one; or begin without this data, from the replica if there is one, by spec.storage.acceptLoss: <data>, which sets its files aside
     "#]]).await;
     assert_eq!(file_names(&store.files().join("replicas/default/p/0")), before, "nothing is written");
+
+    let data = refused_data.expect("the data is named");
+    pipeline.change(|manifest| manifest["spec"]["storage"]["acceptLoss"] = json!(data));
+    let worker = pipeline.start().await;
+    assert_eq!(keys(&worker).await, names("k", 3), "the replica's data is back");
+    worker.stop().await;
 }
 
 /// Overwrites the files of a shard.

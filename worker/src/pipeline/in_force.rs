@@ -12,13 +12,11 @@ use tracing::warn;
 
 use crate::storage::layout;
 
-/// The name of the file in the data directory.
-const FILE: &str = "in-force.json";
-
 /// Returns the documents that were in force last; none if that is not known.
 pub(super) fn read(data_dir: &Path) -> Vec<Document> {
-    let values: Option<Vec<Value>> =
-        std::fs::read(data_dir.join(FILE)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let values: Option<Vec<Value>> = std::fs::read(data_dir.join(layout::IN_FORCE_FILE))
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
     values.unwrap_or_default().into_iter().map(|value| Document { value }).collect()
 }
 
@@ -26,7 +24,7 @@ pub(super) fn read(data_dir: &Path) -> Vec<Document> {
 pub(crate) fn write(data_dir: &Path, documents: &[Document]) {
     let values: Vec<&Value> = documents.iter().map(|document| &document.value).collect();
     let bytes = serde_json::to_vec(&values).expect("documents are plain data");
-    if let Err(error) = layout::replace(data_dir, FILE, &bytes) {
+    if let Err(error) = layout::replace(data_dir, layout::IN_FORCE_FILE, &bytes) {
         warn!(
             error = chain(&error),
             "could not keep the documents in force; a part that is wrong at the next start is left out then"
@@ -54,7 +52,7 @@ mod tests {
         let documents = [Document { value: json!({ "kind": "Join", "spec": { "query": "SELECT 1" } }) }];
         write(folder.path(), &documents);
         assert_eq!(read(folder.path()), documents);
-        std::fs::write(folder.path().join(FILE), "[{").unwrap();
+        std::fs::write(folder.path().join(layout::IN_FORCE_FILE), "[{").unwrap();
         assert_eq!(read(folder.path()), []);
     }
 }

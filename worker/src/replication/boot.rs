@@ -39,6 +39,20 @@ pub(crate) async fn prepare(
     tools: &Tools,
     begin: Begin<'_>,
 ) -> Result<Replica, ReplicationError> {
+    if !matches!(begin, Begin::Prepared) {
+        locked.set_aside(plan.storage.accept_loss.as_deref(), clock::epoch_seconds())?;
+    }
+    let prepared = prepare_directory(locked, plan, site, tools, begin).await;
+    prepared.map_err(|problem| problem.or_without_data(locked.path()))
+}
+
+async fn prepare_directory(
+    locked: &LockedDir,
+    plan: &Plan,
+    site: Site,
+    tools: &Tools,
+    begin: Begin<'_>,
+) -> Result<Replica, ReplicationError> {
     let io = |path: &Path, doing| {
         let path = path.display().to_string();
         move |source| ReplicationError::Io { path, doing, source }

@@ -20,14 +20,12 @@ use super::{PointInTime, ReplicationError, Site};
 use crate::clock;
 use crate::fault;
 use crate::results::store;
-use crate::storage::layout::RESULTS_FILE;
-use crate::storage::layout::{LockedDir, replace};
+use crate::storage::layout::{LockedDir, RESULTS_FILE, SET_ASIDE, replace};
 use crate::storage::sqlite;
 
 pub(super) const MARKER: &str = "replication.json";
 pub(super) const CONFIG: &str = "litestream.yml";
 const RESTORING: &str = "restoring";
-const SET_ASIDE: &str = "set-aside";
 
 /// Files that are set aside beside the replicated files, their WALs and Litestream's notes.
 const SET_ASIDE_TOO: [&str; 3] = ["layout.json", CONFIG, "scratch"];

@@ -251,13 +251,13 @@ pub(crate) enum StartRefusal {
     )]
     Damaged { base: String, claimed: Incarnation },
     #[error(
-        "{base}: holds a replica ({claimed}) that this data directory knows nothing of; move the data directory away to \
-         restore that one, or write another replicaUrl or identity for this one"
+        "{base}: holds a replica ({claimed}) that this data directory knows nothing of; write another replicaUrl or \
+         identity for this one"
     )]
     Occupied { base: String, claimed: Incarnation },
     #[error(
         "{base}: {newer} has taken over from this data directory, and restore.policy is Never (or restoreOnBoot \
-         false); write Auto to restore it, or move the data directory away to start empty"
+         false); write Auto to restore it"
     )]
     Overtaken { base: String, newer: Incarnation },
     #[error(

@@ -7,17 +7,35 @@
 //! A manifest in state `creating` means that files may be missing; in state `ready` a missing shard is an
 //! error, never an empty start.
 
+use std::ffi::OsString;
+use std::fmt::Display;
 use std::fs::{File, OpenOptions, TryLockError};
+use std::hash::Hasher;
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use fnv::FnvHasher;
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use super::hash::HASH_VERSION;
+use crate::fault;
 
 /// Version of the files in a data directory; raised when an older worker could no longer read them.
 pub(crate) const FORMAT_VERSION: u32 = 2;
+
+/// The file that describes a data directory.
+const LAYOUT_FILE: &str = "layout.json";
+
+/// The folder of a data directory that takes data which is in the way.
+pub(crate) const SET_ASIDE: &str = "set-aside";
+
+/// What stays in a data directory when its data is set aside.
+const STAY: [&str; 3] = ["lock", SET_ASIDE, IN_FORCE_FILE];
+
+/// The file of the documents in force.
+pub(crate) const IN_FORCE_FILE: &str = "in-force.json";
 
 /// The file of results in a data directory.
 pub(crate) const RESULTS_FILE: &str = "results.db";
@@ -106,17 +124,15 @@ pub(crate) enum LayoutError {
         "{path}: the data directory is in use by process {holder}; stop that one, or give this one its own --data-dir"
     )]
     InUse { path: String, holder: String },
-    #[error(
-        "{path}: not a layout manifest ({detail}); restore the file, or move the directory away to start empty"
-    )]
+    #[error("{path}: not a layout manifest ({detail}); put the right one back")]
     Unreadable { path: String, detail: String },
     #[error(
-        "{path}: holds {found} shards, and the pipeline wants storage.shardCount {wanted}; set it back to {found}, or \
-         move the directory away to start empty"
+        "{path}: holds {found} shards, and the pipeline wants storage.shardCount {wanted}; set it back to {found}"
     )]
     ShardCount { path: String, found: usize, wanted: usize },
     #[error(
-        "{path}: holds the data of pipeline {found:?}, and this is {wanted:?}; give this pipeline its own --data-dir"
+        "{path}: holds the data of pipeline {found:?}, and this is {wanted:?}; give this pipeline its own --data-dir, or \
+         write spec.replication.identity: {found} to go on with that data"
     )]
     Identity { path: String, found: String, wanted: String },
     #[error(
@@ -124,15 +140,50 @@ pub(crate) enum LayoutError {
          (hash version {HASH_VERSION}); run the version of litejoin that wrote it"
     )]
     Format { path: String, found: u32, found_hash: u32 },
-    #[error(
-        "{path}: shard files without a layout manifest beside them; restore layout.json, or move the directory away \
-         to start empty"
-    )]
+    #[error("{path}: shard files without a layout manifest beside them; put layout.json back")]
     NoManifest { path: String },
     #[error("{path}: holds no data yet; start the pipeline there, or give the --data-dir of one that ran")]
     NoData { path: String },
-    #[error("{path}: shard file {missing} is missing; restore it, or move the directory away to start empty")]
+    #[error("{path}: shard file {missing} is missing; put it back")]
     MissingShard { path: String, missing: String },
+}
+
+impl LayoutError {
+    /// Whether it is the data itself that is wrong, so that a start could do without it.
+    pub(crate) fn is_about_data(&self) -> bool {
+        match self {
+            Self::Unreadable { .. }
+            | Self::ShardCount { .. }
+            | Self::Identity { .. }
+            | Self::NoManifest { .. }
+            | Self::MissingShard { .. } => true,
+            Self::Io { .. }
+            | Self::DiskFull { .. }
+            | Self::InUse { .. }
+            | Self::Format { .. }
+            | Self::NoData { .. } => false,
+        }
+    }
+}
+
+/// Data with which no start is possible, and the way to start without it.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{problem}; or begin without this data, from the replica if there is one, by spec.storage.acceptLoss: {data}, which \
+     sets its files aside"
+)]
+pub(crate) struct UnusableData {
+    problem: String,
+    /// See [`name_of_data`].
+    data: String,
+}
+
+impl UnusableData {
+    /// Adds the way on to a problem with the data in `path`; `None` where there is no data.
+    pub(crate) fn new(problem: &dyn Display, path: &Path) -> Option<Self> {
+        let data = name_of_data(path).ok()??;
+        Some(Self { problem: problem.to_string(), data })
+    }
 }
 
 /// A folder for data that is locked by this process until it is dropped; what lies in it is not known yet.
@@ -165,6 +216,33 @@ impl LockedDir {
     /// Whether there is data in it, or the beginning of some.
     pub(crate) fn has_data(&self) -> Result<bool, LayoutError> {
         Ok(read(&self.path)?.is_some() || self.path.join(shard_file_name(0)).exists())
+    }
+
+    /// Moves all data out of the way if `accepted` names it. A start that is cut off goes on at the next one: the file by
+    /// which the data is named is moved last.
+    pub(crate) fn set_aside(&self, accepted: Option<&str>, now: i64) -> Result<(), LayoutError> {
+        let Some(accepted) = name_of_data(&self.path)?.filter(|name| Some(name.as_str()) == accepted) else {
+            return Ok(());
+        };
+        let io = |doing| move |source| io_error(&self.path, doing, source);
+        let folder = self.path.join(SET_ASIDE).join(format!("{accepted}-{now}"));
+        std::fs::create_dir_all(&folder).map_err(io("make a folder for what is set aside"))?;
+        let names: Result<Vec<_>, _> = std::fs::read_dir(&self.path)
+            .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect())
+            .map_err(io("read the data directory"));
+        let last = [shard_file_name(0), LAYOUT_FILE.to_owned()];
+        let is_first = |name: &OsString| !last.iter().any(|last| name == last.as_str());
+        let is_data = |name: &OsString| !STAY.iter().any(|stays| name == stays);
+        let first = names?.into_iter().filter(|name| is_first(name) && is_data(name));
+        for name in first.chain(last.iter().map(OsString::from)) {
+            let from = self.path.join(&name);
+            if from.exists() {
+                std::fs::rename(from, folder.join(&name)).map_err(io("set data aside"))?;
+                fault::point("data-moved-aside");
+            }
+        }
+        warn!(folder = %folder.display(), "the data is set aside, as spec.storage.acceptLoss asks; remove it at will");
+        Ok(())
     }
 
     /// Writes the manifest of files that were put here from elsewhere: the same data under a new lineage, which is
@@ -293,7 +371,7 @@ fn lock(path: &Path) -> Result<File, LayoutError> {
 }
 
 fn read(path: &Path) -> Result<Option<Layout>, LayoutError> {
-    let file = path.join("layout.json");
+    let file = path.join(LAYOUT_FILE);
     match std::fs::read(&file) {
         Ok(bytes) => parse(path, &bytes).map(Some),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -304,7 +382,7 @@ fn read(path: &Path) -> Result<Option<Layout>, LayoutError> {
 /// Reads a manifest. One of another format may have fields that are unknown here, so its format is looked at first.
 fn parse(path: &Path, bytes: &[u8]) -> Result<Layout, LayoutError> {
     let unreadable = |error: serde_json::Error| LayoutError::Unreadable {
-        path: path.join("layout.json").display().to_string(),
+        path: path.join(LAYOUT_FILE).display().to_string(),
         detail: error.to_string(),
     };
     let format: Format = serde_json::from_slice(bytes).map_err(unreadable)?;
@@ -312,9 +390,29 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Layout, LayoutError> {
     serde_json::from_slice(bytes).map_err(unreadable)
 }
 
+/// The name by which `spec.storage.acceptLoss` speaks of the data in a directory: its lineage, or, where no manifest can be
+/// read, what the files themselves say. `None` where there is no data.
+fn name_of_data(path: &Path) -> Result<Option<String>, LayoutError> {
+    match std::fs::read(path.join(LAYOUT_FILE)) {
+        Ok(bytes) => Ok(Some(match serde_json::from_slice::<Layout>(&bytes) {
+            Ok(layout) => layout.lineage,
+            Err(_) => {
+                let mut hasher = FnvHasher::default();
+                hasher.write(&bytes);
+                format!("unreadable-{:016x}", hasher.finish())
+            }
+        })),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let first = std::fs::metadata(path.join(shard_file_name(0)));
+            Ok(first.ok().map(|first| format!("unknown-{}", first.ino())))
+        }
+        Err(source) => Err(io_error(path, "read the layout manifest", source)),
+    }
+}
+
 fn write(path: &Path, layout: &Layout) -> Result<(), LayoutError> {
     let bytes = serde_json::to_vec_pretty(layout).expect("a layout has only plain fields");
-    replace(path, "layout.json", &bytes).map_err(|source| io_error(path, "write the layout manifest", source))
+    replace(path, LAYOUT_FILE, &bytes).map_err(|source| io_error(path, "write the layout manifest", source))
 }
 
 /// Replaces a file of a folder in one step, durably: a crash leaves the old one or the new one.
