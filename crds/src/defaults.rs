@@ -11,6 +11,8 @@ pub const REPLICAS: u32 = 1;
 pub const SHARD_COUNT: u32 = 8;
 /// The most shards a pipeline may have. Each costs file handles, a thread and a share of the page cache.
 pub const SHARD_COUNT_MAX: u32 = 64;
+/// How long the layout of before a re-shard is kept: a working day and a night to see whether all is well. Our choice.
+pub const KEEP_OLD_LAYOUT: &str = "24h";
 /// Folder of the data, relative to the working directory. The original's default.
 pub const DATA_DIR: &str = "./data";
 /// Connections that read at once. The original's default.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::credentials::{Auth, ClientTls, Credential, KafkaSasl};
+use crate::pipeline::ReshardStrategy;
 use crate::replication::{ReplicationMode, RestorePolicy};
 use crate::serving::ServerTls;
 use crate::source::api::{ApiMethod, ApiPagination, ApiWatermark, ChangeDetection};
@@ -141,6 +142,21 @@ pub struct Storage {
     pub synchronous: Synchronous,
     /// The data without which a start may begin.
     pub accept_loss: Option<String>,
+    /// Consent to move the data to another number of shards.
+    pub reshard: Option<Reshard>,
+}
+
+/// `spec.storage.reshard`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Reshard {
+    /// Shards that the data has.
+    pub from: usize,
+    /// Shards that it is to have.
+    pub to: usize,
+    /// How the data is moved.
+    pub strategy: ReshardStrategy,
+    /// How long the layout of before is kept.
+    pub keep_old_layout: Duration,
 }
 
 /// `spec.storage.synchronous`, SQLite's setting of that name.

@@ -30,9 +30,9 @@ impl Refusals {
     }
 
     fn pipeline(&mut self, spec: &Value) {
-        if spec["storage"]["reshard"].is_object() {
-            let message = "the number of shards cannot be changed by this version yet; remove reshard and put the old shardCount back";
-            self.refuse("spec.storage.reshard", message);
+        if spec["storage"]["reshard"]["strategy"] == "Online" {
+            let message = "this version moves data while the pipeline is stopped only; write Job";
+            self.refuse("spec.storage.reshard.strategy", message);
         }
     }
 }
@@ -48,7 +48,7 @@ mod tests {
     fn what_is_not_run_is_refused_by_name() {
         let values = [
             json!({"kind": "Sink", "spec": {"stdout": {}}}),
-            json!({"kind": "Pipeline", "spec": {"storage": {"reshard": {"fromShardCount": 8, "toShardCount": 16}}}}),
+            json!({"kind": "Pipeline", "spec": {"storage": {"reshard": {"fromShardCount": 8, "toShardCount": 16, "strategy": "Online"}}}}),
         ];
         let documents = values.map(|value| Document { value });
         let complaints = unsupported(&documents);
@@ -57,7 +57,7 @@ mod tests {
             .map(|c| format!("{} {}: {}\n", c.place.document, c.place.path, c.message))
             .collect();
         expect![[r#"
-            1 spec.storage.reshard: the number of shards cannot be changed by this version yet; remove reshard and put the old shardCount back
+            1 spec.storage.reshard.strategy: this version moves data while the pipeline is stopped only; write Job
         "#]].assert_eq(&lines.concat());
     }
 }

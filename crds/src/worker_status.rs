@@ -18,6 +18,28 @@ pub struct WorkerStatus {
     pub replication: Option<ReplicationReport>,
     /// Sources and sinks that can't do their work now, in the order of their names. All others go on.
     pub degraded: Vec<DegradedPart>,
+    /// How far a re-shard is; `None` where none is under way.
+    pub reshard: Option<ReshardReport>,
+}
+
+/// How far a re-shard is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReshardReport {
+    /// The step that is under way: `Copying`, `Verifying` or `Verified`.
+    pub phase: String,
+    /// Shards that the data has.
+    pub from_shard_count: u32,
+    /// Shards that it gets.
+    pub to_shard_count: u32,
+    /// Rows that are through with this step.
+    pub rows: u64,
+    /// Rows that there are.
+    pub rows_total: u64,
+    /// How many seconds the rest will take, by the pace so far.
+    pub remaining_seconds: Option<u64>,
+    /// When the copy was found to be whole, in seconds since the epoch.
+    pub verified_at: Option<i64>,
 }
 
 /// The config in force, and how the last reload went.

@@ -2,15 +2,19 @@
 //! the while, what needs none of them goes on, and each part says what it lacks.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use kube::ResourceExt;
 use litejoin_tests::kafka::{KafkaCluster, Listener, PASSWORD, USER};
 use litejoin_tests::kubernetes::node::NODE_ADDRESS;
 use litejoin_tests::server::{Reply, Server};
-use litejoin_tests::wait::until;
+use litejoin_tests::wait::{until, until_within};
 use serde_json::{Value, json};
 
 use crate::install::{Cluster, NAMESPACE};
+
+/// How long a client may take to find a server that is back: its pauses between attempts grow.
+const RECOVERY: Duration = Duration::from_secs(180);
 
 /// The Kafka topics that are read and written.
 const READ: &str = "read";
@@ -192,8 +196,14 @@ async fn messages_are_taken(cluster: &Cluster, when: &str) {
 async fn have_their_servers(cluster: &Cluster, when: &str) {
     messages_are_taken(cluster, when).await;
     for (part, _) in PARTS {
-        until(&format!("{part} to be Ready ({when})"), async || {
-            ready(cluster, part).filter(|ready| ready["status"] == "True")
+        let mut last = Value::Null;
+        until_within(RECOVERY, &format!("{part} to be Ready ({when})"), async || {
+            let ready = ready(cluster, part)?;
+            if ready != last {
+                eprintln!("{when}: {part}: {ready}");
+                last.clone_from(&ready);
+            }
+            (ready["status"] == "True").then_some(())
         })
         .await;
     }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use crate::complaint::Reason;
 use crate::durability::Durability;
 use crate::duration::{DURATION_MAX, parse_timestamp};
-use crate::pipeline::{DeliveryGuarantee, OnNodeLoss, PipelineSpec, SynchronousMode};
+use crate::pipeline::{DeliveryGuarantee, OnNodeLoss, PipelineSpec, ReshardSpec, SynchronousMode};
 use crate::plan::{
-    Admin, Audit, Delivery, Dlq, Encryption, Guarantee, Place, Replication, Retention, Storage, Synchronous,
+    Admin, Audit, Delivery, Dlq, Encryption, Guarantee, Place, Replication, Reshard, Retention, Storage,
+    Synchronous,
 };
 use crate::replication::{ReplicationSpec, SCHEMES, ServerSideEncryption};
 use crate::rules::DRILL_MESSAGE;
@@ -72,15 +73,27 @@ fn pod_monitor(spec: &PipelineSpec, scope: &mut Scope<'_>) {
 
 fn storage(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Storage {
     let storage = &spec.storage;
-    if let Some(reshard) = &storage.reshard
-        && reshard.from_shard_count == reshard.to_shard_count
-    {
-        let message = format!(
-            "from and to are both {}; write the number of shards that the data has and the one it is to have",
-            reshard.from_shard_count
-        );
-        scope.error("storage.reshard", Reason::Conflict, message);
-    }
+    let reshard = storage.reshard.as_ref().map(|reshard| {
+        let ReshardSpec { from_shard_count, to_shard_count, strategy, ref keep_old_layout } = *reshard;
+        if from_shard_count == to_shard_count {
+            let message = format!(
+                "from and to are both {from_shard_count}; write the number of shards that the data has and the one it is \
+                 to have"
+            );
+            scope.error("storage.reshard", Reason::Conflict, message);
+        }
+        Reshard {
+            from: from_shard_count as usize,
+            to: to_shard_count as usize,
+            strategy,
+            keep_old_layout: scope.duration(
+                "storage.reshard.keepOldLayout",
+                keep_old_layout,
+                Duration::ZERO,
+                DURATION_MAX,
+            ),
+        }
+    });
     Storage {
         shard_count: storage.shard_count as usize,
         data_dir: PathBuf::from(&storage.data_dir),
@@ -97,6 +110,7 @@ fn storage(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Storage {
             SynchronousMode::Full => Synchronous::Full,
         },
         accept_loss: storage.accept_loss.clone(),
+        reshard,
     }
 }
 

@@ -133,12 +133,12 @@ async fn a_broker_that_is_away_degrades_its_source_alone() {
     let mut cluster = KafkaCluster::start(1).await;
     cluster.create_topic("orders", 1).await;
     cluster.kill(0);
-    let brokers = cluster.brokers();
+    let (brokers, sasl) = (cluster.addresses(Listener::Sasl), sasl("SCRAM-SHA-256"));
     let sources = format!(
-        "    - {{name: events, kafka: {{brokers: \"{brokers}\", topics: [orders]}}}}\n    - {{name: ingest, http: {{addr: \"127.0.0.1:0\", topics: [orders]}}}}"
+        "    - {{name: events, kafka: {{brokers: \"{brokers}\", topics: [orders]{sasl}}}}}\n    - {{name: ingest, http: {{addr: \"127.0.0.1:0\", topics: [orders]}}}}"
     );
     let site = WorkerSite::with(&manifest(&sources, ALL_ORDERS, LIVE));
-    let worker = site.start().await;
+    let worker = with_credentials(&site, PASSWORD).start().await;
     assert_ready(&worker, "the broker is absent").await;
     let degraded = async || {
         until("the source to be degraded", async || {

@@ -39,7 +39,7 @@ pub(crate) enum WorkerReport {
 impl WorkerReport {
     /// Reads from `/status` whether the worker runs the config with this hash.
     pub(crate) fn of(status: WorkerStatus, hash: &str) -> Self {
-        let WorkerStatus { config, replication, degraded } = status;
+        let WorkerStatus { config, replication, degraded, reshard: _ } = status;
         let replica = replication.map(Replica::from);
         if config.hash == hash {
             return Self::Runs { left_out: config.left_out, replica, degraded };
