@@ -100,7 +100,12 @@ pub(super) fn states(paths: &[PathBuf]) -> Vec<FileState> {
         })
     };
     let state = |path: &PathBuf| {
-        let ((bytes, modified), (wal_bytes, wal_modified)) = (of(path), of(&sqlite::beside(path, "-wal")));
+        let (bytes, modified) = of(path);
+        let (wal_bytes, wal_modified) = match of(&sqlite::beside(path, "-wal")) {
+            // Whoever reads makes one where there is none.
+            (0, _) => (0, 0),
+            wal => wal,
+        };
         FileState { bytes, modified, wal_bytes, wal_modified }
     };
     paths.iter().map(state).collect()

@@ -100,11 +100,6 @@ impl Tally {
             *whole = whole.wrapping_add(sum);
         }
     }
-
-    /// The number of rows of all topics.
-    pub(crate) fn rows(&self) -> u64 {
-        self.of.iter().filter(|((kind, _), _)| *kind == Kind::Row).map(|(_, (count, _))| count).sum()
-    }
 }
 
 /// All of a shard file that does not go by a key.
