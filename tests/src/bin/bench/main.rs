@@ -19,6 +19,7 @@ mod process;
 mod queries;
 mod raw;
 mod replication;
+mod reshard;
 mod restart;
 mod results;
 mod row;
@@ -132,6 +133,13 @@ enum Command {
     /// crash of the process, not of the machine. In the end the results are compared with what SQLite yields.
     Restart(restart::RestartOptions),
 
+    /// Rows a second that go to another number of shards, and how long the pipeline stands still
+    ///
+    /// Stores a million rows under the join W1. Each round stops the worker, moves the data by `litejoin reshard`, and
+    /// starts the worker with the new number; the next round goes back. Raw are the same rows, written into as many
+    /// files. In the end the results are compared with what SQLite yields.
+    Reshard(reshard::ReshardOptions),
+
     /// One change that touches a million results: memory, and how long other joins stand still
     ///
     /// Stores a million orders of one customer under the join W1, and starts the worker anew so that its memory is
@@ -158,6 +166,7 @@ fn main() -> ExitCode {
         Command::Replication(options) => replication::run(&options),
         Command::Latency(options) => latency::run(&options),
         Command::Restart(options) => restart::run(&options),
+        Command::Reshard(options) => reshard::run(&options),
         Command::Wide(options) => wide::run(&options),
         Command::Pipelines(options) => pipelines::run(&options),
     };
