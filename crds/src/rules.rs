@@ -199,7 +199,8 @@ pub(crate) fn pipeline_spec() -> Value {
 }
 
 /// Rules on the root of a Pipeline. `shardCount` may differ from before only when it goes back to what the data
-/// has, or with consent for just this change while none is under way.
+/// has, or with consent for just this change while none is under way. The way back is open at any time: where it comes
+/// too late, the status says so.
 pub(crate) fn pipeline_root() -> Value {
     let count = |this: &str| {
         format!(
@@ -208,11 +209,13 @@ pub(crate) fn pipeline_root() -> Value {
     };
     let (new, old) = (count("self"), count("oldSelf"));
     let active: Vec<String> = RESHARD_PHASES_ACTIVE.iter().map(|phase| format!("'{phase}'")).collect();
+    let layout = "has(self.status) && has(self.status.layout)";
     let guard = format!(
         "{new} == {old} \
-         || (has(self.status) && has(self.status.layout) && self.status.layout.shardCount == {new}) \
+         || ({layout} && self.status.layout.shardCount == {new}) \
          || (has(self.spec.storage) && has(self.spec.storage.reshard) \
-         && self.spec.storage.reshard.fromShardCount == {old} && self.spec.storage.reshard.toShardCount == {new} \
+         && self.spec.storage.reshard.fromShardCount == ({layout} ? self.status.layout.shardCount : {old}) \
+         && self.spec.storage.reshard.toShardCount == {new} \
          && !(has(self.status) && has(self.status.reshard) && self.status.reshard.phase in [{}]))",
         active.join(", ")
     );
@@ -223,7 +226,7 @@ pub(crate) fn pipeline_root() -> Value {
         ),
         (
             &guard,
-            "storage.shardCount cannot simply be edited: the data must be moved. Add storage.reshard: {fromShardCount: <the old number>, toShardCount: <the new number>} in the same change, or put the old number back; while a re-shard runs, wait for its end",
+            "storage.shardCount cannot simply be edited: the data must be moved. Add storage.reshard: {fromShardCount: <status.layout.shardCount>, toShardCount: <the new number>} in the same change, or put the old number back; while a re-shard runs, wait for its end",
         ),
     ])
 }

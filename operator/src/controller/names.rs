@@ -63,6 +63,16 @@ pub(crate) fn gathered_secret(pipeline: &str) -> String {
     format!("{pipeline}-litejoin")
 }
 
+/// The Job that copies the data to another number of shards.
+pub(crate) fn reshard_job(pipeline: &str) -> String {
+    format!("{pipeline}-reshard")
+}
+
+/// Selects the pods of that Job.
+pub(crate) fn reshard_pods_selector(pipeline: &str) -> String {
+    format!("batch.kubernetes.io/job-name={}", reshard_job(pipeline))
+}
+
 /// The only pod of the StatefulSet.
 pub(crate) fn pod(pipeline: &str) -> String {
     format!("{pipeline}-0")
