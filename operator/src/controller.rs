@@ -238,10 +238,12 @@ async fn steps(
         context.publisher.publish(&observed, statuses).await?;
     }
     let applied = applied?;
-    if let Some(nudge) = worker::nudge(&observed, &verdict, desired.as_ref(), &report) {
-        apply::apply(client, namespace, vec![nudge]).await?;
-        context.metrics.writes.inc();
-    }
+    let nudges = [
+        worker::nudge(&observed, &verdict, desired.as_ref(), &report),
+        worker::restart(&observed, &verdict, &report),
+    ];
+    let nudged = apply::apply(client, namespace, nudges.into_iter().flatten().collect()).await?;
+    context.metrics.writes.inc_by(nudged as u64);
     let published = context.publisher.publish(&observed, status::statuses(&findings, now)).await?;
     context.metrics.writes.inc_by((applied + published) as u64);
     if applied + published > 0 {

@@ -26,6 +26,9 @@ pub(crate) const CONFIG_ANNOTATION: &str = "litejoin.io/config";
 /// Annotation of a pod: hash of the gathered Secret that kubelet is to look for at once.
 pub(crate) const SECRET_ANNOTATION: &str = "litejoin.io/secret";
 
+/// Label of a pod that names the revision of the template which its StatefulSet made it from.
+pub(crate) const REVISION_LABEL: &str = "controller-revision-hash";
+
 /// The volume of the data.
 pub(crate) const DATA_VOLUME: &str = "data";
 

@@ -235,12 +235,15 @@ impl Reshard {
         })
     }
 
+    /// Whether the settings differ from those of the attempt that has failed.
+    fn is_new_attempt(&self) -> bool {
+        self.settings_before.as_ref().is_some_and(|before| *before != self.settings)
+    }
+
     /// Decides whether a change begins where none is under way.
     fn begin(&self, seen: &Seen) -> Option<Phase> {
         match (self.phase, self.wish) {
-            (Some(Phase::Failed), Wish::Other) if self.settings_before.as_ref() == Some(&self.settings) => {
-                Some(Phase::Failed)
-            }
+            (Some(Phase::Failed), Wish::Other) if !self.is_new_attempt() => Some(Phase::Failed),
             (_, Wish::Other) if seen.held.is_some() => Some(Phase::Pending),
             (_, Wish::Other) if seen.has_volume => Some(Phase::Pausing),
             // Without a volume no Job can copy anything: the worker restores first, and then does all of it.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
+use kube::api::ApiResource;
 use litejoin_crds::worker_status::{ReshardReport, WorkerStatus};
 use tracing::debug;
 
@@ -12,6 +13,7 @@ use super::build::{Desired, admin_port};
 use super::names;
 use super::object::{hash, is_up};
 use super::observe::Observed;
+use super::reshard::Phase;
 use super::slot::Slot;
 use super::validate::{Config, Verdict};
 use super::watch::PendingReconciles;
@@ -124,6 +126,24 @@ async fn status(admin: &AdminClient, authority: &str) -> Result<(WorkerStatus, O
         }
     }
     Ok((serde_json::from_slice(&body).unwrap_or_default(), tag))
+}
+
+/// Returns the write that replaces a pod which runs with the number of shards of before. Kubelet may give a pod a config
+/// that is a moment old, and no worker changes its shards while it runs.
+pub(crate) fn restart(observed: &Observed, verdict: &Verdict, report: &WorkerReport) -> Option<Change> {
+    let WorkerReport::Behind { refusal: Some(refusal), .. } = report else { return None };
+    let pod = observed.pod.as_ref().filter(|pod| is_up(pod))?;
+    let set = observed.built.get(&Slot::StatefulSet)?;
+    let is_switching =
+        verdict.reshard.as_ref().is_some_and(|reshard| reshard.phase == Some(Phase::Switching));
+    let is_newest = pod.labels().get(names::REVISION_LABEL).map(String::as_str)
+        == set.data["status"]["updateRevision"].as_str();
+    let is_late = is_switching && is_newest && refusal.contains("spec.storage.shardCount");
+    (is_late && !observed.is_paused()).then(|| Change::Delete {
+        resource: ApiResource::erase::<Pod>(&()),
+        name: pod.name_any(),
+        uid: pod.uid().unwrap_or_default(),
+    })
 }
 
 /// Returns the write that makes kubelet look at once for the config that the worker waits for, and for credentials.

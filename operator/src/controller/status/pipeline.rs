@@ -31,9 +31,6 @@ const PARTS_SHOWN_MAX: usize = 10;
 /// Entries that the history has at most.
 const HISTORY_MAX: usize = 5;
 
-/// The label of a pod that names the revision of the template which its StatefulSet made it from.
-const CONTROLLER_REVISION_LABEL: &str = "controller-revision-hash";
-
 /// The status of the Pipeline itself.
 pub(super) fn status(findings: &Findings<'_>, now: Timestamp) -> PipelineStatus {
     let Findings { observed, verdict, desired, report, lost_node, unwritten, .. } = *findings;
@@ -307,7 +304,7 @@ fn unsettled(observed: &Observed, desired: &Desired, at_rest: bool) -> Option<Fa
     }
     let set = set?;
     let status: StatefulSetStatus = read(&set.data["status"]);
-    let revision = pod.and_then(|pod| pod.labels().get(CONTROLLER_REVISION_LABEL));
+    let revision = pod.and_then(|pod| pod.labels().get(names::REVISION_LABEL));
     let is_seen = status.observed_generation >= set.metadata.generation;
     (!is_seen || revision != status.update_revision.as_ref()).then(|| {
         Fact::not_yet(

@@ -207,8 +207,7 @@ fn next_step(
             match reshard.wish {
                 Wish::Other => what,
                 _ => format!(
-                    "{what}: the change of shardCount back to {} came too late, and only a worker that can't start \
-                     is taken back",
+                    "{what}: shardCount: {} was put back too late, and counts only if the worker can't start",
                     reshard.wanted
                 ),
             }
