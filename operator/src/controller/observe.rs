@@ -145,15 +145,10 @@ pub(crate) async fn observe(
         })
     };
     let pod = pod.filter(is_of_set);
-    let pod_refusal = match set.filter(|set| pod.is_none() && wants_pod(set)) {
-        Some(set) => refusal(client, namespace, set).await?,
-        None => None,
-    };
-    let job = built.get(&Slot::Job).filter(|job| job_pods.is_empty() && is_ours(job, &pipeline.uid));
-    let job_refusal = match job.filter(|job| is_old(job)) {
-        Some(job) => refusal(client, namespace, job).await?,
-        None => None,
-    };
+    let lacks_pod = set.filter(|set| pod.is_none() && wants_pod(set));
+    let pod_refusal = refusal(client, namespace, lacks_pod).await?;
+    let job = built.get(&Slot::Job).filter(|job| is_ours(job, &pipeline.uid) && is_old(job));
+    let job_refusal = refusal(client, namespace, job.filter(|_| job_pods.is_empty())).await?;
     let mut named = BTreeSet::new();
     for object in std::iter::once(&pipeline).chain(&children) {
         named.extend(secret_keys(&object.spec).into_iter().map(|(secret, _)| secret));
@@ -197,9 +192,14 @@ fn is_old(owner: &DynamicObject) -> bool {
     age.is_some_and(|age| age.get_seconds() >= NO_POD_SECONDS)
 }
 
-/// Returns what the API server last answered to the controller that was to make the pod, which tells it in an Event
-/// alone.
-async fn refusal(client: &Client, namespace: &str, owner: &DynamicObject) -> Result<Option<String>, Error> {
+/// Returns what the API server last answered to the controller that was to make the pod of this object, which tells it
+/// in an Event alone.
+async fn refusal(
+    client: &Client,
+    namespace: &str,
+    owner: Option<&DynamicObject>,
+) -> Result<Option<String>, Error> {
+    let Some(owner) = owner else { return Ok(None) };
     let events: Api<Event> = Api::namespaced(client.clone(), namespace);
     let uid = owner.uid().unwrap_or_default();
     let about_it = ListParams::default().fields(&format!("involvedObject.uid={uid},reason=FailedCreate"));

@@ -22,7 +22,7 @@ use crate::controller::node_loss::{self, LostNode, NodeLossAction};
 use crate::controller::object::is_ours;
 use crate::controller::observe::Observed;
 use crate::controller::slot::Slot;
-use crate::controller::validate::Verdict;
+use crate::controller::validate::{Config, Verdict};
 use crate::controller::worker::WorkerReport;
 
 /// Sources and sinks that a message names at most.
@@ -88,16 +88,14 @@ pub(super) fn status(findings: &Findings<'_>, now: Timestamp) -> PipelineStatus 
 
     let config = verdict.config.as_ref().ok();
     let runs = matches!(report, WorkerReport::Runs { .. });
-    let layout = config.filter(|_| runs).map(|config| {
-        let shard_count = u32::try_from(config.plan.storage.shard_count).expect("a few shards");
-        let volume_claim_uid = observed.volume_claim.as_ref().and_then(ResourceExt::uid);
-        LayoutStatus { shard_count, volume_claim_uid, ..before.layout.clone().unwrap_or_default() }
-    });
     let generation = observed.pipeline.generation;
     PipelineStatus {
         observed_generation: Some(generation),
         conditions: conditions(&all, &before.conditions, generation, now),
-        layout: layout.or(before.layout.clone()),
+        layout: config
+            .filter(|_| runs)
+            .map(|config| layout(observed, config, &before))
+            .or(before.layout.clone()),
         replication: replication::status(
             report,
             observed.replica_place(),
@@ -113,6 +111,13 @@ pub(super) fn status(findings: &Findings<'_>, now: Timestamp) -> PipelineStatus 
             .or(before.output_version.clone()),
         ..before
     }
+}
+
+/// The layout of the data that a worker with this config runs on.
+fn layout(observed: &Observed, config: &Config, before: &PipelineStatus) -> LayoutStatus {
+    let shard_count = u32::try_from(config.plan.storage.shard_count).expect("a few shards");
+    let volume_claim_uid = observed.volume_claim.as_ref().and_then(ResourceExt::uid);
+    LayoutStatus { shard_count, volume_claim_uid, ..before.layout.clone().unwrap_or_default() }
 }
 
 /// The history, with a change of layout that has just ended.
