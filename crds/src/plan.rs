@@ -146,6 +146,18 @@ pub struct Storage {
     pub reshard: Option<Reshard>,
 }
 
+impl Storage {
+    /// Whether data with so many shards can be run: it has what is wanted, or may be moved there.
+    pub fn may_have(&self, shard_count: usize) -> bool {
+        shard_count == self.shard_count || self.reshard_from() == Some(shard_count)
+    }
+
+    /// Shards that data may have which is to be moved to those that are wanted.
+    pub fn reshard_from(&self) -> Option<usize> {
+        self.reshard.as_ref().filter(|consent| consent.to == self.shard_count).map(|consent| consent.from)
+    }
+}
+
 /// `spec.storage.reshard`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Reshard {

@@ -13,6 +13,9 @@ use serde_json::{Value, json};
 
 use crate::install::{Cluster, NAMESPACE};
 
+/// What Kafka's clients say of a wrong password.
+const CREDENTIALS: &str = "refuses our credentials";
+
 /// How long a client may take to find a server that is back: its pauses between attempts grow.
 const RECOVERY: Duration = Duration::from_secs(180);
 
@@ -82,9 +85,8 @@ pub(crate) async fn come_and_go(cluster: &Cluster) {
     let any = SocketAddr::new(NODE_ADDRESS.parse().expect("an address"), 0);
     let address = Server::start_at(any).await.close().await;
 
-    let (user, password) =
-        (format!("--from-literal=username={USER}"), format!("--from-literal=password={PASSWORD}"));
-    cluster.kubectl(&["create", "secret", "generic", "kafka", &user, &password]);
+    let user = format!("--from-literal=username={USER}");
+    cluster.kubectl(&["create", "secret", "generic", "kafka", &user, "--from-literal=password=wrong"]);
     cluster.apply(&manifest(&kafka.addresses(Listener::Sasl), address));
     cluster.wait_ready("pipeline/parts").await;
     let pod = cluster.pod("parts-0").await;
@@ -92,6 +94,9 @@ pub(crate) async fn come_and_go(cluster: &Cluster) {
 
     let server = serving(address).await;
     kafka.restart(0).await;
+    are_refused(cluster, [("source/events", CREDENTIALS), ("sink/records", CREDENTIALS)]).await;
+    let turned = json!({ "stringData": { "password": PASSWORD } }).to_string();
+    cluster.kubectl(&["patch", "secret", "kafka", "--type=merge", "-p", &turned]);
     have_their_servers(cluster, "it has come").await;
     kafka.producer().send(READ, "by-kafka", Some("{}")).await;
     until("what both servers have", async || {
@@ -108,25 +113,11 @@ pub(crate) async fn come_and_go(cluster: &Cluster) {
 
     let refusing = Server::start_at(address).await;
     refusing.behave(|_| Reply::status(401));
-    turn_password(cluster, "wrong");
-    kafka.restart(0).await;
-    messages_are_taken(cluster, "refused").await;
-    for (part, refusal) in [
-        ("source/events", "refuses our credentials"),
-        ("sink/records", "refuses our credentials"),
-        ("source/polled", "401"),
-        ("sink/hook", "401"),
-    ] {
-        until(&format!("{part} to tell of the refusal"), async || {
-            let ready = ready(cluster, part)?;
-            (ready["status"] == "False" && ready["message"].to_string().contains(refusal)).then_some(())
-        })
-        .await;
-    }
+    are_refused(cluster, [("source/polled", "401"), ("sink/hook", "401")]).await;
     refusing.close().await;
 
-    turn_password(cluster, PASSWORD);
     let _server = serving(address).await;
+    kafka.restart(0).await;
     have_their_servers(cluster, "it is back").await;
     let after = cluster.pod("parts-0").await;
     assert_eq!(pod.uid(), after.uid(), "it is the same pod");
@@ -143,10 +134,16 @@ pub(crate) async fn come_and_go(cluster: &Cluster) {
     ]);
 }
 
-/// Puts another password for Kafka into the Secret.
-fn turn_password(cluster: &Cluster, password: &str) {
-    let patch = json!({ "stringData": { "password": password } }).to_string();
-    cluster.kubectl(&["patch", "secret", "kafka", "--type=merge", "-p", &patch]);
+/// Waits until each of these parts tells of its refusal, while messages are taken.
+async fn are_refused(cluster: &Cluster, parts: [(&str, &str); 2]) {
+    messages_are_taken(cluster, &format!("refused {}", parts[0].1)).await;
+    for (part, refusal) in parts {
+        until_within(RECOVERY, &format!("{part} to tell of {refusal:?}"), async || {
+            let ready = ready(cluster, part)?;
+            (ready["status"] == "False" && ready["message"].to_string().contains(refusal)).then_some(())
+        })
+        .await;
+    }
 }
 
 /// A server with an item to poll, which takes results.

@@ -23,6 +23,7 @@ mod manifests;
 mod messages;
 mod reload;
 mod replication;
+mod reshard;
 mod serving;
 mod sqlite_sink;
 mod starting;

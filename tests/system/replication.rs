@@ -9,6 +9,7 @@ mod load;
 mod loss;
 pub(crate) mod points;
 mod refused;
+mod reshard;
 mod streams;
 mod table;
 mod two;

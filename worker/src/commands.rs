@@ -7,6 +7,7 @@ mod client;
 pub(crate) mod dlq;
 pub(crate) mod explain;
 pub(crate) mod replication;
+pub(crate) mod reshard;
 mod run;
 pub(crate) mod validate;
 

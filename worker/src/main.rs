@@ -23,6 +23,7 @@ mod manifest;
 mod outbound;
 mod pipeline;
 mod replication;
+mod reshard;
 mod results;
 mod runtime;
 mod serve;
@@ -115,6 +116,10 @@ fn main() -> ExitCode {
         Command::Explain(explain) => commands::explain::run(&explain),
         Command::Audit(audit) => commands::audit::run(&audit),
         Command::Dlq(dlq) => commands::dlq::run(dlq.action),
+        Command::Reshard(reshard) => {
+            start_logging(&arguments.log, arguments.log_format);
+            commands::reshard::run(&reshard)
+        }
         Command::Restore(restore) => {
             start_logging(&arguments.log, arguments.log_format);
             commands::replication::run_restore(&restore)

@@ -22,6 +22,7 @@ use self::location::{LocationError, ReplicaLocation};
 use self::objects::{Objects, ObjectsError};
 use self::restore_points::RestorePoints;
 use crate::credentials::{CredentialError, Secrets};
+use crate::reshard::ReshardError;
 use crate::storage::layout::{
     self, DEAD_LETTERS_FILE, LayoutError, RESULTS_FILE, SOURCES_FILE, UnusableData,
 };
@@ -60,6 +61,14 @@ pub(crate) struct Tools {
     pub(crate) expects_replica: bool,
 }
 
+/// See [`directory::note_shard_count`].
+pub(crate) fn note_shard_count(data_dir: &Path, shard_count: usize) -> Result<(), ReplicationError> {
+    directory::note_shard_count(data_dir, shard_count).map_err(|source| {
+        let path = data_dir.display().to_string();
+        ReplicationError::Io { path, doing: "write replication.json", source }
+    })
+}
+
 /// Why replication can't begin, or can't go on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReplicationError {
@@ -79,6 +88,8 @@ pub(crate) enum ReplicationError {
     Layout(#[from] LayoutError),
     #[error(transparent)]
     UnusableData(#[from] UnusableData),
+    #[error(transparent)]
+    Reshard(#[from] ReshardError),
     #[error("{path}: could not {doing}")]
     Io { path: String, doing: &'static str, source: std::io::Error },
     #[error(transparent)]
@@ -231,9 +242,14 @@ impl Site {
 
 /// The files of a pipeline that are replicated, below a data directory.
 pub(crate) fn files(plan: &Plan, data_dir: &Path) -> Vec<ReplicatedFile> {
+    files_of(plan, data_dir, plan.storage.shard_count)
+}
+
+/// The same for a directory with so many shards.
+pub(crate) fn files_of(plan: &Plan, data_dir: &Path, shard_count: usize) -> Vec<ReplicatedFile> {
     let dlq = layout::dead_letters_path(plan.delivery.dlq.path.as_deref(), data_dir);
     let of_dir = |name: &str| ReplicatedFile { name: name.to_owned(), path: data_dir.join(name) };
-    let shards = (0..plan.storage.shard_count).map(|index| of_dir(&layout::shard_file_name(index)));
+    let shards = (0..shard_count).map(|index| of_dir(&layout::shard_file_name(index)));
     let others = [
         of_dir(RESULTS_FILE),
         ReplicatedFile { name: DEAD_LETTERS_FILE.to_owned(), path: dlq },

@@ -42,6 +42,7 @@ use crate::credentials::Secrets;
 use crate::pipeline::{Pipeline, Reload};
 use crate::replication::boot::Begin;
 use crate::replication::{Replica, ReplicationError, Site, Tools, boot};
+use crate::reshard::{self, ReshardError};
 use crate::results::event::JoinId;
 use crate::serve::listen::ListenError;
 use crate::status::Status;
@@ -71,6 +72,8 @@ pub(crate) enum StartError {
     File(SqliteError),
     #[error(transparent)]
     Replication(#[from] ReplicationError),
+    #[error(transparent)]
+    Reshard(#[from] ReshardError),
     #[error("{path}: is no database; put the right file back")]
     NoDatabase { path: String },
     #[error(transparent)]
@@ -221,6 +224,8 @@ async fn prepare(
         }
         None => {
             locked.set_aside(plan.storage.accept_loss.as_deref(), clock::epoch_seconds())?;
+            let (locked, plan) = (locked.share()?, plan.clone());
+            blocking(move || reshard::at_start(&locked, &plan)).await?;
             None
         }
     };

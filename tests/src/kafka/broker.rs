@@ -105,6 +105,8 @@ fn controller(ports: &PortBlock) -> u16 {
 fn java(heap: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "java", heap, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
+    // Each login over SASL asks for the names of addresses, for which nobody answers where a node has no DNS but its own.
+    command.arg("-Djdk.net.hosts.file=/etc/hosts");
     command.args(["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", &format!("{}/*", jars())]);
     command
 }

@@ -24,10 +24,12 @@ enum Trigger {
     Reload,
     /// A start with rows that are too old.
     Expiry,
+    /// A start with another number of shards, after a worker that was killed or stopped.
+    Reshard,
 }
 
 /// Points and their triggers, in the order in which a batch passes them.
-const POINTS: [(&str, Trigger); 23] = [
+const POINTS: [(&str, Trigger); 33] = [
     ("index-built", Trigger::OtherQuery),
     ("shard-prepared", Trigger::OtherQuery),
     ("log-trimmed", Trigger::Load),
@@ -51,6 +53,16 @@ const POINTS: [(&str, Trigger); 23] = [
     ("outbox-trimmed", Trigger::Trim),
     ("joins-registered", Trigger::Reload),
     ("evaluator-resumed", Trigger::Reload),
+    ("shard-copied", Trigger::Reshard),
+    ("data-copied", Trigger::Reshard),
+    ("joins-noted", Trigger::Reshard),
+    ("copy-verified", Trigger::Reshard),
+    ("switch-prepared", Trigger::Reshard),
+    ("layout-switched", Trigger::Reshard),
+    ("shard-moved", Trigger::Reshard),
+    ("layout-aside", Trigger::Reshard),
+    ("joins-switched", Trigger::Reshard),
+    ("switch-settled", Trigger::Reshard),
 ];
 
 /// Batches after which a point that was not reached will not be.
@@ -86,6 +98,11 @@ async fn amid_expiry() {
     die_at_all(Trigger::Expiry).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_a_start_with_another_number_of_shards() {
+    die_at_all(Trigger::Reshard).await;
+}
+
 /// A worker that dies at any step loses nothing and repeats nothing.
 async fn die_at_all(by: Trigger) {
     for (point, trigger) in POINTS.into_iter().filter(|(_, trigger)| *trigger == by) {
@@ -96,6 +113,9 @@ async fn die_at_all(by: Trigger) {
             Trigger::Load => seeds(2, 20).into_iter().map(|seed| seed * (seed + 1) / 2).collect(),
             Trigger::WideLoad => seeds(2, 8),
             Trigger::Trim => seeds(2, 20),
+            // Each shard of the layout of before is moved, then each of the new one.
+            Trigger::Reshard if point == "shard-moved" => vec![1, 2, 4, 5],
+            Trigger::Reshard => vec![1],
             _ => seeds(1, 3),
         };
         for n in times {
@@ -138,6 +158,18 @@ async fn die(run: &mut FaultRun, trigger: Trigger, point: &str, n: u64) {
     match trigger {
         Trigger::Load | Trigger::WideLoad | Trigger::Trim | Trigger::Reload => {}
         Trigger::OtherQuery => run.change_query(),
+        Trigger::Reshard => {
+            let live = run.start_well().await;
+            for _ in 0..20 {
+                assert!(run.send(&live).await);
+            }
+            if n % 2 == 0 {
+                run.stop(live).await;
+            } else {
+                run.kill(live).await;
+            }
+            run.reshard();
+        }
         Trigger::Expiry => {
             let live = run.start_well().await;
             for _ in 0..20 {

@@ -19,7 +19,8 @@ use serde_json::{Value, json};
 /// Orders of one customer: more results than one share of an epoch holds.
 const SHARE: u64 = 2_100;
 
-const SHARDS: u64 = 3;
+/// Numbers of shards that the data gets one after the other.
+const SHARD_COUNTS: [usize; 4] = [3, 8, 5, 2];
 
 const TOPICS: [&str; 4] = ["orders", "customers", "notes", "marks"];
 
@@ -55,6 +56,8 @@ pub(super) struct FaultRun {
     pub(super) site: WorkerSite,
     /// The present step, for messages.
     pub(super) what: String,
+    /// How often the data was asked to be in another number of shards.
+    reshards: usize,
     /// Whether every batch concerns more results than one share of an epoch holds.
     pub(super) is_wide: bool,
     /// Whether rows may be what they were before.
@@ -105,6 +108,7 @@ impl FaultRun {
         let run = Self {
             site: WorkerSite::new(),
             what: String::new(),
+            reshards: 0,
             is_wide: false,
             values_may_shrink: false,
             resets_allowed: false,
@@ -127,6 +131,17 @@ impl FaultRun {
     pub(super) fn change_query(&mut self) {
         self.has_other_query = !self.has_other_query;
         self.write_manifest();
+    }
+
+    /// Asks for the data to be in another number of shards; for the next start.
+    pub(super) fn reshard(&mut self) {
+        self.reshards += 1;
+        self.write_manifest();
+    }
+
+    /// The number of shards that was asked for so many changes ago.
+    fn shard_count(&self, ago: usize) -> usize {
+        SHARD_COUNTS[(self.reshards - ago) % SHARD_COUNTS.len()]
     }
 
     /// Has rows expire or not; for the next start.
@@ -401,12 +416,17 @@ impl FaultRun {
         let sinks = ["live", "console"];
         let joins = self.joins().into_iter();
         let joins = joins.map(|(name, query)| json!({"name": name, "query": query, "sinks": sinks}));
+        let mut storage = json!({"shardCount": self.shard_count(0), "flushInterval": "1ms"});
+        if self.reshards > 0 {
+            let (from, to) = (self.shard_count(1), self.shard_count(0));
+            storage["reshard"] = json!({"fromShardCount": from, "toShardCount": to});
+        }
         let manifest = json!({
             "apiVersion": "litejoin.io/v1alpha1",
             "kind": "Pipeline",
             "metadata": {"name": "faults"},
             "spec": {
-                "storage": {"shardCount": SHARDS, "flushInterval": "1ms"},
+                "storage": storage,
                 "retention": {"cleanInterval": self.clean_interval, "emitExpiry": true},
                 "delivery": {"replayWindow": self.replay_window},
                 "admin": {"addr": "127.0.0.1:0"},

@@ -32,7 +32,7 @@ async fn temporary_failures_are_tried_again_and_lasting_ones_become_dead_letters
     let site = WorkerSite::with(&manifest(&[("s", format!(r#"url: "{url}""#))]));
     let worker = site.start().await;
     let (passing, lasting) =
-        ([408, 425, 429, 500, 502, 503, 504, 1], [400, 401, 403, 404, 409, 410, 413, 422]);
+        ([401, 403, 404, 405, 407, 408, 425, 429, 500, 502, 503, 504, 1], [400, 409, 410, 413, 422]);
     for status in passing.iter().chain(&lasting) {
         worker.ingest().put("orders", &format!("status-{status}"), json!({"n": 0})).await;
     }

@@ -18,7 +18,12 @@ use super::{
 
 /// Runs a command to its end, which must be 1, and compares its complaint; returns the name of data that the pipeline could
 /// begin without.
-async fn refused(pipeline: &Replicated, store: &Store, launch: Launch, expected: Expect) -> Option<String> {
+pub(super) async fn refused(
+    pipeline: &Replicated,
+    store: &Store,
+    launch: Launch,
+    expected: Expect,
+) -> Option<String> {
     let ended = launch.end().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     let lines = ended.stderr.lines().filter(|line| !line.starts_with('{'));

@@ -131,6 +131,22 @@ pub(crate) enum Command {
                       Exit codes: 0 restored, 1 it could not be done, or the copy is not sound, 2 the manifests are wrong"
     )]
     Restore(Restore),
+    /// Move the data to another number of shards
+    ///
+    /// Where keys lie depends on that number, so it can't simply be edited: all rows are copied into other files beside
+    /// the data, the copy is compared with the data, and one step puts it in place. No worker may run meanwhile. A crash
+    /// at any point leaves the data as it was or as it is to be, and the command can be run again.
+    ///
+    /// The layout of before is kept for a while, and --undo goes back to it.
+    #[command(
+        after_help = "Examples:\n  litejoin reshard --data-dir data --to 16 --plan   what it would take\n  \
+                      litejoin reshard --data-dir data --to 16          do it\n  \
+                      litejoin reshard -f pipeline.yaml                 the same, to storage.shardCount\n  \
+                      litejoin reshard --data-dir data --undo           back to the layout of before\n\n\
+                      Exit codes: 0 done, 1 it could not be done, 2 the arguments or manifests are wrong, 130 ctrl-C, \
+                      143 SIGTERM"
+    )]
+    Reshard(Reshard),
     /// Look at the replica, or make a directory ready for a Litestream of your own
     Replication {
         #[command(subcommand)]
@@ -299,6 +315,50 @@ pub(crate) struct Audit {
 }
 
 #[derive(Debug, Parser)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
+pub(crate) struct Reshard {
+    /// Manifest, or folder of manifests (*.yaml, *.yml, *.json); `-` is standard input. May be repeated
+    #[arg(short = 'f', long = "file", value_name = "PATH")]
+    pub(crate) files: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) data: ExistingData,
+
+    /// Shards that the data is to have [default: storage.shardCount of the manifests]
+    #[arg(long, value_name = "N", required_unless_present_any = ["files", "undo"], conflicts_with = "undo")]
+    pub(crate) to: Option<usize>,
+
+    /// Say what it takes, and do nothing
+    #[arg(long, conflicts_with_all = ["verify_only", "undo", "no_switch", "serve"])]
+    pub(crate) plan: bool,
+
+    /// Compare a copy that is there with the data once more
+    #[arg(long, conflicts_with_all = ["undo", "no_switch"])]
+    pub(crate) verify_only: bool,
+
+    /// Go back to the layout of before: at once where nothing was written since, by moving the data where something was
+    #[arg(long)]
+    pub(crate) undo: bool,
+
+    /// Leave the verified copy beside the data: the next start whose manifest has storage.reshard and the new number puts
+    /// it in place
+    #[arg(long, conflicts_with = "undo")]
+    pub(crate) no_switch: bool,
+
+    /// Answer the addresses of the manifests meanwhile: 503 for clients, /healthz and /status for the admin
+    #[arg(long, requires = "files")]
+    pub(crate) serve: bool,
+
+    /// How long the layout of before is kept [default: storage.reshard.keepOldLayout, or 24h]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) keep_old_layout: Option<Duration>,
+
+    /// Where Secrets are, each a folder with a file for each key; for --serve
+    #[arg(long, value_name = "DIR", env = "LITEJOIN_SECRETS_DIR", hide_env_values = true)]
+    pub(crate) secrets_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Parser)]
 pub(crate) struct Dlq {
     #[command(subcommand)]
     pub(crate) action: DlqAction,
@@ -413,7 +473,7 @@ pub(crate) struct DlqFilter {
     pub(crate) reason: Option<String>,
 
     /// Entries that are in the queue for longer than this, such as 90m or 24h
-    #[arg(long, value_name = "DURATION", value_parser = age)]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) older_than: Option<Duration>,
 
     /// Results that are not tried again by themselves
@@ -432,6 +492,6 @@ pub(crate) enum OutputFormat {
     Json,
 }
 
-fn age(text: &str) -> Result<Duration, String> {
+fn duration(text: &str) -> Result<Duration, String> {
     litejoin_crds::duration::parse(text)
 }

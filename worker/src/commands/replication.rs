@@ -21,7 +21,7 @@ use crate::replication::config::ReplicatedFile;
 use crate::replication::fetch::{self, Restored, UnsoundResults};
 use crate::replication::incarnation::{Claim, FoundIncarnation, Incarnation};
 use crate::replication::litestream::Litestream;
-use crate::replication::{PointInTime, ReplicationError, Site, Tools, files};
+use crate::replication::{PointInTime, ReplicationError, Site, Tools, files_of};
 use crate::storage::hash::HASH_VERSION;
 use crate::storage::layout::{FORMAT_VERSION, LockedDir};
 use crate::storage::sqlite::{self, SqliteError};
@@ -274,11 +274,10 @@ async fn fetch(
         None => remote.best().into_iter().collect(),
     };
     let data_dir = absolute(&plan.storage.data_dir)?;
-    let wanted = files(plan, &data_dir);
     let mut failure = ReplicationError::TooEarly { place: site.base.to_string() };
     for from in candidates {
-        let files: Vec<ReplicatedFile> =
-            wanted.iter().filter(|file| from.birth.files.contains(&file.name)).cloned().collect();
+        let mut files = files_of(plan, &data_dir, from.birth.shard_count);
+        files.retain(|file| from.birth.files.contains(&file.name));
         if let Err(refusal) = from.check_format(&site.base.to_string(), FORMAT_VERSION, HASH_VERSION) {
             failure = refusal.into();
             continue;

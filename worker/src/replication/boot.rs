@@ -67,11 +67,13 @@ async fn prepare_directory(
         locked,
         site: &site,
         litestream: &litestream,
+        plan,
         path: data_dir.clone(),
         files: files.clone(),
     };
     if !matches!(begin, Begin::Prepared) {
-        directory.resume(plan.storage.shard_count, &plan.identity)?;
+        directory.resume()?;
+        directory.reshard().await?;
     }
     let timestamp = site.replication.restore_timestamp.as_deref();
     let request = Request {
@@ -79,7 +81,7 @@ async fn prepare_directory(
         timestamp: timestamp.map(|text| text.parse().expect("a plan is made of what was found to be right")),
         from_url: site.replication.restore_from_url.as_deref(),
     };
-    let start = ReplicaStart { plan, request, wanted: &wanted, directory: &directory };
+    let start = ReplicaStart { request, wanted: &wanted, directory: &directory };
     let seen = start.look().await?;
     let choice = start.choose(&seen).await?;
     if let (Begin::Prepared, false) = (begin, matches!(choice.decision, Decision::GoOn(_))) {
@@ -89,7 +91,10 @@ async fn prepare_directory(
         Continued::Marked(marker) => (marker, None),
         Continued::No(rest) => {
             let (seen, choice) = *rest;
-            start.mint(seen, choice).await?
+            let minted = start.mint(seen, choice).await?;
+            // What was restored may have other shards than those that are wanted.
+            directory.reshard().await?;
+            minted
         }
     };
     directory.write_marker(&marker)?;
@@ -106,7 +111,6 @@ async fn prepare_directory(
 
 /// One start, with all that its steps need.
 struct ReplicaStart<'a> {
-    plan: &'a Plan,
     request: Request<'a>,
     wanted: &'a Requirements,
     directory: &'a Directory<'a>,
@@ -172,6 +176,7 @@ impl ReplicaStart<'_> {
         };
         let (directory, site, own) = (self.directory, self.directory.site, own.clone());
         let mut marker = announced(&own, marker, &seen.remote, random_id());
+        marker.shard_count = Some(self.wanted.shard_count);
         directory.write_marker(&marker)?;
         fault::point("claim-announced");
         if let Some(holder) = marker.next_holder.clone().filter(|_| !seen.is_away) {
@@ -222,8 +227,9 @@ impl ReplicaStart<'_> {
             gone_back_to: self.gone_back_to(&choice, &seen.local),
             complete_until: choice.decision.complete_until(&seen.local, clock::epoch_seconds()),
             lock_inode: directory.locked.inode()?,
+            shard_count: Some(self.wanted.shard_count),
         });
-        let restored = directory.carry_out(self.plan, &choice, &seen.local, &marker).await?;
+        let restored = directory.carry_out(&choice, &seen.local, &marker).await?;
         Ok((marker, restored))
     }
 
@@ -261,6 +267,7 @@ fn wanted(plan: &Plan, site: &Site, tools: &Tools, begin: Begin<'_>) -> Requirem
         identity: plan.identity.clone(),
         base: site.base.to_string(),
         shard_count: plan.storage.shard_count,
+        reshard_from: plan.storage.reshard_from(),
         hash_version: HASH_VERSION,
         format_version: FORMAT_VERSION,
         policy: if replication.restore_on_boot { replication.restore } else { RestorePolicy::Never },

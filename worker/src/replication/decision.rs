@@ -65,7 +65,8 @@ pub(super) fn without_store(
         (_, None) => true,
         (_, Some(point)) => marker.gone_back_to.as_ref() == Some(&point.text),
     };
-    if !missing.is_empty() || marker.base != wanted.base || !asks_for_no_more {
+    let has_moved = marker.shard_count.is_some_and(|count| count != wanted.shard_count);
+    if !missing.is_empty() || marker.base != wanted.base || !asks_for_no_more || has_moved {
         return None;
     }
     let ready_at = marker.is_ready.then_some(birth.born_at);

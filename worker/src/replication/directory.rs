@@ -16,9 +16,11 @@ use super::config::ReplicatedFile;
 use super::fetch::{Restored, UnsoundResults, fetch, make_empty};
 use super::incarnation::{Decision, FoundIncarnation, Local, Marker, Restoring, StartRefusal};
 use super::litestream::Litestream;
-use super::{PointInTime, ReplicationError, Site};
+use super::{PointInTime, ReplicationError, Site, files_of};
+use crate::blocking::blocking;
 use crate::clock;
 use crate::fault;
+use crate::reshard;
 use crate::results::store;
 use crate::storage::layout::{LockedDir, RESULTS_FILE, SET_ASIDE, replace};
 use crate::storage::sqlite;
@@ -26,6 +28,9 @@ use crate::storage::sqlite;
 pub(super) const MARKER: &str = "replication.json";
 pub(super) const CONFIG: &str = "litestream.yml";
 const RESTORING: &str = "restoring";
+
+/// The most shards that a directory has had.
+const SHARD_COUNT_MAX: usize = litejoin_crds::defaults::SHARD_COUNT_MAX as usize;
 
 /// Files that are set aside beside the replicated files, their WALs and Litestream's notes.
 const SET_ASIDE_TOO: [&str; 3] = ["layout.json", CONFIG, "scratch"];
@@ -44,8 +49,26 @@ pub(super) struct Directory<'a> {
     pub(super) locked: &'a LockedDir,
     pub(super) site: &'a Site,
     pub(super) litestream: &'a Litestream,
+    pub(super) plan: &'a Plan,
     pub(super) path: PathBuf,
     pub(super) files: Vec<ReplicatedFile>,
+}
+
+/// Notes in the marker of a directory, if it has one, how many shards the incarnation has that it writes. A marker of an
+/// earlier version does not say.
+pub(crate) fn note_shard_count(data_dir: &Path, shard_count: usize) -> std::io::Result<()> {
+    let Ok(bytes) = std::fs::read(data_dir.join(MARKER)) else { return Ok(()) };
+    match serde_json::from_slice::<Marker>(&bytes) {
+        Ok(marker) if marker.shard_count.is_none() => {
+            let marker = Marker { shard_count: Some(shard_count), ..marker };
+            replace(
+                data_dir,
+                MARKER,
+                &serde_json::to_vec_pretty(&marker).expect("plain values are always JSON"),
+            )
+        }
+        _ => Ok(()),
+    }
 }
 
 impl Directory<'_> {
@@ -89,25 +112,39 @@ impl Directory<'_> {
 
     /// Ends a restore of which a start before this one had fetched everything, and removes what was fetched by one that
     /// did not come so far.
-    pub(super) fn resume(&self, shard_count: usize, identity: &str) -> Result<(), ReplicationError> {
+    pub(super) fn resume(&self) -> Result<(), ReplicationError> {
         if let Some(marker) = self.marker()?
             && let Some(Restoring { shard_count: found, .. }) = marker.restoring
         {
-            if found != shard_count {
+            let storage = &self.plan.storage;
+            if !storage.may_have(found) {
                 let Marker { base, incarnation, .. } = marker;
-                return Err(StartRefusal::ShardCount { base, incarnation, found, wanted: shard_count }.into());
+                let wanted = storage.shard_count;
+                return Err(StartRefusal::ShardCount { base, incarnation, found, wanted }.into());
             }
             info!(incarnation = %marker.incarnation, "going on with a restore");
-            let marker = self.put_in_place(marker, shard_count, identity)?;
+            let marker = self.put_in_place(marker, found)?;
             self.write_marker(&marker)?;
         }
         remove_folder(&self.path.join(RESTORING)).map_err(self.io("remove the folder of a restore"))
     }
 
+    /// Moves the data to the number of shards that is wanted, if the plan consents.
+    pub(super) async fn reshard(&self) -> Result<(), ReplicationError> {
+        if let Some(layout) = self.locked.layout()? {
+            let has = layout.switching.map_or(layout.shard_count, |switching| switching.shard_count);
+            note_shard_count(&self.path, has).map_err(self.io("write replication.json"))?;
+        }
+        let (locked, plan) = (self.locked.share()?, self.plan.clone());
+        if blocking(move || reshard::at_start(&locked, &plan)).await? {
+            self.forget_litestream()?;
+        }
+        Ok(())
+    }
+
     /// Does what was decided, so that the directory may write the marker's incarnation.
     pub(super) async fn carry_out(
         &self,
-        plan: &Plan,
         choice: &Choice,
         local: &Local,
         marker: &Marker,
@@ -136,8 +173,8 @@ impl Directory<'_> {
                     let is_replaced = self.is_inside(file) || point.is_some() || !file.path.exists();
                     from.birth.files.contains(&file.name) && is_replaced
                 };
-                let files: Vec<ReplicatedFile> = self.files.iter().filter(is_wanted).cloned().collect();
-                (from, files, Some(set_aside_name(local)))
+                let files = self.files_of(from.birth.shard_count).into_iter().filter(|file| is_wanted(&file));
+                (from, files.collect::<Vec<_>>(), Some(set_aside_name(local)))
             }
             Decision::Complete { from, missing } => {
                 let is_missing = |file: &&ReplicatedFile| missing.contains(&file.name);
@@ -146,11 +183,11 @@ impl Directory<'_> {
         };
         let source = choice.elsewhere.as_ref().unwrap_or(self.site);
         let restored = self.fetch(source, from, &files, point).await?;
-        let shard_count = plan.storage.shard_count;
+        let shard_count = from.birth.shard_count;
         let marker = Marker { restoring: Some(Restoring { shard_count, set_aside }), ..marker.clone() };
         self.write_marker(&marker)?;
         fault::point("restore-begun");
-        self.put_in_place(marker, shard_count, &plan.identity)?;
+        self.put_in_place(marker, shard_count)?;
         Ok(Some(restored))
     }
 
@@ -176,12 +213,7 @@ impl Directory<'_> {
 
     /// Puts what was fetched in the place of what is here; every step may be done twice. Returns the marker of a directory
     /// that is whole.
-    fn put_in_place(
-        &self,
-        mut marker: Marker,
-        shard_count: usize,
-        identity: &str,
-    ) -> Result<Marker, ReplicationError> {
+    fn put_in_place(&self, mut marker: Marker, shard_count: usize) -> Result<Marker, ReplicationError> {
         if let Some(restoring) = &mut marker.restoring
             && let Some(folder) = restoring.set_aside.take()
         {
@@ -190,7 +222,7 @@ impl Directory<'_> {
             self.write_marker(&marker)?;
         }
         let folder = self.path.join(RESTORING);
-        for file in &self.files {
+        for file in self.files_of(shard_count) {
             let fetched = folder.join(&file.name);
             if !fetched.exists() {
                 continue;
@@ -203,7 +235,7 @@ impl Directory<'_> {
             fault::point("file-moved");
         }
         self.forget_litestream()?;
-        let lineage = self.locked.lay_out(shard_count, identity)?;
+        let lineage = self.locked.lay_out(shard_count, &self.plan.identity)?;
         store::adopt(&self.path.join(RESULTS_FILE), &lineage)?;
         fault::point("results-adopted");
         remove_folder(&folder).map_err(self.io("remove the folder of the restore"))?;
@@ -215,7 +247,7 @@ impl Directory<'_> {
     fn set_aside(&self, name: &str) -> Result<(), ReplicationError> {
         let folder = self.path.join(SET_ASIDE).join(name);
         let mut moves = SET_ASIDE_TOO.map(|name| (self.path.join(name), name.to_owned())).to_vec();
-        for file in &self.files {
+        for file in &self.files_of(SHARD_COUNT_MAX) {
             let name = &file.name;
             if self.is_inside(file) || self.path.join(RESTORING).join(name).exists() {
                 moves.extend(
@@ -239,14 +271,19 @@ impl Directory<'_> {
         Ok(())
     }
 
+    /// The replicated files of a directory with so many shards.
+    fn files_of(&self, shard_count: usize) -> Vec<ReplicatedFile> {
+        files_of(self.plan, &self.path, shard_count)
+    }
+
     /// Whether a file lies in the data directory; a dead-letter queue may lie elsewhere.
     fn is_inside(&self, file: &ReplicatedFile) -> bool {
         file.path.parent() == Some(&self.path)
     }
 
     /// Removes Litestream's notes: another prefix begins with a copy of everything.
-    fn forget_litestream(&self) -> Result<(), ReplicationError> {
-        for notes in self.files.iter().filter_map(notes) {
+    pub(super) fn forget_litestream(&self) -> Result<(), ReplicationError> {
+        for notes in self.files_of(SHARD_COUNT_MAX).iter().filter_map(notes) {
             remove_folder(&notes).map_err(self.io("remove Litestream's notes"))?;
         }
         Ok(())

@@ -146,6 +146,9 @@ pub(crate) struct Marker {
     pub(crate) complete_until: Option<i64>,
     /// The inode of the lock file: another one in a copy of the directory.
     pub(crate) lock_inode: u64,
+    /// Shards of the incarnation; `None` where an earlier version has written the marker.
+    #[serde(default)]
+    pub(crate) shard_count: Option<usize>,
 }
 
 /// The rest of a restore once all of its files lie beside the data: it needs no store any more, and a start that finds it
@@ -203,6 +206,8 @@ pub(crate) struct Requirements {
     /// Where its incarnations lie.
     pub(crate) base: String,
     pub(crate) shard_count: usize,
+    /// Shards that a replica may have of which the data is then moved to those.
+    pub(crate) reshard_from: Option<usize>,
     pub(crate) hash_version: u32,
     pub(crate) format_version: u32,
     pub(crate) policy: RestorePolicy,
@@ -262,7 +267,7 @@ pub(crate) enum StartRefusal {
     Overtaken { base: String, newer: Incarnation },
     #[error(
         "{base}: {incarnation} holds {found} shards, and the pipeline wants storage.shardCount {wanted}; set it back \
-         to {found}"
+         to {found}, or write storage.reshard: {{fromShardCount: {found}, toShardCount: {wanted}}} to restore and move it"
     )]
     ShardCount { base: String, incarnation: Incarnation, found: usize, wanted: usize },
     #[error(
@@ -453,7 +458,12 @@ fn marked(
     };
     let holds = [Some(&marker.holder), marker.next_holder.as_ref()].contains(&Some(&claim.holder));
     let is_own = claim.incarnation == *own && holds && !is_copy;
+    let own_birth = remote.found.iter().find(|found| found.incarnation == *own).map(|found| &found.birth);
+    let own_count = marker.shard_count.or(own_birth.map(|birth| birth.shard_count));
     let decision = match best {
+        _ if is_own && own_count.is_some_and(|count| count != wanted.shard_count) => {
+            keep("its data was moved to another number of shards")
+        }
         _ if is_own => Decision::GoOn(own.clone()),
         // The worker that took over has never been READY: this directory holds all that was ever acknowledged as replicated.
         None => keep("no other was ever complete"),
@@ -473,8 +483,12 @@ fn marked(
     if missing.is_empty() {
         return Ok(decision);
     }
-    restore(from, wanted)?;
-    Ok(Decision::Complete { from: from.clone(), missing })
+    let all = restore(from, wanted)?;
+    match from.birth.shard_count == wanted.shard_count {
+        true => Ok(Decision::Complete { from: from.clone(), missing }),
+        // Shards of two layouts are no data.
+        false => Ok(all),
+    }
 }
 
 /// Takes the data from there, whatever the directory holds, if this worker can read it.
@@ -482,7 +496,7 @@ pub(super) fn restore(from: &FoundIncarnation, wanted: &Requirements) -> Result<
     from.check_format(&wanted.base, wanted.format_version, wanted.hash_version)?;
     let (base, incarnation) = (wanted.base.clone(), from.incarnation.clone());
     let shard_count = from.birth.shard_count;
-    if shard_count != wanted.shard_count {
+    if shard_count != wanted.shard_count && Some(shard_count) != wanted.reshard_from {
         return Err(StartRefusal::ShardCount {
             base,
             incarnation,

@@ -2,11 +2,13 @@
 //! through one connection.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use litejoin_crds::plan::Synchronous;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use serde::Deserialize;
 
 use super::event::{Emit, JoinId, Op, Position, ResultChange};
 use super::tables::{self, DOUBTFUL, durably, meta, set, set_durably};
@@ -19,6 +21,9 @@ const EPOCHS_RESERVED: u64 = 10_000;
 
 /// The entry of `accumulators` that is no group: by which plan the others are kept.
 const ACCUMULATED_BY: &str = "plan";
+
+/// The entry of `meta` that says how far joins are in the shards of another layout.
+const LAYOUT: &str = "layout";
 
 /// The value of `joins.stale` while only a part of the results is stored; 1 when the query failed, 0 when all is well.
 pub(crate) const STALE_WHILE_STORING: i64 = 2;
@@ -83,6 +88,59 @@ pub(crate) fn adopt(path: &Path, lineage: &str) -> Result<(), SqliteError> {
     };
     adopt(sqlite::open_writer(path, Synchronous::Full)?)
         .map_err(|source| SqliteError::new(path, "take the results over", source))
+}
+
+/// How far each join of a file is, by its number; `None` where its results have to be evaluated anew. The file must not be
+/// in use.
+pub(crate) fn applied(path: &Path) -> Result<BTreeMap<i64, Option<Vec<i64>>>, SqliteError> {
+    let connection = sqlite::open_read_only(path)?;
+    let read = || -> rusqlite::Result<_> {
+        connection
+            .prepare("SELECT id, applied FROM joins WHERE NOT stale")?
+            .query_map([], |row| {
+                let seqs: Option<String> = row.get(1)?;
+                Ok((row.get(0)?, seqs.and_then(|seqs| serde_json::from_str(&seqs).ok())))
+            })?
+            .collect()
+    };
+    read().map_err(|source| SqliteError::new(path, "read how far the joins are", source))
+}
+
+/// Notes how far each join is in the shards of another layout, for [`take_layout`]. The file must not be in use.
+pub(crate) fn note_layout(
+    path: &Path,
+    layout_id: &str,
+    applied: &BTreeMap<i64, Vec<i64>>,
+) -> Result<(), SqliteError> {
+    let note = serde_json::json!({ "layoutId": layout_id, "applied": applied }).to_string();
+    let connection = sqlite::open_writer(path, Synchronous::Full)?;
+    set(&connection, LAYOUT, note).map_err(|source| SqliteError::new(path, "note another layout", source))
+}
+
+/// Says that the shards are those of this layout now: joins go on from where they are in them, and those of which that
+/// is not known are evaluated anew. The file must not be in use; may be done twice.
+pub(crate) fn take_layout(path: &Path, layout_id: &str) -> Result<(), SqliteError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Note {
+        layout_id: String,
+        applied: BTreeMap<i64, Vec<i64>>,
+    }
+    let mut connection = sqlite::open_writer(path, Synchronous::Full)?;
+    let mut take = || -> rusqlite::Result<()> {
+        let transaction = connection.transaction()?;
+        let note: Option<String> = meta(&transaction, LAYOUT)?;
+        let note = note.and_then(|note| serde_json::from_str::<Note>(&note).ok());
+        let Some(note) = note.filter(|note| note.layout_id == layout_id) else { return Ok(()) };
+        transaction.execute("UPDATE joins SET applied = NULL", [])?;
+        for (join, seqs) in note.applied {
+            let seqs = serde_json::to_string(&seqs).expect("numbers are always JSON");
+            transaction.execute("UPDATE joins SET applied = ?2 WHERE id = ?1", params![join, seqs])?;
+        }
+        transaction.execute("DELETE FROM meta WHERE name = ?1", [LAYOUT])?;
+        transaction.commit()
+    };
+    take().map_err(|source| SqliteError::new(path, "take another layout over", source))
 }
 
 impl Results {

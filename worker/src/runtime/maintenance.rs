@@ -17,6 +17,7 @@ use crate::blocking::blocking;
 use crate::clock;
 use crate::dead_letters::DeadLetters;
 use crate::join::CheckedJoin;
+use crate::reshard;
 use crate::results::outbox::Keep;
 use crate::results::{Reader, Results};
 use crate::status::Status;
@@ -26,6 +27,9 @@ use crate::storage::retention::{Cleaner, Needed};
 
 /// How often the outbox is looked at, and rates are sampled.
 const TIDY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often the layout of before a re-shard is looked at.
+const OLD_LAYOUT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Waits for `interval`; `false` if the worker stops first.
 async fn tick(interval: Duration, stopping: &mut watch::Receiver<bool>) -> bool {
@@ -73,10 +77,12 @@ impl Maintenance {
         let interval = retention.clean_interval;
         let needed = needed(Arc::clone(&self.reader), joins);
         let cleaner = Cleaner::new(retention, needed, shard_paths, self.ingest.clone());
-        let works: [Work; 3] = [
+        let data_dir = plan.storage.data_dir.clone();
+        let works: [Work; 4] = [
             Box::new(move |stopping| Box::pin(tidy_outbox(outbox, results, ingest, status, stopping))),
             Box::new(move |stopping| Box::pin(clean_letters(policy, letters, stopping))),
             Box::new(move |stopping| Box::pin(clean_topics(cleaner, interval, stopping))),
+            Box::new(move |stopping| Box::pin(remove_old_layout(data_dir, stopping))),
         ];
         self.units.extend(works.map(Unit::start));
         if plan.audit.enabled {
@@ -162,6 +168,13 @@ async fn clean_letters(policy: plan::Dlq, letters: Arc<DeadLetters>, mut stoppin
             Ok(dropped) => warn!(dropped, "dropped dead letters that were too old or too many"),
             Err(error) => warn!(error = chain(&error), "could not clean the dead-letter queue; trying again"),
         }
+    }
+}
+
+async fn remove_old_layout(data_dir: PathBuf, mut stopping: watch::Receiver<bool>) {
+    while tick(OLD_LAYOUT_INTERVAL, &mut stopping).await {
+        let data_dir = data_dir.clone();
+        blocking(move || reshard::remove_expired(&data_dir, clock::epoch_seconds())).await;
     }
 }
 

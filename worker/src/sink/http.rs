@@ -147,12 +147,20 @@ fn is_away(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Failed(_) | Outcome::Later(..))
 }
 
-/// Whether the same request may go through later. A request that the server refuses for what it is never will; a redirect
-/// that is not followed is the fault of the manifest, not of the result.
+/// Whether the same request may go through later. A request that the server refuses for what it holds never will; what
+/// blames the credentials, the URL or the moment is no fault of the result.
 fn may_pass(status: StatusCode) -> bool {
-    !status.is_client_error()
-        || [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_EARLY, StatusCode::TOO_MANY_REQUESTS]
-            .contains(&status)
+    const NOT_THE_RESULT: [StatusCode; 8] = [
+        StatusCode::UNAUTHORIZED,
+        StatusCode::FORBIDDEN,
+        StatusCode::NOT_FOUND,
+        StatusCode::METHOD_NOT_ALLOWED,
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED,
+        StatusCode::REQUEST_TIMEOUT,
+        StatusCode::TOO_EARLY,
+        StatusCode::TOO_MANY_REQUESTS,
+    ];
+    !status.is_client_error() || NOT_THE_RESULT.contains(&status)
 }
 
 fn array(results: &[Delivery]) -> String {
@@ -207,8 +215,8 @@ mod tests {
     fn what_may_pass_is_told_from_what_never_will() {
         for (status, passes) in [
             (400, false),
-            (401, false),
-            (404, false),
+            (401, true),
+            (404, true),
             (408, true),
             (409, false),
             (422, false),

@@ -68,6 +68,24 @@ pub(crate) struct Layout {
     #[serde(default)]
     pub(crate) epochs_reserved: u64,
     pub(crate) state: LayoutState,
+    /// The exchange of the shards that is under way, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) switching: Option<Switching>,
+}
+
+/// The shards of a layout come from a folder and those of the layout before go to another, file by file. The manifest
+/// is about the layout that comes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Switching {
+    /// Shards of the layout that goes.
+    pub(crate) shard_count: usize,
+    /// The folder of the data directory that the shards come from.
+    pub(crate) from: String,
+    /// The folder that the shards of before go to.
+    pub(crate) aside: String,
+    /// Whether they are all there, so that the others may come.
+    pub(crate) is_aside: bool,
 }
 
 impl Layout {
@@ -81,6 +99,7 @@ impl Layout {
             lineage: random_id(),
             epochs_reserved: 0,
             state: LayoutState::Creating,
+            switching: None,
         }
     }
 }
@@ -127,7 +146,9 @@ pub(crate) enum LayoutError {
     #[error("{path}: not a layout manifest ({detail}); put the right one back")]
     Unreadable { path: String, detail: String },
     #[error(
-        "{path}: holds {found} shards, and the pipeline wants storage.shardCount {wanted}; set it back to {found}"
+        "{path}: holds {found} shards, and the pipeline wants storage.shardCount {wanted}; set it back to {found}, \
+         or have the data moved: write storage.reshard: {{fromShardCount: {found}, toShardCount: {wanted}}}, or run \
+         litejoin reshard --data-dir {path} --to {wanted}"
     )]
     ShardCount { path: String, found: usize, wanted: usize },
     #[error(
@@ -144,6 +165,10 @@ pub(crate) enum LayoutError {
     NoManifest { path: String },
     #[error("{path}: holds no data yet; start the pipeline there, or give the --data-dir of one that ran")]
     NoData { path: String },
+    #[error(
+        "{path}: the switch to another layout was cut off; start the pipeline, which ends it, or run litejoin reshard"
+    )]
+    Switching { path: String },
     #[error("{path}: shard file {missing} is missing; put it back")]
     MissingShard { path: String, missing: String },
 }
@@ -161,6 +186,7 @@ impl LayoutError {
             | Self::DiskFull { .. }
             | Self::InUse { .. }
             | Self::Format { .. }
+            | Self::Switching { .. }
             | Self::NoData { .. } => false,
         }
     }
@@ -205,6 +231,12 @@ impl LockedDir {
         &self.path
     }
 
+    /// Another holder of the same lock, for work on a thread of its own.
+    pub(crate) fn share(&self) -> Result<Self, LayoutError> {
+        let lock = self.lock.try_clone().map_err(|source| io_error(&self.path, "share the lock", source))?;
+        Ok(Self { path: self.path.clone(), lock })
+    }
+
     /// The inode of the lock file, which a copy of the directory does not share.
     pub(crate) fn inode(&self) -> Result<u64, LayoutError> {
         let metadata = self.lock.metadata();
@@ -243,6 +275,52 @@ impl LockedDir {
         }
         warn!(folder = %folder.display(), "the data is set aside, as spec.storage.acceptLoss asks; remove it at will");
         Ok(())
+    }
+
+    /// What the manifest says; `None` where there is no data.
+    pub(crate) fn layout(&self) -> Result<Option<Layout>, LayoutError> {
+        read(&self.path)
+    }
+
+    /// Replaces the manifest in one step, durably.
+    pub(crate) fn write_layout(&self, layout: &Layout) -> Result<(), LayoutError> {
+        write(&self.path, layout)
+    }
+
+    /// Ends an exchange of shards as far as the files go: those of before are moved aside, then the others come to their
+    /// places. Each step may be done twice. Returns the layout, whose exchange is still to be called done.
+    pub(crate) fn exchange_shards(&self, mut layout: Layout) -> Result<Layout, LayoutError> {
+        let io = |doing| move |source| io_error(&self.path, doing, source);
+        let shard_count = layout.shard_count;
+        let Some(switching) = &mut layout.switching else { return Ok(layout) };
+        let move_all = |from: &Path, to: &Path, count: usize| -> std::io::Result<()> {
+            for name in (0..count).map(shard_file_name) {
+                for suffix in ["-wal", "-shm", ""] {
+                    let from = super::sqlite::beside(&from.join(&name), suffix);
+                    if from.exists() {
+                        std::fs::rename(&from, super::sqlite::beside(&to.join(&name), suffix))?;
+                    }
+                }
+                fault::point("shard-moved");
+            }
+            File::open(from)?.sync_all()?;
+            File::open(to)?.sync_all()
+        };
+        if !switching.is_aside {
+            let aside = self.path.join(&switching.aside);
+            std::fs::create_dir_all(&aside).map_err(io("make a folder for the layout of before"))?;
+            move_all(&self.path, &aside, switching.shard_count)
+                .map_err(io("move a shard of the layout of before"))?;
+            switching.is_aside = true;
+            write(&self.path, &layout)?;
+            fault::point("layout-aside");
+            return self.exchange_shards(layout);
+        }
+        let from = self.path.join(&switching.from);
+        if from.exists() {
+            move_all(&from, &self.path, shard_count).map_err(io("move a shard to its place"))?;
+        }
+        Ok(layout)
     }
 
     /// Writes the manifest of files that were put here from elsewhere: the same data under a new lineage, which is
@@ -427,6 +505,9 @@ pub(crate) fn replace(folder: &Path, name: &str, bytes: &[u8]) -> std::io::Resul
 
 fn check(path: &Path, layout: &Layout, shard_count: usize, identity: &str) -> Result<(), LayoutError> {
     let shown = path.display().to_string();
+    if layout.switching.is_some() {
+        return Err(LayoutError::Switching { path: shown });
+    }
     if layout.identity != identity {
         let (found, wanted) = (layout.identity.clone(), identity.to_owned());
         return Err(LayoutError::Identity { path: shown, found, wanted });

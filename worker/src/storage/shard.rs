@@ -7,12 +7,15 @@
 //! _chg(seq, topic, key, old, new, …)              old and new image of every change, until the joins have it
 //! _event_clocks, _event_times(clock, partition, …) the newest event time of each source, for windows
 //! _offsets(stream, next)                          how far each source's stream is in this shard
+//! _floors(stream, shard_count, shard, next)       how far a stream was in the shards of an earlier layout
 //! _tombstones(topic, key, timestamp)              deleted keys, so that an older message can't revive them
 //! ```
 
 mod event_times;
+mod floors;
 mod index;
 mod table;
+mod transfer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,10 +26,12 @@ use rusqlite::{Connection, OptionalExtension, params};
 use tracing::info;
 
 pub(crate) use self::event_times::{EventTimes, NotedTime, PAST, PartitionTime};
+pub(crate) use self::floors::Floor;
 use self::index::IndexedRow;
 pub(crate) use self::index::{Index, IndexedTime};
 use self::table::TopicTable;
 pub(crate) use self::table::{KIND_EXPIRY, KIND_WRITE};
+pub(crate) use self::transfer::{Kind, Record, ShardExport, ShardFacts, ShardImport, Tally};
 use super::arrivals::BatchArrival;
 use super::checkpoint::{CheckpointWindow, checkpoint};
 use super::expiry::Expiry;
@@ -84,6 +89,8 @@ pub(crate) struct Shard {
     window: CheckpointWindow,
     tables: HashMap<TopicId, TopicTable>,
     offsets: HashMap<Arc<str>, u64>,
+    /// Floors of streams that are not beyond them yet.
+    floors: Vec<Floor>,
     /// Event times that windows need, by topic.
     clocks: HashMap<TopicId, Vec<EventTimes>>,
     /// Whether `_tombstones` may hold anything; while it can't, inserts need not look.
@@ -162,6 +169,7 @@ impl Shard {
                 .prepare("SELECT stream, next FROM _offsets")?
                 .query_map([], |row| Ok((Arc::from(row.get::<_, String>(0)?), row.get(1)?)))?
                 .collect::<rusqlite::Result<HashMap<Arc<str>, u64>>>()?;
+            let floors = floors::read(&connection)?;
             let has_tombstones =
                 connection.query_row("SELECT EXISTS (SELECT 1 FROM _tombstones)", [], |row| row.get(0))?;
             let (first_seq, last_seq) = connection.query_row(
@@ -171,12 +179,13 @@ impl Shard {
             )?;
             let indexes = Index::present(&connection)?.into_iter().filter_map(|(_, index)| index).collect();
             let clocks = EventTimes::present(&connection)?;
-            Ok((names, offsets, has_tombstones, last_seq, first_seq, indexes, clocks))
+            Ok((names, offsets, floors, has_tombstones, last_seq, first_seq, indexes, clocks))
         };
-        let (names, offsets, has_tombstones, last_seq, first_seq, indexes, clocks) =
+        let (names, offsets, mut floors, has_tombstones, last_seq, first_seq, indexes, clocks) =
             load().map_err(|source| SqliteError::new(path, "read the shard", source))?;
         let tables =
             names.into_iter().map(|(id, name)| (topics.declare(&name), TopicTable::new(id, &name))).collect();
+        floors.retain(|floor| offsets.get(floor.stream.as_str()).copied().unwrap_or_default() < floor.end());
         let path = path.to_owned();
         let window = CheckpointWindow::new(journal);
         let mut shard = Self {
@@ -185,6 +194,7 @@ impl Shard {
             window,
             tables,
             offsets,
+            floors,
             clocks: HashMap::new(),
             has_tombstones,
             last_seq,
@@ -411,8 +421,13 @@ impl Shard {
                 let seen = seen.entry(&stream.name).or_insert(stored);
                 std::mem::replace(seen, stream.next.max(*seen))
             });
+            let floors: Vec<&Floor> = stream.map_or_else(Vec::new, |stream| {
+                self.floors.iter().filter(|floor| floor.stream == *stream.name).collect()
+            });
             for message in batch.messages.iter() {
-                if stream.is_some() && message.source_offset < before {
+                let place = message.source_offset;
+                let is_stored = place < before || floors.iter().any(|floor| floor.has(&message.key, place));
+                if stream.is_some() && is_stored {
                     pending.count(message.topic).replayed += 1;
                     continue;
                 }

@@ -48,6 +48,7 @@ pub(in crate::replication) fn marker(number: u64) -> Marker {
         gone_back_to: None,
         complete_until: Some(30),
         lock_inode: 1,
+        shard_count: None,
     }
 }
 
@@ -60,6 +61,7 @@ pub(in crate::replication) fn wanted(policy: RestorePolicy) -> Requirements {
         identity: "n/p".to_owned(),
         base: BASE.to_owned(),
         shard_count: 2,
+        reshard_from: None,
         hash_version: 1,
         format_version: 2,
         policy,

@@ -73,14 +73,20 @@ impl EventTimes {
 
     /// Starts the clock with the rows that are there, as of `now`.
     pub(super) fn start(&self, connection: &Connection, now: i64) -> rusqlite::Result<()> {
-        let definition = serde_json::to_string(self).expect("a clock is always JSON");
-        connection.execute("INSERT INTO _event_clocks VALUES (?1, ?2)", params![self.name(), definition])?;
+        self.define(connection)?;
         let sql = format!("SELECT max({}) FROM {}", self.expression, quoted(&self.topic));
         let newest: Option<i64> = connection.query_row(&sql, [], |row| row.get(0)).optional()?.flatten();
         if newest.is_some() {
             put(connection, &self.name(), PAST, PartitionTime { newest, sure: None, arrived: now })?;
         }
         Ok(())
+    }
+
+    /// Notes that the file keeps the clock.
+    pub(super) fn define(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let definition = serde_json::to_string(self).expect("a clock is always JSON");
+        let sql = "INSERT INTO _event_clocks VALUES (?1, ?2)";
+        connection.execute(sql, params![self.name(), definition]).map(drop)
     }
 
     /// Prepares the query for the time of a row.
@@ -171,7 +177,12 @@ fn time_of(
     rows.next()?.map_or(Ok(None), |row| row.get(0))
 }
 
-fn put(connection: &Connection, clock: &str, partition: &str, time: PartitionTime) -> rusqlite::Result<()> {
+pub(super) fn put(
+    connection: &Connection,
+    clock: &str,
+    partition: &str,
+    time: PartitionTime,
+) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
             "INSERT INTO _event_times (clock, partition, newest, arrived) VALUES (?1, ?2, ?3, ?4)

@@ -15,7 +15,7 @@ pub(crate) const KIND_WRITE: i64 = 0;
 /// See [`KIND_WRITE`]: a row that retention removed, of which sinks are not told.
 pub(crate) const KIND_EXPIRY: i64 = 1;
 
-const LOG: &str = "INSERT INTO _chg (topic, key, old, new, old_timestamp, timestamp, change, kind)
+pub(super) const LOG: &str = "INSERT INTO _chg (topic, key, old, new, old_timestamp, timestamp, change, kind)
                    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
 
 /// A topic in this file, with the statements of the hot path spelled out once.

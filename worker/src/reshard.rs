@@ -1,0 +1,314 @@
+//! Moving the data of a directory to another number of shards, while no worker writes it.
+//!
+//! ```text
+//! plan ─► copy into reshard/ ─► verify ─► note ─► switch: layout.json, then the files ─► previous-layout/, kept for a while
+//!         └ a crash up to here leaves the data as it was        └ from here on each start ends what was begun
+//! ```
+
+mod copy;
+mod note;
+mod outlook;
+mod switch;
+mod verify;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+use litejoin_crds::plan::Plan;
+use litejoin_crds::worker_status::ReshardReport;
+use tracing::{info, warn};
+
+use self::note::{Applied, Note};
+pub(crate) use self::outlook::Outlook;
+pub(crate) use self::switch::{remove_expired, settle, undo};
+use crate::clock;
+use crate::fault;
+use crate::results::store;
+use crate::storage::layout::{
+    Layout, LayoutError, LayoutState, LockedDir, RESULTS_FILE, random_id, shard_file_name,
+};
+use crate::storage::sqlite::SqliteError;
+
+/// The folder of a data directory that takes the copy.
+const COPY: &str = "reshard";
+
+/// The folder of a data directory that takes the layout of before.
+const PREVIOUS: &str = "previous-layout";
+
+/// The most shards that a pipeline may have.
+const SHARD_COUNT_MAX: usize = litejoin_crds::defaults::SHARD_COUNT_MAX as usize;
+
+/// Why data could not be moved. Whatever it is, the data is as it was.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReshardError {
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    #[error(transparent)]
+    File(#[from] SqliteError),
+    #[error("{path}: could not {doing}")]
+    Io { path: String, doing: &'static str, source: std::io::Error },
+    #[error("the number of shards: got {got}, allowed: 1 to {SHARD_COUNT_MAX}")]
+    Count { got: usize },
+    #[error("{path}: has {count} shards already; nothing is to be done")]
+    Same { path: String, count: usize },
+    #[error("{path}: its shards were never all made; start the pipeline once, or begin in an empty folder")]
+    Unfinished { path: String },
+    #[error(
+        "{path}: the copy takes {} beside the data, and {} are free; free some space, or give the volume more \
+         (spec.storage.size)", mebibytes(*.needed), mebibytes(*.free)
+    )]
+    NoRoom { path: String, needed: u64, free: u64 },
+    #[error("{path}: the copy is not what the data is: {what}; nothing was switched. Run it again")]
+    Differs { path: String, what: String },
+    #[error("{path}: there is no copy of the data as it is now; run it without --verify-only first")]
+    NoCopy { path: String },
+    #[error(
+        "{path}: no layout of before is kept; go back by --to with the number of before, which moves the data again"
+    )]
+    NoPrevious { path: String },
+}
+
+/// Bytes for people.
+pub(crate) fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+/// How far a re-shard is; read by others while it runs.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    step: AtomicU8,
+    rows: AtomicU64,
+    total: AtomicU64,
+    verified_at: AtomicU64,
+}
+
+/// The steps that take their time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    Copying,
+    Verifying,
+    Verified,
+}
+
+impl Progress {
+    fn begin(&self, step: Step, total: u64) {
+        self.rows.store(0, Ordering::Relaxed);
+        self.total.store(total, Ordering::Relaxed);
+        self.step.store(step as u8, Ordering::Relaxed);
+    }
+
+    fn add(&self, rows: u64) {
+        self.rows.fetch_add(rows, Ordering::Relaxed);
+    }
+
+    /// The step that is under way, its rows that are through, and all of them.
+    pub(crate) fn now(&self) -> (Step, u64, u64) {
+        let step = match self.step.load(Ordering::Relaxed) {
+            0 => Step::Copying,
+            1 => Step::Verifying,
+            _ => Step::Verified,
+        };
+        (step, self.rows.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
+    }
+
+    /// The same for `/status`; `running` is how long the step has taken so far.
+    pub(crate) fn report(&self, from: usize, to: usize, running: Duration) -> ReshardReport {
+        let (step, rows, rows_total) = self.now();
+        let left = rows_total.saturating_sub(rows) as f64;
+        let remaining = (rows > 0).then(|| (running.as_secs_f64() * left / rows as f64).ceil());
+        let verified_at = i64::try_from(self.verified_at.load(Ordering::Relaxed)).unwrap_or_default();
+        let count = |shards: usize| u32::try_from(shards).expect("a few shards");
+        ReshardReport {
+            phase: format!("{step:?}"),
+            from_shard_count: count(from),
+            to_shard_count: count(to),
+            rows,
+            rows_total,
+            remaining_seconds: remaining.map(|seconds| seconds as u64),
+            verified_at: (verified_at > 0).then_some(verified_at),
+        }
+    }
+}
+
+/// A copy of the data in another number of shards that is known to be whole.
+#[derive(Debug)]
+pub(crate) struct VerifiedCopy {
+    note: Note,
+}
+
+impl VerifiedCopy {
+    /// Rows of all topics.
+    pub(crate) fn rows(&self) -> u64 {
+        self.note.rows
+    }
+}
+
+/// The data of a directory, and the number of shards that it is to have.
+pub(crate) struct Move<'a> {
+    pub(crate) locked: &'a LockedDir,
+    pub(crate) layout: Layout,
+    pub(crate) to: usize,
+}
+
+impl<'a> Move<'a> {
+    /// Ends a switch that was cut off, and looks at what is there.
+    pub(crate) fn new(locked: &'a LockedDir, to: usize) -> Result<Self, ReshardError> {
+        let path = || locked.path().display().to_string();
+        if !(1..=SHARD_COUNT_MAX).contains(&to) {
+            return Err(ReshardError::Count { got: to });
+        }
+        settle(locked)?;
+        let layout = locked.layout()?.ok_or_else(|| LayoutError::NoData { path: path() })?;
+        if layout.state != LayoutState::Ready {
+            return Err(ReshardError::Unfinished { path: path() });
+        }
+        if layout.shard_count == to {
+            return Err(ReshardError::Same { path: path(), count: to });
+        }
+        let missing =
+            (0..layout.shard_count).map(shard_file_name).find(|name| !locked.path().join(name).exists());
+        if let Some(missing) = missing {
+            return Err(LayoutError::MissingShard { path: path(), missing }.into());
+        }
+        Ok(Self { locked, layout, to })
+    }
+
+    fn io(&self, doing: &'static str) -> impl Fn(std::io::Error) -> ReshardError + use<> {
+        let path = self.locked.path().display().to_string();
+        move |source| ReshardError::Io { path: path.clone(), doing, source }
+    }
+
+    fn sources(&self) -> Vec<PathBuf> {
+        (0..self.layout.shard_count).map(|index| self.locked.path().join(shard_file_name(index))).collect()
+    }
+
+    fn copy_folder(&self) -> PathBuf {
+        self.locked.path().join(COPY)
+    }
+
+    fn targets(&self) -> Vec<PathBuf> {
+        (0..self.to).map(|index| self.copy_folder().join(shard_file_name(index))).collect()
+    }
+
+    /// What the move takes; refused where there is no room for it.
+    pub(crate) fn plan(&self) -> Result<Outlook, ReshardError> {
+        outlook::look(self)
+    }
+
+    /// How far each join is in the shards.
+    fn applied(&self) -> Result<Applied, ReshardError> {
+        let path = self.locked.path().join(RESULTS_FILE);
+        Ok(if path.exists() { store::applied(&path)? } else { Applied::default() })
+    }
+
+    /// Copies the data and verifies the copy, unless there is one of the data as it is now.
+    pub(crate) fn stage(&self, progress: &Progress) -> Result<VerifiedCopy, ReshardError> {
+        if let Some(note) = self.present_copy()?.filter(|note| note.verified_at.is_some()) {
+            progress.begin(Step::Verified, note.rows);
+            return Ok(VerifiedCopy { note });
+        }
+        self.plan()?;
+        self.remove_copy()?;
+        std::fs::create_dir(self.copy_folder()).map_err(self.io("make a folder for the copy"))?;
+        let note = copy::copy(self, random_id(), progress)?;
+        note.write(&self.copy_folder()).map_err(self.io("note the copy"))?;
+        fault::point("data-copied");
+        self.verify_copy(note, progress)
+    }
+
+    /// Verifies a copy that is there.
+    pub(crate) fn verify(&self, progress: &Progress) -> Result<VerifiedCopy, ReshardError> {
+        let note = self.present_copy()?;
+        let note =
+            note.ok_or_else(|| ReshardError::NoCopy { path: self.copy_folder().display().to_string() })?;
+        self.verify_copy(note, progress)
+    }
+
+    fn verify_copy(&self, note: Note, progress: &Progress) -> Result<VerifiedCopy, ReshardError> {
+        verify::verify(self, &note, progress)?;
+        let now = clock::epoch_seconds();
+        let note = Note { verified_at: Some(now), ..note };
+        let results = self.locked.path().join(RESULTS_FILE);
+        if results.exists() {
+            store::note_layout(&results, &note.layout_id, &note.joins())?;
+        }
+        fault::point("joins-noted");
+        note.write(&self.copy_folder()).map_err(self.io("note that the copy is whole"))?;
+        fault::point("copy-verified");
+        progress.verified_at.store(u64::try_from(now).unwrap_or_default(), Ordering::Relaxed);
+        progress.begin(Step::Verified, note.rows);
+        Ok(VerifiedCopy { note })
+    }
+
+    /// The copy that is there, if it is of the data as it is now.
+    fn present_copy(&self) -> Result<Option<Note>, ReshardError> {
+        let Some(note) = Note::read(&self.copy_folder()) else { return Ok(None) };
+        let is_of_this = note.to == self.to
+            && note.lineage == self.layout.lineage
+            && note.from_layout == self.layout.layout_id
+            && note.source == note::states(&self.sources())
+            && note.applied == self.applied()?;
+        let is_there = self.targets().iter().all(|target| target.exists());
+        Ok(Some(note).filter(|_| is_of_this && is_there))
+    }
+
+    /// Removes the copy, or what there is of it.
+    pub(crate) fn remove_copy(&self) -> Result<(), ReshardError> {
+        remove_folder(&self.copy_folder()).map_err(self.io("remove an earlier copy"))
+    }
+
+    /// Puts the copy in the place of the data, in one step that a crash leaves made or not made. What was there is kept for a
+    /// while.
+    pub(crate) fn switch(&self, copy: VerifiedCopy, keep: Duration) -> Result<(), ReshardError> {
+        switch::switch(self, &copy.note, keep)
+    }
+}
+
+/// Sees at a start that the data has the number of shards that is wanted, as far as the plan consents to a move. Returns
+/// whether the shards are others than before.
+pub(crate) fn at_start(locked: &LockedDir, plan: &Plan) -> Result<bool, ReshardError> {
+    let mut has_moved = settle(locked)?;
+    remove_expired(locked.path(), clock::epoch_seconds());
+    let Some(layout) = locked.layout()? else { return Ok(has_moved) };
+    let (has, wanted) = (layout.shard_count, plan.storage.shard_count);
+    let consent = plan.storage.reshard.as_ref().filter(|consent| consent.to == wanted);
+    match consent {
+        Some(consent) if consent.from == has && layout.identity == plan.identity => {
+            let data = Move::new(locked, wanted)?;
+            let progress = Progress::default();
+            info!(
+                from = has,
+                to = wanted,
+                "moving the data to another number of shards, as storage.reshard asks"
+            );
+            let copy = data.stage(&progress)?;
+            let rows = copy.rows();
+            data.switch(copy, consent.keep_old_layout)?;
+            info!(
+                from = has,
+                to = wanted,
+                rows,
+                "the data is in other shards now; the layout of before is kept for a while"
+            );
+            has_moved = true;
+        }
+        Some(_) if has == wanted => {
+            info!(shards = has, "storage.reshard asks for what is done; it can be removed");
+        }
+        _ => {}
+    }
+    if has == wanted
+        && let Err(error) = remove_folder(&locked.path().join(COPY))
+    {
+        warn!(%error, "could not remove a copy of the data for another number of shards");
+    }
+    Ok(has_moved)
+}
+
+fn remove_folder(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,228 @@
+//! Copying the shards of a directory into others: each record goes to the shard of its key, what has no key to all.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use super::note::{self, Note};
+use super::{Move, Progress, ReshardError, Step};
+use crate::storage::hash::shard_index;
+use crate::storage::shard::{Floor, Kind, Record, ShardExport, ShardFacts, ShardImport, Tally};
+use crate::storage::sqlite::SqliteError;
+
+/// Bytes on their way to all new shards together, at most, beside a record that is larger than its share.
+const ON_THE_WAY_BYTES: usize = 16 << 20;
+
+/// Page caches of all new shards together.
+const CACHES_KIB: i64 = 64 << 10;
+
+/// Rows after which progress is told.
+const PROGRESS_ROWS: u64 = 1_000;
+
+/// Records for one shard, each with the index of its topic.
+type Batch = Vec<(usize, Record)>;
+
+/// All that goes into every new shard.
+pub(super) fn common(shards: &[ShardFacts]) -> ShardFacts {
+    let mut common = ShardFacts::default();
+    for shard in shards {
+        for topic in &shard.topics {
+            if !common.topics.iter().any(|known| known.eq_ignore_ascii_case(topic)) {
+                common.topics.push(topic.clone());
+            }
+        }
+        let new = |index: &&_| !common.indexes.contains(index);
+        let indexes: Vec<_> = shard.indexes.iter().filter(new).cloned().collect();
+        common.indexes.extend(indexes);
+        let new = |clock: &&_| !common.clocks.contains(clock);
+        let clocks: Vec<_> = shard.clocks.iter().filter(new).cloned().collect();
+        common.clocks.extend(clocks);
+        for (name, time) in &shard.times {
+            common.times.entry(name.clone()).and_modify(|known| known.merge(*time)).or_insert(*time);
+        }
+    }
+    let mut floors: BTreeMap<(String, usize), Vec<u64>> = BTreeMap::new();
+    let mut floor = |stream: &str, next: &[u64]| {
+        let known = floors.entry((stream.to_owned(), next.len())).or_insert_with(|| vec![0; next.len()]);
+        known.iter_mut().zip(next).for_each(|(known, next)| *known = *next.max(known));
+    };
+    for kept in shards.iter().flat_map(|shard| &shard.floors) {
+        floor(&kept.stream, &kept.next);
+    }
+    let streams: Vec<&String> = shards.iter().flat_map(|shard| shard.offsets.keys()).collect();
+    for stream in streams {
+        let next: Vec<u64> =
+            shards.iter().map(|shard| shard.offsets.get(stream).copied().unwrap_or_default()).collect();
+        let least = next.iter().copied().min().unwrap_or_default();
+        common.offsets.insert(stream.clone(), least);
+        if next.iter().any(|next| *next > least) {
+            floor(stream, &next);
+        }
+    }
+    common.floors = floors.into_iter().map(|((stream, _), next)| Floor { stream, next }).collect();
+    common.topics.sort();
+    common.indexes.sort();
+    common.clocks.sort();
+    common
+}
+
+/// Copies all there is.
+pub(super) fn copy(data: &Move<'_>, layout_id: String, progress: &Progress) -> Result<Note, ReshardError> {
+    let sources = data.sources();
+    let source_states = note::states(&sources);
+    let shards = sources.iter().map(|path| ShardExport::open(path)).collect::<Result<Vec<_>, _>>()?;
+    let facts = shards.iter().map(ShardExport::facts).collect::<Result<Vec<_>, _>>()?;
+    let rows = shards.iter().map(ShardExport::row_count).sum::<Result<u64, _>>()?;
+    drop(shards);
+    progress.begin(Step::Copying, rows);
+    let applied = data.applied()?;
+    let last_seqs: Vec<i64> = facts.iter().map(|facts| facts.last_seq).collect();
+    let log_after = note::log_after(&applied, &last_seqs);
+    let common = common(&facts);
+    let tallies = Copying {
+        sources: &sources,
+        log_after: &log_after,
+        targets: data.targets(),
+        common: &common,
+        progress,
+        next: AtomicUsize::new(0),
+    }
+    .run()?;
+    let logged = |tally: &Tally| -> u64 {
+        tally.of.iter().filter(|((kind, _), _)| *kind == Kind::Logged).map(|(_, (count, _))| count).sum()
+    };
+    Ok(Note {
+        layout_id,
+        from: data.layout.shard_count,
+        to: data.to,
+        from_layout: data.layout.layout_id.clone(),
+        lineage: data.layout.lineage.clone(),
+        source: source_states,
+        applied,
+        log_after,
+        last_seqs,
+        new_last_seqs: tallies.iter().map(|tally| i64::try_from(logged(tally)).unwrap_or(i64::MAX)).collect(),
+        rows,
+        verified_at: None,
+    })
+}
+
+struct Copying<'a> {
+    sources: &'a [PathBuf],
+    log_after: &'a [i64],
+    targets: Vec<PathBuf>,
+    common: &'a ShardFacts,
+    progress: &'a Progress,
+    /// The source that is read next.
+    next: AtomicUsize,
+}
+
+/// Why a reader has ended early.
+enum ReadError {
+    File(SqliteError),
+    /// A writer has ended, and says why.
+    Closed,
+}
+
+impl From<SqliteError> for ReadError {
+    fn from(error: SqliteError) -> Self {
+        Self::File(error)
+    }
+}
+
+impl Copying<'_> {
+    /// Runs a writer for each target and a few readers; returns what each target holds.
+    fn run(&self) -> Result<Vec<Tally>, ReshardError> {
+        let readers = readers(self.sources.len());
+        let batch_bytes = ON_THE_WAY_BYTES / (self.targets.len() * (readers + 2));
+        thread::scope(|scope| {
+            let (mut senders, mut writers) = (Vec::new(), Vec::new());
+            for target in &self.targets {
+                let (sender, receiver) = sync_channel(1);
+                senders.push(sender);
+                writers.push(scope.spawn(move || self.write(target, &receiver)));
+            }
+            let readers: Vec<_> = (0..readers)
+                .map(|_| {
+                    let senders = senders.clone();
+                    scope.spawn(move || self.read(&senders, batch_bytes))
+                })
+                .collect();
+            drop(senders);
+            let mut failure = None;
+            for reader in readers {
+                if let Err(ReadError::File(error)) = joined(reader) {
+                    failure = Some(error);
+                }
+            }
+            let written: Vec<Result<Tally, SqliteError>> = writers.into_iter().map(joined).collect();
+            match failure {
+                Some(error) => Err(error.into()),
+                None => Ok(written.into_iter().collect::<Result<_, _>>()?),
+            }
+        })
+    }
+
+    /// Reads sources until there are no more.
+    fn read(&self, senders: &[SyncSender<Batch>], batch_bytes: usize) -> Result<(), ReadError> {
+        let mut batches: Vec<(Batch, usize)> = senders.iter().map(|_| Default::default()).collect();
+        let send = |index: usize, batch: &mut (Batch, usize)| {
+            let (records, bytes) = std::mem::take(batch);
+            debug_assert!(bytes > 0 || records.is_empty());
+            senders[index].send(records).map_err(|_| ReadError::Closed)
+        };
+        loop {
+            let source = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(path) = self.sources.get(source) else { break };
+            let mut rows = 0;
+            ShardExport::open(path)?.records(self.log_after[source], |topic, record| {
+                if matches!(record, Record::Row { .. }) {
+                    rows += 1;
+                    if rows % PROGRESS_ROWS == 0 {
+                        self.progress.add(PROGRESS_ROWS);
+                    }
+                }
+                let index = shard_index(record.key(), senders.len());
+                let batch = &mut batches[index];
+                batch.1 += record.bytes();
+                batch.0.push((self.topic(topic), record));
+                if batch.1 >= batch_bytes { send(index, batch) } else { Ok(()) }
+            })?;
+            self.progress.add(rows % PROGRESS_ROWS);
+        }
+        batches.iter_mut().enumerate().try_for_each(|(index, batch)| send(index, batch))
+    }
+
+    /// The index of a topic among all.
+    fn topic(&self, name: &str) -> usize {
+        let known = self.common.topics.iter().position(|known| known.eq_ignore_ascii_case(name));
+        known.expect("the topics of all shards are known")
+    }
+
+    fn write(&self, target: &PathBuf, batches: &Receiver<Batch>) -> Result<Tally, SqliteError> {
+        let cache_kib = (CACHES_KIB / i64::try_from(self.targets.len()).unwrap_or(1)).max(1 << 10);
+        let mut tally = Tally::default();
+        let topics = &self.common.topics;
+        let mut shard = ShardImport::create(target, topics, cache_kib)?;
+        for batch in batches {
+            for (topic, record) in &batch {
+                tally.count(&topics[*topic], record);
+            }
+            shard.write(topics, &batch)?;
+        }
+        shard.finish(self.common)?;
+        crate::fault::point("shard-copied");
+        Ok(tally)
+    }
+}
+
+/// Threads that read at once.
+pub(super) fn readers(files: usize) -> usize {
+    thread::available_parallelism().map_or(1, usize::from).min(files).max(1)
+}
+
+pub(super) fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
