@@ -399,7 +399,11 @@ pub(crate) fn last_words(job: Option<&DynamicObject>, pods: &[Pod]) -> String {
         let message = match (message.is_empty(), ended.reason.as_deref()) {
             (_, Some("OOMKilled")) => "it ran out of memory; raise spec.resources.limits.memory".to_owned(),
             (true, _) => format!("it ended with exit code {}", ended.exit_code),
-            (false, _) => message.strip_prefix("error: ").unwrap_or(&message).to_owned(),
+            (false, _) => match message.rsplit_once("error: ") {
+                // Without a message of its own, kubelet takes the end of the log.
+                Some((before, error)) if before.is_empty() || before.ends_with('\n') => error.to_owned(),
+                _ => message,
+            },
         };
         Some((ended.finished_at.map(|time| time.0), message))
     };

@@ -17,8 +17,8 @@ use crate::controller::validate::Config;
 
 /// How often a pod is made anew that has ended in an unforeseen way, such as a crash.
 const RETRIES: u32 = 3;
-/// The exit code of a copy that can't be made, and has said why: another try would say the same.
-const REFUSED: i32 = 1;
+/// The exit codes of a copy that can't be made, and of a config that can't be read: another try would say the same.
+const REFUSED: [i32; 2] = [1, 2];
 /// The exit code of a copy that was asked to end, as when its pod is evicted.
 const TERMINATED: i32 = 143;
 /// The name of the container.
@@ -51,7 +51,7 @@ pub(super) fn fields(
             "podFailurePolicy": { "rules": [
                 {
                     "action": "FailJob",
-                    "onExitCodes": { "containerName": CONTAINER, "operator": "In", "values": [REFUSED] },
+                    "onExitCodes": { "containerName": CONTAINER, "operator": "In", "values": REFUSED },
                 },
                 {
                     "action": "Ignore",

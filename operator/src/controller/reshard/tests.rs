@@ -239,6 +239,9 @@ fn a_job_is_gone_with_its_last_pod() {
     let failed = job("Failed");
     let words = |pods: &[Pod]| last_words(Some(&failed), pods);
     assert_eq!(words(&[pod("Failed", "error: the disk is short\n")]), "the disk is short");
+    let log = "{\"message\":\"copies\"}\nerror: data: no space is left; raise it\n";
+    assert_eq!(words(&[pod("Failed", log)]), "data: no space is left; raise it");
+    assert_eq!(words(&[pod("Failed", "pipeline.yaml:3: an error: none")]), "pipeline.yaml:3: an error: none");
     assert_eq!(words(&[pod("Failed", "")]), "it ended with exit code 1");
     assert_eq!(words(&[]), "Pod n/p has failed");
     assert_eq!(last_words(None, &[]), "its Job has failed and said nothing");
