@@ -22,9 +22,11 @@ use litejoin_tests::worker::Worker;
 use serde_json::{Value, json};
 
 use crate::settled::reconciles;
-use crate::site::{ControllerSite, condition_of, documents};
+use crate::site::{ControllerSite, condition_of, documents, names};
 
 mod failures;
+mod faults;
+mod programs;
 mod reverts;
 mod steps;
 

@@ -100,6 +100,7 @@ async fn an_operator_that_dies_at_any_step_is_followed_by_one_that_goes_on() {
     shards.run_worker().await;
     shards.phase("Done").await;
     shards.replace_operator().await;
+    until("the new operator's look", async || (reconciles(&shards.operator).await > 0).then_some(())).await;
     shards.site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
     shards.no_job().await;
     assert_eq!(shards.config().await["shardCount"], 4);
