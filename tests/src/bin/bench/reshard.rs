@@ -47,7 +47,8 @@ pub(crate) fn run(options: &ReshardOptions) -> Result<()> {
     let to = usize::from(options.to);
     ensure!(to != site.shard_count, "--to and --shards are both {to}; give two numbers");
     site.in_run(|run| {
-        let pipeline = |shards| Pipeline { joins: &[QUERY.join()], ..Pipeline::new(shards) };
+        let joins = [QUERY.join()];
+        let pipeline = |shards| Pipeline { joins: &joins, ..Pipeline::new(shards) };
         let start = |shards| BenchWorker::start(&site.binary, run, &pipeline(shards));
         let mut shop = Shop::new(options.rows - CUSTOMER_COUNT, options.site.seed);
         let mut rows = shop.customers();
