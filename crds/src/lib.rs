@@ -30,6 +30,7 @@ pub mod pod_monitor;
 pub mod quantity;
 pub mod reference;
 pub mod replication;
+pub mod reshard;
 mod rules;
 pub mod schedule;
 pub mod serving;

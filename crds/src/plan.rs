@@ -8,14 +8,15 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::credentials::{Auth, ClientTls, Credential, KafkaSasl};
-use crate::pipeline::ReshardStrategy;
 use crate::replication::{ReplicationMode, RestorePolicy};
 use crate::serving::ServerTls;
 use crate::source::api::{ApiMethod, ApiPagination, ApiWatermark, ChangeDetection};
 use crate::source::kafka::StartOffset;
 
+mod storage;
 mod window;
 
+pub use storage::{Reshard, Storage, Synchronous};
 pub use window::{EventClock, TimeCut, Window};
 
 /// One pipeline with all that refers to it.
@@ -123,61 +124,6 @@ pub struct Place {
     pub document: usize,
     /// Path in that document, in the form `spec.joins[1]`.
     pub path: String,
-}
-
-/// `spec.storage`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Storage {
-    /// 1–64.
-    pub shard_count: usize,
-    /// The path, relative to the working directory.
-    pub data_dir: PathBuf,
-    /// Connections that read at once.
-    pub reader_pool_size: usize,
-    /// Messages that one shard commits together at most.
-    pub batch_messages_max: usize,
-    /// How long a message waits for others before its batch is committed.
-    pub flush_interval: Duration,
-    /// The crash that an acknowledged message survives.
-    pub synchronous: Synchronous,
-    /// The data without which a start may begin.
-    pub accept_loss: Option<String>,
-    /// Consent to move the data to another number of shards.
-    pub reshard: Option<Reshard>,
-}
-
-impl Storage {
-    /// Whether data with so many shards can be run: it has what is wanted, or may be moved there.
-    pub fn may_have(&self, shard_count: usize) -> bool {
-        shard_count == self.shard_count || self.reshard_from() == Some(shard_count)
-    }
-
-    /// Shards that data may have which is to be moved to those that are wanted.
-    pub fn reshard_from(&self) -> Option<usize> {
-        self.reshard.as_ref().filter(|consent| consent.to == self.shard_count).map(|consent| consent.from)
-    }
-}
-
-/// `spec.storage.reshard`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Reshard {
-    /// Shards that the data has.
-    pub from: usize,
-    /// Shards that it is to have.
-    pub to: usize,
-    /// How the data is moved.
-    pub strategy: ReshardStrategy,
-    /// How long the layout of before is kept.
-    pub keep_old_layout: Duration,
-}
-
-/// `spec.storage.synchronous`, SQLite's setting of that name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub enum Synchronous {
-    /// Survives a crash of the process.
-    Normal,
-    /// Survives a crash of the machine too.
-    Full,
 }
 
 /// `spec.retention`.

@@ -97,8 +97,7 @@ async fn assert_whole(site: &WorkerSite, worker: &Worker, orders: usize) -> Stri
 
 #[tokio::test]
 async fn the_command_moves_the_data_there_and_back() {
-    let (site, last_id) = stored().await;
-    let lineage = last_id.split('.').next().expect("an id begins with it").to_owned();
+    let (site, _) = stored().await;
     reshard(
         &site,
         &["--data-dir", "data", "--to", "5", "--plan"],
@@ -158,7 +157,14 @@ async fn the_command_moves_the_data_there_and_back() {
     "#]],
     )
     .await;
+}
 
+#[tokio::test]
+async fn results_and_subscribers_go_on_after_a_move_and_after_its_undoing() {
+    let (site, last_id) = stored().await;
+    let lineage = last_id.split('.').next().expect("an id begins with it").to_owned();
+    let moved = site.command(["reshard", "--data-dir", "data", "--to", "3"]).end().await;
+    assert_eq!(moved.code, Some(0), "{}", moved.stderr);
     site.write("pipeline.yaml", manifest("shardCount: 3"));
     let worker = site.start().await;
     let mut client = Subscription::open(worker.address("sink live"), "join=enriched", Some(&last_id)).await;
@@ -318,8 +324,12 @@ async fn what_is_wrong_is_said_and_changes_nothing() {
     "#]]).await;
     assert!(!site.path().join("nowhere").exists(), "no folder was made");
     assert_eq!(files(&site), before);
+}
 
-    // Half of a copy, a file in the way, and a note that can't be read are no obstacle.
+#[tokio::test]
+async fn what_is_in_the_way_of_a_copy_goes_and_a_worker_that_runs_is_left_alone() {
+    let (site, _) = stored().await;
+    // Half of a copy, and a note that can't be read.
     std::fs::create_dir(site.data_dir().join("reshard")).expect("a folder can be made");
     std::fs::write(site.data_dir().join("reshard/shard_0.db"), "half").expect("a file can be written");
     std::fs::write(site.data_dir().join("reshard/copy.json"), "{").expect("a file can be written");

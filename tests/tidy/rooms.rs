@@ -76,7 +76,7 @@ const FLOOR_PLANS: [FloorPlan; 5] = [
             ],
             &["hash", "network_policy", "pod_monitor", "reference", "rules"],
             &["credentials", "join", "window"],
-            &["replication", "serving"],
+            &["replication", "reshard", "serving"],
             &["sink", "source"],
             &["pipeline", "plan"],
             &["complaint", "crd", "part"],

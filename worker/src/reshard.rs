@@ -19,7 +19,7 @@ use litejoin_crds::plan::Plan;
 use litejoin_crds::worker_status::ReshardReport;
 use tracing::{info, warn};
 
-use self::note::{Applied, Note};
+use self::note::{CopyNote, JoinPlaces};
 pub(crate) use self::outlook::Outlook;
 pub(crate) use self::switch::{remove_expired, settle, undo};
 use crate::clock;
@@ -76,7 +76,7 @@ pub(crate) fn mebibytes(bytes: u64) -> String {
 
 /// How far a re-shard is; read by others while it runs.
 #[derive(Debug, Default)]
-pub(crate) struct Progress {
+pub(crate) struct MoveProgress {
     step: AtomicU8,
     rows: AtomicU64,
     total: AtomicU64,
@@ -85,14 +85,14 @@ pub(crate) struct Progress {
 
 /// The steps that take their time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum MoveStep {
     Copying,
     Verifying,
     Verified,
 }
 
-impl Progress {
-    fn begin(&self, step: Step, total: u64) {
+impl MoveProgress {
+    fn begin(&self, step: MoveStep, total: u64) {
         self.rows.store(0, Ordering::Relaxed);
         self.total.store(total, Ordering::Relaxed);
         self.step.store(step as u8, Ordering::Relaxed);
@@ -103,11 +103,11 @@ impl Progress {
     }
 
     /// The step that is under way, its rows that are through, and all of them.
-    pub(crate) fn now(&self) -> (Step, u64, u64) {
+    pub(crate) fn now(&self) -> (MoveStep, u64, u64) {
         let step = match self.step.load(Ordering::Relaxed) {
-            0 => Step::Copying,
-            1 => Step::Verifying,
-            _ => Step::Verified,
+            0 => MoveStep::Copying,
+            1 => MoveStep::Verifying,
+            _ => MoveStep::Verified,
         };
         (step, self.rows.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
     }
@@ -134,7 +134,7 @@ impl Progress {
 /// A copy of the data in another number of shards that is known to be whole.
 #[derive(Debug)]
 pub(crate) struct VerifiedCopy {
-    note: Note,
+    note: CopyNote,
 }
 
 impl VerifiedCopy {
@@ -197,15 +197,15 @@ impl<'a> Move<'a> {
     }
 
     /// How far each join is in the shards.
-    fn applied(&self) -> Result<Applied, ReshardError> {
+    fn applied(&self) -> Result<JoinPlaces, ReshardError> {
         let path = self.locked.path().join(RESULTS_FILE);
-        Ok(if path.exists() { store::applied(&path)? } else { Applied::default() })
+        Ok(if path.exists() { store::applied(&path)? } else { JoinPlaces::default() })
     }
 
     /// Copies the data and verifies the copy, unless there is one of the data as it is now.
-    pub(crate) fn stage(&self, progress: &Progress) -> Result<VerifiedCopy, ReshardError> {
+    pub(crate) fn stage(&self, progress: &MoveProgress) -> Result<VerifiedCopy, ReshardError> {
         if let Some(note) = self.present_copy()?.filter(|note| note.verified_at.is_some()) {
-            progress.begin(Step::Verified, note.rows);
+            progress.begin(MoveStep::Verified, note.rows);
             return Ok(VerifiedCopy { note });
         }
         self.plan()?;
@@ -218,17 +218,17 @@ impl<'a> Move<'a> {
     }
 
     /// Verifies a copy that is there.
-    pub(crate) fn verify(&self, progress: &Progress) -> Result<VerifiedCopy, ReshardError> {
+    pub(crate) fn verify(&self, progress: &MoveProgress) -> Result<VerifiedCopy, ReshardError> {
         let note = self.present_copy()?;
         let note =
             note.ok_or_else(|| ReshardError::NoCopy { path: self.copy_folder().display().to_string() })?;
         self.verify_copy(note, progress)
     }
 
-    fn verify_copy(&self, note: Note, progress: &Progress) -> Result<VerifiedCopy, ReshardError> {
+    fn verify_copy(&self, note: CopyNote, progress: &MoveProgress) -> Result<VerifiedCopy, ReshardError> {
         verify::verify(self, &note, progress)?;
         let now = clock::epoch_seconds();
-        let note = Note { verified_at: Some(now), ..note };
+        let note = CopyNote { verified_at: Some(now), ..note };
         let results = self.locked.path().join(RESULTS_FILE);
         if results.exists() {
             store::note_layout(&results, &note.layout_id, &note.joins())?;
@@ -237,13 +237,13 @@ impl<'a> Move<'a> {
         note.write(&self.copy_folder()).map_err(self.io("note that the copy is whole"))?;
         fault::point("copy-verified");
         progress.verified_at.store(u64::try_from(now).unwrap_or_default(), Ordering::Relaxed);
-        progress.begin(Step::Verified, note.rows);
+        progress.begin(MoveStep::Verified, note.rows);
         Ok(VerifiedCopy { note })
     }
 
     /// The copy that is there, if it is of the data as it is now.
-    fn present_copy(&self) -> Result<Option<Note>, ReshardError> {
-        let Some(note) = Note::read(&self.copy_folder()) else { return Ok(None) };
+    fn present_copy(&self) -> Result<Option<CopyNote>, ReshardError> {
+        let Some(note) = CopyNote::read(&self.copy_folder()) else { return Ok(None) };
         let is_of_this = note.to == self.to
             && note.lineage == self.layout.lineage
             && note.from_layout == self.layout.layout_id
@@ -276,7 +276,7 @@ pub(crate) fn at_start(locked: &LockedDir, plan: &Plan) -> Result<bool, ReshardE
     match consent {
         Some(consent) if consent.from == has && layout.identity == plan.identity => {
             let data = Move::new(locked, wanted)?;
-            let progress = Progress::default();
+            let progress = MoveProgress::default();
             info!(
                 from = has,
                 to = wanted,

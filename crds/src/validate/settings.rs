@@ -6,12 +6,13 @@ use std::time::Duration;
 use crate::complaint::Reason;
 use crate::durability::Durability;
 use crate::duration::{DURATION_MAX, parse_timestamp};
-use crate::pipeline::{DeliveryGuarantee, OnNodeLoss, PipelineSpec, ReshardSpec, SynchronousMode};
+use crate::pipeline::{DeliveryGuarantee, OnNodeLoss, PipelineSpec, SynchronousMode};
 use crate::plan::{
     Admin, Audit, Delivery, Dlq, Encryption, Guarantee, Place, Replication, Reshard, Retention, Storage,
     Synchronous,
 };
 use crate::replication::{ReplicationSpec, SCHEMES, ServerSideEncryption};
+use crate::reshard::ReshardSpec;
 use crate::rules::DRILL_MESSAGE;
 use crate::schedule::{SCHEDULE_MESSAGE, is_schedule};
 use crate::validate::complaints::Complaints;

@@ -17,7 +17,7 @@ use super::{EXIT_INVALID, complain, environment, say};
 use crate::blocking::blocking;
 use crate::credentials::Secrets;
 use crate::replication::{ReplicationError, note_shard_count};
-use crate::reshard::{Move, Outlook, Progress, ReshardError, Step, mebibytes, undo};
+use crate::reshard::{Move, MoveProgress, MoveStep, Outlook, ReshardError, mebibytes, undo};
 use crate::serve::listen::ListenError;
 use crate::storage::layout::{LayoutError, LockedDir};
 use crate::{clock, pipeline};
@@ -90,7 +90,7 @@ async fn reshard(arguments: &Reshard, plan: Option<&Plan>) -> Result<(), Command
     let locked = LockedDir::lock(&data_dir)?;
     let consent = plan.and_then(|plan| plan.storage.reshard.as_ref());
     let keep = arguments.keep_old_layout.or(consent.map(|consent| consent.keep_old_layout)).unwrap_or(KEEP);
-    let progress = Arc::new(Progress::default());
+    let progress = Arc::new(MoveProgress::default());
     if let Some(layout) = locked.layout()? {
         note_shard_count(&data_dir, layout.shard_count)?;
         if let Some(plan) = plan.filter(|plan| plan.identity != layout.identity) {
@@ -108,20 +108,9 @@ async fn reshard(arguments: &Reshard, plan: Option<&Plan>) -> Result<(), Command
         return Ok(());
     }
     let to = arguments.to.or(plan.map(|plan| plan.storage.shard_count)).unwrap_or_default();
-    let outlook = {
-        let locked = locked.share()?;
-        let verifies = arguments.verify_only;
-        blocking(move || {
-            let data = Move::new(&locked, to)?;
-            match verifies {
-                true => Ok(None),
-                false => data.plan().map(Some),
-            }
-        })
-        .await
-        .map_err(|error: ReshardError| error)?
-    };
-    if let Some(outlook) = &outlook {
+    if !arguments.verify_only {
+        let shared = locked.share()?;
+        let outlook = blocking(move || Move::new(&shared, to)?.plan()).await?;
         say(&outlook.text(&data_dir.display().to_string()));
     }
     if arguments.plan {
@@ -135,42 +124,63 @@ async fn reshard(arguments: &Reshard, plan: Option<&Plan>) -> Result<(), Command
         }
         None => None,
     };
-    let (shown, began, no_switch, verify_only) =
-        (Arc::clone(&progress), Instant::now(), arguments.no_switch, arguments.verify_only);
+    let began = Instant::now();
+    let end = match (arguments.verify_only, arguments.no_switch) {
+        (true, _) => MoveEnd::Verified,
+        (_, true) => MoveEnd::Staged { from, to },
+        _ => MoveEnd::Switched { from, to, keep },
+    };
+    let shown = Arc::clone(&progress);
     let work = blocking(move || -> Result<u64, ReshardError> {
         let data = Move::new(&locked, to)?;
-        let copy = if verify_only { data.verify(&progress)? } else { data.stage(&progress)? };
+        let copy =
+            if matches!(end, MoveEnd::Verified) { data.verify(&progress)? } else { data.stage(&progress)? };
         let rows = copy.rows();
-        if !no_switch && !verify_only {
+        if let MoveEnd::Switched { keep, .. } = end {
             data.switch(copy, keep)?;
         }
         Ok(rows)
     });
     let rows = with_bar(&shown, work).await?;
     drop(served);
-    let seconds = began.elapsed().as_secs_f64();
-    let what = if verify_only { "verified" } else { "copied and verified" };
-    say(&format!("{what} {rows} rows in {seconds:.1} s\n"));
-    say(&match (verify_only, no_switch) {
-        (true, _) => "the copy is what the data is\n".to_owned(),
-        (_, true) => format!(
-            "nothing is switched yet\nnext: start the pipeline with storage.shardCount: {to} and storage.reshard: \
-             {{fromShardCount: {from}, toShardCount: {to}}}\n"
-        ),
-        _ => {
-            let until = clock::epoch_seconds().saturating_add_unsigned(keep.as_secs());
-            format!(
-                "the data has {to} shards now; the {from} of before are kept until {} (--undo goes back)\nnext: set \
-                 storage.shardCount to {to} and start the pipeline\n",
-                timestamp_text(until * 1_000)
-            )
-        }
-    });
+    say(&end.text(rows, began.elapsed()));
     Ok(())
 }
 
+/// What was asked for.
+#[derive(Debug, Clone, Copy)]
+enum MoveEnd {
+    Verified,
+    Staged { from: usize, to: usize },
+    Switched { from: usize, to: usize, keep: Duration },
+}
+
+impl MoveEnd {
+    /// Says what was done, and what to do next.
+    fn text(self, rows: u64, took: Duration) -> String {
+        let seconds = took.as_secs_f64();
+        match self {
+            Self::Verified => {
+                format!("verified {rows} rows in {seconds:.1} s\nthe copy is what the data is\n")
+            }
+            Self::Staged { from, to } => format!(
+                "copied and verified {rows} rows in {seconds:.1} s\nnothing is switched yet\nnext: start the pipeline with \
+                 storage.shardCount: {to} and storage.reshard: {{fromShardCount: {from}, toShardCount: {to}}}\n"
+            ),
+            Self::Switched { from, to, keep } => {
+                let until = clock::epoch_seconds().saturating_add_unsigned(keep.as_secs());
+                format!(
+                    "copied and verified {rows} rows in {seconds:.1} s\nthe data has {to} shards now; the {from} of before \
+                     are kept until {} (--undo goes back)\nnext: set storage.shardCount to {to} and start the pipeline\n",
+                    timestamp_text(until * 1_000)
+                )
+            }
+        }
+    }
+}
+
 /// Shows how far the work is, where standard error is a terminal.
-async fn with_bar<T>(progress: &Progress, work: impl Future<Output = T>) -> T {
+async fn with_bar<T>(progress: &MoveProgress, work: impl Future<Output = T>) -> T {
     let style = ProgressStyle::with_template("{msg:10} {wide_bar} {human_pos}/{human_len} rows, {eta} left");
     let bar = ProgressBar::new(0).with_style(style.expect("the template is right"));
     let mut work = std::pin::pin!(work);
@@ -180,9 +190,9 @@ async fn with_bar<T>(progress: &Progress, work: impl Future<Output = T>) -> T {
             () = tokio::time::sleep(DRAW_INTERVAL) => {
                 let (step, rows, total) = progress.now();
                 bar.set_message(match step {
-                    Step::Copying => "copying",
-                    Step::Verifying => "verifying",
-                    Step::Verified => "verified",
+                    MoveStep::Copying => "copying",
+                    MoveStep::Verifying => "verifying",
+                    MoveStep::Verified => "verified",
                 });
                 bar.set_length(total);
                 bar.set_position(rows);

@@ -1,15 +1,15 @@
 //! Copying the shards of a directory into others: each record goes to the shard of its key, what has no key to all.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use super::note::{self, Note};
-use super::{Move, Progress, ReshardError, Step};
+use super::note::{self, CopyNote};
+use super::{Move, MoveProgress, MoveStep, ReshardError};
 use crate::storage::hash::shard_index;
-use crate::storage::shard::{Floor, Kind, Record, ShardExport, ShardFacts, ShardImport, Tally};
+use crate::storage::shard::{Floor, Record, RecordKind, RecordTally, ShardExport, ShardFacts, ShardImport};
 use crate::storage::sqlite::SqliteError;
 
 /// Bytes on their way to all new shards together, at most, beside a record that is larger than its share.
@@ -22,7 +22,7 @@ const CACHES_KIB: i64 = 64 << 10;
 const PROGRESS_ROWS: u64 = 1_000;
 
 /// Records for one shard, each with the index of its topic.
-type Batch = Vec<(usize, Record)>;
+type RecordBatch = Vec<(usize, Record)>;
 
 /// All that goes into every new shard.
 pub(super) fn common(shards: &[ShardFacts]) -> ShardFacts {
@@ -69,14 +69,18 @@ pub(super) fn common(shards: &[ShardFacts]) -> ShardFacts {
 }
 
 /// Copies all there is.
-pub(super) fn copy(data: &Move<'_>, layout_id: String, progress: &Progress) -> Result<Note, ReshardError> {
+pub(super) fn copy(
+    data: &Move<'_>,
+    layout_id: String,
+    progress: &MoveProgress,
+) -> Result<CopyNote, ReshardError> {
     let sources = data.sources();
     let source_states = note::states(&sources);
     let shards = sources.iter().map(|path| ShardExport::open(path)).collect::<Result<Vec<_>, _>>()?;
     let facts = shards.iter().map(ShardExport::facts).collect::<Result<Vec<_>, _>>()?;
     let rows = shards.iter().map(ShardExport::row_count).sum::<Result<u64, _>>()?;
     drop(shards);
-    progress.begin(Step::Copying, rows);
+    progress.begin(MoveStep::Copying, rows);
     let applied = data.applied()?;
     let last_seqs: Vec<i64> = facts.iter().map(|facts| facts.last_seq).collect();
     let log_after = note::log_after(&applied, &last_seqs);
@@ -90,10 +94,15 @@ pub(super) fn copy(data: &Move<'_>, layout_id: String, progress: &Progress) -> R
         next: AtomicUsize::new(0),
     }
     .run()?;
-    let logged = |tally: &Tally| -> u64 {
-        tally.of.iter().filter(|((kind, _), _)| *kind == Kind::Logged).map(|(_, (count, _))| count).sum()
+    let logged = |tally: &RecordTally| -> u64 {
+        tally
+            .of
+            .iter()
+            .filter(|((kind, _), _)| *kind == RecordKind::Logged)
+            .map(|(_, (count, _))| count)
+            .sum()
     };
-    Ok(Note {
+    Ok(CopyNote {
         layout_id,
         from: data.layout.shard_count,
         to: data.to,
@@ -114,19 +123,19 @@ struct Copying<'a> {
     log_after: &'a [i64],
     targets: Vec<PathBuf>,
     common: &'a ShardFacts,
-    progress: &'a Progress,
+    progress: &'a MoveProgress,
     /// The source that is read next.
     next: AtomicUsize,
 }
 
 /// Why a reader has ended early.
-enum ReadError {
+enum ReaderEnd {
     File(SqliteError),
     /// A writer has ended, and says why.
     Closed,
 }
 
-impl From<SqliteError> for ReadError {
+impl From<SqliteError> for ReaderEnd {
     fn from(error: SqliteError) -> Self {
         Self::File(error)
     }
@@ -134,7 +143,7 @@ impl From<SqliteError> for ReadError {
 
 impl Copying<'_> {
     /// Runs a writer for each target and a few readers; returns what each target holds.
-    fn run(&self) -> Result<Vec<Tally>, ReshardError> {
+    fn run(&self) -> Result<Vec<RecordTally>, ReshardError> {
         let readers = readers(self.sources.len());
         let batch_bytes = ON_THE_WAY_BYTES / (self.targets.len() * (readers + 2));
         thread::scope(|scope| {
@@ -153,11 +162,11 @@ impl Copying<'_> {
             drop(senders);
             let mut failure = None;
             for reader in readers {
-                if let Err(ReadError::File(error)) = joined(reader) {
+                if let Err(ReaderEnd::File(error)) = joined(reader) {
                     failure = Some(error);
                 }
             }
-            let written: Vec<Result<Tally, SqliteError>> = writers.into_iter().map(joined).collect();
+            let written: Vec<Result<RecordTally, SqliteError>> = writers.into_iter().map(joined).collect();
             match failure {
                 Some(error) => Err(error.into()),
                 None => Ok(written.into_iter().collect::<Result<_, _>>()?),
@@ -166,12 +175,12 @@ impl Copying<'_> {
     }
 
     /// Reads sources until there are no more.
-    fn read(&self, senders: &[SyncSender<Batch>], batch_bytes: usize) -> Result<(), ReadError> {
-        let mut batches: Vec<(Batch, usize)> = senders.iter().map(|_| Default::default()).collect();
-        let send = |index: usize, batch: &mut (Batch, usize)| {
+    fn read(&self, senders: &[SyncSender<RecordBatch>], batch_bytes: usize) -> Result<(), ReaderEnd> {
+        let mut batches: Vec<(RecordBatch, usize)> = senders.iter().map(|_| Default::default()).collect();
+        let send = |index: usize, batch: &mut (RecordBatch, usize)| {
             let (records, bytes) = std::mem::take(batch);
             debug_assert!(bytes > 0 || records.is_empty());
-            senders[index].send(records).map_err(|_| ReadError::Closed)
+            senders[index].send(records).map_err(|_| ReaderEnd::Closed)
         };
         loop {
             let source = self.next.fetch_add(1, Ordering::Relaxed);
@@ -201,9 +210,9 @@ impl Copying<'_> {
         known.expect("the topics of all shards are known")
     }
 
-    fn write(&self, target: &PathBuf, batches: &Receiver<Batch>) -> Result<Tally, SqliteError> {
+    fn write(&self, target: &Path, batches: &Receiver<RecordBatch>) -> Result<RecordTally, SqliteError> {
         let cache_kib = (CACHES_KIB / i64::try_from(self.targets.len()).unwrap_or(1)).max(1 << 10);
-        let mut tally = Tally::default();
+        let mut tally = RecordTally::default();
         let topics = &self.common.topics;
         let mut shard = ShardImport::create(target, topics, cache_kib)?;
         for batch in batches {

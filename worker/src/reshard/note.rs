@@ -12,7 +12,7 @@ use crate::storage::sqlite;
 const FILE: &str = "copy.json";
 
 /// How far each join is in the shards, by its number; `None` where its results have to be evaluated anew.
-pub(super) type Applied = BTreeMap<i64, Option<Vec<i64>>>;
+pub(super) type JoinPlaces = BTreeMap<i64, Option<Vec<i64>>>;
 
 /// A file of the data as it was last written; any write makes it another one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +28,7 @@ pub(super) struct FileState {
 /// A copy of the data in other shards.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct Note {
+pub(super) struct CopyNote {
     /// The layout that the copy is to be.
     pub(super) layout_id: String,
     pub(super) from: usize,
@@ -39,7 +39,7 @@ pub(super) struct Note {
     /// The shards of the data.
     pub(super) source: Vec<FileState>,
     /// How far joins were.
-    pub(super) applied: Applied,
+    pub(super) applied: JoinPlaces,
     /// By shard of the data, the entry of its change log after which the copy has all of them.
     pub(super) log_after: Vec<i64>,
     /// By shard of the data, the newest entry of its change log.
@@ -52,7 +52,7 @@ pub(super) struct Note {
     pub(super) verified_at: Option<i64>,
 }
 
-impl Note {
+impl CopyNote {
     /// Reads the note of a folder; one that can't be read is none.
     pub(super) fn read(folder: &Path) -> Option<Self> {
         serde_json::from_slice(&std::fs::read(folder.join(FILE)).ok()?).ok()
@@ -81,7 +81,7 @@ impl Note {
 }
 
 /// By shard, the entry of the change log after which some join still needs all of them.
-pub(super) fn log_after(applied: &Applied, last_seqs: &[i64]) -> Vec<i64> {
+pub(super) fn log_after(applied: &JoinPlaces, last_seqs: &[i64]) -> Vec<i64> {
     let usable = applied.values().flatten().filter(|seqs| {
         seqs.len() == last_seqs.len() && seqs.iter().zip(last_seqs).all(|(seq, last)| seq <= last)
     });

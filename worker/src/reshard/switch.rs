@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use super::note::{self, FileState, Note};
-use super::{COPY, Move, PREVIOUS, Progress, ReshardError, remove_folder};
+use super::note::{self, CopyNote, FileState};
+use super::{COPY, Move, MoveProgress, PREVIOUS, ReshardError, remove_folder};
 use crate::clock;
 use crate::fault;
 use crate::results::store;
@@ -32,7 +32,7 @@ struct Previous {
 }
 
 /// See [`Move::switch`].
-pub(super) fn switch(data: &Move<'_>, note: &Note, keep: Duration) -> Result<(), ReshardError> {
+pub(super) fn switch(data: &Move<'_>, note: &CopyNote, keep: Duration) -> Result<(), ReshardError> {
     let previous = data.locked.path().join(PREVIOUS);
     remove_folder(&previous).map_err(data.io("remove a layout of before"))?;
     std::fs::create_dir(&previous).map_err(data.io("make a folder for the layout of before"))?;
@@ -104,7 +104,11 @@ fn read(folder: &Path) -> Option<Previous> {
 
 /// Goes back to the layout of before: at once where nothing was written since, by moving the data again where something
 /// was. Returns the number of shards.
-pub(crate) fn undo(locked: &LockedDir, keep: Duration, progress: &Progress) -> Result<usize, ReshardError> {
+pub(crate) fn undo(
+    locked: &LockedDir,
+    keep: Duration,
+    progress: &MoveProgress,
+) -> Result<usize, ReshardError> {
     settle(locked)?;
     let folder = locked.path().join(PREVIOUS);
     let none = || ReshardError::NoPrevious { path: locked.path().display().to_string() };

@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use super::copy::{common, joined, readers};
-use super::note::Note;
-use super::{Move, Progress, ReshardError, Step};
+use super::note::CopyNote;
+use super::{Move, MoveProgress, MoveStep, ReshardError};
 use crate::storage::hash::shard_index;
-use crate::storage::shard::{Kind, Record, ShardExport, ShardFacts, Tally};
+use crate::storage::shard::{Record, RecordKind, RecordTally, ShardExport, ShardFacts};
 use crate::storage::sqlite::SqliteError;
 
 /// A shard on either side.
-struct Side<'a> {
+struct ComparedShard<'a> {
     path: &'a Path,
     log_after: i64,
     /// The place among the shards of the copy; `None` for the data.
@@ -20,19 +20,22 @@ struct Side<'a> {
 }
 
 /// Reads both sides anew and compares them.
-pub(super) fn verify(data: &Move<'_>, note: &Note, progress: &Progress) -> Result<(), ReshardError> {
-    progress.begin(Step::Verifying, 2 * note.rows);
+pub(super) fn verify(data: &Move<'_>, note: &CopyNote, progress: &MoveProgress) -> Result<(), ReshardError> {
+    progress.begin(MoveStep::Verifying, 2 * note.rows);
     let (sources, targets) = (data.sources(), data.targets());
-    let of_data = sources.iter().zip(&note.log_after).map(|(path, after)| Side {
+    let of_data = sources.iter().zip(&note.log_after).map(|(path, after)| ComparedShard {
         path,
         log_after: *after,
         index: None,
     });
-    let of_copy =
-        targets.iter().enumerate().map(|(index, path)| Side { path, log_after: 0, index: Some(index) });
-    let sides: Vec<Side<'_>> = of_data.chain(of_copy).collect();
+    let of_copy = targets.iter().enumerate().map(|(index, path)| ComparedShard {
+        path,
+        log_after: 0,
+        index: Some(index),
+    });
+    let sides: Vec<ComparedShard<'_>> = of_data.chain(of_copy).collect();
     let next = AtomicUsize::new(0);
-    let read = || -> Result<Vec<(usize, Tally, ShardFacts)>, ReshardError> {
+    let read = || -> Result<Vec<(usize, RecordTally, ShardFacts)>, ReshardError> {
         let mut all = Vec::new();
         loop {
             let place = next.fetch_add(1, Ordering::Relaxed);
@@ -51,8 +54,8 @@ pub(super) fn verify(data: &Move<'_>, note: &Note, progress: &Progress) -> Resul
     }
     found.sort_by_key(|(place, ..)| *place);
     let of_copy = found.split_off(sources.len());
-    let tally = |side: &[(usize, Tally, ShardFacts)]| {
-        side.iter().fold(Tally::default(), |mut all, (_, tally, _)| {
+    let tally = |side: &[(usize, RecordTally, ShardFacts)]| {
+        side.iter().fold(RecordTally::default(), |mut all, (_, tally, _)| {
             all.merge(tally.clone());
             all
         })
@@ -73,16 +76,16 @@ pub(super) fn verify(data: &Move<'_>, note: &Note, progress: &Progress) -> Resul
     Ok(())
 }
 
-fn compare(data: &Move<'_>, of_data: &Tally, of_copy: &Tally) -> Result<(), ReshardError> {
+fn compare(data: &Move<'_>, of_data: &RecordTally, of_copy: &RecordTally) -> Result<(), ReshardError> {
     let names = of_data.of.keys().chain(of_copy.of.keys());
     for name in names {
-        let count = |side: &Tally| side.of.get(name).copied().unwrap_or_default();
+        let count = |side: &RecordTally| side.of.get(name).copied().unwrap_or_default();
         let ((wanted, sum), (found, found_sum)) = (count(of_data), count(of_copy));
         let (kind, topic) = name;
         let kind = match kind {
-            Kind::Row => "rows",
-            Kind::Tombstone => "tombstones",
-            Kind::Logged => "entries of the change log",
+            RecordKind::Row => "rows",
+            RecordKind::Tombstone => "tombstones",
+            RecordKind::Logged => "entries of the change log",
         };
         if wanted != found {
             return Err(differs(
@@ -101,14 +104,14 @@ fn differs(data: &Move<'_>, what: String) -> ReshardError {
     ReshardError::Differs { path: data.copy_folder().display().to_string(), what }
 }
 
-impl Side<'_> {
+impl ComparedShard<'_> {
     fn tally(
         &self,
         shard: &ShardExport,
         data: &Move<'_>,
-        progress: &Progress,
-    ) -> Result<Tally, ReshardError> {
-        let (mut tally, mut rows, mut astray) = (Tally::default(), 0, None);
+        progress: &MoveProgress,
+    ) -> Result<RecordTally, ReshardError> {
+        let (mut tally, mut rows, mut astray) = (RecordTally::default(), 0, None);
         shard.records::<SqliteError>(self.log_after, |topic, record| {
             if matches!(record, Record::Row { .. }) {
                 rows += 1;

@@ -122,7 +122,7 @@ pub(crate) fn note_layout(
 pub(crate) fn take_layout(path: &Path, layout_id: &str) -> Result<(), SqliteError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct Note {
+    struct LayoutNote {
         layout_id: String,
         applied: BTreeMap<i64, Vec<i64>>,
     }
@@ -130,7 +130,7 @@ pub(crate) fn take_layout(path: &Path, layout_id: &str) -> Result<(), SqliteErro
     let mut take = || -> rusqlite::Result<()> {
         let transaction = connection.transaction()?;
         let note: Option<String> = meta(&transaction, LAYOUT)?;
-        let note = note.and_then(|note| serde_json::from_str::<Note>(&note).ok());
+        let note = note.and_then(|note| serde_json::from_str::<LayoutNote>(&note).ok());
         let Some(note) = note.filter(|note| note.layout_id == layout_id) else { return Ok(()) };
         transaction.execute("UPDATE joins SET applied = NULL", [])?;
         for (join, seqs) in note.applied {

@@ -14,6 +14,7 @@
 mod event_times;
 mod floors;
 mod index;
+mod pending;
 mod table;
 mod transfer;
 
@@ -25,13 +26,15 @@ use hashbrown::HashMap;
 use rusqlite::{Connection, OptionalExtension, params};
 use tracing::info;
 
-pub(crate) use self::event_times::{EventTimes, NotedTime, PAST, PartitionTime};
+pub(crate) use self::event_times::{EventTimes, PAST, PartitionTime};
 pub(crate) use self::floors::Floor;
 use self::index::IndexedRow;
 pub(crate) use self::index::{Index, IndexedTime};
+pub(crate) use self::pending::Pending;
+use self::pending::change_bytes;
 use self::table::TopicTable;
 pub(crate) use self::table::{KIND_EXPIRY, KIND_WRITE};
-pub(crate) use self::transfer::{Kind, Record, ShardExport, ShardFacts, ShardImport, Tally};
+pub(crate) use self::transfer::{Record, RecordKind, RecordTally, ShardExport, ShardFacts, ShardImport};
 use super::arrivals::BatchArrival;
 use super::checkpoint::{CheckpointWindow, checkpoint};
 use super::expiry::Expiry;
@@ -40,9 +43,6 @@ use super::topics::{TopicId, Topics};
 use crate::fault;
 use crate::status::topics::Counts;
 use crate::storage::message::Message;
-
-/// The size of a change in memory beside its texts, in bytes.
-const CHANGE_BYTES: usize = 192;
 
 /// Entries of `_chg` that one transaction trims at most, so that no commit waits for a long delete.
 const TRIM_ENTRIES_MAX: i64 = 4_000;
@@ -130,22 +130,6 @@ pub(crate) struct ShardBatch {
 pub(crate) struct Stream {
     pub(crate) name: Arc<str>,
     pub(crate) next: u64,
-}
-
-/// The effects of a transaction that is still open; dropped when it is rolled back.
-#[derive(Debug, Default)]
-pub(crate) struct Pending {
-    pub(crate) counts: Vec<(TopicId, Counts)>,
-    /// Newest `seq` once it is committed.
-    pub(crate) last_seq: i64,
-    /// The memory that an evaluator needs to hold these changes, about.
-    pub(crate) bytes: usize,
-    offsets: Vec<Stream>,
-    new_tables: Vec<TopicId>,
-    tombstones: bool,
-    trimmed_to: Option<i64>,
-    /// Event times by the batch that brings them and by the name of their clock.
-    pub(crate) times: Vec<NotedTime>,
 }
 
 impl Shard {
@@ -588,25 +572,6 @@ impl Shard {
         }
         Ok(())
     }
-}
-
-impl Pending {
-    fn count(&mut self, topic: TopicId) -> &mut Counts {
-        let index = match self.counts.iter().position(|(counted, _)| *counted == topic) {
-            Some(index) => index,
-            None => {
-                self.counts.push((topic, Counts::default()));
-                self.counts.len() - 1
-            }
-        };
-        &mut self.counts[index].1
-    }
-}
-
-/// Bytes that an evaluator needs to hold a change in memory, about.
-fn change_bytes(key: &str, old: Option<&str>, new: Option<&str>) -> usize {
-    let [old, new] = [old, new].map(|payload| payload.map_or(0, str::len));
-    CHANGE_BYTES + key.len() + old + new
 }
 
 #[cfg(test)]

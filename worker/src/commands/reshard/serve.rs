@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::CommandError;
 use crate::credentials::Secrets;
-use crate::reshard::Progress;
+use crate::reshard::MoveProgress;
 use crate::serve::Front;
 use crate::serve::listen::listen;
 
@@ -27,7 +27,7 @@ struct Told {
     pipeline: String,
     from: usize,
     to: usize,
-    progress: Arc<Progress>,
+    progress: Arc<MoveProgress>,
     since: Instant,
 }
 
@@ -37,7 +37,7 @@ pub(super) async fn serve(
     secrets: &Arc<Secrets>,
     from: usize,
     to: usize,
-    progress: &Arc<Progress>,
+    progress: &Arc<MoveProgress>,
 ) -> Result<watch::Sender<bool>, CommandError> {
     let (stop, stopping) = watch::channel(false);
     let told = Arc::new(Told {

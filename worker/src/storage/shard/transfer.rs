@@ -59,19 +59,19 @@ impl Record {
             }
     }
 
-    /// Where it belongs in a [`Tally`].
-    fn kind(&self) -> Kind {
+    /// Where it belongs in a [`RecordTally`].
+    fn kind(&self) -> RecordKind {
         match self {
-            Self::Row { .. } => Kind::Row,
-            Self::Tombstone { .. } => Kind::Tombstone,
-            Self::Logged { .. } => Kind::Logged,
+            Self::Row { .. } => RecordKind::Row,
+            Self::Tombstone { .. } => RecordKind::Tombstone,
+            Self::Logged { .. } => RecordKind::Logged,
         }
     }
 }
 
 /// The kind of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Kind {
+pub(crate) enum RecordKind {
     Row,
     Tombstone,
     Logged,
@@ -79,11 +79,11 @@ pub(crate) enum Kind {
 
 /// How many records there are of each kind and topic, with a checksum that doesn't depend on their order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Tally {
-    pub(crate) of: BTreeMap<(Kind, String), (u64, u64)>,
+pub(crate) struct RecordTally {
+    pub(crate) of: BTreeMap<(RecordKind, String), (u64, u64)>,
 }
 
-impl Tally {
+impl RecordTally {
     pub(crate) fn count(&mut self, topic: &str, record: &Record) {
         let mut hasher = DefaultHasher::new();
         record.hash(&mut hasher);
