@@ -41,14 +41,16 @@ pub(crate) fn changes(observed: &Observed, desired: &Desired) -> Vec<Change> {
             continue;
         }
         let (resource, name) = (slot.resource(), slot.name(&observed.pipeline.name));
+        // A Job can't be changed, so another takes its place once it is gone.
+        if let Some(live) = live.filter(|_| slot == Slot::Job)
+            && !is_job_of(live, desired.objects.get(&slot))
+        {
+            let uid = live.uid().unwrap_or_default();
+            let deletion = Change::DeleteWithPods { resource, name, uid };
+            changes.extend(Some(deletion).filter(|_| live.metadata.deletion_timestamp.is_none()));
+            continue;
+        }
         match (desired.objects.get(&slot), live) {
-            // A Job can't be changed, so another takes its place once it is gone.
-            (wanted, Some(live)) if slot == Slot::Job && !is_job_of(live, wanted) => {
-                if live.metadata.deletion_timestamp.is_none() {
-                    let uid = live.uid().unwrap_or_default();
-                    changes.push(Change::DeleteWithPods { resource, name, uid });
-                }
-            }
             (Some(object), _) if !is_written(observed, desired, slot) => {
                 changes.push(Change::Apply { resource, name, object: signed(object) });
             }

@@ -6,13 +6,16 @@ use super::*;
 use futures::future::join_all;
 use litejoin_tests::kubernetes::proxy::Fault;
 
+/// The faults that leave different things behind; the others are walked through by `faults.rs` for every other write.
+const FAULTS: [Fault; 4] = [Fault::CrashBefore, Fault::CrashAfter, Fault::Conflict, Fault::StaleReads];
+
 #[tokio::test]
 async fn every_disturbed_write_of_a_change_ends_alike() {
-    for number in 1.. {
-        let faults = Fault::ALL.map(|fault| run(number, fault));
-        // All faults of a write run at once: each waits for the Lease of a dead operator most of the time.
-        if !join_all(faults).await.into_iter().any(|was_struck| was_struck) {
-            assert!(number > 1, "nothing was written at all");
+    for first in (1..).step_by(2) {
+        let runs = [first, first + 1].into_iter().flat_map(|number| FAULTS.map(|fault| run(number, fault)));
+        // Each waits for the Lease of a dead operator most of the time, so many run at once.
+        if !join_all(runs).await.into_iter().all(|was_struck| was_struck) {
+            assert!(first > 1, "nothing was written at all");
             break;
         }
     }

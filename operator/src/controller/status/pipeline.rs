@@ -109,7 +109,6 @@ pub(super) fn status(findings: &Findings<'_>, now: Timestamp) -> PipelineStatus 
             .filter(|_| !observed.is_paused())
             .map(|_| env!("CARGO_PKG_VERSION").to_owned())
             .or(before.output_version.clone()),
-        ..before
     }
 }
 
