@@ -3,7 +3,6 @@
 
 use std::process::Command;
 
-use kube::ResourceExt;
 use litejoin_tests::wait::{until, until_within};
 use serde_json::{Value, json};
 
