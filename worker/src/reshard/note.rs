@@ -110,3 +110,50 @@ pub(super) fn states(paths: &[PathBuf]) -> Vec<FileState> {
     };
     paths.iter().map(state).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A copy of two shards, of which the log of the first was carried over from 3 to 5, in three shards.
+    fn note(applied: &[(i64, Option<&[i64]>)]) -> CopyNote {
+        let applied = applied.iter().map(|(join, seqs)| (*join, seqs.map(<[i64]>::to_vec))).collect();
+        let last_seqs = vec![5, 7];
+        CopyNote {
+            layout_id: "new".to_owned(),
+            from: 2,
+            to: 3,
+            from_layout: "old".to_owned(),
+            lineage: "l".to_owned(),
+            source: Vec::new(),
+            log_after: log_after(&applied, &last_seqs),
+            applied,
+            last_seqs,
+            new_last_seqs: vec![1, 0, 1],
+            rows: 0,
+            verified_at: None,
+        }
+    }
+
+    #[test]
+    fn joins_go_on_where_they_are_known_to_be() {
+        let note = note(&[
+            (1, Some(&[5, 7])),
+            (2, Some(&[3, 7])),
+            (3, Some(&[4, 7])),
+            (4, None),
+            (5, Some(&[9, 9])),
+            (6, Some(&[5])),
+        ]);
+        assert_eq!(note.log_after, [3, 7]);
+        let (current, behind) = (vec![1, 0, 1], vec![0, 0, 0]);
+        assert_eq!(note.joins(), [(1, current), (2, behind)].into(), "the others are evaluated in full");
+    }
+
+    #[test]
+    fn a_join_whose_log_was_trimmed_is_evaluated_in_full() {
+        let all = note(&[(1, Some(&[5, 7])), (2, Some(&[3, 7]))]);
+        let note = CopyNote { new_last_seqs: vec![1, 0, 0], ..all };
+        assert_eq!(note.joins(), [(1, vec![1, 0, 0])].into());
+    }
+}

@@ -6,6 +6,8 @@ use super::*;
 
 use litejoin_crds::plan::Synchronous;
 
+use crate::storage::hash::shard_index;
+
 struct ShardFixture {
     _folder: TempDir,
     path: PathBuf,
@@ -199,4 +201,47 @@ fn only_rows_that_are_still_old_expire() {
     assert_eq!(bench.list("SELECT key FROM t"), ["renewed"]);
     assert_eq!(bench.log().last().unwrap(), "4 old 1>");
     assert_eq!(bench.shard.last_seq(), 4);
+}
+
+#[test]
+fn a_shard_of_another_layout_drops_what_the_old_shard_of_a_key_has() {
+    let mut bench = ShardFixture::new();
+    // Of two shards before, one had the stream up to 9, and the other up to 4.
+    let ahead = "a";
+    let is_elsewhere = |key: &String| shard_index(key, 2) != shard_index(ahead, 2);
+    let behind = (0..).map(|n| format!("b{n}")).find(is_elsewhere).unwrap();
+    let mut next = vec![4, 4];
+    next[shard_index(ahead, 2)] = 9;
+    let facts = ShardFacts {
+        topics: vec!["t".to_owned()],
+        offsets: [("f".to_owned(), 4)].into(),
+        floors: vec![Floor { stream: "f".to_owned(), next }],
+        ..ShardFacts::default()
+    };
+    let mut import = ShardImport::create(&bench.path.with_file_name("new.db"), &facts.topics, 1_024).unwrap();
+    let row = Record::Row {
+        key: ahead.to_owned(),
+        payload: Some("8".to_owned()),
+        timestamp: Some(1),
+        change: Some("{}".to_owned()),
+    };
+    import.write(&facts.topics, &[(0, row)]).unwrap();
+    import.finish(&facts).unwrap();
+    bench.path.set_file_name("new.db");
+    bench.reopen();
+
+    let stream = |next| Some(Stream { name: "f".into(), next });
+    let again = vec![from(6, upsert(ahead, "6")), from(6, upsert(&behind, "6"))];
+    let counts = bench.write_from(10, again, stream(7));
+    assert_eq!(counts, Counts { replayed: 1, created: 1, ..Counts::default() });
+    assert_eq!(
+        bench.list("SELECT key || payload FROM t ORDER BY key"),
+        ["a8".to_owned(), format!("{behind}6")]
+    );
+    bench.reopen();
+    let later = vec![from(8, upsert(ahead, "8")), from(9, upsert(ahead, "9"))];
+    assert_eq!(bench.write_from(11, later, stream(10)).replayed, 1);
+    assert_eq!(bench.list("SELECT payload FROM t WHERE key = 'a'"), ["9"]);
+    bench.reopen();
+    assert_eq!(bench.shard.floors, [], "a stream that is beyond its floor needs it no more");
 }
