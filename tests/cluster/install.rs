@@ -275,9 +275,6 @@ async fn an_upgrade_restarts_no_worker(cluster: &Cluster) {
     assert_eq!(before.uid(), after.uid(), "an upgrade of the operator restarts no worker");
 }
 
-/// Columns of the Events of a re-shard.
-pub(crate) const MOVING: &str = "custom-columns=TYPE:.type,REASON:.reason,MESSAGE:.message";
-
 /// Columns of Events that are equal in each run.
 const EVENT_COLUMNS: &str =
     "custom-columns=TYPE:.type,REASON:.reason,OBJECT:.involvedObject.name,MESSAGE:.message";

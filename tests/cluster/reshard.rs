@@ -6,7 +6,7 @@ use std::process::Command;
 use litejoin_tests::wait::{until, until_within};
 use serde_json::{Value, json};
 
-use crate::install::{Cluster, MOVING, NAMESPACE};
+use crate::install::{Cluster, NAMESPACE};
 
 /// A pipeline of its own, whose data is moved while everything around it dies.
 const HARDY: &str = r#"
@@ -45,13 +45,6 @@ pub(crate) async fn the_number_of_shards_changes(cluster: &Cluster) {
         "orders",
         "-o",
         "jsonpath={.status.reshard.phase}, {.status.layout.shardCount} shards",
-    ]);
-    cluster.show(&[
-        "get",
-        "events",
-        "--field-selector=involvedObject.name=orders,reason=Resharded",
-        "-o",
-        MOVING,
     ]);
     cluster.result("enriched", "o1", r#""customer":"Ada""#).await;
 }

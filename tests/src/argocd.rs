@@ -116,10 +116,13 @@ impl ArgoCd {
         .await;
     }
 
-    /// Waits until Argo CD tells of an Application, or of one of its resources, in words that contain this text.
+    /// Waits until Argo CD tells of an Application, or of one of its resources, in words that contain this text. It passes
+    /// over other words for the same health until it looks anew, so it is asked to.
     pub async fn tells(&self, name: &str, text: &str) {
-        self.wait_for(name, &format!("{name} to tell: {text}"), |application| {
-            messages(application).iter().any(|message| message.contains(text))
+        until_within(SYNC_TIMEOUT, &format!("{name} to tell: {text}"), async || {
+            self.refresh(&[name], "normal").await;
+            let application = self.application(name).await?;
+            messages(&application).iter().any(|message| message.contains(text)).then_some(())
         })
         .await;
     }
