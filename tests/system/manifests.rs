@@ -242,13 +242,13 @@ metadata: {name: p}
 spec:
   storage:
     shardCount: 16
-    reshard: {fromShardCount: 8, toShardCount: 16}
+    reshard: {fromShardCount: 8, toShardCount: 16, strategy: Online}
   sources:
     - name: bus
       kafka: {brokers: \"localhost:9092\", topics: [orders]}
 ",
         expect![[r#"
-            pipeline.yaml:7: spec.storage.reshard: the number of shards cannot be changed by this version yet; remove reshard and put the old shardCount back
+            pipeline.yaml:7: spec.storage.reshard.strategy: this version moves data while the pipeline is stopped only; write Job
         "#]],
     )
     .await;

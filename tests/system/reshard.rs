@@ -9,7 +9,7 @@ use litejoin_tests::oracle::Oracle;
 use litejoin_tests::ports::PortBlock;
 use litejoin_tests::sse::Subscription;
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Worker, WorkerSite, get};
+use litejoin_tests::worker::{Worker, WorkerSite, get, program};
 use serde_json::{Value, json};
 
 const QUERY: &str = "SELECT o.key AS id, o.payload->>'n' AS n, c.payload->>'name' AS name
@@ -353,6 +353,29 @@ async fn what_is_in_the_way_of_a_copy_goes_and_a_worker_that_runs_is_left_alone(
     "#]]).await;
     assert_whole(&site, &worker, 90).await;
     worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_disk_without_room_is_told_by_its_numbers_before_anything_is_done() {
+    let (site, _) = stored().await;
+    let run = "mkdir small && mount -t tmpfs -o size=8m tmpfs small && cp data/*.* small && \
+               \"$0\" reshard --data-dir small --to 16; code=$?; ls small | grep -v -e -wal -e -shm >&2; exit $code";
+    let mut command = std::process::Command::new("unshare");
+    // A test that is not run by root is root in a user namespace.
+    command.args(["--mount", "--map-root-user", "sh", "-c", run]).arg(program());
+    let ended = site.launch(command).end().await;
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    let lines = ended.stderr.lines().filter(|line| !line.starts_with('{')).map(|line| format!("{line}\n"));
+    expect![[r#"
+        error: small: the copy takes <n> MiB beside the data, and <n> MiB are free; free some space, or give the volume more (spec.storage.size)
+        dlq.db
+        in-force.json
+        layout.json
+        lock
+        results.db
+        shard_0.db
+        shard_1.db
+    "#]].assert_eq(&without_figures(&lines.collect::<String>()));
 }
 
 /// The names of the files in the data directory.

@@ -141,7 +141,7 @@ async fn a_data_directory_of_another_layout() {
     let site = stored().await;
     site.write("pipeline.yaml", MANIFEST.replace("shardCount: 2", "shardCount: 4"));
     refused(&site, "data", expect![[r#"
-        error: data: holds 2 shards, and the pipeline wants storage.shardCount 4; set it back to 2; or begin without this data, from the replica if there is one, by spec.storage.acceptLoss: <data>, which sets its files aside
+        error: data: holds 2 shards, and the pipeline wants storage.shardCount 4; set it back to 2, or have the data moved: write storage.reshard: {fromShardCount: 2, toShardCount: 4}, or run litejoin reshard --data-dir data --to 4; or begin without this data, from the replica if there is one, by spec.storage.acceptLoss: <data>, which sets its files aside
     "#]]).await;
     site.write("pipeline.yaml", MANIFEST.replace("{name: p}", "{name: other}"));
     let data = refused(&site, "data", expect![[r#"

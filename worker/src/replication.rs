@@ -89,7 +89,7 @@ pub(crate) enum ReplicationError {
     #[error(transparent)]
     UnusableData(#[from] UnusableData),
     #[error(transparent)]
-    Reshard(#[from] ReshardError),
+    Reshard(ReshardError),
     #[error("{path}: could not {doing}")]
     Io { path: String, doing: &'static str, source: std::io::Error },
     #[error(transparent)]
@@ -111,6 +111,16 @@ pub(crate) enum ReplicationError {
         "{place}: another worker ({other}) took the pipeline over while this one started; see which of both is to run"
     )]
     Overtaken { place: String, other: Incarnation },
+}
+
+impl From<ReshardError> for ReplicationError {
+    fn from(error: ReshardError) -> Self {
+        match error {
+            // The same remedy, whoever was the first to look.
+            ReshardError::Layout(problem) => Self::Layout(problem),
+            other => Self::Reshard(other),
+        }
+    }
 }
 
 impl ReplicationError {

@@ -73,7 +73,7 @@ pub(crate) enum StartError {
     #[error(transparent)]
     Replication(#[from] ReplicationError),
     #[error(transparent)]
-    Reshard(#[from] ReshardError),
+    Reshard(ReshardError),
     #[error("{path}: is no database; put the right file back")]
     NoDatabase { path: String },
     #[error(transparent)]
@@ -95,6 +95,16 @@ pub(crate) enum StartError {
     Overtaken,
     #[error("--once needs sources that come to an end, and {name} does not; leave --once out")]
     UnboundedSource { name: String },
+}
+
+impl From<ReshardError> for StartError {
+    fn from(error: ReshardError) -> Self {
+        match error {
+            // The same remedy, whoever was the first to look.
+            ReshardError::Layout(problem) => Self::Layout(problem),
+            other => Self::Reshard(other),
+        }
+    }
 }
 
 impl From<SqliteError> for StartError {
@@ -160,7 +170,9 @@ pub(crate) async fn run(
     // First, so that a port in use changes nothing on disk or in a store.
     let listeners = Listeners::open(&pipeline.plan, &Listeners::default()).await?;
     let (locked, replica) = tokio::select! {
-        prepared = prepare(&pipeline.plan, &secrets, &tools) => prepared?,
+        prepared = prepare(&pipeline.plan, &secrets, &tools) => {
+            prepared.map_err(|problem| problem.or_without_data(&pipeline.plan.storage.data_dir))?
+        }
         // A restore may take its time.
         Some(()) = stop.recv() => return Ok(()),
     };
