@@ -11,7 +11,7 @@ mod outlook;
 mod switch;
 mod verify;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -26,7 +26,8 @@ use crate::clock;
 use crate::fault;
 use crate::results::store;
 use crate::storage::layout::{
-    Layout, LayoutError, LayoutState, LockedDir, RESULTS_FILE, random_id, shard_file_name,
+    Layout, LayoutError, LayoutState, LockedDir, RESULTS_FILE, SHARD_COUNT_MAX, random_id, remove_folder,
+    shard_file_name,
 };
 use crate::storage::sqlite::SqliteError;
 
@@ -35,9 +36,6 @@ const COPY: &str = "reshard";
 
 /// The folder of a data directory that takes the layout of before.
 const PREVIOUS: &str = "previous-layout";
-
-/// The most shards that a pipeline may have.
-const SHARD_COUNT_MAX: usize = litejoin_crds::defaults::SHARD_COUNT_MAX as usize;
 
 /// Why data could not be moved. Whatever it is, the data is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -304,11 +302,4 @@ pub(crate) fn at_start(locked: &LockedDir, plan: &Plan) -> Result<bool, ReshardE
         warn!(%error, "could not remove a copy of the data for another number of shards");
     }
     Ok(has_moved)
-}
-
-fn remove_folder(path: &Path) -> std::io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }

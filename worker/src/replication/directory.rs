@@ -22,15 +22,12 @@ use crate::clock;
 use crate::fault;
 use crate::reshard;
 use crate::results::store;
-use crate::storage::layout::{LockedDir, RESULTS_FILE, SET_ASIDE, replace};
+use crate::storage::layout::{LockedDir, RESULTS_FILE, SET_ASIDE, SHARD_COUNT_MAX, remove_folder, replace};
 use crate::storage::sqlite;
 
 pub(super) const MARKER: &str = "replication.json";
 pub(super) const CONFIG: &str = "litestream.yml";
 const RESTORING: &str = "restoring";
-
-/// The most shards that a directory has had.
-const SHARD_COUNT_MAX: usize = litejoin_crds::defaults::SHARD_COUNT_MAX as usize;
 
 /// Files that are set aside beside the replicated files, their WALs and Litestream's notes.
 const SET_ASIDE_TOO: [&str; 3] = ["layout.json", CONFIG, "scratch"];
@@ -314,13 +311,6 @@ pub(super) fn remove_set_aside(data_dir: &Path, before: i64) {
         if since.is_some_and(|since| since < before) && std::fs::remove_dir_all(entry.path()).is_ok() {
             info!(folder = %entry.path().display(), "removed what was set aside long ago");
         }
-    }
-}
-
-fn remove_folder(path: &Path) -> std::io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }
 

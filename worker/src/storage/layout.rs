@@ -25,6 +25,9 @@ use crate::fault;
 /// Version of the files in a data directory; raised when an older worker could no longer read them.
 pub(crate) const FORMAT_VERSION: u32 = 2;
 
+/// The most shards that a data directory has.
+pub(crate) const SHARD_COUNT_MAX: usize = litejoin_crds::defaults::SHARD_COUNT_MAX as usize;
+
 /// The file that describes a data directory.
 const LAYOUT_FILE: &str = "layout.json";
 
@@ -491,6 +494,14 @@ fn name_of_data(path: &Path) -> Result<Option<String>, LayoutError> {
 fn write(path: &Path, layout: &Layout) -> Result<(), LayoutError> {
     let bytes = serde_json::to_vec_pretty(layout).expect("a layout has only plain fields");
     replace(path, LAYOUT_FILE, &bytes).map_err(|source| io_error(path, "write the layout manifest", source))
+}
+
+/// Removes a folder with all that is in it; one that is not there is no error.
+pub(crate) fn remove_folder(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Replaces a file of a folder in one step, durably: a crash leaves the old one or the new one.
