@@ -7,7 +7,7 @@ use litejoin_crds::credentials::{GATHERED_KEY_LENGTH_MAX, gathered_key};
 use litejoin_crds::hash::config_hash;
 use litejoin_crds::kind::{DATA_ANNOTATION, Kind};
 use litejoin_crds::part::parts;
-use litejoin_crds::{Candidate, Complaint, Document, HeldBack, Part, Place, Plan, Reason, unsupported};
+use litejoin_crds::{Candidate, Complaint, Document, HeldBack, Part, Place, Plan, Reason};
 use serde_json::{Value, json};
 
 use super::config_map;
@@ -92,7 +92,6 @@ pub(crate) fn validate(observed: &Observed) -> Verdict {
             Ok((plan, _)) => (Some(plan), Vec::new()),
             Err(complaints) => (None, complaints),
         };
-        complaints.extend(unsupported(candidate.documents()));
         let (lacking, missing) = missing_secrets(&candidate, &before, observed);
         complaints.extend(missing);
         complaints.extend(plan.iter().flat_map(admin::complaints));

@@ -337,7 +337,7 @@ impl LockedDir {
 pub(crate) struct DataDir {
     path: PathBuf,
     layout: Layout,
-    _lock: File,
+    lock: File,
 }
 
 impl DataDir {
@@ -359,7 +359,7 @@ impl DataDir {
                 layout
             }
         };
-        Ok(Self { path: path.to_owned(), layout, _lock: lock })
+        Ok(Self { path: path.to_owned(), layout, lock })
     }
 
     /// Says that every file has been made.
@@ -386,6 +386,12 @@ impl DataDir {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Another holder of the same lock, for work beside what is open.
+    pub(crate) fn share(&self) -> Result<LockedDir, LayoutError> {
+        let lock = self.lock.try_clone().map_err(|source| io_error(&self.path, "share the lock", source))?;
+        Ok(LockedDir { path: self.path.clone(), lock })
     }
 
     pub(crate) fn layout(&self) -> &Layout {
