@@ -314,7 +314,11 @@ impl Surroundings {
             return Ok(None);
         };
         match switched {
-            Ok(()) => {
+            // What was decided is done by the start, also where the switch itself was cut off.
+            Err(problem) if running.pipeline.plan.storage.shard_count != told.to => {
+                mover.failed(&plan, &told, &problem.into());
+            }
+            _ => {
                 let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
                 let pause = began.elapsed();
                 info!(
@@ -328,7 +332,6 @@ impl Surroundings {
                 told.progress.begin(MoveStep::Done, 0);
                 told.progress.say(Some(format!("the pipeline paused for {:.1} s", pause.as_secs_f64())));
             }
-            Err(problem) => mover.failed(&plan, &told, &problem.into()),
         }
         online::tell(&running.status, Some(told));
         Ok(Some(running))

@@ -376,30 +376,26 @@ impl FollowedCopy {
     pub(crate) fn switch(mut self) -> Result<(), ReshardError> {
         self.progress.begin(MoveStep::Switching, self.rows);
         self.pace.be_gentle(false);
-        let mut facts = Vec::new();
-        let mut tombstones: Vec<Vec<(String, Record)>> = self.targets.iter().map(|_| Vec::new()).collect();
+        let (mut facts, mut exports) = (Vec::new(), Vec::new());
         for source in 0..self.sources.len() {
             let export = ShardExport::open(&self.sources[source])?;
             self.follow(source, &export, Comparing::Yes)?;
             facts.push(export.facts()?);
-            export.tombstones(|topic, record| {
-                tombstones[shard_index(record.key(), self.targets.len())].push((topic.to_owned(), record));
-                Ok::<_, ReshardError>(())
-            })?;
+            exports.push(export);
         }
         let wanted = common(&facts);
         for follower in &mut self.followers {
             follower.keep(&wanted)?;
         }
+        self.bury(&exports)?;
+        drop(exports);
         fault::point("rest-followed");
         let followers = std::mem::take(&mut self.followers);
         std::thread::scope(|scope| -> Result<(), ReshardError> {
-            let finish = |(follower, tombstones): (ShardFollower, Vec<_>)| {
-                let wanted = &wanted;
-                scope.spawn(move || follower.finish(&tombstones, wanted))
-            };
             // Each waits for the disk more than it works.
-            let threads: Vec<_> = followers.into_iter().zip(tombstones).map(finish).collect();
+            let wanted = &wanted;
+            let finish = |follower: ShardFollower| scope.spawn(move || follower.finish(wanted));
+            let threads: Vec<_> = followers.into_iter().map(finish).collect();
             Ok(threads.into_iter().try_for_each(super::copy::joined)?)
         })?;
         self.compare_facts(&wanted)?;
@@ -411,6 +407,36 @@ impl FollowedCopy {
         }
         fault::point("rest-verified");
         data.switch(VerifiedCopy { note }, self.consent.keep_old_layout)
+    }
+
+    /// Copies all tombstones, and counts them.
+    fn bury(&mut self, exports: &[ShardExport]) -> Result<(), ReshardError> {
+        let mut batches: Vec<Vec<(String, Record)>> = self.targets.iter().map(|_| Vec::new()).collect();
+        let (mut waiting, mut of_data) = (0, RecordTally::default());
+        for export in exports {
+            export.tombstones(|topic, record| {
+                of_data.count(topic, &record);
+                batches[shard_index(record.key(), self.targets.len())].push((topic.to_owned(), record));
+                waiting += 1;
+                if waiting < ROUND_ENTRIES {
+                    return Ok(());
+                }
+                waiting = 0;
+                self.followers
+                    .iter_mut()
+                    .zip(&mut batches)
+                    .try_for_each(|(follower, batch)| follower.bury(&std::mem::take(batch)))
+            })?;
+        }
+        let mut of_copy = RecordTally::default();
+        for ((follower, batch), target) in self.followers.iter_mut().zip(&batches).zip(&self.targets) {
+            follower.bury(batch)?;
+            ShardExport::open(target)?.tombstones(|topic, record| {
+                of_copy.count(topic, &record);
+                Ok::<_, ReshardError>(())
+            })?;
+        }
+        verify::compare(&self.data()?, &of_data, &of_copy)
     }
 
     /// Compares all that has no key, as it lies on the disk.

@@ -415,6 +415,11 @@ pub(crate) fn shard_paths(
     Ok((0..shard_count).map(|index| path.join(shard_file_name(index))).collect())
 }
 
+/// The number of shards of a directory that another process may hold; `None` where there is no data.
+pub(crate) fn shard_count(path: &Path) -> Result<Option<usize>, LayoutError> {
+    Ok(read(path)?.map(|layout| layout.shard_count))
+}
+
 /// Checks that this worker can read a directory, if there is data in it; changes nothing.
 pub(crate) fn check_format(path: &Path) -> Result<(), LayoutError> {
     read(path).map(|_| ())

@@ -185,28 +185,27 @@ impl ShardFollower {
         checkpoint(&self.connection, &self.path)
     }
 
-    /// Adds tombstones, each with the name of its topic, and all else that has no row; the disk has it afterwards.
-    pub(crate) fn finish(
-        mut self,
-        tombstones: &[(String, Record)],
-        facts: &ShardFacts,
-    ) -> Result<(), SqliteError> {
-        let set = |source| SqliteError::new(&self.path, "finish the shard", source);
-        sqlite::set_synchronous(&self.connection, Synchronous::Full).map_err(set)?;
-        self.in_transaction("finish the shard", |file| {
+    /// Adds tombstones, each with the name of its topic.
+    pub(crate) fn bury(&mut self, tombstones: &[(String, Record)]) -> Result<(), SqliteError> {
+        self.in_transaction("write tombstones", |file| {
+            let sql = "INSERT INTO _tombstones (topic, key, timestamp) VALUES (?1, ?2, ?3)";
+            let mut bury = file.connection.prepare_cached(sql)?;
             for (topic, record) in tombstones {
                 if let (Record::Tombstone { key, timestamp }, Some(topic)) =
                     (record, file.topics.get(&topic.to_ascii_lowercase()))
                 {
-                    file.connection
-                        .prepare_cached(
-                            "INSERT INTO _tombstones (topic, key, timestamp) VALUES (?1, ?2, ?3)",
-                        )?
-                        .execute(params![topic.id, key, timestamp])?;
+                    bury.execute(params![topic.id, key, timestamp])?;
                 }
             }
-            transfer::add_facts(&file.connection, facts)
+            Ok(())
         })
+    }
+
+    /// Adds all else that has no row; the disk has the whole file afterwards.
+    pub(crate) fn finish(mut self, facts: &ShardFacts) -> Result<(), SqliteError> {
+        let set = |source| SqliteError::new(&self.path, "finish the shard", source);
+        sqlite::set_synchronous(&self.connection, Synchronous::Full).map_err(set)?;
+        self.in_transaction("finish the shard", |file| transfer::add_facts(&file.connection, facts))
     }
 
     fn in_transaction(
