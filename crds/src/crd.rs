@@ -21,7 +21,11 @@ mod tests;
 
 /// Fields that are younger than documents in clusters, as paths in the schema of their kind. An API server would write
 /// their defaults into stored documents, and each pipeline would get another config, which its worker need not know.
-const WITHOUT_DEFAULT: [(Kind, &str); 1] = [(Kind::Join, "/properties/spec/properties/refresh")];
+const WITHOUT_DEFAULT: [(Kind, &str); 3] = [
+    (Kind::Join, "/properties/spec/properties/refresh"),
+    (Kind::Pipeline, "/properties/spec/properties/storage/properties/reshard/properties/strategy"),
+    (Kind::Pipeline, "/properties/spec/properties/storage/properties/reshard/properties/keepOldLayout"),
+];
 
 /// Returns the definition of a kind, as applied to a cluster.
 pub fn definition(kind: Kind) -> Value {

@@ -46,6 +46,7 @@ use crate::window::InlineWindow;
         json_path = ".status.conditions[?(@.type=='Ready')].reason"
     ),
     printcolumn(name = "Shards", type_ = "integer", json_path = ".status.layout.shardCount"),
+    printcolumn(name = "Reshard", type_ = "string", json_path = ".status.reshard.phase"),
     printcolumn(
         name = "Replicated",
         type_ = "string",

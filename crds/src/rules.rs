@@ -199,7 +199,8 @@ pub(crate) fn pipeline_spec() -> Value {
 }
 
 /// Rules on the root of a Pipeline. `shardCount` may differ from before only when it goes back to what the data
-/// has, or with consent for just this change while none is under way.
+/// has, or with consent for just this change while none is under way. The way back is open at any time: where it comes
+/// too late, the status says so. Without known data any number will do: a worker that finds other shards says what to write.
 pub(crate) fn pipeline_root() -> Value {
     let count = |this: &str| {
         format!(
@@ -209,10 +210,11 @@ pub(crate) fn pipeline_root() -> Value {
     let (new, old) = (count("self"), count("oldSelf"));
     let active: Vec<String> = RESHARD_PHASES_ACTIVE.iter().map(|phase| format!("'{phase}'")).collect();
     let guard = format!(
-        "{new} == {old} \
-         || (has(self.status) && has(self.status.layout) && self.status.layout.shardCount == {new}) \
+        "{new} == {old} || !(has(self.status) && has(self.status.layout)) \
+         || self.status.layout.shardCount == {new} \
          || (has(self.spec.storage) && has(self.spec.storage.reshard) \
-         && self.spec.storage.reshard.fromShardCount == {old} && self.spec.storage.reshard.toShardCount == {new} \
+         && self.spec.storage.reshard.fromShardCount == self.status.layout.shardCount \
+         && self.spec.storage.reshard.toShardCount == {new} \
          && !(has(self.status) && has(self.status.reshard) && self.status.reshard.phase in [{}]))",
         active.join(", ")
     );
@@ -223,7 +225,7 @@ pub(crate) fn pipeline_root() -> Value {
         ),
         (
             &guard,
-            "storage.shardCount cannot simply be edited: the data must be moved. Add storage.reshard: {fromShardCount: <the old number>, toShardCount: <the new number>} in the same change, or put the old number back; while a re-shard runs, wait for its end",
+            "storage.shardCount cannot simply be edited: the data must be moved. Add storage.reshard: {fromShardCount: <status.layout.shardCount>, toShardCount: <the new number>} in the same change, or put the old number back; while a re-shard runs, wait for its end",
         ),
     ])
 }

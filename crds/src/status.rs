@@ -81,31 +81,53 @@ pub struct ReplicationStatus {
 }
 
 /// Phases of a change of `shardCount` during which no other may begin.
-pub const RESHARD_PHASES_ACTIVE: [&str; 4] = ["Pausing", "Copying", "Verifying", "Switching"];
+pub const RESHARD_PHASES_ACTIVE: [&str; 5] = ["Pausing", "Copying", "Verifying", "Switching", "Cancelling"];
 
 /// A change of `shardCount`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReshardStatus {
-    /// Pending, Pausing, Copying, Verifying, Switching, Done or Failed.
+    /// Pending, Pausing, Copying, Verifying, Switching, Done, Cancelling, Cancelled or Failed.
     #[schemars(length(max = 64))]
     pub phase: String,
     /// Shards that the data had.
     pub from_shard_count: u32,
     /// Shards that it gets.
     pub to_shard_count: u32,
-    /// Job that makes the change.
+    /// Job that copies the data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
-    /// Share of the work that is done, in percent.
+    /// Rows that are through with this phase.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows: Option<u64>,
+    /// Rows that there are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows_total: Option<u64>,
+    /// Share of the phase that is done, in percent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<u32>,
+    /// How many seconds the rest of the phase will take, by the pace so far.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remaining_seconds: Option<u64>,
+    /// When rows, progress and remaining time were read last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress_time: Option<Time>,
     /// When the change began.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Time>,
-    /// Details, and what to do.
+    /// When the copy was found to be whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verified_at: Option<Time>,
+    /// What went wrong, or what happened.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// What comes next, and what to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_step: Option<String>,
+    /// Hash of the settings that this attempt was made with. After a failure, the next attempt takes other ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub settings: Option<String>,
 }
 
 /// Something that happened to the data.

@@ -31,6 +31,7 @@ mod node_loss;
 mod object;
 mod observe;
 mod publish;
+mod reshard;
 mod slot;
 mod status;
 mod validate;
@@ -219,11 +220,13 @@ async fn steps(
     }
     let applied = apply::apply(client, namespace, changes).await;
     let report = context.workers.ask(&observed, &verdict).await;
+    let job_report = context.workers.ask_job(&observed, &verdict).await;
     let findings = Findings {
         observed: &observed,
         verdict: &verdict,
         desired: desired.as_ref(),
         report: &report,
+        job_report: job_report.as_ref(),
         lost_node: lost_node.as_ref(),
         unwritten: None,
     };
@@ -235,21 +238,25 @@ async fn steps(
         context.publisher.publish(&observed, statuses).await?;
     }
     let applied = applied?;
-    if let Some(nudge) = worker::nudge(&observed, &verdict, desired.as_ref(), &report) {
-        apply::apply(client, namespace, vec![nudge]).await?;
-        context.metrics.writes.inc();
-    }
+    let nudges = [
+        worker::nudge(&observed, &verdict, desired.as_ref(), &report),
+        worker::restart(&observed, &verdict, &report),
+    ];
+    let nudged = apply::apply(client, namespace, nudges.into_iter().flatten().collect()).await?;
+    context.metrics.writes.inc_by(nudged as u64);
     let published = context.publisher.publish(&observed, status::statuses(&findings, now)).await?;
     context.metrics.writes.inc_by((applied + published) as u64);
     if applied + published > 0 {
         info!(pipeline = format!("{namespace}/{name}"), applied, published, "reconciled");
     }
-    let lacks_pod = verdict.config.is_ok() && observed.pod.is_none() && !build::is_at_rest(&observed.spec());
+    let lacks_pod =
+        verdict.config.is_ok() && observed.pod.is_none() && !build::is_stopped(&observed, &verdict);
     let awaited = report.is_awaited().then(|| Awaited::of(&observed, &verdict));
     let waits = [
         report.look_again_after(context.awaits(namespace, name, awaited)),
         node_loss::look_again_after(&observed, context.node_loss_after, now),
         lacks_pod.then_some(NO_POD_AGAIN),
+        verdict.reshard.as_ref().and_then(|reshard| reshard.look_again_after(now)),
     ];
     Ok(Action::requeue(waits.into_iter().flatten().min().unwrap_or(RESYNC_INTERVAL)))
 }

@@ -114,6 +114,7 @@ async fn argo_cd_runs_the_example() {
     site.edits_by_hand_are_taken_back().await;
     site.a_passing_fault_passes(&customer).await;
     site.a_suspended_pipeline_holds_up_no_wave(&customer).await;
+    site.the_data_goes_to_other_shards_by_one_commit(&customer).await;
     site.what_git_drops_goes().await;
     let count = customer.has_lost_nothing().await;
     eprintln!("all of {count} acknowledged orders came out again");
@@ -348,6 +349,40 @@ impl GitSite {
         assert!(maps.get_opt("after").await.expect("it can be asked").is_none(), "it is pruned");
         customer.goes_on().await;
         self.never_degraded(moment).await;
+    }
+
+    /// Consents to another number of shards by a commit. The next one is taken back before anything could be copied.
+    async fn the_data_goes_to_other_shards_by_one_commit(&self, customer: &Customer) {
+        let moment = self.argocd.moment();
+        let consent = |from: u32, to: u32| {
+            format!("shardCount: {to}, reshard: {{fromShardCount: {from}, toShardCount: {to}}}")
+        };
+        self.git.edit(PIPELINE, "shardCount: 8", &consent(8, 16));
+        self.follows(&self.git.commit("More shards")).await;
+        assert_eq!(self.shards(), "16");
+        customer.goes_on().await;
+        let seen = self.argocd.since(moment, ORDERS).await;
+        assert!(seen.iter().any(|state| state.health == "Progressing"), "it is seen to move: {seen:#?}");
+        self.never_degraded(moment).await;
+
+        let moment = self.argocd.moment();
+        self.cluster.kubectl(&["create", "quota", "no-jobs", "--hard=count/jobs.batch=0"]);
+        self.git.edit(PIPELINE, &consent(8, 16), &consent(16, 4));
+        self.git.commit("Fewer shards");
+        self.argocd.refresh(&[ORDERS], "normal").await;
+        let pods: Api<Pod> = Api::namespaced(Client::clone(&self.cluster.node.client), NAMESPACE);
+        until("the pipeline to rest", async || pods.get_opt("orders-0").await.ok()?.is_none().then_some(()))
+            .await;
+        self.follows(&self.git.revert()).await;
+        self.cluster.kubectl(&["delete", "quota", "no-jobs"]);
+        assert_eq!(self.shards(), "16", "the revert has cancelled it");
+        customer.goes_on().await;
+        self.never_degraded(moment).await;
+    }
+
+    /// The shards that the data has.
+    fn shards(&self) -> String {
+        self.cluster.kubectl(&["get", "pipeline", "orders", "-o", "jsonpath={.status.layout.shardCount}"])
     }
 
     async fn what_git_drops_goes(&self) {

@@ -16,7 +16,7 @@ use litejoin_tests::wait::until;
 use litejoin_tests::worker::program;
 use serde_json::Value;
 
-use crate::{losses, servers};
+use crate::{losses, reshard, servers};
 
 pub(crate) const NAMESPACE: &str = "shop";
 
@@ -79,6 +79,8 @@ async fn orders_on_kubernetes() {
     the_data_outlives_pods(&cluster, &first).await;
     an_admin_address_is_closed(&cluster).await;
     the_volume_grows(&cluster).await;
+    reshard::the_number_of_shards_changes(&cluster).await;
+    reshard::whoever_dies_nothing_is_lost(&cluster).await;
     losses::secrets_come_turn_and_go(&cluster).await;
     losses::a_lost_claim_waits_for_consent(&cluster).await;
     servers::come_and_go(&cluster).await;
@@ -273,6 +275,9 @@ async fn an_upgrade_restarts_no_worker(cluster: &Cluster) {
     assert_eq!(before.uid(), after.uid(), "an upgrade of the operator restarts no worker");
 }
 
+/// Columns of the Events of a re-shard.
+pub(crate) const MOVING: &str = "custom-columns=TYPE:.type,REASON:.reason,MESSAGE:.message";
+
 /// Columns of Events that are equal in each run.
 const EVENT_COLUMNS: &str =
     "custom-columns=TYPE:.type,REASON:.reason,OBJECT:.involvedObject.name,MESSAGE:.message";
@@ -355,18 +360,31 @@ impl Cluster {
     }
 
     /// Adds a paragraph to the transcript.
-    fn say(&self, paragraph: &str) {
+    pub(crate) fn say(&self, paragraph: &str) {
         self.text.borrow_mut().push_str(&format!("\n{paragraph}\n"));
     }
 
     /// Runs kubectl in the namespace, and adds the command and its output to the transcript.
-    fn show(&self, arguments: &[&str]) {
+    pub(crate) fn show(&self, arguments: &[&str]) {
         self.show_as(arguments, arguments);
     }
 
     /// Runs kubectl as [`Self::show`] does, with another command text in the transcript.
     fn show_as(&self, written: &[&str], arguments: &[&str]) {
-        let printed = self.kubectl(arguments);
+        self.show_printed(written, &self.kubectl(arguments));
+    }
+
+    /// Runs kubectl as [`Self::show`] does, and holds it to fail.
+    pub(crate) fn show_refused(&self, arguments: &[&str]) {
+        let kubectl = litejoin_tests::kubernetes::programs::program("kubectl");
+        let all = [&["-n", NAMESPACE], arguments].concat();
+        let done = Command::new(kubectl).env("KUBECONFIG", &self.node.kubeconfig).args(all).output();
+        let done = done.expect("kubectl is there");
+        assert!(!done.status.success(), "{arguments:?} was to be refused");
+        self.show_printed(arguments, &String::from_utf8_lossy(&done.stderr));
+    }
+
+    fn show_printed(&self, written: &[&str], printed: &str) {
         let quoted = |word: &&str| match word.contains(|c: char| " \"{}[]?&".contains(c)) {
             true => format!("'{word}'"),
             false => (*word).to_owned(),
@@ -449,7 +467,7 @@ impl Cluster {
     }
 
     /// Waits until a client of the SSE Service gets a result of this key that contains a text.
-    async fn result(&self, join: &str, key: &str, text: &str) {
+    pub(crate) async fn result(&self, join: &str, key: &str, text: &str) {
         let url =
             format!("http://orders.{NAMESPACE}.svc.cluster.local:9100/subscribe?join={join}&replay=true");
         let listen = format!("timeout 2 wget -q -O- '{url}'");

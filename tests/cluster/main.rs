@@ -6,4 +6,5 @@ mod install;
 mod losses;
 mod lost_volume;
 mod readme;
+mod reshard;
 mod servers;

@@ -18,6 +18,7 @@ mod monitors;
 mod node_loss;
 mod others;
 mod refused;
+mod reshard;
 mod rest;
 mod rights;
 mod round_trip;

@@ -43,7 +43,7 @@ const FLOOR_PLANS: [FloorPlan; 5] = [
         floors: &[
             &["kinds", "names"],
             &["object", "slot"],
-            &["watch"],
+            &["reshard", "watch"],
             &["observe"],
             &["config_map"],
             &["validate"],

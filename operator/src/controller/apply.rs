@@ -10,9 +10,9 @@ use litejoin_crds::quantity;
 use serde_json::{Map, Value, json};
 use tracing::info;
 
-use super::build::{Desired, hash};
+use super::build::Desired;
 use super::names::{self, FIELD_MANAGER};
-use super::object::is_ours;
+use super::object::{hash, is_ours};
 use super::observe::Observed;
 use super::slot::Slot;
 use crate::error::{Doing, Error};
@@ -26,6 +26,8 @@ pub(crate) enum Change {
     Patch { resource: ApiResource, name: String, patch: Value },
     /// A deletion of the object with this `uid`.
     Delete { resource: ApiResource, name: String, uid: String },
+    /// A deletion of the object with this `uid` that ends once all pods of the object are gone.
+    DeleteWithPods { resource: ApiResource, name: String, uid: String },
     /// A deletion that does not wait for the kubelet that runs the object, for use when its node is lost.
     Abandon { resource: ApiResource, name: String, uid: String },
 }
@@ -39,6 +41,15 @@ pub(crate) fn changes(observed: &Observed, desired: &Desired) -> Vec<Change> {
             continue;
         }
         let (resource, name) = (slot.resource(), slot.name(&observed.pipeline.name));
+        // A Job can't be changed, so another takes its place once it is gone.
+        if let Some(live) = live.filter(|_| slot == Slot::Job)
+            && !is_job_of(live, desired.objects.get(&slot))
+        {
+            let uid = live.uid().unwrap_or_default();
+            let deletion = Change::DeleteWithPods { resource, name, uid };
+            changes.extend(Some(deletion).filter(|_| live.metadata.deletion_timestamp.is_none()));
+            continue;
+        }
         match (desired.objects.get(&slot), live) {
             (Some(object), _) if !is_written(observed, desired, slot) => {
                 changes.push(Change::Apply { resource, name, object: signed(object) });
@@ -56,6 +67,15 @@ pub(crate) fn changes(observed: &Observed, desired: &Desired) -> Vec<Change> {
     changes
         .extend(desired.volume_size.as_deref().and_then(|size| grow(observed.volume_claim.as_ref()?, size)));
     changes
+}
+
+/// Whether a live Job is the one that is wanted, and not on its way out.
+fn is_job_of(live: &DynamicObject, wanted: Option<&Value>) -> bool {
+    let made_for = |wanted: &Value| {
+        let settings = &wanted["metadata"]["annotations"][names::SETTINGS_ANNOTATION];
+        live.annotations().get(names::SETTINGS_ANNOTATION).is_some_and(|live| settings == live.as_str())
+    };
+    live.metadata.deletion_timestamp.is_none() && wanted.is_some_and(made_for)
 }
 
 /// The lists of containers in a pod's spec.
@@ -189,6 +209,9 @@ pub(crate) async fn apply(client: &Client, namespace: &str, changes: Vec<Change>
             }
             Change::Delete { resource, name, uid } => {
                 delete(&api(&resource), &resource, &name, uid, DeleteParams::background()).await?;
+            }
+            Change::DeleteWithPods { resource, name, uid } => {
+                delete(&api(&resource), &resource, &name, uid, DeleteParams::foreground()).await?;
             }
             Change::Abandon { resource, name, uid } => {
                 let parameters = DeleteParams::background().grace_period(0);

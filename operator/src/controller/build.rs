@@ -10,6 +10,7 @@ use super::config_map;
 use super::names;
 use super::object::is_ours;
 use super::observe::Observed;
+use super::reshard::has_ended;
 use super::slot::Slot;
 use super::validate::{Config, Verdict};
 
@@ -19,12 +20,13 @@ mod overrides;
 mod pod;
 mod pod_monitor;
 mod replication;
+mod reshard_job;
 mod secrets;
 mod services;
 mod stateful_set;
 
 pub(crate) use services::admin_port;
-pub(crate) use stateful_set::{hash, is_at_rest};
+pub(crate) use stateful_set::is_at_rest;
 
 /// The settings of an operator that go into objects.
 pub(crate) struct Operator {
@@ -100,7 +102,8 @@ pub(crate) fn build(observed: &Observed, verdict: &Verdict, operator: &Operator)
         objects.insert(Slot::PodMonitor, monitor);
     }
     let image = stateful_set::default_image(config, &spec, &volumes, live, &operator.worker_image);
-    let set = stateful_set::spec(config, &spec, &volumes, live, image);
+    let pods = u32::from(!is_stopped(observed, verdict));
+    let set = stateful_set::spec(config, &spec, &volumes, live, image, pods);
     let mut set = owner.object(Slot::StatefulSet, json!({ "spec": set }));
     set["metadata"]["annotations"] = json!({ names::IMAGE_ANNOTATION: image });
     objects.insert(Slot::StatefulSet, set);
@@ -108,8 +111,25 @@ pub(crate) fn build(observed: &Observed, verdict: &Verdict, operator: &Operator)
         let job = drill::spec(config, &spec, drill, &volumes, image);
         objects.insert(Slot::CronJob, owner.object(Slot::CronJob, json!({ "spec": job })));
     }
+    if let Some(reshard) = &verdict.reshard {
+        let live = observed.built.get(&Slot::Job);
+        // A pod that a deleted Job has left behind ends first: two would write to one volume.
+        let is_free = live.is_some() || observed.job_pods.iter().all(has_ended);
+        if reshard.wants_job() && is_free {
+            let job = reshard_job::fields(config, &spec, reshard, &volumes, live, &operator.worker_image);
+            objects.insert(Slot::Job, owner.object(Slot::Job, job));
+        } else if reshard.wants_job() || reshard.keeps_job() {
+            kept.insert(Slot::Job);
+        }
+    }
     let volume_size = (!spec.storage.ephemeral).then(|| stateful_set::volume_size(&spec));
     Some(Desired { objects, kept, config_bytes_excess, volume_size })
+}
+
+/// Whether the pipeline is to have no worker now: it is at rest, or its data is being moved.
+pub(crate) fn is_stopped(observed: &Observed, verdict: &Verdict) -> bool {
+    let moves = verdict.reshard.as_ref().is_some_and(|reshard| reshard.stops_worker(&observed.job_pods));
+    is_at_rest(&observed.spec()) || moves
 }
 
 /// Whether the pod's account is ours to make: the spec names none, or names the one that we made.
@@ -150,7 +170,10 @@ impl Owner<'_> {
             },
         });
         for (field, value) in fields.as_object().into_iter().flatten() {
-            object[field] = value.clone();
+            match field.as_str() {
+                "metadata" => pod::merge(&mut object["metadata"], value),
+                _ => object[field] = value.clone(),
+            }
         }
         object
     }

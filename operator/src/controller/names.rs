@@ -26,6 +26,9 @@ pub(crate) const CONFIG_ANNOTATION: &str = "litejoin.io/config";
 /// Annotation of a pod: hash of the gathered Secret that kubelet is to look for at once.
 pub(crate) const SECRET_ANNOTATION: &str = "litejoin.io/secret";
 
+/// Label of a pod that names the revision of the template which its StatefulSet made it from.
+pub(crate) const REVISION_LABEL: &str = "controller-revision-hash";
+
 /// The volume of the data.
 pub(crate) const DATA_VOLUME: &str = "data";
 
@@ -61,6 +64,16 @@ pub(crate) fn headless_service(pipeline: &str) -> String {
 /// The Secret in which the keys are gathered that the worker reads.
 pub(crate) fn gathered_secret(pipeline: &str) -> String {
     format!("{pipeline}-litejoin")
+}
+
+/// The Job that copies the data to another number of shards.
+pub(crate) fn reshard_job(pipeline: &str) -> String {
+    format!("{pipeline}-reshard")
+}
+
+/// Selects the pods of that Job.
+pub(crate) fn reshard_pods_selector(pipeline: &str) -> String {
+    format!("batch.kubernetes.io/job-name={}", reshard_job(pipeline))
 }
 
 /// The only pod of the StatefulSet.

@@ -1,11 +1,16 @@
-//! A document of ours as the API server has it, read without a type; and whether an object of the cluster is ours.
+//! A document of ours as the API server has it, read without a type; and what is asked of any object of the cluster:
+//! whether it is ours, whether it runs, and a hash of it.
 
+use std::fmt::Write;
+
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
 use litejoin_crds::kind::Kind;
 use litejoin_crds::status::ChildStatus;
 use litejoin_crds::{Document, PipelineSpec};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::names;
 
@@ -80,4 +85,18 @@ pub(crate) fn is_ours(live: &DynamicObject, pipeline_uid: &str) -> bool {
         Some(owner) => owner.uid == pipeline_uid,
         None => names::is_managed(live),
     }
+}
+
+/// Whether a pod runs and is to go on so.
+pub(crate) fn is_up(pod: &Pod) -> bool {
+    let running = pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
+    running && pod.metadata.deletion_timestamp.is_none()
+}
+
+/// A short hash of a value: 16 hex digits.
+pub(crate) fn hash(value: &Value) -> String {
+    Sha256::digest(value.to_string()).iter().take(8).fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }

@@ -15,7 +15,7 @@ use tracing::debug;
 use super::object::{Object, is_ours};
 use super::slot::Slot;
 use super::watch::{Children, SecretWatch};
-use super::{kinds, names};
+use super::{kinds, names, reshard};
 use crate::error::{Doing, Error};
 
 mod secrets;
@@ -40,6 +40,10 @@ pub(crate) struct Observed {
     pub(crate) pod: Option<Pod>,
     /// Why the StatefulSet could not make the pod last, while there is none: a quota, a policy, a webhook.
     pub(crate) pod_refusal: Option<String>,
+    /// The pods of the Job that copies the data to another number of shards.
+    pub(crate) job_pods: Vec<Pod>,
+    /// Why that Job could not make its pod last, while there is none.
+    pub(crate) job_refusal: Option<String>,
     /// Names of the keys of each Secret that a document names; `None` where there is no such Secret.
     pub(crate) secrets: BTreeMap<String, Option<BTreeSet<String>>>,
     /// Whether the cluster knows PodMonitors; `false` without a look if none is wanted.
@@ -115,12 +119,13 @@ pub(crate) async fn observe(
     let pipeline = Object::new(Kind::Pipeline, &pipeline);
     let children = children.of(namespace, name);
     let wants_monitor = pipeline.pipeline_spec().pod_monitor.enabled;
+    let has_reshard = reshard::is_concerned(&pipeline);
     let claim_named = async |claim: String| {
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
         claims.get_opt(&claim).await.doing(|| format!("read PersistentVolumeClaim {namespace}/{claim}"))
     };
-    let (built, pod_monitors_served, claim, leftover, pod) = tokio::try_join!(
-        built(client, namespace, name),
+    let (built, pod_monitors_served, claim, leftover, pod, job_pods) = tokio::try_join!(
+        built(client, namespace, name, has_reshard),
         async { if wants_monitor { pod_monitors_served(client).await } else { Ok(false) } },
         claim_named(names::claim(name)),
         claim_named(names::second_claim(name)),
@@ -129,6 +134,7 @@ pub(crate) async fn observe(
             let pod = names::pod(name);
             pods.get_opt(&pod).await.doing(|| format!("read Pod {namespace}/{pod}"))
         },
+        async { if has_reshard { job_pods(client, namespace, name).await } else { Ok(Vec::new()) } },
     )?;
     // The claim and the pod of somebody else's StatefulSet are not ours, even under our names.
     let set = built.get(&Slot::StatefulSet);
@@ -139,10 +145,10 @@ pub(crate) async fn observe(
         })
     };
     let pod = pod.filter(is_of_set);
-    let pod_refusal = match set.filter(|set| pod.is_none() && wants_pod(set)) {
-        Some(set) => pod_refusal(client, namespace, set).await?,
-        None => None,
-    };
+    let lacks_pod = set.filter(|set| pod.is_none() && wants_pod(set));
+    let pod_refusal = refusal(client, namespace, lacks_pod).await?;
+    let job = built.get(&Slot::Job).filter(|job| is_ours(job, &pipeline.uid) && is_old(job));
+    let job_refusal = refusal(client, namespace, job.filter(|_| job_pods.is_empty())).await?;
     let mut named = BTreeSet::new();
     for object in std::iter::once(&pipeline).chain(&children) {
         named.extend(secret_keys(&object.spec).into_iter().map(|(secret, _)| secret));
@@ -164,6 +170,8 @@ pub(crate) async fn observe(
             .map(|claim| claim.name_any()),
         pod,
         pod_refusal,
+        job_pods,
+        job_refusal,
         secrets: secret_values.keys(),
         secret_values,
         secrets_forbidden,
@@ -174,15 +182,26 @@ pub(crate) async fn observe(
 
 /// Whether a StatefulSet should have made its pod by now.
 fn wants_pod(set: &DynamicObject) -> bool {
-    let made = set.metadata.creation_timestamp.as_ref().map(|made| made.0);
-    let age = made.and_then(|made| made.until(jiff::Timestamp::now()).ok());
-    set.data["spec"]["replicas"] != 0 && age.is_some_and(|age| age.get_seconds() >= NO_POD_SECONDS)
+    set.data["spec"]["replicas"] != 0 && is_old(set)
 }
 
-/// Returns what the API server last answered to the StatefulSet's controller, which tells it in an Event alone.
-async fn pod_refusal(client: &Client, namespace: &str, set: &DynamicObject) -> Result<Option<String>, Error> {
+/// Whether an object is so old that its pod should be there.
+fn is_old(owner: &DynamicObject) -> bool {
+    let made = owner.metadata.creation_timestamp.as_ref().map(|made| made.0);
+    let age = made.and_then(|made| made.until(jiff::Timestamp::now()).ok());
+    age.is_some_and(|age| age.get_seconds() >= NO_POD_SECONDS)
+}
+
+/// Returns what the API server last answered to the controller that was to make the pod of this object, which tells it
+/// in an Event alone.
+async fn refusal(
+    client: &Client,
+    namespace: &str,
+    owner: Option<&DynamicObject>,
+) -> Result<Option<String>, Error> {
+    let Some(owner) = owner else { return Ok(None) };
     let events: Api<Event> = Api::namespaced(client.clone(), namespace);
-    let uid = set.uid().unwrap_or_default();
+    let uid = owner.uid().unwrap_or_default();
     let about_it = ListParams::default().fields(&format!("involvedObject.uid={uid},reason=FailedCreate"));
     let events = match events.list(&about_it).await {
         // An operator with the rights of before has none to this; the status then only says that there is no pod.
@@ -190,9 +209,7 @@ async fn pod_refusal(client: &Client, namespace: &str, set: &DynamicObject) -> R
             debug!(reason = status.message, "why there is no pod stays unknown");
             return Ok(None);
         }
-        events => {
-            events.doing(|| format!("read the Events of StatefulSet {namespace}/{}", set.name_any()))?
-        }
+        events => events.doing(|| format!("read the Events about {namespace}/{}", owner.name_any()))?,
     };
     let last = events.items.into_iter().max_by_key(|event| event.last_timestamp.as_ref().map(|time| time.0));
     Ok(last.and_then(|event| event.message))
@@ -202,8 +219,11 @@ async fn built(
     client: &Client,
     namespace: &str,
     pipeline: &str,
+    has_reshard: bool,
 ) -> Result<BTreeMap<Slot, DynamicObject>, Error> {
-    let reads = Slot::ALL.map(|slot| async move {
+    // A Job is looked for only where one may be, since a settled pipeline has none.
+    let slots = Slot::ALL.into_iter().filter(|slot| has_reshard || *slot != Slot::Job);
+    let reads = slots.map(|slot| async move {
         let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &slot.resource());
         let name = slot.name(pipeline);
         let found = match api.get_opt(&name).await {
@@ -217,6 +237,14 @@ async fn built(
         Ok(found.map(|object| (slot, object)))
     });
     Ok(try_join_all(reads).await?.into_iter().flatten().collect())
+}
+
+/// Reads the pods of the Job that copies the data to another number of shards.
+async fn job_pods(client: &Client, namespace: &str, pipeline: &str) -> Result<Vec<Pod>, Error> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let of_job = ListParams::default().labels(&names::reshard_pods_selector(pipeline));
+    let pods = pods.list(&of_job).await;
+    Ok(pods.doing(|| format!("list the Pods of Job {namespace}/{}", names::reshard_job(pipeline)))?.items)
 }
 
 /// Whether the cluster knows the Prometheus operator's kind PodMonitor.

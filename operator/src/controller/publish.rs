@@ -91,6 +91,7 @@ impl Publisher {
             let (warns, when_fine) = match condition.type_.as_str() {
                 "Ready" => (is_fault(condition), "everything runs as written"),
                 "ReplicationHealthy" => (is_fault(condition), "the replica follows the data"),
+                "Resharding" => (is_fault(condition), ""),
                 "Degraded" => (true, ""),
                 _ => continue,
             };

@@ -16,10 +16,11 @@ pub(crate) enum Slot {
     PodMonitor,
     StatefulSet,
     CronJob,
+    Job,
 }
 
 impl Slot {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::ServiceAccount,
         Self::Secret,
         Self::ConfigMap,
@@ -29,6 +30,7 @@ impl Slot {
         Self::PodMonitor,
         Self::StatefulSet,
         Self::CronJob,
+        Self::Job,
     ];
 
     /// The kind of the object, as the API addresses it.
@@ -44,6 +46,7 @@ impl Slot {
             Self::PodMonitor => kinds::pod_monitor(),
             Self::StatefulSet => ApiResource::erase::<k8s_openapi::api::apps::v1::StatefulSet>(&()),
             Self::CronJob => ApiResource::erase::<k8s_openapi::api::batch::v1::CronJob>(&()),
+            Self::Job => ApiResource::erase::<k8s_openapi::api::batch::v1::Job>(&()),
         }
     }
 
@@ -52,6 +55,7 @@ impl Slot {
         match self {
             Self::HeadlessService => names::headless_service(pipeline),
             Self::Secret => names::gathered_secret(pipeline),
+            Self::Job => names::reshard_job(pipeline),
             _ => pipeline.to_owned(),
         }
     }

@@ -12,6 +12,7 @@ mod inline;
 mod pipeline;
 mod pod;
 mod replication;
+mod reshard;
 
 pub(crate) use child::orphan;
 pub(crate) use condition::is_step;

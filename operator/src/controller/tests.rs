@@ -54,14 +54,20 @@ fn observed(documents: &str) -> Observed {
         }
     });
     let pipeline = objects.next().unwrap();
+    // A pipeline that has data has its volume.
+    let uid = &pipeline.status["layout"]["volumeClaimUid"];
+    let claim = json!({ "metadata": { "name": "data", "uid": uid }, "status": { "phase": "Bound" } });
+    let volume_claim = uid.is_string().then(|| serde_json::from_value(claim).unwrap());
     Observed {
         pipeline,
         children: objects.collect(),
         built: BTreeMap::new(),
-        volume_claim: None,
+        volume_claim,
         leftover_claim: None,
         pod_refusal: None,
         pod: None,
+        job_pods: Vec::new(),
+        job_refusal: None,
         secrets: BTreeMap::from([("credentials".to_owned(), Some(BTreeSet::from(["token".to_owned()])))]),
         secret_values: SecretValues::of("credentials", "token", "hunter2"),
         secrets_forbidden: false,
@@ -89,6 +95,7 @@ fn outcome(observed: &Observed) -> String {
             verdict: &verdict,
             desired: desired.as_ref(),
             report: &WorkerReport::Absent,
+            job_report: None,
             lost_node: None,
             unwritten: None,
         },

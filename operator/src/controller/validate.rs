@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::config_map;
 use super::object::Object;
 use super::observe::{Observed, secret_keys};
+use super::reshard::{Phase, Reshard};
 
 mod admin;
 
@@ -30,8 +31,8 @@ const OPERATORS_FIELDS: [&str; 9] = [
 ];
 
 /// Fields of its `storage` that only the operator reads.
-const OPERATORS_STORAGE_FIELDS: [&str; 7] =
-    ["size", "storageClassName", "accessMode", "retainOnDelete", "ephemeral", "onNodeLoss", "reshard"];
+const OPERATORS_STORAGE_FIELDS: [&str; 6] =
+    ["size", "storageClassName", "accessMode", "retainOnDelete", "ephemeral", "onNodeLoss"];
 
 /// Fields of its `replication` that only the operator reads.
 const OPERATORS_REPLICATION_FIELDS: [&str; 2] = ["image", "drill"];
@@ -45,8 +46,8 @@ pub(crate) struct Verdict {
     /// Complaints about parts that run and whose Secret is gone, by their place. Such a Secret is usually being
     /// replaced, and a sink that was left out meanwhile would forget what it has not delivered.
     pub(crate) lacking: BTreeMap<Place, Vec<Complaint>>,
-    /// A change of `shardCount` that `reshard` consents to and no worker can make yet: from, to.
-    pub(crate) reshard: Option<(u64, u64)>,
+    /// The shards that the data has and gets; `None` where no data is known.
+    pub(crate) reshard: Option<Reshard>,
 }
 
 /// The config that a worker is to run.
@@ -82,7 +83,10 @@ fn child_place(index: usize) -> Place {
 /// Judges all documents.
 pub(crate) fn validate(observed: &Observed) -> Verdict {
     let mut pipeline = observed.pipeline.document();
-    let reshard = hold_layout(&mut pipeline, &observed.pipeline.status);
+    let reshard = Reshard::of(&observed.pipeline);
+    if let Some(reshard) = &reshard {
+        hold_layout(&mut pipeline, reshard);
+    }
     let mut documents = vec![pipeline];
     documents.extend(observed.children.iter().map(Object::document));
     let before = config_map::documents(observed);
@@ -117,6 +121,10 @@ fn config(mut documents: Vec<Document>, plan: Plan) -> Config {
     remove(spec, &OPERATORS_FIELDS);
     if let Some(storage) = spec.get_mut("storage") {
         remove(storage, &OPERATORS_STORAGE_FIELDS);
+        // Consent reaches the worker with the very config that asks for the new number, and not before.
+        if storage["reshard"]["toShardCount"] != storage["shardCount"] {
+            remove(storage, &["reshard"]);
+        }
     }
     if let Some(replication) = spec.get_mut("replication") {
         remove(replication, &OPERATORS_REPLICATION_FIELDS);
@@ -130,18 +138,21 @@ fn remove(value: &mut Value, fields: &[&str]) {
     }
 }
 
-/// Replaces a `shardCount` that differs from the layout of the data by that of the layout; returns both, the layout's
-/// first.
-fn hold_layout(pipeline: &mut Document, status: &Value) -> Option<(u64, u64)> {
-    let has = status["layout"]["shardCount"].as_u64()?;
-    let storage = pipeline.value["spec"].get_mut("storage")?;
-    let wanted = storage["shardCount"].as_u64()?;
-    remove(storage, &["reshard"]);
-    if has == wanted {
-        return None;
+/// Replaces a `shardCount` that is not to be in force, or not yet, by the one that is.
+fn hold_layout(pipeline: &mut Document, reshard: &Reshard) {
+    let shard_count = reshard.shard_count();
+    if shard_count == reshard.wanted {
+        return;
     }
-    storage["shardCount"] = has.into();
-    Some((has, wanted))
+    let spec = &mut pipeline.value["spec"];
+    if !spec["storage"].is_object() {
+        spec["storage"] = json!({});
+    }
+    spec["storage"]["shardCount"] = json!(shard_count);
+    // This change goes on though the spec asks for it no more, so the worker needs its consent.
+    if reshard.phase == Some(Phase::Switching) {
+        spec["storage"]["reshard"] = json!({ "fromShardCount": reshard.has, "toShardCount": shard_count });
+    }
 }
 
 /// Complaints by the place of their part.

@@ -2,7 +2,7 @@
 //! reconciled.
 
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::batch::v1::CronJob;
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Api, DynamicObject};
@@ -41,6 +41,7 @@ pub(crate) fn controller(client: &Client, scope: &Scope) -> Controller<DynamicOb
         .owns(typed::<ServiceAccount>(client, scope), ours())
         .owns(typed::<NetworkPolicy>(client, scope), ours())
         .owns(typed::<CronJob>(client, scope), ours())
+        .owns(typed::<Job>(client, scope), ours())
         .watches(typed::<Pod>(client, scope), of_pipelines(), |pod| by_label(&pod))
         .watches(typed::<PersistentVolumeClaim>(client, scope), of_pipelines(), |claim| by_label(&claim))
 }

@@ -4,15 +4,18 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use litejoin_crds::worker_status::WorkerStatus;
+use kube::api::ApiResource;
+use litejoin_crds::worker_status::{ReshardReport, WorkerStatus};
 use tracing::debug;
 
 use super::apply::{Change, annotate};
-use super::build::{Desired, admin_port, hash};
+use super::build::{Desired, admin_port};
 use super::names;
+use super::object::{hash, is_up};
 use super::observe::Observed;
+use super::reshard::Phase;
 use super::slot::Slot;
-use super::validate::Verdict;
+use super::validate::{Config, Verdict};
 use super::watch::PendingReconciles;
 
 mod client;
@@ -69,13 +72,22 @@ impl Workers {
         self.followers.follow(namespace, pipeline, None);
     }
 
+    /// Asks the Job that copies the data to another number of shards how far it is; `None` without an answer.
+    pub(crate) async fn ask_job(&self, observed: &Observed, verdict: &Verdict) -> Option<ReshardReport> {
+        let config = verdict.config.as_ref().ok()?;
+        verdict.reshard.as_ref().filter(|reshard| reshard.wants_job())?;
+        let authority = observed.job_pods.iter().find_map(|pod| authority(pod, config))?;
+        // The numbers move all the time, so the Job is asked by a timetable, and not followed.
+        let admin = AdminClient::new(&self.plain, &config.plan, &observed.admin_keys).ok()?;
+        let told = status(&admin, &authority).await.ok()?.0.reshard;
+        told.filter(|told| Some(told.to_shard_count) == verdict.reshard.as_ref().map(|reshard| reshard.to))
+    }
+
     async fn ask_once(&self, observed: &Observed, verdict: &Verdict) -> (WorkerReport, Option<Followed>) {
         let Ok(config) = &verdict.config else { return (WorkerReport::Absent, None) };
-        let Some(address) = observed.pod.as_ref().filter(|pod| is_up(pod)).and_then(pod_ip) else {
+        let Some(authority) = observed.pod.as_ref().and_then(|pod| authority(pod, config)) else {
             return (WorkerReport::Absent, None);
         };
-        let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
-        let authority = format!("{host}:{}", admin_port(&config.plan));
         let admin = match AdminClient::new(&self.plain, &config.plan, &observed.admin_keys) {
             Ok(admin) => admin,
             Err(why) => return (WorkerReport::Silent { why: Some(why) }, None),
@@ -94,6 +106,13 @@ impl Workers {
     }
 }
 
+/// `host:port` of the admin address in a pod; `None` while the pod does not run.
+fn authority(pod: &Pod, config: &Config) -> Option<String> {
+    let address = Some(pod).filter(|pod| is_up(pod)).and_then(pod_ip)?;
+    let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
+    Some(format!("{host}:{}", admin_port(&config.plan)))
+}
+
 /// Returns the worker's status, and the `ETag` of it if it has one.
 async fn status(admin: &AdminClient, authority: &str) -> Result<(WorkerStatus, Option<String>), AdminError> {
     let mut response = admin.get(authority, STATUS).await?;
@@ -107,6 +126,24 @@ async fn status(admin: &AdminClient, authority: &str) -> Result<(WorkerStatus, O
         }
     }
     Ok((serde_json::from_slice(&body).unwrap_or_default(), tag))
+}
+
+/// Returns the write that replaces a pod which runs with the number of shards of before. Kubelet may give a pod a config
+/// that is a moment old, and no worker changes its shards while it runs.
+pub(crate) fn restart(observed: &Observed, verdict: &Verdict, report: &WorkerReport) -> Option<Change> {
+    let WorkerReport::Behind { refusal: Some(refusal), .. } = report else { return None };
+    let pod = observed.pod.as_ref().filter(|pod| is_up(pod))?;
+    let set = observed.built.get(&Slot::StatefulSet)?;
+    let is_switching =
+        verdict.reshard.as_ref().is_some_and(|reshard| reshard.phase == Some(Phase::Switching));
+    let is_newest = pod.labels().get(names::REVISION_LABEL).map(String::as_str)
+        == set.data["status"]["updateRevision"].as_str();
+    let is_late = is_switching && is_newest && refusal.contains("spec.storage.shardCount");
+    (is_late && !observed.is_paused()).then(|| Change::Delete {
+        resource: ApiResource::erase::<Pod>(&()),
+        name: pod.name_any(),
+        uid: pod.uid().unwrap_or_default(),
+    })
 }
 
 /// Returns the write that makes kubelet look at once for the config that the worker waits for, and for credentials.
@@ -124,11 +161,6 @@ pub(crate) fn nudge(
     let is_new = |(name, value): &(&str, String)| pod.annotations().get(*name) != Some(value);
     let new: Vec<_> = config.into_iter().chain(secret).filter(is_new).collect();
     (!new.is_empty() && !observed.is_paused()).then(|| annotate(pod, new))
-}
-
-fn is_up(pod: &Pod) -> bool {
-    let running = pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
-    running && pod.metadata.deletion_timestamp.is_none()
 }
 
 fn pod_ip(pod: &Pod) -> Option<&str> {

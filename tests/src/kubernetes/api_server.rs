@@ -26,7 +26,7 @@ use crate::wait::until;
 const TOKEN: &str = "test";
 
 /// The controllers of Kubernetes that tests need.
-const CONTROLLERS: &str = "statefulset-controller,garbage-collector-controller,namespace-controller,persistentvolumeclaim-protection-controller";
+const CONTROLLERS: &str = "statefulset-controller,job-controller,garbage-collector-controller,namespace-controller,persistentvolumeclaim-protection-controller";
 
 /// A running API server.
 pub struct ApiServer {

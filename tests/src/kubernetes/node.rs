@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::{Node as KubernetesNode, ServiceAccount};
 use kube::api::Api;
@@ -34,6 +35,8 @@ const PRIVATE_FOLDERS: [&str; 5] = ["/run", "/var/lib/cni", "/var/log", "/etc/cn
 /// A running node.
 pub struct Node {
     processes: Vec<Process>,
+    /// `None` only while it is started anew.
+    kubelet: Mutex<Option<Process>>,
     _volumes: Volumes,
     pub client: Client,
     pub kubeconfig: PathBuf,
@@ -79,8 +82,9 @@ impl Node {
         processes.extend(controllers(&at));
         processes.push(containerd(&at));
         let pause = image::of_busybox("localhost/pause:1", &["/bin/sleep", "1000000"], &at);
-        let node = Self {
+        let mut node = Self {
             processes,
+            kubelet: Mutex::new(None),
             _volumes: Volumes::start(client.clone(), at.join("volumes")).await,
             client,
             kubeconfig,
@@ -92,8 +96,8 @@ impl Node {
         })
         .await;
         node.import(&pause);
-        let mut node = node;
-        node.processes.extend(workers(&at));
+        node.kubelet = Mutex::new(Some(kubelet(&at)));
+        node.processes.extend(network(&at));
         node.dns().await;
         node.wait_until_ready().await;
         node
@@ -137,13 +141,22 @@ impl Node {
             .env("HOME", self.folder().join("helm")))
     }
 
+    /// Kills kubelet and starts it anew; pods run on.
+    pub fn restart_kubelet(&self) {
+        let mut running = self.kubelet.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(running.take());
+        *running = Some(kubelet(self.folder()));
+    }
+
     /// Returns the last lines of each process's log.
     pub fn logs(&self) -> String {
         let tail = |log: String| {
             let lines: Vec<&str> = log.lines().collect();
             lines[lines.len().saturating_sub(20)..].join("\n")
         };
-        self.processes.iter().map(|process| tail(process.log())).collect::<Vec<_>>().join("\n\n")
+        let kubelet = self.kubelet.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.processes.iter().chain(kubelet.as_ref());
+        all.map(|process| tail(process.log())).collect::<Vec<_>>().join("\n\n")
     }
 
     async fn dns(&self) {
@@ -290,9 +303,9 @@ fn ctr() -> Command {
     command
 }
 
-/// Starts kubelet, kube-proxy and CoreDNS. kubelet keeps its default of one sync of a pod a minute.
-fn workers(at: &Path) -> [Process; 3] {
-    let kubelet = format!(
+/// Starts kubelet, which keeps its default of one sync of a pod a minute.
+fn kubelet(at: &Path) -> Process {
+    let config = format!(
         "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\
          authentication: {{anonymous: {{enabled: true}}, webhook: {{enabled: false}}}}\n\
          authorization: {{mode: AlwaysAllow}}\n\
@@ -301,8 +314,8 @@ fn workers(at: &Path) -> [Process; 3] {
          evictionHard: {{nodefs.available: \"1%\", imagefs.available: \"1%\", memory.available: \"100Mi\"}}\n\
          imageGCHighThresholdPercent: 100\n"
     );
-    fs::write(at.join("kubelet.yaml"), kubelet).expect("the folder is ours");
-    let kubelet = Process::start(
+    fs::write(at.join("kubelet.yaml"), config).expect("the folder is ours");
+    Process::start(
         "kubelet",
         at,
         Command::new(program("kubelet")).args([
@@ -312,7 +325,11 @@ fn workers(at: &Path) -> [Process; 3] {
             &format!("--node-ip={NODE_ADDRESS}"),
             &format!("--root-dir={}/kubelet", at.display()),
         ]),
-    );
+    )
+}
+
+/// Starts kube-proxy and CoreDNS.
+fn network(at: &Path) -> [Process; 2] {
     let proxy = Process::start(
         "kube-proxy",
         at,
@@ -331,7 +348,7 @@ fn workers(at: &Path) -> [Process; 3] {
     );
     fs::write(at.join("Corefile"), corefile).expect("the folder is ours");
     let dns = Process::start("coredns", at, Command::new(program("coredns")).args(["-conf", "Corefile"]));
-    [kubelet, proxy, dns]
+    [proxy, dns]
 }
 
 async fn client(kubeconfig: &Path) -> Client {

@@ -1,18 +1,16 @@
 //! The StatefulSet of one pod. Fields that can't change after creation are taken from the live one. The default image
 //! of a newer operator takes effect with the next restart that has another reason.
 
-use std::fmt::Write;
-
 use kube::ResourceExt;
 use kube::api::DynamicObject;
 use litejoin_crds::PipelineSpec;
 use litejoin_crds::{defaults, plan};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::secrets::SecretVolumes;
 use super::{overrides, pod, replication};
 use crate::controller::names;
+use crate::controller::object::hash;
 use crate::controller::validate::Config;
 
 /// The image of a worker whose Pipeline names none: the one that its pod was made with, or the operator's own if the
@@ -31,13 +29,14 @@ pub(crate) fn default_image<'a>(
     made_with.map_or(worker_image, String::as_str)
 }
 
-/// The StatefulSet's spec.
+/// The StatefulSet's spec, with so many pods.
 pub(crate) fn spec(
     config: &Config,
     spec: &PipelineSpec,
     secrets: &SecretVolumes,
     live: Option<&DynamicObject>,
     default_image: &str,
+    pods: u32,
 ) -> Value {
     let image = spec.image.as_deref().unwrap_or(default_image);
     let mut template = pod::template(config, spec, image, secrets, &settings_hash(config, spec, secrets));
@@ -49,7 +48,7 @@ pub(crate) fn spec(
     }
     let when_deleted = if spec.storage.retain_on_delete { "Retain" } else { "Delete" };
     let mut set = json!({
-        "replicas": if is_at_rest(spec) { 0 } else { 1 },
+        "replicas": pods,
         "serviceName": names::headless_service(&config.plan.name),
         // With `OrderedReady`, a pod that can't start would not be replaced by a corrected one.
         "podManagementPolicy": "Parallel",
@@ -131,12 +130,4 @@ fn settings_hash(config: &Config, spec: &PipelineSpec, secrets: &SecretVolumes) 
         settings["acceptLoss"] = json!(accepted);
     }
     hash(&settings)
-}
-
-/// A short hash of a value: 16 hex digits.
-pub(crate) fn hash(value: &Value) -> String {
-    Sha256::digest(value.to_string()).iter().take(8).fold(String::new(), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
 }

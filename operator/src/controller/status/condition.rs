@@ -90,12 +90,15 @@ pub(crate) fn is_step(reason: &str) -> bool {
     matches!(
         reason,
         "Applying"
+            | "Cancelled"
             | "ConfigPending"
+            | "Done"
             | "FirstCopy"
             | "NoPod"
             | "Pending"
             | "PipelineInvalid"
             | "Replacing"
+            | "Resharding"
             | "Restoring"
             | "RollingOut"
             | "Starting"

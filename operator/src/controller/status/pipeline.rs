@@ -6,42 +6,42 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
 use litejoin_crds::Complaint;
-use litejoin_crds::status::{LayoutStatus, PipelineStatus, ReshardStatus};
+use litejoin_crds::status::{HistoryEntry, LayoutStatus, PipelineStatus};
 
 use super::condition::{
     Fact, Holds, conditions, fact_before, is_reference, message, read, ready, seconds, summary,
 };
 use super::findings::Findings;
 use super::replication::{self, Drills};
-use super::{child, inline, pod};
+use super::{child, inline, pod, reshard};
 use crate::controller::apply::is_written;
-use crate::controller::build::{Desired, is_at_rest};
+use crate::controller::build::{Desired, is_at_rest, is_stopped};
 use crate::controller::config_map::CONFIG_BYTES_MAX;
 use crate::controller::names;
 use crate::controller::node_loss::{self, LostNode, NodeLossAction};
 use crate::controller::object::is_ours;
 use crate::controller::observe::Observed;
 use crate::controller::slot::Slot;
-use crate::controller::validate::Verdict;
+use crate::controller::validate::{Config, Verdict};
 use crate::controller::worker::WorkerReport;
 
 /// Sources and sinks that a message names at most.
 const PARTS_SHOWN_MAX: usize = 10;
 
-/// The label of a pod that names the revision of the template which its StatefulSet made it from.
-const CONTROLLER_REVISION_LABEL: &str = "controller-revision-hash";
+/// Entries that the history has at most.
+const HISTORY_MAX: usize = 5;
 
 /// The status of the Pipeline itself.
 pub(super) fn status(findings: &Findings<'_>, now: Timestamp) -> PipelineStatus {
-    let Findings { observed, verdict, desired, report, lost_node, unwritten } = *findings;
+    let Findings { observed, verdict, desired, report, lost_node, unwritten, .. } = *findings;
     let before: PipelineStatus = read(&observed.pipeline.status);
     let at_rest = is_at_rest(&observed.spec());
+    let is_stopped = is_stopped(observed, verdict);
+    let resharding = reshard::news(findings, before.reshard.clone(), now);
     let mut facts = vec![
         config_valid(findings, &before),
         storage_ready(observed, report),
-        node_lost(observed, lost_node).unwrap_or_else(|| {
-            pod::worker_ready(observed.pod.as_ref(), observed.pod_refusal.as_deref(), at_rest)
-        }),
+        worker_ready(findings, is_stopped),
     ];
     let mut gates: Vec<Fact> = Vec::new();
     gates.extend(names_taken(observed, desired));
@@ -50,18 +50,26 @@ pub(super) fn status(findings: &Findings<'_>, now: Timestamp) -> PipelineStatus 
     let is_paused = observed.is_paused();
     // While paused nothing is made that is not there.
     let is_made = !is_paused || observed.built.contains_key(&Slot::StatefulSet);
-    if !at_rest && is_made {
+    // While the worker starts with other shards, its troubles tell more.
+    let (gate, last) = match resharding.is_switching {
+        true => (None, resharding.gate),
+        false => (resharding.gate, None),
+    };
+    gates.extend(gate);
+    if is_stopped {
+        gates.extend(lost_node.map(|_| facts[2].clone()));
+    } else if is_made {
         // Many claims get their volume only with the pod.
         gates.extend(observed.pod_refusal.as_ref().map(|_| facts[2].clone()));
         gates.extend([facts[1].clone(), facts[2].clone()]);
     }
-    if !at_rest && !is_paused {
+    if !is_stopped && !is_paused {
         gates.push(acknowledged(report, verdict, &before, observed.pipeline.generation));
     }
-    gates.extend(verdict.reshard.map(unsharded));
     if !is_paused {
-        gates.extend(desired.and_then(|desired| unsettled(observed, desired, at_rest)));
+        gates.extend(desired.and_then(|desired| unsettled(observed, desired, is_stopped)));
     }
+    gates.extend(last);
     let mut ready = ready(&gates);
     // Rest that somebody has asked for is an end, and nothing to wait for.
     if ready.holds == Holds::Yes && at_rest {
@@ -74,60 +82,64 @@ pub(super) fn status(findings: &Findings<'_>, now: Timestamp) -> PipelineStatus 
     facts.extend(replication::healthy(&observed.spec(), report, &drills));
     facts.extend(is_paused.then(|| paused("Paused", observed, desired)));
     facts.extend(degraded(findings, &before));
-    facts.extend(verdict.reshard.map(|counts| Fact {
-        kind: "Resharding",
-        holds: Holds::NotYet,
-        ..unsharded(counts)
-    }));
+    facts.extend(resharding.condition);
     let mut all = summary(ready);
     all.extend(facts);
 
     let config = verdict.config.as_ref().ok();
     let runs = matches!(report, WorkerReport::Runs { .. });
-    let layout = config.filter(|_| runs).map(|config| {
-        let shard_count = u32::try_from(config.plan.storage.shard_count).expect("a few shards");
-        let new = LayoutStatus { shard_count, ..LayoutStatus::default() };
-        let volume_claim_uid = observed.volume_claim.as_ref().and_then(ResourceExt::uid);
-        LayoutStatus { volume_claim_uid, ..before.layout.clone().unwrap_or(new) }
-    });
     let generation = observed.pipeline.generation;
     PipelineStatus {
         observed_generation: Some(generation),
         conditions: conditions(&all, &before.conditions, generation, now),
-        layout: layout.or(before.layout.clone()),
+        layout: config
+            .filter(|_| runs)
+            .map(|config| layout(observed, config, &before))
+            .or(before.layout.clone()),
         replication: replication::status(
             report,
             observed.replica_place(),
             &drills,
             before.replication.clone(),
         ),
-        reshard: reshard(verdict, before.reshard.clone(), now),
+        reshard: resharding.status,
+        history: history(resharding.ended, &before.history, now),
         config_hash: config.filter(|_| runs).map(|config| config.hash.clone()).or(before.config_hash.clone()),
         output_version: desired
             .filter(|_| !observed.is_paused())
             .map(|_| env!("CARGO_PKG_VERSION").to_owned())
             .or(before.output_version.clone()),
-        ..before
     }
 }
 
-fn reshard(verdict: &Verdict, before: Option<ReshardStatus>, now: Timestamp) -> Option<ReshardStatus> {
-    let (from, to) = verdict.reshard?;
-    let (from_shard_count, to_shard_count) = (u32::try_from(from).ok()?, u32::try_from(to).ok()?);
-    let same = |before: &ReshardStatus| {
-        (before.from_shard_count, before.to_shard_count) == (from_shard_count, to_shard_count)
-    };
-    before.filter(same).or_else(|| {
-        Some(ReshardStatus {
-            phase: "Pending".to_owned(),
-            from_shard_count,
-            to_shard_count,
-            job: None,
-            progress: None,
-            started_at: Some(Time(seconds(now))),
-            message: None,
-        })
-    })
+/// The layout of the data that a worker with this config runs on.
+fn layout(observed: &Observed, config: &Config, before: &PipelineStatus) -> LayoutStatus {
+    let shard_count = u32::try_from(config.plan.storage.shard_count).expect("a few shards");
+    let volume_claim_uid = observed.volume_claim.as_ref().and_then(ResourceExt::uid);
+    LayoutStatus { shard_count, volume_claim_uid, ..before.layout.clone().unwrap_or_default() }
+}
+
+/// The history, with a change of layout that has just ended.
+fn history(ended: Option<(u32, u32)>, before: &[HistoryEntry], now: Timestamp) -> Vec<HistoryEntry> {
+    let entry = ended.map(|(from, to)| HistoryEntry {
+        time: Time(seconds(now)),
+        reason: "Resharded".to_owned(),
+        message: Some(format!("from {from} to {to} shards")),
+    });
+    entry.into_iter().chain(before.iter().cloned()).take(HISTORY_MAX).collect()
+}
+
+/// Whether the worker is ready, and if not, why.
+fn worker_ready(findings: &Findings<'_>, is_stopped: bool) -> Fact {
+    let Findings { observed, lost_node, .. } = *findings;
+    let at_rest = is_at_rest(&observed.spec());
+    if let Some(lost) = node_lost(observed, lost_node) {
+        return lost;
+    }
+    if is_stopped && !at_rest && observed.pod.is_none() {
+        return Fact::not_yet("WorkerReady", "Resharding", "the worker rests while the data is moved");
+    }
+    pod::worker_ready(observed.pod.as_ref(), observed.pod_refusal.as_deref(), at_rest)
 }
 
 fn config_valid(findings: &Findings<'_>, before: &PipelineStatus) -> Fact {
@@ -279,15 +291,6 @@ fn acknowledged(report: &WorkerReport, verdict: &Verdict, before: &PipelineStatu
     }
 }
 
-/// The fact that the data is still in the shards of before: from, to.
-fn unsharded((from, to): (u64, u64)) -> Fact {
-    let message = format!(
-        "{from} shards go on; moving the data to {to} is consented to, and this version can't do it yet: write \
-         shardCount: {from} and leave reshard out"
-    );
-    Fact::new("Sharded", Holds::Never, "ReshardWanted", message)
-}
-
 /// Why the pod is not the one that the Pipeline asks for now; `None` if it is. The pod of before may well be ready.
 fn unsettled(observed: &Observed, desired: &Desired, at_rest: bool) -> Option<Fact> {
     let set = observed.built.get(&Slot::StatefulSet);
@@ -305,7 +308,7 @@ fn unsettled(observed: &Observed, desired: &Desired, at_rest: bool) -> Option<Fa
     }
     let set = set?;
     let status: StatefulSetStatus = read(&set.data["status"]);
-    let revision = pod.and_then(|pod| pod.labels().get(CONTROLLER_REVISION_LABEL));
+    let revision = pod.and_then(|pod| pod.labels().get(names::REVISION_LABEL));
     let is_seen = status.observed_generation >= set.metadata.generation;
     (!is_seen || revision != status.update_revision.as_ref()).then(|| {
         Fact::not_yet(

@@ -49,6 +49,18 @@ pub(super) fn worker_ready(pod: Option<&Pod>, refusal: Option<&str>, at_rest: bo
     }
 }
 
+/// Why the pod of a Job does not run: a reason and a message; `None` if it runs, starts, or has ended.
+pub(super) fn why_not_running(pod: &Pod) -> Option<(String, String)> {
+    let status = pod.status.as_ref()?;
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let scheduled = status.conditions.iter().flatten().find(|condition| condition.type_ == "PodScheduled");
+    if let Some(unscheduled) = scheduled.filter(|scheduled| scheduled.status == "False") {
+        let why = unscheduled.message.as_deref().unwrap_or("no node takes it");
+        return Some(("Unschedulable".to_owned(), format!("no node takes the pod {name}: {why}")));
+    }
+    status.container_statuses.iter().flatten().find_map(trouble)
+}
+
 /// Whether the restoring container is running.
 fn restores(status: &PodStatus) -> bool {
     let running = |container: &ContainerStatus| {

@@ -56,7 +56,8 @@ pub(crate) fn run(options: &ReshardOptions) -> Result<()> {
         return online::run(options, &site);
     }
     site.in_run(|run| {
-        let pipeline = |shards| Pipeline { joins: &[QUERY.join()], ..Pipeline::new(shards) };
+        let joins = [QUERY.join()];
+        let pipeline = |shards| Pipeline { joins: &joins, ..Pipeline::new(shards) };
         let start = |shards| BenchWorker::start(&site.binary, run, &pipeline(shards));
         let mut shop = Shop::new(options.rows - CUSTOMER_COUNT, options.site.seed);
         let mut rows = shop.customers();
