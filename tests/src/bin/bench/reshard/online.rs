@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use litejoin_tests::wait::until_moment;
-use serde_json::Value;
 
 use super::{QUERY, ReshardOptions};
 use crate::client::{self, Connection, Requests};
@@ -55,7 +54,8 @@ struct Seen {
 pub(super) fn run(options: &ReshardOptions, site: &BenchSite) -> Result<()> {
     let to = usize::from(options.to);
     site.in_run(|run| {
-        let pipeline = |shards| Pipeline { joins: &[QUERY.join()], ..Pipeline::new(shards) };
+        let joins = [QUERY.join()];
+        let pipeline = |shards| Pipeline { joins: &joins, ..Pipeline::new(shards) };
         let mut shop = Shop::new(options.rows - CUSTOMER_COUNT, options.site.seed);
         let mut rows = shop.customers();
         rows.extend(shop.orders());
