@@ -175,14 +175,14 @@ pub(crate) async fn run(
     let once = pipeline.once;
     let (stdout_closed, mut is_stdout_closed) = mpsc::channel(1);
     let (overtaken, mut is_overtaken) = mpsc::channel(1);
-    let surroundings = Surroundings { secrets, tools, stdout_closed, overtaken };
+    let starter = Starter { secrets, tools, stdout_closed, overtaken };
     // First, so that a port in use changes nothing on disk or in a store.
     let listeners = Listeners::open(&pipeline.plan, &Listeners::default()).await?;
     let locked = LockedDir::lock(&pipeline.plan.storage.data_dir)?;
-    let started = surroundings.start(pipeline, listeners, locked, &mut stop).await?;
+    let started = starter.start(pipeline, listeners, locked, &mut stop).await?;
     let Some(mut running) = started else { return Ok(()) };
     let mut mover = Mover::default();
-    mover.follow(&running, &surroundings.secrets).await;
+    mover.follow(&running, &starter.secrets).await;
     let mut outcome = Ok(());
     loop {
         tokio::select! {
@@ -220,11 +220,11 @@ pub(crate) async fn run(
                 if !reloaded {
                     break;
                 }
-                mover.follow(&running, &surroundings.secrets).await;
+                mover.follow(&running, &starter.secrets).await;
             }
             staged = mover.staged() => match staged {
                 Ok(staged) => {
-                    let gone_over = surroundings.go_over(running, staged, &mut mover, &mut stop).await?;
+                    let gone_over = starter.go_over(running, staged, &mut mover, &mut stop).await?;
                     let Some(gone_over) = gone_over else { return Ok(()) };
                     running = gone_over;
                 }
@@ -258,14 +258,14 @@ struct StoppedPipeline {
 }
 
 /// What every start of the process needs.
-struct Surroundings {
+struct Starter {
     secrets: Arc<Secrets>,
     tools: Tools,
     stdout_closed: mpsc::Sender<()>,
     overtaken: mpsc::Sender<()>,
 }
 
-impl Surroundings {
+impl Starter {
     /// Starts a pipeline with the data of a directory; `None` if it is to stop before that.
     async fn start(
         &self,

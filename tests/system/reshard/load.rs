@@ -173,7 +173,7 @@ async fn send_readings(producer: Producer, topic: String, is_stopped: Arc<Atomic
 }
 
 /// A pipeline to which messages keep coming by Kafka and HTTP.
-struct Load {
+struct MovedLoad {
     site: WorkerSite,
     rows: usize,
     brokers: String,
@@ -193,7 +193,7 @@ struct EndedLoad {
     snapshot: Results,
 }
 
-impl Load {
+impl MovedLoad {
     /// Starts a worker, and returns once all rows are there.
     async fn start() -> (Self, Worker) {
         let rows = if is_long() { 1_000_000 } else { 100_000 };
@@ -252,7 +252,7 @@ impl Load {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_or_doubled_on_the_way() {
-    let (load, mut worker) = Load::start().await;
+    let (load, mut worker) = MovedLoad::start().await;
     let mut heard = Heard::default();
     for (index, pair) in SHARD_COUNTS.windows(2).enumerate() {
         let (from, to) = (pair[0], pair[1]);
@@ -286,7 +286,7 @@ async fn nothing_is_lost_or_doubled_on_the_way() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_or_doubled_beside_a_worker_that_serves() {
-    let (load, worker) = Load::start().await;
+    let (load, worker) = MovedLoad::start().await;
     load.pusher.send_to(&worker);
     let (address, is_over) = (worker.address("sink live"), Arc::new(AtomicBool::new(false)));
     let listening = tokio::spawn({
@@ -295,7 +295,10 @@ async fn nothing_is_lost_or_doubled_beside_a_worker_that_serves() {
             let mut heard = Heard::default();
             while !is_over.load(Ordering::Relaxed) {
                 let query = "join=read&replay=true";
-                heard.follow(Subscription::open(address, query, heard.last_id.as_deref()).await).await;
+                // A connection that is taken as the pause begins is closed again.
+                if let Ok(client) = Subscription::try_open(address, query, heard.last_id.as_deref()).await {
+                    heard.follow(client).await;
+                }
             }
             heard
         }

@@ -160,6 +160,7 @@ fn copy(
             Ok::<_, ReshardError>(())
         })?;
     }
+    progress.add(rows % PROGRESS_ROWS);
     let facts = ShardFacts { topics: topics.clone(), indexes, ..ShardFacts::default() };
     for (mut shard, (batch, _)) in shards.into_iter().zip(batches) {
         shard.write(&topics, &batch)?;
