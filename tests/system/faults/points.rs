@@ -176,7 +176,7 @@ async fn die(run: &mut FaultRun, trigger: Trigger, point: &str, n: u64) {
     match trigger {
         Trigger::Load | Trigger::WideLoad | Trigger::Trim | Trigger::Reload => {}
         Trigger::OtherQuery => run.change_query(),
-        Trigger::Reshard => {
+        Trigger::Reshard | Trigger::Online => {
             let live = run.start_well().await;
             for _ in 0..20 {
                 assert!(run.send(&live).await);
@@ -186,9 +186,8 @@ async fn die(run: &mut FaultRun, trigger: Trigger, point: &str, n: u64) {
             } else {
                 run.kill(live).await;
             }
-            run.reshard();
+            if trigger == Trigger::Online { run.reshard_online() } else { run.reshard() }
         }
-        Trigger::Online => run.reshard_online(),
         Trigger::Expiry => {
             let live = run.start_well().await;
             for _ in 0..20 {
