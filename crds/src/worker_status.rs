@@ -26,7 +26,8 @@ pub struct WorkerStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ReshardReport {
-    /// The step that is under way: `Copying`, `Verifying` or `Verified`.
+    /// The step that is under way: `Copying`, `Verifying` or `Verified`, and beside a pipeline that runs also `CatchingUp`,
+    /// `Switching`, and in the end `Done` or `Failed`.
     pub phase: String,
     /// Shards that the data has.
     pub from_shard_count: u32,
@@ -40,6 +41,8 @@ pub struct ReshardReport {
     pub remaining_seconds: Option<u64>,
     /// When the copy was found to be whole, in seconds since the epoch.
     pub verified_at: Option<i64>,
+    /// Details, and what to do.
+    pub message: Option<String>,
 }
 
 /// The config in force, and how the last reload went.

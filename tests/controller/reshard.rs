@@ -161,6 +161,7 @@ impl Shards {
             rows_total: 200,
             remaining_seconds: Some(7),
             verified_at: None,
+            message: None,
         }));
         self.site.set_pod(&pod.name_any(), "True").await;
         pod

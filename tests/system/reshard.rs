@@ -1,6 +1,7 @@
 //! The data of a pipeline goes to another number of shards: by the command, and by a start that finds consent.
 
 mod load;
+pub(crate) mod online;
 
 use expect_test::{Expect, expect};
 use litejoin_tests::client::client;

@@ -80,7 +80,7 @@ const FLOOR_PLANS: [FloorPlan; 5] = [
             &["sink", "source"],
             &["pipeline", "plan"],
             &["complaint", "crd", "part"],
-            &["structure", "unsupported"],
+            &["structure"],
             &["validate"],
             &["settle"],
         ],

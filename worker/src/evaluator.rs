@@ -44,6 +44,7 @@ use crate::status::Status;
 use crate::storage::arrivals::SureTimes;
 use crate::storage::gate::{EpochGate, Wake};
 use crate::storage::ingest::Ingest;
+use crate::storage::log::LogHold;
 use crate::storage::sqlite::{self, SqliteError};
 use crate::storage::topics::Topics;
 
@@ -87,6 +88,8 @@ pub(crate) struct Evaluator {
     pub(crate) scratch_folder: PathBuf,
     /// By shard: the last log entry that its writer may trim.
     pub(crate) trim_to: Vec<Arc<AtomicI64>>,
+    /// Log entries that another reader needs.
+    pub(crate) log_hold: LogHold,
     /// The last epoch number that is reserved.
     pub(crate) reserved: u64,
     /// Publishes the end of the outbox to sinks and readers.
@@ -297,6 +300,7 @@ impl Evaluator {
             looked_at: None,
             done,
             trim_to: self.trim_to.clone(),
+            log_hold: self.log_hold.clone(),
             repairs: Arc::clone(&self.repairs),
             sure: SureTimes::new(),
             letters: Arc::clone(&self.letters),

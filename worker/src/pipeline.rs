@@ -12,7 +12,7 @@ use litejoin_crds::part::{Part, parts};
 use litejoin_crds::plan::{self, Plan, SinkKind, SourceKind, TimeCut};
 use litejoin_crds::window::WindowEmit;
 use litejoin_crds::worker_status::{LeftOut, PartComplaint};
-use litejoin_crds::{Candidate, Complaint, Document, HeldBack, Place, Reason, unsupported, validate_without};
+use litejoin_crds::{Candidate, Complaint, Document, HeldBack, Place, Reason, validate_without};
 
 use crate::join::CheckedJoin;
 use crate::join::check::{self, Catalog, QueryError};
@@ -143,11 +143,9 @@ impl Wrong {
 
 /// Checks documents and queries without the parts at some places.
 fn check(manifest: Manifest, left_out: &BTreeSet<Place>) -> Result<(Pipeline, String), Box<Wrong>> {
-    let mut refused = unsupported(&manifest.documents);
     let (mut plan, warnings) = match validate_without(&manifest.documents, left_out) {
         Ok(valid) => valid,
-        Err(mut complaints) => {
-            complaints.extend(refused);
+        Err(complaints) => {
             // The set of topics is uncertain now, but a query that SQLite can't parse is wrong with any topics.
             let catalog = Catalog { topics: &[], open: true };
             let documents = &manifest.documents;
@@ -160,7 +158,7 @@ fn check(manifest: Manifest, left_out: &BTreeSet<Place>) -> Result<(Pipeline, St
             return Err(Wrong::new(manifest, complaints, queries, text));
         }
     };
-    refused.extend(left_out_of_this_build(&plan));
+    let refused = left_out_of_this_build(&plan);
     let topics = declared_topics(&plan);
     let catalog = Catalog { topics: &topics, open: takes_any_topic(&plan) };
     let check_window = |window: &plan::Window, node: Option<&CheckedJoin>| {

@@ -7,24 +7,26 @@
 
 mod copy;
 mod note;
+mod online;
 mod outlook;
+mod pace;
 mod switch;
 mod verify;
 
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use litejoin_crds::plan::Plan;
-use litejoin_crds::worker_status::ReshardReport;
 use tracing::{info, warn};
 
 use self::note::{CopyNote, JoinPlaces};
+pub(crate) use self::online::{FollowedCopy, OnlineMove};
 pub(crate) use self::outlook::Outlook;
 pub(crate) use self::switch::{remove_expired, settle, undo};
 use crate::clock;
 use crate::fault;
 use crate::results::store;
+use crate::status::reshard::{MoveProgress, MoveStep};
 use crate::storage::layout::{
     Layout, LayoutError, LayoutState, LockedDir, RESULTS_FILE, SHARD_COUNT_MAX, random_id, remove_folder,
     shard_file_name,
@@ -65,68 +67,13 @@ pub(crate) enum ReshardError {
         "{path}: no layout of before is kept; go back by --to with the number of before, which moves the data again"
     )]
     NoPrevious { path: String },
+    #[error("the move to another number of shards was called off")]
+    CalledOff,
 }
 
 /// Bytes for people.
 pub(crate) fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
-}
-
-/// How far a re-shard is; read by others while it runs.
-#[derive(Debug, Default)]
-pub(crate) struct MoveProgress {
-    step: AtomicU8,
-    rows: AtomicU64,
-    total: AtomicU64,
-    verified_at: AtomicU64,
-}
-
-/// The steps that take their time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum MoveStep {
-    Copying,
-    Verifying,
-    Verified,
-}
-
-impl MoveProgress {
-    fn begin(&self, step: MoveStep, total: u64) {
-        self.rows.store(0, Ordering::Relaxed);
-        self.total.store(total, Ordering::Relaxed);
-        self.step.store(step as u8, Ordering::Relaxed);
-    }
-
-    fn add(&self, rows: u64) {
-        self.rows.fetch_add(rows, Ordering::Relaxed);
-    }
-
-    /// The step that is under way, its rows that are through, and all of them.
-    pub(crate) fn now(&self) -> (MoveStep, u64, u64) {
-        let step = match self.step.load(Ordering::Relaxed) {
-            0 => MoveStep::Copying,
-            1 => MoveStep::Verifying,
-            _ => MoveStep::Verified,
-        };
-        (step, self.rows.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
-    }
-
-    /// The same for `/status`; `running` is how long the step has taken so far.
-    pub(crate) fn report(&self, from: usize, to: usize, running: Duration) -> ReshardReport {
-        let (step, rows, rows_total) = self.now();
-        let left = rows_total.saturating_sub(rows) as f64;
-        let remaining = (rows > 0).then(|| (running.as_secs_f64() * left / rows as f64).ceil());
-        let verified_at = i64::try_from(self.verified_at.load(Ordering::Relaxed)).unwrap_or_default();
-        let count = |shards: usize| u32::try_from(shards).expect("a few shards");
-        ReshardReport {
-            phase: format!("{step:?}"),
-            from_shard_count: count(from),
-            to_shard_count: count(to),
-            rows,
-            rows_total,
-            remaining_seconds: remaining.map(|seconds| seconds as u64),
-            verified_at: (verified_at > 0).then_some(verified_at),
-        }
-    }
 }
 
 /// A copy of the data in another number of shards that is known to be whole.
@@ -234,7 +181,7 @@ impl<'a> Move<'a> {
         fault::point("joins-noted");
         note.write(&self.copy_folder()).map_err(self.io("note that the copy is whole"))?;
         fault::point("copy-verified");
-        progress.verified_at.store(u64::try_from(now).unwrap_or_default(), Ordering::Relaxed);
+        progress.verified(now);
         progress.begin(MoveStep::Verified, note.rows);
         Ok(VerifiedCopy { note })
     }
@@ -269,7 +216,8 @@ pub(crate) fn at_start(locked: &LockedDir, plan: &Plan) -> Result<bool, ReshardE
     let mut has_moved = settle(locked)?;
     remove_expired(locked.path(), clock::epoch_seconds());
     let Some(layout) = locked.layout()? else { return Ok(has_moved) };
-    let (has, wanted) = (layout.shard_count, plan.storage.shard_count);
+    let has = layout.shard_count;
+    let wanted = plan.storage.shard_count_for(Some(has));
     let consent = plan.storage.reshard.as_ref().filter(|consent| consent.to == wanted);
     match consent {
         Some(consent) if consent.from == has && layout.identity == plan.identity => {
@@ -297,9 +245,14 @@ pub(crate) fn at_start(locked: &LockedDir, plan: &Plan) -> Result<bool, ReshardE
         _ => {}
     }
     if has == wanted
-        && let Err(error) = remove_folder(&locked.path().join(COPY))
+        && let Err(error) = remove_copy(locked.path())
     {
         warn!(%error, "could not remove a copy of the data for another number of shards");
     }
     Ok(has_moved)
+}
+
+/// Removes the copy of a move that was called off.
+pub(crate) fn remove_copy(data_dir: &Path) -> std::io::Result<()> {
+    remove_folder(&data_dir.join(COPY))
 }

@@ -6,6 +6,7 @@ mod config_diff;
 mod evaluation;
 mod listeners;
 mod maintenance;
+mod online;
 mod reload;
 mod replica;
 mod sinks;
@@ -21,7 +22,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use litejoin_crds::plan::{Plan, SinkKind};
 use litejoin_crds::replication::ReplicationMode;
@@ -31,6 +32,7 @@ use tracing::{info, warn};
 use self::evaluation::Evaluation;
 use self::listeners::Listeners;
 use self::maintenance::Maintenance;
+use self::online::{Mover, StagedMove};
 use self::replica::Replication;
 use self::sinks::Sinks;
 use self::sources::Sources;
@@ -46,8 +48,10 @@ use crate::reshard::{self, ReshardError};
 use crate::results::event::JoinId;
 use crate::serve::listen::ListenError;
 use crate::status::Status;
+use crate::status::reshard::MoveStep;
 use crate::storage::ingest::Ingest;
 use crate::storage::layout::{LayoutError, LockedDir, UnusableData};
+use crate::storage::log::LogHold;
 use crate::storage::sqlite::SqliteError;
 
 /// How long a planned stop waits for the evaluator and the sinks. Work that is not done by then is done at the next
@@ -57,6 +61,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 /// How much of [`DRAIN_TIMEOUT`] sources may take. Messages that they have not handed over by then are refused; none of
 /// them was acknowledged.
 const SOURCES_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a pause waits for evaluations; what they have not stored by then is evaluated anew after it.
+const PAUSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often feeds are looked at before a stop that nothing follows.
 const FEEDS_LOOK: Duration = Duration::from_millis(20);
@@ -95,6 +102,15 @@ pub(crate) enum StartError {
     Overtaken,
     #[error("--once needs sources that come to an end, and {name} does not; leave --once out")]
     UnboundedSource { name: String },
+    #[error(
+        "source {name}: standard input can't be read on after the pause of a move; write storage.reshard.strategy: Job, \
+         and restart to apply"
+    )]
+    StdinInTheWay { name: String },
+    #[error(
+        "not all of the pipeline came to rest for the switch to other shards, and nothing was switched; start it again"
+    )]
+    NotAtRest,
 }
 
 impl From<ReshardError> for StartError {
@@ -142,6 +158,8 @@ struct Running {
     listeners: Listeners,
     ingest: Ingest,
     writers: Vec<JoinHandle<()>>,
+    /// Holds log entries that a reader beside the joins needs.
+    log_hold: LogHold,
     evaluation: Evaluation,
     /// The numbers of the joins by their names.
     ids: HashMap<String, JoinId>,
@@ -165,21 +183,16 @@ pub(crate) async fn run(
     mut reloads: mpsc::Receiver<Reload>,
 ) -> Result<(), StartError> {
     let once = pipeline.once;
-    let (closed, mut stdout_closed) = mpsc::channel(1);
+    let (stdout_closed, mut is_stdout_closed) = mpsc::channel(1);
     let (overtaken, mut is_overtaken) = mpsc::channel(1);
+    let starter = Starter { secrets, tools, stdout_closed, overtaken };
     // First, so that a port in use changes nothing on disk or in a store.
     let listeners = Listeners::open(&pipeline.plan, &Listeners::default()).await?;
-    let (locked, replica) = tokio::select! {
-        prepared = prepare(&pipeline.plan, &secrets, &tools) => {
-            prepared.map_err(|problem| problem.or_without_data(&pipeline.plan.storage.data_dir))?
-        }
-        // A restore may take its time.
-        Some(()) = stop.recv() => return Ok(()),
-    };
-    let data_dir = locked.path().to_owned();
-    let mut running = Running::start(pipeline, secrets, listeners, locked, replica, closed, overtaken)
-        .await
-        .map_err(|problem| problem.or_without_data(&data_dir))?;
+    let locked = LockedDir::lock(&pipeline.plan.storage.data_dir)?;
+    let started = starter.start(pipeline, listeners, locked, &mut stop).await?;
+    let Some(mut running) = started else { return Ok(()) };
+    let mut mover = Mover::default();
+    mover.follow(&running, &starter.secrets).await;
     let mut outcome = Ok(());
     loop {
         tokio::select! {
@@ -187,7 +200,7 @@ pub(crate) async fn run(
                 info!("stopping: sources first, then what is on its way; a second signal ends at once");
                 break;
             }
-            Some(()) = stdout_closed.recv() => {
+            Some(()) = is_stdout_closed.recv() => {
                 info!("nobody reads standard output any more; stopping");
                 break;
             }
@@ -203,29 +216,147 @@ pub(crate) async fn run(
                 break;
             }
             Some(reload) = reloads.recv() => {
-                let mut reloading = pin!(running.reload(reload));
-                tokio::select! {
-                    () = &mut reloading => {}
-                    Some(()) = stop.recv() => {
-                        info!("stopping as soon as the reload is through; a second signal ends at once");
-                        let _ = tokio::time::timeout(DRAIN_TIMEOUT, reloading).await;
-                        break;
+                let reloaded = {
+                    let mut reloading = pin!(running.reload(reload));
+                    tokio::select! {
+                        () = &mut reloading => true,
+                        Some(()) = stop.recv() => {
+                            info!("stopping as soon as the reload is through; a second signal ends at once");
+                            let _ = tokio::time::timeout(DRAIN_TIMEOUT, reloading).await;
+                            false
+                        }
                     }
+                };
+                if !reloaded {
+                    break;
+                }
+                mover.follow(&running, &starter.secrets).await;
+            }
+            staged = mover.staged() => match staged {
+                Ok(staged) => {
+                    let gone_over = starter.go_over(running, staged, &mut mover, &mut stop).await?;
+                    let Some(gone_over) = gone_over else { return Ok(()) };
+                    running = gone_over;
+                }
+                Err((told, problem)) => {
+                    mover.failed(&running.pipeline.plan, &told, &problem);
+                    online::remove_copy(&running).await;
                 }
             }
         }
     }
-    running.stop().await;
+    mover.call_off().await;
+    running.stop(StopPurpose::End).await;
     outcome
 }
 
-/// Locks the data directory, and sees that the right data is in it.
+/// What a stop is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StopPurpose {
+    /// The process ends.
+    End,
+    /// The pipeline starts again at once with other files.
+    Pause,
+}
+
+/// What is left of a pipeline that was stopped.
+struct StoppedPipeline {
+    pipeline: Pipeline,
+    listeners: Listeners,
+    /// Whether nothing of it works any more.
+    is_at_rest: bool,
+}
+
+/// What every start of the process needs.
+struct Starter {
+    secrets: Arc<Secrets>,
+    tools: Tools,
+    stdout_closed: mpsc::Sender<()>,
+    overtaken: mpsc::Sender<()>,
+}
+
+impl Starter {
+    /// Starts a pipeline with the data of a directory; `None` if it is to stop before that.
+    async fn start(
+        &self,
+        mut pipeline: Pipeline,
+        listeners: Listeners,
+        locked: LockedDir,
+        stop: &mut mpsc::Receiver<()>,
+    ) -> Result<Option<Running>, StartError> {
+        let (locked, replica) = tokio::select! {
+            prepared = prepare(locked, &pipeline.plan, &self.secrets, &self.tools) => {
+                prepared.map_err(|problem| problem.or_without_data(&pipeline.plan.storage.data_dir))?
+            }
+            // A restore may take its time.
+            Some(()) = stop.recv() => return Ok(None),
+        };
+        let data_dir = locked.path().to_owned();
+        let storage = &mut pipeline.plan.storage;
+        storage.shard_count = storage.shard_count_for(locked.layout()?.map(|layout| layout.shard_count));
+        let (closed, overtaken) = (self.stdout_closed.clone(), self.overtaken.clone());
+        let secrets = Arc::clone(&self.secrets);
+        let running = Running::start(pipeline, secrets, listeners, locked, replica, closed, overtaken).await;
+        running.map(Some).map_err(|problem| problem.or_without_data(&data_dir))
+    }
+
+    /// Stops a pipeline for as long as it takes to put a copy of its data in the place of the data, and starts it again. A
+    /// client that connects meanwhile waits.
+    async fn go_over(
+        &self,
+        running: Running,
+        staged: StagedMove,
+        mover: &mut Mover,
+        stop: &mut mpsc::Receiver<()>,
+    ) -> Result<Option<Running>, StartError> {
+        let StagedMove { copy, call_off, told } = staged;
+        let began = Instant::now();
+        info!(from = told.from, to = told.to, "pausing for the rest of the data");
+        let locked = running.store.data_dir.share()?;
+        let stopped = running.stop(StopPurpose::Pause).await;
+        if !stopped.is_at_rest {
+            return Err(StartError::NotAtRest);
+        }
+        let stopped_after = began.elapsed();
+        let switched = blocking(move || copy.switch()).await;
+        drop(call_off);
+        let switched_after = began.elapsed();
+        let plan = stopped.pipeline.plan.clone();
+        let Some(running) = self.start(stopped.pipeline, stopped.listeners, locked, stop).await? else {
+            return Ok(None);
+        };
+        match switched {
+            // What was decided is done by the start, also where the switch itself was cut off.
+            Err(problem) if running.pipeline.plan.storage.shard_count != told.to => {
+                mover.failed(&plan, &told, &problem.into());
+            }
+            _ => {
+                let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+                let pause = began.elapsed();
+                info!(
+                    from = told.from,
+                    to = told.to,
+                    milliseconds = milliseconds(pause),
+                    stopped = milliseconds(stopped_after),
+                    switched = milliseconds(switched_after),
+                    "the data is in other shards now; the layout of before is kept for a while"
+                );
+                told.progress.begin(MoveStep::Done, 0);
+                told.progress.say(Some(format!("the pipeline paused for {:.1} s", pause.as_secs_f64())));
+            }
+        }
+        online::tell(&running.status, Some(told));
+        Ok(Some(running))
+    }
+}
+
+/// Sees that the right data is in a directory.
 async fn prepare(
+    locked: LockedDir,
     plan: &Plan,
     secrets: &Secrets,
     tools: &Tools,
 ) -> Result<(LockedDir, Option<Replica>), StartError> {
-    let locked = LockedDir::lock(&plan.storage.data_dir)?;
     let replica = match Site::of(plan, secrets)? {
         Some(site) => {
             let begin = match site.replication.mode {
@@ -268,10 +399,18 @@ impl Running {
     }
 
     /// Stops in the order in which data flows.
-    async fn stop(mut self) {
+    async fn stop(mut self, purpose: StopPurpose) -> StoppedPipeline {
         self.status.ready.store(false, Ordering::Relaxed);
+        let evaluation_timeout = match purpose {
+            StopPurpose::End => DRAIN_TIMEOUT,
+            StopPurpose::Pause => PAUSE_TIMEOUT,
+        };
         let drained = tokio::time::timeout(DRAIN_TIMEOUT, async {
             self.sources.units.ask_to_stop();
+            if purpose == StopPurpose::Pause {
+                // What sinks have not handed over by then waits in the outbox for the start that follows at once.
+                self.sinks.units.ask_to_stop();
+            }
             if tokio::time::timeout(SOURCES_TIMEOUT, self.sources.units.ended()).await.is_err() {
                 warn!("not all sources come to an end; going on without them");
             }
@@ -279,11 +418,16 @@ impl Running {
             self.ingest.close();
             let writers = self.writers;
             blocking(move || writers.into_iter().for_each(join)).await;
-            self.evaluation.finish().await;
-            self.sinks.units.ask_to_stop();
+            self.evaluation.finish(evaluation_timeout).await;
             self.admin.ask_to_stop();
             self.control.iter().for_each(Unit::ask_to_stop);
-            self.sinks.units.ended().await;
+            match purpose {
+                StopPurpose::End => {
+                    self.sinks.units.ask_to_stop();
+                    self.sinks.units.ended().await;
+                }
+                StopPurpose::Pause => self.sinks.units.stop_all().await,
+            }
             self.admin.ended().await;
             if let Some(mut control) = self.control {
                 control.ended().await;
@@ -302,10 +446,13 @@ impl Running {
             Ok(()) => {
                 // Scratch data is worth nothing to the next start.
                 let _ = std::fs::remove_dir_all(scratch);
-                info!("stopped");
+                if purpose == StopPurpose::End {
+                    info!("stopped");
+                }
             }
             Err(_) => warn!("stopped before all results were handed over; they follow at the next start"),
         }
+        StoppedPipeline { pipeline: self.pipeline, listeners: self.listeners, is_at_rest: drained.is_ok() }
     }
 }
 

@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use fnv::FnvHasher;
 use litejoin_crds::kind::Kind;
 use litejoin_crds::plan::Plan;
-use litejoin_crds::worker_status::DegradedPart;
+use litejoin_crds::worker_status::{DegradedPart, ReshardReport};
 use serde_json::{Value, json};
 
 use self::config::ConfigStatus;
 use self::counters::{ByName, Counter, Gauge, LastError};
 use self::join::{ClassInForce, JoinStatus};
 use self::replication::ReplicationStatus;
+use self::reshard::MoveStatus;
 use self::sink::SinkStatus;
 use self::source::SourceStatus;
 use self::topics::TopicStatus;
@@ -28,6 +29,7 @@ pub(crate) mod join;
 pub(crate) mod kafka;
 pub(crate) mod prometheus;
 pub(crate) mod replication;
+pub(crate) mod reshard;
 pub(crate) mod sink;
 pub(crate) mod source;
 pub(crate) mod topics;
@@ -47,6 +49,8 @@ pub(crate) struct Status {
     pub(crate) outbox_compacted: Counter,
     pub(crate) inflight_bytes: Gauge,
     pub(crate) replication: Arc<ReplicationStatus>,
+    /// The move of the data to another number of shards, if one was begun.
+    pub(crate) reshard: Mutex<Option<MoveStatus>>,
     /// The error that keeps results from being stored, and whether that is a full disk.
     results_error: LastError,
     results_disk_full: AtomicBool,
@@ -75,6 +79,7 @@ impl Status {
             outbox_compacted: Counter::default(),
             inflight_bytes: Gauge::default(),
             replication: Arc::default(),
+            reshard: Mutex::default(),
             results_error: LastError::default(),
             results_disk_full: AtomicBool::new(false),
             shard_errors: (0..plan.storage.shard_count).map(|_| LastError::default()).collect(),
@@ -191,13 +196,19 @@ impl Status {
         found
     }
 
+    /// How far the data is on its way to another number of shards; `None` where nothing was begun.
+    fn reshard(&self) -> Option<ReshardReport> {
+        self.reshard.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(MoveStatus::report)
+    }
+
     /// An `ETag` of all that the operator acts upon at the moment `now`; numbers that always move are left out.
     pub(crate) fn tag(&self, now: i64) -> String {
         let mut config = self.config.report();
         config.reloads.clear();
         let replica = self.replication.report(now).map(|replica| (replica.ready, replica.is_failing()));
         let lineage = self.lineage.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let news = json!([self.unready(), lineage, config, replica, self.degraded(now)]);
+        let reshard = self.reshard().map(|report| (report.phase, report.message));
+        let news = json!([self.unready(), lineage, config, replica, self.degraded(now), reshard]);
         let mut hasher = FnvHasher::default();
         hasher.write(news.to_string().as_bytes());
         format!("\"{:016x}\"", hasher.finish())
@@ -231,6 +242,7 @@ impl Status {
             "storageError": self.storage_error(),
             "replication": self.replication.json(now),
             "degraded": self.degraded(now),
+            "reshard": self.reshard(),
             "sources": map(self.sources.map(SourceStatus::json)),
             "topics": map(topics),
             "joins": map(self.joins.map(JoinStatus::json)),

@@ -29,14 +29,40 @@ pub struct Storage {
 }
 
 impl Storage {
+    /// The number of shards to run with where the data has so many: a move beside the pipeline begins with what the data
+    /// has, and data that has been moved stays so while the consent is there.
+    pub fn shard_count_for(&self, has: Option<usize>) -> usize {
+        let consent = self.consent(ReshardStrategy::Online).filter(|_| self.may_move_online());
+        match (consent, has) {
+            (Some(consent), Some(has)) if [consent.from, consent.to].contains(&has) => has,
+            _ => self.shard_count,
+        }
+    }
+
+    /// Whether the data may have another number of shards than the one that is written, by a move beside the pipeline.
+    pub fn may_move_online(&self) -> bool {
+        let consent = self.consent(ReshardStrategy::Online);
+        consent.is_some_and(|consent| [consent.from, consent.to].contains(&self.shard_count))
+    }
+
+    /// The move that is to be made beside the pipeline, which runs with [`Self::shard_count_for`].
+    pub fn online(&self) -> Option<&Reshard> {
+        self.consent(ReshardStrategy::Online).filter(|consent| consent.from == self.shard_count)
+    }
+
+    fn consent(&self, strategy: ReshardStrategy) -> Option<&Reshard> {
+        self.reshard.as_ref().filter(|consent| consent.strategy == strategy)
+    }
+
     /// Whether data with so many shards can be run: it has what is wanted, or may be moved there.
     pub fn may_have(&self, shard_count: usize) -> bool {
         shard_count == self.shard_count || self.reshard_from() == Some(shard_count)
     }
 
-    /// Shards that data may have which is to be moved to those that are wanted.
+    /// Shards that data may have which is to be moved, before it runs, to those that are wanted.
     pub fn reshard_from(&self) -> Option<usize> {
-        self.reshard.as_ref().filter(|consent| consent.to == self.shard_count).map(|consent| consent.from)
+        let consent = self.consent(ReshardStrategy::Job).filter(|consent| consent.to == self.shard_count);
+        consent.map(|consent| consent.from)
     }
 }
 

@@ -7,7 +7,8 @@ use litejoin_crds::credentials::{GATHERED_KEY_LENGTH_MAX, gathered_key};
 use litejoin_crds::hash::config_hash;
 use litejoin_crds::kind::{DATA_ANNOTATION, Kind};
 use litejoin_crds::part::parts;
-use litejoin_crds::{Candidate, Complaint, Document, HeldBack, Part, Place, Plan, Reason, unsupported};
+use litejoin_crds::reshard::ReshardStrategy;
+use litejoin_crds::{Candidate, Complaint, Document, HeldBack, Part, Place, Plan, Reason};
 use serde_json::{Value, json};
 
 use super::config_map;
@@ -16,6 +17,14 @@ use super::observe::{Observed, secret_keys};
 use super::reshard::{Phase, Reshard};
 
 mod admin;
+
+/// Complains about a move beside the worker, of which this operator knows nothing yet.
+fn online(plan: &Plan) -> Option<Complaint> {
+    let reshard = plan.storage.reshard.as_ref()?;
+    let message = "in a cluster, this version moves data by a Job only; write Job";
+    (reshard.strategy == ReshardStrategy::Online)
+        .then(|| Complaint::error(0, "spec.storage.reshard.strategy", Reason::Unsupported, message))
+}
 
 /// Fields of a Pipeline that only the operator reads.
 const OPERATORS_FIELDS: [&str; 9] = [
@@ -96,10 +105,10 @@ pub(crate) fn validate(observed: &Observed) -> Verdict {
             Ok((plan, _)) => (Some(plan), Vec::new()),
             Err(complaints) => (None, complaints),
         };
-        complaints.extend(unsupported(candidate.documents()));
         let (lacking, missing) = missing_secrets(&candidate, &before, observed);
         complaints.extend(missing);
         complaints.extend(plan.iter().flat_map(admin::complaints));
+        complaints.extend(plan.iter().filter_map(online));
         complaints.retain(|complaint| !candidate.is_left_out(&complaint.place));
         match candidate.hold_back(complaints) {
             Ok(true) => {}

@@ -26,10 +26,12 @@ enum Trigger {
     Expiry,
     /// A start with another number of shards, after a worker that was killed or stopped.
     Reshard,
+    /// Messages while the data goes to another number of shards.
+    Online,
 }
 
 /// Points and their triggers, in the order in which a batch passes them.
-const POINTS: [(&str, Trigger); 33] = [
+const POINTS: [(&str, Trigger); 42] = [
     ("index-built", Trigger::OtherQuery),
     ("shard-prepared", Trigger::OtherQuery),
     ("log-trimmed", Trigger::Load),
@@ -63,6 +65,15 @@ const POINTS: [(&str, Trigger); 33] = [
     ("layout-aside", Trigger::Reshard),
     ("joins-switched", Trigger::Reshard),
     ("switch-settled", Trigger::Reshard),
+    ("online-copied", Trigger::Online),
+    ("online-verified", Trigger::Online),
+    ("rest-followed", Trigger::Online),
+    ("rest-verified", Trigger::Online),
+    ("switch-prepared", Trigger::Online),
+    ("layout-switched", Trigger::Online),
+    ("shard-moved", Trigger::Online),
+    ("joins-switched", Trigger::Online),
+    ("switch-settled", Trigger::Online),
 ];
 
 /// Batches after which a point that was not reached will not be.
@@ -103,6 +114,11 @@ async fn at_a_start_with_another_number_of_shards() {
     die_at_all(Trigger::Reshard).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn amid_a_move_to_another_number_of_shards() {
+    die_at_all(Trigger::Online).await;
+}
+
 /// A worker that dies at any step loses nothing and repeats nothing.
 async fn die_at_all(by: Trigger) {
     for (point, trigger) in POINTS.into_iter().filter(|(_, trigger)| *trigger == by) {
@@ -115,12 +131,14 @@ async fn die_at_all(by: Trigger) {
             Trigger::Trim => seeds(2, 20),
             // Each shard of the layout of before is moved, then each of the new one.
             Trigger::Reshard if point == "shard-moved" => vec![1, 2, 4, 5],
-            Trigger::Reshard => vec![1],
+            Trigger::Online if point == "shard-moved" => vec![2, 4],
+            Trigger::Reshard | Trigger::Online => vec![1],
             _ => seeds(1, 3),
         };
         for n in times {
             die(&mut run, trigger, point, n).await;
             run.expire(false);
+            run.end_online();
             let live = run.start_well().await;
             run.settle(live).await;
         }
@@ -158,7 +176,7 @@ async fn die(run: &mut FaultRun, trigger: Trigger, point: &str, n: u64) {
     match trigger {
         Trigger::Load | Trigger::WideLoad | Trigger::Trim | Trigger::Reload => {}
         Trigger::OtherQuery => run.change_query(),
-        Trigger::Reshard => {
+        Trigger::Reshard | Trigger::Online => {
             let live = run.start_well().await;
             for _ in 0..20 {
                 assert!(run.send(&live).await);
@@ -168,7 +186,7 @@ async fn die(run: &mut FaultRun, trigger: Trigger, point: &str, n: u64) {
             } else {
                 run.kill(live).await;
             }
-            run.reshard();
+            if trigger == Trigger::Online { run.reshard_online() } else { run.reshard() }
         }
         Trigger::Expiry => {
             let live = run.start_well().await;

@@ -58,6 +58,8 @@ pub(super) struct FaultRun {
     pub(super) what: String,
     /// How often the data was asked to be in another number of shards.
     reshards: usize,
+    /// Whether that is done while a worker serves.
+    is_online: bool,
     /// Whether every batch concerns more results than one share of an epoch holds.
     pub(super) is_wide: bool,
     /// Whether rows may be what they were before.
@@ -109,6 +111,7 @@ impl FaultRun {
             site: WorkerSite::new(),
             what: String::new(),
             reshards: 0,
+            is_online: false,
             is_wide: false,
             values_may_shrink: false,
             resets_allowed: false,
@@ -136,6 +139,18 @@ impl FaultRun {
     /// Asks for the data to be in another number of shards; for the next start.
     pub(super) fn reshard(&mut self) {
         self.reshards += 1;
+        self.write_manifest();
+    }
+
+    /// Asks for the same, to be done while the next worker serves.
+    pub(super) fn reshard_online(&mut self) {
+        self.is_online = true;
+        self.reshard();
+    }
+
+    /// Has the next start do what is left of it.
+    pub(super) fn end_online(&mut self) {
+        self.is_online = false;
         self.write_manifest();
     }
 
@@ -419,7 +434,8 @@ impl FaultRun {
         let mut storage = json!({"shardCount": self.shard_count(0), "flushInterval": "1ms"});
         if self.reshards > 0 {
             let (from, to) = (self.shard_count(1), self.shard_count(0));
-            storage["reshard"] = json!({"fromShardCount": from, "toShardCount": to});
+            let strategy = if self.is_online { "Online" } else { "Job" };
+            storage["reshard"] = json!({"fromShardCount": from, "toShardCount": to, "strategy": strategy});
         }
         let manifest = json!({
             "apiVersion": "litejoin.io/v1alpha1",

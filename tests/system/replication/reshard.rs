@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::refused::refused;
 use super::{Replicated, incarnations, keys, names, put_all, ready, stored};
+use crate::reshard::online::moved;
 
 /// Has the data go from one number of shards to another, with consent.
 fn reshard(pipeline: &Replicated, from: usize, to: usize) {
@@ -17,6 +18,12 @@ fn reshard(pipeline: &Replicated, from: usize, to: usize) {
         storage["shardCount"] = json!(to);
         storage["reshard"] = json!({ "fromShardCount": from, "toShardCount": to });
     });
+}
+
+/// Has the same done while the pipeline is served.
+fn reshard_online(pipeline: &Replicated, from: usize, to: usize) {
+    reshard(pipeline, from, to);
+    pipeline.change(|manifest| manifest["spec"]["storage"]["reshard"]["strategy"] = json!("Online"));
 }
 
 fn shards(pipeline: &Replicated) -> BTreeSet<String> {
@@ -37,6 +44,30 @@ async fn moved_data_has_a_replica_of_its_own() {
     let worker = pipeline.start().await;
     let incarnation = ready(&worker).await;
     assert!(incarnation.starts_with("incarnation-2-"), "{incarnation}");
+    assert_eq!(keys(&worker).await, names("k", 3));
+    let more = names("more", 4);
+    put_all(&worker, &more).await;
+    worker.stop().await;
+    assert_eq!(shards(&pipeline), shard_names(5));
+
+    pipeline.lose_disk();
+    let worker = pipeline.start().await;
+    let all: BTreeSet<String> = names("k", 3).into_iter().chain(more).collect();
+    assert_eq!(keys(&worker).await, all, "the replica has the new shards");
+    worker.stop().await;
+    assert_eq!(shards(&pipeline), shard_names(5));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn data_that_is_moved_beside_the_worker_has_a_replica_of_its_own() {
+    let store = Store::s3().await;
+    let pipeline = stored(&store).await;
+    reshard_online(&pipeline, 3, 5);
+    pipeline.lose_disk();
+    let worker = pipeline.start().await;
+    eprintln!("{}", moved(&worker, 5).await["message"]);
+    let incarnation = ready(&worker).await;
+    assert!(incarnation.starts_with("incarnation-3-"), "restored as it was, then moved: {incarnation}");
     assert_eq!(keys(&worker).await, names("k", 3));
     let more = names("more", 4);
     put_all(&worker, &more).await;

@@ -1,5 +1,5 @@
-//! Messages keep coming by Kafka and HTTP while the data goes to other numbers of shards, by workers that stop and workers
-//! that are killed.
+//! Messages keep coming by Kafka and HTTP while the data goes to other numbers of shards, by workers that stop, workers that
+//! are killed, and a worker that serves meanwhile.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,6 +17,7 @@ use litejoin_tests::wait::{until, until_moment, until_within};
 use litejoin_tests::worker::{Worker, WorkerSite};
 use serde_json::{Value, json};
 
+use super::online::moved;
 use crate::kafka::unique;
 
 const QUERY: &str = "SELECT r.key AS id, r.payload->>'n' AS n, o.payload->>'n' AS o
@@ -171,101 +172,171 @@ async fn send_readings(producer: Producer, topic: String, is_stopped: Arc<Atomic
     n - 1
 }
 
+/// A pipeline to which messages keep coming by Kafka and HTTP.
+struct MovedLoad {
+    site: WorkerSite,
+    rows: usize,
+    brokers: String,
+    topic: String,
+    producer: Producer,
+    pusher: Pusher,
+    stopped: Arc<AtomicBool>,
+    readings: tokio::task::JoinHandle<i64>,
+}
+
+/// What is left of it when no more messages come.
+struct EndedLoad {
+    site: WorkerSite,
+    rows: usize,
+    /// The values of the last order and the last reading.
+    last: (i64, i64),
+    snapshot: Results,
+}
+
+impl MovedLoad {
+    /// Starts a worker, and returns once all rows are there.
+    async fn start() -> (Self, Worker) {
+        let rows = if is_long() { 1_000_000 } else { 100_000 };
+        let cluster = kafka::shared().await;
+        let topic = unique("readings");
+        cluster.create_topic(&topic, 4).await;
+        let brokers = cluster.brokers();
+        let storage = format!("shardCount: {}", SHARD_COUNTS[0]);
+        let site = WorkerSite::with(&manifest(&brokers, &topic, &storage));
+        let producer = cluster.producer();
+        producer.send_all(&topic, (0..rows / 2).map(|number| reading(number, 0))).await;
+        let (pusher, stopped) = (Pusher::start(), Arc::new(AtomicBool::new(false)));
+        let readings = tokio::spawn(send_readings(cluster.producer(), topic.clone(), Arc::clone(&stopped)));
+        let worker = site.start().await;
+        for chunk in (0..rows / 2).collect::<Vec<_>>().chunks(1_000) {
+            worker.ingest().send(&chunk.iter().map(|number| order(*number, 0)).collect::<Vec<_>>()).await;
+        }
+        until_within(LOADED, "all rows to be there", async || {
+            let topics = worker.status().await["topics"].clone();
+            let created = |topic: &str| topics[topic]["created"].as_u64().unwrap_or_default();
+            (created("orders") + created("readings") >= rows as u64).then_some(())
+        })
+        .await;
+        (Self { site, rows, brokers, topic, producer, pusher, stopped, readings }, worker)
+    }
+
+    fn configure(&self, storage: &str) {
+        self.site.write("pipeline.yaml", manifest(&self.brokers, &self.topic, storage));
+    }
+
+    /// Has all messages stop, and waits for the results of the last.
+    async fn end(self, worker: &Worker) -> EndedLoad {
+        self.pusher.go_on(5).await;
+        let last_order = self.pusher.stop().await;
+        self.stopped.store(true, Ordering::Relaxed);
+        let last_reading = self.readings.await.expect("it ends");
+        let readings = (0..BUSY).map(|number| reading(number, last_reading + 1));
+        self.producer.send_all(&self.topic, readings).await;
+        let end: Vec<Value> = (0..BUSY).map(|number| order(number, last_order + 1)).collect();
+        let epoch = worker.ingest().send(&end).await;
+        until("the last readings", async || {
+            let (_, results) = worker.snapshot("live", "read", epoch).await;
+            let last = format!("\"n\":{}", last_reading + 1);
+            (0..BUSY)
+                .all(|number| {
+                    let key = ("read".to_owned(), format!("\"r{number}\""));
+                    results.rows.get(&key).is_some_and(|rows| rows[0].contains(&last))
+                })
+                .then_some(())
+        })
+        .await;
+        let (_, snapshot) = worker.snapshot("live", "read", epoch).await;
+        EndedLoad { site: self.site, rows: self.rows, last: (last_order + 1, last_reading + 1), snapshot }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_or_doubled_on_the_way() {
-    let rows = if is_long() { 1_000_000 } else { 100_000 };
-    let cluster = kafka::shared().await;
-    let topic = unique("readings");
-    cluster.create_topic(&topic, 4).await;
-    let brokers = cluster.brokers();
-    let site = WorkerSite::with(&manifest(&brokers, &topic, &format!("shardCount: {}", SHARD_COUNTS[0])));
-    let producer = cluster.producer();
-    producer.send_all(&topic, (0..rows / 2).map(|number| reading(number, 0))).await;
-
-    let pusher = Pusher::start();
-    let stopped = Arc::new(AtomicBool::new(false));
-    let readings = tokio::spawn(send_readings(cluster.producer(), topic.clone(), Arc::clone(&stopped)));
-
+    let (load, mut worker) = MovedLoad::start().await;
     let mut heard = Heard::default();
-    let mut worker = site.start().await;
-    for chunk in (0..rows / 2).collect::<Vec<_>>().chunks(1_000) {
-        worker.ingest().send(&chunk.iter().map(|number| order(*number, 0)).collect::<Vec<_>>()).await;
-    }
-    until_within(LOADED, "all rows to be there", async || {
-        let topics = worker.status().await["topics"].clone();
-        let created = |topic: &str| topics[topic]["created"].as_u64().unwrap_or_default();
-        (created("orders") + created("readings") >= rows as u64).then_some(())
-    })
-    .await;
     for (index, pair) in SHARD_COUNTS.windows(2).enumerate() {
         let (from, to) = (pair[0], pair[1]);
-        pusher.send_to(&worker);
+        load.pusher.send_to(&worker);
         let query = "join=read&replay=true";
         let client = Subscription::open(worker.address("sink live"), query, heard.last_id.as_deref()).await;
         let following = async { heard.follow(client).await };
         let ending = async {
-            pusher.go_on(20).await;
+            load.pusher.go_on(20).await;
             let is_killed = index == 1;
             worker.signal(if is_killed { "KILL" } else { "TERM" });
         };
         tokio::join!(following, ending);
         worker.ended().await;
-        let consent = format!("shardCount: {to}, reshard: {{fromShardCount: {from}, toShardCount: {to}}}");
-        site.write("pipeline.yaml", manifest(&brokers, &topic, &consent));
+        load.configure(&format!("shardCount: {to}, reshard: {{fromShardCount: {from}, toShardCount: {to}}}"));
         if index == 0 {
             let arguments = ["reshard", "-f", "pipeline.yaml", "--data-dir", "data"];
-            let ended = site.command(arguments).end().await;
+            let ended = load.site.command(arguments).end().await;
             assert_eq!(ended.code, Some(0), "{}", ended.stderr);
         }
-        worker = site.start().await;
+        worker = load.site.start().await;
     }
-    pusher.send_to(&worker);
+    load.pusher.send_to(&worker);
     let client = Subscription::open(worker.address("sink live"), "join=read", heard.last_id.as_deref()).await;
-    pusher.go_on(5).await;
-    let last_order = pusher.stop().await;
-    stopped.store(true, Ordering::Relaxed);
-    let last_reading = readings.await.expect("it ends");
-    producer.send_all(&topic, (0..BUSY).map(|number| reading(number, last_reading + 1))).await;
-    let end: Vec<Value> = (0..BUSY).map(|number| order(number, last_order + 1)).collect();
-    let epoch = worker.ingest().send(&end).await;
-    until("the last readings", async || {
-        let (_, results) = worker.snapshot("live", "read", epoch).await;
-        let last = format!("\"n\":{}", last_reading + 1);
-        (0..BUSY)
-            .all(|number| {
-                let key = ("read".to_owned(), format!("\"r{number}\""));
-                results.rows.get(&key).is_some_and(|rows| rows[0].contains(&last))
-            })
-            .then_some(())
-    })
-    .await;
-    let (_, snapshot) = worker.snapshot("live", "read", epoch).await;
+    let ended = load.end(&worker).await;
     worker.signal("TERM");
     heard.follow(client).await;
     worker.ended().await;
-
-    assert_as_sent(&site, rows, (last_order + 1, last_reading + 1), &snapshot, &heard);
+    ended.assert_as_sent(&heard);
 }
 
-/// Holds topics, snapshot and subscriber to what was sent: rows in all, and the last values of busy keys.
-fn assert_as_sent(
-    site: &WorkerSite,
-    rows: usize,
-    (last_order, last_reading): (i64, i64),
-    snapshot: &Results,
-    heard: &Heard,
-) {
-    let oracle = Oracle::read(&site.data_dir(), ["orders", "readings"]);
-    let expected = oracle.results("read", QUERY, None);
-    assert_eq!(expected.rows.len(), rows / 2);
-    snapshot.assert_same(&expected, "the snapshot");
-    heard.results.assert_same(&expected, "the subscriber");
-    for (topic, last) in [("orders", last_order), ("readings", last_reading)] {
-        let wrong = format!(
-            "SELECT count(*) FROM {topic} WHERE payload->>'n' <> CASE WHEN CAST(substr(key, 2) AS INT) < {BUSY}
-             THEN {last} ELSE 0 END"
-        );
-        assert_eq!(oracle.value(&wrong), 0, "{topic}: values that no message has left");
-        assert_eq!(oracle.value(&format!("SELECT count(*) FROM {topic}")), rows / 2, "{topic}");
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_or_doubled_beside_a_worker_that_serves() {
+    let (load, worker) = MovedLoad::start().await;
+    load.pusher.send_to(&worker);
+    let (address, is_over) = (worker.address("sink live"), Arc::new(AtomicBool::new(false)));
+    let listening = tokio::spawn({
+        let is_over = Arc::clone(&is_over);
+        async move {
+            let mut heard = Heard::default();
+            while !is_over.load(Ordering::Relaxed) {
+                let query = "join=read&replay=true";
+                // A connection that is taken as the pause begins is closed again.
+                if let Ok(client) = Subscription::try_open(address, query, heard.last_id.as_deref()).await {
+                    heard.follow(client).await;
+                }
+            }
+            heard
+        }
+    });
+    for pair in SHARD_COUNTS.windows(2) {
+        let (from, to) = (pair[0], pair[1]);
+        load.pusher.go_on(20).await;
+        let consent = format!("{{fromShardCount: {from}, toShardCount: {to}, strategy: Online}}");
+        load.configure(&format!("shardCount: {to}, reshard: {consent}"));
+        worker.signal("HUP");
+        let done = moved(&worker, to).await;
+        eprintln!("{from} to {to}: {}", done["message"]);
+    }
+    let ended = load.end(&worker).await;
+    is_over.store(true, Ordering::Relaxed);
+    worker.signal("TERM");
+    let heard = listening.await.expect("it ends");
+    let log = worker.ended().await;
+    assert_eq!(log.code, Some(0), "{}", log.stderr);
+    ended.assert_as_sent(&heard);
+}
+
+impl EndedLoad {
+    /// Holds topics, snapshot and subscriber to what was sent: rows in all, and the last values of busy keys.
+    fn assert_as_sent(&self, heard: &Heard) {
+        let Self { site, rows, last: (last_order, last_reading), snapshot } = self;
+        let oracle = Oracle::read(&site.data_dir(), ["orders", "readings"]);
+        let expected = oracle.results("read", QUERY, None);
+        assert_eq!(expected.rows.len(), rows / 2);
+        snapshot.assert_same(&expected, "the snapshot");
+        heard.results.assert_same(&expected, "the subscriber");
+        for (topic, last) in [("orders", last_order), ("readings", last_reading)] {
+            let wrong = format!(
+                "SELECT count(*) FROM {topic} WHERE payload->>'n' <> CASE WHEN CAST(substr(key, 2) AS INT) < {BUSY}
+                 THEN {last} ELSE 0 END"
+            );
+            assert_eq!(oracle.value(&wrong), 0, "{topic}: values that no message has left");
+            assert_eq!(oracle.value(&format!("SELECT count(*) FROM {topic}")), rows / 2, "{topic}");
+        }
     }
 }

@@ -119,7 +119,8 @@ fn over_files(
     each: &mut dyn FnMut(&Finding),
 ) -> Result<(), AuditRefusal> {
     let chosen = join::named(joins, names).map_err(AuditRefusal::Names)?;
-    let shards = layout::shard_paths(data_dir, plan.storage.shard_count, &plan.identity)?;
+    let shard_count = plan.storage.shard_count_for(layout::shard_count(data_dir)?);
+    let shards = layout::shard_paths(data_dir, shard_count, &plan.identity)?;
     let folder = tempfile::Builder::new().prefix("litejoin-audit-").tempdir().map_err(|source| {
         AuditRefusal::Scratch { path: std::env::temp_dir().display().to_string(), source }
     })?;

@@ -17,8 +17,9 @@ use super::{EXIT_INVALID, complain, environment, say};
 use crate::blocking::blocking;
 use crate::credentials::Secrets;
 use crate::replication::{ReplicationError, note_shard_count};
-use crate::reshard::{Move, MoveProgress, MoveStep, Outlook, ReshardError, mebibytes, undo};
+use crate::reshard::{Move, Outlook, ReshardError, mebibytes, undo};
 use crate::serve::listen::ListenError;
+use crate::status::reshard::{MoveProgress, MoveStep};
 use crate::storage::layout::{LayoutError, LockedDir};
 use crate::{clock, pipeline};
 
@@ -192,7 +193,7 @@ async fn with_bar<T>(progress: &MoveProgress, work: impl Future<Output = T>) -> 
                 bar.set_message(match step {
                     MoveStep::Copying => "copying",
                     MoveStep::Verifying => "verifying",
-                    MoveStep::Verified => "verified",
+                    _ => "verified",
                 });
                 bar.set_length(total);
                 bar.set_position(rows);

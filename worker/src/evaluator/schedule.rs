@@ -26,6 +26,7 @@ use crate::status::join::JoinStatus;
 use crate::storage::arrivals::SureTimes;
 use crate::storage::gate::{Cut, EpochGate};
 use crate::storage::ingest::{Checkpoints, Ingest};
+use crate::storage::log::LogHold;
 
 /// The running evaluator: one epoch after the other.
 pub(super) struct EpochLoop {
@@ -39,6 +40,7 @@ pub(super) struct EpochLoop {
     pub(super) looked_at: Option<i64>,
     pub(super) done: mpsc::Receiver<JobResult>,
     pub(super) trim_to: Vec<Arc<AtomicI64>>,
+    pub(super) log_hold: LogHold,
     pub(super) repairs: Arc<Repairs>,
     /// Event times that count in the cut.
     pub(super) sure: SureTimes,
@@ -505,7 +507,8 @@ impl EpochLoop {
                 let seqs = state.background.as_ref().or(state.applied.as_ref());
                 seqs.filter(|_| !state.stopped).map(|seqs| seqs[shard])
             });
-            trim_to.store(needed.min().unwrap_or(cut.seqs[shard]).min(cut.seqs[shard]), Ordering::Relaxed);
+            let needed = needed.min().unwrap_or(cut.seqs[shard]).min(self.log_hold.trimmable(shard));
+            trim_to.store(needed.min(cut.seqs[shard]), Ordering::Relaxed);
         }
         for state in &self.joins {
             self.committer.status().join(&state.join.name).epoch.set(state.epoch);

@@ -13,7 +13,7 @@ use super::decision::{
     DataOrigin, Renewal, Request, announced, from_elsewhere, gone, next_number, origin, overtaker, renewal,
     without_store,
 };
-use super::directory::{CONFIG, Choice, Directory};
+use super::directory::{CONFIG, Choice, Directory, restoring};
 use super::fetch::Restored;
 use super::incarnation::{
     Birth, Claim, Decision, Incarnation, Local, Marker, Remote, Requirements, StartRefusal,
@@ -42,8 +42,25 @@ pub(crate) async fn prepare(
     if !matches!(begin, Begin::Prepared) {
         locked.set_aside(plan.storage.accept_loss.as_deref(), clock::epoch_seconds())?;
     }
-    let prepared = prepare_directory(locked, plan, site, tools, begin).await;
+    let mut plan = plan.clone();
+    plan.storage.shard_count = shard_count(locked, &plan, &site).await?;
+    let prepared = prepare_directory(locked, &plan, site, tools, begin).await;
     prepared.map_err(|problem| problem.or_without_data(locked.path()))
+}
+
+/// The number of shards to start with: where data may be moved beside the pipeline, the one that the directory has, or the
+/// one of the incarnation that it is restored from.
+async fn shard_count(locked: &LockedDir, plan: &Plan, site: &Site) -> Result<usize, ReplicationError> {
+    let storage = &plan.storage;
+    let has = match locked.layout()? {
+        Some(layout) => Some(layout.shard_count),
+        None if storage.may_move_online() => match restoring(locked.path())? {
+            Some(count) => Some(count),
+            None => site.look().await?.best().map(|best| best.birth.shard_count),
+        },
+        None => None,
+    };
+    Ok(storage.shard_count_for(has))
 }
 
 async fn prepare_directory(

@@ -68,6 +68,27 @@ pub(crate) fn note_shard_count(data_dir: &Path, shard_count: usize) -> std::io::
     }
 }
 
+/// The shards of a restore that a start before this one had begun to put in place.
+pub(super) fn restoring(data_dir: &Path) -> Result<Option<usize>, ReplicationError> {
+    let marker = marker_of(data_dir)?;
+    Ok(marker.and_then(|marker| marker.restoring).map(|restoring| restoring.shard_count))
+}
+
+fn marker_of(path: &Path) -> Result<Option<Marker>, ReplicationError> {
+    match std::fs::read(path.join(MARKER)) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| ReplicationError::Unreadable {
+            place: path.display().to_string(),
+            name: MARKER.to_owned(),
+            detail: error.to_string(),
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => {
+            let path = path.display().to_string();
+            Err(ReplicationError::Io { path, doing: "read replication.json", source })
+        }
+    }
+}
+
 impl Directory<'_> {
     fn io(&self, doing: &'static str) -> impl Fn(std::io::Error) -> ReplicationError + use<> {
         let path = self.path.display().to_string();
@@ -75,17 +96,7 @@ impl Directory<'_> {
     }
 
     fn marker(&self) -> Result<Option<Marker>, ReplicationError> {
-        match std::fs::read(self.path.join(MARKER)) {
-            Ok(bytes) => {
-                serde_json::from_slice(&bytes).map(Some).map_err(|error| ReplicationError::Unreadable {
-                    place: self.path.display().to_string(),
-                    name: MARKER.to_owned(),
-                    detail: error.to_string(),
-                })
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(self.io("read replication.json")(error)),
-        }
+        marker_of(&self.path)
     }
 
     pub(super) fn look(&self) -> Result<Local, ReplicationError> {

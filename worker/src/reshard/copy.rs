@@ -7,19 +7,20 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use super::note::{self, CopyNote};
-use super::{Move, MoveProgress, MoveStep, ReshardError};
+use super::{Move, ReshardError};
+use crate::status::reshard::{MoveProgress, MoveStep};
 use crate::storage::hash::shard_index;
 use crate::storage::shard::{Floor, Record, RecordKind, RecordTally, ShardExport, ShardFacts, ShardImport};
 use crate::storage::sqlite::SqliteError;
 
 /// Bytes on their way to all new shards together, at most, beside a record that is larger than its share.
-const ON_THE_WAY_BYTES: usize = 16 << 20;
+pub(super) const ON_THE_WAY_BYTES: usize = 16 << 20;
 
 /// Page caches of all new shards together.
 const CACHES_KIB: i64 = 64 << 10;
 
 /// Rows after which progress is told.
-const PROGRESS_ROWS: u64 = 1_000;
+pub(super) const PROGRESS_ROWS: u64 = 1_000;
 
 /// Records for one shard, each with the index of its topic.
 type RecordBatch = Vec<(usize, Record)>;
@@ -211,7 +212,7 @@ impl Copying<'_> {
     }
 
     fn write(&self, target: &Path, batches: &Receiver<RecordBatch>) -> Result<RecordTally, SqliteError> {
-        let cache_kib = (CACHES_KIB / i64::try_from(self.targets.len()).unwrap_or(1)).max(1 << 10);
+        let cache_kib = cache_kib(self.targets.len());
         let mut tally = RecordTally::default();
         let topics = &self.common.topics;
         let mut shard = ShardImport::create(target, topics, cache_kib)?;
@@ -225,6 +226,11 @@ impl Copying<'_> {
         crate::fault::point("shard-copied");
         Ok(tally)
     }
+}
+
+/// The page cache of each of so many new shards.
+pub(super) fn cache_kib(shards: usize) -> i64 {
+    (CACHES_KIB / i64::try_from(shards).unwrap_or(1)).max(1 << 10)
 }
 
 /// Threads that read at once.

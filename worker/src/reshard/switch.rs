@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::note::{self, CopyNote, FileState};
-use super::{COPY, Move, MoveProgress, PREVIOUS, ReshardError};
+use super::{COPY, Move, PREVIOUS, ReshardError};
 use crate::clock;
 use crate::fault;
 use crate::results::store;
+use crate::status::reshard::MoveProgress;
 use crate::storage::layout::{
     Layout, LockedDir, RESULTS_FILE, Switching, remove_folder, replace, shard_file_name,
 };

@@ -6,7 +6,8 @@ use std::thread;
 
 use super::copy::{common, joined, readers};
 use super::note::CopyNote;
-use super::{Move, MoveProgress, MoveStep, ReshardError};
+use super::{Move, ReshardError};
+use crate::status::reshard::{MoveProgress, MoveStep};
 use crate::storage::hash::shard_index;
 use crate::storage::shard::{Record, RecordKind, RecordTally, ShardExport, ShardFacts};
 use crate::storage::sqlite::SqliteError;
@@ -76,7 +77,11 @@ pub(super) fn verify(data: &Move<'_>, note: &CopyNote, progress: &MoveProgress) 
     Ok(())
 }
 
-fn compare(data: &Move<'_>, of_data: &RecordTally, of_copy: &RecordTally) -> Result<(), ReshardError> {
+pub(super) fn compare(
+    data: &Move<'_>,
+    of_data: &RecordTally,
+    of_copy: &RecordTally,
+) -> Result<(), ReshardError> {
     let names = of_data.of.keys().chain(of_copy.of.keys());
     for name in names {
         let count = |side: &RecordTally| side.of.get(name).copied().unwrap_or_default();
@@ -100,7 +105,7 @@ fn compare(data: &Move<'_>, of_data: &RecordTally, of_copy: &RecordTally) -> Res
     Ok(())
 }
 
-fn differs(data: &Move<'_>, what: String) -> ReshardError {
+pub(super) fn differs(data: &Move<'_>, what: String) -> ReshardError {
     ReshardError::Differs { path: data.copy_folder().display().to_string(), what }
 }
 

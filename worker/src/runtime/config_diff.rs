@@ -57,10 +57,17 @@ pub(super) struct ConfigDiff {
     pub(super) sinks: NameDiff,
     /// Whether `retention`, `delivery` or `audit` differ.
     pub(super) settings: bool,
+    /// Whether a move of the data beside the pipeline begins or is called off.
+    pub(super) reshard: bool,
 }
 
 impl ConfigDiff {
     pub(super) fn is_empty(&self) -> bool {
+        self.keeps_parts() && !self.reshard
+    }
+
+    /// Whether nothing that runs has to change.
+    pub(super) fn keeps_parts(&self) -> bool {
         [&self.joins, &self.sources, &self.sinks].iter().all(|diff| diff.is_empty()) && !self.settings
     }
 }
@@ -85,6 +92,9 @@ impl fmt::Display for ConfigDiff {
         }
         if self.settings {
             parts.push("settings changed".to_owned());
+        }
+        if self.reshard {
+            parts.push("storage.reshard changed".to_owned());
         }
         f.write_str(&parts.join("; "))
     }

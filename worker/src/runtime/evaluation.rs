@@ -3,8 +3,10 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tracing::warn;
 
@@ -52,11 +54,16 @@ impl Evaluation {
         !self.gate.is_uncut() && applied.epoch + 1 >= self.gate.next_epoch()
     }
 
-    /// Waits until everything that was committed is evaluated; nothing may be committed any more.
-    pub(super) async fn finish(mut self) {
+    /// Waits until everything that was committed is evaluated, or gives that up after `limit`; nothing may be committed any
+    /// more.
+    pub(super) async fn finish(mut self, limit: Duration) {
         self.gate.stop();
         if let Some(thread) = self.thread.take() {
-            blocking(move || join(thread)).await;
+            let mut ended = pin!(blocking(move || join(thread)));
+            if tokio::time::timeout(limit, &mut ended).await.is_err() {
+                self.gate.halt();
+                ended.await;
+            }
         }
     }
 }

@@ -79,7 +79,9 @@ impl Running {
     }
 
     /// Returns what it has changed; `None` if the documents say what runs already.
-    async fn apply(&mut self, next: Pipeline) -> Result<Option<ConfigDiff>, ReloadError> {
+    async fn apply(&mut self, mut next: Pipeline) -> Result<Option<ConfigDiff>, ReloadError> {
+        let storage = &mut next.plan.storage;
+        storage.shard_count = storage.shard_count_for(Some(self.pipeline.plan.storage.shard_count));
         let (present, plan) = (&self.pipeline, &next.plan);
         let fixed = config_diff::fixed(&present.plan, &next);
         if !fixed.is_empty() {
@@ -92,11 +94,12 @@ impl Running {
             sinks: self.sinks.units.diff(&sink_specs),
             settings: (&present.plan.retention, &present.plan.delivery, &present.plan.audit)
                 != (&plan.retention, &plan.delivery, &plan.audit),
+            reshard: present.plan.storage.online() != plan.storage.online(),
         };
-        if diff.is_empty() {
+        if diff.keeps_parts() {
             let same = present.plan.config_hash == plan.config_hash;
             self.pipeline = next;
-            return Ok((!same).then_some(diff));
+            return Ok((!same || !diff.is_empty()).then_some(diff));
         }
 
         for name in diff.sources.starting() {

@@ -39,6 +39,7 @@ use crate::status::Status;
 use crate::storage::gate::EpochGate;
 use crate::storage::ingest::Ingest;
 use crate::storage::layout::LockedDir;
+use crate::storage::log::LogHold;
 use crate::storage::offsets::stream_offsets;
 use crate::storage::replication_barrier::ReplicationBarrier;
 use crate::storage::shard::Shard;
@@ -113,6 +114,7 @@ impl Running {
         let (applied_sender, applied) = applied;
         let gate = Arc::new(EpochGate::new(store.first_epoch, shards.iter().map(Shard::last_seq).collect()));
         let trim_to: Vec<Arc<AtomicI64>> = shards.iter().map(|_| Arc::default()).collect();
+        let log_hold = LogHold::new(shards.len());
         let (ingest, writers) = writers::start(plan, shards, &store.topics, &gate, &status, &trim_to);
         let replication = replica.map(|replica| {
             let status = Arc::clone(&status.replication);
@@ -122,8 +124,14 @@ impl Running {
         let core = Core { store, status, ingest, shard_paths, secrets, replication_barrier };
         let repairs = Arc::new(Repairs::default());
         let gate_of_evaluator = Arc::clone(&gate);
-        let evaluator =
-            core.evaluator(&pipeline, gate_of_evaluator, progress, trim_to, applied_sender, &repairs);
+        let evaluator = core.evaluator(
+            &pipeline,
+            gate_of_evaluator,
+            progress,
+            (trim_to, log_hold.clone()),
+            applied_sender,
+            &repairs,
+        );
         let evaluation = Evaluation::start(evaluator);
 
         let mut sinks = core.sinks(plan, applied, recovery_barrier, stdout_closed);
@@ -153,6 +161,7 @@ impl Running {
             listeners,
             ingest,
             writers,
+            log_hold,
             evaluation,
             ids,
             sources,
@@ -181,7 +190,7 @@ impl Core {
         pipeline: &Pipeline,
         gate: Arc<EpochGate>,
         progress: Vec<Progress>,
-        trim_to: Vec<Arc<AtomicI64>>,
+        (trim_to, log_hold): (Vec<Arc<AtomicI64>>, LogHold),
         applied: watch::Sender<Applied>,
         repairs: &Arc<Repairs>,
     ) -> Evaluator {
@@ -199,6 +208,7 @@ impl Core {
             ingest: self.ingest.clone(),
             scratch_folder: self.store.scratch_folder(),
             trim_to,
+            log_hold,
             reserved: Results::last_reserved(self.store.first_epoch),
             applied,
             stopped: BTreeSet::new(),

@@ -92,6 +92,12 @@ impl<S: PartialEq> Units<S> {
         join_all(ending.map(|(name, unit)| unit.stop(name))).await;
     }
 
+    /// Stops all, at once, and returns when they have ended.
+    pub(super) async fn stop_all(&mut self) {
+        let ending: Vec<_> = std::mem::take(&mut self.running).into_iter().collect();
+        join_all(ending.into_iter().map(|(name, (_, unit))| async move { unit.stop(&name).await })).await;
+    }
+
     /// Tells all to stop, and waits for nothing.
     pub(super) fn ask_to_stop(&self) {
         self.running.values().for_each(|(_, unit)| unit.ask_to_stop());

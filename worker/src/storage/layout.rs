@@ -340,7 +340,7 @@ impl LockedDir {
 pub(crate) struct DataDir {
     path: PathBuf,
     layout: Layout,
-    _lock: File,
+    lock: File,
 }
 
 impl DataDir {
@@ -362,7 +362,7 @@ impl DataDir {
                 layout
             }
         };
-        Ok(Self { path: path.to_owned(), layout, _lock: lock })
+        Ok(Self { path: path.to_owned(), layout, lock })
     }
 
     /// Says that every file has been made.
@@ -391,6 +391,12 @@ impl DataDir {
         &self.path
     }
 
+    /// Another holder of the same lock, for work beside what is open.
+    pub(crate) fn share(&self) -> Result<LockedDir, LayoutError> {
+        let lock = self.lock.try_clone().map_err(|source| io_error(&self.path, "share the lock", source))?;
+        Ok(LockedDir { path: self.path.clone(), lock })
+    }
+
     pub(crate) fn layout(&self) -> &Layout {
         &self.layout
     }
@@ -410,6 +416,11 @@ pub(crate) fn shard_paths(
     let layout = layout.ok_or_else(|| LayoutError::NoData { path: path.display().to_string() })?;
     check(path, &layout, shard_count, identity)?;
     Ok((0..shard_count).map(|index| path.join(shard_file_name(index))).collect())
+}
+
+/// The number of shards of a directory that another process may hold; `None` where there is no data.
+pub(crate) fn shard_count(path: &Path) -> Result<Option<usize>, LayoutError> {
+    Ok(read(path)?.map(|layout| layout.shard_count))
 }
 
 /// Checks that this worker can read a directory, if there is data in it; changes nothing.

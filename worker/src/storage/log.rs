@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use rusqlite::{CachedStatement, Connection};
 
@@ -11,6 +12,33 @@ use super::expiry::NeededRows;
 use super::shard::KIND_EXPIRY;
 use super::sqlite::{self, SqliteError};
 use super::topics::{TopicId, Topics};
+
+/// The entries of the change logs that a reader beside the joins still needs. All of it is set before that reader fixes
+/// what it sees: whatever may be trimmed by then is older.
+#[derive(Debug, Clone)]
+pub(crate) struct LogHold(Arc<[AtomicI64]>);
+
+impl LogHold {
+    /// One that holds nothing.
+    pub(crate) fn new(shard_count: usize) -> Self {
+        Self((0..shard_count).map(|_| AtomicI64::new(i64::MAX)).collect())
+    }
+
+    /// Keeps all entries of a shard after `seq`.
+    pub(crate) fn keep_after(&self, shard_index: usize, seq: i64) {
+        self.0[shard_index].store(seq, Ordering::SeqCst);
+    }
+
+    /// Keeps nothing any more.
+    pub(crate) fn release(&self) {
+        self.0.iter().for_each(|held| held.store(i64::MAX, Ordering::SeqCst));
+    }
+
+    /// The last entry of a shard that is not held.
+    pub(crate) fn trimmable(&self, shard_index: usize) -> i64 {
+        self.0[shard_index].load(Ordering::SeqCst)
+    }
+}
 
 /// The reading side of one shard file.
 pub(crate) struct ShardReader {

@@ -13,6 +13,7 @@
 
 mod event_times;
 mod floors;
+mod follow;
 mod index;
 mod pending;
 mod table;
@@ -28,6 +29,7 @@ use tracing::info;
 
 pub(crate) use self::event_times::{EventTimes, PAST, PartitionTime};
 pub(crate) use self::floors::Floor;
+pub(crate) use self::follow::ShardFollower;
 use self::index::IndexedRow;
 pub(crate) use self::index::{Index, IndexedTime};
 pub(crate) use self::pending::Pending;

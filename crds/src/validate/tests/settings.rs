@@ -33,6 +33,15 @@ admin: {addr: "9090"}"#,
         "#]],
     );
     check(
+        &pipeline(
+            "replication: {enabled: true, replicaUrl: \"file:///replicas\"}\nstorage: {shardCount: 4, reshard: \
+             {fromShardCount: 2, toShardCount: 4, strategy: Online}}",
+        ),
+        expect![[r#"
+            0 spec.storage.reshard.strategy: Conflict: the worker can't tell a Litestream that runs beside it of other files; write Job, or replication.mode: Embedded
+        "#]],
+    );
+    check(
         &pipeline("replication: {enabled: true}\nstorage: {ephemeral: true, onNodeLoss: Replace}"),
         expect![[r#"
             0 spec.replication.enabled: Conflict: replication is enabled without a replicaUrl; add the place the copies go to, such as replicaUrl: s3://bucket/prefix

@@ -10,9 +10,18 @@ const TICKS: u64 = 100;
 
 /// Sends SIGTERM to a process.
 pub(crate) fn terminate(pid: u32) -> Result<()> {
+    signal(pid, "-TERM")
+}
+
+/// Sends SIGHUP to a process.
+pub(crate) fn hang_up(pid: u32) -> Result<()> {
+    signal(pid, "-HUP")
+}
+
+fn signal(pid: u32, name: &str) -> Result<()> {
     let status =
-        Command::new("kill").args(["-TERM", &pid.to_string()]).status().context("could not run kill")?;
-    ensure!(status.success(), "could not end process {pid}");
+        Command::new("kill").args([name, &pid.to_string()]).status().context("could not run kill")?;
+    ensure!(status.success(), "could not send {name} to process {pid}");
     Ok(())
 }
 

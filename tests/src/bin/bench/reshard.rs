@@ -1,5 +1,7 @@
 //! Re-shard: rows a second that go to another number of shards, and how long the pipeline stands still for it.
 
+mod online;
+
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -27,6 +29,10 @@ pub(crate) struct ReshardOptions {
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u8).range(1..=64))]
     to: u8,
 
+    /// Move the data while it is served: the pace of ingest beside that, and the pause
+    #[arg(long)]
+    online: bool,
+
     #[command(flatten)]
     site: site::SiteOptions,
 }
@@ -46,6 +52,9 @@ pub(crate) fn run(options: &ReshardOptions) -> Result<()> {
     let site = options.site.site()?;
     let to = usize::from(options.to);
     ensure!(to != site.shard_count, "--to and --shards are both {to}; give two numbers");
+    if options.online {
+        return online::run(options, &site);
+    }
     site.in_run(|run| {
         let joins = [QUERY.join()];
         let pipeline = |shards| Pipeline { joins: &joins, ..Pipeline::new(shards) };

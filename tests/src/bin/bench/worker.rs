@@ -50,6 +50,8 @@ pub(crate) struct Pipeline<'p> {
     pub(crate) windows: &'p [Value],
     /// Name and YAML of a second sink for joins and windows.
     pub(crate) sink: Option<(&'p str, &'p str)>,
+    /// The shards that the data gets while it is served, if it is to be moved.
+    pub(crate) online: Option<usize>,
     /// The store for the replica, if the pipeline is replicated.
     pub(crate) store: Option<&'p Store>,
 }
@@ -64,14 +66,26 @@ impl Pipeline<'_> {
     /// Returns a pipeline with only an http source.
     pub(crate) fn new(shard_count: usize) -> Self {
         let (flush_interval, sources) = (FLUSH_INTERVAL, HTTP_SOURCE);
-        Self { shard_count, flush_interval, sources, joins: &[], windows: &[], sink: None, store: None }
+        Self {
+            shard_count,
+            flush_interval,
+            sources,
+            joins: &[],
+            windows: &[],
+            sink: None,
+            online: None,
+            store: None,
+        }
     }
 
     fn manifest(&self) -> String {
-        let Self { shard_count, flush_interval, sources, joins, windows, sink, store } = self;
+        let Self { shard_count, flush_interval, sources, joins, windows, sink, online, store } = self;
+        let reshard = online.map_or_else(String::new, |to| {
+            format!(", reshard: {{fromShardCount: {shard_count}, toShardCount: {to}, strategy: Online}}")
+        });
         let mut text = format!(
             "apiVersion: litejoin.io/v1alpha1\nkind: Pipeline\nmetadata: {{name: bench}}\nspec:\n  \
-             storage: {{shardCount: {shard_count}, flushInterval: {}ms}}\n  admin: {{addr: \"127.0.0.1:0\"}}\n  \
+             storage: {{shardCount: {shard_count}, flushInterval: {}ms{reshard}}}\n  admin: {{addr: \"127.0.0.1:0\"}}\n  \
              sources:\n{sources}",
             flush_interval.as_millis()
         );
@@ -201,6 +215,12 @@ impl BenchWorker {
     /// Returns the CPU time used so far.
     pub(crate) fn cpu_time(&self) -> Result<Duration> {
         process::cpu_time(self.child.id())
+    }
+
+    /// Has the worker take another pipeline over.
+    pub(crate) fn reload(&self, dir: &Path, pipeline: &Pipeline<'_>) -> Result<()> {
+        std::fs::write(dir.join("pipeline.yaml"), pipeline.manifest())?;
+        process::hang_up(self.child.id())
     }
 
     /// Stops the worker as planned, with its Litestream: after a kill, Litestream would still write for a while.

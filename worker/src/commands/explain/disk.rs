@@ -28,7 +28,8 @@ pub(crate) enum DiskError {
 /// Returns the indexes in the shards of the pipeline in `data_dir`. Reads every page of the indexes.
 pub(crate) fn look(data_dir: &Path, plan: &Plan) -> Result<Disk, DiskError> {
     let mut disk = Disk::default();
-    for path in layout::shard_paths(data_dir, plan.storage.shard_count, &plan.identity)? {
+    let shard_count = plan.storage.shard_count_for(layout::shard_count(data_dir)?);
+    for path in layout::shard_paths(data_dir, shard_count, &plan.identity)? {
         for (name, entries, bytes) in indexes(&path)? {
             let built = disk.indexes.entry(name).or_default();
             built.built_in += 1;

@@ -2,7 +2,6 @@
 //! it is.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State;
@@ -15,9 +14,9 @@ use tokio::sync::watch;
 
 use super::CommandError;
 use crate::credentials::Secrets;
-use crate::reshard::MoveProgress;
 use crate::serve::Front;
 use crate::serve::listen::listen;
+use crate::status::reshard::MoveProgress;
 
 /// After how long clients are asked to come back.
 const RETRY_AFTER_SECONDS: &str = "5";
@@ -28,7 +27,6 @@ struct Told {
     from: usize,
     to: usize,
     progress: Arc<MoveProgress>,
-    since: Instant,
 }
 
 /// Serves all addresses of the plan until what is returned is dropped.
@@ -40,13 +38,7 @@ pub(super) async fn serve(
     progress: &Arc<MoveProgress>,
 ) -> Result<watch::Sender<bool>, CommandError> {
     let (stop, stopping) = watch::channel(false);
-    let told = Arc::new(Told {
-        pipeline: plan.name.clone(),
-        from,
-        to,
-        progress: Arc::clone(progress),
-        since: Instant::now(),
-    });
+    let told = Arc::new(Told { pipeline: plan.name.clone(), from, to, progress: Arc::clone(progress) });
     let admin = Router::new()
         .route("/healthz", get(async || axum::Json(json!({ "status": "ok" }))))
         .route("/status", get(status))
@@ -84,7 +76,7 @@ fn come_back(to: usize) -> Response {
 }
 
 async fn status(State(told): State<Arc<Told>>) -> Response {
-    let Told { pipeline, from, to, progress, since } = &*told;
-    let report = progress.report(*from, *to, since.elapsed().max(Duration::from_millis(1)));
+    let Told { pipeline, from, to, progress } = &*told;
+    let report = progress.report(*from, *to);
     axum::Json(json!({ "pipeline": pipeline, "reshard": report })).into_response()
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
-use rusqlite::{CachedStatement, Connection, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
 use super::event_times::{self, EventTimes, PartitionTime};
 use super::floors::{self, Floor};
@@ -141,6 +141,16 @@ impl ShardExport {
         })
     }
 
+    /// The newest number in the change log.
+    pub(crate) fn last_seq(&self) -> Result<i64, SqliteError> {
+        self.doing("read changes", last_seq)
+    }
+
+    /// The row of a key.
+    pub(crate) fn row(&self, topic: &str, key: &str) -> Result<Option<Record>, SqliteError> {
+        self.doing("read a row", |connection| row(connection, topic, key))
+    }
+
     /// The number of rows of all topics.
     pub(crate) fn row_count(&self) -> Result<u64, SqliteError> {
         self.doing("count its rows", |connection| {
@@ -164,11 +174,9 @@ impl ShardExport {
                     Ok(((row.get(0)?, row.get(1)?), time))
                 })?
                 .collect::<rusqlite::Result<_>>()?;
-            let last_seq =
-                connection.query_row("SELECT ifnull(max(seq), 0) FROM _chg", [], |row| row.get(0))?;
             Ok(ShardFacts {
                 topics: topics(connection)?.into_values().collect(),
-                last_seq,
+                last_seq: last_seq(connection)?,
                 offsets,
                 floors: floors::read(connection)?,
                 indexes: Index::present(connection)?.into_iter().filter_map(|(_, index)| index).collect(),
@@ -183,6 +191,16 @@ impl ShardExport {
     pub(crate) fn records<E: From<SqliteError>>(
         &self,
         after: i64,
+        mut each: impl FnMut(&str, Record) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.rows(&mut each)?;
+        self.tombstones(&mut each)?;
+        self.logged(after, &mut each)
+    }
+
+    /// Calls `each` for every row, with the name of the topic.
+    pub(crate) fn rows<E: From<SqliteError>>(
+        &self,
         mut each: impl FnMut(&str, Record) -> Result<(), E>,
     ) -> Result<(), E> {
         let names = self.doing("read the shard", topics)?;
@@ -203,13 +221,32 @@ impl ShardExport {
                 &mut each,
             )?;
         }
+        Ok(())
+    }
+
+    /// Calls `each` for every tombstone, with the name of the topic.
+    pub(crate) fn tombstones<E: From<SqliteError>>(
+        &self,
+        mut each: impl FnMut(&str, Record) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let names = self.doing("read the shard", topics)?;
         let name_of = |id: i64| names.get(&id).map(String::as_str).unwrap_or_default();
         self.each(
             "SELECT topic, key, timestamp FROM _tombstones",
             [],
             |row| Ok((name_of(row.get(0)?), Record::Tombstone { key: row.get(1)?, timestamp: row.get(2)? })),
             &mut each,
-        )?;
+        )
+    }
+
+    /// Calls `each` for the entries of the change log after `after`, in their order, with the name of the topic.
+    pub(crate) fn logged<E: From<SqliteError>>(
+        &self,
+        after: i64,
+        mut each: impl FnMut(&str, Record) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let names = self.doing("read the shard", topics)?;
+        let name_of = |id: i64| names.get(&id).map(String::as_str).unwrap_or_default();
         let log = "SELECT topic, key, old, new, old_timestamp, timestamp, change, kind FROM _chg
                    WHERE seq > ?1 ORDER BY seq";
         self.each(
@@ -257,12 +294,54 @@ impl ShardExport {
     }
 }
 
+fn last_seq(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_row("SELECT ifnull(max(seq), 0) FROM _chg", [], |row| row.get(0))
+}
+
+/// The row of a key in a topic, which need not be there.
+pub(super) fn row(connection: &Connection, topic: &str, key: &str) -> rusqlite::Result<Option<Record>> {
+    let is_there = "SELECT EXISTS (SELECT 1 FROM _topics WHERE name = ?1)";
+    if !connection.prepare_cached(is_there)?.query_row([topic], |row| row.get(0))? {
+        return Ok(None);
+    }
+    let sql = format!("SELECT key, payload, timestamp, _change FROM {} WHERE key = ?1", quoted(topic));
+    let read = |row: &rusqlite::Row<'_>| {
+        Ok(Record::Row {
+            key: row.get(0)?,
+            payload: row.get(1)?,
+            timestamp: row.get(2)?,
+            change: row.get(3)?,
+        })
+    };
+    connection.prepare_cached(&sql)?.query_row([key], read).optional()
+}
+
 /// The names of the topics of a file by their numbers.
-fn topics(connection: &Connection) -> rusqlite::Result<BTreeMap<i64, String>> {
+pub(super) fn topics(connection: &Connection) -> rusqlite::Result<BTreeMap<i64, String>> {
     connection
         .prepare("SELECT id, name FROM _topics")?
         .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect()
+}
+
+fn add_topic(connection: &Connection, id: i64, name: &str) -> rusqlite::Result<()> {
+    connection.execute("INSERT INTO _topics (id, name) VALUES (?1, ?2)", params![id, name])?;
+    connection.execute_batch(&topic_table_sql(name))
+}
+
+/// Adds all that does not go by a key, but for topics and indexes, to a file that has none of it.
+pub(super) fn add_facts(connection: &Connection, facts: &ShardFacts) -> rusqlite::Result<()> {
+    for (stream, next) in &facts.offsets {
+        connection.execute("INSERT INTO _offsets VALUES (?1, ?2)", params![stream, next])?;
+    }
+    floors::write(connection, &facts.floors)?;
+    for clock in &facts.clocks {
+        clock.define(connection)?;
+    }
+    for ((clock, partition), time) in &facts.times {
+        event_times::put(connection, clock, partition, *time)?;
+    }
+    Ok(())
 }
 
 /// A shard file that is made of what others hold. Until [`Self::finish`] a crash leaves nothing of use.
@@ -283,13 +362,18 @@ impl ShardImport {
                 connection.execute_batch(schema)?;
             }
             for (id, name) in (1_i64..).zip(topics) {
-                connection.execute("INSERT INTO _topics (id, name) VALUES (?1, ?2)", params![id, name])?;
-                connection.execute_batch(&topic_table_sql(name))?;
+                add_topic(&connection, id, name)?;
             }
             connection.execute_batch("BEGIN")
         };
         make().map_err(|source| SqliteError::new(path, "make the shard", source))?;
         Ok(Self { path: path.to_owned(), connection, pending: 0 })
+    }
+
+    /// Makes another topic, whose index among all is `index`.
+    pub(crate) fn add_topic(&self, index: usize, name: &str) -> Result<(), SqliteError> {
+        let id = i64::try_from(index).expect("a few topics") + 1;
+        self.doing("make a topic", |connection| add_topic(connection, id, name))
     }
 
     /// Takes records, each with the index of its topic.
@@ -349,16 +433,7 @@ impl ShardImport {
     /// Adds what has no key, builds the indexes, and leaves a whole file that the disk has.
     pub(crate) fn finish(self, facts: &ShardFacts) -> Result<(), SqliteError> {
         self.doing("write the rest", |connection| {
-            for (stream, next) in &facts.offsets {
-                connection.execute("INSERT INTO _offsets VALUES (?1, ?2)", params![stream, next])?;
-            }
-            floors::write(connection, &facts.floors)?;
-            for clock in &facts.clocks {
-                clock.define(connection)?;
-            }
-            for ((clock, partition), time) in &facts.times {
-                event_times::put(connection, clock, partition, *time)?;
-            }
+            add_facts(connection, facts)?;
             connection.execute_batch("COMMIT")
         })?;
         for index in &facts.indexes {
