@@ -88,7 +88,7 @@ impl Plan {
             ("metadata.name", format!("{:?}", self.name)),
             ("metadata.namespace", format!("{:?}", self.namespace)),
             ("spec.replication.identity", identity),
-            ("spec.storage.shardCount", storage.shard_count.to_string()),
+            (SHARD_COUNT, storage.shard_count.to_string()),
             ("spec.storage.dataDir", format!("{:?}", storage.data_dir)),
             ("spec.storage.readerPoolSize", storage.reader_pool_size.to_string()),
             ("spec.storage.batchSize", storage.batch_messages_max.to_string()),
@@ -104,6 +104,9 @@ impl Plan {
         ]
     }
 }
+
+/// The number of shards among those settings that are fixed.
+pub const SHARD_COUNT: &str = "spec.storage.shardCount";
 
 /// The settings of replication among those that are fixed.
 pub const REPLICATION: &str = "spec.replication";

@@ -9,6 +9,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::reshard::ReshardStrategy;
+
 /// Status of a Pipeline.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -94,6 +96,9 @@ pub struct ReshardStatus {
     pub from_shard_count: u32,
     /// Shards that it gets.
     pub to_shard_count: u32,
+    /// How the data is moved.
+    #[serde(default)]
+    pub strategy: ReshardStrategy,
     /// Job that copies the data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,

@@ -18,6 +18,9 @@ pub struct WorkerStatus {
     pub replication: Option<ReplicationReport>,
     /// Sources and sinks that can't do their work now, in the order of their names. All others go on.
     pub degraded: Vec<DegradedPart>,
+    /// Shards that the data has; `None` where the worker does not tell.
+    #[serde(rename = "shardCount")]
+    pub shard_count: Option<u32>,
     /// How far a re-shard is; `None` where none is under way.
     pub reshard: Option<ReshardReport>,
 }

@@ -26,6 +26,7 @@ use crate::site::{ControllerSite, condition_of, documents, names};
 
 mod failures;
 mod faults;
+mod online;
 mod programs;
 mod reverts;
 mod steps;
@@ -45,6 +46,16 @@ struct PlayedPrograms {
     job: Arc<Mutex<Option<ReshardReport>>>,
     /// What the worker says against the config, if it does not run it.
     refusal: Arc<Mutex<Option<String>>>,
+    /// What the worker tells that moves the data while it serves; nothing where it has not read its config yet.
+    worker: Arc<Mutex<Option<ServingWorker>>>,
+}
+
+/// A worker by its data.
+#[derive(Clone)]
+struct ServingWorker {
+    /// Shards that the data has.
+    shard_count: u32,
+    reshard: Option<ReshardReport>,
 }
 
 impl Shards {
@@ -62,7 +73,7 @@ impl Shards {
         let operator = site.operator();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
         let port = listener.local_addr().expect("it is bound").port();
-        let programs = PlayedPrograms { configs: site.api(), job: Arc::default(), refusal: Arc::default() };
+        let programs = PlayedPrograms::new(site.api());
         let router = axum::Router::new().route("/status", axum::routing::get(answer));
         let router = router.with_state(programs.clone());
         tokio::spawn(async move { axum::serve(listener, router).await.expect("it never ends by itself") });
@@ -227,6 +238,26 @@ impl Shards {
 }
 
 impl PlayedPrograms {
+    fn new(configs: Api<ConfigMap>) -> Self {
+        let worker = ServingWorker { shard_count: 2, reshard: None };
+        Self {
+            configs,
+            job: Arc::default(),
+            refusal: Arc::default(),
+            worker: Arc::new(Mutex::new(Some(worker))),
+        }
+    }
+
+    /// Lets the worker take up its config, and tell this of its data.
+    fn serve(&self, shard_count: u32, reshard: Option<ReshardReport>) {
+        *self.worker.lock().expect("it is ours") = Some(ServingWorker { shard_count, reshard });
+    }
+
+    /// Lets the worker run another config than the one that it is to have.
+    fn hold_back(&self) {
+        *self.worker.lock().expect("it is ours") = None;
+    }
+
     fn tell(&self, report: Option<ReshardReport>) {
         *self.job.lock().expect("it is ours") = report;
     }
@@ -238,19 +269,22 @@ async fn answer(State(programs): State<PlayedPrograms>) -> Response {
     };
     let text = &config.data.expect("it has data")["pipeline.yaml"];
     let documents: Vec<Document> = documents(text).into_iter().map(|value| Document { value }).collect();
-    let reshard = programs.job.lock().expect("it is ours").clone();
+    let of_job = programs.job.lock().expect("it is ours").clone();
     let refusal = programs.refusal.lock().expect("it is ours").clone();
+    let worker = programs.worker.lock().expect("it is ours").clone();
     let hash = config_hash(&documents);
-    let config = match (&reshard, refusal) {
-        (Some(_), _) => ConfigReport::default(),
-        (None, Some(error)) => ConfigReport {
+    let config = match (&of_job, &worker, refusal) {
+        (Some(_), _, _) | (None, None, None) => ConfigReport::default(),
+        (None, _, Some(error)) => ConfigReport {
             hash: "of-before".to_owned(),
             last_reload: Some(LastReload { hash: Some(hash), error: Some(error), ..LastReload::default() }),
             ..ConfigReport::default()
         },
-        (None, None) => ConfigReport { hash, ..ConfigReport::default() },
+        (None, Some(_), None) => ConfigReport { hash, ..ConfigReport::default() },
     };
-    axum::Json(WorkerStatus { config, reshard, ..WorkerStatus::default() }).into_response()
+    let shard_count = worker.as_ref().map(|worker| worker.shard_count);
+    let reshard = of_job.or(worker.and_then(|worker| worker.reshard));
+    axum::Json(WorkerStatus { config, shard_count, reshard, ..WorkerStatus::default() }).into_response()
 }
 
 /// Lays the fields of one object over another's.

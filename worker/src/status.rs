@@ -242,6 +242,7 @@ impl Status {
             "storageError": self.storage_error(),
             "replication": self.replication.json(now),
             "degraded": self.degraded(now),
+            "shardCount": self.shard_errors.len(),
             "reshard": self.reshard(),
             "sources": map(self.sources.map(SourceStatus::json)),
             "topics": map(topics),

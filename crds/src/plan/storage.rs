@@ -32,8 +32,7 @@ impl Storage {
     /// The number of shards to run with where the data has so many: a move beside the pipeline begins with what the data
     /// has, and data that has been moved stays so while the consent is there.
     pub fn shard_count_for(&self, has: Option<usize>) -> usize {
-        let consent = self.consent(ReshardStrategy::Online).filter(|_| self.may_move_online());
-        match (consent, has) {
+        match (self.consent(ReshardStrategy::Online), has) {
             (Some(consent), Some(has)) if [consent.from, consent.to].contains(&has) => has,
             _ => self.shard_count,
         }
@@ -41,8 +40,7 @@ impl Storage {
 
     /// Whether the data may have another number of shards than the one that is written, by a move beside the pipeline.
     pub fn may_move_online(&self) -> bool {
-        let consent = self.consent(ReshardStrategy::Online);
-        consent.is_some_and(|consent| [consent.from, consent.to].contains(&self.shard_count))
+        self.consent(ReshardStrategy::Online).is_some()
     }
 
     /// The move that is to be made beside the pipeline, which runs with [`Self::shard_count_for`].

@@ -11,8 +11,8 @@ use crate::plan::{
     Admin, Audit, Delivery, Dlq, Encryption, Guarantee, Place, Replication, Reshard, Retention, Storage,
     Synchronous,
 };
-use crate::replication::{ReplicationMode, ReplicationSpec, SCHEMES, ServerSideEncryption};
-use crate::reshard::{ReshardSpec, ReshardStrategy};
+use crate::replication::{ReplicationSpec, SCHEMES, ServerSideEncryption};
+use crate::reshard::ReshardSpec;
 use crate::rules::DRILL_MESSAGE;
 use crate::schedule::{SCHEDULE_MESSAGE, is_schedule};
 use crate::validate::complaints::Complaints;
@@ -83,14 +83,13 @@ fn storage(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Storage {
             );
             scope.error("storage.reshard", Reason::Conflict, message);
         }
-        let replication = &spec.replication;
-        if strategy == ReshardStrategy::Online
-            && replication.enabled
-            && replication.mode == ReplicationMode::Sidecar
-        {
-            let message = "the worker can't tell a Litestream that runs beside it of other files; write Job, or \
-                           replication.mode: Embedded";
-            scope.error("storage.reshard.strategy", Reason::Conflict, message);
+        if to_shard_count != storage.shard_count {
+            let message = format!(
+                "the data is to have {to_shard_count} shards by this, and {} by storage.shardCount; write the same number in \
+                 both, or take storage.reshard away",
+                storage.shard_count
+            );
+            scope.error("storage.reshard.toShardCount", Reason::Conflict, message);
         }
         Reshard {
             from: from_shard_count as usize,

@@ -67,7 +67,8 @@ pub(crate) fn build(observed: &Observed, verdict: &Verdict, operator: &Operator)
         );
     }
     let live = observed.built.get(&Slot::StatefulSet);
-    let volumes = stateful_set::secret_volumes(config, &spec, live);
+    let shards = stateful_set::shards_of_pod(config, &spec, live, verdict.reshard.as_ref());
+    let volumes = stateful_set::secret_volumes(config, &spec, live, shards);
     if let Some(gathered) = secrets::gather(config, observed).filter(|_| volumes.are_gathered()) {
         objects.insert(Slot::Secret, owner.object(Slot::Secret, gathered));
     }
@@ -101,11 +102,14 @@ pub(crate) fn build(observed: &Observed, verdict: &Verdict, operator: &Operator)
         }
         objects.insert(Slot::PodMonitor, monitor);
     }
-    let image = stateful_set::default_image(config, &spec, &volumes, live, &operator.worker_image);
+    let image = stateful_set::default_image(config, &spec, &volumes, live, shards, &operator.worker_image);
     let pods = u32::from(!is_stopped(observed, verdict));
-    let set = stateful_set::spec(config, &spec, &volumes, live, image, pods);
+    let set = stateful_set::spec(config, &spec, &volumes, live, image, shards, pods);
     let mut set = owner.object(Slot::StatefulSet, json!({ "spec": set }));
-    set["metadata"]["annotations"] = json!({ names::IMAGE_ANNOTATION: image });
+    set["metadata"]["annotations"] = json!({
+        names::IMAGE_ANNOTATION: image,
+        names::SHARDS_ANNOTATION: shards.to_string(),
+    });
     objects.insert(Slot::StatefulSet, set);
     if let Some(drill) = &spec.replication.drill {
         let job = drill::spec(config, &spec, drill, &volumes, image);

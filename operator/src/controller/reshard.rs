@@ -1,15 +1,26 @@
 //! A change of `shardCount` that a Pipeline consents to, as a state machine.
 //!
+//! With `strategy: Job` a Job copies the data while no worker runs:
+//!
 //! ```text
 //! Pending ─► Pausing ─► Copying ─► Verifying ─► Switching ─► Done
 //!    │          └──────────┴─────┬─────┤             │ (only while the worker can't start)
 //!    └─► Cancelled ◄─ Cancelling ◄┘     └─► Failed    └─► Cancelling
 //! ```
 //!
+//! With `strategy: Online` the worker does all of it, and tells how far it is:
+//!
+//! ```text
+//! Pending ─► Copying ─► Verifying ─► Switching ─► Done
+//!    │          └───────────┴────┬───────┴─► Failed
+//!    └─► Cancelled ◄─ Cancelling ◄┴──────────────┘
+//! ```
+//!
 //! The phase in the status decides which objects are wanted: the shards in the config, the pod of the StatefulSet, and
 //! the Job. What is observed then decides on the next phase. So a phase is stored before anything is done for it, and a
 //! reconcile that dies anywhere is made good by the next. The config is the one decision: a worker that starts with the
-//! new number takes the copy, one that starts with the old number forgets it.
+//! new number takes the copy, one that starts with the old number forgets it. Beside a worker that serves, the data decides:
+//! the worker tells how many shards there are, and any config that it gets meanwhile consents to both numbers.
 
 use std::time::Duration;
 
@@ -20,6 +31,7 @@ use k8s_openapi::api::core::v1::{ContainerState, Pod};
 use kube::ResourceExt;
 use kube::api::DynamicObject;
 use litejoin_crds::PipelineSpec;
+use litejoin_crds::reshard::ReshardStrategy;
 use litejoin_crds::status::{PipelineStatus, ReshardStatus};
 use serde_json::{Value, json};
 
@@ -40,21 +52,21 @@ const LOOK_AGAIN: Duration = Duration::from_secs(10);
 pub(crate) enum Phase {
     /// Something holds it back.
     Pending,
-    /// The worker stops.
+    /// The worker stops, for a Job.
     Pausing,
-    /// The Job copies.
+    /// The Job copies, or the worker does.
     Copying,
-    /// The Job compares the copy with the data.
+    /// The same one compares the copy with the data.
     Verifying,
-    /// The worker starts with the new number. From here on, the copy counts.
+    /// The worker starts with the new number, or pauses to take it. From here on, the copy counts.
     Switching,
     /// The worker runs with the new number.
     Done,
-    /// The Job stops, so that the old number goes on.
+    /// The move stops, so that the old number goes on.
     Cancelling,
     /// The old number goes on, as somebody wanted.
     Cancelled,
-    /// The old number goes on, since the Job has failed.
+    /// The old number goes on, since the move has failed.
     Failed,
 }
 
@@ -95,7 +107,7 @@ impl Phase {
         self.copies() || matches!(self, Self::Pausing | Self::Switching | Self::Cancelling)
     }
 
-    /// Whether the Job is at work.
+    /// Whether the data is copied or compared.
     pub(crate) fn copies(self) -> bool {
         matches!(self, Self::Copying | Self::Verifying)
     }
@@ -106,10 +118,30 @@ impl Phase {
 pub(crate) enum Wish {
     /// That number.
     Same,
-    /// Another one, with consent.
-    Other,
+    /// Another one, with consent to move the data this way.
+    Other(ReshardStrategy),
     /// Another one without consent to just this change. An API server refuses it, unless the change came too late.
     Unconsented,
+}
+
+impl Wish {
+    fn strategy(self) -> ReshardStrategy {
+        match self {
+            Self::Other(strategy) => strategy,
+            _ => ReshardStrategy::default(),
+        }
+    }
+}
+
+/// What the config says about `storage.reshard`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Consent {
+    /// What the spec says.
+    Written,
+    /// Nothing.
+    Withheld,
+    /// This.
+    Own(Value),
 }
 
 /// The number of shards that a Pipeline has, wants, and is brought to.
@@ -121,9 +153,11 @@ pub(crate) struct Reshard {
     pub(crate) has: u32,
     /// Shards that the spec asks for.
     pub(crate) wanted: u32,
-    /// Shards that the change under way leads to; those that are asked for where none is.
+    /// Shards that the change leads to which is under way or has failed; those that are asked for where none has.
     pub(crate) to: u32,
     pub(crate) wish: Wish,
+    /// How the data is moved, or was when that failed; as it is asked for where nothing was begun.
+    pub(crate) strategy: ReshardStrategy,
     /// Hash of the settings that decide whether an attempt can go another way than the last one.
     pub(crate) settings: String,
     settings_before: Option<String>,
@@ -140,18 +174,22 @@ impl Reshard {
         let is_consent = |from, to| (from, to) == (has, wanted);
         let wish = match &storage.reshard {
             _ if has == wanted => Wish::Same,
-            Some(consent) if is_consent(consent.from_shard_count, consent.to_shard_count) => Wish::Other,
+            Some(consent) if is_consent(consent.from_shard_count, consent.to_shard_count) => {
+                Wish::Other(consent.strategy)
+            }
             _ => Wish::Unconsented,
         };
         let stored = status.reshard.as_ref();
         let phase = stored.and_then(|stored| Phase::read(&stored.phase));
-        let to = stored
-            .filter(|_| phase.is_some_and(Phase::is_active))
-            .map_or(wanted, |stored| stored.to_shard_count);
+        // What an attempt was is known until the next one begins.
+        let attempt =
+            stored.filter(|_| phase.is_some_and(|phase| phase.is_active() || phase == Phase::Failed));
+        let to = attempt.map_or(wanted, |stored| stored.to_shard_count);
+        let strategy = attempt.map_or(wish.strategy(), |stored| stored.strategy);
         let settings = settings(&pipeline.spec);
         let settings_before = stored.and_then(|stored| stored.settings.clone());
         let started_at = stored.and_then(|stored| stored.started_at.as_ref()).map(|time| time.0);
-        Some(Self { phase, has, wanted, to, wish, settings, settings_before, started_at })
+        Some(Self { phase, has, wanted, to, wish, strategy, settings, settings_before, started_at })
     }
 
     /// How often a Job is asked how far it is, which is also how often the status has other numbers.
@@ -165,18 +203,56 @@ impl Reshard {
         match self.phase {
             Some(Phase::Copying | Phase::Verifying) => Some(self.ask_again_after(now)),
             Some(Phase::Pausing | Phase::Cancelling) => Some(LOOK_AGAIN),
+            Some(Phase::Switching) if self.strategy == ReshardStrategy::Online => Some(LOOK_AGAIN),
             _ => None,
         }
     }
 
+    /// Whether the worker starts with the new number, as the config then has it.
+    pub(crate) fn starts_worker(&self) -> bool {
+        self.phase == Some(Phase::Switching) && self.strategy == ReshardStrategy::Job
+    }
+
+    /// Whether the worker moves the data, or may do so still.
+    pub(crate) fn is_online(&self) -> bool {
+        let was_begun = self.phase.is_some_and(|phase| phase.is_active() || phase == Phase::Failed);
+        was_begun && self.strategy == ReshardStrategy::Online
+    }
+
+    /// Whether the worker is to bring the data to the new number while it serves.
+    fn moves_online(&self) -> bool {
+        let is_ending = matches!(self.phase, Some(Phase::Cancelling | Phase::Failed));
+        self.is_online() && !is_ending && self.goes_on()
+    }
+
     /// Shards that the config is to have.
     pub(crate) fn shard_count(&self) -> u32 {
-        if self.phase == Some(Phase::Switching) { self.to } else { self.has }
+        if self.starts_worker() || self.moves_online() { self.to } else { self.has }
+    }
+
+    /// What the config is to say about `storage.reshard`.
+    pub(crate) fn consent(&self) -> Consent {
+        let consent = |from, to, strategy| {
+            Consent::Own(json!({ "fromShardCount": from, "toShardCount": to, "strategy": strategy }))
+        };
+        let Self { has, to, strategy, .. } = *self;
+        match strategy {
+            // Consent reaches the worker with the very config that asks for the new number, and not before.
+            ReshardStrategy::Job if self.starts_worker() && !self.goes_on() => consent(has, to, strategy),
+            ReshardStrategy::Job if self.starts_worker() => Consent::Written,
+            ReshardStrategy::Online if self.moves_online() => Consent::Written,
+            // Data that has the new number by now goes back, and data that has not stays.
+            ReshardStrategy::Online if self.is_online() => consent(to, has, strategy),
+            // A block that was carried out.
+            _ if self.wish == Wish::Same => Consent::Written,
+            _ => Consent::Withheld,
+        }
     }
 
     /// Whether the worker is to stop: a Job is to write to the data, or one of these pods of it may still do so.
     pub(crate) fn stops_worker(&self, job_pods: &[Pod]) -> bool {
         match self.phase {
+            _ if self.strategy == ReshardStrategy::Online => false,
             Some(Phase::Pausing | Phase::Copying | Phase::Verifying | Phase::Cancelling) => true,
             Some(Phase::Switching) => !job_pods.iter().all(has_ended),
             _ => false,
@@ -185,7 +261,7 @@ impl Reshard {
 
     /// Whether there is to be a Job.
     pub(crate) fn wants_job(&self) -> bool {
-        self.phase.is_some_and(Phase::copies)
+        self.phase.is_some_and(Phase::copies) && self.strategy == ReshardStrategy::Job
     }
 
     /// Whether a Job that is there stays, so that its log can be read.
@@ -195,12 +271,15 @@ impl Reshard {
 
     /// Whether the spec still asks for the change that is under way.
     fn goes_on(&self) -> bool {
-        self.wish == Wish::Other && self.to == self.wanted
+        self.wish == Wish::Other(self.strategy) && self.to == self.wanted
     }
 
     /// Decides on the phase that comes next; the same one if there is nothing to do.
     pub(crate) fn next(&self, seen: &Seen) -> Option<Phase> {
         let Some(phase) = self.phase.filter(|phase| phase.is_active()) else { return self.begin(seen) };
+        if self.strategy == ReshardStrategy::Online {
+            return Some(self.next_online(phase, seen));
+        }
         if phase == Phase::Switching {
             return Some(match (seen.worker, self.goes_on()) {
                 (WorkerState::Runs, _) => Phase::Done,
@@ -235,6 +314,19 @@ impl Reshard {
         })
     }
 
+    /// Decides on the phase that comes next where the worker moves the data.
+    fn next_online(&self, phase: Phase, seen: &Seen) -> Phase {
+        let has = |shard_count| seen.shard_count == Some(shard_count);
+        match phase {
+            _ if self.goes_on() && has(self.to) => Phase::Done,
+            Phase::Cancelling if seen.worker == WorkerState::Runs && has(self.has) => Phase::Cancelled,
+            Phase::Cancelling => Phase::Cancelling,
+            _ if seen.held == Some(Held::Paused) => phase,
+            _ if !self.goes_on() => Phase::Cancelling,
+            _ => seen.told.unwrap_or(phase),
+        }
+    }
+
     /// Whether the settings differ from those of the attempt that has failed.
     fn is_new_attempt(&self) -> bool {
         self.settings_before.as_ref().is_some_and(|before| *before != self.settings)
@@ -243,11 +335,13 @@ impl Reshard {
     /// Decides whether a change begins where none is under way.
     fn begin(&self, seen: &Seen) -> Option<Phase> {
         match (self.phase, self.wish) {
-            (Some(Phase::Failed), Wish::Other) if !self.is_new_attempt() => Some(Phase::Failed),
-            (_, Wish::Other) if seen.held.is_some() => Some(Phase::Pending),
-            (_, Wish::Other) if seen.has_volume => Some(Phase::Pausing),
+            (Some(Phase::Failed), Wish::Other(_)) if !self.is_new_attempt() => Some(Phase::Failed),
+            (_, Wish::Other(_)) if seen.held.is_some() => Some(Phase::Pending),
+            (_, Wish::Other(ReshardStrategy::Online)) => Some(Phase::Copying),
+            (_, Wish::Other(ReshardStrategy::Job)) if seen.has_volume => Some(Phase::Pausing),
             // Without a volume no Job can copy anything: the worker restores first, and then does all of it.
-            (_, Wish::Other) => Some(Phase::Switching),
+            (_, Wish::Other(ReshardStrategy::Job)) => Some(Phase::Switching),
+            (Some(Phase::Failed), _) if self.strategy == ReshardStrategy::Online => Some(Phase::Cancelling),
             (Some(Phase::Pending | Phase::Failed), _) => Some(Phase::Cancelled),
             (phase, _) => phase,
         }
@@ -295,9 +389,11 @@ pub(crate) struct Seen {
     pub(crate) held: Option<Held>,
     pub(crate) worker: WorkerState,
     pub(crate) job: JobState,
+    /// Shards that the data has, where the worker tells.
+    pub(crate) shard_count: Option<u32>,
     /// Whether there is the volume that the data lies on, which the Job can mount.
     pub(crate) has_volume: bool,
-    /// The phase that the Job has told.
+    /// The phase that the one has told who moves the data.
     pub(crate) told: Option<Phase>,
 }
 
@@ -305,7 +401,7 @@ pub(crate) struct Seen {
 pub(crate) fn is_concerned(pipeline: &Object) -> bool {
     let stored = &pipeline.status["reshard"];
     Reshard::of(pipeline).is_some_and(|reshard| {
-        reshard.wish == Wish::Other
+        matches!(reshard.wish, Wish::Other(_))
             || reshard.phase.is_some_and(Phase::is_active)
             || stored["job"].is_string()
     })
@@ -420,7 +516,8 @@ pub(crate) fn last_words(job: Option<&DynamicObject>, pods: &[Pod]) -> String {
 pub(crate) fn begun(reshard: &Reshard) -> ReshardStatus {
     ReshardStatus {
         from_shard_count: reshard.has,
-        to_shard_count: reshard.to,
+        to_shard_count: reshard.wanted,
+        strategy: reshard.wish.strategy(),
         settings: Some(reshard.settings.clone()),
         ..ReshardStatus::default()
     }

@@ -7,24 +7,15 @@ use litejoin_crds::credentials::{GATHERED_KEY_LENGTH_MAX, gathered_key};
 use litejoin_crds::hash::config_hash;
 use litejoin_crds::kind::{DATA_ANNOTATION, Kind};
 use litejoin_crds::part::parts;
-use litejoin_crds::reshard::ReshardStrategy;
 use litejoin_crds::{Candidate, Complaint, Document, HeldBack, Part, Place, Plan, Reason};
 use serde_json::{Value, json};
 
 use super::config_map;
 use super::object::Object;
 use super::observe::{Observed, secret_keys};
-use super::reshard::{Phase, Reshard};
+use super::reshard::{Consent, Reshard};
 
 mod admin;
-
-/// Complains about a move beside the worker, of which this operator knows nothing yet.
-fn online(plan: &Plan) -> Option<Complaint> {
-    let reshard = plan.storage.reshard.as_ref()?;
-    let message = "in a cluster, this version moves data by a Job only; write Job";
-    (reshard.strategy == ReshardStrategy::Online)
-        .then(|| Complaint::error(0, "spec.storage.reshard.strategy", Reason::Unsupported, message))
-}
 
 /// Fields of a Pipeline that only the operator reads.
 const OPERATORS_FIELDS: [&str; 9] = [
@@ -108,7 +99,6 @@ pub(crate) fn validate(observed: &Observed) -> Verdict {
         let (lacking, missing) = missing_secrets(&candidate, &before, observed);
         complaints.extend(missing);
         complaints.extend(plan.iter().flat_map(admin::complaints));
-        complaints.extend(plan.iter().filter_map(online));
         complaints.retain(|complaint| !candidate.is_left_out(&complaint.place));
         match candidate.hold_back(complaints) {
             Ok(true) => {}
@@ -131,10 +121,6 @@ fn config(mut documents: Vec<Document>, plan: Plan) -> Config {
     remove(spec, &OPERATORS_FIELDS);
     if let Some(storage) = spec.get_mut("storage") {
         remove(storage, &OPERATORS_STORAGE_FIELDS);
-        // Consent reaches the worker with the very config that asks for the new number, and not before.
-        if storage["reshard"]["toShardCount"] != storage["shardCount"] {
-            remove(storage, &["reshard"]);
-        }
     }
     if let Some(replication) = spec.get_mut("replication") {
         remove(replication, &OPERATORS_REPLICATION_FIELDS);
@@ -148,20 +134,22 @@ fn remove(value: &mut Value, fields: &[&str]) {
     }
 }
 
-/// Replaces a `shardCount` that is not to be in force, or not yet, by the one that is.
+/// Replaces a `shardCount` and a consent that are not to be in force, or not yet, by those that are.
 fn hold_layout(pipeline: &mut Document, reshard: &Reshard) {
-    let shard_count = reshard.shard_count();
-    if shard_count == reshard.wanted {
-        return;
-    }
     let spec = &mut pipeline.value["spec"];
-    if !spec["storage"].is_object() {
-        spec["storage"] = json!({});
+    let shard_count = reshard.shard_count();
+    if shard_count != reshard.wanted {
+        if !spec["storage"].is_object() {
+            spec["storage"] = json!({});
+        }
+        spec["storage"]["shardCount"] = json!(shard_count);
     }
-    spec["storage"]["shardCount"] = json!(shard_count);
-    // This change goes on though the spec asks for it no more, so the worker needs its consent.
-    if reshard.phase == Some(Phase::Switching) {
-        spec["storage"]["reshard"] = json!({ "fromShardCount": reshard.has, "toShardCount": shard_count });
+    let Some(storage) = spec.get_mut("storage") else { return };
+    match reshard.consent() {
+        // Consent to another number than the one that is written counts for nothing.
+        Consent::Written if storage["reshard"]["toShardCount"] == json!(reshard.wanted) => {}
+        Consent::Written | Consent::Withheld => remove(storage, &["reshard"]),
+        Consent::Own(consent) => storage["reshard"] = consent,
     }
 }
 

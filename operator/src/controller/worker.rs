@@ -13,7 +13,7 @@ use super::build::{Desired, admin_port};
 use super::names;
 use super::object::{hash, is_up};
 use super::observe::Observed;
-use super::reshard::Phase;
+use super::reshard::Reshard;
 use super::slot::Slot;
 use super::validate::{Config, Verdict};
 use super::watch::PendingReconciles;
@@ -26,6 +26,8 @@ mod report;
 use client::{AdminClient, AdminError};
 use follow::{Followed, Followers};
 pub(crate) use replica::Replica;
+#[cfg(test)]
+pub(crate) use report::WorkerNews;
 pub(crate) use report::WorkerReport;
 
 /// The largest answer that is read.
@@ -134,8 +136,7 @@ pub(crate) fn restart(observed: &Observed, verdict: &Verdict, report: &WorkerRep
     let WorkerReport::Behind { refusal: Some(refusal), .. } = report else { return None };
     let pod = observed.pod.as_ref().filter(|pod| is_up(pod))?;
     let set = observed.built.get(&Slot::StatefulSet)?;
-    let is_switching =
-        verdict.reshard.as_ref().is_some_and(|reshard| reshard.phase == Some(Phase::Switching));
+    let is_switching = verdict.reshard.as_ref().is_some_and(Reshard::starts_worker);
     let is_newest = pod.labels().get(names::REVISION_LABEL).map(String::as_str)
         == set.data["status"]["updateRevision"].as_str();
     let is_late = is_switching && is_newest && refusal.contains("spec.storage.shardCount");

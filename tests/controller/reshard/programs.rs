@@ -20,7 +20,7 @@ async fn rows_and_results_are_those_of_before() {
     let (_, before) = worker.snapshot("live", "enriched", epoch).await;
     assert_eq!(before.rows.len(), rows.len());
 
-    let programs = PlayedPrograms { configs: site.api(), job: Arc::default(), refusal: Arc::default() };
+    let programs = PlayedPrograms::new(site.api());
     let shards = Shards { site, operator, programs };
     shards.consent(2, 3).await;
     shards.phase("Copying").await;

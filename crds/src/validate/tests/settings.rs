@@ -34,11 +34,10 @@ admin: {addr: "9090"}"#,
     );
     check(
         &pipeline(
-            "replication: {enabled: true, replicaUrl: \"file:///replicas\"}\nstorage: {shardCount: 4, reshard: \
-             {fromShardCount: 2, toShardCount: 4, strategy: Online}}",
+            "storage: {shardCount: 4, reshard: {fromShardCount: 2, toShardCount: 8, strategy: Online}}",
         ),
         expect![[r#"
-            0 spec.storage.reshard.strategy: Conflict: the worker can't tell a Litestream that runs beside it of other files; write Job, or replication.mode: Embedded
+            0 spec.storage.reshard.toShardCount: Conflict: the data is to have 8 shards by this, and 4 by storage.shardCount; write the same number in both, or take storage.reshard away
         "#]],
     );
     check(

@@ -29,7 +29,13 @@ const EXPECT_REPLICA_KEY: &str = "expect-replica";
 const MARGIN_SECONDS: u32 = 5;
 
 /// Lays replication over a pod of one container, the worker.
-pub(super) fn add(pod: &mut Value, config: &Config, spec: &PipelineSpec, secrets: &SecretVolumes) {
+pub(super) fn add(
+    pod: &mut Value,
+    config: &Config,
+    spec: &PipelineSpec,
+    secrets: &SecretVolumes,
+    shards: usize,
+) {
     let expected = json!({
         "name": EXPECT_REPLICA,
         "valueFrom": { "configMapKeyRef": { "name": config.plan.name, "key": EXPECT_REPLICA_KEY, "optional": true } },
@@ -42,7 +48,7 @@ pub(super) fn add(pod: &mut Value, config: &Config, spec: &PipelineSpec, secrets
         before.push(litestream(worker, config, spec, secrets));
     }
     pod["initContainers"] = json!(before);
-    pod["terminationGracePeriodSeconds"] = json!(stop_seconds(config));
+    pod["terminationGracePeriodSeconds"] = json!(stop_seconds(shards));
 }
 
 /// Adds to the ConfigMap's data that there is a replica, once the worker has said so.
@@ -55,8 +61,8 @@ pub(super) fn expect(data: &mut Value, observed: &Observed) {
 
 /// How long a pod may take to end: the worker's time, then Litestream's, which tries one file after another if the
 /// store is away.
-fn stop_seconds(config: &Config) -> u32 {
-    let shards = u32::try_from(config.plan.storage.shard_count).expect("a few shards");
+fn stop_seconds(shards: usize) -> u32 {
+    let shards = u32::try_from(shards).expect("a few shards");
     let files = shards + FILES_BESIDE_SHARDS;
     pod::STOP_SECONDS + files * REPLICATION_LAST_SYNC_SECONDS + MARGIN_SECONDS
 }

@@ -11,7 +11,29 @@ use super::secrets::SecretVolumes;
 use super::{overrides, pod, replication};
 use crate::controller::names;
 use crate::controller::object::hash;
+use crate::controller::reshard::Reshard;
 use crate::controller::validate::Config;
+
+/// The number of shards that the pod is made for. A move beside the worker makes no other pod: the next one is for the new
+/// number.
+pub(crate) fn shards_of_pod(
+    config: &Config,
+    spec: &PipelineSpec,
+    live: Option<&DynamicObject>,
+    reshard: Option<&Reshard>,
+) -> usize {
+    let made_for = live.and_then(|live| {
+        let shards = live.annotations().get(names::SHARDS_ANNOTATION)?.parse().ok()?;
+        let forms = [SecretVolumes::each(config), SecretVolumes::gathered(&config.plan)];
+        forms
+            .iter()
+            .any(|secrets| *settings_of(live) == settings_hash(config, spec, secrets, shards))
+            .then_some(shards)
+    });
+    made_for
+        .filter(|_| !reshard.is_some_and(Reshard::starts_worker))
+        .unwrap_or(config.plan.storage.shard_count)
+}
 
 /// The image of a worker whose Pipeline names none: the one that its pod was made with, or the operator's own if the
 /// pod is restarted for another reason anyway.
@@ -20,10 +42,11 @@ pub(crate) fn default_image<'a>(
     spec: &PipelineSpec,
     secrets: &SecretVolumes,
     live: Option<&'a DynamicObject>,
+    shards: usize,
     worker_image: &'a str,
 ) -> &'a str {
     let made_with = live.and_then(|live| {
-        let same = *settings_of(live) == settings_hash(config, spec, secrets);
+        let same = *settings_of(live) == settings_hash(config, spec, secrets, shards);
         live.annotations().get(names::IMAGE_ANNOTATION).filter(|_| same)
     });
     made_with.map_or(worker_image, String::as_str)
@@ -36,12 +59,14 @@ pub(crate) fn spec(
     secrets: &SecretVolumes,
     live: Option<&DynamicObject>,
     default_image: &str,
+    shards: usize,
     pods: u32,
 ) -> Value {
     let image = spec.image.as_deref().unwrap_or(default_image);
-    let mut template = pod::template(config, spec, image, secrets, &settings_hash(config, spec, secrets));
+    let settings = settings_hash(config, spec, secrets, shards);
+    let mut template = pod::template(config, spec, image, secrets, &settings);
     if spec.replication.enabled {
-        replication::add(&mut template["spec"], config, spec, secrets);
+        replication::add(&mut template["spec"], config, spec, secrets, shards);
     }
     if let Some(over) = &spec.pod_template.overrides {
         overrides::merge(&mut template, over);
@@ -71,10 +96,12 @@ pub(super) fn secret_volumes(
     config: &Config,
     spec: &PipelineSpec,
     live: Option<&DynamicObject>,
+    shards: usize,
 ) -> SecretVolumes {
     let each = SecretVolumes::each(config);
     let stays = |live: &DynamicObject| {
-        !SecretVolumes::are_gathered_in(live) && *settings_of(live) == settings_hash(config, spec, &each)
+        !SecretVolumes::are_gathered_in(live)
+            && *settings_of(live) == settings_hash(config, spec, &each, shards)
     };
     if live.is_some_and(stays) { each } else { SecretVolumes::gathered(&config.plan) }
 }
@@ -117,10 +144,12 @@ fn claim_template(live: &Value) -> Option<Value> {
 }
 
 /// Hash of all settings that a running worker can't change, or can't see change.
-fn settings_hash(config: &Config, spec: &PipelineSpec, secrets: &SecretVolumes) -> String {
+fn settings_hash(config: &Config, spec: &PipelineSpec, secrets: &SecretVolumes, shards: usize) -> String {
     // Replication that is off does not count, as in versions that did not have it: their pods stay as they are.
     let counts = |(path, value): &(&str, String)| *path != plan::REPLICATION || value != "none";
-    let fixed: Vec<_> = config.plan.fixed().into_iter().filter(counts).collect();
+    let mut fixed: Vec<_> = config.plan.fixed().into_iter().filter(counts).collect();
+    let of_shards = fixed.iter_mut().filter(|(path, _)| *path == plan::SHARD_COUNT);
+    of_shards.for_each(|(_, value)| *value = shards.to_string());
     let mut settings = json!({ "fixed": fixed, "nonce": spec.restart_nonce });
     if let SecretVolumes::Each(secrets) = secrets {
         settings["secrets"] = json!(secrets);

@@ -29,14 +29,37 @@ fn reverted() -> Value {
     json!({ "storage": { "shardCount": 8 } })
 }
 
+/// The spec with consent to 16 shards beside a worker that serves.
+fn online() -> Value {
+    let mut spec = consenting();
+    spec["storage"]["reshard"]["strategy"] = json!("Online");
+    spec
+}
+
 fn at(phase: Phase, spec: Value) -> Reshard {
-    let stored = json!({ "phase": phase.as_str(), "fromShardCount": 8, "toShardCount": 16, "settings": settings(&spec) });
+    by(ReshardStrategy::Job, phase, spec)
+}
+
+fn by(strategy: ReshardStrategy, phase: Phase, spec: Value) -> Reshard {
+    let stored = json!({
+        "phase": phase.as_str(),
+        "fromShardCount": 8,
+        "toShardCount": 16,
+        "strategy": strategy,
+        "settings": settings(&spec),
+    });
     Reshard::of(&pipeline(spec, stored)).unwrap()
 }
 
 /// What is seen of a pipeline that runs.
-const SERVING: Seen =
-    Seen { held: None, worker: WorkerState::Runs, job: JobState::Gone, has_volume: true, told: None };
+const SERVING: Seen = Seen {
+    held: None,
+    worker: WorkerState::Runs,
+    job: JobState::Gone,
+    shard_count: Some(8),
+    has_volume: true,
+    told: None,
+};
 /// What is seen of a pipeline that has stopped.
 const STOPPED: Seen = Seen { worker: WorkerState::Gone, ..SERVING };
 /// What is seen while a Job is at work.
@@ -168,6 +191,71 @@ fn the_config_has_the_new_number_from_the_switch_on() {
         assert_eq!(Phase::read(phase.as_str()), Some(phase));
     }
     assert_eq!(Phase::read("CatchingUp"), None);
+}
+
+#[test]
+fn a_worker_that_serves_tells_which_phase_follows() {
+    use Phase::{Cancelled, Cancelling, Copying, Done, Failed, Pausing, Pending, Switching, Verifying};
+    let (yes, no, job) = (online(), reverted(), consenting());
+    let told = |phase| Seen { told: Some(phase), ..SERVING };
+    let has = |shard_count| Seen { shard_count: Some(shard_count), ..SERVING };
+    let silent = Seen { worker: WorkerState::There, shard_count: None, ..SERVING };
+    let paused = |seen| Seen { held: Some(Held::Paused), ..seen };
+    for (phase, spec, seen, next) in [
+        (Pending, &yes, SERVING, Copying),
+        // No volume and no Job is needed.
+        (Pending, &yes, Seen { has_volume: false, ..SERVING }, Copying),
+        (Pending, &yes, paused(SERVING), Pending),
+        (Pending, &no, SERVING, Cancelled),
+        (Copying, &yes, SERVING, Copying),
+        (Copying, &yes, silent, Copying),
+        (Copying, &yes, told(Verifying), Verifying),
+        (Verifying, &yes, SERVING, Verifying),
+        // A worker that has crashed begins anew.
+        (Verifying, &yes, told(Copying), Copying),
+        (Verifying, &yes, told(Switching), Switching),
+        (Switching, &yes, silent, Switching),
+        (Switching, &yes, has(16), Done),
+        (Copying, &yes, has(16), Done),
+        (Copying, &yes, paused(has(16)), Done),
+        (Verifying, &yes, told(Failed), Failed),
+        (Copying, &no, SERVING, Cancelling),
+        (Copying, &no, paused(SERVING), Copying),
+        // Another way to move the data begins once this one is called off.
+        (Copying, &job, SERVING, Cancelling),
+        (Switching, &no, has(16), Cancelling),
+        (Cancelling, &no, has(16), Cancelling),
+        (Cancelling, &no, silent, Cancelling),
+        (Cancelling, &no, SERVING, Cancelled),
+        (Failed, &yes, SERVING, Failed),
+        (Failed, &no, SERVING, Cancelling),
+        (Cancelled, &yes, SERVING, Copying),
+        (Cancelled, &job, SERVING, Pausing),
+        (Done, &no, SERVING, Done),
+    ] {
+        let reshard = by(ReshardStrategy::Online, phase, spec.clone());
+        assert_eq!(reshard.next(&seen), Some(next), "{phase:?} {spec} {seen:?}");
+        assert!(!reshard.wants_job() && !reshard.stops_worker(&[]), "{phase:?}");
+    }
+}
+
+#[test]
+fn any_config_beside_a_move_consents_to_both_numbers() {
+    let back = || Consent::Own(json!({ "fromShardCount": 16, "toShardCount": 8, "strategy": "Online" }));
+    for phase in Phase::ALL {
+        let of = |spec| {
+            let reshard = by(ReshardStrategy::Online, phase, spec);
+            (reshard.shard_count(), reshard.consent())
+        };
+        let (consented, gone) = match phase {
+            Phase::Pending | Phase::Done | Phase::Cancelled => {
+                ((8, Consent::Withheld), (8, Consent::Written))
+            }
+            Phase::Cancelling | Phase::Failed => ((8, back()), (8, back())),
+            _ => ((16, Consent::Written), (8, back())),
+        };
+        assert_eq!((of(online()), of(reverted())), (consented, gone), "{phase:?}");
+    }
 }
 
 #[test]

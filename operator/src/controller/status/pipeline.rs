@@ -22,7 +22,7 @@ use crate::controller::node_loss::{self, LostNode, NodeLossAction};
 use crate::controller::object::is_ours;
 use crate::controller::observe::Observed;
 use crate::controller::slot::Slot;
-use crate::controller::validate::{Config, Verdict};
+use crate::controller::validate::Verdict;
 use crate::controller::worker::WorkerReport;
 
 /// Sources and sinks that a message names at most.
@@ -92,10 +92,7 @@ pub(super) fn status(findings: &Findings<'_>, now: Timestamp) -> PipelineStatus 
     PipelineStatus {
         observed_generation: Some(generation),
         conditions: conditions(&all, &before.conditions, generation, now),
-        layout: config
-            .filter(|_| runs)
-            .map(|config| layout(observed, config, &before))
-            .or(before.layout.clone()),
+        layout: layout(findings, &before, resharding.ended),
         replication: replication::status(
             report,
             observed.replica_place(),
@@ -112,11 +109,24 @@ pub(super) fn status(findings: &Findings<'_>, now: Timestamp) -> PipelineStatus 
     }
 }
 
-/// The layout of the data that a worker with this config runs on.
-fn layout(observed: &Observed, config: &Config, before: &PipelineStatus) -> LayoutStatus {
-    let shard_count = u32::try_from(config.plan.storage.shard_count).expect("a few shards");
-    let volume_claim_uid = observed.volume_claim.as_ref().and_then(ResourceExt::uid);
-    LayoutStatus { shard_count, volume_claim_uid, ..before.layout.clone().unwrap_or_default() }
+/// The layout of the data, by what the worker runs and by a change that has just ended.
+fn layout(
+    findings: &Findings<'_>,
+    before: &PipelineStatus,
+    ended: Option<(u32, u32)>,
+) -> Option<LayoutStatus> {
+    let Findings { observed, verdict, report, .. } = *findings;
+    let config = verdict.config.as_ref().ok().filter(|_| matches!(report, WorkerReport::Runs { .. }));
+    let of_config = config.map(|config| LayoutStatus {
+        shard_count: u32::try_from(config.plan.storage.shard_count).expect("a few shards"),
+        volume_claim_uid: observed.volume_claim.as_ref().and_then(ResourceExt::uid),
+        ..before.layout.clone().unwrap_or_default()
+    });
+    // Beside a move, the config has a number that the data may not have yet.
+    let moving = verdict.reshard.as_ref().filter(|reshard| reshard.is_online()).map(|reshard| reshard.has);
+    let layout = of_config.or(before.layout.clone())?;
+    let shard_count = ended.map(|(_, has)| has).or(moving).unwrap_or(layout.shard_count);
+    Some(LayoutStatus { shard_count, ..layout })
 }
 
 /// The history, with a change of layout that has just ended.

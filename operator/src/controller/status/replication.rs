@@ -56,17 +56,10 @@ pub(super) fn healthy(spec: &PipelineSpec, report: &WorkerReport, drills: &Drill
         return None;
     }
     let unknown = |why: &str| Fact::new(KIND, Holds::Unknown, "NothingTold", why);
-    Some(match report {
-        WorkerReport::Absent | WorkerReport::Silent { .. } => {
-            unknown("the worker has not said how far the replica is")
-        }
-        WorkerReport::Runs { replica: None, .. } | WorkerReport::Behind { replica: None, .. } => {
-            unknown("the worker does not replicate yet")
-        }
-        WorkerReport::Runs { replica: Some(replica), .. }
-        | WorkerReport::Behind { replica: Some(replica), .. } => {
-            judged(replica, lag_max(&spec.replication.sync_interval), drills)
-        }
+    Some(match report.news().map(|news| &news.replica) {
+        None => unknown("the worker has not said how far the replica is"),
+        Some(None) => unknown("the worker does not replicate yet"),
+        Some(Some(replica)) => judged(replica, lag_max(&spec.replication.sync_interval), drills),
     })
 }
 
@@ -116,11 +109,7 @@ pub(super) fn status(
     drills: &Drills,
     before: Option<ReplicationStatus>,
 ) -> Option<ReplicationStatus> {
-    let (WorkerReport::Runs { replica: Some(replica), .. }
-    | WorkerReport::Behind { replica: Some(replica), .. }) = report
-    else {
-        return before;
-    };
+    let Some(replica) = report.news().and_then(|news| news.replica.as_ref()) else { return before };
     let before = before.unwrap_or_default();
     // An incomplete replica can't be restored from, and a worker with an older config may write to an older place.
     let is_whole = replica.is_ready && matches!(report, WorkerReport::Runs { .. });
@@ -151,6 +140,7 @@ fn last_sync(replica: &Replica, before: Option<Time>) -> Option<Time> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::controller::worker::WorkerNews;
 
     use serde_json::{Value, json};
 
@@ -227,7 +217,8 @@ mod tests {
 
     #[test]
     fn the_status_names_a_copy_that_can_be_restored_and_keeps_it() {
-        let runs = |replica| WorkerReport::Runs { left_out: Vec::new(), replica, degraded: Vec::new() };
+        let news = |replica| WorkerNews { replica, ..WorkerNews::default() };
+        let runs = |replica| WorkerReport::Runs { left_out: Vec::new(), news: news(replica) };
         let place = || Some("file:///r/n/p".to_owned());
         let status = |report: &WorkerReport, before| status(report, place(), &Drills::default(), before);
         let first = status(&runs(Some(replica(1, false, None))), None).unwrap();
@@ -235,11 +226,7 @@ mod tests {
         let ready = status(&runs(Some(replica(1, true, None))), Some(first)).unwrap();
         assert_eq!((ready.incarnation, &ready.place), (Some(2), &place()));
         // A worker with another config may write to another place.
-        let behind = WorkerReport::Behind {
-            refusal: None,
-            replica: Some(replica(1, true, None)),
-            degraded: Vec::new(),
-        };
+        let behind = WorkerReport::Behind { refusal: None, news: news(Some(replica(1, true, None))) };
         let elsewhere = || Some("file:///moved/n/p".to_owned());
         let moved = super::status(&behind, elsewhere(), &Drills::default(), Some(ready.clone())).unwrap();
         assert_eq!(moved.place, place());

@@ -3,6 +3,7 @@
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use litejoin_crds::reshard::ReshardStrategy;
 use litejoin_crds::status::ReshardStatus;
 use litejoin_crds::worker_status::ReshardReport;
 
@@ -38,10 +39,10 @@ pub(super) fn news(findings: &Findings<'_>, before: Option<ReshardStatus>, now: 
     let Some(reshard) = &findings.verdict.reshard else {
         return ReshardNews { status: before, ..ReshardNews::default() };
     };
-    let seen = seen(findings);
+    let seen = seen(findings, reshard);
     // A Pipeline that is wrong changes nothing, and what is under way goes on.
     let next = if findings.verdict.config.is_ok() { reshard.next(&seen) } else { reshard.phase };
-    let ended = next == Some(Phase::Done) && reshard.phase == Some(Phase::Switching);
+    let ended = next == Some(Phase::Done) && reshard.phase.is_some_and(Phase::is_active);
     let ended = ended.then_some((reshard.has, reshard.to));
     let is_unconsented = match ended {
         Some((_, has)) => reshard.wanted != has,
@@ -64,19 +65,23 @@ pub(super) fn news(findings: &Findings<'_>, before: Option<ReshardStatus>, now: 
 }
 
 /// Reads from the findings what the next phase follows from.
-fn seen(findings: &Findings<'_>) -> Seen {
-    let Findings { observed, report, job_report, .. } = *findings;
+fn seen(findings: &Findings<'_>, reshard: &Reshard) -> Seen {
+    let Findings { observed, report, .. } = *findings;
     let (spec, job) = (observed.spec(), observed.built.get(&Slot::Job));
     let held = if observed.is_paused() {
         Some(Held::Paused)
     } else if is_at_rest(&spec) {
         Some(Held::AtRest)
     } else {
-        is_foreign(job, &observed.pipeline).then_some(Held::NameTaken)
+        let wants_job = reshard.strategy == ReshardStrategy::Job;
+        (wants_job && is_foreign(job, &observed.pipeline)).then_some(Held::NameTaken)
     };
-    let told = job_report.and_then(|report| match report.phase.as_str() {
+    let told = told(findings, reshard).and_then(|report| match report.phase.as_str() {
         "Copying" => Some(Phase::Copying),
         "Verifying" | "Verified" => Some(Phase::Verifying),
+        "Switching" => Some(Phase::Switching),
+        "Failed" => Some(Phase::Failed),
+        // The copy follows the data before it is compared, and after it.
         _ => None,
     });
     let runs = matches!(report, WorkerReport::Runs { .. });
@@ -84,9 +89,21 @@ fn seen(findings: &Findings<'_>) -> Seen {
         held,
         worker: worker_state(observed.built.get(&Slot::StatefulSet), observed.pod.as_ref(), runs),
         job: job_state(job, &observed.job_pods),
+        shard_count: report.news().and_then(|news| news.shard_count),
         has_volume: has_volume(&spec, &observed.pipeline.status, observed.volume_claim.as_ref()),
         told,
     }
+}
+
+/// What the one tells who moves the data, about this move.
+fn told<'a>(findings: &Findings<'a>, reshard: &Reshard) -> Option<&'a ReshardReport> {
+    let told = match (reshard.strategy, findings.report) {
+        (ReshardStrategy::Job, _) => findings.job_report,
+        // With another config, the worker may tell of a move of before.
+        (ReshardStrategy::Online, WorkerReport::Runs { news, .. }) => news.reshard.as_ref(),
+        (ReshardStrategy::Online, _) => None,
+    };
+    told.filter(|told| (told.from_shard_count, told.to_shard_count) == (reshard.has, reshard.to))
 }
 
 fn status(
@@ -108,9 +125,11 @@ fn status(
     }
     phase.as_str().clone_into(&mut status.phase);
     let has_job = observed.built.contains_key(&Slot::Job) && seen.held != Some(Held::NameTaken);
-    let expects_job = phase.copies() || (turns && phase == Phase::Failed);
+    let is_online = status.strategy == ReshardStrategy::Online;
+    let expects_job = !is_online && (phase.copies() || (turns && phase == Phase::Failed));
     status.job = (has_job || expects_job).then(|| names::reshard_job(&observed.pipeline.name));
-    match (phase.copies(), findings.job_report) {
+    let told = told(findings, reshard);
+    match (phase.copies(), told) {
         (true, Some(report)) => progress(&mut status, report, reshard, turns, now),
         (true, None) => {}
         (false, _) => {
@@ -123,8 +142,10 @@ fn status(
     }
     let job = observed.built.get(&Slot::Job);
     status.message = match phase {
+        Phase::Failed if turns && is_online => told.and_then(|told| told.message.clone()),
         Phase::Failed if turns => Some(last_words(job, &observed.job_pods)),
         Phase::Failed => status.message,
+        _ if is_online && phase.is_active() => told.and_then(|told| told.message.clone()),
         _ if phase.copies() => trouble(findings),
         _ => None,
     };
@@ -178,6 +199,7 @@ fn next_step(
     let observed = findings.observed;
     let (from, to) = (status.from_shard_count, status.to_shard_count);
     let job = names::reshard_job(&observed.pipeline.name);
+    let is_online = status.strategy == ReshardStrategy::Online;
     let cancel = format!("to cancel, put shardCount: {from} back");
     let rests = "spec.suspend or spec.replicas: 0 holds it back; take that back, or put shardCount";
     match (phase, seen.held) {
@@ -195,6 +217,18 @@ fn next_step(
         (Phase::Pausing, _) => {
             format!("waits for the pod {} to stop; {cancel}", names::pod(&observed.pipeline.name))
         }
+        (Phase::Copying, _) if is_online => {
+            format!("the worker copies the data to {to} shards and serves it meanwhile; {cancel}")
+        }
+        (Phase::Verifying, _) if is_online => {
+            format!(
+                "the worker compares the copy in {to} shards with the data, and then pauses for the switch; {cancel}"
+            )
+        }
+        (Phase::Switching, _) if is_online => format!("the worker pauses for the switch to {to} shards"),
+        (Phase::Cancelling, _) if is_online => {
+            format!("waits for the worker to say that it goes on with {from} shards")
+        }
         (Phase::Copying, _) => format!("the Job {job} copies the data to {to} shards; {cancel}"),
         (Phase::Verifying, _) => {
             format!("the Job {job} compares the copy in {to} shards with the data; {cancel}")
@@ -205,7 +239,7 @@ fn next_step(
                 None => format!("waits for the worker to start with {to} shards"),
             };
             match reshard.wish {
-                Wish::Other => what,
+                Wish::Other(_) => what,
                 _ => format!(
                     "{what}: shardCount: {} was put back too late, and counts only if the worker can't start",
                     reshard.wanted

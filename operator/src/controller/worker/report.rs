@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use litejoin_crds::worker_status::{DegradedPart, LeftOut, WorkerStatus};
+use litejoin_crds::worker_status::{DegradedPart, LeftOut, ReshardReport, WorkerStatus};
 
 use super::replica::Replica;
 
@@ -27,35 +27,50 @@ pub(crate) enum WorkerReport {
     Runs {
         /// Parts that are wrong, and that the worker leaves out or runs as they were before.
         left_out: Vec<LeftOut>,
-        /// `None` where nothing is replicated.
-        replica: Option<Replica>,
-        /// Sources and sinks that can't do their work.
-        degraded: Vec<DegradedPart>,
+        news: WorkerNews,
     },
     /// The worker runs another config, and may have refused this one.
-    Behind { refusal: Option<String>, replica: Option<Replica>, degraded: Vec<DegradedPart> },
+    Behind { refusal: Option<String>, news: WorkerNews },
+}
+
+/// What a worker says of its data and of others, whichever config it runs.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct WorkerNews {
+    /// `None` where nothing is replicated.
+    pub(crate) replica: Option<Replica>,
+    /// Sources and sinks that can't do their work.
+    pub(crate) degraded: Vec<DegradedPart>,
+    /// Shards that the data has; `None` where the worker does not tell.
+    pub(crate) shard_count: Option<u32>,
+    /// How far a move of the data to other shards is, beside the worker.
+    pub(crate) reshard: Option<ReshardReport>,
 }
 
 impl WorkerReport {
     /// Reads from `/status` whether the worker runs the config with this hash.
     pub(crate) fn of(status: WorkerStatus, hash: &str) -> Self {
-        let WorkerStatus { config, replication, degraded, reshard: _ } = status;
-        let replica = replication.map(Replica::from);
+        let WorkerStatus { config, replication, degraded, shard_count, reshard } = status;
+        let news = WorkerNews { replica: replication.map(Replica::from), degraded, shard_count, reshard };
         if config.hash == hash {
-            return Self::Runs { left_out: config.left_out, replica, degraded };
+            return Self::Runs { left_out: config.left_out, news };
         }
         // A reload of other documents says nothing of these. A reload without a hash was of documents that could not be
         // read, which may be these.
         let about_it = config.last_reload.filter(|last| last.hash.as_deref().is_none_or(|last| last == hash));
-        Self::Behind { refusal: about_it.and_then(|last| last.error), replica, degraded }
+        Self::Behind { refusal: about_it.and_then(|last| last.error), news }
+    }
+
+    /// What the worker says of its data and of others; `None` without an answer.
+    pub(crate) fn news(&self) -> Option<&WorkerNews> {
+        match self {
+            Self::Runs { news, .. } | Self::Behind { news, .. } => Some(news),
+            Self::Absent | Self::Silent { .. } => None,
+        }
     }
 
     /// The sources and sinks that can't do their work.
     pub(crate) fn degraded(&self) -> &[DegradedPart] {
-        match self {
-            Self::Runs { degraded, .. } | Self::Behind { degraded, .. } => degraded,
-            Self::Absent | Self::Silent { .. } => &[],
-        }
+        self.news().map(|news| news.degraded.as_slice()).unwrap_or_default()
     }
 
     /// Whether the worker has judged the documents as they are now.
@@ -82,9 +97,11 @@ impl WorkerReport {
                 Some((awaited / ASK_AGAIN_PART).clamp(first, last))
             }
             Self::Behind { refusal: Some(_), .. } => Some(ASK_AGAIN_REFUSED),
-            Self::Runs { replica: Some(replica), .. } if replica.is_ready => Some(ASK_AGAIN_REPLICATING),
-            Self::Runs { replica: Some(_), .. } => Some(ASK_AGAIN_REFUSED),
-            Self::Absent | Self::Runs { .. } => None,
+            Self::Runs { news, .. } => {
+                let replica = news.replica.as_ref()?;
+                Some(if replica.is_ready { ASK_AGAIN_REPLICATING } else { ASK_AGAIN_REFUSED })
+            }
+            Self::Absent => None,
         }
     }
 }
