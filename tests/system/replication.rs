@@ -12,6 +12,7 @@ mod refused;
 mod reshard;
 mod streams;
 mod table;
+pub(crate) mod takeover;
 mod two;
 
 use std::collections::BTreeSet;

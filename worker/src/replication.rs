@@ -21,6 +21,7 @@ use self::litestream::{Litestream, LitestreamError};
 use self::location::{LocationError, ReplicaLocation};
 use self::objects::{Objects, ObjectsError};
 use self::restore_points::RestorePoints;
+use self::socket::SocketError;
 use crate::credentials::{CredentialError, Secrets};
 use crate::reshard::ReshardError;
 use crate::storage::layout::{
@@ -42,6 +43,7 @@ pub(crate) mod objects;
 mod restore_points;
 mod sftp;
 pub(crate) mod socket;
+pub(crate) mod takeover;
 
 /// Which of several workers of a pipeline this is. There is one for now.
 const ORDINAL: u32 = 0;
@@ -84,6 +86,8 @@ pub(crate) enum ReplicationError {
     Refused(#[from] StartRefusal),
     #[error(transparent)]
     Litestream(#[from] LitestreamError),
+    #[error("the Litestream beside this worker can't be asked to leave the files; see whether it runs")]
+    TakeOver(#[from] SocketError),
     #[error(transparent)]
     Layout(#[from] LayoutError),
     #[error(transparent)]
@@ -274,6 +278,8 @@ pub(crate) struct Replica {
     /// Whose data it is.
     pub(crate) identity: String,
     pub(crate) litestream: Litestream,
+    /// Whether the worker runs it.
+    pub(crate) runs_litestream: bool,
     pub(crate) marker: Marker,
     /// The kind of restore that has just been made, if any.
     pub(crate) restored: Option<Restored>,

@@ -43,8 +43,8 @@ use crate::clock;
 use crate::credentials::Secrets;
 use crate::pipeline::{Pipeline, Reload};
 use crate::replication::boot::Begin;
-use crate::replication::{Replica, ReplicationError, Site, Tools, boot};
-use crate::reshard::{self, ReshardError};
+use crate::replication::{Replica, ReplicationError, Site, Tools, boot, takeover};
+use crate::reshard::{self, FollowedCopy, ReshardError};
 use crate::results::event::JoinId;
 use crate::serve::listen::ListenError;
 use crate::status::Status;
@@ -318,17 +318,17 @@ impl Starter {
             return Err(StartError::NotAtRest);
         }
         let stopped_after = began.elapsed();
-        let switched = blocking(move || copy.switch()).await;
+        let plan = stopped.pipeline.plan.clone();
+        let switched = switch(&plan, &locked, copy).await;
         drop(call_off);
         let switched_after = began.elapsed();
-        let plan = stopped.pipeline.plan.clone();
         let Some(running) = self.start(stopped.pipeline, stopped.listeners, locked, stop).await? else {
             return Ok(None);
         };
         match switched {
             // What was decided is done by the start, also where the switch itself was cut off.
             Err(problem) if running.pipeline.plan.storage.shard_count != told.to => {
-                mover.failed(&plan, &told, &problem.into());
+                mover.failed(&plan, &told, &problem);
             }
             _ => {
                 let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
@@ -350,6 +350,15 @@ impl Starter {
     }
 }
 
+/// Puts a copy in the place of the data, which nothing writes now.
+async fn switch(plan: &Plan, locked: &LockedDir, copy: FollowedCopy) -> Result<(), StartError> {
+    let mode = plan.replication.as_ref().map(|replication| replication.mode);
+    if mode == Some(ReplicationMode::Sidecar) && !takeover::is_taken_over(locked.path()) {
+        takeover::take_over(locked.path()).await?;
+    }
+    Ok(blocking(move || copy.switch()).await?)
+}
+
 /// Sees that the right data is in a directory.
 async fn prepare(
     locked: LockedDir,
@@ -360,8 +369,8 @@ async fn prepare(
     let replica = match Site::of(plan, secrets)? {
         Some(site) => {
             let begin = match site.replication.mode {
-                ReplicationMode::Embedded => Begin::Run,
-                ReplicationMode::Sidecar => Begin::Prepared,
+                ReplicationMode::Sidecar if !takeover::is_taken_over(locked.path()) => Begin::Prepared,
+                _ => Begin::Run,
             };
             Some(boot::prepare(&locked, plan, site, tools, begin).await?)
         }

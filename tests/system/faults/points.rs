@@ -151,7 +151,7 @@ fn every_point_of_the_worker_is_tried() {
     gather(Path::new(env!("CARGO_MANIFEST_DIR")).join("../worker/src").as_path(), &mut named);
     let tried = POINTS.iter().map(|(point, _)| *point).chain(power::points());
     let tried = tried.chain(crate::kafka::sink::points()).chain(crate::replication::points::points());
-    let tried = tried.chain(crate::starting::points());
+    let tried = tried.chain(crate::starting::points()).chain(crate::replication::takeover::points());
     assert_eq!(named, tried.map(str::to_owned).collect(), "fault::point(…) on the left, tests on the right");
 }
 

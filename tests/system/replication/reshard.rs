@@ -21,18 +21,18 @@ fn reshard(pipeline: &Replicated, from: usize, to: usize) {
 }
 
 /// Has the same done while the pipeline is served.
-fn reshard_online(pipeline: &Replicated, from: usize, to: usize) {
+pub(super) fn reshard_online(pipeline: &Replicated, from: usize, to: usize) {
     reshard(pipeline, from, to);
     pipeline.change(|manifest| manifest["spec"]["storage"]["reshard"]["strategy"] = json!("Online"));
 }
 
-fn shards(pipeline: &Replicated) -> BTreeSet<String> {
+pub(super) fn shards(pipeline: &Replicated) -> BTreeSet<String> {
     let entries = std::fs::read_dir(pipeline.site.data_dir()).expect("readable");
     let names = entries.map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned());
     names.filter(|name| name.starts_with("shard_") && name.ends_with(".db")).collect()
 }
 
-fn shard_names(count: usize) -> BTreeSet<String> {
+pub(super) fn shard_names(count: usize) -> BTreeSet<String> {
     (0..count).map(|index| format!("shard_{index}.db")).collect()
 }
 

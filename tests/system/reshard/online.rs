@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use super::{assert_whole, manifest, order, stored};
 
 /// `storage` with consent to a move beside the pipeline.
-fn online(shard_count: usize, from: usize, to: usize) -> String {
+fn online(from: usize, to: usize) -> String {
     let consent = format!("{{fromShardCount: {from}, toShardCount: {to}, strategy: Online}}");
-    manifest(&format!("shardCount: {shard_count}, reshard: {consent}"))
+    manifest(&format!("shardCount: {to}, reshard: {consent}"))
 }
 
 /// Waits until `/status` says of a move what is wanted; in a pause it waits for the worker.
@@ -45,26 +45,30 @@ fn shard_count(site: &WorkerSite) -> usize {
 #[tokio::test]
 async fn the_data_is_moved_beside_the_worker_and_stays_where_it_is() {
     let (site, last_id) = stored().await;
-    // It counts what the data has, whether shardCount says that already or not yet.
-    for written in [2, 5] {
-        site.write("pipeline.yaml", online(written, 2, 5));
+    site.write("pipeline.yaml", online(2, 5));
+    let worker = site.start().await;
+    moved(&worker, 5).await;
+    let lineage = assert_whole(&site, &worker, 90).await;
+    assert!(last_id.starts_with(&lineage), "ids go on");
+    assert_eq!(shard_count(&site), 5);
+    assert!(site.data_dir().join("previous-layout").exists(), "the layout of before is kept");
+    worker.stop().await;
+    // The block may stay, and the other way round it leads back.
+    for (from, to) in [(2, 5), (5, 2), (5, 2)] {
+        site.write("pipeline.yaml", online(from, to));
         let worker = site.start().await;
-        moved(&worker, 5).await;
-        let lineage = assert_whole(&site, &worker, 90).await;
-        assert!(last_id.starts_with(&lineage), "ids go on");
-        assert_eq!(shard_count(&site), 5);
-        assert!(site.data_dir().join("previous-layout").exists(), "the layout of before is kept");
-        worker.stop().await;
-        for written in [2, 5] {
-            site.write("pipeline.yaml", online(written, 2, 5));
-            let worker = site.start().await;
-            assert_whole(&site, &worker, 90).await;
-            worker.stop().await;
-            assert_eq!(shard_count(&site), 5);
+        if shard_count(&site) == from {
+            moved(&worker, to).await;
         }
-        let undone = site.command(["reshard", "--data-dir", "data", "--to", "2"]).end().await;
-        assert_eq!(undone.code, Some(0), "{}", undone.stderr);
+        assert_whole(&site, &worker, 90).await;
+        worker.stop().await;
+        assert_eq!(shard_count(&site), to);
     }
+    site.write("pipeline.yaml", online(2, 5).replace("shardCount: 5,", "shardCount: 2,"));
+    let ended = site.run([]).end().await;
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+    assert!(ended.stderr.contains("write the same number in both"), "{}", ended.stderr);
+    assert_eq!(shard_count(&site), 2);
 }
 
 #[tokio::test]
@@ -72,7 +76,7 @@ async fn messages_and_deletions_that_come_meanwhile_are_in_the_copy() {
     let (site, _) = stored().await;
     site.write("pipeline.yaml", manifest("shardCount: 2"));
     let worker = site.start().await;
-    site.write("pipeline.yaml", online(5, 2, 5));
+    site.write("pipeline.yaml", online(2, 5));
     worker.signal("HUP");
     for number in 90..300 {
         let deletion = json!({ "topic": "orders", "key": format!("o{}", number - 60), "payload": null });
@@ -89,7 +93,7 @@ async fn messages_and_deletions_that_come_meanwhile_are_in_the_copy() {
 #[tokio::test]
 async fn a_revert_calls_the_move_off() {
     let (site, _) = stored().await;
-    site.write("pipeline.yaml", online(5, 2, 5));
+    site.write("pipeline.yaml", online(2, 5));
     let worker = site.run([]).with_variable("LITEJOIN_STALL", "online-copied").start().await;
     told(&worker, "the copy", |told| told["phase"] == "Copying" && told["rows"] == 97).await;
     worker.ingest().send(&[order(100)]).await;
@@ -105,7 +109,7 @@ async fn a_revert_calls_the_move_off() {
 #[tokio::test]
 async fn a_stop_ends_the_move_and_the_next_start_begins_anew() {
     let (site, _) = stored().await;
-    site.write("pipeline.yaml", online(5, 2, 5));
+    site.write("pipeline.yaml", online(2, 5));
     let worker = site.run([]).with_variable("LITEJOIN_STALL", "online-verified").start().await;
     told(&worker, "the comparison", |told| told["phase"] == "Verifying" && told["verifiedAt"].is_i64()).await;
     worker.stop().await;
@@ -121,7 +125,7 @@ async fn a_move_that_fails_is_told_and_the_pipeline_goes_on() {
     let (site, _) = stored().await;
     // A file where the folder of the copy is to be.
     site.write("data/reshard", "");
-    site.write("pipeline.yaml", online(5, 2, 5));
+    site.write("pipeline.yaml", online(2, 5));
     let worker = site.start().await;
     let failed = told(&worker, "the failure", |told| told["phase"] == "Failed").await;
     let message = failed["message"].as_str().expect("it says why");

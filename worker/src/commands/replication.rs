@@ -21,7 +21,7 @@ use crate::replication::config::ReplicatedFile;
 use crate::replication::fetch::{self, Restored, UnsoundResults};
 use crate::replication::incarnation::{Claim, FoundIncarnation, Incarnation};
 use crate::replication::litestream::Litestream;
-use crate::replication::{PointInTime, ReplicationError, Site, Tools, files_of};
+use crate::replication::{PointInTime, ReplicationError, Site, Tools, files_of, takeover};
 use crate::storage::hash::HASH_VERSION;
 use crate::storage::layout::{FORMAT_VERSION, LockedDir};
 use crate::storage::sqlite::{self, SqliteError};
@@ -208,6 +208,7 @@ impl ReplicaReport {
 pub(crate) async fn prepare(plan: &Plan, secrets: &Secrets, tools: &Tools) -> Result<(), ReplicationError> {
     let site = Site::of(plan, secrets)?.ok_or(ReplicationError::Disabled)?;
     let locked = LockedDir::lock(&plan.storage.data_dir)?;
+    takeover::give_back(locked.path())?;
     let replica = boot::prepare(&locked, plan, site, tools, Begin::Run).await?;
     info!(config = %replica.config.display(), "ready for `litestream replicate -no-expand-env -config`");
     Ok(())
@@ -226,6 +227,7 @@ pub(crate) async fn restore(
     match aim {
         Aim::DataDir => {
             let locked = LockedDir::lock(&plan.storage.data_dir)?;
+            takeover::give_back(locked.path())?;
             let begin = point.map_or(Begin::Restore, Begin::At);
             let replica = boot::prepare(&locked, plan, site, tools, begin).await?;
             say(&match replica.restored {

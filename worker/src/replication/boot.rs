@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use litejoin_crds::error::chain;
 use litejoin_crds::plan::Plan;
-use litejoin_crds::replication::RestorePolicy;
+use litejoin_crds::replication::{ReplicationMode, RestorePolicy};
 use tracing::{info, warn};
 
 pub(crate) use super::decision::Begin;
@@ -19,6 +19,7 @@ use super::incarnation::{
     Birth, Claim, Decision, Incarnation, Local, Marker, Remote, Requirements, StartRefusal,
 };
 use super::litestream::{self, Litestream};
+use super::takeover::{self, OWN_CONFIG};
 use super::{BIRTH, CLAIM, Replica, ReplicationError, Site, Tools, files};
 use crate::clock;
 use crate::fault;
@@ -88,6 +89,13 @@ async fn prepare_directory(
         path: data_dir.clone(),
         files: files.clone(),
     };
+    if site.replication.mode == ReplicationMode::Embedded {
+        takeover::give_back(&data_dir)?;
+    }
+    let is_taken_over = takeover::is_taken_over(&data_dir);
+    if is_taken_over {
+        takeover::leave(&data_dir).await?;
+    }
     if !matches!(begin, Begin::Prepared) {
         directory.resume()?;
         directory.reshard().await?;
@@ -117,13 +125,27 @@ async fn prepare_directory(
     directory.write_marker(&marker)?;
     fault::point("incarnation-marked");
     let socket = socket_path(&data_dir, &marker.incarnation);
-    let config = data_dir.join(CONFIG);
+    let name = if is_taken_over { OWN_CONFIG } else { CONFIG };
+    let config = data_dir.join(name);
     let text = site.litestream_config(&marker.incarnation, &files, Some(&socket));
-    replace(&data_dir, CONFIG, &text).map_err(io(&config, "write the file"))?;
+    replace(&data_dir, name, &text).map_err(io(&config, "write the file"))?;
     info!(incarnation = %marker.incarnation, base = %site.base, "replicating");
     let identity = wanted.identity;
     let marker = *marker;
-    Ok(Replica { site, identity, restored, litestream, marker, files, data_dir, socket, config, lock })
+    let runs_litestream = is_taken_over || site.replication.mode == ReplicationMode::Embedded;
+    Ok(Replica {
+        site,
+        identity,
+        restored,
+        litestream,
+        runs_litestream,
+        marker,
+        files,
+        data_dir,
+        socket,
+        config,
+        lock,
+    })
 }
 
 /// One start, with all that its steps need.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// The time that Litestream may take beyond the time that it was given.
 const GRACE: Duration = Duration::from_secs(2);
@@ -34,6 +34,16 @@ pub(crate) struct Synced {
     /// The last one in the replica.
     #[serde(rename = "replicated_txid")]
     pub(crate) replicated: u64,
+}
+
+#[derive(Deserialize)]
+struct Listed {
+    databases: Vec<ListedFile>,
+}
+
+#[derive(Deserialize)]
+struct ListedFile {
+    path: PathBuf,
 }
 
 #[derive(Deserialize)]
@@ -71,16 +81,27 @@ impl LitestreamSocket {
         answer_within: Duration,
     ) -> Result<Synced, SocketError> {
         let asked = json!({"path": file, "wait": wait, "timeout": timeout.as_secs().max(1)});
+        let answer = self.answer("sync", file, &asked, answer_within).await?;
+        answer.json().await.map_err(|source| self.silent(source))
+    }
+
+    async fn answer(
+        &self,
+        command: &str,
+        file: &Path,
+        asked: &Value,
+        answer_within: Duration,
+    ) -> Result<reqwest::Response, SocketError> {
         let answer = self
             .client
-            .post("http://litestream/sync")
+            .post(format!("http://litestream/{command}"))
             .timeout(answer_within)
-            .json(&asked)
+            .json(asked)
             .send()
             .await
             .map_err(|source| self.silent(source))?;
         if answer.status().is_success() {
-            return answer.json().await.map_err(|source| self.silent(source));
+            return Ok(answer);
         }
         let status = answer.status();
         let message = match answer.json::<Refused>().await {
@@ -88,6 +109,21 @@ impl LitestreamSocket {
             Err(_) => status.to_string(),
         };
         Err(SocketError::Refused { file: file.display().to_string(), message })
+    }
+
+    /// The files that Litestream has.
+    pub(crate) async fn files(&self, answer_within: Duration) -> Result<Vec<PathBuf>, SocketError> {
+        let answer = self.client.get("http://litestream/list").timeout(answer_within).send().await;
+        let answer = answer.and_then(reqwest::Response::error_for_status);
+        let listed = answer.map_err(|source| self.silent(source))?.json::<Listed>().await;
+        let listed = listed.map_err(|source| self.silent(source))?;
+        Ok(listed.databases.into_iter().map(|database| database.path).collect())
+    }
+
+    /// Has Litestream ship the last of a file, and have it no more. One that it does not have is no error.
+    pub(crate) async fn leave(&self, file: &Path, timeout: Duration) -> Result<(), SocketError> {
+        let asked = json!({"path": file, "timeout": timeout.as_secs().max(1)});
+        self.answer("unregister", file, &asked, timeout + GRACE).await.map(|_| ())
     }
 
     fn silent(&self, source: reqwest::Error) -> SocketError {

@@ -1,19 +1,21 @@
 //! The move of the data to another number of shards beside a pipeline that runs: a task that copies and follows, until the
 //! pipeline can go over to the copy in a short pause.
 
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use litejoin_crds::error::chain;
 use litejoin_crds::plan::{Plan, Reshard, SourceKind};
+use litejoin_crds::replication::ReplicationMode;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use super::{Running, StartError};
 use crate::blocking::blocking;
 use crate::credentials::Secrets;
-use crate::replication::Site;
+use crate::replication::{ReplicationError, Site, takeover};
 use crate::reshard::{self, FollowedCopy, OnlineMove};
 use crate::status::Status;
 use crate::status::reshard::{MoveProgress, MoveStatus, MoveStep};
@@ -149,19 +151,24 @@ impl Moving {
             progress: Arc::clone(progress),
             called_off,
         };
-        let task = tokio::spawn(stage(online, site));
+        let data_dir = running.store.data_dir.path().to_owned();
+        let task = tokio::spawn(stage(online, site, data_dir));
         let (consent, progress) = (consent.clone(), Arc::clone(progress));
         Ok(Self { consent, call_off, task, log_hold, progress })
     }
 }
 
-/// Copies, and follows for as long as the store is away that the next start needs.
-async fn stage(online: OnlineMove, site: Option<Site>) -> Result<FollowedCopy, StartError> {
+/// Copies, and follows for as long as something is away that the next start needs.
+async fn stage(
+    online: OnlineMove,
+    site: Option<Site>,
+    data_dir: PathBuf,
+) -> Result<FollowedCopy, StartError> {
     let mut copy = blocking(move || online.stage()).await?;
     let Some(site) = site else { return Ok(copy) };
     loop {
-        let problem = match tokio::time::timeout(STORE_TIMEOUT, site.look()).await {
-            Ok(Ok(_)) => {
+        let problem = match tokio::time::timeout(STORE_TIMEOUT, look(&site, &data_dir)).await {
+            Ok(Ok(())) => {
                 copy.progress().say(None);
                 return Ok(copy);
             }
@@ -173,6 +180,14 @@ async fn stage(online: OnlineMove, site: Option<Site>) -> Result<FollowedCopy, S
         copy.progress().say(Some(message));
         copy = blocking(move || copy.keep_up(STORE_RETRY)).await?;
     }
+}
+
+/// Sees that the store answers, and the Litestream that the files are to be taken over from.
+async fn look(site: &Site, data_dir: &Path) -> Result<(), ReplicationError> {
+    if site.replication.mode == ReplicationMode::Sidecar && !takeover::is_taken_over(data_dir) {
+        takeover::look(data_dir).await?;
+    }
+    site.look().await.map(|_| ())
 }
 
 /// Shows a move in `/status`.

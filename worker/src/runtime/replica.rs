@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use litejoin_crds::replication::ReplicationMode;
 use tokio::sync::mpsc;
 
 use super::unit::Unit;
@@ -27,7 +26,7 @@ impl Replication {
         ingest: Ingest,
         overtaken: mpsc::Sender<()>,
     ) -> Self {
-        let litestream = (replica.site.replication.mode == ReplicationMode::Embedded).then(|| {
+        let litestream = replica.runs_litestream.then(|| {
             let litestream = replica.litestream.clone();
             let (config, lock) = (replica.config.clone(), replica.lock.clone());
             let files_count = u32::try_from(replica.files.len()).unwrap_or(u32::MAX);
