@@ -26,6 +26,7 @@ use rand::RngExt;
 use serde_json::{Value, json};
 
 use crate::install::{Cluster, NAMESPACE};
+use crate::reshard;
 
 const KAFKA_TOPIC: &str = "numbers";
 
@@ -118,6 +119,7 @@ async fn what_was_replicated_comes_back_after_the_volume_is_lost() {
     drill(&cluster);
     scheduled_drill(&cluster).await;
     back_in_time(&cluster, &site, &before).await;
+    moved_while_it_serves(&cluster, &site, &before).await;
 }
 
 /// Restores beside the data in the running pod, and compares.
@@ -178,6 +180,34 @@ async fn back_in_time(cluster: &Cluster, site: &Site<'_>, before: &BTreeMap<Stri
         (cluster.kubectl(&["get", "pipeline", "orders", "-o", path]).trim() == time).then_some(())
     })
     .await;
+}
+
+/// The data goes to another number of shards in the pod that serves it, beside a Litestream that is not the worker's. The
+/// worker replicates it from there on, and the next pod has its Litestream again.
+async fn moved_while_it_serves(cluster: &Cluster, site: &Site<'_>, before: &BTreeMap<String, i64>) {
+    let pod = cluster.pod("orders-0").await;
+    let consent = json!({ "fromShardCount": 4, "toShardCount": 6, "strategy": "Online" });
+    let patch = json!({ "spec": { "storage": { "shardCount": 6, "reshard": consent } } }).to_string();
+    cluster.kubectl(&["patch", "pipeline", "orders", "--type=merge", "-p", &patch]);
+    reshard::done(cluster, "orders", 6).await;
+    cluster.wait_ready("pipeline/orders").await;
+    assert_eq!(cluster.pod("orders-0").await.uid(), pod.uid(), "the pod stays");
+    let results = async |what: &str| {
+        let after =
+            until(what, async || site.results().await.filter(|after| after.len() >= before.len())).await;
+        assert_eq!(after, *before, "{what}");
+    };
+    results("results of moved data").await;
+    site.replicated_up_to_now().await;
+    let config = ["exec", "orders-0", "--container", "worker", "--", "ls", "/var/lib/litejoin/data"];
+    let files = cluster.kubectl(&config);
+    assert!(files.contains("litestream-taken-over.yml") && files.contains("shard_5.db"), "{files}");
+    site.destroy().await;
+    cluster.wait_ready("pipeline/orders").await;
+    results("results after the volume of moved data was lost").await;
+    let files = cluster.kubectl(&config);
+    assert!(!files.contains("litestream-taken-over.yml") && files.contains("shard_5.db"), "{files}");
+    site.replicated_up_to_now().await;
 }
 
 /// Returns the bytes of Litestream's first uploads, without later compactions.

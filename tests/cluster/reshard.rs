@@ -50,7 +50,7 @@ pub(crate) async fn the_number_of_shards_changes(cluster: &Cluster) {
 }
 
 /// Waits until a re-shard is done.
-async fn done(cluster: &Cluster, pipeline: &str, shards: u64) {
+pub(crate) async fn done(cluster: &Cluster, pipeline: &str, shards: u64) {
     until_within(DONE, &format!("{pipeline} to have {shards} shards"), async || {
         let status = status(cluster, pipeline);
         let phase = status["reshard"]["phase"].as_str()?.to_owned();
@@ -86,18 +86,23 @@ pub(crate) async fn whoever_dies_nothing_is_lost(cluster: &Cluster) {
     let (mut from, plan) = (
         2,
         [
-            (5, Victim::Mover, "Copying"),
-            (3, Victim::Operator, "Pausing"),
-            (4, Victim::Operator, "Copying"),
-            (2, Victim::Kubelet, "Copying"),
-            (6, Victim::Operator, "Switching"),
-            (1, Victim::Worker, "Switching"),
+            (5, "Job", Victim::Mover, "Copying"),
+            (3, "Job", Victim::Operator, "Pausing"),
+            (4, "Job", Victim::Operator, "Copying"),
+            (2, "Job", Victim::Kubelet, "Copying"),
+            (6, "Job", Victim::Operator, "Switching"),
+            (1, "Job", Victim::Worker, "Switching"),
+            (4, "Online", Victim::Operator, "Copying"),
+            (7, "Online", Victim::Worker, "Copying"),
+            (3, "Online", Victim::Kubelet, "Copying"),
+            (5, "Online", Victim::Worker, "Switching"),
         ],
     );
-    for (to, victim, phase) in plan {
+    for (to, strategy, victim, phase) in plan {
         keys += 1;
         put(cluster, keys).await;
-        let storage = json!({ "shardCount": to, "reshard": { "fromShardCount": from, "toShardCount": to } });
+        let reshard = json!({ "fromShardCount": from, "toShardCount": to, "strategy": strategy });
+        let storage = json!({ "shardCount": to, "reshard": reshard });
         let consent = json!({ "spec": { "storage": storage } }).to_string();
         cluster.kubectl(&["patch", "pipeline", "hardy", "--type=merge", "-p", &consent]);
         until(&format!("{phase} or what follows it"), async || {

@@ -23,6 +23,7 @@ use self::note::{CopyNote, JoinPlaces};
 pub(crate) use self::online::{FollowedCopy, OnlineMove};
 pub(crate) use self::outlook::Outlook;
 pub(crate) use self::switch::{remove_expired, settle, undo};
+use self::verify::DataTally;
 use crate::clock;
 use crate::fault;
 use crate::results::store;
@@ -147,19 +148,24 @@ impl<'a> Move<'a> {
         Ok(if path.exists() { store::applied(&path)? } else { JoinPlaces::default() })
     }
 
-    /// Copies the data and verifies the copy, unless there is one of the data as it is now.
-    pub(crate) fn stage(&self, progress: &MoveProgress) -> Result<VerifiedCopy, ReshardError> {
+    /// Copies the data and verifies the copy, unless there is one of the data as it is now. `outlook` is what was planned, if
+    /// anything was.
+    pub(crate) fn stage(
+        &self,
+        outlook: Option<Outlook>,
+        progress: &MoveProgress,
+    ) -> Result<VerifiedCopy, ReshardError> {
         if let Some(note) = self.present_copy()?.filter(|note| note.verified_at.is_some()) {
             progress.begin(MoveStep::Verified, note.rows);
             return Ok(VerifiedCopy { note });
         }
-        self.plan()?;
+        let outlook = outlook.map_or_else(|| self.plan(), Ok)?;
         self.remove_copy()?;
         std::fs::create_dir(self.copy_folder()).map_err(self.io("make a folder for the copy"))?;
-        let note = copy::copy(self, random_id(), progress)?;
+        let (note, of_data) = copy::copy(self, random_id(), outlook.rows, progress)?;
         note.write(&self.copy_folder()).map_err(self.io("note the copy"))?;
         fault::point("data-copied");
-        self.verify_copy(note, progress)
+        self.verify_copy(note, Some(of_data), progress)
     }
 
     /// Verifies a copy that is there.
@@ -167,11 +173,22 @@ impl<'a> Move<'a> {
         let note = self.present_copy()?;
         let note =
             note.ok_or_else(|| ReshardError::NoCopy { path: self.copy_folder().display().to_string() })?;
-        self.verify_copy(note, progress)
+        self.verify_copy(note, None, progress)
     }
 
-    fn verify_copy(&self, note: CopyNote, progress: &MoveProgress) -> Result<VerifiedCopy, ReshardError> {
-        verify::verify(self, &note, progress)?;
+    /// Compares the copy with what was read of the data for it, or with the data itself.
+    fn verify_copy(
+        &self,
+        note: CopyNote,
+        of_data: Option<DataTally>,
+        progress: &MoveProgress,
+    ) -> Result<VerifiedCopy, ReshardError> {
+        // A disk and a processor at once.
+        std::thread::scope(|scope| {
+            let synced = scope.spawn(|| self.sync_copy());
+            verify::verify(self, &note, of_data, progress)?;
+            copy::joined(synced)
+        })?;
         let now = clock::epoch_seconds();
         let note = CopyNote { verified_at: Some(now), ..note };
         let results = self.locked.path().join(RESULTS_FILE);
@@ -184,6 +201,12 @@ impl<'a> Move<'a> {
         progress.verified(now);
         progress.begin(MoveStep::Verified, note.rows);
         Ok(VerifiedCopy { note })
+    }
+
+    /// Has the disk hold the files of the copy.
+    fn sync_copy(&self) -> Result<(), ReshardError> {
+        let sync = |path: &PathBuf| std::fs::File::open(path)?.sync_all();
+        self.targets().iter().try_for_each(sync).map_err(self.io("sync the copy"))
     }
 
     /// The copy that is there, if it is of the data as it is now.
@@ -228,7 +251,7 @@ pub(crate) fn at_start(locked: &LockedDir, plan: &Plan) -> Result<bool, ReshardE
                 to = wanted,
                 "moving the data to another number of shards, as storage.reshard asks"
             );
-            let copy = data.stage(&progress)?;
+            let copy = data.stage(None, &progress)?;
             let rows = copy.rows();
             data.switch(copy, consent.keep_old_layout)?;
             info!(

@@ -238,7 +238,8 @@ pub(crate) async fn run(
                     let Some(gone_over) = gone_over else { return Ok(()) };
                     running = gone_over;
                 }
-                Err((told, problem)) => {
+                Err(failure) => {
+                    let (told, problem) = *failure;
                     mover.failed(&running.pipeline.plan, &told, &problem);
                     online::remove_copy(&running).await;
                 }

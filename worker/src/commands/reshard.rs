@@ -109,10 +109,12 @@ async fn reshard(arguments: &Reshard, plan: Option<&Plan>) -> Result<(), Command
         return Ok(());
     }
     let to = arguments.to.or(plan.map(|plan| plan.storage.shard_count)).unwrap_or_default();
+    let mut outlook = None;
     if !arguments.verify_only {
         let shared = locked.share()?;
-        let outlook = blocking(move || Move::new(&shared, to)?.plan()).await?;
-        say(&outlook.text(&data_dir.display().to_string()));
+        let planned = blocking(move || Move::new(&shared, to)?.plan()).await?;
+        say(&planned.text(&data_dir.display().to_string()));
+        outlook = Some(planned);
     }
     if arguments.plan {
         return Ok(());
@@ -134,8 +136,10 @@ async fn reshard(arguments: &Reshard, plan: Option<&Plan>) -> Result<(), Command
     let shown = Arc::clone(&progress);
     let work = blocking(move || -> Result<u64, ReshardError> {
         let data = Move::new(&locked, to)?;
-        let copy =
-            if matches!(end, MoveEnd::Verified) { data.verify(&progress)? } else { data.stage(&progress)? };
+        let copy = match end {
+            MoveEnd::Verified => data.verify(&progress)?,
+            _ => data.stage(outlook, &progress)?,
+        };
         let rows = copy.rows();
         if let MoveEnd::Switched { keep, .. } = end {
             data.switch(copy, keep)?;

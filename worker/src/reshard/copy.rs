@@ -7,10 +7,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use super::note::{self, CopyNote};
+use super::verify::DataTally;
 use super::{Move, ReshardError};
 use crate::status::reshard::{MoveProgress, MoveStep};
 use crate::storage::hash::shard_index;
-use crate::storage::shard::{Floor, Record, RecordKind, RecordTally, ShardExport, ShardFacts, ShardImport};
+use crate::storage::shard::{Floor, Record, RecordBatch, RecordTally, ShardExport, ShardFacts, ShardImport};
 use crate::storage::sqlite::SqliteError;
 
 /// Bytes on their way to all new shards together, at most, beside a record that is larger than its share.
@@ -21,9 +22,6 @@ const CACHES_KIB: i64 = 64 << 10;
 
 /// Rows after which progress is told.
 pub(super) const PROGRESS_ROWS: u64 = 1_000;
-
-/// Records for one shard, each with the index of its topic.
-type RecordBatch = Vec<(usize, Record)>;
 
 /// All that goes into every new shard.
 pub(super) fn common(shards: &[ShardFacts]) -> ShardFacts {
@@ -69,24 +67,24 @@ pub(super) fn common(shards: &[ShardFacts]) -> ShardFacts {
     common
 }
 
-/// Copies all there is.
+/// Copies all there is, which is so many rows; returns what was read as well.
 pub(super) fn copy(
     data: &Move<'_>,
     layout_id: String,
+    rows: u64,
     progress: &MoveProgress,
-) -> Result<CopyNote, ReshardError> {
+) -> Result<(CopyNote, DataTally), ReshardError> {
     let sources = data.sources();
     let source_states = note::states(&sources);
     let shards = sources.iter().map(|path| ShardExport::open(path)).collect::<Result<Vec<_>, _>>()?;
     let facts = shards.iter().map(ShardExport::facts).collect::<Result<Vec<_>, _>>()?;
-    let rows = shards.iter().map(ShardExport::row_count).sum::<Result<u64, _>>()?;
     drop(shards);
     progress.begin(MoveStep::Copying, rows);
     let applied = data.applied()?;
     let last_seqs: Vec<i64> = facts.iter().map(|facts| facts.last_seq).collect();
     let log_after = note::log_after(&applied, &last_seqs);
     let common = common(&facts);
-    let tallies = Copying {
+    let (records, logged) = Copying {
         sources: &sources,
         log_after: &log_after,
         targets: data.targets(),
@@ -95,15 +93,7 @@ pub(super) fn copy(
         next: AtomicUsize::new(0),
     }
     .run()?;
-    let logged = |tally: &RecordTally| -> u64 {
-        tally
-            .of
-            .iter()
-            .filter(|((kind, _), _)| *kind == RecordKind::Logged)
-            .map(|(_, (count, _))| count)
-            .sum()
-    };
-    Ok(CopyNote {
+    let note = CopyNote {
         layout_id,
         from: data.layout.shard_count,
         to: data.to,
@@ -113,10 +103,11 @@ pub(super) fn copy(
         applied,
         log_after,
         last_seqs,
-        new_last_seqs: tallies.iter().map(|tally| i64::try_from(logged(tally)).unwrap_or(i64::MAX)).collect(),
+        new_last_seqs: logged,
         rows,
         verified_at: None,
-    })
+    };
+    Ok((note, DataTally { records, common }))
 }
 
 struct Copying<'a> {
@@ -143,8 +134,9 @@ impl From<SqliteError> for ReaderEnd {
 }
 
 impl Copying<'_> {
-    /// Runs a writer for each target and a few readers; returns what each target holds.
-    fn run(&self) -> Result<Vec<RecordTally>, ReshardError> {
+    /// Runs a writer for each target and a few readers; returns what was read, and how many entries the change log of each
+    /// target has.
+    fn run(&self) -> Result<(RecordTally, Vec<i64>), ReshardError> {
         let readers = readers(self.sources.len());
         let batch_bytes = ON_THE_WAY_BYTES / (self.targets.len() * (readers + 2));
         thread::scope(|scope| {
@@ -161,27 +153,32 @@ impl Copying<'_> {
                 })
                 .collect();
             drop(senders);
-            let mut failure = None;
+            let (mut failure, mut tally) = (None, RecordTally::default());
             for reader in readers {
-                if let Err(ReaderEnd::File(error)) = joined(reader) {
-                    failure = Some(error);
+                match joined(reader) {
+                    Ok(read) => tally.merge(&read),
+                    Err(ReaderEnd::File(error)) => failure = Some(error),
+                    Err(ReaderEnd::Closed) => {}
                 }
             }
-            let written: Vec<Result<RecordTally, SqliteError>> = writers.into_iter().map(joined).collect();
+            let written: Vec<Result<i64, SqliteError>> = writers.into_iter().map(joined).collect();
             match failure {
                 Some(error) => Err(error.into()),
-                None => Ok(written.into_iter().collect::<Result<_, _>>()?),
+                None => Ok((tally, written.into_iter().collect::<Result<_, _>>()?)),
             }
         })
     }
 
-    /// Reads sources until there are no more.
-    fn read(&self, senders: &[SyncSender<RecordBatch>], batch_bytes: usize) -> Result<(), ReaderEnd> {
-        let mut batches: Vec<(RecordBatch, usize)> = senders.iter().map(|_| Default::default()).collect();
-        let send = |index: usize, batch: &mut (RecordBatch, usize)| {
-            let (records, bytes) = std::mem::take(batch);
-            debug_assert!(bytes > 0 || records.is_empty());
-            senders[index].send(records).map_err(|_| ReaderEnd::Closed)
+    /// Reads sources until there are no more; returns what was read.
+    fn read(
+        &self,
+        senders: &[SyncSender<RecordBatch>],
+        batch_bytes: usize,
+    ) -> Result<RecordTally, ReaderEnd> {
+        let mut tally = RecordTally::default();
+        let mut batches: Vec<RecordBatch> = senders.iter().map(|_| RecordBatch::default()).collect();
+        let send = |index: usize, batch: &mut RecordBatch| {
+            senders[index].send(std::mem::take(batch)).map_err(|_| ReaderEnd::Closed)
         };
         loop {
             let source = self.next.fetch_add(1, Ordering::Relaxed);
@@ -194,15 +191,16 @@ impl Copying<'_> {
                         self.progress.add(PROGRESS_ROWS);
                     }
                 }
+                tally.count(topic, &record);
                 let index = shard_index(record.key(), senders.len());
                 let batch = &mut batches[index];
-                batch.1 += record.bytes();
-                batch.0.push((self.topic(topic), record));
-                if batch.1 >= batch_bytes { send(index, batch) } else { Ok(()) }
+                batch.push(self.topic(topic), &record);
+                if batch.bytes() >= batch_bytes { send(index, batch) } else { Ok(()) }
             })?;
             self.progress.add(rows % PROGRESS_ROWS);
         }
-        batches.iter_mut().enumerate().try_for_each(|(index, batch)| send(index, batch))
+        batches.iter_mut().enumerate().try_for_each(|(index, batch)| send(index, batch))?;
+        Ok(tally)
     }
 
     /// The index of a topic among all.
@@ -211,20 +209,19 @@ impl Copying<'_> {
         known.expect("the topics of all shards are known")
     }
 
-    fn write(&self, target: &Path, batches: &Receiver<RecordBatch>) -> Result<RecordTally, SqliteError> {
+    fn write(&self, target: &Path, batches: &Receiver<RecordBatch>) -> Result<i64, SqliteError> {
         let cache_kib = cache_kib(self.targets.len());
-        let mut tally = RecordTally::default();
+        let mut logged = 0;
         let topics = &self.common.topics;
-        let mut shard = ShardImport::create(target, topics, cache_kib)?;
+        let shard = ShardImport::create(target, topics, cache_kib)?;
         for batch in batches {
-            for (topic, record) in &batch {
-                tally.count(&topics[*topic], record);
-            }
+            let of_log = batch.iter().filter(|(_, record)| matches!(record, Record::Logged { .. }));
+            logged += i64::try_from(of_log.count()).expect("a batch is in memory");
             shard.write(topics, &batch)?;
         }
         shard.finish(self.common)?;
         crate::fault::point("shard-copied");
-        Ok(tally)
+        Ok(logged)
     }
 }
 

@@ -6,6 +6,7 @@
 //!         └ a crash up to the switch leaves the data as it was   └──────────────────┘
 //! ```
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -15,17 +16,19 @@ use litejoin_crds::plan::Reshard;
 
 use super::copy::{ON_THE_WAY_BYTES, PROGRESS_ROWS, cache_kib, common};
 use super::note::{CopyNote, JoinPlaces};
-use super::pace::Pace;
+use super::pace::{Haste, Pace};
 use super::{Move, ReshardError, VerifiedCopy, verify};
 use crate::clock;
 use crate::fault;
 use crate::results::store;
 use crate::status::reshard::{MoveProgress, MoveStep};
 use crate::storage::hash::shard_index;
+use crate::storage::ingest::Ingest;
 use crate::storage::layout::{LockedDir, RESULTS_FILE, random_id};
 use crate::storage::log::LogHold;
 use crate::storage::shard::{
-    Record, RecordKind, RecordTally, ShardExport, ShardFacts, ShardFollower, ShardImport,
+    FollowedChange, Record, RecordBatch, RecordKind, RecordTally, ShardExport, ShardFacts, ShardFollower,
+    ShardImport,
 };
 
 /// Entries of the change logs that may be left when the worker is to rest: a fraction of a second.
@@ -42,6 +45,8 @@ pub(crate) struct OnlineMove {
     pub(crate) locked: LockedDir,
     pub(crate) consent: Reshard,
     pub(crate) log_hold: LogHold,
+    /// The way of messages into the data.
+    pub(crate) ingest: Ingest,
     pub(crate) progress: Arc<MoveProgress>,
     /// Closed when the move is called off.
     pub(crate) called_off: Receiver<()>,
@@ -73,16 +78,17 @@ enum Comparing {
 impl OnlineMove {
     /// Copies the data, catches up, and compares the copy with the data.
     pub(crate) fn stage(self) -> Result<FollowedCopy, ReshardError> {
-        let Self { locked, consent, log_hold, progress, called_off } = self;
-        let mut pace = Pace::new(called_off);
+        let Self { locked, consent, log_hold, ingest, progress, called_off } = self;
+        let mut pace = Pace::new(called_off, ingest);
         let data = Move::new(&locked, consent.to)?;
-        data.plan()?;
+        let outlook = data.plan()?;
         data.remove_copy()?;
         std::fs::create_dir(data.copy_folder()).map_err(data.io("make a folder for the copy"))?;
         let (sources, targets) = (data.sources(), data.targets());
         // Before anything is fixed that is read: what may be trimmed by now is older.
         (0..sources.len()).for_each(|shard| log_hold.keep_after(shard, 0));
-        let (followed, rows) = copy(&sources, &targets, &log_hold, &progress, &mut pace)?;
+        let (followed, rows) = copy(&sources, &targets, outlook.rows, &log_hold, &progress, &mut pace)?;
+        data.sync_copy()?;
         fault::point("online-copied");
         let cache_kib = cache_kib(targets.len());
         let followers = targets.iter().map(|path| ShardFollower::open(path, cache_kib));
@@ -107,29 +113,27 @@ impl OnlineMove {
     }
 }
 
-/// Copies the rows of all shards, each from a cut of its own; returns where those cuts are in the change logs, and the
+/// Copies the rows of all shards, `total` about, each from a cut of its own; returns where those cuts are in the change logs, and the
 /// number of rows.
 fn copy(
     sources: &[PathBuf],
     targets: &[PathBuf],
+    total: u64,
     log_hold: &LogHold,
     progress: &MoveProgress,
     pace: &mut Pace,
 ) -> Result<(Vec<i64>, u64), ReshardError> {
-    let (mut facts, mut total) = (Vec::new(), 0);
+    let mut facts = Vec::new();
     for path in sources {
-        let shard = ShardExport::open(path)?;
-        facts.push(shard.facts()?);
-        total += shard.row_count()?;
+        facts.push(ShardExport::open(path)?.facts()?);
         pace.step()?;
     }
     progress.begin(MoveStep::Copying, total);
     let ShardFacts { mut topics, indexes, .. } = common(&facts);
     let cache_kib = cache_kib(targets.len());
     let shards = targets.iter().map(|path| ShardImport::create(path, &topics, cache_kib));
-    let mut shards = shards.collect::<Result<Vec<_>, _>>()?;
-    let mut batches: Vec<(Vec<(usize, Record)>, usize)> =
-        targets.iter().map(|_| Default::default()).collect();
+    let shards = shards.collect::<Result<Vec<_>, _>>()?;
+    let mut batches: Vec<RecordBatch> = targets.iter().map(|_| RecordBatch::default()).collect();
     let batch_bytes = ON_THE_WAY_BYTES / targets.len();
     let (mut cuts, mut rows) = (Vec::new(), 0);
     for (source, path) in sources.iter().enumerate() {
@@ -150,19 +154,17 @@ fn copy(
                 shards.iter().try_for_each(|shard| shard.add_topic(topic, name))?;
             }
             let target = shard_index(record.key(), targets.len());
-            let (batch, bytes) = &mut batches[target];
-            *bytes += record.bytes();
-            batch.push((topic, record));
-            if *bytes >= batch_bytes {
+            let batch = &mut batches[target];
+            batch.push(topic, &record);
+            if batch.bytes() >= batch_bytes {
                 shards[target].write(&topics, &std::mem::take(batch))?;
-                *bytes = 0;
             }
             Ok::<_, ReshardError>(())
         })?;
     }
     progress.add(rows % PROGRESS_ROWS);
     let facts = ShardFacts { topics: topics.clone(), indexes, ..ShardFacts::default() };
-    for (mut shard, (batch, _)) in shards.into_iter().zip(batches) {
+    for (shard, batch) in shards.into_iter().zip(batches) {
         shard.write(&topics, &batch)?;
         pace.step()?;
         shard.finish(&facts)?;
@@ -188,12 +190,17 @@ impl FollowedCopy {
         loop {
             let left = self.left()?;
             self.progress.begin(MoveStep::CatchingUp, left);
-            // Where messages come as fast as they are followed, rests are what is too much.
-            self.pace.be_gentle(left < before / 2);
+            let is_converging = left < before / 2;
+            self.pace.set(match self.pace.haste() {
+                haste if is_converging => haste,
+                // Messages come about as fast as they are followed, or faster.
+                Haste::Gentle => Haste::Hurried,
+                _ => Haste::Braking,
+            });
             before = left;
             self.round(comparing)?;
             if left <= REST_ENTRIES {
-                self.pace.be_gentle(true);
+                self.pace.set(Haste::Gentle);
                 return Ok(());
             }
         }
@@ -248,21 +255,27 @@ impl FollowedCopy {
         comparing: Comparing,
     ) -> Result<(), ReshardError> {
         let (after, last) = (self.followed[source], export.last_seq()?);
-        let mut batches: Vec<Vec<(String, Record)>> = self.targets.iter().map(|_| Vec::new()).collect();
+        let mut batches: Vec<Vec<FollowedChange>> = self.targets.iter().map(|_| Vec::new()).collect();
         let (mut waiting, mut bytes, mut entries) = (0, 0, 0);
         let Self { followers, pace, progress, targets, .. } = self;
-        let mut write = |batches: &mut Vec<Vec<(String, Record)>>| -> Result<(), ReshardError> {
+        let mut other = None;
+        let mut write = |batches: &mut Vec<Vec<FollowedChange>>| -> Result<(), ReshardError> {
             for (follower, batch) in followers.iter_mut().zip(batches) {
-                if !batch.is_empty() {
-                    follower.apply(&std::mem::take(batch))?;
-                    pace.step()?;
+                let batch = newest(std::mem::take(batch));
+                if batch.is_empty() {
+                    continue;
                 }
+                follower.apply(&batch)?;
+                if comparing == Comparing::Yes {
+                    other = other.take().or(differing(follower, &batch)?);
+                }
+                pace.step()?;
             }
             Ok(())
         };
-        export.logged(after, |topic, entry| {
-            (waiting, bytes, entries) = (waiting + 1, bytes + entry.bytes(), entries + 1);
-            batches[shard_index(entry.key(), targets.len())].push((topic.to_owned(), entry));
+        export.changed(after, |change| {
+            (waiting, bytes, entries) = (waiting + 1, bytes + change.bytes(), entries + 1);
+            batches[shard_index(change.key(), targets.len())].push(change);
             if waiting >= ROUND_ENTRIES || bytes >= ON_THE_WAY_BYTES {
                 progress.add(waiting as u64);
                 (waiting, bytes) = (0, 0);
@@ -279,39 +292,13 @@ impl FollowedCopy {
             );
             return Err(verify::differs(&self.data()?, what));
         }
-        if comparing == Comparing::Yes {
-            self.compare_followed(source, export, after)?;
+        if let Some(row) = other {
+            let what = format!("the row {row}, of shard {source}, is another one");
+            return Err(verify::differs(&self.data()?, what));
         }
         self.followed[source] = last;
         self.log_hold.keep_after(source, last);
         Ok(())
-    }
-
-    /// Compares the rows that entries of a change log are about.
-    fn compare_followed(
-        &mut self,
-        source: usize,
-        export: &ShardExport,
-        after: i64,
-    ) -> Result<(), ReshardError> {
-        let Self { followers, pace, .. } = self;
-        let mut other = None;
-        export.logged(after, |topic, entry| {
-            pace.step()?;
-            let key = entry.key();
-            let found = followers[shard_index(key, followers.len())].row(topic, key)?;
-            if export.row(topic, key)? != found {
-                other.get_or_insert_with(|| format!("{key:?} of topic {topic}"));
-            }
-            Ok::<_, ReshardError>(())
-        })?;
-        match other {
-            Some(row) => {
-                let what = format!("the row {row}, of shard {source}, is another one");
-                Err(verify::differs(&self.data()?, what))
-            }
-            None => Ok(()),
-        }
     }
 
     /// Compares all rows with those of the data, at one cut of it that is followed exactly.
@@ -332,10 +319,7 @@ impl FollowedCopy {
             self.tally(&shard, &mut of_copy, Some(index))?;
         }
         verify::compare(&self.data()?, &of_data, &of_copy)?;
-        let rows = |((kind, _), (count, _)): (&(RecordKind, String), &(u64, u64))| {
-            if *kind == RecordKind::Row { *count } else { 0 }
-        };
-        self.rows = of_copy.of.iter().map(rows).sum();
+        self.rows = of_copy.count_of(RecordKind::Row);
         let now = clock::epoch_seconds();
         self.verified_at = Some(now);
         self.progress.verified(now);
@@ -376,7 +360,7 @@ impl FollowedCopy {
     /// Adds the rest of the data, which no worker writes any more, and puts the copy in its place.
     pub(crate) fn switch(mut self) -> Result<(), ReshardError> {
         self.progress.begin(MoveStep::Switching, self.rows);
-        self.pace.be_gentle(false);
+        self.pace.set(Haste::Hurried);
         let (mut facts, mut exports) = (Vec::new(), Vec::new());
         for source in 0..self.sources.len() {
             let export = ShardExport::open(&self.sources[source])?;
@@ -417,7 +401,8 @@ impl FollowedCopy {
         for export in exports {
             export.tombstones(|topic, record| {
                 of_data.count(topic, &record);
-                batches[shard_index(record.key(), self.targets.len())].push((topic.to_owned(), record));
+                batches[shard_index(record.key(), self.targets.len())]
+                    .push((topic.to_owned(), record.to_owned()));
                 waiting += 1;
                 if waiting < ROUND_ENTRIES {
                     return Ok(());
@@ -475,4 +460,25 @@ impl FollowedCopy {
             verified_at: self.verified_at,
         })
     }
+}
+
+/// The last change of each row, in the order of the changes.
+fn newest(mut changes: Vec<FollowedChange>) -> Vec<FollowedChange> {
+    let mut is_newest = {
+        let mut seen = HashSet::with_capacity(changes.len());
+        let newest = changes.iter().rev().map(|change| seen.insert((change.topic(), change.key())));
+        newest.collect::<Vec<_>>()
+    };
+    changes.retain(|_| is_newest.pop().expect("there is one for each"));
+    changes
+}
+
+/// Names a row that is not as the last change of it says.
+fn differing(follower: &ShardFollower, changes: &[FollowedChange]) -> Result<Option<String>, ReshardError> {
+    for change in changes {
+        if follower.row(change.topic(), change.key())? != change.row {
+            return Ok(Some(format!("{:?} of topic {}", change.key(), change.topic())));
+        }
+    }
+    Ok(None)
 }

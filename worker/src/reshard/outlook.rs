@@ -1,7 +1,13 @@
 //! What a move takes, before anything is done.
 
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use super::copy::{joined, readers};
 use super::{Move, ReshardError};
 use crate::storage::shard::ShardExport;
+use crate::storage::sqlite::SqliteError;
 
 /// Rows that are copied and verified in a second, about, where the disk is not the bound.
 const ROWS_PER_SECOND: u64 = 100_000;
@@ -28,12 +34,7 @@ pub(crate) struct Outlook {
 }
 
 pub(super) fn look(data: &Move<'_>) -> Result<Outlook, ReshardError> {
-    let (mut rows, mut used) = (0, 0);
-    for source in data.sources() {
-        let shard = ShardExport::open(&source)?;
-        rows += shard.row_count()?;
-        used += shard.bytes_used()?;
-    }
+    let (rows, used) = sizes(&data.sources())?;
     let room = nix::sys::statvfs::statvfs(data.locked.path())
         .map_err(|error| data.io("look at the disk")(error.into()))?;
     let free = room.blocks_available() as u64 * room.fragment_size() as u64;
@@ -45,4 +46,25 @@ pub(super) fn look(data: &Move<'_>) -> Result<Outlook, ReshardError> {
     }
     let seconds = rows.div_ceil(ROWS_PER_SECOND).max(1);
     Ok(Outlook { from: data.layout.shard_count, to: data.to, rows, used, needed, free, seconds })
+}
+
+/// The rows of all shards, and the bytes that they hold.
+fn sizes(shards: &[PathBuf]) -> Result<(u64, u64), SqliteError> {
+    let next = AtomicUsize::new(0);
+    let look = || {
+        let (mut rows, mut used) = (0, 0);
+        while let Some(path) = shards.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let shard = ShardExport::open(path)?;
+            rows += shard.row_count()?;
+            used += shard.bytes_used()?;
+        }
+        Ok::<_, SqliteError>((rows, used))
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..readers(shards.len())).map(|_| scope.spawn(look)).collect();
+        threads.into_iter().map(joined).try_fold((0, 0), |(rows, used), looked| {
+            let (more_rows, more_used) = looked?;
+            Ok((rows + more_rows, used + more_used))
+        })
+    })
 }

@@ -122,7 +122,7 @@ pub(crate) fn undo(
     let is_unwritten = previous.new_shards == note::states(&data.sources());
     if !(is_whole && is_unwritten && previous.layout.lineage == data.layout.lineage) {
         info!("messages have come since the switch; moving all of the data");
-        let copy = data.stage(progress)?;
+        let copy = data.stage(None, progress)?;
         data.switch(copy, keep)?;
         return Ok(count);
     }

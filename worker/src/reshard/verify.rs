@@ -20,29 +20,75 @@ struct ComparedShard<'a> {
     index: Option<usize>,
 }
 
-/// Reads both sides anew and compares them.
-pub(super) fn verify(data: &Move<'_>, note: &CopyNote, progress: &MoveProgress) -> Result<(), ReshardError> {
-    progress.begin(MoveStep::Verifying, 2 * note.rows);
-    let (sources, targets) = (data.sources(), data.targets());
-    let of_data = sources.iter().zip(&note.log_after).map(|(path, after)| ComparedShard {
+/// What the data holds.
+pub(super) struct DataTally {
+    pub(super) records: RecordTally,
+    /// What goes into every shard of the copy.
+    pub(super) common: ShardFacts,
+}
+
+/// Reads the copy, and the data where it is not known what that holds, and compares them.
+pub(super) fn verify(
+    data: &Move<'_>,
+    note: &CopyNote,
+    of_data: Option<DataTally>,
+    progress: &MoveProgress,
+) -> Result<(), ReshardError> {
+    let sources = if of_data.is_some() { Vec::new() } else { data.sources() };
+    let targets = data.targets();
+    progress.begin(MoveStep::Verifying, if of_data.is_some() { note.rows } else { 2 * note.rows });
+    let of_sources = sources.iter().zip(&note.log_after).map(|(path, after)| ComparedShard {
         path,
         log_after: *after,
         index: None,
     });
-    let of_copy = targets.iter().enumerate().map(|(index, path)| ComparedShard {
+    let of_targets = targets.iter().enumerate().map(|(index, path)| ComparedShard {
         path,
         log_after: 0,
         index: Some(index),
     });
-    let sides: Vec<ComparedShard<'_>> = of_data.chain(of_copy).collect();
+    let sides: Vec<ComparedShard<'_>> = of_sources.chain(of_targets).collect();
+    let mut found = read(&sides, data, progress)?;
+    let of_copy = found.split_off(sources.len());
+    let of_data = of_data.unwrap_or_else(|| DataTally {
+        records: whole(&found),
+        common: common(&found.into_iter().map(|(_, facts)| facts).collect::<Vec<_>>()),
+    });
+    compare(data, &of_data.records, &whole(&of_copy))?;
+    for (place, (_, facts)) in of_copy.into_iter().enumerate() {
+        let mut facts = ShardFacts { last_seq: facts.last_seq - note.new_last_seqs[place], ..facts };
+        facts.topics.sort();
+        facts.indexes.sort();
+        facts.clocks.sort();
+        if facts != of_data.common {
+            let what = format!("shard {place} has other offsets, indexes or times");
+            return Err(differs(data, what));
+        }
+    }
+    Ok(())
+}
+
+/// What some shards hold together.
+fn whole(shards: &[(RecordTally, ShardFacts)]) -> RecordTally {
+    let mut whole = RecordTally::default();
+    shards.iter().for_each(|(tally, _)| whole.merge(tally));
+    whole
+}
+
+/// Reads shards, several at once.
+fn read(
+    sides: &[ComparedShard<'_>],
+    data: &Move<'_>,
+    progress: &MoveProgress,
+) -> Result<Vec<(RecordTally, ShardFacts)>, ReshardError> {
     let next = AtomicUsize::new(0);
-    let read = || -> Result<Vec<(usize, RecordTally, ShardFacts)>, ReshardError> {
+    let read = || -> Result<Vec<(usize, (RecordTally, ShardFacts))>, ReshardError> {
         let mut all = Vec::new();
         loop {
             let place = next.fetch_add(1, Ordering::Relaxed);
             let Some(side) = sides.get(place) else { return Ok(all) };
             let shard = ShardExport::open(side.path)?;
-            all.push((place, side.tally(&shard, data, progress)?, shard.facts()?));
+            all.push((place, (side.tally(&shard, data, progress)?, shard.facts()?)));
         }
     };
     let outcomes: Vec<_> = thread::scope(|scope| {
@@ -53,28 +99,8 @@ pub(super) fn verify(data: &Move<'_>, note: &CopyNote, progress: &MoveProgress) 
     for outcome in outcomes {
         found.extend(outcome?);
     }
-    found.sort_by_key(|(place, ..)| *place);
-    let of_copy = found.split_off(sources.len());
-    let tally = |side: &[(usize, RecordTally, ShardFacts)]| {
-        side.iter().fold(RecordTally::default(), |mut all, (_, tally, _)| {
-            all.merge(tally.clone());
-            all
-        })
-    };
-    compare(data, &tally(&found), &tally(&of_copy))?;
-    let wanted = common(&found.into_iter().map(|(.., facts)| facts).collect::<Vec<_>>());
-    for (place, _, facts) in of_copy {
-        let last_seq = note.new_last_seqs[place - sources.len()];
-        let mut facts = ShardFacts { last_seq: facts.last_seq - last_seq, ..facts };
-        facts.topics.sort();
-        facts.indexes.sort();
-        facts.clocks.sort();
-        if facts != wanted {
-            let what = format!("shard {} has other offsets, indexes or times", place - sources.len());
-            return Err(differs(data, what));
-        }
-    }
-    Ok(())
+    found.sort_by_key(|(place, _)| *place);
+    Ok(found.into_iter().map(|(_, shard)| shard).collect())
 }
 
 pub(super) fn compare(
@@ -82,10 +108,9 @@ pub(super) fn compare(
     of_data: &RecordTally,
     of_copy: &RecordTally,
 ) -> Result<(), ReshardError> {
-    let names = of_data.of.keys().chain(of_copy.of.keys());
-    for name in names {
-        let count = |side: &RecordTally| side.of.get(name).copied().unwrap_or_default();
-        let ((wanted, sum), (found, found_sum)) = (count(of_data), count(of_copy));
+    for (name, _) in of_data.iter().chain(of_copy.iter()) {
+        let (of_data, of_copy) = (of_data.get(name), of_copy.get(name));
+        let (wanted, found) = (of_data.count, of_copy.count);
         let (kind, topic) = name;
         let kind = match kind {
             RecordKind::Row => "rows",
@@ -98,7 +123,7 @@ pub(super) fn compare(
                 format!("topic {topic} has {found} {kind}, and the data has {wanted}"),
             ));
         }
-        if sum != found_sum {
+        if of_data.sum != of_copy.sum {
             return Err(differs(data, format!("topic {topic} has other {kind} than the data")));
         }
     }

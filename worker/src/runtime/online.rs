@@ -86,7 +86,7 @@ impl Mover {
     }
 
     /// Waits until a copy lacks the rest of the data alone, or until there can be none.
-    pub(super) async fn staged(&mut self) -> Result<StagedMove, (MoveStatus, StartError)> {
+    pub(super) async fn staged(&mut self) -> Result<StagedMove, Box<(MoveStatus, StartError)>> {
         let Some(moving) = &mut self.moving else { return std::future::pending().await };
         let outcome = (&mut moving.task).await.expect("a move does not panic");
         let Moving { consent, call_off, log_hold, progress, .. } =
@@ -96,7 +96,7 @@ impl Mover {
             Ok(copy) => Ok(StagedMove { copy, call_off, told }),
             Err(problem) => {
                 log_hold.release();
-                Err((told, problem))
+                Err(Box::new((told, problem)))
             }
         }
     }
@@ -148,6 +148,7 @@ impl Moving {
             locked: running.store.data_dir.share()?,
             consent: consent.clone(),
             log_hold: log_hold.clone(),
+            ingest: running.ingest.clone(),
             progress: Arc::clone(progress),
             called_off,
         };

@@ -85,8 +85,9 @@ impl Pipeline<'_> {
         });
         let mut text = format!(
             "apiVersion: litejoin.io/v1alpha1\nkind: Pipeline\nmetadata: {{name: bench}}\nspec:\n  \
-             storage: {{shardCount: {shard_count}, flushInterval: {}ms{reshard}}}\n  admin: {{addr: \"127.0.0.1:0\"}}\n  \
+             storage: {{shardCount: {}, flushInterval: {}ms{reshard}}}\n  admin: {{addr: \"127.0.0.1:0\"}}\n  \
              sources:\n{sources}",
+            online.unwrap_or(*shard_count),
             flush_interval.as_millis()
         );
         if let Some(store) = store {

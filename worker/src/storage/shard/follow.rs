@@ -8,8 +8,9 @@ use litejoin_crds::plan::Synchronous;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
 use super::index::{Entries, Index, IndexedRow};
+use super::record::{FollowedChange, Record};
 use super::topic_table_sql;
-use super::transfer::{self, Record, ShardFacts};
+use super::transfer::{self, ShardFacts};
 use crate::storage::change::PayloadDiff;
 use crate::storage::checkpoint::checkpoint;
 use crate::storage::sqlite::{self, SqliteError, quoted};
@@ -157,17 +158,23 @@ impl ShardFollower {
         })
     }
 
-    /// Writes what entries of a change log leave of their rows, in their order, each with the name of its topic.
-    pub(crate) fn apply(&mut self, entries: &[(String, Record)]) -> Result<(), SqliteError> {
+    /// Writes what changes leave of their rows.
+    pub(crate) fn apply(&mut self, changes: &[FollowedChange]) -> Result<(), SqliteError> {
         self.in_transaction("follow changes", |file| {
-            for run in entries.chunk_by(|(a, _), (b, _)| a == b) {
-                file.ensure_topic(&run[0].0)?;
-                let mut rows = file.topics[&run[0].0.to_ascii_lowercase()].rows(&file.connection)?;
-                for (_, entry) in run {
-                    if let Record::Logged { key, new, timestamp, change, .. } = entry {
-                        let new = new.as_deref().map(|payload| (payload, *timestamp, change.as_deref()));
-                        rows.put(key, new)?;
-                    }
+            for run in changes.chunk_by(|a, b| a.topic == b.topic) {
+                file.ensure_topic(&run[0].topic)?;
+                let mut rows = file.topics[&run[0].topic.to_ascii_lowercase()].rows(&file.connection)?;
+                for change in run {
+                    let new = match &change.row {
+                        Some(Record::Row {
+                            payload: Some(payload),
+                            timestamp: Some(timestamp),
+                            change,
+                            ..
+                        }) => Some((payload.as_str(), *timestamp, change.as_deref())),
+                        _ => None,
+                    };
+                    rows.put(&change.key, new)?;
                 }
             }
             Ok(())

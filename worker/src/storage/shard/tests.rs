@@ -218,14 +218,10 @@ fn a_shard_of_another_layout_drops_what_the_old_shard_of_a_key_has() {
         floors: vec![Floor { stream: "f".to_owned(), next }],
         ..ShardFacts::default()
     };
-    let mut import = ShardImport::create(&bench.path.with_file_name("new.db"), &facts.topics, 1_024).unwrap();
-    let row = Record::Row {
-        key: ahead.to_owned(),
-        payload: Some("8".to_owned()),
-        timestamp: Some(1),
-        change: Some("{}".to_owned()),
-    };
-    import.write(&facts.topics, &[(0, row)]).unwrap();
+    let import = ShardImport::create(&bench.path.with_file_name("new.db"), &facts.topics, 1_024).unwrap();
+    let mut batch = RecordBatch::default();
+    batch.push(0, &Record::Row { key: ahead, payload: Some("8"), timestamp: Some(1), change: Some("{}") });
+    import.write(&facts.topics, &batch).unwrap();
     import.finish(&facts).unwrap();
     bench.path.set_file_name("new.db");
     bench.reopen();

@@ -2,105 +2,17 @@
 //! made. Rows, tombstones and entries of the change log go by their keys; what has none goes into every file.
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
 use super::event_times::{self, EventTimes, PartitionTime};
 use super::floors::{self, Floor};
 use super::index::{self, Index};
+use super::record::{FollowedChange, Record, RecordBatch};
 use super::{SCHEMA, topic_table_sql};
 use crate::storage::sqlite::{self, SqliteError, quoted};
-
-/// Changes that one transaction of a new file takes at most.
-const TRANSACTION_RECORDS: usize = 20_000;
-
-/// A row of a topic, an entry of the change log or a tombstone.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Record {
-    Row {
-        key: String,
-        payload: Option<String>,
-        timestamp: Option<i64>,
-        change: Option<String>,
-    },
-    Tombstone {
-        key: String,
-        timestamp: i64,
-    },
-    Logged {
-        key: String,
-        old: Option<String>,
-        new: Option<String>,
-        old_timestamp: Option<i64>,
-        timestamp: i64,
-        change: Option<String>,
-        kind: i64,
-    },
-}
-
-impl Record {
-    pub(crate) fn key(&self) -> &str {
-        match self {
-            Self::Row { key, .. } | Self::Tombstone { key, .. } | Self::Logged { key, .. } => key,
-        }
-    }
-
-    /// The memory that it takes, about, in bytes.
-    pub(crate) fn bytes(&self) -> usize {
-        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-        size_of::<Self>()
-            + self.key().len()
-            + match self {
-                Self::Row { payload, change, .. } => text(payload) + text(change),
-                Self::Tombstone { .. } => 0,
-                Self::Logged { old, new, change, .. } => text(old) + text(new) + text(change),
-            }
-    }
-
-    /// Where it belongs in a [`RecordTally`].
-    fn kind(&self) -> RecordKind {
-        match self {
-            Self::Row { .. } => RecordKind::Row,
-            Self::Tombstone { .. } => RecordKind::Tombstone,
-            Self::Logged { .. } => RecordKind::Logged,
-        }
-    }
-}
-
-/// The kind of a record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum RecordKind {
-    Row,
-    Tombstone,
-    Logged,
-}
-
-/// How many records there are of each kind and topic, with a checksum that doesn't depend on their order.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct RecordTally {
-    pub(crate) of: BTreeMap<(RecordKind, String), (u64, u64)>,
-}
-
-impl RecordTally {
-    pub(crate) fn count(&mut self, topic: &str, record: &Record) {
-        let mut hasher = DefaultHasher::new();
-        record.hash(&mut hasher);
-        let name = (record.kind(), topic.to_ascii_lowercase());
-        let (count, sum) = self.of.entry(name).or_default();
-        *count += 1;
-        *sum = sum.wrapping_add(hasher.finish());
-    }
-
-    pub(crate) fn merge(&mut self, other: Self) {
-        for (name, (count, sum)) in other.of {
-            let (all, whole) = self.of.entry(name).or_default();
-            *all += count;
-            *whole = whole.wrapping_add(sum);
-        }
-    }
-}
 
 /// All of a shard file that does not go by a key.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -146,11 +58,6 @@ impl ShardExport {
         self.doing("read changes", last_seq)
     }
 
-    /// The row of a key.
-    pub(crate) fn row(&self, topic: &str, key: &str) -> Result<Option<Record>, SqliteError> {
-        self.doing("read a row", |connection| row(connection, topic, key))
-    }
-
     /// The number of rows of all topics.
     pub(crate) fn row_count(&self) -> Result<u64, SqliteError> {
         self.doing("count its rows", |connection| {
@@ -191,7 +98,7 @@ impl ShardExport {
     pub(crate) fn records<E: From<SqliteError>>(
         &self,
         after: i64,
-        mut each: impl FnMut(&str, Record) -> Result<(), E>,
+        mut each: impl FnMut(&str, Record<&str>) -> Result<(), E>,
     ) -> Result<(), E> {
         self.rows(&mut each)?;
         self.tombstones(&mut each)?;
@@ -201,25 +108,12 @@ impl ShardExport {
     /// Calls `each` for every row, with the name of the topic.
     pub(crate) fn rows<E: From<SqliteError>>(
         &self,
-        mut each: impl FnMut(&str, Record) -> Result<(), E>,
+        mut each: impl FnMut(&str, Record<&str>) -> Result<(), E>,
     ) -> Result<(), E> {
         let names = self.doing("read the shard", topics)?;
         for name in names.values() {
             let sql = format!("SELECT key, payload, timestamp, _change FROM {}", quoted(name));
-            self.each(
-                &sql,
-                [],
-                |row| {
-                    let record = Record::Row {
-                        key: row.get(0)?,
-                        payload: row.get(1)?,
-                        timestamp: row.get(2)?,
-                        change: row.get(3)?,
-                    };
-                    Ok((name.as_str(), record))
-                },
-                &mut each,
-            )?;
+            self.each(&sql, [], |row| Ok((name.as_str(), row_at(row)?)), &mut each)?;
         }
         Ok(())
     }
@@ -227,14 +121,17 @@ impl ShardExport {
     /// Calls `each` for every tombstone, with the name of the topic.
     pub(crate) fn tombstones<E: From<SqliteError>>(
         &self,
-        mut each: impl FnMut(&str, Record) -> Result<(), E>,
+        mut each: impl FnMut(&str, Record<&str>) -> Result<(), E>,
     ) -> Result<(), E> {
         let names = self.doing("read the shard", topics)?;
         let name_of = |id: i64| names.get(&id).map(String::as_str).unwrap_or_default();
         self.each(
             "SELECT topic, key, timestamp FROM _tombstones",
             [],
-            |row| Ok((name_of(row.get(0)?), Record::Tombstone { key: row.get(1)?, timestamp: row.get(2)? })),
+            |row| {
+                let record = Record::Tombstone { key: text(row, 1)?, timestamp: row.get(2)? };
+                Ok((name_of(row.get(0)?), record))
+            },
             &mut each,
         )
     }
@@ -243,7 +140,7 @@ impl ShardExport {
     pub(crate) fn logged<E: From<SqliteError>>(
         &self,
         after: i64,
-        mut each: impl FnMut(&str, Record) -> Result<(), E>,
+        mut each: impl FnMut(&str, Record<&str>) -> Result<(), E>,
     ) -> Result<(), E> {
         let names = self.doing("read the shard", topics)?;
         let name_of = |id: i64| names.get(&id).map(String::as_str).unwrap_or_default();
@@ -254,12 +151,12 @@ impl ShardExport {
             [after],
             |row| {
                 let record = Record::Logged {
-                    key: row.get(1)?,
-                    old: row.get(2)?,
-                    new: row.get(3)?,
+                    key: text(row, 1)?,
+                    old: some_text(row, 2)?,
+                    new: some_text(row, 3)?,
                     old_timestamp: row.get(4)?,
                     timestamp: row.get(5)?,
-                    change: row.get(6)?,
+                    change: some_text(row, 6)?,
                     kind: row.get(7)?,
                 };
                 Ok((name_of(row.get(0)?), record))
@@ -268,12 +165,36 @@ impl ShardExport {
         )
     }
 
+    /// Calls `each` for what each entry of the change log after `after` leaves of its row, in their order.
+    pub(crate) fn changed<E: From<SqliteError>>(
+        &self,
+        after: i64,
+        mut each: impl FnMut(FollowedChange) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let names = self.doing("read the shard", topics)?;
+        let names: BTreeMap<i64, Arc<str>> = names.into_iter().map(|(id, name)| (id, name.into())).collect();
+        let failed = |source| E::from(SqliteError::new(&self.path, "read the shard", source));
+        let log = "SELECT key, new, timestamp, change, topic FROM _chg WHERE seq > ?1 ORDER BY seq";
+        let mut statement = self.connection.prepare(log).map_err(failed)?;
+        let mut rows = statement.query([after]).map_err(failed)?;
+        let read = |row: &rusqlite::Row<'_>| -> rusqlite::Result<FollowedChange> {
+            let topic = names.get(&row.get(4)?).cloned().unwrap_or_default();
+            let has_row = some_text(row, 1)?.is_some();
+            let row_after = if has_row { Some(row_at(row)?.to_owned()) } else { None };
+            Ok(FollowedChange { topic, key: text(row, 0)?.to_owned(), row: row_after })
+        };
+        while let Some(row) = rows.next().map_err(failed)? {
+            each(read(row).map_err(failed)?)?;
+        }
+        Ok(())
+    }
+
     fn each<'n, E: From<SqliteError>>(
         &self,
         sql: &str,
         parameters: impl rusqlite::Params,
-        read: impl Fn(&rusqlite::Row<'_>) -> rusqlite::Result<(&'n str, Record)>,
-        each: &mut impl FnMut(&str, Record) -> Result<(), E>,
+        read: impl for<'r> Fn(&'r rusqlite::Row<'_>) -> rusqlite::Result<(&'n str, Record<&'r str>)>,
+        each: &mut impl FnMut(&str, Record<&str>) -> Result<(), E>,
     ) -> Result<(), E> {
         let failed = |source| E::from(SqliteError::new(&self.path, "read the shard", source));
         let mut statement = self.connection.prepare(sql).map_err(failed)?;
@@ -305,15 +226,25 @@ pub(super) fn row(connection: &Connection, topic: &str, key: &str) -> rusqlite::
         return Ok(None);
     }
     let sql = format!("SELECT key, payload, timestamp, _change FROM {} WHERE key = ?1", quoted(topic));
-    let read = |row: &rusqlite::Row<'_>| {
-        Ok(Record::Row {
-            key: row.get(0)?,
-            payload: row.get(1)?,
-            timestamp: row.get(2)?,
-            change: row.get(3)?,
-        })
-    };
-    connection.prepare_cached(&sql)?.query_row([key], read).optional()
+    connection.prepare_cached(&sql)?.query_row([key], |row| Ok(row_at(row)?.to_owned())).optional()
+}
+
+/// A row of a topic, read as key, payload, timestamp and `_change`.
+fn row_at<'r>(row: &'r rusqlite::Row<'_>) -> rusqlite::Result<Record<&'r str>> {
+    Ok(Record::Row {
+        key: text(row, 0)?,
+        payload: some_text(row, 1)?,
+        timestamp: row.get(2)?,
+        change: some_text(row, 3)?,
+    })
+}
+
+fn text<'r>(row: &'r rusqlite::Row<'_>, column: usize) -> rusqlite::Result<&'r str> {
+    Ok(row.get_ref(column)?.as_str()?)
+}
+
+fn some_text<'r>(row: &'r rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Option<&'r str>> {
+    Ok(row.get_ref(column)?.as_str_or_null()?)
 }
 
 /// The names of the topics of a file by their numbers.
@@ -348,8 +279,6 @@ pub(super) fn add_facts(connection: &Connection, facts: &ShardFacts) -> rusqlite
 pub(crate) struct ShardImport {
     path: PathBuf,
     connection: Connection,
-    /// Records of the open transaction.
-    pending: usize,
 }
 
 impl ShardImport {
@@ -358,6 +287,8 @@ impl ShardImport {
         let connection = sqlite::open_scratch(path)?;
         let make = || -> rusqlite::Result<()> {
             connection.pragma_update(None, "cache_size", -cache_kib)?;
+            // All of it is one transaction, which is not rolled back: a file that was not finished is thrown away.
+            connection.pragma_update(None, "journal_mode", "OFF")?;
             for schema in [SCHEMA, index::SCHEMA, event_times::SCHEMA] {
                 connection.execute_batch(schema)?;
             }
@@ -367,7 +298,7 @@ impl ShardImport {
             connection.execute_batch("BEGIN")
         };
         make().map_err(|source| SqliteError::new(path, "make the shard", source))?;
-        Ok(Self { path: path.to_owned(), connection, pending: 0 })
+        Ok(Self { path: path.to_owned(), connection })
     }
 
     /// Makes another topic, whose index among all is `index`.
@@ -376,26 +307,22 @@ impl ShardImport {
         self.doing("make a topic", |connection| add_topic(connection, id, name))
     }
 
-    /// Takes records, each with the index of its topic.
-    pub(crate) fn write(
-        &mut self,
-        topics: &[String],
-        records: &[(usize, Record)],
-    ) -> Result<(), SqliteError> {
+    /// Takes records.
+    pub(crate) fn write(&self, topics: &[String], records: &RecordBatch) -> Result<(), SqliteError> {
         let write = || -> rusqlite::Result<()> {
             let mut rows: Vec<Option<CachedStatement<'_>>> = topics.iter().map(|_| None).collect();
-            for (topic, record) in records {
-                let id = i64::try_from(*topic).expect("a few topics") + 1;
+            for (topic, record) in records.iter() {
+                let id = i64::try_from(topic).expect("a few topics") + 1;
                 match record {
                     Record::Row { key, payload, timestamp, change } => {
-                        if rows[*topic].is_none() {
-                            let table = quoted(&topics[*topic]);
+                        if rows[topic].is_none() {
+                            let table = quoted(&topics[topic]);
                             let sql = format!(
                                 "INSERT INTO {table} (key, payload, timestamp, _change) VALUES (?1, ?2, ?3, ?4)"
                             );
-                            rows[*topic] = Some(self.connection.prepare_cached(&sql)?);
+                            rows[topic] = Some(self.connection.prepare_cached(&sql)?);
                         }
-                        let insert = rows[*topic].as_mut().expect("it was prepared");
+                        let insert = rows[topic].as_mut().expect("it was prepared");
                         insert.execute(params![key, payload, timestamp, change])?;
                     }
                     Record::Tombstone { key, timestamp } => {
@@ -421,16 +348,10 @@ impl ShardImport {
             }
             Ok(())
         };
-        write().map_err(|source| SqliteError::new(&self.path, "write a row", source))?;
-        self.pending += records.len();
-        if self.pending >= TRANSACTION_RECORDS {
-            self.pending = 0;
-            self.doing("commit rows", |connection| connection.execute_batch("COMMIT; BEGIN"))?;
-        }
-        Ok(())
+        write().map_err(|source| SqliteError::new(&self.path, "write a row", source))
     }
 
-    /// Adds what has no key, builds the indexes, and leaves a whole file that the disk has.
+    /// Adds what has no key, builds the indexes, and leaves a whole file, which the disk need not have yet.
     pub(crate) fn finish(self, facts: &ShardFacts) -> Result<(), SqliteError> {
         self.doing("write the rest", |connection| {
             add_facts(connection, facts)?;
@@ -443,10 +364,7 @@ impl ShardImport {
         drop(connection);
         // As every shard is kept from its first open on.
         drop(sqlite::open_writer(&path, litejoin_crds::plan::Synchronous::Full)?);
-        let sync = || std::fs::File::open(&path)?.sync_all();
-        sync().map_err(|error| {
-            SqliteError::new(&path, "sync the file", rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
-        })
+        Ok(())
     }
 
     fn doing<T>(
