@@ -18,6 +18,7 @@ pub(crate) mod layout;
 pub(crate) mod log;
 pub(crate) mod message;
 pub(crate) mod offsets;
+pub(crate) mod rate_limit;
 pub(crate) mod replication_barrier;
 pub(crate) mod retention;
 pub(crate) mod shard;

@@ -16,7 +16,7 @@ use litejoin_crds::plan::Reshard;
 
 use super::copy::{ON_THE_WAY_BYTES, PROGRESS_ROWS, cache_kib, common};
 use super::note::{CopyNote, JoinPlaces};
-use super::pace::{Haste, Pace};
+use super::pace::Pace;
 use super::{Move, ReshardError, VerifiedCopy, verify};
 use crate::clock;
 use crate::fault;
@@ -190,17 +190,12 @@ impl FollowedCopy {
         loop {
             let left = self.left()?;
             self.progress.begin(MoveStep::CatchingUp, left);
-            let is_converging = left < before / 2;
-            self.pace.set(match self.pace.haste() {
-                haste if is_converging => haste,
-                // Messages come about as fast as they are followed, or faster.
-                Haste::Gentle => Haste::Hurried,
-                _ => Haste::Braking,
-            });
+            // Messages come about as fast as they are followed, or faster.
+            self.pace.press(left > before / 4 * 3);
             before = left;
             self.round(comparing)?;
             if left <= REST_ENTRIES {
-                self.pace.set(Haste::Gentle);
+                self.pace.be_gentle();
                 return Ok(());
             }
         }
@@ -360,7 +355,7 @@ impl FollowedCopy {
     /// Adds the rest of the data, which no worker writes any more, and puts the copy in its place.
     pub(crate) fn switch(mut self) -> Result<(), ReshardError> {
         self.progress.begin(MoveStep::Switching, self.rows);
-        self.pace.set(Haste::Hurried);
+        self.pace.hurry();
         let (mut facts, mut exports) = (Vec::new(), Vec::new());
         for source in 0..self.sources.len() {
             let export = ShardExport::open(&self.sources[source])?;

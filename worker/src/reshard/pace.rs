@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::ReshardError;
-use crate::storage::ingest::{Held, Ingest};
+use crate::storage::ingest::Ingest;
 
 /// How long work goes on without a rest.
 const STRETCH: Duration = Duration::from_millis(10);
@@ -13,22 +13,11 @@ const STRETCH: Duration = Duration::from_millis(10);
 /// The longest rest: a step that could not be parted is not made up for in full.
 const REST_MAX: Duration = Duration::from_millis(500);
 
-/// Of so many stretches the writers rest for one, where messages come as fast as they can be followed.
-const BRAKED_STRETCHES: u32 = 4;
+/// What is left to messages of their pace at first, where the work can't keep pace with them, and each further time.
+const BRAKED_SHARE: f64 = 0.75;
 
-/// How long writers may take to come to rest.
-const HOLD_TIMEOUT: Duration = Duration::from_millis(100);
-
-/// How hard the work is pressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Haste {
-    /// Half of the time is rest.
-    Gentle,
-    /// There is no rest.
-    Hurried,
-    /// There is no rest, and the writers of the data have some.
-    Braking,
-}
+/// What is left to them at least.
+const BRAKED_SHARE_MIN: f64 = 0.2;
 
 /// Work in one thread, at its pace.
 pub(super) struct Pace {
@@ -37,24 +26,64 @@ pub(super) struct Pace {
     ingest: Ingest,
     haste: Haste,
     since: Instant,
-    /// Stretches since the last one in which the writers rested.
-    stretches: u32,
-    /// Lets the writers rest while it is there.
-    held: Option<Held>,
+    /// When the messages were counted last, and how many there were.
+    counted: (Instant, u64),
+}
+
+/// How hard the work is pressed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Haste {
+    /// Half of the time is rest.
+    Gentle,
+    /// There is no rest.
+    Hurried,
+    /// There is no rest, and messages come at this share of their pace, which was so many a second.
+    Braking { share: f64, per_second: f64 },
 }
 
 impl Pace {
     pub(super) fn new(called_off: Receiver<()>, ingest: Ingest) -> Self {
-        Self { called_off, ingest, haste: Haste::Gentle, since: Instant::now(), stretches: 0, held: None }
+        let counted = (Instant::now(), ingest.rate_limit().messages());
+        Self { called_off, ingest, haste: Haste::Gentle, since: Instant::now(), counted }
     }
 
-    pub(super) fn haste(&self) -> Haste {
-        self.haste
+    /// Rests from now on for as long as it works.
+    pub(super) fn be_gentle(&mut self) {
+        self.set(Haste::Gentle);
     }
 
-    pub(super) fn set(&mut self, haste: Haste) {
+    /// Does not rest from now on.
+    pub(super) fn hurry(&mut self) {
+        self.set(Haste::Hurried);
+    }
+
+    /// Presses harder where that is needed, by what has come since the last time.
+    pub(super) fn press(&mut self, is_needed: bool) {
+        let (now, messages) = (Instant::now(), self.ingest.rate_limit().messages());
+        let (before, messages_before) = std::mem::replace(&mut self.counted, (now, messages));
+        if !is_needed {
+            return;
+        }
+        self.set(match self.haste {
+            Haste::Gentle => Haste::Hurried,
+            Haste::Hurried => {
+                let seconds = (now - before).as_secs_f64().max(f64::EPSILON);
+                let per_second = ((messages - messages_before) as f64 / seconds).max(1.0);
+                Haste::Braking { share: BRAKED_SHARE, per_second }
+            }
+            Haste::Braking { share, per_second } => {
+                Haste::Braking { share: (share * BRAKED_SHARE).max(BRAKED_SHARE_MIN), per_second }
+            }
+        });
+    }
+
+    fn set(&mut self, haste: Haste) {
         self.haste = haste;
-        self.held = None;
+        let limit = match haste {
+            Haste::Braking { share, per_second } => Some(share * per_second),
+            _ => None,
+        };
+        self.ingest.rate_limit().set(limit);
     }
 
     /// To be called often: rests when that is due.
@@ -63,26 +92,23 @@ impl Pace {
         if worked < STRETCH {
             return Ok(());
         }
-        self.held = None;
         let rest = if self.haste == Haste::Gentle { worked.min(REST_MAX) } else { Duration::ZERO };
-        self.rest(rest)?;
-        if self.haste == Haste::Braking {
-            self.stretches = (self.stretches + 1) % BRAKED_STRETCHES;
-            if self.stretches == 0 {
-                self.held = self.ingest.hold(HOLD_TIMEOUT);
-            }
-        }
-        Ok(())
+        self.rest(rest)
     }
 
     /// Rests for some time.
     pub(super) fn rest(&mut self, time: Duration) -> Result<(), ReshardError> {
-        self.held = None;
         let outcome = self.called_off.recv_timeout(time);
         self.since = Instant::now();
         match outcome {
             Err(RecvTimeoutError::Timeout) => Ok(()),
             _ => Err(ReshardError::CalledOff),
         }
+    }
+}
+
+impl Drop for Pace {
+    fn drop(&mut self) {
+        self.ingest.rate_limit().set(None);
     }
 }

@@ -9,6 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::arrivals::Arrivals;
 use super::hash::shard_index;
+use super::rate_limit::RateLimit;
 use super::shard::{Needs, ShardBatch};
 use super::sqlite::SqliteError;
 use super::topics::Topics;
@@ -69,6 +70,7 @@ pub(crate) struct Ingest {
     room: Arc<Semaphore>,
     arriving: Arc<Semaphore>,
     arrivals: Arc<Arrivals>,
+    rate_limit: Arc<RateLimit>,
     /// Gone with the last writer.
     alive: Weak<()>,
 }
@@ -131,6 +133,7 @@ impl Ingest {
             room,
             arriving,
             arrivals,
+            rate_limit: Arc::default(),
             alive,
         }
     }
@@ -177,6 +180,7 @@ impl Ingest {
 
     /// Hands a batch of a source's partition to the writers and waits until every shard has committed or refused its part.
     pub(crate) async fn write(&self, batch: Batch, partition: &Arc<str>) -> BatchOutcome {
+        self.rate_limit.pass(batch.shards.iter().map(Vec::len).sum()).await;
         let arrival = self.arrivals.begin(partition);
         let waiting: Vec<_> = batch
             .shards
@@ -202,7 +206,13 @@ impl Ingest {
     /// Hands a batch to the writer of one shard and waits until it is committed or refused. An empty one stores
     /// just its place in the stream.
     pub(crate) async fn write_shard(&self, shard_index: usize, batch: ShardBatch) -> Result<u64, WriteError> {
+        self.rate_limit.pass(batch.messages.len()).await;
         self.send(shard_index, batch).await.unwrap_or(Err(WriteError::Stopping))
+    }
+
+    /// How fast messages may come.
+    pub(crate) fn rate_limit(&self) -> &RateLimit {
+        &self.rate_limit
     }
 
     /// Hands a batch to a writer. One that is gone drops it, and with it the sender of the answer.
