@@ -19,11 +19,11 @@ use std::time::Duration;
 use litejoin_crds::plan::Plan;
 use tracing::{info, warn};
 
+use self::copy::DataTally;
 use self::note::{CopyNote, JoinPlaces};
 pub(crate) use self::online::{FollowedCopy, OnlineMove};
 pub(crate) use self::outlook::Outlook;
 pub(crate) use self::switch::{remove_expired, settle, undo};
-use self::verify::DataTally;
 use crate::clock;
 use crate::fault;
 use crate::results::store;

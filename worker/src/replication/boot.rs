@@ -89,13 +89,7 @@ async fn prepare_directory(
         path: data_dir.clone(),
         files: files.clone(),
     };
-    if site.replication.mode == ReplicationMode::Embedded {
-        takeover::give_back(&data_dir)?;
-    }
-    let is_taken_over = takeover::is_taken_over(&data_dir);
-    if is_taken_over {
-        takeover::leave(&data_dir).await?;
-    }
+    let is_taken_over = takeover::settle(&data_dir, site.replication.mode).await?;
     if !matches!(begin, Begin::Prepared) {
         directory.resume()?;
         directory.reshard().await?;

@@ -10,6 +10,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use litejoin_crds::replication::ReplicationMode;
 use serde_json::{Value, json};
 use tracing::info;
 
@@ -31,6 +32,18 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Whether the worker has taken the files over.
 pub(crate) fn is_taken_over(data_dir: &Path) -> bool {
     data_dir.join(OWN_CONFIG).exists()
+}
+
+/// Ends what a start before this one had begun; returns whether the worker has taken the files over.
+pub(super) async fn settle(data_dir: &Path, mode: ReplicationMode) -> Result<bool, ReplicationError> {
+    if mode == ReplicationMode::Embedded {
+        give_back(data_dir)?;
+    }
+    let is_taken_over = is_taken_over(data_dir);
+    if is_taken_over {
+        leave(data_dir).await?;
+    }
+    Ok(is_taken_over)
 }
 
 /// Leaves the files to another Litestream, which is started after this.
@@ -62,7 +75,7 @@ pub(crate) async fn take_over(data_dir: &Path) -> Result<(), ReplicationError> {
 
 /// Has the Litestream beside the worker leave the files that it still has. One that does not answer has none: it was started
 /// after its configuration had none, or runs no more.
-pub(super) async fn leave(data_dir: &Path) -> Result<(), ReplicationError> {
+async fn leave(data_dir: &Path) -> Result<(), ReplicationError> {
     let config = Config::read(data_dir)?;
     // Whoever was cut off may have written it anew.
     config.without_files(data_dir)?;

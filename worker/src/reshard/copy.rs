@@ -7,7 +7,6 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use super::note::{self, CopyNote};
-use super::verify::DataTally;
 use super::{Move, ReshardError};
 use crate::status::reshard::{MoveProgress, MoveStep};
 use crate::storage::hash::shard_index;
@@ -22,6 +21,13 @@ const CACHES_KIB: i64 = 64 << 10;
 
 /// Rows after which progress is told.
 pub(super) const PROGRESS_ROWS: u64 = 1_000;
+
+/// What the data holds.
+pub(super) struct DataTally {
+    pub(super) records: RecordTally,
+    /// What goes into every shard of the copy.
+    pub(super) common: ShardFacts,
+}
 
 /// All that goes into every new shard.
 pub(super) fn common(shards: &[ShardFacts]) -> ShardFacts {

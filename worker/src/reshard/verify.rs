@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use super::copy::{common, joined, readers};
+use super::copy::{DataTally, common, joined, readers};
 use super::note::CopyNote;
 use super::{Move, ReshardError};
 use crate::status::reshard::{MoveProgress, MoveStep};
@@ -20,12 +20,8 @@ struct ComparedShard<'a> {
     index: Option<usize>,
 }
 
-/// What the data holds.
-pub(super) struct DataTally {
-    pub(super) records: RecordTally,
-    /// What goes into every shard of the copy.
-    pub(super) common: ShardFacts,
-}
+/// What a shard holds.
+type ReadShard = (RecordTally, ShardFacts);
 
 /// Reads the copy, and the data where it is not known what that holds, and compares them.
 pub(super) fn verify(
@@ -69,7 +65,7 @@ pub(super) fn verify(
 }
 
 /// What some shards hold together.
-fn whole(shards: &[(RecordTally, ShardFacts)]) -> RecordTally {
+fn whole(shards: &[ReadShard]) -> RecordTally {
     let mut whole = RecordTally::default();
     shards.iter().for_each(|(tally, _)| whole.merge(tally));
     whole
@@ -80,9 +76,9 @@ fn read(
     sides: &[ComparedShard<'_>],
     data: &Move<'_>,
     progress: &MoveProgress,
-) -> Result<Vec<(RecordTally, ShardFacts)>, ReshardError> {
+) -> Result<Vec<ReadShard>, ReshardError> {
     let next = AtomicUsize::new(0);
-    let read = || -> Result<Vec<(usize, (RecordTally, ShardFacts))>, ReshardError> {
+    let read = || -> Result<Vec<(usize, ReadShard)>, ReshardError> {
         let mut all = Vec::new();
         loop {
             let place = next.fetch_add(1, Ordering::Relaxed);

@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::arrivals::Arrivals;
 use super::hash::shard_index;
-use super::rate_limit::RateLimit;
+use super::rate_limit::IngestLimit;
 use super::shard::{Needs, ShardBatch};
 use super::sqlite::SqliteError;
 use super::topics::Topics;
@@ -70,7 +70,7 @@ pub(crate) struct Ingest {
     room: Arc<Semaphore>,
     arriving: Arc<Semaphore>,
     arrivals: Arc<Arrivals>,
-    rate_limit: Arc<RateLimit>,
+    rate_limit: Arc<IngestLimit>,
     /// Gone with the last writer.
     alive: Weak<()>,
 }
@@ -211,7 +211,7 @@ impl Ingest {
     }
 
     /// How fast messages may come.
-    pub(crate) fn rate_limit(&self) -> &RateLimit {
+    pub(crate) fn rate_limit(&self) -> &IngestLimit {
         &self.rate_limit
     }
 

@@ -11,7 +11,7 @@ const WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// The limit, and how many messages have come so far.
 #[derive(Debug, Default)]
-pub(crate) struct RateLimit {
+pub(crate) struct IngestLimit {
     messages: AtomicU64,
     limit: Mutex<Option<Limit>>,
 }
@@ -23,7 +23,7 @@ struct Limit {
     free_at: Instant,
 }
 
-impl RateLimit {
+impl IngestLimit {
     /// Lets so many messages pass in a second; `None` lets all pass.
     pub(crate) fn set(&self, per_second: Option<f64>) {
         let limit = per_second.map(|per_second| Limit { per_second, free_at: Instant::now() });
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn who_comes_too_fast_waits_and_nobody_for_long() {
-        let (limit, now) = (RateLimit::default(), Instant::now());
+        let (limit, now) = (IngestLimit::default(), Instant::now());
         assert_eq!(limit.take(1_000_000, now), Duration::ZERO, "nothing is limited");
         limit.set(Some(1_000.0));
         let waits = [0, 100, 100, 5_000, 1, 1].map(|messages| limit.take(messages, now).as_millis());
