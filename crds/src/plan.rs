@@ -65,6 +65,16 @@ pub struct Output<'a> {
     pub sinks: &'a [String],
 }
 
+/// A part that listens.
+pub struct Listening<'a> {
+    /// Its kind and name, such as `source ingest`, or `admin`.
+    pub what: String,
+    /// `[host]:port`, as it is written.
+    pub addr: &'a str,
+    /// How it is served.
+    pub serving: &'a Serving,
+}
+
 impl Plan {
     /// Returns the joins, then the windows.
     pub fn outputs(&self) -> impl Iterator<Item = Output<'_>> {
@@ -76,6 +86,26 @@ impl Plan {
             sinks: &window.sinks,
         });
         joins.chain(windows)
+    }
+
+    /// The parts that listen: http sources, sse sinks and the admin address.
+    pub fn listening(&self) -> impl Iterator<Item = Listening<'_>> {
+        let sources = self.sources.iter().filter_map(|source| match &source.kind {
+            SourceKind::Http(spec) => {
+                let (what, serving) = (format!("source {}", source.name), &*spec.serving);
+                Some(Listening { what, addr: &spec.addr, serving })
+            }
+            _ => None,
+        });
+        let sinks = self.sinks.iter().filter_map(|sink| match &sink.kind {
+            SinkKind::Sse(spec) => {
+                let (what, serving) = (format!("sink {}", sink.name), &*spec.serving);
+                Some(Listening { what, addr: &spec.addr, serving })
+            }
+            _ => None,
+        });
+        let Admin { addr, serving } = &self.admin;
+        sources.chain(sinks).chain([Listening { what: "admin".to_owned(), addr, serving }])
     }
 
     /// Fields of a Pipeline that hold from start to end of a worker, with their values: a change takes a restart.

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -199,14 +200,12 @@ async fn moved_while_it_serves(cluster: &Cluster, site: &Site<'_>, before: &BTre
     };
     results("results of moved data").await;
     site.replicated_up_to_now().await;
-    let config = ["exec", "orders-0", "--container", "worker", "--", "ls", "/var/lib/litejoin/data"];
-    let files = cluster.kubectl(&config);
-    assert!(files.contains("litestream-taken-over.yml") && files.contains("shard_5.db"), "{files}");
+    let has = async |name: &str| site.volume().await.join("data").join(name).exists();
+    assert!(has("litestream-taken-over.yml").await && has("shard_5.db").await);
     site.destroy().await;
     cluster.wait_ready("pipeline/orders").await;
     results("results after the volume of moved data was lost").await;
-    let files = cluster.kubectl(&config);
-    assert!(!files.contains("litestream-taken-over.yml") && files.contains("shard_5.db"), "{files}");
+    assert!(!has("litestream-taken-over.yml").await && has("shard_5.db").await);
     site.replicated_up_to_now().await;
 }
 
@@ -313,12 +312,17 @@ impl<'a> Site<'a> {
         .await;
     }
 
-    /// Kills all processes in the pod at once and removes its volume; returns the volume's size in bytes.
-    async fn destroy(&self) -> u64 {
+    /// The folder of the volume, as the node has it.
+    async fn volume(&self) -> PathBuf {
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.cluster.node.client.clone(), NAMESPACE);
         let claim = claims.get("data-orders-0").await.expect("the claim is there");
         let volume = claim.spec.and_then(|spec| spec.volume_name).expect("it has a volume");
-        let folder = self.cluster.node.folder().join("volumes").join(volume);
+        self.cluster.node.folder().join("volumes").join(volume)
+    }
+
+    /// Kills all processes in the pod at once and removes its volume; returns the volume's size in bytes.
+    async fn destroy(&self) -> u64 {
+        let folder = self.volume().await;
         let bytes = bytes(&folder);
         let before = self.cluster.pod("orders-0").await.uid();
         // The test's PID namespace contains these processes.

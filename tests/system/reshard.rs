@@ -1,5 +1,6 @@
 //! The data of a pipeline goes to another number of shards: by the command, and by a start that finds consent.
 
+mod full_disk;
 mod load;
 pub(crate) mod online;
 

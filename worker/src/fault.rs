@@ -2,6 +2,7 @@
 //!
 //! - `LITEJOIN_FAULT=<point>[:<n>]` kills the process, as SIGKILL does, when it comes to a point for the n-th time.
 //! - `LITEJOIN_STALL=<point>[:<n>]` holds the thread there for good, so that a test can see what the others do meanwhile.
+//! - `LITEJOIN_FILL=<point>[:<n>]` fills the disk there, by a file whose path is in `LITEJOIN_FILLER`.
 //! - `LITEJOIN_SABOTAGE=<what>` breaks the engine on purpose, so that a test can show that it would notice.
 
 /// Ways to break evaluation by key.
@@ -36,6 +37,8 @@ pub(crate) use debug::{point, sabotaged};
 
 #[cfg(debug_assertions)]
 mod debug {
+    use std::fs::OpenOptions;
+    use std::io::Write;
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -65,6 +68,10 @@ mod debug {
     pub(crate) fn point(name: &str) {
         static FAULT: LazyLock<Option<ArmedPoint>> = LazyLock::new(|| ArmedPoint::read("LITEJOIN_FAULT"));
         static STALL: LazyLock<Option<ArmedPoint>> = LazyLock::new(|| ArmedPoint::read("LITEJOIN_STALL"));
+        static FILL: LazyLock<Option<ArmedPoint>> = LazyLock::new(|| ArmedPoint::read("LITEJOIN_FILL"));
+        if FILL.as_ref().is_some_and(|wanted| wanted.is_here(name)) {
+            fill_disk();
+        }
         if FAULT.as_ref().is_some_and(|wanted| wanted.is_here(name)) {
             // As abrupt as SIGKILL: nothing is flushed, no destructor runs.
             std::process::abort();
@@ -74,6 +81,16 @@ mod debug {
             loop {
                 std::thread::park();
             }
+        }
+    }
+
+    /// Writes a file until its disk has no more room.
+    fn fill_disk() {
+        let path = variable("LITEJOIN_FILLER").expect("LITEJOIN_FILL goes with LITEJOIN_FILLER");
+        let mut filler = OpenOptions::new().create(true).append(true).open(path).expect("it can be made");
+        for size in [1 << 20, 1 << 12, 1] {
+            let block = vec![0; size];
+            while filler.write_all(&block).is_ok() {}
         }
     }
 

@@ -29,8 +29,8 @@ use crate::fault;
 use crate::results::store;
 use crate::status::reshard::{MoveProgress, MoveStep};
 use crate::storage::layout::{
-    Layout, LayoutError, LayoutState, LockedDir, RESULTS_FILE, SHARD_COUNT_MAX, random_id, remove_folder,
-    shard_file_name,
+    Layout, LayoutError, LayoutState, LockedDir, RESULTS_FILE, SHARD_COUNT_MAX, io_error, random_id,
+    remove_folder, shard_file_name,
 };
 use crate::storage::sqlite::SqliteError;
 
@@ -46,9 +46,7 @@ pub(crate) enum ReshardError {
     #[error(transparent)]
     Layout(#[from] LayoutError),
     #[error(transparent)]
-    File(#[from] SqliteError),
-    #[error("{path}: could not {doing}")]
-    Io { path: String, doing: &'static str, source: std::io::Error },
+    File(SqliteError),
     #[error("the number of shards: got {got}, allowed: 1 to {SHARD_COUNT_MAX}")]
     Count { got: usize },
     #[error("{path}: has {count} shards already; nothing is to be done")]
@@ -70,6 +68,16 @@ pub(crate) enum ReshardError {
     NoPrevious { path: String },
     #[error("the move to another number of shards was called off")]
     CalledOff,
+}
+
+impl From<SqliteError> for ReshardError {
+    fn from(error: SqliteError) -> Self {
+        match error.is_disk_full() {
+            // The same remedy, whichever file was the first to find no room.
+            true => LayoutError::DiskFull { path: error.path().to_owned() }.into(),
+            false => Self::File(error),
+        }
+    }
 }
 
 /// Bytes for people.
@@ -121,8 +129,8 @@ impl<'a> Move<'a> {
     }
 
     fn io(&self, doing: &'static str) -> impl Fn(std::io::Error) -> ReshardError + use<> {
-        let path = self.locked.path().display().to_string();
-        move |source| ReshardError::Io { path: path.clone(), doing, source }
+        let path = self.locked.path().to_owned();
+        move |source| io_error(&path, doing, source).into()
     }
 
     fn sources(&self) -> Vec<PathBuf> {
@@ -241,9 +249,8 @@ pub(crate) fn at_start(locked: &LockedDir, plan: &Plan) -> Result<bool, ReshardE
     let Some(layout) = locked.layout()? else { return Ok(has_moved) };
     let has = layout.shard_count;
     let wanted = plan.storage.shard_count_for(Some(has));
-    let consent = plan.storage.reshard.as_ref().filter(|consent| consent.to == wanted);
-    match consent {
-        Some(consent) if consent.from == has && layout.identity == plan.identity => {
+    match &plan.storage.reshard {
+        Some(consent) if plan.storage.reshard_from() == Some(has) && layout.identity == plan.identity => {
             let data = Move::new(locked, wanted)?;
             let progress = MoveProgress::default();
             info!(
@@ -262,7 +269,7 @@ pub(crate) fn at_start(locked: &LockedDir, plan: &Plan) -> Result<bool, ReshardE
             );
             has_moved = true;
         }
-        Some(_) if has == wanted => {
+        Some(consent) if consent.to == has => {
             info!(shards = has, "storage.reshard asks for what is done; it can be removed");
         }
         _ => {}

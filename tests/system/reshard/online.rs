@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{assert_whole, manifest, order, stored};
 
 /// `storage` with consent to a move beside the pipeline.
-fn online(from: usize, to: usize) -> String {
+pub(super) fn online(from: usize, to: usize) -> String {
     let consent = format!("{{fromShardCount: {from}, toShardCount: {to}, strategy: Online}}");
     manifest(&format!("shardCount: {to}, reshard: {consent}"))
 }
@@ -36,7 +36,7 @@ async fn send(worker: &Worker, messages: &[Value]) {
     .await;
 }
 
-fn shard_count(site: &WorkerSite) -> usize {
+pub(super) fn shard_count(site: &WorkerSite) -> usize {
     let layout = std::fs::read(site.data_dir().join("layout.json")).expect("readable");
     let layout: Value = serde_json::from_slice(&layout).expect("JSON");
     layout["shardCount"].as_u64().expect("a number") as usize

@@ -13,7 +13,7 @@ use crate::fault;
 use crate::results::store;
 use crate::status::reshard::MoveProgress;
 use crate::storage::layout::{
-    Layout, LockedDir, RESULTS_FILE, Switching, remove_folder, replace, shard_file_name,
+    Layout, LockedDir, RESULTS_FILE, Switching, io_error, remove_folder, replace, shard_file_name,
 };
 
 /// The layout of before, beside its shards.
@@ -77,11 +77,8 @@ pub(crate) fn settle(locked: &LockedDir) -> Result<bool, ReshardError> {
     }
     fault::point("joins-switched");
     let from = locked.path().join(&switching.from);
-    let io = |doing| {
-        let path = locked.path().display().to_string();
-        move |source| ReshardError::Io { path, doing, source }
-    };
-    remove_folder(&from).map_err(io("remove the folder of the copy"))?;
+    remove_folder(&from)
+        .map_err(|source| io_error(locked.path(), "remove the folder of the copy", source))?;
     locked.write_layout(&Layout { switching: None, ..layout })?;
     fault::point("switch-settled");
     remove_expired(locked.path(), clock::epoch_seconds());

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 
 use litejoin_crds::address::Address;
-use litejoin_crds::plan::{Plan, SinkKind, SourceKind};
+use litejoin_crds::plan::{Listening, Plan};
 use tokio::net::TcpListener;
 
 use crate::serve::listen::{ListenError, listen};
@@ -29,7 +29,7 @@ impl Listeners {
     /// its socket goes with it, and no client is turned away.
     pub(super) async fn open(plan: &Plan, open: &Self) -> Result<Self, ListenError> {
         let mut sockets = BTreeMap::new();
-        for (what, addr) in addresses(plan) {
+        for Listening { what, addr, .. } in plan.listening() {
             let socket = match open.find(&what, addr) {
                 Some(socket) => socket.clone(),
                 None => open.bind(&what, addr).await?,
@@ -80,17 +80,4 @@ impl Listeners {
         let (what, socket) = self.sockets.iter().find(|(_, socket)| meets(socket))?;
         Some((what, &socket.addr))
     }
-}
-
-/// The parts that listen, and on which address.
-fn addresses(plan: &Plan) -> impl Iterator<Item = (String, &str)> {
-    let sources = plan.sources.iter().filter_map(|source| match &source.kind {
-        SourceKind::Http(spec) => Some((format!("source {}", source.name), spec.addr.as_str())),
-        _ => None,
-    });
-    let sinks = plan.sinks.iter().filter_map(|sink| match &sink.kind {
-        SinkKind::Sse(spec) => Some((format!("sink {}", sink.name), spec.addr.as_str())),
-        _ => None,
-    });
-    sources.chain(sinks).chain([("admin".to_owned(), plan.admin.addr.as_str())])
 }

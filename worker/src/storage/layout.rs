@@ -545,7 +545,8 @@ fn check(path: &Path, layout: &Layout, shard_count: usize, identity: &str) -> Re
     Ok(())
 }
 
-fn io_error(path: &Path, doing: &'static str, source: std::io::Error) -> LayoutError {
+/// Says what could not be done at a path, and what to do where the disk is full.
+pub(crate) fn io_error(path: &Path, doing: &'static str, source: std::io::Error) -> LayoutError {
     let path = path.display().to_string();
     match source.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => LayoutError::DiskFull { path },

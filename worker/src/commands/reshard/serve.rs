@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use litejoin_crds::plan::{Plan, Serving, SinkKind, SourceKind};
+use litejoin_crds::plan::{Listening, Plan};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -45,28 +45,13 @@ pub(super) async fn serve(
         .with_state(Arc::clone(&told))
         .fallback(move || async move { come_back(to) });
     let client = Router::new().fallback(move || async move { come_back(to) });
-    for (what, addr, serving) in addresses(plan) {
+    for Listening { what, addr, serving } in plan.listening() {
         let router = if what == "admin" { admin.clone() } else { client.clone() };
         let (listener, _) = listen(&what, addr).await?;
         let front = Front::new(serving, secrets).map_err(|problem| CommandError::Serve { what, problem })?;
         tokio::spawn(front.serve(listener, router, stopping.clone()));
     }
     Ok(stop)
-}
-
-/// The parts that listen, on which address and how.
-fn addresses(plan: &Plan) -> impl Iterator<Item = (String, &str, &Serving)> {
-    let sources = plan.sources.iter().filter_map(|source| match &source.kind {
-        SourceKind::Http(spec) => {
-            Some((format!("source {}", source.name), spec.addr.as_str(), &*spec.serving))
-        }
-        _ => None,
-    });
-    let sinks = plan.sinks.iter().filter_map(|sink| match &sink.kind {
-        SinkKind::Sse(spec) => Some((format!("sink {}", sink.name), spec.addr.as_str(), &*spec.serving)),
-        _ => None,
-    });
-    sources.chain(sinks).chain([("admin".to_owned(), plan.admin.addr.as_str(), &plan.admin.serving)])
 }
 
 fn come_back(to: usize) -> Response {
