@@ -234,21 +234,21 @@ async fn files_that_are_no_yaml_or_missing() {
 }
 
 #[tokio::test]
-async fn fields_that_the_worker_can_not_run_yet() {
+async fn consent_to_another_number_of_shards_than_the_one_that_is_written() {
     refused(
         "apiVersion: litejoin.io/v1alpha1
 kind: Pipeline
 metadata: {name: p}
 spec:
   storage:
-    shardCount: 16
+    shardCount: 8
     reshard: {fromShardCount: 8, toShardCount: 16, strategy: Online}
   sources:
     - name: bus
       kafka: {brokers: \"localhost:9092\", topics: [orders]}
 ",
         expect![[r#"
-            pipeline.yaml:7: spec.storage.reshard.strategy: this version moves data while the pipeline is stopped only; write Job
+            pipeline.yaml:7: spec.storage.reshard.toShardCount: the data is to have 16 shards by this, and 8 by storage.shardCount; write the same number in both, or take storage.reshard away
         "#]],
     )
     .await;

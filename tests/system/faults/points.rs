@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::time::Instant;
 
 use litejoin_tests::repetition::seeds;
+use litejoin_tests::wait::TIMEOUT;
 
 use super::power;
 use super::run::FaultRun;
@@ -198,7 +200,13 @@ async fn die(run: &mut FaultRun, trigger: Trigger, point: &str, n: u64) {
         }
     }
     let Some(live) = run.start(Some(("LITEJOIN_FAULT", &format!("{point}:{n}")))).await else { return };
-    for number in 0..BATCHES_MAX {
+    let began = Instant::now();
+    // How many messages come beside a move depends on the machine.
+    let goes_on = |number| match trigger {
+        Trigger::Online => began.elapsed() < TIMEOUT,
+        _ => number < BATCHES_MAX,
+    };
+    for number in (0..).take_while(|number| goes_on(*number)) {
         if trigger == Trigger::Reload && number % 10 == 5 {
             run.change_query();
             live.worker.signal("HUP");

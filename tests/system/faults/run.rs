@@ -268,6 +268,8 @@ impl FaultRun {
         }
         let answer = match live.worker.ingest().try_send(&self.unanswered).await {
             Ok(answer) if answer.status == 200 => answer,
+            // It pauses for the switch, and takes them afterwards.
+            Ok(answer) if answer.status == 503 && self.is_online => return true,
             Ok(answer) => panic!("{}: {} {}", self.what, answer.status, answer.body),
             Err(_) => return false,
         };
