@@ -200,7 +200,7 @@ async fn moved_while_it_serves(cluster: &Cluster, site: &Site<'_>, before: &BTre
     };
     results("results of moved data").await;
     site.replicated_up_to_now().await;
-    let has = async |name: &str| site.volume().await.join("data").join(name).exists();
+    let has = async |name: &str| site.volume().await.join(name).exists();
     assert!(has("litestream-taken-over.yml").await && has("shard_5.db").await);
     site.destroy().await;
     cluster.wait_ready("pipeline/orders").await;

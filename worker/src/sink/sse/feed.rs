@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::response::sse::Event as SseEvent;
 use serde_json::json;
@@ -17,6 +18,9 @@ use crate::storage::sqlite::SqliteError;
 
 /// How much is read from the outbox at a time for one client.
 const PAGE: PageLimit = PageLimit { events: 256, bytes: 1 << 20 };
+
+/// How long a client may take to accept an event when the sink stops: it comes back, and goes on with that one.
+const LAST_EVENT_WAIT: Duration = Duration::from_secs(1);
 
 /// Why a client gets the whole whose stream can't go on where it was.
 const TOO_OLD: &str = "the id is too old: the outbox no longer reaches back to it";
@@ -180,6 +184,10 @@ impl Feed {
             let from = after.clone();
             let events = self.read(move |reader| reader.present(join, from.as_deref(), up_to, PAGE)).await?;
             let Some(last) = events.last() else { return Ok(()) };
+            if *self.state.stopping.borrow() {
+                // It has no id yet, and starts over when it comes back.
+                return Err(Ok(Ended));
+            }
             after = Some(last.key.clone());
             for event in &events {
                 let sent = SseEvent::default().event("join_result");
@@ -199,7 +207,14 @@ impl Feed {
     }
 
     async fn send(&self, event: SseEvent, data: &str) -> Result<(), Result<Ended, SqliteError>> {
-        let sent = self.queue.send(event.data(data), data.len()).await;
+        let mut stopping = self.state.stopping.clone();
+        let sent = tokio::select! {
+            sent = self.queue.send(event.data(data), data.len()) => sent,
+            () = async {
+                let _ = stopping.wait_for(|stopping| *stopping).await;
+                tokio::time::sleep(LAST_EVENT_WAIT).await;
+            } => false,
+        };
         if sent { Ok(()) } else { Err(Ok(Ended)) }
     }
 

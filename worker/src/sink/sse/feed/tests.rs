@@ -1,7 +1,5 @@
 //! A feed whose client is slow, or has gone.
 
-use std::time::Duration;
-
 use litejoin_crds::plan::{Serving, SseSink, Synchronous};
 use tempfile::TempDir;
 use tokio::sync::watch;
