@@ -281,7 +281,8 @@ async fn nothing_is_lost_or_doubled_on_the_way() {
         worker = load.site.start().await;
     }
     load.pusher.send_to(&worker);
-    let client = Subscription::open(worker.address("sink live"), "join=read", heard.last_id.as_deref()).await;
+    let query = "join=read&replay=true";
+    let client = Subscription::open(worker.address("sink live"), query, heard.last_id.as_deref()).await;
     // The subscriber reads all the while, so that it has all when the worker stops.
     let ending = async {
         let ended = load.end(&worker).await;
