@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use litejoin_tests::client::client;
@@ -12,7 +12,7 @@ use litejoin_tests::kafka::{self, Producer};
 use litejoin_tests::oracle::Oracle;
 use litejoin_tests::repetition::is_long;
 use litejoin_tests::results::{EventId, ResultKey, Results};
-use litejoin_tests::sse::Subscription;
+use litejoin_tests::sse::{SseEvent, Subscription};
 use litejoin_tests::wait::{until, until_moment, until_within};
 use litejoin_tests::worker::{Worker, WorkerSite};
 use serde_json::{Value, json};
@@ -70,32 +70,51 @@ impl Heard {
     /// Follows the results until the worker ends.
     async fn follow(&mut self, mut client: Subscription) {
         while let Some(event) = client.next().await {
-            match event.event.as_str() {
-                "join_result" => {
-                    let event = event.result();
-                    let key = event.result_key();
-                    let position = EventId::parse(&event.id).position();
-                    let before = self.positions.insert(key.clone(), position);
-                    // Who breaks off in a replay starts over.
-                    let comes_again = event.is_replay && before == Some(position);
-                    assert!(
-                        comes_again || before.is_none_or(|before| before < position),
-                        "{event:?} after {before:?}"
-                    );
-                    if let Some(n) = event.rows.first().and_then(|row| row["n"].as_i64()) {
-                        let before = self.values.insert(key, n);
-                        assert!(
-                            before.is_none_or(|before| before <= n),
-                            "{event:?} after the value {before:?}"
-                        );
-                    }
-                    self.results.fold([&event]);
-                }
-                "replayed" => {}
-                other => panic!("the subscriber gets {other}: {}", event.data),
-            }
+            self.take(&event);
         }
         self.last_id = client.last_event_id.take().or(self.last_id.take());
+    }
+
+    /// Follows the results until all busy keys have the values that are said at last.
+    async fn follow_up_to(&mut self, mut client: Subscription, last: &OnceLock<(i64, i64)>) {
+        while !last.get().is_some_and(|last| self.has(*last)) {
+            // No more may come once it is said which values are the last ones.
+            if let Ok(event) = tokio::time::timeout(Duration::from_secs(1), client.next()).await {
+                self.take(&event.expect("the worker runs"));
+            }
+        }
+    }
+
+    fn has(&self, (last_order, last_reading): (i64, i64)) -> bool {
+        let last = format!("\"n\":{last_reading},\"o\":{last_order}}}");
+        (0..BUSY).all(|number| {
+            let key = ("read".to_owned(), format!("\"r{number}\""));
+            self.results.rows.get(&key).is_some_and(|rows| rows[0].contains(&last))
+        })
+    }
+
+    fn take(&mut self, event: &SseEvent) {
+        match event.event.as_str() {
+            "join_result" => {
+                let event = event.result();
+                let key = event.result_key();
+                let position = EventId::parse(&event.id).position();
+                let before = self.positions.insert(key.clone(), position);
+                // Who breaks off in a replay starts over.
+                let comes_again = event.is_replay && before == Some(position);
+                assert!(
+                    comes_again || before.is_none_or(|before| before < position),
+                    "{event:?} after {before:?}"
+                );
+                if let Some(n) = event.rows.first().and_then(|row| row["n"].as_i64()) {
+                    let before = self.values.insert(key, n);
+                    assert!(before.is_none_or(|before| before <= n), "{event:?} after the value {before:?}");
+                }
+                self.results.fold([&event]);
+            }
+            "replayed" => {}
+            other => panic!("the subscriber gets {other}: {}", event.data),
+        }
     }
 }
 
@@ -283,14 +302,14 @@ async fn nothing_is_lost_or_doubled_on_the_way() {
     load.pusher.send_to(&worker);
     let query = "join=read&replay=true";
     let client = Subscription::open(worker.address("sink live"), query, heard.last_id.as_deref()).await;
-    // The subscriber reads all the while, so that it has all when the worker stops.
+    let last = OnceLock::new();
     let ending = async {
         let ended = load.end(&worker).await;
-        worker.signal("TERM");
+        last.set(ended.last).expect("it is said once");
         ended
     };
-    let (ended, ()) = tokio::join!(ending, heard.follow(client));
-    worker.ended().await;
+    let (ended, ()) = tokio::join!(ending, heard.follow_up_to(client, &last));
+    worker.stop().await;
     ended.assert_as_sent(&heard);
 }
 
