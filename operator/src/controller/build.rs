@@ -106,10 +106,10 @@ pub(crate) fn build(observed: &Observed, verdict: &Verdict, operator: &Operator)
     let pods = u32::from(!is_stopped(observed, verdict));
     let set = stateful_set::spec(config, &spec, &volumes, live, image, shards, pods);
     let mut set = owner.object(Slot::StatefulSet, json!({ "spec": set }));
-    set["metadata"]["annotations"] = json!({
-        names::IMAGE_ANNOTATION: image,
-        names::SHARDS_ANNOTATION: shards.to_string(),
-    });
+    set["metadata"]["annotations"] = json!({ names::IMAGE_ANNOTATION: image });
+    if shards != config.plan.storage.shard_count {
+        set["metadata"]["annotations"][names::SHARDS_ANNOTATION] = json!(shards.to_string());
+    }
     objects.insert(Slot::StatefulSet, set);
     if let Some(drill) = &spec.replication.drill {
         let job = drill::spec(config, &spec, drill, &volumes, image);

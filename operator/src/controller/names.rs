@@ -20,7 +20,7 @@ pub(crate) const SETTINGS_ANNOTATION: &str = "litejoin.io/settings";
 pub(crate) const WRITTEN_ANNOTATION: &str = "litejoin.io/written";
 /// Annotation of a StatefulSet: the image that its worker has while its Pipeline names none.
 pub(crate) const IMAGE_ANNOTATION: &str = "litejoin.io/default-image";
-/// Annotation of a StatefulSet: the number of shards that its pod is made for.
+/// Annotation of a StatefulSet: the number of shards that its pod is made for, where the data has another one by now.
 pub(crate) const SHARDS_ANNOTATION: &str = "litejoin.io/shards";
 /// Annotation of a pod: hash of the config that kubelet is to look for at once.
 pub(crate) const CONFIG_ANNOTATION: &str = "litejoin.io/config";

@@ -22,17 +22,15 @@ pub(crate) fn shards_of_pod(
     live: Option<&DynamicObject>,
     reshard: Option<&Reshard>,
 ) -> usize {
-    let made_for = live.and_then(|live| {
-        let shards = live.annotations().get(names::SHARDS_ANNOTATION)?.parse().ok()?;
-        let forms = [SecretVolumes::each(config), SecretVolumes::gathered(&config.plan)];
-        forms
-            .iter()
-            .any(|secrets| *settings_of(live) == settings_hash(config, spec, secrets, shards))
-            .then_some(shards)
-    });
-    made_for
-        .filter(|_| !reshard.is_some_and(Reshard::starts_worker))
-        .unwrap_or(config.plan.storage.shard_count)
+    let of_config = config.plan.storage.shard_count;
+    let Some(live) = live.filter(|_| !reshard.is_some_and(Reshard::starts_worker)) else { return of_config };
+    let noted = live.annotations().get(names::SHARDS_ANNOTATION).and_then(|shards| shards.parse().ok());
+    let before = reshard.filter(|reshard| reshard.is_online()).map(|reshard| reshard.has as usize);
+    let forms = [SecretVolumes::each(config), SecretVolumes::gathered(&config.plan)];
+    let is_made_for = |shards: &usize| {
+        forms.iter().any(|secrets| *settings_of(live) == settings_hash(config, spec, secrets, *shards))
+    };
+    noted.into_iter().chain(before).find(is_made_for).unwrap_or(of_config)
 }
 
 /// The image of a worker whose Pipeline names none: the one that its pod was made with, or the operator's own if the
