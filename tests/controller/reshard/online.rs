@@ -3,11 +3,6 @@
 
 use super::*;
 
-use litejoin_tests::ingest::message;
-
-use crate::settled::orders;
-use crate::site::Ports;
-
 /// What the worker tells of a move from 2 to 4 shards.
 fn report(phase: &str, rows: u64) -> ReshardReport {
     ReshardReport {
@@ -21,14 +16,14 @@ fn report(phase: &str, rows: u64) -> ReshardReport {
 }
 
 impl Shards {
-    async fn consent_online(&self, from: u32, to: u32) {
+    pub(super) async fn consent_online(&self, from: u32, to: u32) {
         let reshard = json!({ "fromShardCount": from, "toShardCount": to, "strategy": "Online" });
         let storage = json!({ "storage": { "shardCount": to, "reshard": reshard } });
         self.change(storage).await.expect("consent is accepted");
     }
 
     /// Waits until the config has so many shards, and this consent.
-    async fn config_with(&self, shard_count: u32, reshard: &Value) {
+    pub(super) async fn config_with(&self, shard_count: u32, reshard: &Value) {
         until("the config that the worker is to have", async || {
             let storage = self.config().await;
             (storage["shardCount"] == shard_count && storage["reshard"] == *reshard).then_some(())
@@ -133,33 +128,5 @@ async fn a_move_that_fails_is_told_and_tried_again_when_something_is_changed() {
     shards.programs.serve(4, None);
     shards.phase("Done").await;
     shards.site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
-    shards.operator.stop().await;
-}
-
-#[tokio::test]
-async fn the_real_worker_moves_the_data_while_it_serves() {
-    let site = ControllerSite::new().await;
-    let operator = site.operator();
-    site.apply(&orders(&Ports::free())).await;
-    let worker = site.run_pod("orders").await;
-    site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
-    let rows: Vec<_> =
-        (0..300).map(|n| message("orders", &format!("o{n}"), json!({ "customer_id": "c1" }))).collect();
-    let epoch = worker.ingest().send(&rows).await;
-    let (_, before) = worker.snapshot("live", "enriched", epoch).await;
-    assert_eq!(before.rows.len(), rows.len());
-    let shards = Shards { programs: PlayedPrograms::new(site.api()), site, operator };
-    let consent = json!({ "fromShardCount": 2, "toShardCount": 3, "strategy": "Online" });
-    shards.consent_online(2, 3).await;
-    shards.config_with(3, &consent).await;
-    shards.site.mount("orders").await;
-    let status = shards.phase("Done").await;
-    assert!(status["startedAt"].is_string(), "{status}");
-    shards.site.wait_for(Kind::Pipeline, "orders", "Ready", "True", "Ready").await;
-    assert_eq!(shards.pipeline().await.data["status"]["layout"]["shardCount"], 3);
-    let epoch = worker.ingest().send(&[message("customers", "c1", json!({ "name": "Ada" }))]).await;
-    let (_, after) = worker.snapshot("live", "enriched", epoch).await;
-    assert_eq!(after.rows.keys().collect::<Vec<_>>(), before.rows.keys().collect::<Vec<_>>());
-    worker.stop().await;
     shards.operator.stop().await;
 }
