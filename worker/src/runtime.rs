@@ -25,7 +25,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use litejoin_crds::plan::{Plan, SinkKind};
-use litejoin_crds::replication::ReplicationMode;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
@@ -353,8 +352,8 @@ impl Starter {
 
 /// Puts a copy in the place of the data, which nothing writes now.
 async fn switch(plan: &Plan, locked: &LockedDir, copy: FollowedCopy) -> Result<(), StartError> {
-    let mode = plan.replication.as_ref().map(|replication| replication.mode);
-    if mode == Some(ReplicationMode::Sidecar) && !takeover::is_taken_over(locked.path()) {
+    let replication = plan.replication.as_ref();
+    if replication.is_some_and(|replication| takeover::is_beside(replication.mode, locked.path())) {
         takeover::take_over(locked.path()).await?;
     }
     Ok(blocking(move || copy.switch()).await?)
@@ -369,10 +368,8 @@ async fn prepare(
 ) -> Result<(LockedDir, Option<Replica>), StartError> {
     let replica = match Site::of(plan, secrets)? {
         Some(site) => {
-            let begin = match site.replication.mode {
-                ReplicationMode::Sidecar if !takeover::is_taken_over(locked.path()) => Begin::Prepared,
-                _ => Begin::Run,
-            };
+            let is_beside = takeover::is_beside(site.replication.mode, locked.path());
+            let begin = if is_beside { Begin::Prepared } else { Begin::Run };
             Some(boot::prepare(&locked, plan, site, tools, begin).await?)
         }
         None => {

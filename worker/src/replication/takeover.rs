@@ -30,8 +30,13 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Whether the worker has taken the files over.
-pub(crate) fn is_taken_over(data_dir: &Path) -> bool {
+fn is_taken_over(data_dir: &Path) -> bool {
     data_dir.join(OWN_CONFIG).exists()
+}
+
+/// Whether a Litestream beside the worker has the files.
+pub(crate) fn is_beside(mode: ReplicationMode, data_dir: &Path) -> bool {
+    mode == ReplicationMode::Sidecar && !is_taken_over(data_dir)
 }
 
 /// Ends what a start before this one had begun; returns whether the worker has taken the files over.

@@ -67,10 +67,7 @@ pub(super) fn common(shards: &[ShardFacts]) -> ShardFacts {
         }
     }
     common.floors = floors.into_iter().map(|((stream, _), next)| Floor { stream, next }).collect();
-    common.topics.sort();
-    common.indexes.sort();
-    common.clocks.sort();
-    common
+    common.in_order()
 }
 
 /// Copies all there is, which is so many rows; returns what was read as well.

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use litejoin_crds::error::chain;
 use litejoin_crds::plan::{Plan, Reshard, SourceKind};
-use litejoin_crds::replication::ReplicationMode;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
@@ -185,7 +184,7 @@ async fn stage(
 
 /// Sees that the store answers, and the Litestream that the files are to be taken over from.
 async fn look(site: &Site, data_dir: &Path) -> Result<(), ReplicationError> {
-    if site.replication.mode == ReplicationMode::Sidecar && !takeover::is_taken_over(data_dir) {
+    if takeover::is_beside(site.replication.mode, data_dir) {
         takeover::look(data_dir).await?;
     }
     site.look().await.map(|_| ())

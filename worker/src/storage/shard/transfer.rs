@@ -29,6 +29,16 @@ pub(crate) struct ShardFacts {
     pub(crate) times: BTreeMap<(String, String), PartitionTime>,
 }
 
+impl ShardFacts {
+    /// The same in an order by which the facts of two shards can be compared.
+    pub(crate) fn in_order(mut self) -> Self {
+        self.topics.sort();
+        self.indexes.sort();
+        self.clocks.sort();
+        self
+    }
+}
+
 /// A shard file that is read as a whole.
 pub(crate) struct ShardExport {
     path: PathBuf,
