@@ -48,7 +48,7 @@ pub fn definition(kind: Kind) -> Value {
         Kind::Pipeline => {
             schema["x-kubernetes-validations"] = rules::pipeline_root();
             let spec = &mut schema["properties"]["spec"]["properties"];
-            for list in ["sources", "joins", "windows", "sinks"] {
+            for list in ["topics", "sources", "joins", "windows", "sinks"] {
                 keyed_by_name(&mut spec[list]);
             }
             keyed_by_name(&mut spec["podTemplate"]["properties"]["env"]);

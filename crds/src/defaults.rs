@@ -32,8 +32,11 @@ pub const RETAIN_ON_DELETE: bool = true;
 /// How a volume may be mounted: by one pod at a time, which fences a second writer.
 pub const ACCESS_MODE: &str = "ReadWriteOncePod";
 
-/// Age at which a row expires. The original's default.
-pub const RETENTION_DURATION: &str = "24h";
+/// Age at which a row expires: never, since reference data that has left does not come back by itself. The original's
+/// default is 24h.
+pub const RETENTION_DURATION: &str = "forever";
+/// Whether sinks are told of results that leave by expiry: they hold what a snapshot shows. Our choice.
+pub const RETENTION_EMIT_EXPIRY: bool = true;
 /// How often expired rows are looked for. The original's default.
 pub const RETENTION_CLEAN_INTERVAL: &str = "1m";
 /// How long a deleted key is remembered, so that an older write cannot revive it: as long as rows live.

@@ -40,6 +40,40 @@ impl From<&str> for DurationText {
     }
 }
 
+/// The text of an age that nothing reaches.
+pub const FOREVER: &str = "forever";
+
+/// Pattern of an age in the schemas: a duration, or [`FOREVER`].
+pub const AGE_PATTERN: &str = r"^(forever|([0-9]+(\.[0-9]+)?(ns|us|ms|s|m|h))+)$";
+
+/// An age as written: a duration such as `24h`, or `forever`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AgeText(pub String);
+
+impl AgeText {
+    /// Returns the duration as it is written, or `None` for `forever`.
+    pub fn duration(&self) -> Option<DurationText> {
+        (self.0 != FOREVER).then(|| DurationText(self.0.clone()))
+    }
+}
+
+impl From<&str> for AgeText {
+    fn from(text: &str) -> Self {
+        AgeText(text.to_owned())
+    }
+}
+
+impl JsonSchema for AgeText {
+    fn schema_name() -> Cow<'static, str> {
+        "Age".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": AGE_PATTERN, "maxLength": LENGTH_MAX })
+    }
+}
+
 impl JsonSchema for DurationText {
     fn schema_name() -> Cow<'static, str> {
         "Duration".into()

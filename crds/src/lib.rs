@@ -39,6 +39,7 @@ pub mod sink;
 pub mod source;
 pub mod status;
 pub mod structure;
+pub mod topic;
 pub mod validate;
 pub mod window;
 pub mod worker_status;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::defaults;
 use crate::durability::Durability;
-use crate::duration::DurationText;
+use crate::duration::{AgeText, DurationText};
 use crate::join::InlineJoin;
 use crate::network_policy::NetworkPolicySpec;
 use crate::pod::PodTemplate;
@@ -19,6 +19,7 @@ use crate::serving::ServingSpec;
 use crate::sink::InlineSink;
 use crate::source::InlineSource;
 use crate::status::PipelineStatus;
+use crate::topic::TopicSpec;
 use crate::window::InlineWindow;
 
 /// A pipeline: sources that fill topics, joins and windows over them, sinks that take the results. Each of
@@ -76,6 +77,10 @@ pub struct PipelineSpec {
     pub storage: StorageSpec,
     /// How long rows are kept.
     pub retention: RetentionSpec,
+    /// Topics of which more is to be said than their names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100))]
+    pub topics: Vec<TopicSpec>,
     /// How results reach their sinks.
     pub delivery: DeliverySpec,
     /// How stored results are compared with what their queries yield.
@@ -216,11 +221,13 @@ pub enum OnNodeLoss {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RetentionSpec {
-    /// Age at which a row expires, since its last write.
-    pub duration: DurationText,
+    /// Age at which a row expires, since a message last brought it, or `forever`. It holds for topics that `topics` does
+    /// not name; the rows of a topic that files alone fill stay, since a file that was read does not bring them again.
+    pub duration: AgeText,
     /// How often expired rows are looked for.
     pub clean_interval: DurationText,
-    /// Whether results that leave because their rows expired are sent as deleted.
+    /// Whether results that leave because their rows expired are sent as deleted. Results that expiry changes are sent in
+    /// either case.
     pub emit_expiry: bool,
     /// How long a deleted key is remembered, so that an older write cannot revive it.
     pub tombstone_duration: DurationText,
@@ -231,7 +238,7 @@ impl Default for RetentionSpec {
         RetentionSpec {
             duration: defaults::RETENTION_DURATION.into(),
             clean_interval: defaults::RETENTION_CLEAN_INTERVAL.into(),
-            emit_expiry: false,
+            emit_expiry: defaults::RETENTION_EMIT_EXPIRY,
             tombstone_duration: defaults::RETENTION_TOMBSTONE_DURATION.into(),
         }
     }

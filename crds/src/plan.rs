@@ -13,9 +13,11 @@ use crate::serving::ServerTls;
 use crate::source::api::{ApiMethod, ApiPagination, ApiWatermark, ChangeDetection};
 use crate::source::kafka::StartOffset;
 
+mod retention;
 mod storage;
 mod window;
 
+pub use retention::Retention;
 pub use storage::{Reshard, Storage, Synchronous};
 pub use window::{EventClock, TimeCut, Window};
 
@@ -157,19 +159,6 @@ pub struct Place {
     pub document: usize,
     /// Path in that document, in the form `spec.joins[1]`.
     pub path: String,
-}
-
-/// `spec.retention`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Retention {
-    /// Age at which a row expires.
-    pub duration: Duration,
-    /// How often expired rows are looked for.
-    pub clean_interval: Duration,
-    /// Whether results that leave by expiry are sent as deleted.
-    pub emit_expiry: bool,
-    /// How long a deleted key is remembered.
-    pub tombstone_duration: Duration,
 }
 
 /// `spec.delivery`.

@@ -122,7 +122,7 @@ fn walk(value: &Value, schema: &Value, at: &str, findings: &mut Vec<Finding>) {
         },
         Some("string") => match value {
             Value::String(text) => text_form(text, schema, at, findings),
-            Value::Number(number) if schema["pattern"] == duration::PATTERN => {
+            Value::Number(number) if is_duration(&schema["pattern"]) => {
                 let message = duration::parse(&number.to_string()).err().unwrap_or_default();
                 findings.push(finding(at, Reason::InvalidDuration, message));
             }
@@ -238,6 +238,10 @@ fn text_form(text: &str, schema: &Value, at: &str, findings: &mut Vec<Finding>) 
 fn pattern_trouble(pattern: &str, text: &str) -> Option<(Reason, String)> {
     match pattern {
         duration::PATTERN => duration::parse(text).err().map(|message| (Reason::InvalidDuration, message)),
+        duration::AGE_PATTERN if text == duration::FOREVER => None,
+        duration::AGE_PATTERN => duration::parse(text)
+            .err()
+            .map(|message| (Reason::InvalidDuration, format!("{message}, or \"{}\"", duration::FOREVER))),
         quantity::PATTERN => quantity::parse(text).err().map(|message| (Reason::InvalidValue, message)),
         names::TOPIC_PATTERN => names::topic_trouble(text).map(|message| (Reason::InvalidName, message)),
         names::NAME_PATTERN => names::name_trouble(text).map(|message| (Reason::InvalidName, message)),
@@ -318,6 +322,11 @@ fn first_sentence(description: &str) -> String {
 
 fn finding(path: &str, reason: Reason, message: impl Into<String>) -> Finding {
     Finding { path: path.to_owned(), reason, message: message.into() }
+}
+
+/// Whether texts of a pattern are durations.
+fn is_duration(pattern: &Value) -> bool {
+    *pattern == duration::PATTERN || *pattern == duration::AGE_PATTERN
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ mod scope;
 mod settings;
 mod sinks;
 mod sources;
+mod topics;
 mod windows;
 
 use complaints::Complaints;
@@ -69,7 +70,7 @@ fn plan(contents: &Contents, config_hash: String, complaints: &mut Complaints) -
     let windows = windows::plan(contents, complaints);
     let sinks = sinks::plan(contents, &joins, &windows, complaints);
     let pipeline = contents.pipeline.as_ref()?;
-    let settings = settings::plan(pipeline, complaints);
+    let settings = settings::plan(pipeline, contents, complaints);
     windows::check_retention(&windows, &settings.retention, complaints);
     let own_identity = format!("{}/{}", pipeline.namespace, pipeline.name);
     Some(Plan {

@@ -24,6 +24,7 @@ mod messages;
 mod reload;
 mod replication;
 mod reshard;
+mod retention;
 mod serving;
 mod sqlite_sink;
 mod starting;

@@ -196,7 +196,7 @@ spec:
         expect![[r#"
             pipeline.yaml:5: spec.storage.flushInterval: got "10", write a unit: "10s", "10ms", "10m" or "10h"
             pipeline.yaml:6: spec.retention.cleanInterval: got "1 minute", which is no duration; write for example "10ms", "30s", "1h30m" or "168h"
-            pipeline.yaml:6: spec.retention.duration: got "24", write a unit: "24s", "24ms", "24m" or "24h"
+            pipeline.yaml:6: spec.retention.duration: got "24", write a unit: "24s", "24ms", "24m" or "24h", or "forever"
         "#]],
     )
     .await;

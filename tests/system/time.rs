@@ -1,4 +1,4 @@
-//! Effects of time, and of the messages' own timestamps: retention, time bounds in queries, stale messages,
+//! Effects of time, and of the messages' own timestamps: time bounds in queries, stale messages,
 //! tombstones, `_change`; and a query that fails while the worker runs.
 
 use expect_test::expect;
@@ -52,36 +52,6 @@ fn at(timestamp: i64, key: &str, payload: Value) -> Value {
 
 async fn count(worker: &Worker) -> usize {
     worker.snapshot("live", "watched", 0).await.1.rows.len()
-}
-
-const EACH: &str = "SELECT key, payload->>'n' AS n FROM orders";
-
-#[tokio::test]
-async fn rows_that_are_too_old_leave_without_an_event() {
-    let site = WorkerSite::with(&manifest(EACH, "retention: {duration: 1s, cleanInterval: 100ms}"));
-    let worker = site.start().await;
-    let mut client = subscribe(&worker).await;
-    worker.ingest().put("orders", "o1", json!({"n": 1})).await;
-    assert_eq!(next(&mut client).await, r#"created "o1" [{"key":"o1","n":1}]"#);
-    until("the row to expire", async || (count(&worker).await == 0).then_some(())).await;
-    worker.ingest().put("orders", "o2", json!({"n": 2})).await;
-    assert_eq!(next(&mut client).await, r#"created "o2" [{"key":"o2","n":2}]"#, "no event came of o1");
-    // o1 has expired, and by now perhaps o2 as well.
-    assert_ne!(worker.status().await["topics"]["orders"]["expired"], 0);
-    // The key is not buried: it may come back.
-    worker.ingest().put("orders", "o1", json!({"n": 3})).await;
-    assert_eq!(next(&mut client).await, r#"created "o1" [{"key":"o1","n":3}]"#);
-}
-
-#[tokio::test]
-async fn expiry_is_sent_where_that_is_asked_for() {
-    let retention = "retention: {duration: 1s, cleanInterval: 100ms, emitExpiry: true}";
-    let site = WorkerSite::with(&manifest(EACH, retention));
-    let worker = site.start().await;
-    let mut client = subscribe(&worker).await;
-    worker.ingest().put("orders", "o1", json!({"n": 1})).await;
-    assert_eq!(next(&mut client).await, r#"created "o1" [{"key":"o1","n":1}]"#);
-    assert_eq!(next(&mut client).await, r#"deleted "o1" []"#);
 }
 
 #[tokio::test]

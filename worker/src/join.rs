@@ -64,9 +64,11 @@ pub(crate) fn needs(joins: &[CheckedJoin]) -> Needs {
             .collect(),
         moved_by_time: joins
             .iter()
-            .flat_map(|join| &join.window)
-            .filter(|window| window.reads_timestamp())
-            .map(|window| window.topic.clone())
+            .flat_map(|join| {
+                let read = join.timed.iter().filter(|name| join.has_topic(name));
+                let cut = join.window.iter().filter(|window| window.reads_timestamp());
+                read.chain(cut.map(|window| &window.topic)).cloned()
+            })
             .collect(),
     }
 }

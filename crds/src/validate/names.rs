@@ -122,6 +122,17 @@ pub(crate) fn topics_of(source: &SourceBody) -> Vec<(String, String)> {
     topics
 }
 
+/// Whether a source may fill topics that it does not name; one without a kind may, too.
+pub(crate) fn fills_any_topic(source: &SourceBody) -> bool {
+    let SourceBody { http, file, api, kafka, topic, .. } = source;
+    let has_kind = http.is_some() || file.is_some() || api.is_some() || kafka.is_some();
+    !has_kind
+        || http.as_ref().is_some_and(|http| http.topics.is_empty())
+        || file.as_ref().is_some_and(|file| file.topic.is_none())
+        || (topic.is_none()
+            && kafka.as_ref().is_some_and(|kafka| kafka.topics.iter().any(|topic| topic.starts_with('^'))))
+}
+
 /// Names that are taken, by their form without case: the name as written, the kind of thing, and the place.
 #[derive(Default)]
 struct Taken<'a> {

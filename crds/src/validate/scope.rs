@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::complaints::Complaints;
 use crate::complaint::Reason;
-use crate::duration::{DURATION_MAX, DurationText};
+use crate::duration::{AgeText, DURATION_MAX, DurationText};
 use crate::plan::Place;
 use crate::quantity::Bytes;
 
@@ -39,6 +39,11 @@ impl Scope<'_> {
         };
         self.error(field, Reason::InvalidDuration, message);
         Duration::ZERO
+    }
+
+    /// Parses an age of at least `min`; `None` is for ever, and zero, with a complaint, an age that is out of bounds.
+    pub(crate) fn age(&mut self, field: &str, text: &AgeText, min: Duration) -> Option<Duration> {
+        text.duration().map(|duration| self.duration(field, &duration, min, DURATION_MAX))
     }
 
     /// Parses a positive duration.

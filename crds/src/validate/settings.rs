@@ -17,8 +17,9 @@ use crate::rules::DRILL_MESSAGE;
 use crate::schedule::{SCHEDULE_MESSAGE, is_schedule};
 use crate::validate::complaints::Complaints;
 use crate::validate::connections;
-use crate::validate::read::PipelineDocument;
+use crate::validate::read::{Contents, PipelineDocument};
 use crate::validate::scope::{DURATION_MIN, Scope};
+use crate::validate::topics;
 
 /// The parts of a plan that come from the Pipeline alone.
 pub(crate) struct Settings {
@@ -34,7 +35,11 @@ pub(crate) struct Settings {
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Checks the settings and parses them.
-pub(crate) fn plan(pipeline: &PipelineDocument, complaints: &mut Complaints) -> Settings {
+pub(crate) fn plan(
+    pipeline: &PipelineDocument,
+    contents: &Contents,
+    complaints: &mut Complaints,
+) -> Settings {
     let spec = &pipeline.spec;
     let place = Place { document: pipeline.document, path: "spec".to_owned() };
     let mut scope = Scope { place: &place, complaints };
@@ -48,7 +53,7 @@ pub(crate) fn plan(pipeline: &PipelineDocument, complaints: &mut Complaints) -> 
     pod_monitor(spec, &mut scope);
     Settings {
         storage: storage(spec, &mut scope),
-        retention: retention(spec, &mut scope),
+        retention: retention(spec, contents, &mut scope),
         delivery: delivery(spec, &mut scope),
         replication: replication(spec, &mut scope),
         audit: audit(spec, &mut scope),
@@ -123,10 +128,11 @@ fn storage(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Storage {
     }
 }
 
-fn retention(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Retention {
+fn retention(spec: &PipelineSpec, contents: &Contents, scope: &mut Scope<'_>) -> Retention {
     let retention = &spec.retention;
     Retention {
-        duration: scope.duration("retention.duration", &retention.duration, SECOND, DURATION_MAX),
+        duration: scope.age("retention.duration", &retention.duration, SECOND),
+        topics: topics::retention(spec, contents, scope),
         clean_interval: scope.duration("retention.cleanInterval", &retention.clean_interval, TENTH, DAY),
         emit_expiry: retention.emit_expiry,
         tombstone_duration: scope.duration(

@@ -7,10 +7,9 @@ use crate::duration::{DURATION_MAX, DurationText};
 use crate::kind::Kind;
 use crate::names::is_topic;
 use crate::plan::{EventClock, Retention, TimeCut, Window};
-use crate::source::SourceBody;
 use crate::validate::complaints::Complaints;
 use crate::validate::joins;
-use crate::validate::names::topics_of;
+use crate::validate::names::{fills_any_topic, topics_of};
 use crate::validate::read::{Contents, Named};
 use crate::validate::scope::{DURATION_MIN, Scope};
 use crate::window::{EventTime, OnStale, TimeUnit, WindowBody, WindowKind};
@@ -52,16 +51,14 @@ pub(crate) fn plan(contents: &Contents, complaints: &mut Complaints) -> Vec<Wind
 
 /// Complains about windows that need rows for longer than retention keeps them.
 pub(crate) fn check_retention(windows: &[Window], retention: &Retention, complaints: &mut Complaints) {
-    if retention.duration.is_zero() {
-        // The duration is wrong, and complained about.
-        return;
-    }
-    let kept = i64::try_from(retention.duration.as_secs()).unwrap_or(i64::MAX);
     for window in windows {
+        // An age of zero is wrong, and complained about.
+        let Some(age) = retention.of(&window.topic).filter(|age| !age.is_zero()) else { continue };
+        let kept = i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
         if let Some(needed) = window.rows_needed().filter(|needed| *needed > kept) {
             let message = format!(
-                "needs the rows of its topic for {needed}s, until its last message can have come; retention.duration is \
-                 {kept}s, write at least {needed}s"
+                "needs the rows of its topic for {needed}s, until its last message can have come; its retention is {kept}s, \
+                 write at least {needed}s"
             );
             complaints.error(&window.place, "", Reason::Conflict, message);
         }
@@ -70,15 +67,7 @@ pub(crate) fn check_retention(windows: &[Window], retention: &Retention, complai
 
 /// Complains about a topic that no source may fill, and that is no join and no other window.
 fn check_topic(contents: &Contents, named: &Named<WindowBody>, complaints: &mut Complaints) {
-    let any_topic = contents.sources.iter().any(|source| {
-        let SourceBody { http, file, api, kafka, topic, .. } = &source.body;
-        let has_kind = http.is_some() || file.is_some() || api.is_some() || kafka.is_some();
-        !has_kind
-            || http.as_ref().is_some_and(|http| http.topics.is_empty())
-            || file.as_ref().is_some_and(|file| file.topic.is_none())
-            || (topic.is_none()
-                && kafka.as_ref().is_some_and(|kafka| kafka.topics.iter().any(|t| t.starts_with('^'))))
-    });
+    let any_topic = contents.sources.iter().any(|source| fills_any_topic(&source.body));
     let topics: Vec<String> =
         contents.sources.iter().flat_map(|source| topics_of(&source.body)).map(|(topic, _)| topic).collect();
     let outputs = [contents.names(Kind::Join), contents.names(Kind::Window)].concat();

@@ -223,7 +223,7 @@ impl RunningJob {
                 expired.iter().try_for_each(|(topic, key)| full.absorb(topic, key, None))
             })?;
         }
-        let emit = if expired.is_empty() { emit } else { Emit::Silent };
+        let emit = if expired.is_empty() { emit } else { join.emit(Emit::UnlessGone) };
         let outcome = self.compare_and_commit(&mut full, &cut, emit, true);
         self.copy = Some(FullCopy { full, at: cut.seqs.clone() });
         debug!(join = join.name, milliseconds = started.elapsed().as_millis(), "evaluated in full");

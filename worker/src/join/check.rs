@@ -294,9 +294,15 @@ impl<'a> Checker<'a> {
         let wrong = |field, message| {
             CheckProblem::Wrong(vec![QueryError { place: join.place.clone(), field, line: 0, message }])
         };
-        let (functions, tables, named) = {
+        let (functions, tables, named, timed) = {
             let seen = self.seen();
-            (seen.functions.clone(), seen.tables.clone(), seen.named.clone())
+            (seen.functions.clone(), seen.tables.clone(), seen.named.clone(), seen.timed.clone())
+        };
+        // SQLite does not tell of the columns that NATURAL and USING compare.
+        let timed = if ["natural", "using"].iter().any(|word| mentions(&query, word)) {
+            tables.clone()
+        } else {
+            timed
         };
         if let Some(function) = UNREPEATABLE.iter().find(|function| functions.contains(**function)) {
             return Err(wrong(
@@ -337,6 +343,7 @@ impl<'a> Checker<'a> {
             columns: Columns::new(&columns, key_column),
             shape: Arc::new(Shape::new(&columns, &[])),
             topics,
+            timed,
             reads,
             clock,
             refresh: join.refresh,

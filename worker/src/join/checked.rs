@@ -25,6 +25,8 @@ pub(crate) struct CheckedJoin {
     pub(crate) shape: Arc<Shape>,
     /// Topics that the query reads, also through other joins, in their declared spelling.
     pub(crate) topics: BTreeSet<String>,
+    /// Those of the topics whose timestamps the query may read, in whatever spelling.
+    pub(crate) timed: BTreeSet<String>,
     /// Other joins that the query names itself.
     pub(crate) reads: BTreeSet<String>,
     /// How the query yields other rows as time passes.
@@ -41,6 +43,11 @@ pub(crate) struct CheckedJoin {
 }
 
 impl CheckedJoin {
+    /// Returns whether the query reads a topic, also through other joins.
+    pub(crate) fn has_topic(&self, name: &str) -> bool {
+        self.topics.iter().any(|topic| topic.eq_ignore_ascii_case(name))
+    }
+
     /// Returns `emit`, or [`Emit::Silent`] for a join without sinks.
     pub(crate) fn emit(&self, emit: Emit) -> Emit {
         if self.has_sinks { emit } else { Emit::Silent }

@@ -167,7 +167,7 @@ impl Workspace {
             }
             let mut by = step.by.as_deref().map(|sql| self.memory.prepare_cached(sql)).transpose()?;
             for row in changes.rows(step.topic) {
-                let emit = if row.expired { Emit::Silent } else { Emit::Event };
+                let emit = if row.expired { Emit::UnlessGone } else { Emit::Event };
                 match &mut by {
                     None => climb.up(index, Value::Text(row.key.into()), emit)?,
                     Some(by) => {

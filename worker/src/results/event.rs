@@ -70,12 +70,25 @@ impl Op {
     }
 }
 
-/// Whether sinks get an event of a changed result. A change that retention alone brings about is silent.
+/// Whether sinks get an event of a changed result.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Emit {
     #[default]
     Silent,
+    /// Retention alone brings the change about, and sinks are not told of results that leave by it.
+    UnlessGone,
     Event,
+}
+
+impl Emit {
+    /// Whether a change of this kind is told.
+    pub(crate) fn tells(self, op: Op) -> bool {
+        match self {
+            Self::Silent => false,
+            Self::UnlessGone => op != Op::Deleted,
+            Self::Event => true,
+        }
+    }
 }
 
 /// A changed result that is about to be stored.

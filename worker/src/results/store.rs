@@ -10,7 +10,7 @@ use litejoin_crds::plan::Synchronous;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use serde::Deserialize;
 
-use super::event::{Emit, JoinId, Op, Position, ResultChange};
+use super::event::{JoinId, Op, Position, ResultChange};
 use super::tables::{self, DOUBTFUL, durably, meta, set, set_durably};
 use crate::fault;
 use crate::storage::checkpoint::{CheckpointWindow, checkpoint};
@@ -430,7 +430,7 @@ impl EpochWriter<'_> {
             } else {
                 replace.execute(params![join.0, key, rows, op.as_str(), epoch, self.next_n, now, window])?;
             }
-            if *emit == Emit::Event {
+            if emit.tells(*op) {
                 tell.execute(params![join.0, key, rows, op.as_str(), epoch, self.next_n, now, window])?;
                 self.outbox_bytes += tables::event_bytes(key.len(), rows.len());
             }

@@ -75,6 +75,7 @@ impl Maintenance {
         let (policy, letters) = (plan.delivery.dlq.clone(), Arc::clone(&self.letters));
         let (retention, shard_paths) = (plan.retention.clone(), self.shard_paths.clone());
         let interval = retention.clean_interval;
+        self.ingest.topics.keep_for(&retention);
         let needed = needed(Arc::clone(&self.reader), joins);
         let cleaner = Cleaner::new(retention, needed, shard_paths, self.ingest.clone());
         let data_dir = plan.storage.data_dir.clone();

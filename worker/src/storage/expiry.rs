@@ -6,13 +6,20 @@ use super::topics::TopicId;
 
 /// One shard's part in an expiry pass; see [`super::retention`].
 pub(crate) struct Expiry {
-    pub(crate) candidates: Vec<(TopicId, Vec<String>)>,
-    pub(crate) before: i64,
+    pub(crate) candidates: Vec<Expired>,
     pub(crate) tombstones_before: i64,
     /// Whether results leave without an event.
     pub(crate) quiet: bool,
     /// Told when this shard is done, or dropped.
     pub(crate) done: mpsc::Sender<()>,
+}
+
+/// Keys of a topic that may have expired.
+pub(crate) struct Expired {
+    pub(crate) topic: TopicId,
+    /// A row that is no older than this is left alone, in seconds since the Unix epoch.
+    pub(crate) before: i64,
+    pub(crate) keys: Vec<String>,
 }
 
 /// Rows that retention leaves alone: a window has frames open that hold them.

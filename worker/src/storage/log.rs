@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use rusqlite::{CachedStatement, Connection};
 
 use super::expiry::NeededRows;
-use super::shard::KIND_EXPIRY;
+use super::shard::{KIND_EXPIRY, KIND_REFRESH};
 use super::sqlite::{self, SqliteError};
 use super::topics::{TopicId, Topics};
 
@@ -120,7 +120,7 @@ impl ShardReader {
         &self.path
     }
 
-    /// Calls `each` for every entry in `after < seq <= to`, in order.
+    /// Calls `each` for every entry in `after < seq <= to` that queries can see, in order.
     pub(crate) fn changes<E: From<SqliteError>>(
         &mut self,
         after: i64,
@@ -133,10 +133,10 @@ impl ShardReader {
             .connection
             .prepare_cached(
                 "SELECT topic, key, new, timestamp, change, old, old_timestamp, kind FROM _chg
-                 WHERE seq > ?1 AND seq <= ?2 ORDER BY seq",
+                 WHERE seq > ?1 AND seq <= ?2 AND kind <> ?3 ORDER BY seq",
             )
             .map_err(failed)?;
-        let mut rows = statement.query([after, to]).map_err(failed)?;
+        let mut rows = statement.query([after, to, KIND_REFRESH]).map_err(failed)?;
         while let Some(row) = rows.next().map_err(failed)? {
             let id: i64 = row.get(0).map_err(failed)?;
             let topic = match self.topics.get(&id) {

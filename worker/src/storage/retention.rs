@@ -10,7 +10,7 @@ use litejoin_crds::error::chain;
 use litejoin_crds::plan::Retention;
 use tracing::warn;
 
-use super::expiry::{Expiry, NeededRows};
+use super::expiry::{Expired, Expiry, NeededRows};
 use super::ingest::Ingest;
 use super::log::ShardReader;
 use super::sqlite::SqliteError;
@@ -60,7 +60,6 @@ impl Cleaner {
 
     /// Returns whether there may be more to do.
     fn pass(&mut self, now: i64) -> Result<bool, SqliteError> {
-        let before = now - seconds(self.retention.duration);
         let tombstones_before = now - seconds(self.retention.tombstone_duration);
         let needed = (self.needed)()?;
         let mut due = false;
@@ -71,6 +70,8 @@ impl Cleaner {
             due |= reader.has_tombstones_before(tombstones_before)?;
             let mut candidates = Vec::new();
             for (topic, name) in self.ingest.topics.all() {
+                let Some(age) = self.retention.of(&name) else { continue };
+                let before = now - seconds(age);
                 if oldest.iter().any(|(known, oldest)| *known == topic && *oldest >= before) {
                     continue;
                 }
@@ -82,7 +83,7 @@ impl Cleaner {
                 } else {
                     more |= keys.len() == ROWS_PER_PASS_MAX;
                     due = true;
-                    candidates.push((topic, keys));
+                    candidates.push(Expired { topic, before, keys });
                 }
             }
             found.push(candidates);
@@ -96,7 +97,7 @@ impl Cleaner {
             .into_iter()
             .map(|candidates| {
                 let done = done.clone();
-                WriterCommand::Expire(Expiry { candidates, before, tombstones_before, quiet, done })
+                WriterCommand::Expire(Expiry { candidates, tombstones_before, quiet, done })
             })
             .collect();
         drop(done);

@@ -37,11 +37,11 @@ pub(crate) use self::pending::Pending;
 use self::pending::change_bytes;
 pub(crate) use self::record::{FollowedChange, Record, RecordBatch, RecordKind, RecordTally};
 use self::table::TopicTable;
-pub(crate) use self::table::{KIND_EXPIRY, KIND_WRITE};
+pub(crate) use self::table::{KIND_EXPIRY, KIND_REFRESH, KIND_WRITE};
 pub(crate) use self::transfer::{ShardExport, ShardFacts, ShardImport};
 use super::arrivals::BatchArrival;
 use super::checkpoint::{CheckpointWindow, checkpoint};
-use super::expiry::Expiry;
+use super::expiry::{Expired, Expiry};
 use super::sqlite::{self, Journal, SqliteError, quoted};
 use super::topics::{TopicId, Topics};
 use crate::fault;
@@ -113,7 +113,7 @@ pub(crate) struct Needs {
     pub(crate) clocks: Vec<EventTimes>,
     /// Event times of topics of which a message that is older than the one with its key changes nothing.
     pub(crate) ordered_by: Vec<EventTimes>,
-    /// Topics of which a later message with the same payload moves the row to its own time.
+    /// Topics of which a query reads the timestamp: a later message with the same payload moves the row to its own time.
     pub(crate) moved_by_time: Vec<String>,
 }
 
@@ -243,7 +243,7 @@ impl Shard {
             let messages = shard.coalesce(batches, pending);
             shard.ensure_tables(messages.iter().map(|message| message.topic), topics, pending)?;
             for run in messages.chunk_by(|a, b| a.topic == b.topic) {
-                shard.apply(run, now, pending)?;
+                shard.apply(run, now, topics.refresh_after(run[0].topic), pending)?;
             }
             pending.times = event_times::note(&shard.connection, &shard.clocks, batches, now)?;
             for batch in batches {
@@ -257,10 +257,10 @@ impl Shard {
 
     /// Opens a transaction and removes the rows and tombstones that an expiry names.
     pub(crate) fn expire(&mut self, expiry: &Expiry, now: i64) -> Result<Pending, SqliteError> {
-        let Expiry { candidates, before, tombstones_before, quiet, .. } = expiry;
+        let Expiry { candidates, tombstones_before, quiet, .. } = expiry;
         let kind = if *quiet { KIND_EXPIRY } else { KIND_WRITE };
         self.in_transaction("remove expired rows", |shard, pending| {
-            for (topic, keys) in candidates {
+            for Expired { topic, before, keys } in candidates {
                 let Some(table) = shard.tables.get(topic) else { continue };
                 let mut counts = Counts::default();
                 let mut select = shard.connection.prepare_cached(&table.select)?;
@@ -456,8 +456,15 @@ impl Shard {
         Ok(())
     }
 
-    /// Applies messages of one topic.
-    fn apply(&self, messages: &[&Message], now: i64, pending: &mut Pending) -> rusqlite::Result<()> {
+    /// Applies messages of one topic. A message that repeats the payload of a row whose timestamp no query reads gives the
+    /// row a new one once that is `refresh_after` seconds later.
+    fn apply(
+        &self,
+        messages: &[&Message],
+        now: i64,
+        refresh_after: i64,
+        pending: &mut Pending,
+    ) -> rusqlite::Result<()> {
         let topic = messages[0].topic;
         let table = &self.tables[&topic];
         let mut select = self.connection.prepare_cached(&table.select)?;
@@ -508,6 +515,12 @@ impl Shard {
                     if old.payload == new && (!table.is_moved_by_time || old.timestamp == timestamp) =>
                 {
                     counts.unchanged += 1;
+                    if timestamp - old.timestamp >= refresh_after && timestamp > old.timestamp {
+                        let number = old.number;
+                        drop(rows);
+                        writer.refresh(number, key, timestamp)?;
+                        pending.bytes += change_bytes(key, None, None);
+                    }
                 }
                 (Some(old), Some(new)) => {
                     let number = old.number;

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use litejoin_crds::names::{self, NAME_LENGTH_MAX};
+use litejoin_crds::plan::Retention;
 
 /// Topics at once, over all sources.
 pub(crate) const TOPICS_MAX: usize = 100;
@@ -44,7 +45,14 @@ pub(crate) enum TopicError {
 #[derive(Debug)]
 pub(crate) struct Topics {
     inner: RwLock<TopicNames>,
+    retention: RwLock<Option<Retention>>,
 }
+
+/// Parts of the age at which a row expires: a row that messages repeat has a timestamp that is one part behind at most.
+const REFRESHES: i64 = 16;
+
+/// How far a timestamp may be behind where rows stay for ever, in seconds.
+const REFRESH_SECONDS_MAX: i64 = 3_600;
 
 #[derive(Debug, Default)]
 struct TopicNames {
@@ -62,7 +70,10 @@ impl Topics {
         joins: impl IntoIterator<Item = &'a str>,
     ) -> Self {
         let joins = joins.into_iter().map(str::to_ascii_lowercase).collect();
-        let topics = Self { inner: RwLock::new(TopicNames { joins, ..TopicNames::default() }) };
+        let topics = Self {
+            inner: RwLock::new(TopicNames { joins, ..TopicNames::default() }),
+            retention: RwLock::default(),
+        };
         for name in names {
             topics.declare(name);
         }
@@ -120,6 +131,20 @@ impl Topics {
     /// The spelling under which the topic was first seen.
     pub(crate) fn name(&self, topic: TopicId) -> Arc<str> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner).names[usize::from(topic.0)].clone()
+    }
+
+    /// Notes how long rows are kept from now on.
+    pub(crate) fn keep_for(&self, retention: &Retention) {
+        *self.retention.write().unwrap_or_else(PoisonError::into_inner) = Some(retention.clone());
+    }
+
+    /// Returns after how many seconds a message that repeats a row's payload gives the row a new timestamp, where no query
+    /// reads it: often enough for the row's age, and seldom enough that a source which repeats all of its rows writes few.
+    pub(crate) fn refresh_after(&self, topic: TopicId) -> i64 {
+        let retention = self.retention.read().unwrap_or_else(PoisonError::into_inner);
+        let age = retention.as_ref().and_then(|retention| retention.of(&self.name(topic)));
+        let seconds = age.map(|age| i64::try_from(age.as_secs()).unwrap_or(i64::MAX) / REFRESHES);
+        seconds.map_or(REFRESH_SECONDS_MAX, |seconds| seconds.clamp(1, REFRESH_SECONDS_MAX))
     }
 
     /// Every topic, in the order in which they were first seen.

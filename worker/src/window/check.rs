@@ -1,6 +1,7 @@
 //! From the manifest to a window that can run: its query is checked by SQLite, and its expressions by the planner.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use litejoin_crds::plan::{Retention, TimeCut, Window};
 
@@ -65,10 +66,15 @@ pub(crate) fn check(
         grouping,
         has_key: window.key_column.is_some(),
         aggregates,
-        results_kept: i64::try_from(retention.duration.as_secs()).unwrap_or(i64::MAX),
+        results_kept: seconds(retention.of(&window.name)),
         emit_expiry: retention.emit_expiry,
     }));
     Ok(join)
+}
+
+/// An age in seconds; for ever is longer than any.
+fn seconds(age: Option<Duration>) -> i64 {
+    age.and_then(|age| i64::try_from(age.as_secs()).ok()).unwrap_or(i64::MAX)
 }
 
 fn partition_refused(sql: &str, node: Option<&CheckedJoin>) -> String {

@@ -197,7 +197,7 @@ impl WindowEvaluation {
     /// Removes results of frozen frames that were stored long ago, as retention removes rows.
     fn expire(&mut self, now: i64, writer: &mut EpochWriter<'_>) -> Result<(), KeyedError> {
         let kept = self.window.results_kept;
-        let emit = if self.window.emit_expiry { Emit::Event } else { Emit::Silent };
+        let emit = if self.window.emit_expiry { Emit::Event } else { Emit::UnlessGone };
         if self.next_expiry.is_some_and(|next| now < next) {
             return Ok(());
         }

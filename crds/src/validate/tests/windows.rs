@@ -255,7 +255,7 @@ fn rows_are_kept_as_long_as_a_window_needs_them() {
     check(
         &kept("10889s", window),
         expect![[r#"
-        0 spec.windows[0]: Conflict: needs the rows of its topic for 10890s, until its last message can have come; retention.duration is 10889s, write at least 10890s
+        0 spec.windows[0]: Conflict: needs the rows of its topic for 10890s, until its last message can have come; its retention is 10889s, write at least 10890s
     "#]],
     );
     let by_arrival = "{name: w, type: tumbling, topic: orders, query: SELECT 1, size: 2h, sinks: [out]}";
@@ -263,7 +263,7 @@ fn rows_are_kept_as_long_as_a_window_needs_them() {
     check(
         &kept("1h", by_arrival),
         expect![[r#"
-        0 spec.windows[0]: Conflict: needs the rows of its topic for 7200s, until its last message can have come; retention.duration is 3600s, write at least 7200s
+        0 spec.windows[0]: Conflict: needs the rows of its topic for 7200s, until its last message can have come; its retention is 3600s, write at least 7200s
     "#]],
     );
     // A retention that is wrong itself is complained about alone.

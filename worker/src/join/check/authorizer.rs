@@ -12,6 +12,8 @@ pub(super) struct Seen {
     pub(super) tables: BTreeSet<String>,
     /// Names that the query itself reads, not through another join.
     pub(super) named: BTreeSet<String>,
+    /// Tables whose column `timestamp` is read.
+    pub(super) timed: BTreeSet<String>,
     pub(super) functions: BTreeSet<String>,
     pub(super) denied: Option<String>,
 }
@@ -24,13 +26,16 @@ pub(super) fn authorize(seen: &mut Seen, context: &AuthContext<'_>) -> Authoriza
     };
     match context.action {
         AuthAction::Select | AuthAction::Recursive => Authorization::Allow,
-        AuthAction::Read { table_name, .. } => {
+        AuthAction::Read { table_name, column_name } => {
             let lower = table_name.to_ascii_lowercase();
             if lower.starts_with("sqlite_") || lower.starts_with("pragma_") {
                 return deny(format!("{table_name} may not be read; a join reads topics and other joins"));
             }
             if context.accessor.is_none() {
                 seen.named.insert(lower.clone());
+            }
+            if column_name.eq_ignore_ascii_case("timestamp") {
+                seen.timed.insert(lower.clone());
             }
             seen.tables.insert(lower);
             Authorization::Allow

@@ -147,7 +147,8 @@ fn window(name: &str, topic: &str, query: &str) -> Window {
 /// Checks joins and windows as a Pipeline has them.
 fn check_both(joins: &[Join], windows: &[Window]) -> Result<Vec<CheckedJoin>, Vec<String>> {
     let retention = Retention {
-        duration: Duration::from_secs(60),
+        duration: Some(Duration::from_secs(60)),
+        topics: BTreeMap::new(),
         clean_interval: Duration::from_secs(60),
         emit_expiry: false,
         tombstone_duration: Duration::from_secs(60),

@@ -15,6 +15,10 @@ pub(crate) const KIND_WRITE: i64 = 0;
 /// See [`KIND_WRITE`]: a row that retention removed, of which sinks are not told.
 pub(crate) const KIND_EXPIRY: i64 = 1;
 
+/// See [`KIND_WRITE`]: a message brought the payload that was there, and the row has another timestamp, which no query
+/// reads. The entry has no images.
+pub(crate) const KIND_REFRESH: i64 = 2;
+
 pub(super) const LOG: &str = "INSERT INTO _chg (topic, key, old, new, old_timestamp, timestamp, change, kind)
                    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
 
@@ -25,6 +29,7 @@ pub(super) struct TopicTable {
     pub(super) select: String,
     insert: String,
     update: String,
+    refresh: String,
     delete: String,
     pub(super) indexes: Vec<Index>,
     /// Event times by which a message that is older than the row changes nothing.
@@ -39,6 +44,7 @@ pub(super) struct TableWriter<'c> {
     connection: &'c Connection,
     insert: CachedStatement<'c>,
     update: CachedStatement<'c>,
+    refresh: CachedStatement<'c>,
     delete: CachedStatement<'c>,
     log: CachedStatement<'c>,
     bury: CachedStatement<'c>,
@@ -55,6 +61,7 @@ impl TopicTable {
             select: format!("SELECT payload, timestamp, _row FROM {table} WHERE key = ?1"),
             insert: format!("INSERT INTO {table} (key, payload, timestamp, _change) VALUES (?1, ?2, ?3, ?4)"),
             update: format!("UPDATE {table} SET payload = ?2, timestamp = ?3, _change = ?4 WHERE _row = ?1"),
+            refresh: format!("UPDATE {table} SET timestamp = ?2 WHERE _row = ?1"),
             delete: format!("DELETE FROM {table} WHERE key = ?1"),
             indexes: Vec::new(),
             ordered_by: Vec::new(),
@@ -68,6 +75,7 @@ impl TopicTable {
             connection,
             insert: connection.prepare_cached(&self.insert)?,
             update: connection.prepare_cached(&self.update)?,
+            refresh: connection.prepare_cached(&self.refresh)?,
             delete: connection.prepare_cached(&self.delete)?,
             log: connection.prepare_cached(LOG)?,
             bury: connection.prepare_cached(
@@ -153,6 +161,15 @@ impl TableWriter<'_> {
         change: &str,
     ) -> rusqlite::Result<()> {
         self.update.execute(params![number, payload, timestamp, change]).map(drop)
+    }
+
+    /// Gives a row that keeps its payload a later timestamp, which no index holds.
+    pub(super) fn refresh(&mut self, number: i64, key: &str, timestamp: i64) -> rusqlite::Result<()> {
+        self.refresh.execute(params![number, timestamp])?;
+        let (image, change, old_timestamp) = (None::<&str>, None::<&str>, None::<i64>);
+        self.log
+            .execute(params![self.id, key, image, image, old_timestamp, timestamp, change, KIND_REFRESH])
+            .map(drop)
     }
 
     /// Logs that a message deletes a row, and takes it out of the indexes; [`Self::delete`] is to follow.

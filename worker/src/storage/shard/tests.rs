@@ -192,9 +192,10 @@ fn only_rows_that_are_still_old_expire() {
     let mut bench = ShardFixture::new();
     bench.write(10, vec![upsert("old", "1"), upsert("renewed", "1")]);
     bench.write(50, vec![upsert("renewed", "2")]);
-    let candidates = vec![(T, vec!["old".to_owned(), "renewed".to_owned(), "gone".to_owned()])];
+    let keys = vec!["old".to_owned(), "renewed".to_owned(), "gone".to_owned()];
+    let candidates = vec![Expired { topic: T, before: 40, keys }];
     let (done, _) = std::sync::mpsc::channel();
-    let expiry = Expiry { candidates, before: 40, tombstones_before: 0, quiet: true, done };
+    let expiry = Expiry { candidates, tombstones_before: 0, quiet: true, done };
     let pending = bench.shard.expire(&expiry, 60).unwrap();
     let counts = bench.shard.commit(pending).unwrap();
     assert_eq!(counts, [(T, Counts { expired: 1, ..Counts::default() })]);

@@ -11,7 +11,7 @@ use super::event_times::{self, EventTimes, PartitionTime};
 use super::floors::{self, Floor};
 use super::index::{self, Index};
 use super::record::{FollowedChange, Record, RecordBatch};
-use super::{SCHEMA, topic_table_sql};
+use super::{KIND_REFRESH, SCHEMA, topic_table_sql};
 use crate::storage::sqlite::{self, SqliteError, quoted};
 
 /// All of a shard file that does not go by a key.
@@ -184,14 +184,19 @@ impl ShardExport {
         let names = self.doing("read the shard", topics)?;
         let names: BTreeMap<i64, Arc<str>> = names.into_iter().map(|(id, name)| (id, name.into())).collect();
         let failed = |source| E::from(SqliteError::new(&self.path, "read the shard", source));
-        let log = "SELECT key, new, timestamp, change, topic FROM _chg WHERE seq > ?1 ORDER BY seq";
+        let log = "SELECT key, new, timestamp, change, topic, kind FROM _chg WHERE seq > ?1 ORDER BY seq";
         let mut statement = self.connection.prepare(log).map_err(failed)?;
         let mut rows = statement.query([after]).map_err(failed)?;
         let read = |row: &rusqlite::Row<'_>| -> rusqlite::Result<FollowedChange> {
             let topic = names.get(&row.get(4)?).cloned().unwrap_or_default();
-            let has_row = some_text(row, 1)?.is_some();
-            let row_after = if has_row { Some(row_at(row)?.to_owned()) } else { None };
-            Ok(FollowedChange { topic, key: text(row, 0)?.to_owned(), row: row_after })
+            let key = text(row, 0)?;
+            let row_after = match some_text(row, 1)? {
+                Some(_) => Some(row_at(row)?.to_owned()),
+                // The entry has no image: the row is as it is now, or as a later entry has it.
+                None if row.get::<_, i64>(5)? == KIND_REFRESH => self::row(&self.connection, &topic, key)?,
+                None => None,
+            };
+            Ok(FollowedChange { topic, key: key.to_owned(), row: row_after })
         };
         while let Some(row) = rows.next().map_err(failed)? {
             each(read(row).map_err(failed)?)?;
