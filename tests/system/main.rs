@@ -21,6 +21,7 @@ mod kill;
 mod lifecycle;
 mod manifests;
 mod messages;
+mod poison;
 mod reload;
 mod replication;
 mod reshard;

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! letters(sink, join_name, key, …)    at most one for each sink and key: the newest result
-//! rejected(id, source, position, …)   messages, with the place in their source and the reason
+//! rejected(id, source, position, …)   messages, with the place in their source and the reason; and, with a `result_key`,
+//!                                     results that can't be evaluated: the join, the topics that it reads, the reason
 //! ```
 //! Dead letters are stored here and tried again by [`crate::delivery::dispatch`]; [`by_hand`] shows, retries and purges them
 //! on request.
@@ -46,7 +47,8 @@ const SCHEMA: &str = "
         position TEXT NOT NULL,
         reason TEXT NOT NULL,
         body BLOB,
-        stored_at INTEGER NOT NULL
+        stored_at INTEGER NOT NULL,
+        result_key TEXT
     );
     CREATE TABLE IF NOT EXISTS retried (nonce TEXT NOT NULL);
     CREATE INDEX IF NOT EXISTS rejected_place ON rejected (source, position);
@@ -103,9 +105,11 @@ impl DeadLetters {
         let connection = sqlite::open_writer(path, journal)?;
         let create = || -> rusqlite::Result<()> {
             connection.execute_batch(SCHEMA)?;
-            // A file of an older version lacks the column.
-            if !sqlite::has_column(&connection, "letters", "window")? {
-                connection.execute_batch("ALTER TABLE letters ADD COLUMN window TEXT")?;
+            // A file of an older version lacks the columns.
+            for (table, column) in [("letters", "window"), ("rejected", "result_key")] {
+                if !sqlite::has_column(&connection, table, column)? {
+                    connection.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column} TEXT"))?;
+                }
             }
             Ok(())
         };
@@ -285,6 +289,48 @@ impl DeadLetters {
         })
     }
 
+    /// Stores that a result of a join over some topics can't be evaluated; `key` is its result key as JSON.
+    pub(crate) fn put_failing(
+        &self,
+        join_name: &str,
+        topics: &str,
+        key: &str,
+        reason: &str,
+        now: i64,
+    ) -> Result<(), SqliteError> {
+        self.limit_size()?;
+        self.doing("store a result that can't be evaluated", |connection| {
+            let known = "UPDATE rejected SET reason = ?3 WHERE source = ?1 AND result_key = ?2";
+            if connection.prepare_cached(known)?.execute([join_name, key, reason])? == 0 {
+                let put = "INSERT INTO rejected (source, result_key, reason, position, stored_at)
+                           VALUES (?1, ?2, ?3, ?4, ?5)";
+                connection.prepare_cached(put)?.execute(params![join_name, key, reason, topics, now])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Removes what [`Self::put_failing`] has stored, now that the result can be evaluated.
+    pub(crate) fn remove_failing(&self, join_name: &str, key: &str) -> Result<(), SqliteError> {
+        self.doing("remove a result that can be evaluated", |connection| {
+            let remove = "DELETE FROM rejected WHERE source = ?1 AND result_key = ?2";
+            connection.prepare_cached(remove)?.execute([join_name, key])?;
+            Ok(())
+        })
+    }
+
+    /// The result keys of a join, as JSON, of which is stored that they can't be evaluated.
+    pub(crate) fn failing(&self, join_name: &str) -> Result<Vec<String>, SqliteError> {
+        self.doing("read results that can't be evaluated", |connection| {
+            connection
+                .prepare_cached(
+                    "SELECT result_key FROM rejected WHERE source = ?1 AND result_key IS NOT NULL",
+                )?
+                .query_map([join_name], |row| row.get(0))?
+                .collect()
+        })
+    }
+
     /// Keeps the file within its size while it fills, not only when it is cleaned.
     fn limit_size(&self) -> Result<(), SqliteError> {
         if self.unchecked.fetch_add(1, Ordering::Relaxed) < UNCHECKED_MAX {
@@ -345,7 +391,7 @@ impl DeadLetters {
 /// Drops the oldest letters and messages, about so many bytes of them. Returns how many went.
 fn drop_oldest(connection: &Connection, bytes: u64) -> rusqlite::Result<usize> {
     let mut oldest = connection.prepare_cached(
-        "SELECT stored_at, octet_length(body), id, NULL, NULL, NULL FROM rejected
+        "SELECT stored_at, ifnull(octet_length(body), 0), id, NULL, NULL, NULL FROM rejected
          UNION ALL SELECT stored_at, octet_length(rows), NULL, sink, join_name, key FROM letters
          ORDER BY stored_at LIMIT ?1",
     )?;

@@ -13,6 +13,7 @@
 
 mod background;
 mod commit;
+mod failing;
 mod join_state;
 mod pool;
 mod schedule;
@@ -38,6 +39,7 @@ use crate::dead_letters::DeadLetters;
 use crate::join::CheckedJoin;
 use crate::join::full::FullError;
 use crate::join::plan::ClockUse;
+use crate::join::value::Value;
 use crate::results::store::{Progress, Results};
 use crate::results::{Applied, Reader};
 use crate::status::Status;
@@ -265,7 +267,11 @@ impl Evaluator {
         for (index, (join, progress)) in self.joins.iter().zip(&self.progress).enumerate() {
             let kept_by = self.results.accumulated_by(progress.id)?;
             let is_stopped = self.stopped.contains(&index);
-            let state = JoinState::new(join, progress, kept_by.as_deref(), is_stopped, &self.topics)?;
+            let mut state = JoinState::new(join, progress, kept_by.as_deref(), is_stopped, &self.topics)?;
+            state.failing = committer.failing(progress.id)?;
+            let told = self.letters.failing(&join.name)?;
+            state.told =
+                told.iter().filter_map(|key| Some((Value::from_json(key)?, String::new()))).collect();
             self.status.join(&join.name).set_class(state.class());
             joins.push(state);
         }

@@ -6,6 +6,7 @@
 //! meta(name, value)                                lineage, epoch_applied, epoch_reserved, outbox horizon
 //! joins(id, name, definition, epoch, stale, applied)   how far each has come in each shard's change log
 //! results(join_id, key, rows, op, epoch, n, …)     outbox(epoch, n, join_id, key, op, rows, timestamp)
+//! failing(join_id, key, error)                     results that stay as they were: their query fails, see failing
 //! accumulators(join_id, grp, state)                what is kept of groups, see join::accumulate
 //! watermarks, frames, panes                        the time of windows, see frames
 //! cursors(sink, epoch, n)                          how far each sink is
@@ -13,6 +14,7 @@
 //! ```
 
 pub(crate) mod event;
+pub(crate) mod failing;
 pub(crate) mod frames;
 pub(crate) mod outbox;
 pub(crate) mod reader;

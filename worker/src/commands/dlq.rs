@@ -278,6 +278,10 @@ impl EntryTable {
                 let reason = short(reason, REASON_MAX);
                 line(id, &format!("{sink}/{join}"), &key, &attempts.to_string(), &retry, &reason)
             }
+            Entry::Evaluation { id, join, key, reason, .. } => {
+                let key = key.as_str().map_or_else(|| key.to_string(), str::to_owned);
+                line(id, join, &key, "-", "-", &short(reason, REASON_MAX))
+            }
             Entry::Message { id, source, position, reason, .. } => {
                 line(id, source, position, "-", "-", &short(reason, REASON_MAX))
             }

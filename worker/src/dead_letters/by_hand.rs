@@ -54,6 +54,17 @@ pub(crate) enum Entry {
         #[serde(skip_serializing_if = "Option::is_none")]
         rows: Option<Value>,
     },
+    /// A result that can't be evaluated, and stays as it was until its rows change.
+    #[serde(rename_all = "camelCase")]
+    Evaluation {
+        id: String,
+        join: String,
+        key: Value,
+        /// The topics that the join reads.
+        topics: String,
+        reason: String,
+        stored_at: i64,
+    },
     /// A message that a source could not read.
     #[serde(rename_all = "camelCase")]
     Message {
@@ -89,7 +100,7 @@ impl Filter {
     }
 
     fn wants_messages(&self) -> bool {
-        self.sink.is_none() && self.join.is_none() && self.key.is_none() && !self.given_up
+        self.sink.is_none() && !self.given_up
     }
 }
 
@@ -110,12 +121,13 @@ const RESULTS: &str = "
     AND (:before IS NULL OR stored_at < :before) AND (NOT :given_up OR retry_at IS NULL)
     AND :source IS NULL AND :message_ids IS NOT NULL";
 
-/// The condition on messages.
+/// The condition on messages, and on results that can't be evaluated.
 const MESSAGES: &str = "
     (:any_id OR id IN (SELECT value FROM json_each(:message_ids)))
-    AND (:source IS NULL OR source = :source) AND (:reason IS NULL OR instr(reason, :reason) > 0)
-    AND (:before IS NULL OR stored_at < :before)
-    AND :sink IS NULL AND :join IS NULL AND :key IS NULL AND :key_text IS NULL AND NOT :given_up
+    AND (:source IS NULL OR result_key IS NULL AND source = :source)
+    AND (:join IS NULL OR result_key IS NOT NULL AND source = :join)
+    AND (:key IS NULL OR result_key IN (:key, :key_text)) AND (:reason IS NULL OR instr(reason, :reason) > 0)
+    AND (:before IS NULL OR stored_at < :before) AND :sink IS NULL AND NOT :given_up
     AND :result_ids IS NOT NULL";
 
 impl DeadLetters {
@@ -177,7 +189,7 @@ impl DeadLetters {
         whole: bool,
     ) -> Result<Vec<Entry>, SqliteError> {
         let sql = format!(
-            "SELECT id, source, position, reason, stored_at, body FROM rejected
+            "SELECT id, source, position, reason, stored_at, body, result_key FROM rejected
              WHERE id > :after_message AND {MESSAGES} ORDER BY id LIMIT {PAGE}"
         );
         self.doing("read rejected messages", |connection| {
@@ -297,6 +309,16 @@ fn read_result(row: &Row<'_>, whole: bool) -> rusqlite::Result<Entry> {
 
 fn read_message(row: &Row<'_>, whole: bool) -> rusqlite::Result<Entry> {
     let id: i64 = row.get(0)?;
+    if let Some(key) = row.get::<_, Option<String>>(6)? {
+        return Ok(Entry::Evaluation {
+            id: format!("message-{id}"),
+            join: row.get(1)?,
+            key: serde_json::from_str(&key).unwrap_or(Value::String(key)),
+            topics: row.get(2)?,
+            reason: row.get(3)?,
+            stored_at: row.get(4)?,
+        });
+    }
     let body: Option<Vec<u8>> = if whole { row.get(5)? } else { None };
     let (body, body_base64) = match body.map(String::from_utf8) {
         None => (None, None),

@@ -2,6 +2,8 @@
 //! one that has failed, one of class full, or after a change that affects more results than fit an epoch. Other joins
 //! stay current meanwhile.
 
+mod by_key;
+
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -60,6 +62,8 @@ pub(super) struct JobResult {
     pub(super) outcome: JobOutcome,
     /// Whether the join has values that can't be accumulated.
     pub(super) is_not_accumulable: bool,
+    /// Whether the join was evaluated key by key, since its query fails for some rows.
+    pub(super) is_by_key: bool,
     /// The copy of the topics, for joins that will need it again.
     pub(super) copy: Option<FullCopy>,
 }
@@ -88,6 +92,8 @@ pub(super) struct Job {
     pub(super) accumulates: bool,
     /// Whether the join can be kept current by key without aggregate states.
     pub(super) by_key: bool,
+    /// Whether any of its result keys fails.
+    pub(super) has_failing: bool,
 }
 
 /// One evaluation.
@@ -96,6 +102,7 @@ struct RunningJob {
     job: Job,
     copy: Option<FullCopy>,
     is_not_accumulable: bool,
+    is_by_key: bool,
     /// The moment of the evaluation, if the query reads the clock.
     moment: Option<i64>,
 }
@@ -108,21 +115,21 @@ impl BackgroundEvaluator {
 
     /// Starts the evaluation of a join.
     pub(super) fn start(self: &Arc<Self>, job: Job, copy: Option<FullCopy>) {
-        let (index, id) = (job.index, job.id);
-        let running =
-            RunningJob { evaluator: Arc::clone(self), job, copy, is_not_accumulable: false, moment: None };
+        let id = job.id;
+        let running = RunningJob {
+            evaluator: Arc::clone(self),
+            job,
+            copy,
+            is_not_accumulable: false,
+            is_by_key: false,
+            moment: None,
+        };
         let run = move || {
             let started = Instant::now();
             let evaluator = Arc::clone(&running.evaluator);
-            let (outcome, copy, is_not_accumulable) = running.run();
+            let result = running.run();
             // The evaluator may have stopped waiting.
-            let _ = evaluator.done.send(JobResult {
-                index,
-                microseconds: microseconds(started),
-                outcome,
-                is_not_accumulable,
-                copy,
-            });
+            let _ = evaluator.done.send(JobResult { microseconds: microseconds(started), ..result });
             evaluator.gate.ring();
         };
         let name = format!("join-{}", id.0);
@@ -135,9 +142,19 @@ impl RunningJob {
         &self.evaluator.joins[self.job.index]
     }
 
-    fn run(mut self) -> (JobOutcome, Option<FullCopy>, bool) {
+    fn run(mut self) -> JobResult {
         let mut cut = None;
         let outcome = self.evaluate(&mut cut);
+        let outcome = match outcome {
+            Err(EpochError::Full(FullError::Query { .. })) if self.job.by_key => {
+                let error = outcome;
+                match self.evaluate_by_key(&mut cut) {
+                    Ok(false) => error,
+                    outcome => outcome.map(drop),
+                }
+            }
+            outcome => outcome,
+        };
         let outcome = match (outcome, cut) {
             _ if self.evaluator.cancelled.load(Ordering::Relaxed) => JobOutcome::Again { error: None },
             (Ok(()), Some(cut)) => JobOutcome::Applied { cut, clock: self.moment },
@@ -162,7 +179,14 @@ impl RunningJob {
             // The next evaluation makes a new copy, so a file that stays does no harm.
             let _ = sqlite::remove(&self.scratch_path());
         }
-        (outcome, copy, self.is_not_accumulable)
+        JobResult {
+            index: self.job.index,
+            microseconds: 0,
+            outcome,
+            is_not_accumulable: self.is_not_accumulable,
+            is_by_key: self.is_by_key,
+            copy,
+        }
     }
 
     fn scratch_path(&self) -> PathBuf {
@@ -296,6 +320,7 @@ impl RunningJob {
         };
         let is_stored = self.job.applied.as_ref() == Some(&cut.seqs) && self.job.epoch == cut.epoch;
         let is_stored = is_stored && (self.moment.is_none() || self.job.has_moment);
+        let is_stored = is_stored && !self.job.has_failing;
         if plan.is_none() && differences == 0 && (!is_last || is_stored) {
             return Ok(());
         }
@@ -336,6 +361,7 @@ impl RunningJob {
                 _ => {}
             }
             if is_last {
+                writer.mend_all(self.job.id)?;
                 writer.applied(self.job.id, &cut.seqs, self.moment, false)?;
             }
             Ok(())

@@ -7,6 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 
 use crate::clock;
+use crate::join::keyed::FailingKeys;
+use crate::join::value::Value;
+use crate::results::event::JoinId;
 use crate::results::store::{EpochWriter, Results};
 use crate::results::{Applied, Position};
 use crate::status::Status;
@@ -49,6 +52,12 @@ impl Committer {
             reserved: Mutex::new(reserved),
             waiting: AtomicUsize::new(0),
         }
+    }
+
+    /// Returns the result keys of a join that fail, each with the reason.
+    pub(super) fn failing(&self, join: JoinId) -> Result<FailingKeys, SqliteError> {
+        let failing = self.results.failing(join)?;
+        Ok(failing.into_iter().filter_map(|(key, error)| Some((Value::from_json(&key)?, error))).collect())
     }
 
     pub(super) fn status(&self) -> &Status {

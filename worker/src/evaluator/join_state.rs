@@ -10,12 +10,13 @@ use crate::join::CheckedJoin;
 use crate::join::aggregate::{AccumulatedJoin, AggregateChange};
 use crate::join::changes::Changes;
 use crate::join::due::{DUE_MAX, TimeBounds};
-use crate::join::keyed::{KeyedError, KeyedJoin};
+use crate::join::keyed::{FailingKeys, KeyedError, KeyedJoin};
 use crate::join::plan::{Class, Keyed};
 use crate::join::time_step::{TimePassed, TimeStep};
 use crate::join::value::Value;
 use crate::join::workspace::Workspace;
 use crate::results::event::JoinId;
+use crate::results::failing::FAILING_KEYS_MAX;
 use crate::results::store::{EpochWriter, Progress};
 use crate::status::join::{ClassInForce, ClassName};
 use crate::storage::topics::Topics;
@@ -58,6 +59,14 @@ pub(super) struct JoinState {
     pub(super) copy: Option<FullCopy>,
     /// Why the join is kept current by a slower class than planned; `None` if it isn't.
     fallback: Option<Fallback>,
+    /// Result keys whose evaluation fails; their stored results stay as they were.
+    pub(super) failing: FailingKeys,
+    /// The keys of which was last told that they fail.
+    pub(super) told: FailingKeys,
+    /// Whether `failing` may differ from that.
+    pub(super) has_failing_news: bool,
+    /// Whether the query failed as a whole, so that no result follows from the cuts since.
+    pub(super) has_failed: bool,
 }
 
 /// The time bounds of a join, and what is known of them at the moment of its results.
@@ -114,6 +123,8 @@ pub(super) enum Aggregation {
     Suspended,
     /// A value can't be accumulated.
     GivenUp,
+    /// The query failed for some rows; the aggregate state is rebuilt once no result key fails.
+    Failing,
 }
 
 impl Cause {
@@ -214,6 +225,10 @@ impl JoinState {
             begins,
             copy: None,
             fallback,
+            has_failing_news: true,
+            has_failed: false,
+            failing: FailingKeys::new(),
+            told: FailingKeys::new(),
         })
     }
 
@@ -280,9 +295,19 @@ impl JoinState {
         self.fall_back(Cause::FarBehind, message, false)
     }
 
+    /// Drops the aggregate state until no result key fails: that of a group can't take in rows for which the query fails.
+    pub(super) fn set_aggregation_aside(&mut self) -> bool {
+        self.suspended = self.accumulated.take().or(self.suspended.take());
+        let message =
+            "the query fails for some rows; its groups are accumulated again once it fails for none";
+        self.fall_back(Cause::Query, message.to_owned(), false)
+    }
+
     /// Requests an evaluation in full that rebuilds a suspended aggregate state, now that the join has caught up.
     pub(super) fn resume_aggregation(&mut self) {
-        if let Some(accumulated) = self.suspended.take() {
+        if self.failing.is_empty()
+            && let Some(accumulated) = self.suspended.take()
+        {
             self.accumulated = Some(accumulated);
             self.due = true;
         }
@@ -349,7 +374,7 @@ impl JoinState {
 
     /// Evaluates the changes, and the due rows of a step of time, and stores the new results.
     pub(super) fn evaluate(
-        &self,
+        &mut self,
         pool: &mut EvaluatorPool,
         time: Option<&TimeStep>,
         changes: &Changes,
@@ -382,15 +407,54 @@ impl JoinState {
                     writer.accumulate_by(self.id, Some(&accumulated.plan.given_up_fingerprint()))?;
                     aggregation = Aggregation::GivenUp;
                 }
+                Err(KeyedError::Query { .. }) if self.keyed.is_some() => {
+                    writer.forget_accumulators(self.id)?;
+                    aggregation = Aggregation::Failing;
+                }
                 Err(error) => return Err(error),
             },
         }
         // A join without a key plan is evaluated in full, which gives up its aggregate state in turn.
         let keyed = self.keyed.as_ref().ok_or(KeyedError::NotAccumulable)?;
-        let results = pool.evaluate(keyed, time, changes, known, |found| writer.store(self.id, found))?;
+        let (mut failed, mut mended) = (Vec::new(), Vec::new());
+        let results = pool.evaluate(keyed, time, changes, known, &self.failing, |found| {
+            failed.extend(found.failed);
+            mended.extend(found.mended);
+            Ok(writer.store(self.id, &found.changes)?)
+        })?;
+        self.note_failing(failed, mended, writer)?;
         Ok(match (aggregation, results) {
             (Aggregation::Kept, None) => EvaluationOutcome::Unaffected,
             (_, results) => EvaluationOutcome::Evaluated { results: results.unwrap_or(0), aggregation },
         })
+    }
+
+    /// Stores which keys fail, and which fail no more.
+    fn note_failing(
+        &mut self,
+        failed: Vec<(Value, String)>,
+        mended: Vec<Value>,
+        writer: &mut EpochWriter<'_>,
+    ) -> Result<(), KeyedError> {
+        for value in mended {
+            for key in value.json_spellings() {
+                writer.mend(self.id, &key)?;
+            }
+            self.has_failing_news |= self.failing.remove(&value).is_some();
+        }
+        for (value, error) in failed {
+            if self.failing.get(&value) == Some(&error) {
+                continue;
+            }
+            if self.failing.len() >= FAILING_KEYS_MAX {
+                return Err(KeyedError::Query { message: error });
+            }
+            for key in value.json_spellings() {
+                writer.fail(self.id, &key, &error)?;
+            }
+            self.failing.insert(value, error);
+            self.has_failing_news = true;
+        }
+        Ok(())
     }
 }

@@ -10,11 +10,10 @@ use crate::fault;
 use crate::join::aggregate::{AccumulatedJoin, AggregateChange, Deltas};
 use crate::join::budget::STEPS_MAX;
 use crate::join::changes::{BYTES_MAX, Changes, ReadError, ShardChanges};
-use crate::join::keyed::{AffectedKey, DRIVING_MAX, KEYS_MAX, KeyedError, KeyedJoin};
+use crate::join::keyed::{AffectedKey, DRIVING_MAX, Evaluated, FailingKeys, KEYS_MAX, KeyedError, KeyedJoin};
 use crate::join::lookup::Cost;
 use crate::join::time_step::TimeStep;
 use crate::join::workspace::Workspace;
-use crate::results::event::ResultChange;
 use crate::storage::log::ShardReader;
 use crate::storage::sqlite::{self, SqliteError};
 use crate::storage::topics::{TopicId, Topics};
@@ -121,7 +120,8 @@ impl EvaluatorPool {
         time: Option<&TimeStep>,
         changes: &Changes,
         known: Option<&Changes>,
-        mut store: impl FnMut(&[ResultChange<'static>]) -> Result<(), SqliteError>,
+        failing: &FailingKeys,
+        mut store: impl FnMut(Evaluated) -> Result<(), KeyedError>,
     ) -> Result<Option<u64>, KeyedError> {
         let keys = self.affected(join, time, changes, KEYS_MAX)?;
         if keys.is_empty() {
@@ -130,13 +130,12 @@ impl EvaluatorPool {
         fault::point("keys-found");
         let mut differences = 0;
         let [_, now] = moments(time);
-        let evaluate =
-            |workspace: &mut Workspace, share: &[AffectedKey], found: &mut Vec<ResultChange<'static>>| {
-                workspace.evaluate(join, now, share, known, found)
-            };
+        let evaluate = |workspace: &mut Workspace, share: &[AffectedKey], found: &mut Evaluated| {
+            workspace.evaluate(join, now, share, known, failing, found)
+        };
         self.share(&keys, evaluate, |found| {
-            differences += found.len() as u64;
-            store(&found).map_err(KeyedError::from)
+            differences += found.changes.len() as u64;
+            store(found)
         })?;
         Ok(Some(differences))
     }

@@ -121,6 +121,7 @@ impl EpochLoop {
                     has_moment: state.clock.is_some(),
                     accumulates: state.accumulated.is_some(),
                     by_key: state.keyed.is_some(),
+                    has_failing: !state.failing.is_empty(),
                 };
                 self.background.start(job, state.copy.take());
                 running += 1;
@@ -182,6 +183,7 @@ impl EpochLoop {
         let mut steps = TimeSteps { now: self.clock.now(), taken: BTreeMap::new() };
         let outcome = self.evaluate(&cut, gate, &mut steps);
         self.pool.release();
+        self.tell_failing(outcome.is_ok())?;
         if outcome.is_err() {
             self.joins
                 .iter_mut()
@@ -213,7 +215,9 @@ impl EpochLoop {
                 status.set_as_of(step.to);
             }
             state.applied = Some(cut.seqs.clone());
-            state.epoch = cut.epoch;
+            if !state.has_failed {
+                state.epoch = cut.epoch;
+            }
             state.resume_aggregation();
             self.window_reached(index, steps.now);
         }
@@ -269,7 +273,8 @@ impl EpochLoop {
             .filter(|index| self.joins[*index].begins && !self.joins[*index].stopped)
             .collect();
         let is_there = begins.is_empty() && groups.is_empty();
-        if is_there && there.iter().all(|index| self.joins[*index].epoch == cut.epoch) {
+        let is_noted = |state: &JoinState| state.has_failed || state.epoch == cut.epoch;
+        if is_there && there.iter().all(|index| is_noted(&self.joins[*index])) {
             return Ok(there);
         }
         let mut changed: Vec<EpochChange> = Vec::new();
@@ -304,6 +309,10 @@ impl EpochLoop {
                 Aggregation::Kept => {}
                 Aggregation::Suspended => {
                     let is_news = state.suspend_aggregation();
+                    publish_fallback(committer.status(), state, is_news);
+                }
+                Aggregation::Failing => {
+                    let is_news = state.set_aggregation_aside();
                     publish_fallback(committer.status(), state, is_news);
                 }
                 Aggregation::GivenUp => {
@@ -426,7 +435,9 @@ impl EpochLoop {
             Ok(EvaluationOutcome::Evaluated { results, aggregation }) => {
                 status.evaluations.add(1);
                 status.evaluation_microseconds.add(microseconds(started));
-                status.error.clear();
+                if state.failing.is_empty() {
+                    status.error.clear();
+                }
                 changed.push(EpochChange { index, results, aggregation });
             }
             Err(KeyedError::File(error)) => return Err(error.into()),
@@ -468,11 +479,19 @@ impl EpochLoop {
                 }
                 state.applied = Some(cut.seqs.clone());
                 state.epoch = state.epoch.max(cut.epoch);
-                state.stale = false;
+                (state.stale, state.has_failed) = (false, false);
                 state.recover();
                 self.troubled = false;
                 status.error.clear();
                 status.set_class(state.class());
+                state.has_failing_news = true;
+                if result.is_by_key && state.accumulated.is_some() {
+                    let is_news = state.set_aggregation_aside();
+                    publish_fallback(self.committer.status(), state, is_news);
+                }
+                if let Err(error) = self.tell_failing(false) {
+                    self.failing = Some(error.into());
+                }
                 self.publish_progress(&cut);
             }
             JobOutcome::Failed { cut, clock, error } => {
@@ -480,9 +499,8 @@ impl EpochLoop {
                     state.reach(moment, None);
                 }
                 state.stopped = matches!(error, FullError::StepLimit { .. } | FullError::Rows { .. });
-                state.stale = true;
+                (state.stale, state.has_failed) = (true, true);
                 state.applied = Some(cut.seqs.clone());
-                state.epoch = state.epoch.max(cut.epoch);
                 let error = error.to_string();
                 if status.error.set(&error) {
                     warn!(join = state.join.name, error, "a join fails; its results stay as they were");
@@ -513,9 +531,11 @@ impl EpochLoop {
         for state in &self.joins {
             self.committer.status().join(&state.join.name).epoch.set(state.epoch);
         }
-        if let Some(epoch) = self.joins.iter().map(|state| state.epoch).min()
-            && epoch > 0
-        {
+        // A join that fails holds up no other, but while it is evaluated again; a snapshot of it tells its own epoch.
+        let counts = |state: &&JoinState| !state.has_failed || state.due || state.background.is_some();
+        let reached = self.joins.iter().filter(counts).map(|state| state.epoch).min();
+        let epoch = reached.unwrap_or(cut.epoch);
+        if epoch > 0 {
             self.committer.passed(epoch);
         }
     }

@@ -92,8 +92,7 @@ impl Changes {
 
     /// Returns the number of changed rows.
     pub(crate) fn len(&self) -> usize {
-        let topics = self.parts.iter().flat_map(|part| part.topics.values());
-        topics.map(|rows| rows.rows.len()).sum()
+        self.parts.iter().map(ShardChanges::len).sum()
     }
 
     /// Returns the topics with changed rows.
@@ -137,8 +136,13 @@ impl ShardChanges {
         Ok(part)
     }
 
+    /// Returns the number of changed rows.
+    pub(crate) fn len(&self) -> usize {
+        self.topics.values().map(|rows| rows.rows.len()).sum()
+    }
+
     /// Adds an entry of the log. Entries of one row must come in their order.
-    fn add(&mut self, change: &LoggedChange<'_>) {
+    pub(crate) fn add(&mut self, change: &LoggedChange<'_>) {
         let Self { text, topics } = self;
         let new = change.new.map(|payload| ImageSpans {
             payload: append(text, payload),

@@ -7,13 +7,15 @@
 //! ```
 //! This file has the statements of a keyed join; [`workspace`](super::workspace) and [`climb`](super::climb) run them.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use hashbrown::HashMap;
 
 use super::CheckedJoin;
 use super::plan::row::RowExpr;
 use super::plan::{Keyed, Link, Matching, Occurrence, TimeBound};
 use super::value::Value;
-use crate::results::event::{Emit, JoinId};
+use crate::results::event::{Emit, JoinId, ResultChange};
 use crate::storage::sqlite::{SqliteError, quoted};
 use crate::storage::topics::TopicId;
 
@@ -100,6 +102,20 @@ pub(crate) struct AffectedKey {
     pub(crate) emit: Emit,
 }
 
+/// Result keys whose evaluation fails, each with the reason.
+pub(crate) type FailingKeys = BTreeMap<Value, String>;
+
+/// The outcome of the evaluation of some keys.
+#[derive(Debug, Default)]
+pub(crate) struct Evaluated {
+    /// The results that differ from the stored ones.
+    pub(crate) changes: Vec<ResultChange<'static>>,
+    /// The keys whose evaluation failed, each with the reason.
+    pub(crate) failed: Vec<(Value, String)>,
+    /// The keys that have failed before and fail no more.
+    pub(crate) mended: Vec<Value>,
+}
+
 impl KeyedJoin {
     /// Prepares the statements of the join. `topic_id` returns the number of a topic.
     pub(crate) fn new(
@@ -120,6 +136,12 @@ impl KeyedJoin {
     /// Returns the topics that the join reads.
     pub(crate) fn topics(&self) -> impl Iterator<Item = TopicId> {
         self.steps.iter().map(|step| step.topic)
+    }
+
+    /// Returns the topics of which a row belongs to a result by its own value alone: each result has a row of one of them.
+    pub(crate) fn key_topics(&self) -> BTreeSet<TopicId> {
+        let has_key = |step: &&Step| step.links.iter().any(|link| matches!(link, LinkStep::Keys));
+        self.steps.iter().filter(has_key).map(|step| step.topic).collect()
     }
 
     /// Returns the topics whose rows are looked up by more than their key, so that their old images are needed.

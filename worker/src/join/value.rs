@@ -6,6 +6,8 @@ use std::cmp::Ordering;
 use rusqlite::ToSql;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 
+use super::rows::write_value;
+
 /// A value of SQLite other than a BLOB.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Value {
@@ -73,6 +75,15 @@ impl Value {
     pub(crate) fn as_number(text: &str) -> Option<Self> {
         let integer = text.parse().ok().map(Self::Integer);
         integer.or_else(|| text.parse().ok().filter(|real: &f64| !real.is_nan()).map(Self::real))
+    }
+
+    /// Returns the spellings of the value as JSON, as result keys are stored.
+    pub(crate) fn json_spellings(&self) -> impl Iterator<Item = String> {
+        self.spellings().map(|spelling| {
+            let mut key = String::new();
+            write_value(&mut key, spelling);
+            key
+        })
     }
 
     /// Returns the reals and integers that equal the value, or the value itself.

@@ -12,7 +12,9 @@ use super::TopicImage;
 use super::budget::Budget;
 use super::changes::{Changes, ShardChanges};
 use super::climb::Climb;
-use super::keyed::{AffectedKey, AffectedKeys, KeyedError, KeyedJoin, LinkStep, Step};
+use super::keyed::{
+    AffectedKey, AffectedKeys, Evaluated, FailingKeys, KeyedError, KeyedJoin, LinkStep, Step,
+};
 use super::lookup::{Cost, Raw, look_up, lookup_failed, steps_of, value_of};
 use super::now::QueryClock;
 use super::plan::{Link, Matching};
@@ -194,8 +196,57 @@ impl Workspace {
     }
 
     /// Evaluates the results of some keys as of the moment `now` and appends to `found` each that differs from the
-    /// stored one. Rows in `known` need no look-up.
+    /// stored one. Rows in `known` need no look-up. A key whose evaluation fails is noted there, and holds up no other;
+    /// those of `failing` are evaluated one by one.
     pub(crate) fn evaluate(
+        &mut self,
+        join: &KeyedJoin,
+        now: i64,
+        keys: &[AffectedKey],
+        known: Option<&Changes>,
+        failing: &FailingKeys,
+        found: &mut Evaluated,
+    ) -> Result<(), KeyedError> {
+        if failing.is_empty() {
+            return self.evaluate_apart(join, now, keys, known, found);
+        }
+        let (suspect, sound): (Vec<AffectedKey>, Vec<AffectedKey>) =
+            keys.iter().cloned().partition(|key| failing.contains_key(&key.value));
+        self.evaluate_apart(join, now, &sound, known, found)?;
+        for key in suspect {
+            let failed = found.failed.len();
+            self.evaluate_apart(join, now, std::slice::from_ref(&key), known, found)?;
+            if found.failed.len() == failed {
+                found.mended.push(key.value);
+            }
+        }
+        Ok(())
+    }
+
+    /// Evaluates keys together; where the query fails, one half after the other, down to the keys that fail by themselves.
+    fn evaluate_apart(
+        &mut self,
+        join: &KeyedJoin,
+        now: i64,
+        keys: &[AffectedKey],
+        known: Option<&Changes>,
+        found: &mut Evaluated,
+    ) -> Result<(), KeyedError> {
+        match (self.evaluate_together(join, now, keys, known, &mut found.changes), keys) {
+            (Err(KeyedError::Query { message }), [key]) => {
+                found.failed.push((key.value.clone(), message));
+                Ok(())
+            }
+            (Err(KeyedError::Query { .. }), [_, _, ..]) => {
+                let (first, second) = keys.split_at(keys.len() / 2);
+                self.evaluate_apart(join, now, first, known, found)?;
+                self.evaluate_apart(join, now, second, known, found)
+            }
+            (outcome, _) => outcome,
+        }
+    }
+
+    fn evaluate_together(
         &mut self,
         join: &KeyedJoin,
         now: i64,
@@ -203,6 +254,9 @@ impl Workspace {
         known: Option<&Changes>,
         found: &mut Vec<ResultChange<'static>>,
     ) -> Result<(), KeyedError> {
+        if keys.is_empty() {
+            return Ok(());
+        }
         self.clock.set(now);
         self.memory.execute_batch("BEGIN")?;
         let outcome = self.gather(join, keys, View::Now(known)).and_then(|()| self.run(join, keys));

@@ -34,6 +34,10 @@ pub(crate) struct PageLimit {
 }
 
 impl Reader {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(crate) fn open(path: &Path, connections: usize) -> Result<Self, SqliteError> {
         let free = (0..connections.max(1)).map(|_| sqlite::open_reader(path)).collect::<Result<_, _>>()?;
         Ok(Self { path: path.to_owned(), free: Mutex::new(free), returned: Condvar::new() })

@@ -241,6 +241,7 @@ impl Results {
             for id in gone {
                 for table in [
                     "results",
+                    "failing",
                     "accumulators",
                     "watermarks",
                     "sure_times",
@@ -279,7 +280,9 @@ impl Results {
                             "UPDATE joins SET definition = ?2, stale = 1, applied = NULL WHERE id = ?1",
                             params![id, definition],
                         )?;
-                        transaction.execute("DELETE FROM accumulators WHERE join_id = ?1", [id])?;
+                        for table in ["accumulators", "failing"] {
+                            transaction.execute(&format!("DELETE FROM {table} WHERE join_id = ?1"), [id])?;
+                        }
                         (id, true, epoch)
                     }
                     None => {
@@ -499,7 +502,7 @@ impl EpochWriter<'_> {
         let write = || -> rusqlite::Result<()> {
             self.transaction
                 .prepare_cached(
-                    "UPDATE joins SET epoch = ?2, stale = ?3, applied = ?4, clock = ?5 WHERE id = ?1",
+                    "UPDATE joins SET epoch = iif(?3, epoch, ?2), stale = ?3, applied = ?4, clock = ?5 WHERE id = ?1",
                 )?
                 .execute(params![join.0, self.cut_epoch, stale, seqs, clock])?;
             Ok(())

@@ -35,6 +35,12 @@ const SCHEMA: &str = "
         window TEXT,
         PRIMARY KEY (join_id, key)
     ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS failing (
+        join_id INTEGER NOT NULL,
+        key TEXT NOT NULL,
+        error TEXT NOT NULL,
+        PRIMARY KEY (join_id, key)
+    ) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS accumulators (
         join_id INTEGER NOT NULL,
         grp TEXT NOT NULL,

@@ -27,8 +27,27 @@ pub(crate) struct JoinStatus {
     pub(crate) epoch: Gauge,
     as_of: Mutex<Option<i64>>,
     window: Mutex<Option<WindowTime>>,
+    failing: Mutex<Failing>,
     pub(crate) error: LastError,
     pub(crate) audit: AuditStatus,
+}
+
+/// Result keys whose evaluation fails.
+#[derive(Debug, Default)]
+struct Failing {
+    count: usize,
+    /// The first of them as JSON, each with the reason.
+    shown: Vec<(String, String)>,
+}
+
+impl Failing {
+    fn json(&self) -> Value {
+        let shown = self.shown.iter().map(|(key, error)| {
+            let key: Value = serde_json::from_str(key).unwrap_or(Value::Null);
+            json!({"key": key, "error": error})
+        });
+        json!({"count": self.count, "keys": shown.collect::<Vec<_>>()})
+    }
 }
 
 /// How far the time of a window has come, in seconds since the Unix epoch.
@@ -87,6 +106,16 @@ impl JoinStatus {
         *self.as_of.lock().unwrap_or_else(PoisonError::into_inner) = Some(moment);
     }
 
+    /// Notes how many result keys fail, and the first of them as JSON, each with the reason.
+    pub(crate) fn set_failing(&self, count: usize, shown: Vec<(String, String)>) {
+        *self.failing.lock().unwrap_or_else(PoisonError::into_inner) = Failing { count, shown };
+    }
+
+    /// The number of result keys that fail.
+    pub(super) fn failing_count(&self) -> u64 {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner).count as u64
+    }
+
     /// Notes how far the time of a window has come.
     pub(crate) fn set_window(&self, watermark: Option<i64>, next_end: Option<i64>, is_current: bool) {
         let time = WindowTime { watermark, next_end, is_current, refused: self.refused.value() };
@@ -109,6 +138,7 @@ impl JoinStatus {
             "resultsChanged": self.results_changed.value(),
             "window": *self.window.lock().unwrap_or_else(PoisonError::into_inner),
             "fallbacks": self.fallbacks.values(),
+            "failing": self.failing.lock().unwrap_or_else(PoisonError::into_inner).json(),
             "lastError": self.error.text(),
             "audit": self.audit.json(),
         })

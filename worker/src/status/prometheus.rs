@@ -263,6 +263,13 @@ const OF_JOINS: &[Metric] = &[
         series: |status| of_joins(status, |join| f64::from(u8::from(join.error.text().is_some()))),
     },
     Metric {
+        name: "litejoin_join_failing_results",
+        kind: MetricType::Gauge,
+        labels: &["join"],
+        help: "Results of a join that can't be evaluated and stay as they were",
+        series: |status| of_joins(status, |join| join.failing_count() as f64),
+    },
+    Metric {
         name: "litejoin_audits",
         kind: MetricType::Counter,
         labels: &["join"],
