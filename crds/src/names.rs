@@ -16,7 +16,8 @@ pub const PIPELINE_PATTERN: &str = r"^[a-z]([a-z0-9-]*[a-z0-9])?$";
 pub const SECRET_PATTERN: &str = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$";
 
 /// Fields of a result, which a join's `resultKey` may not be called.
-pub const RESULT_FIELDS: [&str; 8] = ["query", "key", "rows", "op", "id", "epoch", "timestamp", "_replay"];
+pub const RESULT_FIELDS: [&str; 9] =
+    ["query", "key", "rows", "op", "id", "epoch", "timestamp", "_replay", "stale"];
 
 /// Whether a text matches `TOPIC_PATTERN`.
 pub fn is_topic(text: &str) -> bool {

@@ -184,6 +184,17 @@ impl Oracle {
         }
     }
 
+    /// Has a function that yields what `json_extract` does, and NULL for a text that is no JSON.
+    pub fn add_tolerant(&self, name: &str) {
+        let made = self.connection.create_scalar_function(name, 2, FunctionFlags::SQLITE_UTF8, |context| {
+            let arguments: [Owned; 2] = [context.get(0)?, context.get(1)?];
+            let plain = PLAIN.lock().unwrap_or_else(PoisonError::into_inner);
+            let sql = "SELECT CASE WHEN json_valid(?1) THEN json_extract(?1, ?2) END";
+            plain.prepare_cached(sql)?.query_row(arguments, |row| row.get::<_, Owned>(0))
+        });
+        made.expect("SQLite takes a function");
+    }
+
     /// Reverses the order of rows wherever a query leaves it open.
     pub fn reverse(&self) {
         let done = self.connection.pragma_update(None, "reverse_unordered_selects", true);

@@ -12,7 +12,7 @@ mod sets;
 mod subqueries;
 mod windows;
 
-pub use pen::{Pen, Query};
+pub use pen::{INNER, Pen, Query};
 
 /// Makes a query of one class.
 pub type Class = fn(&mut Pen<'_>) -> Query;

@@ -1,8 +1,10 @@
 //! Plays a script to the built worker, and holds what a subscriber is told to SQLite's answers after every step.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::Path;
 
+use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 
 use super::schema::Message;
@@ -96,7 +98,7 @@ pub async fn run(script: &Script, sabotage: Option<Sabotage>) -> Result<(), Mism
             outcome = run.compare();
         }
         if outcome.is_ok() && step + 1 == script.steps.len() {
-            outcome = run.audit().await;
+            outcome = run.end_round().await;
         }
         if let Err((name, difference)) = outcome {
             let join = run.joins.into_iter().find(|join| join.name == name).expect("a join of the round");
@@ -334,6 +336,32 @@ impl<'s> Run<'s> {
         self.catch_up_anew().await
     }
 
+    /// Mends what fails, after which nothing does; then holds the worker to its own audit.
+    async fn end_round(&mut self) -> Result<(), Wrong> {
+        let mending = self.tables.mending();
+        if !mending.is_empty() {
+            let epoch = self.send(&mending).await;
+            self.catch_up(epoch).await?;
+            self.compare()?;
+        }
+        let failures = self.failures();
+        if let Some((join, keys)) = failures.keys.iter().next() {
+            return Err((join.clone(), format!("no row is malformed, and these keys fail: {keys:?}")));
+        }
+        if let Some(join) = failures.joins.first() {
+            return Err((join.clone(), "no row is malformed, and the query fails".to_owned()));
+        }
+        self.audit().await
+    }
+
+    /// What the worker says that it can't evaluate.
+    fn failures(&self) -> Failures {
+        if !self.script.is_poisoned {
+            return Failures::default();
+        }
+        Failures::read(&self.site.data_dir().join("results.db"))
+    }
+
     /// Holds what is stored to what the worker itself finds to be right, hidden joins among it.
     async fn audit(&mut self) -> Result<(), Wrong> {
         let audit = ["audit", "--data-dir", "data", "--output", "json"];
@@ -359,23 +387,68 @@ impl<'s> Run<'s> {
     async fn is_left_open(&mut self, name: &str) -> Result<bool, Wrong> {
         self.catch_up_anew().await?;
         let join = self.joins.iter().find(|join| join.name == name).expect("an audit is of joins that run");
-        self.judge(join)?;
+        self.judge(join, &self.failures())?;
         Ok(self.tables.has_several_answers(join))
     }
 
     /// Holds what was told to what SQLite says now.
     fn compare(&self) -> Result<(), Wrong> {
-        self.joins.iter().try_for_each(|join| self.judge(join))
+        let failures = self.failures();
+        self.joins.iter().try_for_each(|join| self.judge(join, &failures))
     }
 
-    /// The same of one join. Nobody is told of hidden ones.
-    fn judge(&self, join: &Join) -> Result<(), Wrong> {
-        if join.is_hidden {
+    /// The same of one join, but for the results that can't be evaluated: they stay as they were. Nobody is told of hidden
+    /// ones.
+    fn judge(&self, join: &Join, failures: &Failures) -> Result<(), Wrong> {
+        if join.is_hidden || failures.joins.contains(&join.name) {
             return Ok(());
         }
         let nothing = Results::default();
         let told = self.told.get(&join.name).unwrap_or(&nothing);
-        spelling::judge(told, self.tables.answers(join)).map_err(|difference| (join.name.clone(), difference))
+        let answers = self.tables.answers(join).map(|answer| failures.others(&join.name, answer));
+        spelling::judge(&failures.others(&join.name, told.clone()), answers)
+            .map_err(|difference| (join.name.clone(), difference))
+    }
+}
+
+/// What a worker says that it can't evaluate, as it is stored.
+#[derive(Debug, Default)]
+struct Failures {
+    /// Joins whose query fails as a whole.
+    joins: Vec<String>,
+    /// Result keys by join, as JSON with each number spelled one way.
+    keys: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl Failures {
+    #[expect(clippy::disallowed_methods, reason = "the test must not depend on how the worker opens files")]
+    fn read(path: &Path) -> Self {
+        let read = || -> rusqlite::Result<Self> {
+            let file = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+            let joins = file.prepare("SELECT name FROM joins WHERE stale = 1")?;
+            let joins = { joins }.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            let mut failures = Self { joins, keys: BTreeMap::new() };
+            let mut failing =
+                file.prepare("SELECT name, key FROM failing JOIN joins ON joins.id = join_id")?;
+            let mut rows = failing.query([])?;
+            while let Some(row) = rows.next()? {
+                failures
+                    .keys
+                    .entry(row.get(0)?)
+                    .or_default()
+                    .insert(spelling::plain_json(&row.get::<_, String>(1)?));
+            }
+            Ok(failures)
+        };
+        read().unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+
+    /// Results of a join without those that can't be evaluated.
+    fn others(&self, join: &str, mut results: Results) -> Results {
+        if let Some(failing) = self.keys.get(join) {
+            results.rows.retain(|(_, key), _| !failing.contains(&spelling::plain_json(key)));
+        }
+        results
     }
 }
 

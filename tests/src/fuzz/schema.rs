@@ -13,6 +13,8 @@ pub struct Schema {
     pub topics: Vec<Topic>,
     /// Whether queries read the clock, which begins at 0.
     pub has_clock: bool,
+    /// Whether rows hold JSON in a text, of which a twentieth is malformed, so that queries over it fail.
+    pub is_poisoned: bool,
     /// Keys that messages have, in every topic: so keys equal keys, and links find them.
     keys: Vec<String>,
 }
@@ -140,7 +142,7 @@ impl Schema {
         let odd = odd.into_iter().flat_map(|index| KEYS[index]).take(key_count / 2 + 1);
         let odd = odd.map(|key| (*key).to_owned());
         let keys = odd.chain((2..).map(|n| format!("k{n}"))).take(key_count).collect();
-        Self { topics, has_clock: false, keys }
+        Self { topics, has_clock: false, is_poisoned: false, keys }
     }
 
     /// As many messages, of the time `now`.
@@ -181,6 +183,9 @@ impl Schema {
         set(topic.number.name, topic.number.value(chance, number));
         set(topic.category.name, topic.category.value(chance, category));
         set(topic.list.name, list(&topic.list, chance));
+        if self.is_poisoned {
+            object[BODY] = json!(body(chance));
+        }
         object
     }
 
@@ -271,6 +276,26 @@ impl Field {
             _ => value,
         }
     }
+}
+
+/// The field of a poisoned row that holds JSON in a text.
+pub const BODY: &str = "body";
+
+/// JSON in a text, or once in twenty a text that is none.
+fn body(chance: &mut StdRng) -> String {
+    match chance.random_range(0..20) {
+        0 => "{\"n\":".to_owned(),
+        _ => json!({"n": chance.random_range(-3..15)}).to_string(),
+    }
+}
+
+/// The payload with JSON in place of a text that is none; `None` where there is nothing to mend.
+pub fn mended(payload: &Value) -> Option<Value> {
+    let body = payload.get(BODY)?.as_str()?;
+    serde_json::from_str::<Value>(body).err()?;
+    let mut mended = payload.clone();
+    mended[BODY] = json!("{\"n\":1}");
+    Some(mended)
 }
 
 fn number(chance: &mut StdRng) -> Option<Value> {

@@ -41,6 +41,8 @@ pub struct Script {
     pub shard_count: usize,
     /// Whether the worker is shown a clock, which begins at 0.
     pub has_clock: bool,
+    /// Whether queries fail for some rows, whose results then stay as they were until the end of the round mends them.
+    pub is_poisoned: bool,
     pub topics: Vec<String>,
     /// Joins at the start.
     pub joins: Vec<Join>,
@@ -88,6 +90,7 @@ impl Script {
         let chance = &mut chance;
         let mut schema = Schema::random(chance);
         schema.has_clock = seed % 3 == 1;
+        schema.is_poisoned = seed % 6 == 2;
         let mut deck = Deck { schema: &schema, dealt: Vec::new(), joins_made: 0 };
         let mut joins = Vec::new();
         for _ in 0..chance.random_range(10..=20) {
@@ -129,7 +132,8 @@ impl Script {
         }
         let topics = schema.topics.iter().map(|topic| topic.name.clone()).collect();
         let shard_count = if chance.random() { 8 } else { 1 };
-        Self { shard_count, has_clock: schema.has_clock, topics, joins, steps }
+        let Schema { has_clock, is_poisoned, .. } = schema;
+        Self { shard_count, has_clock, is_poisoned, topics, joins, steps }
     }
 }
 

@@ -195,7 +195,8 @@ fn plain_key((join, key): &ResultKey) -> ResultKey {
     (join.clone(), if is_number { plain_json(key) } else { key.clone() })
 }
 
-fn plain_json(json: &str) -> String {
+/// A value as JSON with every number spelled one way.
+pub fn plain_json(json: &str) -> String {
     plain(&read(json)).to_string()
 }
 

@@ -9,7 +9,8 @@ use std::rc::Rc;
 
 use serde_json::Value;
 
-use super::schema::Message;
+use super::queries::INNER;
+use super::schema::{self, Message};
 use super::script::Join;
 use super::spelling;
 use crate::oracle::Oracle;
@@ -51,7 +52,7 @@ impl Tables {
     pub fn new(topics: &[String]) -> Self {
         Self {
             topics: topics.to_vec(),
-            oracle: Oracle::new(topics.iter().map(String::as_str)),
+            oracle: new_oracle(topics),
             rows: BTreeMap::new(),
             now: None,
             defined: Vec::new(),
@@ -65,7 +66,7 @@ impl Tables {
             self.oracle.undefine(&join.name);
         }
         for join in joins {
-            self.oracle.define(&join.name, &join.query);
+            self.oracle.define(&join.name, &tolerant(&join.query));
         }
         self.reordered.get_mut().clear();
     }
@@ -127,6 +128,22 @@ impl Tables {
         std::iter::once_with(|| self.results(join)).chain(others)
     }
 
+    /// Messages that mend all rows for which queries fail.
+    pub fn mending(&self) -> Vec<Message> {
+        let mended = |row: &(Option<String>, i64)| {
+            let payload = serde_json::from_str(row.0.as_ref()?).expect("a payload is JSON");
+            Some((schema::mended(&payload)?, row.1))
+        };
+        let rows = self.rows.iter().filter_map(|(place, row)| Some((place, mended(row)?)));
+        rows.map(|((topic, key), (payload, time))| Message {
+            topic: topic.clone(),
+            key: key.clone(),
+            payload: Some(payload),
+            timestamp: (time > 0).then_some(time),
+        })
+        .collect()
+    }
+
     /// Whether the order of rows is material to a join: more than how numbers are spelled follows from it.
     pub fn has_several_answers(&self, join: &Join) -> bool {
         let mut answers = self.answers(join).map(|results| spelling::plain_results(&results));
@@ -136,7 +153,7 @@ impl Tables {
 
     /// The same topics and joins, whose rows were stored in this order.
     fn in_order(&self, order: RowOrder, is_reversed: bool) -> Oracle {
-        let oracle = Oracle::new(self.topics.iter().map(String::as_str));
+        let oracle = new_oracle(&self.topics);
         if let Some(now) = self.now {
             oracle.set_now(now);
         }
@@ -152,14 +169,28 @@ impl Tables {
             oracle.set(row.topic, row.key, row.payload, row.timestamp);
         }
         for join in &self.defined {
-            oracle.define(&join.name, &join.query);
+            oracle.define(&join.name, &tolerant(&join.query));
         }
         oracle
     }
 }
 
 fn of(join: &Join, oracle: &Oracle) -> Results {
-    oracle.results(&join.name, &join.query, join.key_column.as_deref())
+    oracle.results(&join.name, &tolerant(&join.query), join.key_column.as_deref())
+}
+
+/// The function of oracles that takes the place of calls which fail for some rows.
+const TOLERANT: &str = "tolerant";
+
+/// The query as oracles are asked it: it fails for no row.
+fn tolerant(query: &str) -> String {
+    query.replace(INNER, &format!("{TOLERANT}("))
+}
+
+fn new_oracle(topics: &[String]) -> Oracle {
+    let oracle = Oracle::new(topics.iter().map(String::as_str));
+    oracle.add_tolerant(TOLERANT);
+    oracle
 }
 
 /// A row of a topic.

@@ -1,7 +1,9 @@
 //! Result keys whose evaluation fails, such as one whose row holds malformed JSON inside a text. The stored result of such
 //! a key stays as it was, until a change of its rows mends it; the other results of the join go on.
 
-use rusqlite::params;
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::event::JoinId;
 use super::store::{EpochWriter, Results};
@@ -10,15 +12,39 @@ use crate::storage::sqlite::SqliteError;
 /// Result keys of one join that may fail at once; above that all of the join fails.
 pub(crate) const FAILING_KEYS_MAX: usize = 65_536;
 
+/// How a join stands: what its stored results follow from, and which of them don't.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// The newest cut that the results follow from.
+    pub(crate) epoch: u64,
+    /// Whether the query has failed as a whole since, or was not evaluated yet.
+    pub(crate) has_failed: bool,
+    /// Result keys that fail, as JSON, each with the reason.
+    pub(crate) failing: BTreeMap<String, String>,
+}
+
+impl Standing {
+    pub(super) fn read(connection: &Connection, join: JoinId) -> rusqlite::Result<Self> {
+        let (epoch, has_failed) = connection
+            .prepare_cached("SELECT epoch, stale = 1 FROM joins WHERE id = ?1")?
+            .query_row([join.0], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?
+            .unwrap_or_default();
+        Ok(Self { epoch, has_failed, failing: failing(connection, join)? })
+    }
+}
+
+fn failing(connection: &Connection, join: JoinId) -> rusqlite::Result<BTreeMap<String, String>> {
+    connection
+        .prepare_cached("SELECT key, error FROM failing WHERE join_id = ?1")?
+        .query_map([join.0], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect()
+}
+
 impl Results {
-    /// The result keys of a join that fail, as JSON and in their order, each with the reason.
-    pub(crate) fn failing(&self, join: JoinId) -> Result<Vec<(String, String)>, SqliteError> {
-        self.doing("read the failing keys", |connection| {
-            connection
-                .prepare_cached("SELECT key, error FROM failing WHERE join_id = ?1 ORDER BY key")?
-                .query_map([join.0], |row| Ok((row.get(0)?, row.get(1)?)))?
-                .collect()
-        })
+    /// The result keys of a join that fail, as JSON, each with the reason.
+    pub(crate) fn failing(&self, join: JoinId) -> Result<BTreeMap<String, String>, SqliteError> {
+        self.doing("read the failing keys", |connection| failing(connection, join))
     }
 }
 

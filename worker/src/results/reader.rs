@@ -6,6 +6,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::event::{Event, JoinId, Op, Position};
+use super::failing::Standing;
 use super::tables::meta;
 use crate::storage::sqlite::{self, SqliteError};
 
@@ -91,43 +92,38 @@ impl Reader {
         })
     }
 
-    /// Calls `each` for every present result of the joins, join by join in the order of keys, all as of one epoch,
-    /// which is returned with the newest place in the outbox. `key` keeps results whose key, as text, is that.
-    /// `each` returns whether to go on.
+    /// Calls `begin` with how a join stands, then `each` for every present result of it in the order of keys, all as of
+    /// one moment. `key` keeps results whose key, as text, is that. `each` is told whether the result stays as it was
+    /// although its rows have changed.
     pub(crate) fn snapshot<E: From<SqliteError>>(
         &self,
-        joins: &[JoinId],
+        join: JoinId,
         key: Option<&str>,
-        begin: impl FnOnce(u64, Position) -> Result<(), E>,
-        mut each: impl FnMut(Event) -> Result<bool, E>,
+        begin: impl FnOnce(&Standing) -> Result<(), E>,
+        mut each: impl FnMut(Event, bool) -> Result<(), E>,
     ) -> Result<(), E> {
         let connection = self.take();
         let read = |connection: &Connection| -> Result<(), E> {
             let failed = |source| SqliteError::new(&self.path, "read a snapshot", source);
             let transaction = connection.unchecked_transaction().map_err(failed)?;
-            let epoch = meta(&transaction, "epoch_applied").map_err(failed)?.unwrap_or(0);
-            let end = read_end(&transaction).map_err(failed)?;
-            begin(epoch, end)?;
+            let standing = Standing::read(&transaction, join).map_err(failed)?;
+            begin(&standing)?;
             let sql =
                 "SELECT epoch, n, join_id, key, op, rows, timestamp, window FROM results WHERE join_id = ?1";
-            for join in joins {
-                let (sql, keys) = match key {
-                    Some(key) => {
-                        (format!("{sql} AND key IN (?2, ?3) ORDER BY key"), Some(key_spellings(key)))
-                    }
-                    None => (format!("{sql} ORDER BY key"), None),
-                };
-                let mut statement = transaction.prepare_cached(&sql).map_err(failed)?;
-                let mut rows = match &keys {
-                    Some((text, bare)) => statement.query(params![join.0, text, bare]),
-                    None => statement.query([join.0]),
-                }
-                .map_err(failed)?;
-                while let Some(row) = rows.next().map_err(failed)? {
-                    if !each(read_event(row).map_err(failed)?)? {
-                        return Ok(());
-                    }
-                }
+            let (sql, keys) = match key {
+                Some(key) => (format!("{sql} AND key IN (?2, ?3) ORDER BY key"), Some(key_spellings(key))),
+                None => (format!("{sql} ORDER BY key"), None),
+            };
+            let mut statement = transaction.prepare_cached(&sql).map_err(failed)?;
+            let mut rows = match &keys {
+                Some((text, bare)) => statement.query(params![join.0, text, bare]),
+                None => statement.query([join.0]),
+            }
+            .map_err(failed)?;
+            while let Some(row) = rows.next().map_err(failed)? {
+                let event = read_event(row).map_err(failed)?;
+                let is_stale = standing.has_failed || standing.failing.contains_key(&event.key);
+                each(event, is_stale)?;
             }
             Ok(())
         };

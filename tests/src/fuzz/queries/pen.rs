@@ -4,7 +4,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 
-use crate::fuzz::schema::{Schema, Topic};
+use crate::fuzz::schema::{BODY, Schema, Topic};
 use crate::fuzz::script::Join;
 
 /// A query, and what has to be known of it.
@@ -36,6 +36,9 @@ const NOW: [&str; 6] = [
     "CAST(unixepoch('now') AS TEXT)",
     "unixepoch(CURRENT_TIMESTAMP)",
 ];
+
+/// The beginning of a call that fails for some rows. The comment tells the oracle to let it yield NULL instead.
+pub const INNER: &str = "json_extract(/*inner*/";
 
 /// A topic in a FROM clause.
 #[derive(Debug, Clone)]
@@ -146,6 +149,16 @@ impl<'a> Pen<'a> {
         self.field(source, source.topic.category.name)
     }
 
+    /// A number in JSON that stands in a text; the query fails where the text is none.
+    fn inner(&mut self, source: &Source<'_>) -> String {
+        format!("{INNER}{}.payload->>'{BODY}', '$.n')", source.alias)
+    }
+
+    /// Whether this piece of a query is to fail for some rows.
+    fn is_poisoned(&mut self) -> bool {
+        self.schema.is_poisoned && self.one_in(3)
+    }
+
     /// A field of the payload as an SQL value.
     fn field(&mut self, source: &Source<'_>, name: &str) -> String {
         let alias = &source.alias;
@@ -159,6 +172,9 @@ impl<'a> Pen<'a> {
 
     /// A number whose sum is exact and never overflows, in whatever order the rows come.
     pub fn summand(&mut self, source: &Source<'_>) -> String {
+        if self.is_poisoned() {
+            return self.inner(source);
+        }
         let number = self.number(source);
         if !source.topic.number.is_large {
             return number;
@@ -227,6 +243,10 @@ impl<'a> Pen<'a> {
                 5 => self.group(source),
                 _ => self.key(source),
             });
+        }
+        if self.is_poisoned() {
+            let source = self.pick(sources);
+            values.push(self.inner(source));
         }
         values
     }
@@ -331,6 +351,9 @@ impl<'a> Pen<'a> {
     pub fn filter(&mut self, source: &Source<'_>) -> String {
         if self.schema.has_clock && self.one_in(2) {
             return format!("({})", self.timely(source));
+        }
+        if self.is_poisoned() {
+            return format!("{} > 3", self.inner(source));
         }
         let (key, link) = (self.key(source), self.link(source));
         let (number, category) = (self.number(source), self.category(source));

@@ -31,6 +31,7 @@ use super::{SseState, refusal, retry_later, unknown_join};
 use crate::blocking::blocking;
 use crate::results::Reader;
 use crate::results::event::{Envelope, JoinId};
+use crate::results::failing::Standing;
 use crate::storage::sqlite::SqliteError;
 
 /// How long a snapshot waits for the epoch that was asked for, and then for its turn to be read.
@@ -156,17 +157,27 @@ fn read(
     let spool = RefCell::new(Spool::new(&state.snapshots));
     let mut separator: &[u8] = b"";
     state.snapshots.reader.snapshot::<SnapshotError>(
-        &[join],
+        join,
         query.key.as_deref(),
-        |_, _| {
-            let head = format!("{{\"join\":{name},\"epoch\":{known_epoch},\"results\":[");
+        |standing| {
+            // A join that fails has not reached the epoch that the others have.
+            let epoch = if standing.has_failed { standing.epoch } else { known_epoch };
+            if query.min_epoch.is_some_and(|wanted| epoch < wanted) {
+                return Err(SnapshotError::Behind { join: envelope.join_name.clone(), epoch });
+            }
+            let failing = failing_json(standing);
+            let head = format!("{{\"join\":{name},\"epoch\":{epoch}{failing},\"results\":[");
             spool.borrow_mut().push(head.as_bytes())
         },
-        |event| {
+        |event, is_stale| {
             let mut spool = spool.borrow_mut();
             spool.push(std::mem::replace(&mut separator, b","))?;
-            spool.push(query.numbers.applied(envelope.json(&event, false)).as_bytes())?;
-            Ok(true)
+            let mut json = query.numbers.applied(envelope.json(&event, false));
+            if is_stale {
+                json.truncate(json.len() - 1);
+                json.push_str(",\"stale\":true}");
+            }
+            spool.push(json.as_bytes())
         },
     )?;
     let mut spool = spool.into_inner();
@@ -174,11 +185,31 @@ fn read(
     spool.end()
 }
 
+/// The most failing keys that a snapshot names.
+const FAILING_SHOWN_MAX: usize = 100;
+
+/// The field that names results which can't be evaluated, among them those that never could be; none where all can.
+fn failing_json(standing: &Standing) -> String {
+    if standing.failing.is_empty() {
+        return String::new();
+    }
+    let shown = standing.failing.iter().take(FAILING_SHOWN_MAX).map(|(key, error)| {
+        let error = serde_json::to_string(error).expect("a string is always JSON");
+        format!("{{\"key\":{key},\"error\":{error}}}")
+    });
+    let keys = shown.collect::<Vec<_>>().join(",");
+    format!(",\"failing\":{{\"count\":{},\"keys\":[{keys}]}}", standing.failing.len())
+}
+
 /// Why there is no snapshot.
 #[derive(Debug, thiserror::Error)]
 enum SnapshotError {
     #[error(transparent)]
     Results(#[from] SqliteError),
+    #[error(
+        "join {join} fails, and its results follow from epoch {epoch}; /status says why. Ask without minEpoch for these"
+    )]
+    Behind { join: String, epoch: u64 },
     #[error("could not keep the snapshot in a file without a name in {}: {source}", .folder.display())]
     Scratch { folder: PathBuf, source: io::Error },
     #[error("the snapshot is larger than {} GiB; ask for single results with key=, or read all of them by \
@@ -197,7 +228,7 @@ impl SnapshotError {
                 refusal(StatusCode::INSUFFICIENT_STORAGE, &message)
             }
             Self::TooLarge => refusal(StatusCode::INSUFFICIENT_STORAGE, &message),
-            Self::NoRoom => retry_later(StatusCode::SERVICE_UNAVAILABLE, &message),
+            Self::Behind { .. } | Self::NoRoom => retry_later(StatusCode::SERVICE_UNAVAILABLE, &message),
             Self::Results(_) | Self::Scratch { .. } => refusal(StatusCode::INTERNAL_SERVER_ERROR, &message),
         }
     }
