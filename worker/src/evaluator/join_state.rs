@@ -42,8 +42,10 @@ pub(super) struct JoinState {
     pub(super) due: bool,
     /// While the join is evaluated in the background: the log place, by shard, behind which it needs all entries.
     pub(super) background: Option<Vec<i64>>,
-    /// The number of the newest cut in the results, as stored.
+    /// The number of the newest cut that the join has been evaluated at; a query that fails is evaluated, too.
     pub(super) epoch: u64,
+    /// The number of the newest cut that its results follow from.
+    pub(super) results_epoch: u64,
     /// The moment that the results are as of, in seconds since the Unix epoch; `None` while unknown, and for a query that
     /// doesn't read the clock.
     pub(super) clock: Option<i64>,
@@ -218,6 +220,7 @@ impl JoinState {
             stopped,
             background: None,
             epoch: progress.epoch,
+            results_epoch: progress.epoch,
             clock: progress.clock,
             is_time_due: false,
             time,

@@ -215,9 +215,7 @@ impl EpochLoop {
                 status.set_as_of(step.to);
             }
             state.applied = Some(cut.seqs.clone());
-            if !state.has_failed {
-                state.epoch = cut.epoch;
-            }
+            state.epoch = cut.epoch;
             state.resume_aggregation();
             self.window_reached(index, steps.now);
         }
@@ -273,8 +271,7 @@ impl EpochLoop {
             .filter(|index| self.joins[*index].begins && !self.joins[*index].stopped)
             .collect();
         let is_there = begins.is_empty() && groups.is_empty();
-        let is_noted = |state: &JoinState| state.has_failed || state.epoch == cut.epoch;
-        if is_there && there.iter().all(|index| is_noted(&self.joins[*index])) {
+        if is_there && there.iter().all(|index| self.joins[*index].epoch == cut.epoch) {
             return Ok(there);
         }
         let mut changed: Vec<EpochChange> = Vec::new();
@@ -501,6 +498,7 @@ impl EpochLoop {
                 state.stopped = matches!(error, FullError::StepLimit { .. } | FullError::Rows { .. });
                 (state.stale, state.has_failed) = (true, true);
                 state.applied = Some(cut.seqs.clone());
+                state.epoch = state.epoch.max(cut.epoch);
                 let error = error.to_string();
                 if status.error.set(&error) {
                     warn!(join = state.join.name, error, "a join fails; its results stay as they were");
@@ -519,7 +517,7 @@ impl EpochLoop {
     }
 
     /// Publishes the log entries that the shards may trim, and the cut that all results contain.
-    fn publish_progress(&self, cut: &Cut) {
+    fn publish_progress(&mut self, cut: &Cut) {
         for (shard, trim_to) in self.trim_to.iter().enumerate() {
             let needed = self.joins.iter().filter_map(|state| {
                 let seqs = state.background.as_ref().or(state.applied.as_ref());
@@ -528,14 +526,15 @@ impl EpochLoop {
             let needed = needed.min().unwrap_or(cut.seqs[shard]).min(self.log_hold.trimmable(shard));
             trim_to.store(needed.min(cut.seqs[shard]), Ordering::Relaxed);
         }
-        for state in &self.joins {
-            self.committer.status().join(&state.join.name).epoch.set(state.epoch);
+        for state in &mut self.joins {
+            if !state.has_failed {
+                state.results_epoch = state.epoch;
+            }
+            self.committer.status().join(&state.join.name).epoch.set(state.results_epoch);
         }
-        // A join that fails holds up no other, but while it is evaluated again; a snapshot of it tells its own epoch.
-        let counts = |state: &&JoinState| !state.has_failed || state.due || state.background.is_some();
-        let reached = self.joins.iter().filter(counts).map(|state| state.epoch).min();
-        let epoch = reached.unwrap_or(cut.epoch);
-        if epoch > 0 {
+        if let Some(epoch) = self.joins.iter().map(|state| state.epoch).min()
+            && epoch > 0
+        {
             self.committer.passed(epoch);
         }
     }

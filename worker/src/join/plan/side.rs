@@ -172,6 +172,9 @@ impl<'q> Names<'q> {
                 let (document, path) = (children.next()?, children.next()?);
                 let [_, ExprPart::Text(operator), _] = expr.parts.as_slice() else { return None };
                 let field = plain_path(path)?;
+                if !self.is_json(scope, document) {
+                    return None;
+                }
                 let (document, path) = (row(document)?, row(path)?);
                 let inner = vec![document.clone(), path];
                 let taken = RowExpr::compose(&["", operator, ""], inner, Affinity::None, true);
@@ -190,7 +193,10 @@ impl<'q> Names<'q> {
                 let name = name.as_str();
                 let arguments: Vec<&Expr> = expr.children().take(*args).collect();
                 let fits = match name {
-                    "json_extract" => *args == 2 && plain_path(arguments[1]).is_some(),
+                    "json_extract" => {
+                        let is_sure = *args == 2 && plain_path(arguments[1]).is_some();
+                        is_sure && self.is_json(scope, arguments[0])
+                    }
                     _ if STRICT.contains(&name) || TOTAL.contains(&name) => *args > 0,
                     // An index can hold a function of a time only for a time in seconds.
                     _ if is_of_time(name) => self.is_time(scope, name, &arguments),
@@ -206,6 +212,27 @@ impl<'q> Names<'q> {
                 Some(composed.taking(&document, field))
             }
             _ => None,
+        }
+    }
+
+    /// Returns whether the value is JSON or NULL in every row. A text that is taken out of a payload need not be, and an
+    /// index over JSON in it could not take in a row where it is not.
+    fn is_json(&self, scope: usize, expr: &'q Expr) -> bool {
+        match &expr.kind {
+            Kind::Column { table, name } => match self.find(scope, table.as_deref(), name) {
+                Some(Meaning::Column { column, .. }) => column == SourceColumn::Topic(Column::Payload),
+                Some(Meaning::Merged { .. }) => Column::find(name) == Some(Column::Payload),
+                Some(Meaning::Output { scope, expr }) => self.is_json(scope, expr),
+                None => false,
+            },
+            Kind::Parenthesis => expr.children().next().is_some_and(|inner| self.is_json(scope, inner)),
+            Kind::Arrow => match expr.parts.as_slice() {
+                [ExprPart::Expr(document), ExprPart::Text(operator), _] => {
+                    operator.trim() == "->" && self.is_json(scope, document)
+                }
+                _ => false,
+            },
+            _ => false,
         }
     }
 
