@@ -113,6 +113,9 @@ pub const API_SOURCE_MAX_CONSECUTIVE_FAILURES: u32 = 5;
 pub const API_SOURCE_MAX_BACKOFF: &str = "5m";
 /// Pages of one poll at most, so that an API that always names a next page cannot hold a poll for ever.
 pub const API_SOURCE_MAX_PAGES: u32 = 1_000;
+/// How far ahead of the clock a timestamp watermark may lie: more than clocks and unnamed time zones differ, and not so
+/// much that records are missed for long.
+pub const API_SOURCE_MAX_SKEW: &str = "24h";
 
 /// Origins that browsers may come from. Any: the stream carries no cookies.
 pub const SSE_CORS_ORIGIN: &str = "*";

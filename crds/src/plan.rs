@@ -399,6 +399,8 @@ pub struct ApiSource {
     pub backoff_max: Duration,
     /// How a poll asks only for new records.
     pub watermark: Option<ApiWatermark>,
+    /// How far ahead of the clock a timestamp may lie that becomes the mark.
+    pub skew_max: Duration,
     /// How the pages of an answer are asked for.
     pub pagination: Option<ApiPagination>,
     /// Requests at most, and in which time.

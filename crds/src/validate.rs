@@ -14,6 +14,7 @@ use crate::plan::{Place, Plan};
 
 mod complaints;
 mod connections;
+mod gjson;
 mod joins;
 mod kafka;
 mod listeners;

@@ -1,6 +1,7 @@
 //! The api source against a REST server: which requests it sends, and what it makes of the records.
 
 mod connection;
+mod ends;
 mod pace;
 mod pages;
 mod watermarks;

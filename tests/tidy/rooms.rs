@@ -92,6 +92,7 @@ const FLOOR_PLANS: [FloorPlan; 5] = [
         floors: &[
             &["complaints"],
             &["read", "scope"],
+            &["gjson"],
             &["connections", "joins", "listeners", "names"],
             &["kafka", "settings", "windows"],
             &["sinks", "sources"],

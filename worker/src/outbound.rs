@@ -16,7 +16,7 @@ use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Client, Method, Proxy, RequestBuilder, Response, StatusCode, Url};
 
 use self::redaction::Redaction;
-pub(crate) use self::retry_after::retry_after;
+pub(crate) use self::retry_after::{rate_limit_reset, retry_after};
 use crate::credentials::{CredentialError, Secret, Secrets};
 
 /// Redirects that are followed for one request.
@@ -113,9 +113,16 @@ impl Outbound {
     /// our credentials, they are taken out.
     pub(crate) async fn complaint(&self, mut response: Response) -> String {
         let status = response.status();
-        if status.is_redirection() {
+        if status == StatusCode::NOT_MODIFIED {
             return format!(
-                "answered {status}, a redirect that is not followed; write the URL that it leads to"
+                "answered {status}, though no ETag of the worker's was sent; remove If-None-Match and If-Modified-Since from \
+                 headers if they are there"
+            );
+        }
+        if status.is_redirection() {
+            let to = self.redirect(&response).map_or_else(String::new, |to| format!(" to {to}"));
+            return format!(
+                "answered {status}, a redirect{to} that is not followed; write the URL that it leads to"
             );
         }
         let mut body = Vec::new();
@@ -131,6 +138,19 @@ impl Outbound {
         };
         let text = self.redaction().shown(&body, is_whole);
         if text.is_empty() { format!("answered {status}") } else { format!("answered {status}: {text}") }
+    }
+
+    /// The place on the same server that a redirect leads to, without its query: others may hold credentials of others.
+    fn redirect(&self, response: &Response) -> Option<String> {
+        let location = response.headers().get("location")?.to_str().ok()?;
+        let to = response.url().join(location).ok()?;
+        (to.origin() == response.url().origin()).then(|| self.redaction().shown(to.path().as_bytes(), true))
+    }
+
+    /// Whether a link repeats a credential of the connection, or what a variable was filled in with, behind its host.
+    pub(crate) fn repeats_credentials(&self, link: &str) -> bool {
+        let path = Url::parse(link).map(|url| format!("{}?{}", url.path(), url.query().unwrap_or_default()));
+        self.redaction().finds_any(path.as_deref().unwrap_or(link))
     }
 
     /// Looks up another credential of the same connection.

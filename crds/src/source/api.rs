@@ -25,14 +25,15 @@ pub struct ApiSourceSpec {
     #[schemars(length(min = 1, max = 512))]
     pub key_path: String,
     /// Path of the records in the response, in gjson syntax; the whole response, an array or one record, where
-    /// absent.
+    /// absent. A path that ends in `@values` takes the values of an object for records, such as `data.@values`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub response_path: Option<String>,
     /// How a change is noticed: `diff` compares fields and says which, `hash` keeps only a digest of the record.
     #[serde(default)]
     pub change_detection: ChangeDetection,
-    /// Whether a row is deleted that is missing from a poll; the topic must then have no other source.
+    /// Whether a row is deleted that is missing from a poll which has read all pages; the topic must then have no other
+    /// source.
     #[serde(default)]
     pub detect_deletes: bool,
     /// Time for one request.
@@ -59,7 +60,9 @@ pub struct ApiSourceSpec {
     /// How a poll asks only for what is new.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub watermark: Option<ApiWatermark>,
-    /// How the pages of a long response are asked for.
+    /// How the pages of a long response are asked for. They end where a page has no cursor or link to the next, or, by
+    /// `page` and `offset`, no records; also where `morePath`, `totalPath` or a `Link` with `results="false"` say so, or a
+    /// cursor or link leads to a page that the poll has read. Behind any other end `detectDeletes` deletes nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pagination: Option<ApiPagination>,
     /// How many requests are sent at most.
@@ -122,7 +125,7 @@ pub enum ChangeDetection {
 #[serde(rename_all = "camelCase")]
 pub struct ApiWatermark {
     /// Mark that is remembered from poll to poll: nothing (`none`), the newest `timestamp`, the last `cursor`, or the
-    /// response's `etag`.
+    /// `etag` of each page, of the first 1000.
     #[serde(default)]
     pub strategy: WatermarkStrategy,
     /// Path of the timestamp in a record, or of the cursor in the response, in gjson syntax.
@@ -133,10 +136,16 @@ pub struct ApiWatermark {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
     pub param: Option<String>,
-    /// Value that the first poll sends; no parameter where absent.
+    /// Value that the first poll sends; no parameter where absent. An `etag` with `pagination` has none to send.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub initial: Option<String>,
+    /// How far ahead of the worker's clock a `timestamp` may lie; one day (`24h`) where absent. The record of a timestamp
+    /// further ahead, or of one that is no time, is stored, and the mark stays where it is; `/status` and the log tell.
+    /// Times are those of RFC 3339, with a zone or in UTC, dates, and numbers of seconds, milliseconds, microseconds or
+    /// nanoseconds since 1970, told by their size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_skew: Option<DurationText>,
 }
 
 /// The mark that is remembered from poll to poll.
@@ -150,7 +159,7 @@ pub enum WatermarkStrategy {
     Timestamp,
     /// The last cursor.
     Cursor,
-    /// The response's ETag.
+    /// The ETag of each page.
     Etag,
 }
 
@@ -158,8 +167,8 @@ pub enum WatermarkStrategy {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ApiPagination {
-    /// Way to the next page: a `page` number, an `offset`, a `cursor` in the response, or the `Link` header
-    /// (`link`).
+    /// Way to the next page: a `page` number, an `offset`, a `cursor` in the response, the `Link` header (`link`), or the
+    /// URL in the response (`nextUrl`), absolute or relative to that of the page.
     #[serde(rename = "type")]
     pub kind: PaginationKind,
     /// Query parameter of the page number, the offset or the cursor.
@@ -169,15 +178,32 @@ pub struct ApiPagination {
     /// Number of the first page, or the first offset.
     #[serde(default)]
     pub start: u32,
-    /// Path of the next cursor in the response, in gjson syntax.
+    /// Path of the next cursor or URL in the response, in gjson syntax, such as `next`, `links.next` or
+    /// `@odata.nextLink`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub path: Option<String>,
+    /// Other servers that links and URLs may lead to, as `host` or `host:port`, by the scheme of `url`. The headers and
+    /// credentials of the source go there too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 261)))]
+    pub hosts: Vec<String>,
+    /// Path of a value in the response that says whether there are more pages, in gjson syntax, such as `has_more`:
+    /// `false`, 0, null and the empty text say no.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub more_path: Option<String>,
+    /// Path of the number of all records in the response, in gjson syntax, such as `meta.total`: the pages end where
+    /// they have had so many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub total_path: Option<String>,
     /// Query parameter of the size of a page.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
     pub size_param: Option<String>,
-    /// Records on a page; by `page` and `offset`, a shorter page is the last.
+    /// Records on a page; by `page` and `offset`, a shorter page is the last. If the first page is shorter, the next one is
+    /// asked for all the same: a server may send fewer than it is asked for, and is then read until a page is empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000000))]
     pub size: Option<u32>,
@@ -203,6 +229,9 @@ pub enum PaginationKind {
     Cursor,
     /// The `Link` header.
     Link,
+    /// A URL in the response.
+    #[serde(rename = "nextUrl")]
+    NextUrl,
 }
 
 /// How many requests are sent at most.

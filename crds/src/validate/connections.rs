@@ -1,13 +1,18 @@
 //! Connections that the worker opens (URLs, credentials, settings of an `api` source), and addresses that it serves.
 
+use std::time::Duration;
+
 use crate::complaint::Reason;
 use crate::credentials::{Auth, ClientTls, Credential, PemSource};
+use crate::defaults;
+use crate::duration::{DURATION_MAX, DurationText};
 use crate::plan::{ApiSource, HttpConnection, HttpSink, Serving};
 use crate::serving::ServingSpec;
 use crate::sink::HttpSinkSpec;
 use crate::source::api::{
     ApiMethod, ApiPagination, ApiSourceSpec, ApiWatermark, PaginationKind, WatermarkStrategy,
 };
+use crate::validate::gjson;
 use crate::validate::scope::Scope;
 
 /// Checks the `api` of a source and parses it; `topic` is the one it fills.
@@ -16,8 +21,15 @@ pub(crate) fn api_source(api: &ApiSourceSpec, topic: &str, scope: &mut Scope<'_>
     if api.body.is_some() && api.method == ApiMethod::Get {
         scope.error("api.body", Reason::Conflict, "a GET has no body; remove it or write method: POST");
     }
+    gjson::check_path("api.keyPath", &api.key_path, scope);
+    if let Some(path) = &api.response_path {
+        gjson::response_path("api.responsePath", path, scope);
+    }
     let interval = scope.positive("api.interval", &api.interval);
     let backoff_max = scope.positive("api.maxBackoff", &api.max_backoff);
+    let skew_max = api.watermark.as_ref().and_then(|watermark| watermark.max_skew.clone());
+    let skew_max = skew_max.unwrap_or_else(|| DurationText::from(defaults::API_SOURCE_MAX_SKEW));
+    let skew_max = scope.duration("api.watermark.maxSkew", &skew_max, Duration::ZERO, DURATION_MAX);
     if let Some(watermark) = &api.watermark {
         api_watermark(watermark, scope);
         let asks_for_part = [WatermarkStrategy::Timestamp, WatermarkStrategy::Cursor];
@@ -60,6 +72,7 @@ pub(crate) fn api_source(api: &ApiSourceSpec, topic: &str, scope: &mut Scope<'_>
         failures_max: api.max_consecutive_failures,
         backoff_max,
         watermark: api.watermark.clone().filter(|watermark| watermark.strategy != WatermarkStrategy::None),
+        skew_max,
         pagination: api.pagination.clone(),
         rate_limit,
     }
@@ -82,6 +95,13 @@ fn api_watermark(watermark: &ApiWatermark, scope: &mut Scope<'_>) {
             scope.error(&format!("api.watermark.{name}"), Reason::Conflict, message);
         }
     }
+    if let Some(path) = &watermark.path {
+        gjson::check_path("api.watermark.path", path, scope);
+    }
+    if watermark.max_skew.is_some() && watermark.strategy != WatermarkStrategy::Timestamp {
+        let message = format!("strategy {noun} has no maxSkew; remove it or write strategy: timestamp");
+        scope.error("api.watermark.maxSkew", Reason::Conflict, message);
+    }
 }
 
 fn api_pagination(pagination: &ApiPagination, scope: &mut Scope<'_>) {
@@ -90,6 +110,7 @@ fn api_pagination(pagination: &ApiPagination, scope: &mut Scope<'_>) {
         PaginationKind::Offset => ("offset", true, false),
         PaginationKind::Cursor => ("cursor", true, true),
         PaginationKind::Link => ("link", false, false),
+        PaginationKind::NextUrl => ("nextUrl", false, true),
     };
     for (name, wanted, there) in
         [("param", wants_param, pagination.param.is_some()), ("path", wants_path, pagination.path.is_some())]
@@ -110,6 +131,36 @@ fn api_pagination(pagination: &ApiPagination, scope: &mut Scope<'_>) {
         let message = "sizeParam needs size, what it sends; add api.pagination.size";
         scope.error("api.pagination.sizeParam", Reason::Conflict, message);
     }
+    let ApiPagination { path, more_path, total_path, hosts, .. } = pagination;
+    for (name, path) in [("path", path), ("morePath", more_path), ("totalPath", total_path)] {
+        if let Some(path) = path {
+            gjson::check_path(&format!("api.pagination.{name}"), path, scope);
+        }
+    }
+    if !hosts.is_empty() && !matches!(pagination.kind, PaginationKind::Link | PaginationKind::NextUrl) {
+        let message =
+            format!("type {noun} stays on the server of url; remove it or write type: link or nextUrl");
+        scope.error("api.pagination.hosts", Reason::Conflict, message);
+    }
+    for (index, host) in hosts.iter().enumerate().filter(|(_, host)| !is_host(host)) {
+        let message = format!("got {host:?}, write host or host:port, such as \"api.example.com\"");
+        scope.error(&crate::path::item("api.pagination.hosts", index), Reason::InvalidAddress, message);
+    }
+}
+
+/// Whether a text is a host, with or without a port.
+fn is_host(text: &str) -> bool {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !text.ends_with(']') => (host, port),
+        _ => (text, "1"),
+    };
+    let in_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let is_name = |host: &str| {
+        !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
+    };
+    let is_address =
+        in_brackets.map_or_else(|| is_name(host), |host| host.parse::<std::net::Ipv6Addr>().is_ok());
+    is_address && port.parse::<u16>().is_ok()
 }
 
 /// Checks the `http` of a sink and parses it.

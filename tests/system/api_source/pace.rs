@@ -49,7 +49,10 @@ async fn a_server_in_a_bad_mood_is_given_time() {
         4 => Reply::status(200).with_body("<html>Bad Gateway</html>"),
         5 => Reply::status(200).with_body([0xff, 0xfe]),
         6 => Reply::status(302).with_header("location", "http://elsewhere.example/"),
-        8 => Reply::status(204),
+        8 => Reply::status(301).with_header("location", "/v2/items?token=x"),
+        9 => Reply::status(304),
+        10 => Reply::status(200).with_header("content-encoding", "deflate").with_body([0x78, 0x9c]),
+        11 => Reply::status(204),
         _ => Reply::status(500),
     });
     let api = "timeout: 1s, interval: 20ms, maxConsecutiveFailures: 1000000, detectDeletes: true";
@@ -73,12 +76,26 @@ async fn a_server_in_a_bad_mood_is_given_time() {
         (5, "the answer is no text in UTF-8"),
         (6, "answered 302 Found, a redirect that is not followed; write the URL that it leads to"),
         (7, "answered 500 Internal Server Error"),
+        (
+            8,
+            "answered 301 Moved Permanently, a redirect to /v2/items that is not followed; write the URL that it leads to",
+        ),
+        (
+            9,
+            "answered 304 Not Modified, though no ETag of the worker's was sent; remove If-None-Match and \
+             If-Modified-Since from headers if they are there",
+        ),
+        (
+            10,
+            "the answer is compressed by \\\"deflate\\\" though gzip was offered, and only gzip is read; add the header \
+             Accept-Encoding: identity",
+        ),
     ] {
         mood.store(number, Ordering::Relaxed);
         let error_now = async || worker.status().await["sources"]["polled"]["lastError"].to_string();
         until(error, async || error_now().await.contains(error).then_some(())).await;
     }
-    mood.store(8, Ordering::Relaxed);
+    mood.store(11, Ordering::Relaxed);
     until("nothing to be taken for well", async || {
         worker.status().await["sources"]["polled"]["lastError"].is_null().then_some(())
     })
@@ -114,4 +131,26 @@ async fn a_server_that_keeps_failing_is_asked_less_and_less() {
     let worker = site.start().await;
     server.wait_for(24).await;
     worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_used_up_rate_limit_is_waited_for() {
+    for status in [403, 429] {
+        let server = Server::start().await;
+        server.behave(move |_| {
+            let reply = Reply::status(status).with_header("x-ratelimit-remaining", "0");
+            reply.with_header("x-ratelimit-reset", "3600").with_body("wait")
+        });
+        let site = WorkerSite::with(&manifest(&server.url("/"), "interval: 10ms"));
+        let worker = site.start().await;
+        server.wait_for(1).await;
+        let error = until("the error", async || {
+            worker.status().await["sources"]["polled"]["lastError"].as_str().map(str::to_owned)
+        })
+        .await;
+        assert!(error.starts_with(&format!("answered {status}")), "{error}");
+        let ended = worker.stop().await;
+        assert!(ended.stderr.contains(r#""wait":"3600s""#), "{}", ended.stderr);
+        assert_eq!(server.received().len(), 1);
+    }
 }

@@ -38,6 +38,11 @@ impl Redaction {
         self.add(&of_form.replace('+', "%20"));
     }
 
+    /// Whether any of them is in a text.
+    pub(super) fn finds_any(&self, text: &str) -> bool {
+        self.0.iter().any(|secret| without(text, secret) != text)
+    }
+
     /// Returns how a body begins, as one line without credentials. A body that is not whole may end within one.
     pub(super) fn shown(mut self, body: &[u8], is_whole: bool) -> String {
         // A text may be a part of another.
@@ -79,14 +84,18 @@ fn bytes_begun(text: &str, secret: &str) -> usize {
 mod tests {
     use super::*;
 
-    fn shown(body: &str, is_whole: bool) -> String {
+    fn redaction() -> Redaction {
         let mut redaction = Redaction::default();
         redaction.add("secret");
         redaction.add("secret-of-many");
         redaction.add("");
         redaction.add_filled_in("a b/ç");
         redaction.add_filled_in("no");
-        redaction.shown(body.as_bytes(), is_whole)
+        redaction
+    }
+
+    fn shown(body: &str, is_whole: bool) -> String {
+        redaction().shown(body.as_bytes(), is_whole)
     }
 
     #[test]
@@ -99,6 +108,7 @@ mod tests {
             ("ends with sec", "ends with sec"),
         ] {
             assert_eq!(shown(body, true), expected, "{body}");
+            assert_eq!(redaction().finds_any(body), expected.contains("***"), "{body}");
         }
         assert_eq!(shown("it is cut within a sec", false), "it is cut within a");
     }

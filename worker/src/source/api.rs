@@ -5,39 +5,44 @@
 //! ```text
 //! wait ─► page ─► records ─► shards ─► next page … ─► deletes ─► mark ─► place in every shard ─► wait
 //! ```
-//! A poll that fails stores no mark and deletes nothing. Records that can't be read go to the dead-letter queue, once.
+//! A poll that fails stores no mark, and deletes nothing, nor does one whose pages end without a sign of the API. Records that can't be read go to the dead-letter queue, once.
 
+mod answer;
 mod gone;
+mod links;
 mod pace;
 mod pages;
+mod paths;
+mod question;
 mod records;
 pub(crate) mod state;
+mod timestamp;
 mod watermark;
 
 use std::collections::{HashMap, HashSet};
-use std::hash::Hasher as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, StatusCode, header};
-use fnv::FnvHasher;
 use litejoin_crds::error::chain;
 use litejoin_crds::plan;
-use litejoin_crds::source::api::{ApiMethod, ChangeDetection};
-use reqwest::{Method, Url};
+use litejoin_crds::source::api::{ChangeDetection, WatermarkStrategy};
+use reqwest::Url;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use self::answer::ApiAnswer;
 use self::pace::{RateLimit, Waits};
-use self::pages::{ApiPage, Pages};
+use self::pages::{PageFacts, Pages, PagesEnd};
+use self::question::{digest, fingerprint};
 use self::records::{ApiRecord, ApiRecordError, Null, Unreadable};
-use self::state::{Mark, States};
+use self::state::{Mark, PageTag, States};
 use self::watermark::Watermark;
 use crate::blocking::blocking;
 use crate::clock;
 use crate::dead_letters::DeadLetters;
-use crate::outbound::{Outbound, OutboundError, retry_after};
+use crate::outbound::{Outbound, OutboundError};
 use crate::status::source::SourceStatus;
 use crate::storage::arrivals::BatchArrival;
 use crate::storage::ingest::Ingest;
@@ -46,8 +51,8 @@ use crate::storage::shard::{ShardBatch, Stream};
 use crate::storage::sqlite::SqliteError;
 use crate::storage::topics::{TopicError, TopicId};
 
-/// Largest answer, in bytes. It is held in memory.
-const BODY_BYTES_MAX: usize = 64 << 20;
+/// Pages of a source whose ETags are remembered. Those behind them are asked for in full.
+const PAGE_TAGS_MAX: usize = 1_000;
 
 /// Wait between attempts to store records that could not be stored.
 const STORE_RETRY: Duration = Duration::from_millis(500);
@@ -58,7 +63,7 @@ enum PollError {
     #[error(transparent)]
     Outbound(#[from] OutboundError),
     #[error("{complaint}")]
-    Refused { complaint: String, wait: Option<Duration> },
+    Refused { status: StatusCode, complaint: String, wait: Option<Duration> },
     #[error(transparent)]
     Unreadable(#[from] Unreadable),
     #[error("{0}")]
@@ -106,13 +111,28 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) offsets: &'a HashMap<String, u64>,
 }
 
-/// The records that one poll has read so far.
+/// The pages that a poll wants in full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// Those that have changed since the last poll, by their ETags.
+    Changed,
+    All,
+}
+
+/// What one poll has read so far.
 struct Poll {
     watermark: Watermark,
+    /// ETags of its pages.
+    tags: HashMap<u64, PageTag>,
+    /// Pages that were read, and pages that had not changed.
+    pages_changed: usize,
+    pages_unchanged: usize,
     /// Keys of its records, where they are needed.
     keys: HashSet<Box<str>>,
-    /// Whether it has all records that the API has.
+    /// Whether it has all pages that the API has, and could read all their records.
     is_whole: bool,
+    /// What the user should know of it.
+    warnings: Vec<String>,
     /// Records of the first poll that are only noted.
     noted: Vec<(Box<str>, u64)>,
     /// Records that were only noted and are gone.
@@ -210,48 +230,141 @@ impl Poller {
             Some(mark) => mark,
             None => mark.insert(self.recall().await?),
         };
-        let mut poll = Poll {
-            watermark: Watermark::new(self.spec.watermark.as_ref(), mark.watermark.clone()),
-            keys: HashSet::new(),
-            is_whole: true,
-            noted: Vec::new(),
-            forgotten: Vec::new(),
-        };
-        let mut pages = Pages::new(self.spec.pagination.as_ref(), self.first_url(&poll.watermark));
+        let Some(mut poll) = self.read(Wanted::Changed, mark, &mut limit, run).await? else { return Ok(()) };
+        let is_same = poll.pages_changed == 0 && poll.tags.len() == mark.tags.len();
+        if self.spec.detect_deletes && poll.pages_unchanged > 0 && !is_same {
+            // A record may have gone, or to another page: the keys of the unchanged pages are needed too.
+            let Some(all) = self.read(Wanted::All, mark, &mut limit, run).await? else { return Ok(()) };
+            poll = all;
+        }
+        poll.warnings.extend(poll.watermark.warning().cloned());
+        self.warn(&poll.warnings, run);
+        if self.spec.detect_deletes && poll.is_whole && poll.pages_unchanged == 0 {
+            self.delete_others(&poll.keys, run).await?;
+            poll.forgotten.extend(mark.noted.keys().filter(|key| !poll.keys.contains(*key)).cloned());
+        }
+        *mark = self.remember(mark, poll, run).await?;
+        Ok(())
+    }
+
+    /// Reads the pages, one after another, and stores their records; `None` if there is nothing to say at all.
+    async fn read(
+        &self,
+        wanted: Wanted,
+        mark: &mut Mark,
+        limit: &mut Option<&mut RateLimit>,
+        run: &mut PollerRun,
+    ) -> Result<Option<Poll>, PollError> {
+        let mut poll = self.begin(mark);
+        let pagination = self.spec.pagination.as_ref();
+        let mut pages = Pages::new(pagination, self.first_url(&poll.watermark));
         while let Some(url) = pages.next().cloned() {
             if let Some(limit) = limit.as_deref_mut() {
                 let wait = limit.wait(Instant::now());
                 self.pause(wait, run).await?;
                 limit.sent(Instant::now());
             }
-            let is_first = pages.asked() == 0;
+            let page = digest(url.as_str().as_bytes());
+            let known = self.tag(page, mark, &pages).filter(|_| wanted == Wanted::Changed);
             let answer = tokio::select! {
-                answer = self.ask(url, is_first.then_some(&poll.watermark)) => answer?,
+                answer = answer::ask(&self.outbound, &self.spec, url, known.as_ref()) => answer,
                 _ = run.stopping.wait_for(|stopping| *stopping) => return Err(PollError::Stopping),
             };
-            let Some((headers, body)) = answer else {
-                // Nothing has changed since, or there is nothing more.
-                if is_first {
-                    return Ok(());
+            let facts = match (answer, known) {
+                (Ok(ApiAnswer::Page { headers, body }), _) => {
+                    self.forget_tag(page, mark).await?;
+                    poll.pages_changed += 1;
+                    let records = self.take(&body, mark, &mut poll, run).await?;
+                    poll.watermark.saw_answer(&body);
+                    let facts = PageFacts::read(pagination, records, &headers, &body);
+                    self.note_tag(page, &headers, &facts, &mut poll);
+                    facts
                 }
-                break;
+                (Ok(ApiAnswer::Unchanged { headers }), Some(known)) => {
+                    poll.pages_unchanged += 1;
+                    let facts = known.facts.clone().read_again(pagination, &headers);
+                    if mark.tags.contains_key(&page) {
+                        let number = if facts == known.facts { known.number } else { 0 };
+                        poll.tags.insert(page, PageTag { number, facts: facts.clone(), ..known });
+                    }
+                    facts
+                }
+                (Ok(_), _) if pages.is_at_first() => return Ok(None),
+                (Ok(_), _) => PageFacts::default(),
+                (Err(PollError::Refused { status, .. }), _) if pages.has_no_next(status) => break,
+                (Err(error), _) => return Err(error),
             };
-            let records = self.take(&body, mark, &mut poll, run).await?;
-            poll.watermark.saw_answer(&headers, &body, is_first);
-            let page = ApiPage { records, headers: &headers, body: &body };
-            pages.turn(&page).map_err(PollError::Pages)?;
+            pages.turn(&facts).map_err(PollError::Pages)?;
         }
-        if pages.is_cut() {
+        if let PagesEnd::Open(problem) = pages.end() {
             poll.is_whole = false;
             poll.watermark.was_cut();
-            warn!(source = self.name, "a poll has more pages than pagination.maxPages; the rest is not read");
+            poll.warnings.push(problem);
         }
-        if self.spec.detect_deletes && poll.is_whole {
-            self.delete_others(&poll.keys, run).await?;
-            poll.forgotten.extend(mark.noted.keys().filter(|key| !poll.keys.contains(*key)).cloned());
+        Ok(Some(poll))
+    }
+
+    fn begin(&self, mark: &Mark) -> Poll {
+        Poll {
+            watermark: Watermark::new(&self.spec, mark.watermark.clone(), clock::epoch_seconds()),
+            tags: HashMap::new(),
+            pages_changed: 0,
+            pages_unchanged: 0,
+            keys: HashSet::new(),
+            is_whole: true,
+            warnings: Vec::new(),
+            noted: Vec::new(),
+            forgotten: Vec::new(),
         }
-        *mark = self.remember(mark, poll, run).await?;
+    }
+
+    /// Tells what the user should know of a poll; in the log once, until it is another.
+    fn warn(&self, warnings: &[String], run: &PollerRun) {
+        let warning = warnings.join("; ");
+        if warnings.is_empty() {
+            run.status.warning.clear();
+        } else if run.status.warning.set(&warning) {
+            warn!(source = self.name, warning, "a poll has ended with a warning");
+        }
+    }
+
+    fn has_etags(&self) -> bool {
+        self.spec.watermark.as_ref().is_some_and(|watermark| watermark.strategy == WatermarkStrategy::Etag)
+    }
+
+    /// The ETag of a page. One that is written, or was kept by an earlier version, is that of the first page, and says nothing
+    /// of the pages behind it.
+    fn tag(&self, page: u64, mark: &Mark, pages: &Pages<'_>) -> Option<PageTag> {
+        if let Some(tag) = mark.tags.get(&page) {
+            return Some(tag.clone());
+        }
+        if !self.has_etags() || !pages.is_at_first() || self.spec.pagination.is_some() {
+            return None;
+        }
+        let initial = self.spec.watermark.as_ref().and_then(|watermark| watermark.initial.as_ref());
+        let tag = mark.watermark.as_ref().or(initial.filter(|_| mark.is_first()))?.clone();
+        Some(PageTag { number: mark.number, tag, facts: PageFacts::default() })
+    }
+
+    /// Forgets the ETag of a page before its records are stored: from then on a page that is as it was has changed.
+    async fn forget_tag(&self, page: u64, mark: &mut Mark) -> Result<(), PollError> {
+        let is_kept = mark.tags.remove(&page).is_some();
+        if is_kept || (self.has_etags() && mark.watermark.take().is_some()) {
+            let (states, stream) = (Arc::clone(&self.states), self.stream.clone());
+            blocking(move || states.forget_tag(&stream, page)).await?;
+        }
         Ok(())
+    }
+
+    /// Notes the ETag of a page, unless a credential would be stored with it: some APIs repeat them in their links.
+    fn note_tag(&self, page: u64, headers: &HeaderMap, facts: &PageFacts, poll: &mut Poll) {
+        let tag = headers.get(header::ETAG).and_then(|tag| tag.to_str().ok());
+        let has_room = self.has_etags() && poll.tags.len() < PAGE_TAGS_MAX;
+        let can_be_stored =
+            |_: &&str| !facts.next.as_ref().is_some_and(|next| self.outbound.repeats_credentials(next));
+        if let Some(tag) = tag.filter(|_| has_room).filter(can_be_stored) {
+            poll.tags.insert(page, PageTag { number: 0, tag: tag.to_owned(), facts: facts.clone() });
+        }
     }
 
     /// The state that the last poll has left whose data every shard has stored.
@@ -262,14 +375,16 @@ impl Poller {
 
     /// Stores the mark of a poll, then its place in every shard: a mark without the place does not count.
     async fn remember(&self, before: &Mark, poll: Poll, run: &mut PollerRun) -> Result<Mark, PollError> {
-        let Poll { watermark, noted, forgotten, .. } = poll;
-        let watermark = watermark.into_value();
+        let Poll { watermark, tags, noted, forgotten, .. } = poll;
+        let watermark = if self.has_etags() { before.watermark.clone() } else { watermark.into_value() };
         let is_first = before.is_first() && !self.spec.initial_snapshot;
-        if watermark == before.watermark && noted.is_empty() && forgotten.is_empty() && !is_first {
+        let is_as_before = watermark == before.watermark && tags == before.tags;
+        if is_as_before && noted.is_empty() && forgotten.is_empty() && !is_first {
             return Ok(before.clone());
         }
         let now = u64::try_from(clock::epoch_seconds()).unwrap_or(0);
-        let mark = Mark { number: now.max(before.number + 1), watermark, noted: Arc::clone(&before.noted) };
+        let noted_before = Arc::clone(&before.noted);
+        let mark = Mark { number: now.max(before.number + 1), watermark, noted: noted_before, tags };
         let (states, stream) = (Arc::clone(&self.states), self.stream.clone());
         let mark = blocking(move || states.remember(&stream, mark, noted, forgotten)).await?;
         for shard_index in 0..self.ingest.shard_count() {
@@ -285,45 +400,6 @@ impl Poller {
             pages::set_parameter(&mut url, name, value);
         }
         url
-    }
-
-    /// Asks for a page; `None` if nothing has changed since the watermark, or there is nothing to say.
-    async fn ask(
-        &self,
-        url: Url,
-        watermark: Option<&Watermark>,
-    ) -> Result<Option<(HeaderMap, Arc<str>)>, PollError> {
-        let method = match self.spec.method {
-            ApiMethod::Get => Method::GET,
-            ApiMethod::Post => Method::POST,
-            ApiMethod::Put => Method::PUT,
-        };
-        let mut request = self.outbound.request(method, url)?;
-        if let Some(etag) = watermark.and_then(Watermark::etag) {
-            request = request.header(header::IF_NONE_MATCH, etag);
-        }
-        if let Some(body) = &self.spec.body {
-            let names = &mut self.spec.connection.headers.keys();
-            if !names.any(|name| name.eq_ignore_ascii_case("content-type")) {
-                request = request.header(header::CONTENT_TYPE, "application/json");
-            }
-            request = request.body(body.clone());
-        }
-        let response = self.outbound.send(request).await?;
-        let (status, headers) = (response.status(), response.headers().clone());
-        let is_unchanged =
-            status == StatusCode::NOT_MODIFIED && watermark.and_then(Watermark::etag).is_some();
-        if is_unchanged || status == StatusCode::NO_CONTENT {
-            return Ok(None);
-        }
-        if !status.is_success() {
-            let wait = retry_after(&headers, clock::epoch_seconds());
-            let complaint = self.outbound.complaint(response).await;
-            return Err(PollError::Refused { complaint, wait });
-        }
-        let body = self.outbound.body(response, BODY_BYTES_MAX).await?;
-        let body = String::from_utf8(body).map_err(|_| Unreadable::Encoding)?;
-        Ok(Some((headers, body.into())))
     }
 
     /// Stores the records of a page, and returns how many there were.
@@ -475,20 +551,4 @@ impl Poller {
             _ = run.stopping.wait_for(|stopping| *stopping) => Err(PollError::Stopping),
         }
     }
-}
-
-/// The question that an answer follows from: marks of another question are worth nothing.
-fn fingerprint(spec: &plan::ApiSource) -> u64 {
-    let plan::ApiSource { connection, topic, method, body, response_path, key_path, .. } = spec;
-    let question = format!(
-        "{:?}",
-        (&connection.url, topic, method, body, response_path, key_path, &spec.watermark, &spec.pagination)
-    );
-    digest(question.as_bytes())
-}
-
-fn digest(bytes: &[u8]) -> u64 {
-    let mut hasher = FnvHasher::default();
-    hasher.write(bytes);
-    hasher.finish()
 }

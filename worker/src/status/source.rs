@@ -15,6 +15,8 @@ pub(crate) struct SourceStatus {
     pub(crate) accepted: Meter,
     pub(crate) refused: Counter,
     pub(crate) error: LastError,
+    /// What the user should know though all goes on.
+    pub(crate) warning: LastError,
     /// Where it listens or what it reads, once it does.
     pub(crate) at: Mutex<Option<String>>,
     pub(crate) finished: AtomicBool,
@@ -38,6 +40,7 @@ impl SourceStatus {
             "refused": self.refused.value(),
             "finished": self.finished.load(Ordering::Relaxed),
             "lastError": self.error.text(),
+            "lastWarning": self.warning.text(),
             "kafka": self.kafka.json(),
         })
     }

@@ -82,7 +82,10 @@ fn connectors_need_their_companions() {
 - {name: c, topic: c, api: {url: "${URL}", interval: 0s, keyPath: id, watermark: {strategy: etag, param: x}, pagination: {type: cursor}, rateLimit: {requests: 5, per: 0s}}}
 - {name: d, kafka: {brokers: "k:9092", topics: [orders.v1, "^x.*", plain], topicNames: {other: not-plain}}}
 - {name: e, topic: e, kafka: {brokers: "k:9092", topics: [orders.v1], topicNames: {orders.v1: e}}}
-- {name: f, topic: f, api: {url: "https://x.example", interval: 30, keyPath: id, rateLimit: {requests: 0, per: 1s}}}"#,
+- {name: f, topic: f, api: {url: "https://x.example", interval: 30, keyPath: id, rateLimit: {requests: 0, per: 1s}}}
+- {name: g, topic: g, api: {url: "https://x.example", interval: 30s, keyPath: "@keys.0", responsePath: "a.@values", watermark: {strategy: etag, maxSkew: 1h}, pagination: {type: nextUrl, hosts: [b.example, "b.example:8443", "[::1]:80", "https://c.example", "d.example/x", "e:99999", "*.f"]}}}
+- {name: h, topic: h, api: {url: "https://x.example", interval: 30s, keyPath: id, responsePath: "a.@values.0", watermark: {strategy: timestamp, path: at, param: since, maxSkew: 0s}, pagination: {type: link, hosts: [b], morePath: "a.@dig:b", totalPath: "@group"}}}
+- {name: i, topic: i, api: {url: "https://x.example", interval: 30s, keyPath: id, pagination: {type: page, param: p, hosts: [b]}}}"#,
         ),
         expect![[r#"
             0 spec.sources[5].api.interval: InvalidDuration: got "30", write a unit: "30s", "30ms", "30m" or "30h"
@@ -102,6 +105,17 @@ fn connectors_need_their_companions() {
             0 spec.sources[3].kafka.topicNames.other: InvalidName: got "not-plain", a topic is a table: letters, digits and _, a letter first; write for example "not_plain"
             0 spec.sources[3].kafka.topics[0]: InvalidName: the Kafka topic "orders.v1" cannot be a table of that name; add topicNames: {orders.v1: orders_v1}
             0 spec.sources[4].kafka.topicNames: Conflict: topic sends all records to one topic; remove topic or topicNames
+            0 spec.sources[6].api.keyPath: InvalidValue: got @keys, a modifier of gjson that is not there; there are @this, @valid, @flatten, @join, @reverse, @pretty and @ugly, and a field of that name is written \@keys
+            0 spec.sources[6].api.watermark.maxSkew: Conflict: strategy etag has no maxSkew; remove it or write strategy: timestamp
+            0 spec.sources[6].api.pagination.path: Conflict: type nextUrl needs path; add api.pagination.path
+            0 spec.sources[6].api.pagination.hosts[3]: InvalidAddress: got "https://c.example", write host or host:port, such as "api.example.com"
+            0 spec.sources[6].api.pagination.hosts[4]: InvalidAddress: got "d.example/x", write host or host:port, such as "api.example.com"
+            0 spec.sources[6].api.pagination.hosts[5]: InvalidAddress: got "e:99999", write host or host:port, such as "api.example.com"
+            0 spec.sources[6].api.pagination.hosts[6]: InvalidAddress: got "*.f", write host or host:port, such as "api.example.com"
+            0 spec.sources[7].api.responsePath: InvalidValue: got @values, a modifier of gjson that is not there; end responsePath in it to have the values of an object as records, and a field of that name is written \@values
+            0 spec.sources[7].api.pagination.morePath: InvalidValue: got @dig, a modifier of gjson that is not there; there are @this, @valid, @flatten, @join, @reverse, @pretty and @ugly, and a field of that name is written \@dig
+            0 spec.sources[7].api.pagination.totalPath: InvalidValue: got @group, a modifier of gjson that is not there; there are @this, @valid, @flatten, @join, @reverse, @pretty and @ugly, and a field of that name is written \@group
+            0 spec.sources[8].api.pagination.hosts: Conflict: type page stays on the server of url; remove it or write type: link or nextUrl
         "#]],
     );
 }

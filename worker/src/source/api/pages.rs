@@ -1,16 +1,78 @@
-//! Which page of an answer to ask for next. Pure.
+//! Which page of an answer to ask for next, and whether the end of the pages is one. Pure.
+//!
+//! ```text
+//! page ─► facts (kept with the page's ETag: a 304 says none) ─► next URL, or an end
+//! ```
 
-use axum::http::{HeaderMap, header};
+use std::collections::HashSet;
+
+use axum::http::{HeaderMap, StatusCode};
 use litejoin_crds::source::api::{ApiPagination, PaginationKind};
 use reqwest::Url;
 
-use super::records::scalar;
+use super::links::next_link;
+use super::paths::{scalar, truth};
 
-/// A page that has been read.
-pub(super) struct ApiPage<'a> {
+/// What a page says of itself and of the pages behind it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct PageFacts {
     pub(super) records: u64,
-    pub(super) headers: &'a HeaderMap,
-    pub(super) body: &'a str,
+    /// The cursor or URL of the next page.
+    pub(super) next: Option<String>,
+    /// Whether there are more pages, where the API says so.
+    pub(super) more: Option<bool>,
+    /// Records of all pages, where the API says how many.
+    pub(super) total: Option<u64>,
+}
+
+impl PageFacts {
+    /// Reads them from a page.
+    pub(super) fn read(
+        spec: Option<&ApiPagination>,
+        records: u64,
+        headers: &HeaderMap,
+        body: &str,
+    ) -> PageFacts {
+        let mut facts = PageFacts { records, ..PageFacts::default() };
+        let Some(spec) = spec else { return facts };
+        facts.more = spec.more_path.as_ref().and_then(|path| truth(body, path));
+        facts.total = spec.total_path.as_ref().and_then(|path| scalar(body, path)?.parse().ok());
+        if let (PaginationKind::Cursor | PaginationKind::NextUrl, Some(path)) = (spec.kind, &spec.path) {
+            facts.next = scalar(body, path).filter(|next| !next.is_empty() && next != "false");
+        }
+        facts.read_link(spec, headers);
+        facts
+    }
+
+    /// Reads anew what the headers of a 304 say: a link may have changed where the body has not.
+    pub(super) fn read_again(mut self, spec: Option<&ApiPagination>, headers: &HeaderMap) -> PageFacts {
+        if let Some(spec) = spec
+            && headers.contains_key(axum::http::header::LINK)
+        {
+            self.read_link(spec, headers);
+        }
+        self
+    }
+
+    fn read_link(&mut self, spec: &ApiPagination, headers: &HeaderMap) {
+        if spec.kind == PaginationKind::Link {
+            let link = next_link(headers);
+            let is_empty = link.as_ref().is_some_and(|link| link.is_empty);
+            self.next = link.filter(|link| !link.is_empty).map(|link| link.target);
+            if is_empty && spec.more_path.is_none() {
+                self.more = Some(false);
+            }
+        }
+    }
+}
+
+/// The end of the pages of a poll.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum PagesEnd {
+    /// All pages have been read, by a sign of the API.
+    Whole,
+    /// There are, or may be, pages that have not been read; the text says why.
+    Open(String),
 }
 
 /// The pages of one poll.
@@ -19,11 +81,16 @@ pub(super) struct Pages<'a> {
     /// The first page's, without what leads to a page.
     base: Url,
     next: Option<Url>,
+    /// URLs of the pages that are or were asked for.
+    seen: HashSet<Url>,
     asked: u32,
     /// The number of the next page, or of the records before it.
     number: u64,
-    cursor: Option<String>,
-    is_cut: bool,
+    /// Records of the pages that have been read.
+    records: u64,
+    /// Whether the first page was shorter than a page is to be. The server may send no more at once, or have no more.
+    starts_short: bool,
+    end: PagesEnd,
 }
 
 impl<'a> Pages<'a> {
@@ -32,13 +99,23 @@ impl<'a> Pages<'a> {
             set_parameter(&mut base, name, &size.to_string());
         }
         let number = spec.map_or(0, |spec| u64::from(spec.start));
-        let mut pages =
-            Self { spec, next: Some(base.clone()), base, asked: 0, number, cursor: None, is_cut: false };
-        if let Some(spec) = spec
-            && matches!(spec.kind, PaginationKind::Page | PaginationKind::Offset)
-        {
-            pages.next = Some(pages.numbered());
-        }
+        let mut pages = Self {
+            spec,
+            next: None,
+            base: base.clone(),
+            seen: HashSet::new(),
+            asked: 0,
+            number,
+            records: 0,
+            starts_short: false,
+            end: PagesEnd::Whole,
+        };
+        let first = match spec.map(|spec| spec.kind) {
+            Some(PaginationKind::Page | PaginationKind::Offset) => pages.numbered(),
+            _ => base,
+        };
+        pages.seen.insert(first.clone());
+        pages.next = Some(first);
         pages
     }
 
@@ -47,39 +124,131 @@ impl<'a> Pages<'a> {
         self.next.as_ref()
     }
 
-    /// Pages that have been read.
-    pub(super) fn asked(&self) -> u32 {
-        self.asked
+    /// Whether no page has been read yet.
+    pub(super) fn is_at_first(&self) -> bool {
+        self.asked == 0
     }
 
-    /// Whether there are more pages than one poll may have.
-    pub(super) fn is_cut(&self) -> bool {
-        self.is_cut
+    /// The end, once there is no next page.
+    pub(super) fn end(self) -> PagesEnd {
+        self.end
     }
 
-    /// Goes to the page behind one that has been read. Numbers lead on until a page has less than it could; a cursor or a
-    /// link leads on whatever is on the page, since the API may have filtered what it has.
-    pub(super) fn turn(&mut self, page: &ApiPage<'_>) -> Result<(), String> {
+    /// Goes to the page behind one that has been read.
+    pub(super) fn turn(&mut self, page: &PageFacts) -> Result<(), String> {
+        let from = self.next.take();
         self.asked += 1;
-        self.next = None;
-        let Some(spec) = self.spec else { return Ok(()) };
-        let is_last = page.records == 0 || spec.size.is_some_and(|size| page.records < u64::from(size));
-        let next = match spec.kind {
-            PaginationKind::Page | PaginationKind::Offset if is_last => None,
-            PaginationKind::Page => {
-                self.number += 1;
-                Some(self.numbered())
-            }
-            PaginationKind::Offset => {
-                self.number += u64::from(spec.size.unwrap_or(1));
-                Some(self.numbered())
-            }
-            PaginationKind::Cursor => self.cursor(spec, page)?,
-            PaginationKind::Link => self.linked(page)?,
+        self.records += page.records;
+        let (Some(spec), Some(from)) = (self.spec, from) else { return Ok(()) };
+        let next = match self.is_over(spec, page) {
+            true => None,
+            false => match spec.kind {
+                PaginationKind::Page | PaginationKind::Offset => self.behind_numbered(spec, page),
+                _ => self.behind_linked(spec, &from, page)?,
+            },
         };
-        self.is_cut = next.is_some() && self.asked >= spec.max_pages;
-        self.next = next.filter(|_| !self.is_cut);
+        if next.is_some() && self.asked >= spec.max_pages {
+            let max = spec.max_pages;
+            self.end = PagesEnd::Open(format!(
+                "a poll has more pages than pagination.maxPages ({max}); the rest is not read, and nothing counts as gone"
+            ));
+        } else {
+            self.next = next;
+        }
         Ok(())
+    }
+
+    /// Hears that the server has no such page as the next. Behind a short page that is how many APIs say where the pages
+    /// end; returns whether it is an end.
+    pub(super) fn has_no_next(&mut self, status: StatusCode) -> bool {
+        let statuses = [
+            StatusCode::BAD_REQUEST,
+            StatusCode::NOT_FOUND,
+            StatusCode::RANGE_NOT_SATISFIABLE,
+            StatusCode::UNPROCESSABLE_ENTITY,
+        ];
+        let size = self.spec.and_then(|spec| spec.size).unwrap_or(0);
+        if !self.starts_short || !statuses.contains(&status) {
+            return false;
+        }
+        self.next = None;
+        if self.asked > 1 {
+            self.end = PagesEnd::Open(format!(
+                "the server sends fewer records a page than pagination.size ({size}), and answered {status} behind {} of \
+                 them, which may not be the end, so nothing counts as gone; write the size of its pages",
+                self.records
+            ));
+        }
+        true
+    }
+
+    /// Whether the API says that there are no more pages.
+    fn is_over(&self, spec: &ApiPagination, page: &PageFacts) -> bool {
+        let before = if spec.kind == PaginationKind::Offset { u64::from(spec.start) } else { 0 };
+        let has_all = page.total.is_some_and(|total| before + self.records >= total);
+        page.more.map_or(has_all, |more| !more)
+    }
+
+    /// The page behind one with a number or an offset. A page shorter than the first is the last; behind a short first page
+    /// only one without records is.
+    fn behind_numbered(&mut self, spec: &ApiPagination, page: &PageFacts) -> Option<Url> {
+        let size = spec.size.map_or(0, u64::from);
+        let (is_short, says_more) = (page.records < size, page.more == Some(true) || page.total.is_some());
+        let can_go_on = spec.kind == PaginationKind::Page && page.more == Some(true);
+        if page.records == 0 && !can_go_on {
+            return self.ends(page);
+        }
+        if self.asked == 1 {
+            self.starts_short = is_short && !says_more;
+        } else if is_short && !self.starts_short && !says_more {
+            return None;
+        }
+        self.number += match spec.kind {
+            PaginationKind::Page => 1,
+            _ if is_short => page.records,
+            _ => size.max(1),
+        };
+        let next = self.numbered();
+        self.seen.insert(next.clone());
+        Some(next)
+    }
+
+    /// The page that a cursor, a link or a URL leads to, whatever is on the page before it: the API may have filtered that.
+    fn behind_linked(
+        &mut self,
+        spec: &ApiPagination,
+        from: &Url,
+        page: &PageFacts,
+    ) -> Result<Option<Url>, String> {
+        let Some(next) = &page.next else { return Ok(self.ends(page)) };
+        let next = if spec.kind == PaginationKind::Cursor {
+            let mut url = self.base.clone();
+            set_parameter(&mut url, spec.param.as_deref().unwrap_or_default(), next);
+            url
+        } else {
+            self.on_allowed_server(spec, from, next)?
+        };
+        // Some APIs name the last page as the one behind it.
+        if !self.seen.insert(next.clone()) {
+            return Ok(self.ends(page));
+        }
+        Ok(Some(next))
+    }
+
+    /// Ends the pages, and notes whether the page says otherwise.
+    fn ends(&mut self, page: &PageFacts) -> Option<Url> {
+        let compare = "so nothing counts as gone; compare pagination with what the API sends";
+        self.end = match (page.more, page.total) {
+            (Some(true), _) => PagesEnd::Open(format!(
+                "the pages end where pagination.morePath says that there are more, {compare}"
+            )),
+            (None, Some(total)) => PagesEnd::Open(format!(
+                "the pages end after {} records where pagination.totalPath says {total}, {compare}",
+                self.records
+            )),
+            _ => PagesEnd::Whole,
+        };
+        None
     }
 
     fn numbered(&self) -> Url {
@@ -89,35 +258,34 @@ impl<'a> Pages<'a> {
         url
     }
 
-    fn cursor(&mut self, spec: &ApiPagination, page: &ApiPage<'_>) -> Result<Option<Url>, String> {
-        let path = spec.path.as_deref().unwrap_or_default();
-        let Some(cursor) = scalar(page.body, path).filter(|cursor| !cursor.is_empty()) else {
-            return Ok(None);
+    /// The URL of a link, which has to be on a server that our headers and credentials may go to.
+    fn on_allowed_server(&self, spec: &ApiPagination, from: &Url, link: &str) -> Result<Url, String> {
+        let place = match (&spec.path, spec.kind) {
+            (Some(path), PaginationKind::NextUrl) => format!("pagination.path {path:?}"),
+            _ => "its Link header".to_owned(),
         };
-        if self.cursor.as_ref() == Some(&cursor) {
-            if page.records == 0 {
-                // So APIs say that there is nothing more, whose cursor is also the place to go on from later.
-                return Ok(None);
+        let mut url = from.join(link).map_err(|error| format!("{place} finds no URL: {error}"))?;
+        let scheme = self.base.scheme();
+        if scheme == "https" && url.scheme() == "http" && url.port().is_none() {
+            // Servers behind a proxy that speaks TLS for them write so of themselves.
+            url.set_scheme(scheme).expect("http can become https");
+        }
+        let named = spec.hosts.iter().filter_map(|host| Url::parse(&format!("{scheme}://{host}")).ok());
+        if url.origin() == self.base.origin() || named.into_iter().any(|named| named.origin() == url.origin())
+        {
+            return Ok(url);
+        }
+        let (to, own) = (url.origin().ascii_serialization(), self.base.origin().ascii_serialization());
+        let remedy = match (url.host_str(), url.port()) {
+            (Some(host), port) if url.scheme() == scheme => {
+                let host = port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+                format!("add {host:?} to pagination.hosts if they may go there too")
             }
-            return Err(format!(
-                "pagination.path: the answer has the same cursor as the one before ({cursor:?}), so there is no way on"
-            ));
-        }
-        let mut url = self.base.clone();
-        set_parameter(&mut url, spec.param.as_deref().unwrap_or_default(), &cursor);
-        self.cursor = Some(cursor);
-        Ok(Some(url))
-    }
-
-    /// The link to the next page, which has to be on the same server: our credentials go along.
-    fn linked(&self, page: &ApiPage<'_>) -> Result<Option<Url>, String> {
-        let links = page.headers.get_all(header::LINK).iter().filter_map(|link| link.to_str().ok());
-        let Some(target) = links.flat_map(split_links).find_map(next_link) else { return Ok(None) };
-        let from = self.base.join(target).map_err(|error| format!("its Link header is no URL: {error}"))?;
-        if from.origin() != self.base.origin() {
-            return Err("its Link header leads to another server; that is not followed".to_owned());
-        }
-        Ok(Some(from))
+            _ => format!("write url with the scheme {:?} if they may go there too", url.scheme()),
+        };
+        Err(format!(
+            "{place} leads to {to}, and requests with the source's headers and credentials go to {own} alone; {remedy}"
+        ))
     }
 }
 
@@ -131,117 +299,5 @@ pub(super) fn set_parameter(url: &mut Url, name: &str, value: &str) {
     url.query_pairs_mut().clear().extend_pairs(others).append_pair(name, value);
 }
 
-/// The links of a header: commas within `<…>` are part of a URL.
-fn split_links(text: &str) -> impl Iterator<Item = &str> {
-    let mut within = false;
-    text.split(move |c| {
-        within = match c {
-            '<' => true,
-            '>' => false,
-            _ => within,
-        };
-        c == ',' && !within
-    })
-}
-
-/// The target of a link, if it leads to the next page. Source: RFC 8288.
-fn next_link(link: &str) -> Option<&str> {
-    let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
-    let is_next =
-        parameters.split(';').filter_map(|parameter| parameter.split_once('=')).any(|(name, value)| {
-            let values = value.trim().trim_matches('"');
-            name.trim().eq_ignore_ascii_case("rel")
-                && values.split_whitespace().any(|value| value.eq_ignore_ascii_case("next"))
-        });
-    is_next.then_some(target)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn spec(yaml: serde_json::Value) -> ApiPagination {
-        serde_json::from_value(yaml).unwrap()
-    }
-
-    /// The queries of the pages that are asked for, when these come.
-    fn walk(spec: &ApiPagination, pages: &[(u64, &str)]) -> Vec<String> {
-        let mut walk = Pages::new(Some(spec), Url::parse("http://h/p?a=1").unwrap());
-        let mut asked = Vec::new();
-        for (records, body) in pages {
-            let Some(url) = walk.next() else { break };
-            asked.push(url.query().unwrap().to_owned());
-            walk.turn(&ApiPage { records: *records, headers: &HeaderMap::new(), body }).unwrap();
-        }
-        if walk.next().is_some() {
-            asked.push("…".to_owned());
-        }
-        asked
-    }
-
-    #[test]
-    fn pages_are_numbered_counted_or_lead_on() {
-        let page = spec(
-            serde_json::json!({"type": "page", "param": "page", "start": 1, "size": 2, "sizeParam": "n"}),
-        );
-        assert_eq!(
-            walk(&page, &[(2, ""), (2, ""), (1, "")]),
-            ["a=1&n=2&page=1", "a=1&n=2&page=2", "a=1&n=2&page=3"]
-        );
-        let unsized_page = spec(serde_json::json!({"type": "page", "param": "page"}));
-        assert_eq!(
-            walk(&unsized_page, &[(2, ""), (1, ""), (0, "")]),
-            ["a=1&page=0", "a=1&page=1", "a=1&page=2"]
-        );
-        let offset = spec(serde_json::json!({"type": "offset", "param": "skip", "size": 5}));
-        assert_eq!(walk(&offset, &[(5, ""), (5, ""), (0, "")]), ["a=1&skip=0", "a=1&skip=5", "a=1&skip=10"]);
-        let cursor = spec(serde_json::json!({"type": "cursor", "param": "after", "path": "meta.next"}));
-        let bodies = [
-            (1, r#"{"meta":{"next":"x y"}}"#),
-            (1, r#"{"meta":{"next":7}}"#),
-            (1, r#"{"meta":{"next":null}}"#),
-        ];
-        assert_eq!(walk(&cursor, &bodies), ["a=1", "a=1&after=x+y", "a=1&after=7"]);
-        let cursor = spec(serde_json::json!({"type": "cursor", "param": "after", "path": "next", "size": 2}));
-        let filtered =
-            [(2, r#"{"next":1}"#), (0, r#"{"next":2}"#), (1, r#"{"next":3}"#), (0, r#"{"next":3}"#)];
-        assert_eq!(
-            walk(&cursor, &filtered),
-            ["a=1", "a=1&after=1", "a=1&after=2", "a=1&after=3"],
-            "a cursor leads on from a short page, and ends where nothing comes and it stays"
-        );
-        let cut = spec(serde_json::json!({"type": "page", "param": "page", "maxPages": 2}));
-        assert_eq!(walk(&cut, &[(1, ""), (1, ""), (1, "")]), ["a=1&page=0", "a=1&page=1"]);
-    }
-
-    #[test]
-    fn links_are_followed_on_the_same_server() {
-        let link = spec(serde_json::json!({"type": "link"}));
-        let next_of = |records: u64, text: &str| {
-            let mut pages = Pages::new(Some(&link), Url::parse("http://h/p").unwrap());
-            let headers = HeaderMap::from_iter([(header::LINK, text.parse().unwrap())]);
-            pages.turn(&ApiPage { records, headers: &headers, body: "" })?;
-            Ok::<_, String>(pages.next().map(ToString::to_string))
-        };
-        let next = |text: &str| next_of(1, text);
-        let there = |url: &str| Ok(Some(url.to_owned()));
-        assert_eq!(
-            next(r#"<http://h/p?q=1,2>; rel="prev", </p?q=3>; rel="next last""#),
-            there("http://h/p?q=3")
-        );
-        assert_eq!(next("<?page=2>; title=x; rel=next"), there("http://h/p?page=2"));
-        assert_eq!(next_of(0, "<?page=2>; rel=next"), there("http://h/p?page=2"), "also from an empty page");
-        assert_eq!(next(r#"<http://h/p>; rel="last""#), Ok(None));
-        assert!(next("<http://other/p>; rel=next").is_err());
-        assert!(next("<https://h/p>; rel=next").is_err());
-    }
-
-    #[test]
-    fn a_cursor_that_stays_is_no_way_on() {
-        let cursor = spec(serde_json::json!({"type": "cursor", "param": "after", "path": "next"}));
-        let mut pages = Pages::new(Some(&cursor), Url::parse("http://h/").unwrap());
-        let page = ApiPage { records: 1, headers: &HeaderMap::new(), body: r#"{"next":"x"}"# };
-        pages.turn(&page).unwrap();
-        assert!(pages.turn(&page).is_err());
-    }
-}
+mod tests;

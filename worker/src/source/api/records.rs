@@ -4,13 +4,27 @@ use gjson::Kind;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
+use super::paths::spelled;
 use crate::storage::message::{MessageError, check_key, check_payload};
+
+/// The modifier at the end of a path of records that takes the values of an object for them; the library has none.
+const VALUES: &str = "@values";
 
 /// A fault of an answer as a whole.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unreadable {
     #[error("the answer is no text in UTF-8")]
     Encoding,
+    #[error(
+        "the answer is compressed by {encoding:?} though gzip was offered, and only gzip is read; add the header \
+         Accept-Encoding: identity"
+    )]
+    Compressed { encoding: String },
+    #[error(
+        "the answer is a text in {charset:?}, and UTF-8 and ISO-8859-1 are read; ask the server for UTF-8 by the header \
+         Accept-Charset, or a parameter of its own"
+    )]
+    Charset { charset: String },
     #[error("the answer is no JSON: {0}")]
     Json(serde_json::Error),
     #[error("responsePath {path:?} finds nothing in the answer; compare it with what the API sends")]
@@ -53,15 +67,24 @@ pub(super) struct ApiRecord {
 
 /// The records of an answer: the elements of an array, or the one record that it is.
 pub(super) fn records(body: &str, path: Option<&str>, null: Null) -> Result<Vec<String>, Unreadable> {
-    let body = body.trim_start_matches('\u{feff}');
     // gjson takes anything for JSON.
     serde_json::from_str::<IgnoredAny>(body).map_err(Unreadable::Json)?;
-    let found = match path {
-        None => gjson::parse(body),
-        Some(path) => gjson::get(body, path),
+    let (takes_values, inner) = match path.and_then(|path| path.strip_suffix(VALUES)) {
+        Some(inner) => (true, inner.strip_suffix(['.', '|']).unwrap_or(inner)),
+        None => (false, path.unwrap_or_default()),
     };
+    let inner = spelled(inner);
+    let found = if inner.is_empty() { gjson::parse(body) } else { gjson::get(body, &inner) };
     match found.kind() {
-        _ if !found.exists() => {
+        Kind::Object if takes_values => {
+            let mut records = Vec::new();
+            found.each(|_, record| {
+                records.push(record.json().to_owned());
+                true
+            });
+            Ok(records)
+        }
+        _ if takes_values || !found.exists() => {
             let path = path.unwrap_or_default().to_owned();
             Err(Unreadable::Records { path })
         }
@@ -81,7 +104,8 @@ pub(super) fn records(body: &str, path: Option<&str>, null: Null) -> Result<Vec<
 
 /// Reads one record. With `sorts_fields` it is written anew, so that it is the same whatever the order of its fields.
 pub(super) fn record(text: &str, key_path: &str, sorts_fields: bool) -> Result<ApiRecord, ApiRecordError> {
-    let found = gjson::get(text, key_path);
+    let spelled = spelled(key_path);
+    let found = gjson::get(text, &spelled);
     let path = || key_path.to_owned();
     let key = match found.kind() {
         _ if !found.exists() => return Err(ApiRecordError::NoKey { path: path() }),
@@ -100,17 +124,6 @@ pub(super) fn record(text: &str, key_path: &str, sorts_fields: bool) -> Result<A
     Ok(ApiRecord { key: key.into_boxed_str(), payload: payload.into_boxed_str() })
 }
 
-/// A text, number or boolean at a path, as it is sent in a query parameter.
-pub(super) fn scalar(json: &str, path: &str) -> Option<String> {
-    let found = gjson::get(json, path);
-    match found.kind() {
-        _ if !found.exists() => None,
-        Kind::String => Some(found.str().to_owned()),
-        Kind::Number | Kind::True | Kind::False => Some(found.json().to_owned()),
-        _ => None,
-    }
-}
-
 /// Says where something was found.
 fn place(path: Option<&str>) -> String {
     path.map_or_else(|| "the answer is".to_owned(), |path| format!("responsePath {path:?} finds"))
@@ -119,6 +132,7 @@ fn place(path: Option<&str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::api::paths::scalar;
 
     #[test]
     fn records_are_found_by_their_path() {
@@ -130,11 +144,12 @@ mod tests {
         assert_eq!(found("none"), Vec::<String>::new());
         assert_eq!(records(" [1, {\"a\":2}]", None, Null::Empty).unwrap(), ["1", "{\"a\":2}"]);
         assert_eq!(records("{}", None, Null::Empty).unwrap(), ["{}"]);
-        assert_eq!(
-            records("\u{feff}[1]", None, Null::Empty).unwrap(),
-            ["1"],
-            "some servers send a byte order mark"
-        );
+        let by_id = r#"{"data":{"a":{"id":1},"b":{"id":2}}}"#;
+        for path in ["data.@values", "data|@values"] {
+            assert_eq!(records(by_id, Some(path), Null::Empty).unwrap(), [r#"{"id":1}"#, r#"{"id":2}"#]);
+        }
+        assert_eq!(records(r#"{"a":1}"#, Some("@values"), Null::Empty).unwrap(), ["1"]);
+        assert!(records("[1]", Some("@values"), Null::Empty).is_err());
         let error = |body: &str, path| records(body, path, Null::Unclear).unwrap_err().to_string();
         assert_eq!(
             error(body, Some("data.rows")),
