@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::credentials::{Auth, ClientTls, Credential, KafkaSasl};
 use crate::replication::{ReplicationMode, RestorePolicy};
 use crate::serving::ServerTls;
+use crate::source::ColumnType;
 use crate::source::api::{ApiMethod, ApiPagination, ApiWatermark, ChangeDetection};
 use crate::source::kafka::StartOffset;
 
@@ -364,6 +365,8 @@ pub struct FileSource {
     pub key_columns: Vec<String>,
     /// CSV fields that stand for null.
     pub null_values: Vec<String>,
+    /// Types of CSV columns that are no text.
+    pub types: BTreeMap<String, ColumnType>,
     /// Rows a second at most.
     pub rows_per_second_max: Option<u32>,
     /// Whether to wait for more at the end of the file.

@@ -57,6 +57,10 @@ pub(crate) fn file_source() -> Value {
             "has(self.topic) || !(has(self.format) ? self.format == 'csv' : self.path.endsWith('.csv'))",
             "a csv file needs topic and keyColumns: its lines carry neither",
         ),
+        (
+            "!has(self.types) || (has(self.format) ? self.format == 'csv' : self.path.endsWith('.csv'))",
+            "types is for csv: the values of ndjson have types of their own",
+        ),
     ])
 }
 

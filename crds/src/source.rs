@@ -1,5 +1,7 @@
 //! `Source`: where messages come from. A source is of exactly one kind.
 
+use std::collections::BTreeMap;
+
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -143,7 +145,8 @@ pub struct FileSourceSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = TOPIC_PATTERN), length(max = 63))]
     pub topic: Option<String>,
-    /// Columns (csv) or top-level fields (ndjson) whose values, joined by `|`, are the key.
+    /// Columns (csv) or top-level fields (ndjson) whose values, joined by `|`, are the key. With several of them, a `|` or
+    /// `\` within a value has a `\` before it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 16),
@@ -155,6 +158,10 @@ pub struct FileSourceSpec {
     #[serde(default = "default_null_values")]
     #[schemars(length(max = 16), inner(length(max = 256)), extend("x-kubernetes-list-type" = "atomic"))]
     pub null_values: Vec<String>,
+    /// Types of columns (csv) by their names; a column that is not named is text, whatever it looks like.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 256))]
+    pub types: BTreeMap<String, ColumnType>,
     /// Rows a second at most, at least 1; as fast as they can be stored where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10000000))]
@@ -166,6 +173,22 @@ pub struct FileSourceSpec {
 
 fn default_null_values() -> Vec<String> {
     vec![defaults::FILE_SOURCE_NULL_VALUE.to_owned()]
+}
+
+/// What the fields of a CSV column are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ColumnType {
+    /// Text as it stands there.
+    Text,
+    /// Whole numbers of 64 bits.
+    Integer,
+    /// Numbers with a fraction.
+    Real,
+    /// `true` and `false`.
+    Boolean,
+    /// JSON documents.
+    Json,
 }
 
 /// How lines of a file are read.

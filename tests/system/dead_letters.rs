@@ -91,7 +91,7 @@ async fn assert_shown(site: &WorkerSite) {
     let exported = entries(site, "export --source rows").await;
     let bodies: Vec<&Value> = exported.iter().map(|entry| &entry["body"]).collect();
     assert_eq!(bodies, [&json!("nonsense\n"), &json!("{\"no\":\"id\"}\n")]);
-    assert!(exported[0]["position"].as_str().expect("a place").ends_with("rows.ndjson: byte 9"));
+    assert!(exported[0]["position"].as_str().expect("a place").ends_with("rows.ndjson: line 2"));
 
     let table = dlq(site, "list --sink hook --given-up").await.stdout;
     let words: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().skip(1).collect()).collect();

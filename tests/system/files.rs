@@ -75,13 +75,73 @@ async fn csv_with_quotes_numbers_nulls_and_a_key_of_two_columns() {
     site.write("in.csv", "id,day,text,amount\n1,5,\"a, \"\"b\"\"\nc\",1.50\n2,5,NA,007\r\n3,6,,-1e3\n");
     let (rows, complaints) = once(&site).await;
     expect![[r#"
-        "5|1" {"id":1,"day":5,"text":"a, \"b\"\nc","amount":1.50}
-        "5|2" {"id":2,"day":5,"text":null,"amount":"007"}
-        "6|3" {"id":3,"day":6,"text":null,"amount":-1e3}
+        "5|1" {"id":"1","day":"5","text":"a, \"b\"\nc","amount":"1.50"}
+        "5|2" {"id":"2","day":"5","text":null,"amount":"007"}
+        "6|3" {"id":"3","day":"6","text":null,"amount":"-1e3"}
     "#]]
     .assert_eq(&(rows + &complaints));
     // A second run prints nothing.
     assert_eq!(once(&site).await, (String::new(), String::new()));
+}
+
+#[tokio::test]
+async fn csv_fields_are_text_unless_their_column_has_a_type() {
+    let site = WorkerSite::with(&manifest(
+        "path: in.csv, topic: orders, keyColumns: [iccid], types: {count: integer, price: real, paid: boolean, more: json}",
+    ));
+    site.write(
+        "in.csv",
+        "iccid,zip,sku,count,price,paid,more\n89014103211118510720,01569,1e3,007,5,TRUE,\"{\"\"a\"\": [1]}\"\n\
+         89014103211118510721,94107,12E4,,1.50,false,\n\n89014103211118510722,1,2,many,5,true,1\n\
+         89014103211118510723,1,2,3,1e400,true,1\n",
+    );
+    let (rows, complaints) = once(&site).await;
+    expect![[r#"
+        "89014103211118510720" {"iccid":"89014103211118510720","zip":"01569","sku":"1e3","count":7,"price":5.0,"paid":true,"more":{"a": [1]}}
+        "89014103211118510721" {"iccid":"89014103211118510721","zip":"94107","sku":"12E4","count":null,"price":1.50,"paid":false,"more":null}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: line 5","reason":"column \"count\": got \"many\", allowed is a whole number of 64 bits; give the column another type, or name the value in nullValues","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: line 6","reason":"column \"price\": got \"1e400\", allowed is a number; give the column another type, or name the value in nullValues","source":"input"}
+    "#]].assert_eq(&(rows + &complaints));
+}
+
+#[tokio::test]
+async fn keys_of_several_columns_do_not_run_into_each_other() {
+    for (name, lines) in [
+        ("in.csv", "a,b,n\na|b,c,1\na,b|c,2\na\\,b,3\na,\\b,4\n"),
+        (
+            "in.ndjson",
+            r#"{"a":"a|b","b":"c"}
+{"a":"a","b":"b|c"}
+{"a":"a\\","b":"b"}
+{"a":"a","b":"\\b"}"#,
+        ),
+    ] {
+        let site = WorkerSite::with(&manifest(&format!("path: {name}, topic: orders, keyColumns: [a, b]")));
+        site.write(name, lines);
+        let (rows, complaints) = once(&site).await;
+        let keys: Vec<&str> = rows.lines().filter_map(|row| row.split(' ').next()).collect();
+        let expected = [r#""a\\\\|b""#, r#""a\\|b|c""#, r#""a|\\\\b""#, r#""a|b\\|c""#];
+        assert_eq!((keys.as_slice(), complaints.as_str()), (&expected[..], ""), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn texts_that_are_no_document_a_line_say_what_to_do() {
+    let site = WorkerSite::with(&manifest("path: in.ndjson, topic: orders, keyColumns: [id]"));
+    site.write(
+        "in.ndjson",
+        b"\xef\xbb\xbf{\"id\":\"a byte order mark\"}\n{\n  \"id\": 1,\n[{\"id\":1},{\"id\":2}]\n\x1f\x8b\x08\n{\"id\":\"cut\\ud83d\"}\n"
+            .as_slice(),
+    );
+    let (rows, complaints) = once(&site).await;
+    expect![[r#"
+        "a byte order mark" {"id":"a byte order mark"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.ndjson: line 2","reason":"a part of a JSON document; write each document on one line (jq -c . does, and jq -c '.[]' for an array)","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.ndjson: line 3","reason":"a part of a JSON document; write each document on one line (jq -c . does, and jq -c '.[]' for an array)","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.ndjson: line 4","reason":"an array, so it has no field \"id\" for the key; write each document on one line (jq -c . does, and jq -c '.[]' for an array)","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.ndjson: line 5","reason":"packed by gzip; send it unpacked","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.ndjson: line 6","reason":"\\ud83d at byte 10 has no other half, so it is no Unicode; send the whole character, or leave it out","source":"input"}
+    "#]].assert_eq(&(rows + &complaints));
 }
 
 #[tokio::test]
@@ -93,13 +153,13 @@ async fn bad_rows_of_csv_are_refused_and_the_others_go_on() {
     );
     let (rows, complaints) = once(&site).await;
     expect![[r#"
-        "1" {"id":1,"name":"Ada"}
-        "5" {"id":5,"name":"Barbara"}
-        "6" {"id":6,"name":"last"}
-        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: byte 14","reason":"1 fields, and the header has 2","source":"input"}
-        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: byte 16","reason":"3 fields, and the header has 2","source":"input"}
-        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: byte 29","reason":"field \"id\" is needed for the key, and it is missing or null","source":"input"}
-        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: byte 37","reason":"no UTF-8 (first bad byte at 0)","source":"input"}
+        "1" {"id":"1","name":"Ada"}
+        "5" {"id":"5","name":"Barbara"}
+        "6" {"id":"6","name":"last"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: line 3","reason":"1 fields, and the header has 2","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: line 4","reason":"3 fields, and the header has 2","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: line 5","reason":"field \"id\" is needed for the key, and it is missing or null","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: line 6","reason":"no UTF-8 (first bad byte at 0)","source":"input"}
     "#]].assert_eq(&(rows + &complaints));
 }
 
@@ -126,8 +186,8 @@ async fn a_stray_quote_costs_its_row_and_no_other() {
     assert_eq!(status["sources"]["input"]["accepted"], ROWS + 2, "{status}");
     let complaints = complaints(&worker.stop().await.stderr);
     let (first, last) = complaints.trim_end().split_once('\n').expect("two refusals");
-    expect![[r#"{"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: byte 8","reason":"the row has no end within 8396800 bytes; see whether it opens a quote and does not close it","source":"input"}"#]].assert_eq(first);
-    expect![[r#"{"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: byte 9061913","reason":"the row opens a quote and does not close it","source":"input"}"#]].assert_eq(last);
+    expect![[r#"{"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: line 2","reason":"the row has no end within 8396800 bytes; see whether it opens a quote and does not close it","source":"input"}"#]].assert_eq(first);
+    expect![[r#"{"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: line 9004","reason":"the row opens a quote and does not close it","source":"input"}"#]].assert_eq(last);
 }
 
 #[tokio::test]
@@ -143,10 +203,10 @@ async fn ndjson_with_a_topic_and_a_key_of_its_fields() {
         "1" {"id":1,"n":1}
         "a" {"id":"a","n":2}
         "b" {"id":"b"}
-        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: byte 33","reason":"field \"id\" is needed for the key, and it is missing or null","source":"input"}
-        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: byte 41","reason":"no object, so it has no field \"id\" for the key","source":"input"}
-        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: byte 45","reason":"no JSON: expected ident at line 1 column 2","source":"input"}
-        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: byte 54","reason":"no UTF-8 (first bad byte at 7)","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: line 4","reason":"field \"id\" is needed for the key, and it is missing or null","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: line 5","reason":"an array, so it has no field \"id\" for the key; write each document on one line (jq -c . does, and jq -c '.[]' for an array)","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: line 6","reason":"no JSON: expected ident at line 1 column 2","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.csv: line 7","reason":"no UTF-8 (first bad byte at 7)","source":"input"}
     "#]].assert_eq(&(rows + &complaints));
 }
 
@@ -166,8 +226,8 @@ async fn ndjson_whose_lines_name_their_topic() {
     let (rows, complaints) = once(&site).await;
     expect![[r#"
         "b" {"n":2}
-        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.ndjson: byte 98","reason":"topic \"all_orders\" is the name of a join; send to another topic","source":"input"}
-        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.ndjson: byte 143","reason":"timestamp 1700000000000 is no time in seconds since 1970; milliseconds must be divided by 1000","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.ndjson: line 3","reason":"topic \"all_orders\" is the name of a join; send to another topic","source":"input"}
+        {"level":"WARN","message":"refused a row; it is in the dead-letter queue","position":"in.ndjson: line 4","reason":"timestamp 1700000000000 is no time in seconds since 1970; milliseconds must be divided by 1000","source":"input"}
     "#]].assert_eq(&(rows + &complaints));
 }
 
@@ -179,6 +239,9 @@ async fn a_source_that_can_not_be_read_keeps_the_worker_from_starting() {
         ("path: ., format: csv, topic: orders, keyColumns: [id]", ""),
         ("path: in.csv, topic: orders, keyColumns: [order_id]", "id,name\n1,Ada\n"),
         ("path: in.csv, topic: orders, keyColumns: [id]", ""),
+        ("path: in.csv, topic: orders, keyColumns: [id]", "id,name,id\n1,Ada,2\n"),
+        ("path: in.csv, topic: orders, keyColumns: [id]", "id,name,\n1,Ada,2\n"),
+        ("path: in.csv, topic: orders, keyColumns: [id], types: {amount: real}", "id,name\n1,Ada\n"),
         ("path: in.csv, topic: orders, keyColumns: [id]", "\u{feff}id,name\n1,Ada\n"),
     ] {
         let site = WorkerSite::with(&manifest(file));
@@ -197,7 +260,10 @@ async fn a_source_that_can_not_be_read_keeps_the_worker_from_starting() {
         Some(1) error: source input: .: is a folder; file.path must name a file
         Some(1) error: source input: in.csv: no column "order_id" for the key; its columns are id, name
         Some(1) error: source input: in.csv: the file is empty, and its first line must name the columns
-        Some(0) "1" {"id":1,"name":"Ada"}
+        Some(1) error: source input: in.csv: line 1 names columns 1 and 3 both "id"; rename one
+        Some(1) error: source input: in.csv: line 1 gives column 3 no name; name it, or take it out
+        Some(1) error: source input: in.csv: no column "amount" for types; its columns are id, name
+        Some(0) "1" {"id":"1","name":"Ada"}
 
     "#]].assert_eq(&said);
 }
@@ -233,7 +299,7 @@ async fn a_file_that_is_followed_goes_on_where_it_grows() {
     let lines = worker.wait_for_stdout(3).await;
     assert_eq!(
         Event::read(&lines[2]).rows[0]["payload"],
-        r#"{"id":3,"name":"Barbara"}"#,
+        r#"{"id":"3","name":"Barbara"}"#,
         "half a row is no row"
     );
     worker.kill().await;
@@ -309,7 +375,8 @@ async fn a_killed_worker_goes_on_in_the_file_where_its_data_stops() {
     const ROWS: u64 = 100_000;
     for seed in seeds(2, 20) {
         let mut chance = chance(seed);
-        let site = WorkerSite::with(&manifest("path: in.csv, topic: orders, keyColumns: [id]"));
+        let with_type = r#"path: in.csv, topic: orders, keyColumns: [id], types: {"n": integer}"#;
+        let site = WorkerSite::with(&manifest(with_type));
         site.write("in.csv", history(ROWS));
         let mut killed_amid = false;
         for _ in 0..chance.random_range(1..=3) {
@@ -350,8 +417,8 @@ async fn another_file_of_the_same_name_is_read_from_its_start() {
     site.write("in.csv", "id,n\n1,1\n2,2\n3,3\n");
     assert_eq!(once(&site).await.0.lines().count(), 3);
     site.write("in.csv", "id,n\n4,4\n");
-    assert_eq!(once(&site).await.0, "\"4\" {\"id\":4,\"n\":4}\n");
+    assert_eq!(once(&site).await.0, "\"4\" {\"id\":\"4\",\"n\":\"4\"}\n");
     // The file is shorter now, with the same beginning.
     site.write("in.csv", "id,n\n1,1\n5,5\n");
-    assert_eq!(once(&site).await.0, "\"5\" {\"id\":5,\"n\":5}\n");
+    assert_eq!(once(&site).await.0, "\"5\" {\"id\":\"5\",\"n\":\"5\"}\n");
 }

@@ -110,7 +110,7 @@ async fn the_flights_are_joined_with_all_that_they_refer_to() {
         json!({
             "flight": "2013|1|1|UA|1545|EWR", "airline": "United Air Lines Inc.",
             "destination": "George Bush Intercontinental", "delay_minutes": 2, "plane": "BOEING 737-824",
-            "wind_mph": 13.0, "visibility_miles": 10
+            "wind_mph": 13.0, "visibility_miles": 10.0
         })
     );
 }

@@ -69,6 +69,7 @@ async fn bad_messages_are_refused_one_by_one() {
         ("deep in a string", JSON, message("orders", "x", json!(deep)).to_string().into()),
         ("no UTF-8", JSON, b"{\"topic\":\"orders\",\"key\":\"\xff\",\"payload\":1}".to_vec()),
         ("no UTF-8 amid lines", LINES, b"{\"topic\":\"orders\",\"key\":\"\xff\",\"payload\":1}\n{\"topic\":\"orders\",\"key\":\"g\",\"payload\":1}".to_vec()),
+        ("gzip", JSON, b"\x1f\x8b\x08\0\0\0\0\0".to_vec()),
         ("half a surrogate", JSON, br#"{"topic":"orders","key":"\ud800","payload":1}"#.to_vec()),
         ("unknown topic", JSON, message("order", "x", json!(1)).to_string().into()),
         ("milliseconds", JSON, br#"{"topic":"orders","key":"x","payload":1,"timestamp":1700000000000}"#.to_vec()),
@@ -98,7 +99,8 @@ async fn bad_messages_are_refused_one_by_one() {
         deep in a string: 400 {"accepted":0,"error":"payload is nested 200 levels deep; at most 128 are allowed","refused":[{"error":"payload is nested 200 levels deep; at most 128 are allowed","item":0}]}
         no UTF-8: 400 {"accepted":0,"error":"the body is no UTF-8 (first bad byte at 25)"}
         no UTF-8 amid lines: 400 {"accepted":1,"epoch":"E","error":"1 of 2 messages were refused; line 1: no UTF-8 (first bad byte at 25)","refused":[{"error":"no UTF-8 (first bad byte at 25)","item":0,"line":1}]}
-        half a surrogate: 400 {"accepted":0,"error":"unexpected end of hex escape at line 1 column 32","refused":[{"error":"unexpected end of hex escape at line 1 column 32","item":0}]}
+        gzip: 400 {"accepted":0,"error":"the body is packed by gzip; send it unpacked"}
+        half a surrogate: 400 {"accepted":0,"error":"\\ud800 at byte 25 has no other half, so it is no Unicode; send the whole character, or leave it out","refused":[{"error":"\\ud800 at byte 25 has no other half, so it is no Unicode; send the whole character, or leave it out","item":0}]}
         unknown topic: 400 {"accepted":0,"error":"this source takes no topic \"order\"; it takes orders","refused":[{"error":"this source takes no topic \"order\"; it takes orders","item":0}]}
         milliseconds: 400 {"accepted":0,"error":"timestamp 1700000000000 is no time in seconds since 1970; milliseconds must be divided by 1000","refused":[{"error":"timestamp 1700000000000 is no time in seconds since 1970; milliseconds must be divided by 1000","item":0}]}
         one of two in an array: 400 {"accepted":1,"epoch":"E","error":"1 of 2 messages were refused; item 1: this source takes no topic \"nope\"; it takes orders","refused":[{"error":"this source takes no topic \"nope\"; it takes orders","item":1}]}
@@ -106,7 +108,7 @@ async fn bad_messages_are_refused_one_by_one() {
     let stored = ["a", "c", "d", "e", "g", "h", "last"].map(|key| format!("\"{key}\""));
     assert_eq!(keys(&worker).await, stored);
     let status = worker.status().await;
-    assert_eq!(status["sources"]["ingest"]["refused"], 22, "{status}");
+    assert_eq!(status["sources"]["ingest"]["refused"], 23, "{status}");
 }
 
 #[tokio::test]
@@ -167,6 +169,20 @@ async fn a_source_that_takes_any_topic_takes_a_hundred() {
         "ORDERS": 200 {"accepted":1,"epoch":"E"}
         "T5": 200 {"accepted":1,"epoch":"E"}
     "#]].assert_eq(&said);
+}
+
+#[tokio::test]
+async fn a_body_that_says_that_it_is_packed_is_told_to_come_unpacked() {
+    let site = WorkerSite::with(MANIFEST);
+    let worker = site.start().await;
+    let url = worker.url("source ingest", "/ingest");
+    let body = message("orders", "x", json!(1)).to_string();
+    let request = client().post(&url).header("Content-Encoding", "gzip").body(body);
+    let response = request.send().await.expect("an answer");
+    assert_eq!(response.status(), 415);
+    expect![[r#"{"error":"the body has Content-Encoding \"gzip\"; send it unpacked, without that header"}"#]]
+        .assert_eq(&response.text().await.expect("a body"));
+    assert_eq!(keys(&worker).await, ["\"last\""]);
 }
 
 #[tokio::test]

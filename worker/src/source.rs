@@ -2,6 +2,7 @@
 //! to [`crate::storage::ingest::Ingest`]; one bad message never stops it.
 
 pub(crate) mod api;
+pub(crate) mod encoding;
 pub(crate) mod file;
 pub(crate) mod http;
 #[cfg(feature = "kafka")]

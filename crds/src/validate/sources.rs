@@ -161,6 +161,10 @@ fn file_source(file: &FileSourceSpec, scope: &mut Scope<'_>) -> Option<FileSourc
         }
         _ => {}
     }
+    if format == Some(FileFormat::Ndjson) && !file.types.is_empty() {
+        let message = "types is for csv; the values of ndjson have the types that they are written with";
+        scope.error("file.types", Reason::Conflict, message);
+    }
     for (index, column) in file.key_columns.iter().enumerate() {
         if file.key_columns[..index].contains(column) {
             let message = format!("got column {column:?} twice; remove one");
@@ -184,6 +188,7 @@ fn file_source(file: &FileSourceSpec, scope: &mut Scope<'_>) -> Option<FileSourc
         topic: file.topic.clone(),
         key_columns: file.key_columns.clone(),
         null_values: file.null_values.clone(),
+        types: file.types.clone(),
         rows_per_second_max: file.rate,
         follow: file.follow,
     })

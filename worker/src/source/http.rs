@@ -4,6 +4,7 @@
 //! |---|---|
 //! | 200 `{"accepted": N, "epoch": E}` | all stored; they are seen in epoch E |
 //! | 400, with `refused` item by item | some can't be taken; the others are stored |
+//! | 415 | a browser sends it from another site, or it is packed (`Content-Encoding`) |
 //! | 413 | the body is larger than `maxBodyBytes` |
 //! | 429 | too much is on its way to the shards |
 //! | 503 | it is stored, and not known to be in the replica yet (with `ack: replicated`) |
@@ -77,6 +78,11 @@ async fn ingest(State(state): State<Arc<HttpState>>, headers: HeaderMap, mut bod
     // A page on some other site may make a browser send this without asking; only scripts on our own may.
     if headers.contains_key(header::ORIGIN) && !is_json(&headers) {
         let message = "a browser must send Content-Type: application/json or application/x-ndjson";
+        return answer(StatusCode::UNSUPPORTED_MEDIA_TYPE, json!({"error": message}));
+    }
+    let packed = headers.get(header::CONTENT_ENCODING).filter(|how| how.as_bytes() != b"identity");
+    if let Some(how) = packed {
+        let message = format!("the body has Content-Encoding {how:?}; send it unpacked, without that header");
         return answer(StatusCode::UNSUPPORTED_MEDIA_TYPE, json!({"error": message}));
     }
     let limit = state.spec.body_bytes_max;

@@ -71,12 +71,22 @@ impl<'a> PayloadDiff<'a> {
 }
 
 /// Top-level fields of an object with the text of their values, in their order.
-struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+pub(crate) struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
 impl<'a> Fields<'a> {
     /// The value of a field, the first one if there are several: that is SQLite's choice too.
-    fn first(&self, field: &str) -> Option<&'a str> {
+    pub(crate) fn first(&self, field: &str) -> Option<&'a str> {
         self.0.iter().find(|(name, _)| name == field).map(|(_, value)| value.get())
+    }
+
+    /// Sorts the fields by their names; fields of one name stay in their order.
+    pub(crate) fn sort(&mut self) {
+        self.0.sort_by(|(one, _), (other, _)| one.cmp(other));
+    }
+
+    /// Names and values.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&str, &'a str)> {
+        self.0.iter().map(|(name, value)| (&**name, value.get()))
     }
 
     fn by_name(&self) -> FieldsByName<'_> {
@@ -109,7 +119,7 @@ impl FieldsByName<'_> {
 }
 
 /// The fields of an object; `None` for anything else.
-fn fields(json: &str) -> Option<Fields<'_>> {
+pub(crate) fn fields(json: &str) -> Option<Fields<'_>> {
     let mut deserializer = serde_json::Deserializer::from_str(json);
     deserializer.deserialize_any(Object).ok().flatten()
 }

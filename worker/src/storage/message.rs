@@ -39,6 +39,10 @@ pub(crate) enum MessageError {
     LargePayload { got: usize },
     #[error("payload is nested {got} levels deep; at most {PAYLOAD_DEPTH_MAX} are allowed")]
     DeepPayload { got: usize },
+    #[error(
+        "{escape} at byte {at} has no other half, so it is no Unicode; send the whole character, or leave it out"
+    )]
+    LoneSurrogate { escape: String, at: usize },
     #[error("payload is a string that holds no JSON ({detail}); send the JSON itself, or a string of it")]
     BadPayload { detail: String },
     #[error("timestamp {got} is no time in seconds since 1970; milliseconds must be divided by 1000")]
@@ -70,30 +74,33 @@ pub(crate) fn check_timestamp(timestamp: Option<i64>) -> Result<(), MessageError
     }
 }
 
-/// Checks the size and depth of a payload that is known to be JSON.
+/// Checks the size and depth of a payload that is known to be JSON, and that its text is Unicode.
 pub(crate) fn check_payload(json: &str) -> Result<(), MessageError> {
     if json.len() > PAYLOAD_BYTES_MAX {
         return Err(MessageError::LargePayload { got: json.len() });
     }
-    let got = depth(json);
+    let got = depth(json)?;
     if got > PAYLOAD_DEPTH_MAX { Err(MessageError::DeepPayload { got }) } else { Ok(()) }
 }
 
-/// Counts the levels of arrays and objects in JSON text.
-fn depth(json: &str) -> usize {
-    let (mut depth, mut deepest) = (0_usize, 0);
-    let mut bytes = json.bytes();
-    while let Some(byte) = bytes.next() {
+/// Counts the levels of arrays and objects in JSON text. The error is an escape in a string that is half a character.
+pub(crate) fn depth(json: &str) -> Result<usize, MessageError> {
+    let bytes = json.as_bytes();
+    let (mut depth, mut deepest, mut at) = (0_usize, 0, 0);
+    while let Some(byte) = bytes.get(at) {
+        at += 1;
         match byte {
-            b'"' => loop {
-                match bytes.next() {
-                    Some(b'\\') => {
-                        bytes.next();
+            b'"' => {
+                while let Some(byte) = bytes.get(at) {
+                    at += match byte {
+                        b'\\' => escape_bytes(json, at)?,
+                        _ => 1,
+                    };
+                    if *byte == b'"' {
+                        break;
                     }
-                    Some(b'"') | None => break,
-                    Some(_) => {}
                 }
-            },
+            }
             b'{' | b'[' => {
                 depth += 1;
                 deepest = deepest.max(depth);
@@ -102,7 +109,20 @@ fn depth(json: &str) -> usize {
             _ => {}
         }
     }
-    deepest
+    Ok(deepest)
+}
+
+/// Bytes of the escape at `at`, with those of its other half.
+fn escape_bytes(json: &str, at: usize) -> Result<usize, MessageError> {
+    let unit = |at: usize| {
+        let digits = json.get(at..at + 6)?.strip_prefix("\\u")?;
+        u16::from_str_radix(digits, 16).ok()
+    };
+    match unit(at) {
+        Some(0xd800..=0xdbff) if matches!(unit(at + 6), Some(0xdc00..=0xdfff)) => Ok(12),
+        Some(0xd800..=0xdfff) => Err(MessageError::LoneSurrogate { escape: json[at..at + 6].to_owned(), at }),
+        _ => Ok(2),
+    }
 }
 
 #[cfg(test)]
@@ -114,7 +134,24 @@ mod tests {
         let cases =
             [("1", 0), ("{}", 1), (r#"{"a":[1,{"b":2}]}"#, 3), (r#"{"a":"[[[\"[["}"#, 1), ("[[],[]]", 2)];
         for (json, expected) in cases {
-            assert_eq!(depth(json), expected, "{json}");
+            assert_eq!(depth(json), Ok(expected), "{json}");
+        }
+    }
+
+    #[test]
+    fn half_a_character_is_no_text() {
+        for json in [r#""\ud83d\ude00""#, r#""\\ud83d""#, r#"{"\u00e4":"\uD83D\uDE00 \u"}"#, r#""\"\u0041""#]
+        {
+            assert_eq!(check_payload(json), Ok(()), "{json}");
+        }
+        for (json, escape, at) in [
+            (r#"{"v":"cut\ud83d"}"#, r"\ud83d", 9),
+            (r#"["\uDE00\uD83D"]"#, r"\uDE00", 2),
+            (r#""\ud83d\ud83d\ude00""#, r"\ud83d", 1),
+            (r#"{"\ud83d":1}"#, r"\ud83d", 2),
+        ] {
+            let lone = MessageError::LoneSurrogate { escape: escape.to_owned(), at };
+            assert_eq!(check_payload(json), Err(lone), "{json}");
         }
     }
 

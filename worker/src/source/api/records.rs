@@ -1,10 +1,13 @@
 //! Records in the answer of an API, and their keys, by paths in gjson syntax. Pure.
 
+use std::fmt::Write as _;
+
 use gjson::Kind;
 use serde::de::IgnoredAny;
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::paths::spelled;
+use crate::storage::change::fields;
 use crate::storage::message::{MessageError, check_key, check_payload};
 
 /// The modifier at the end of a path of records that takes the values of an object for them; the library has none.
@@ -104,6 +107,7 @@ pub(super) fn records(body: &str, path: Option<&str>, null: Null) -> Result<Vec<
 
 /// Reads one record. With `sorts_fields` it is written anew, so that it is the same whatever the order of its fields.
 pub(super) fn record(text: &str, key_path: &str, sorts_fields: bool) -> Result<ApiRecord, ApiRecordError> {
+    check_payload(text)?;
     let spelled = spelled(key_path);
     let found = gjson::get(text, &spelled);
     let path = || key_path.to_owned();
@@ -116,12 +120,34 @@ pub(super) fn record(text: &str, key_path: &str, sorts_fields: bool) -> Result<A
         Kind::Object => return Err(ApiRecordError::NoScalar { path: path(), kind: "an object" }),
     };
     check_key(&key)?;
-    check_payload(text)?;
-    let payload = match sorts_fields {
-        true => serde_json::from_str::<Value>(text)?.to_string(),
-        false => text.to_owned(),
-    };
+    let payload = if sorts_fields { sorted(text)? } else { text.to_owned() };
     Ok(ApiRecord { key: key.into_boxed_str(), payload: payload.into_boxed_str() })
+}
+
+/// JSON with the fields of its objects in the order of their names. Numbers stay as they are written: one of 20 digits would
+/// become another one.
+fn sorted(json: &str) -> serde_json::Result<String> {
+    let mut text = String::with_capacity(json.len());
+    if let Some(mut fields) = fields(json) {
+        fields.sort();
+        for (name, value) in fields.all() {
+            text.push(if text.is_empty() { '{' } else { ',' });
+            let _ = write!(text, "{}:{}", serde_json::to_string(name)?, sorted(value)?);
+        }
+        text.push_str(if text.is_empty() { "{}" } else { "}" });
+    } else if json.starts_with('[') {
+        for value in serde_json::from_str::<Vec<&RawValue>>(json)? {
+            text.push(if text.is_empty() { '[' } else { ',' });
+            text.push_str(&sorted(value.get())?);
+        }
+        text.push_str(if text.is_empty() { "[]" } else { "]" });
+    } else if json.starts_with('"') {
+        // The same text may be escaped otherwise the next time.
+        text = serde_json::to_string(&serde_json::from_str::<String>(json)?)?;
+    } else {
+        text.push_str(json);
+    }
+    Ok(text)
 }
 
 /// Says where something was found.

@@ -46,6 +46,23 @@ impl<R: Read> Lookback<R> {
         self.has_ended && next == self.end() && is_open(self.row_text())
     }
 
+    /// Whether the row, which reaches to `next`, has the end of the input for its end.
+    pub(super) fn ends_cut(&self, next: u64) -> bool {
+        next == self.end() && !self.row_text().ends_with(b"\n") && !self.row_text().ends_with(b"\r")
+    }
+
+    /// Lines that end from the row's beginning up to `next`.
+    pub(super) fn lines_to(&self, next: u64) -> u64 {
+        let text = &self.row_text()[..self.index(next) - self.index(self.row)];
+        text.iter().filter(|byte| **byte == b'\n').count() as u64
+    }
+
+    /// Ends of lines before the row, which may be left of the row before.
+    pub(super) fn blank_lines(&self) -> u64 {
+        let blank = self.row_text().iter().take_while(|byte| matches!(**byte, b'\r' | b'\n'));
+        blank.filter(|byte| **byte == b'\n').count() as u64
+    }
+
     /// Goes back to the row, and behind its first line. Returns that line, or as much of it as may be in a row, and the
     /// offset behind it.
     pub(super) fn skip_line(&mut self) -> io::Result<(Vec<u8>, u64)> {

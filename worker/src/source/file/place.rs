@@ -1,8 +1,10 @@
 //! Which file it is, by how it begins, and from where to read it. Pure, but for reading that beginning.
 //!
 //! A stream is called `<source>:<digest>+<bytes>`, after the bytes of the file's beginning that the digest is of: a file that
-//! grows keeps them, however few they were. `#<generation>` follows for a file that was read from its start again.
+//! grows keeps them, however few they were. `#<generation>` follows for each file of a source but the first, so that the
+//! last one has the highest; a file that is read from its start again counts as another one.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::hash::Hasher;
@@ -21,11 +23,27 @@ impl Head {
     /// Reads it, wherever `file` is read at present.
     pub(super) fn of(file: &File) -> io::Result<Self> {
         let mut head = Vec::new();
-        let mut reader = io::BufReader::new(FromStart { file, at: 0 }.take(HEAD_BYTES_MAX));
+        let mut reader = io::BufReader::new(FileInput { file, at: 0 }.take(HEAD_BYTES_MAX));
         for _ in 0..HEAD_LINES {
             reader.read_until(b'\n', &mut head)?;
         }
         Ok(Self(head))
+    }
+
+    /// Whether the file can't get another beginning by growing.
+    pub(super) fn is_whole(&self) -> bool {
+        self.whole_lines().iter().filter(|byte| **byte == b'\n').count() == HEAD_LINES
+            || self.0.len() as u64 == HEAD_BYTES_MAX
+    }
+
+    /// Whether another file begins like this one.
+    pub(super) fn begins(&self, other: &Self) -> bool {
+        other.0.starts_with(self.whole_lines())
+    }
+
+    fn whole_lines(&self) -> &[u8] {
+        let end = self.0.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        &self.0[..end]
     }
 
     /// Whether this is a later look at a file whose stream has this name (without source and generation).
@@ -43,8 +61,8 @@ impl Head {
 
     /// The name of a stream that begins like this. A file that `grows` may go on with a line that has no end yet.
     fn name(&self, grows: bool) -> String {
-        let whole = self.0.iter().rposition(|byte| *byte == b'\n').map(|end| end + 1);
-        let bytes = whole.filter(|_| grows).unwrap_or(self.0.len());
+        let whole = self.whole_lines().len();
+        let bytes = if grows && whole > 0 { whole } else { self.0.len() };
         format!("{}+{bytes}", digest_of(&self.0[..bytes]))
     }
 }
@@ -55,35 +73,66 @@ fn digest_of(begin: &[u8]) -> String {
     format!("{:016x}", hasher.finish())
 }
 
-/// A file from its start, without moving where it is read.
-struct FromStart<'f> {
-    file: &'f File,
-    at: u64,
+/// A file from byte `at`, whatever else is read of it meanwhile.
+pub(super) struct FileInput<F> {
+    pub(super) file: F,
+    pub(super) at: u64,
 }
 
-impl Read for FromStart<'_> {
+impl<F: Borrow<File>> Read for FileInput<F> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = std::os::unix::fs::FileExt::read_at(self.file, buffer, self.at)?;
+        let read = std::os::unix::fs::FileExt::read_at(self.file.borrow(), buffer, self.at)?;
         self.at += read as u64;
         Ok(read)
     }
 }
 
 /// The files of a source that the shards know: its streams, each with the least offset over all shards.
-pub(super) struct KnownFiles<'s> {
-    pub(super) source: &'s str,
-    pub(super) stored: &'s HashMap<String, u64>,
+#[derive(Debug, Clone)]
+pub(super) struct KnownFiles {
+    source: String,
+    stored: HashMap<String, u64>,
 }
 
-impl KnownFiles<'_> {
+impl KnownFiles {
+    pub(super) fn new(source: &str, stored: HashMap<String, u64>) -> Self {
+        Self { source: source.to_owned(), stored }
+    }
+
+    pub(super) fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Adds a stream that all shards have up to a byte.
+    pub(super) fn note(&mut self, stream: &str, next: u64) {
+        self.stored.insert(stream.to_owned(), next);
+    }
+
     /// The newest generation of a file that begins like this, and how far all shards have it.
-    fn newest(&self, head: &Head) -> Option<(u32, u64)> {
-        let of_file = self.stored.iter().filter_map(|(stream, next)| {
-            let name = stream.strip_prefix(self.source)?.strip_prefix(':')?;
+    pub(super) fn newest(&self, head: &Head) -> Option<(u32, u64)> {
+        self.streams()
+            .filter(|(name, ..)| head.is_of(name))
+            .map(|(_, generation, next)| (generation, next))
+            .max()
+    }
+
+    /// The generation of the file that was read last. Earlier versions counted generations for each beginning.
+    pub(super) fn last_generation(&self) -> Option<u32> {
+        self.streams().map(|(_, generation, _)| generation).max()
+    }
+
+    /// How far the file of a generation was read.
+    pub(super) fn next_of(&self, generation: u32) -> u64 {
+        self.streams().filter(|(_, other, _)| *other == generation).map(|(.., next)| next).max().unwrap_or(0)
+    }
+
+    /// Name (without source and generation), generation and place of each stream.
+    fn streams(&self) -> impl Iterator<Item = (&str, u32, u64)> {
+        self.stored.iter().filter_map(|(stream, next)| {
+            let name = stream.strip_prefix(&self.source)?.strip_prefix(':')?;
             let (name, generation) = name.split_once('#').unwrap_or((name, "0"));
-            head.is_of(name).then_some((generation.parse().ok()?, *next))
-        });
-        of_file.max()
+            Some((name, generation.parse().ok()?, *next))
+        })
     }
 
     /// The byte from which to read a file of `length` bytes. `None` if it has become shorter than what was read of it:
@@ -92,13 +141,12 @@ impl KnownFiles<'_> {
         Some(self.newest(head).map_or(0, |(_, next)| next)).filter(|next| *next <= length)
     }
 
-    /// The stream of a file that is read from byte `start`. Read from its start again, it is the next generation: the shards
-    /// would drop what they think they have seen.
+    /// The stream of a file that is read from byte `start`. Another file than before, or one that is read from its start
+    /// again, is the next generation: the shards would drop what they think they have seen.
     pub(super) fn stream(&self, head: &Head, start: u64, grows: bool) -> String {
         let generation = match self.newest(head) {
             Some((generation, next)) if next == start => generation,
-            Some((generation, _)) => generation + 1,
-            None => 0,
+            _ => self.last_generation().map_or(0, |last| last + 1),
         };
         let stream = format!("{}:{}", self.source, head.name(grows));
         if generation == 0 { stream } else { format!("{stream}#{generation}") }
@@ -112,7 +160,7 @@ mod tests {
     /// Where a source that knows `stored` starts a file, and the stream of the file when it has become `grown`.
     fn opened(stored: &[(&str, u64)], file: &str, grown: &str) -> (Option<u64>, String) {
         let stored = stored.iter().map(|(stream, next)| ((*stream).to_owned(), *next)).collect();
-        let known = KnownFiles { source: "f", stored: &stored };
+        let known = KnownFiles::new("f", stored);
         let start = known.start(&Head(head(file)), file.len() as u64);
         (start, known.stream(&Head(head(grown)), start.unwrap_or(0), true))
     }
@@ -144,8 +192,7 @@ mod tests {
 
     #[test]
     fn a_line_that_had_no_end_may_be_another_one_by_now() {
-        let stored = HashMap::new();
-        let known = KnownFiles { source: "f", stored: &stored };
+        let known = KnownFiles::new("f", HashMap::new());
         let stream = known.stream(&Head(head("id\n4,4")), 0, false);
         assert_eq!(opened(&[(&stream, 6)], "id\n4,4", "id\n4,4").0, Some(6));
         assert_eq!(opened(&[(&stream, 6)], "id\n4,45\n", "id\n4,45\n").0, Some(0));

@@ -1,18 +1,22 @@
-//! Reading a file row by row, in a thread of its own: standard input can't be read without blocking, and a file
+//! Reading files row by row, in a thread of its own: standard input can't be read without blocking, and a file
 //! that is followed waits for more at its end.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use litejoin_crds::plan::{FileFormat, FileSource};
 use tokio::sync::{mpsc, watch};
 
+use super::columns::CsvColumns;
+use super::follow::{FOLLOW_INTERVAL, Follower, Successors};
 use super::lookback::Lookback;
-use super::rows::{RowError, csv_message, json_message};
-use crate::source::http::body;
+use super::place::FileInput;
+use super::rotation::FilePart;
+use super::rows::{RowError, is_part, json_message};
+use crate::source::encoding::EncodingError;
+use crate::source::http::body::{self, ItemError};
 use crate::storage::message::{Message, PAYLOAD_BYTES_MAX};
 use crate::storage::topics::Topics;
 
@@ -22,9 +26,6 @@ const BLOCK_BYTES_MAX: usize = 1 << 20;
 
 /// Longest line, or row of CSV, in bytes; a longer one is refused.
 const LINE_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + 8_192;
-
-/// How often a file that is followed is looked at.
-const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A row that was read, or why it can't be.
 #[derive(Debug)]
@@ -37,21 +38,25 @@ pub(crate) struct FileRow {
 /// A row that is no message.
 #[derive(Debug)]
 pub(crate) struct Rejected {
-    /// Offset of its first byte.
-    pub(crate) at: u64,
+    /// Number of its line, from 1.
+    pub(crate) line: u64,
     pub(crate) reason: String,
     pub(crate) body: Vec<u8>,
 }
 
 /// A message of the reading thread.
 pub(crate) enum FileBlock {
+    /// The rows that follow are of this file.
+    Begins(FilePart),
     Rows(Vec<FileRow>),
     /// The file can't be read any further.
     Failed(String),
 }
 
-/// The reading of one file: its spec, and where rows go.
+/// The reading of a source's files: its spec, and where rows go.
 pub(crate) struct RowReader {
+    /// Name of the source.
+    pub(crate) source: String,
     pub(crate) spec: FileSource,
     pub(crate) topics: Arc<Topics>,
     pub(crate) stopping: watch::Receiver<bool>,
@@ -59,28 +64,52 @@ pub(crate) struct RowReader {
 }
 
 impl RowReader {
-    /// Reads `path` from byte `start` to its end, or until the worker stops.
-    pub(crate) fn run(self, path: &Path, start: u64) {
-        let outlet = Outlet { rows: Vec::new(), bytes: 0, blocks: self.blocks.clone() };
-        let outcome = match self.spec.format {
-            FileFormat::Csv => self.read_csv(path, start, outlet),
-            FileFormat::Ndjson => self.read_lines(path, start, outlet),
-        };
-        if let Err(Stop::Failed(error)) = outcome {
+    /// Reads files to the end of the last one, which has the path of the source, or until the worker stops.
+    pub(crate) fn run(self, parts: Vec<FilePart>) {
+        let Some(own) = parts.last().map(|part| part.path.clone()) else { return };
+        if let Err(Stop::Failed(error)) = self.read_all(&own, parts) {
             // The other end is gone once the worker has stopped.
-            let _ = self.blocks.blocking_send(FileBlock::Failed(format!("{}: {error}", path.display())));
+            let _ = self.blocks.blocking_send(FileBlock::Failed(format!("{}: {error}", own.display())));
         }
     }
 
-    fn read_lines(&self, path: &Path, start: u64, outlet: Outlet) -> Result<(), Stop> {
-        let mut input = BufReader::with_capacity(256 << 10, self.open(path, start, outlet)?);
-        let mut at = start;
+    fn read_all(&self, own: &Path, mut parts: Vec<FilePart>) -> Result<(), Stop> {
+        if !self.spec.follow || parts.iter().any(|part| part.file.is_none()) {
+            return parts.pop().map_or(Ok(()), |part| self.read_part(&part, None));
+        }
+        let mut successors = Successors::new(&self.source, own, parts)?;
+        while let Some(part) = successors.next().filter(|_| !*self.stopping.borrow()) {
+            self.read_part(&part, Some(&mut successors))?;
+        }
+        Ok(())
+    }
+
+    /// Reads one file, which is followed as long as none of its successors has bytes.
+    fn read_part(&self, part: &FilePart, successors: Option<&mut Successors>) -> Result<(), Stop> {
+        self.blocks.blocking_send(FileBlock::Begins(part.clone())).map_err(|_| Stop::Unwanted)?;
+        let input = match &part.file {
+            Some(_) if successors.is_some() => Input::Followed(Box::new(Follower::new(&self.source, part)?)),
+            Some(file) => Input::Plain(Box::new(FileInput { file: Arc::clone(file), at: part.start })),
+            None => Input::Plain(Box::new(io::stdin())),
+        };
+        let outlet = Outlet { rows: Vec::new(), bytes: 0, blocks: &self.blocks, successors };
+        let tail = Tail { input, follow: self.spec.follow, stopping: self.stopping.clone(), outlet };
+        match self.spec.format {
+            FileFormat::Csv => self.read_csv(part, tail),
+            FileFormat::Ndjson => self.read_lines(part, tail),
+        }
+    }
+
+    fn read_lines(&self, part: &FilePart, tail: Tail<'_>) -> Result<(), Stop> {
+        let mut input = BufReader::with_capacity(256 << 10, tail);
+        let mut at = part.start;
+        let mut lines = LineCounter::new(part);
         let mut line = Vec::new();
         let topic = self.spec.topic.as_deref().map(|topic| self.topics.declare(topic));
         loop {
             line.clear();
             let read = input.by_ref().take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', &mut line)? as u64;
-            if read == 0 {
+            if read == 0 || (input.get_ref().is_cut() && !line.ends_with(b"\n")) {
                 return input.get_mut().outlet.flush();
             }
             let mut next = at + read;
@@ -91,6 +120,7 @@ impl RowReader {
                 let text = line.trim_ascii();
                 if text.is_empty() {
                     at = next;
+                    lines.passed += 1;
                     continue;
                 }
                 match topic {
@@ -99,28 +129,41 @@ impl RowReader {
                     None => self.ingest_message(text, at),
                 }
             };
-            let outcome = outcome.map_err(|reason| Rejected { at, reason, body: line.clone() });
+            let outcome =
+                outcome.map_err(|reason| Rejected { line: lines.number(), reason, body: line.clone() });
             input.get_mut().outlet.push(FileRow { outcome, next }, line.len())?;
             at = next;
+            lines.passed += 1;
         }
     }
 
     fn ingest_message(&self, text: &[u8], at: u64) -> Result<Message, String> {
-        let item = body::parse(text).map_err(|error| error.to_string())?;
+        let item = body::parse(text).map_err(|error| match error {
+            ItemError::Json(_) if is_part(&String::from_utf8_lossy(text)) => RowError::Part.to_string(),
+            error => error.to_string(),
+        })?;
         let topic = self.topics.find_or_add(item.topic()).map_err(|error| error.to_string())?;
         item.into_message(topic, at).map_err(|error| error.to_string())
     }
 
-    fn read_csv(&self, path: &Path, start: u64, outlet: Outlet) -> Result<(), Stop> {
-        let mut reader = csv_reader(Lookback::new(self.open(path, start, outlet)?, start, LINE_BYTES_MAX));
-        let header = if start == 0 {
-            let mut record = csv::StringRecord::new();
-            reader.read_record(&mut record)?;
-            record.iter().map(str::to_owned).collect()
-        } else {
-            csv_header(path)?
+    fn read_csv(&self, part: &FilePart, tail: Tail<'_>) -> Result<(), Stop> {
+        let start = part.start;
+        let mut reader = csv_reader(Lookback::new(tail, start, LINE_BYTES_MAX));
+        let mut lines = LineCounter::new(part);
+        let header: Vec<String> = match &part.file {
+            Some(file) if start > 0 => csv_header(file)?,
+            _ => {
+                let mut record = csv::StringRecord::new();
+                reader.read_record(&mut record)?;
+                let (input, end) = (reader.get_ref(), reader.position().byte());
+                if self.spec.follow && (record.is_empty() || input.input.is_cut() && input.ends_cut(end)) {
+                    return Ok(());
+                }
+                lines.passed += input.lines_to(end);
+                record.iter().map(str::to_owned).collect()
+            }
         };
-        let key_columns = key_columns(&header, &self.spec.key_columns).map_err(Stop::Failed)?;
+        let columns = CsvColumns::new(&header, &self.spec).map_err(Stop::Failed)?;
         let topic = self.topics.declare(self.spec.topic.as_deref().expect("a CSV file has a topic"));
         let mut record = csv::ByteRecord::new();
         // Where the reader began.
@@ -131,9 +174,12 @@ impl RowReader {
             let more = reader.read_byte_record(&mut record);
             let next = begin + reader.position().byte();
             let input = reader.get_mut();
+            let is_cut = input.input.is_cut() && input.ends_cut(next);
             let endless = match more {
-                Ok(false) => return input.input.outlet.flush(),
-                Ok(true) => {
+                Ok(more) if !more || is_cut => {
+                    return input.input.outlet.flush();
+                }
+                Ok(_) => {
                     input.ends_open(next).then(|| "the row opens a quote and does not close it".to_owned())
                 }
                 Err(_) if input.is_overlong() => Some(format!(
@@ -141,43 +187,75 @@ impl RowReader {
                 )),
                 Err(error) => return Err(error.into()),
             };
+            let blank_lines = input.blank_lines();
             if let Some(reason) = endless {
                 let mut input = reader.into_inner();
                 let (body, next) = input.skip_line()?;
                 let bytes = body.len();
-                let outcome = Err(Rejected { at, reason, body });
+                let outcome = Err(Rejected { line: lines.number() + blank_lines, reason, body });
                 input.input.outlet.push(FileRow { outcome, next }, bytes)?;
+                lines.passed += blank_lines + 1;
                 // The record has grown with the row, and would be copied as large for each that follows.
                 (reader, record, begin) = (csv_reader(input), csv::ByteRecord::new(), next);
                 continue;
             }
             let parsed = || -> Result<Message, String> {
-                if record.len() != header.len() {
-                    return Err(format!("{} fields, and the header has {}", record.len(), header.len()));
+                if record.len() != columns.count() {
+                    return Err(format!("{} fields, and the header has {}", record.len(), columns.count()));
                 }
-                let text = csv::StringRecord::from_byte_record(record.clone())
-                    .map_err(|error| RowError::Utf8 { at: error.utf8_error().valid_up_to() }.to_string())?;
-                csv_message(&header, text.iter(), &key_columns, &self.spec.null_values, topic, at)
-                    .map_err(|error| error.to_string())
+                let text = csv::StringRecord::from_byte_record(record.clone()).map_err(|error| {
+                    EncodingError::Utf8 { at: error.utf8_error().valid_up_to() }.to_string()
+                })?;
+                columns.message(&text, topic, at).map_err(|error| error.to_string())
             };
             let outcome = parsed().map_err(|reason| {
                 let body = record.iter().collect::<Vec<_>>().join(&b","[..]);
-                Rejected { at, reason, body }
+                Rejected { line: lines.number() + blank_lines, reason, body }
             });
+            lines.passed += input.lines_to(next);
             input.input.outlet.push(FileRow { outcome, next }, record.as_slice().len())?;
         }
     }
+}
 
-    fn open(&self, path: &Path, start: u64, outlet: Outlet) -> Result<Tail, Stop> {
-        let input: Box<dyn Read> = if path == Path::new("-") {
-            Box::new(std::io::stdin())
-        } else {
-            let mut file = File::open(path)?;
-            file.seek(SeekFrom::Start(start))?;
-            Box::new(file)
-        };
-        Ok(Tail { input, follow: self.spec.follow, stopping: self.stopping.clone(), outlet })
+/// Counts the lines of a file that is read from somewhere.
+struct LineCounter<'p> {
+    part: &'p FilePart,
+    /// Lines that were read.
+    passed: u64,
+    /// Lines before these, once they were asked for.
+    before: std::cell::OnceCell<u64>,
+}
+
+impl<'p> LineCounter<'p> {
+    fn new(part: &'p FilePart) -> Self {
+        Self { part, passed: 0, before: std::cell::OnceCell::new() }
     }
+
+    /// The number of the line that is read next, from 1.
+    fn number(&self) -> u64 {
+        let before = self.before.get_or_init(|| match &self.part.file {
+            Some(file) if self.part.start > 0 => {
+                count_lines(FileInput { file: &**file, at: 0 }.take(self.part.start))
+            }
+            _ => 0,
+        });
+        before + self.passed + 1
+    }
+}
+
+/// Counts the ends of lines, up to where the input can be read.
+fn count_lines(input: impl Read) -> u64 {
+    let mut input = BufReader::with_capacity(256 << 10, input);
+    let mut count = 0;
+    while let Ok(buffer) = input.fill_buf()
+        && !buffer.is_empty()
+    {
+        count += buffer.iter().filter(|byte| **byte == b'\n').count() as u64;
+        let read = buffer.len();
+        input.consume(read);
+    }
+    count
 }
 
 fn csv_reader<R: Read>(input: R) -> csv::Reader<R> {
@@ -186,26 +264,11 @@ fn csv_reader<R: Read>(input: R) -> csv::Reader<R> {
 }
 
 /// The columns of a CSV file, by its first line.
-pub(crate) fn csv_header(path: &Path) -> Result<Vec<String>, csv::Error> {
-    let mut reader = csv_reader(Lookback::new(File::open(path)?, 0, LINE_BYTES_MAX));
+pub(crate) fn csv_header(file: &File) -> Result<Vec<String>, csv::Error> {
+    let mut reader = csv_reader(Lookback::new(FileInput { file, at: 0 }, 0, LINE_BYTES_MAX));
     let mut record = csv::StringRecord::new();
     reader.read_record(&mut record)?;
     Ok(record.iter().map(str::to_owned).collect())
-}
-
-/// Indexes of the key columns; the error names the one that is missing.
-pub(crate) fn key_columns(header: &[String], wanted: &[String]) -> Result<Vec<usize>, String> {
-    if header.is_empty() {
-        return Err("the file is empty, and its first line must name the columns".to_owned());
-    }
-    wanted
-        .iter()
-        .map(|name| {
-            header.iter().position(|column| column == name).ok_or_else(|| {
-                format!("no column {name:?} for the key; its columns are {}", header.join(", "))
-            })
-        })
-        .collect()
 }
 
 /// Skips the rest of a line and returns how many bytes it had.
@@ -246,13 +309,15 @@ impl From<csv::Error> for Stop {
 }
 
 /// Gathers rows into blocks.
-struct Outlet {
+struct Outlet<'s> {
     rows: Vec<FileRow>,
     bytes: usize,
-    blocks: mpsc::Sender<FileBlock>,
+    blocks: &'s mpsc::Sender<FileBlock>,
+    /// The files that are read after this one, of a source that follows its file.
+    successors: Option<&'s mut Successors>,
 }
 
-impl Outlet {
+impl Outlet<'_> {
     fn push(&mut self, row: FileRow, bytes: usize) -> Result<(), Stop> {
         self.rows.push(row);
         self.bytes += bytes;
@@ -265,26 +330,57 @@ impl Outlet {
         if rows.is_empty() {
             return Ok(());
         }
-        self.blocks.blocking_send(FileBlock::Rows(rows)).map_err(|_| Stop::Unwanted)
+        let Some(successors) = &mut self.successors else {
+            return self.blocks.blocking_send(FileBlock::Rows(rows)).map_err(|_| Stop::Unwanted);
+        };
+        let blocks = self.blocks;
+        let wait = async || tokio::time::timeout(FOLLOW_INTERVAL, blocks.reserve()).await;
+        loop {
+            // Rows may wait for long, and files be rotated meanwhile.
+            if let Ok(room) = tokio::runtime::Handle::current().block_on(wait()) {
+                room.map_err(|_| Stop::Unwanted)?.send(FileBlock::Rows(rows));
+                return Ok(());
+            }
+            successors.look();
+        }
     }
+}
+
+/// Where the bytes of one file come from.
+enum Input {
+    Plain(Box<dyn Read>),
+    Followed(Box<Follower>),
 }
 
 /// An input that hands on what was read before it blocks, and that waits for more at the end of a file that is
 /// followed.
-struct Tail {
-    input: Box<dyn Read>,
+struct Tail<'s> {
+    input: Input,
     follow: bool,
     stopping: watch::Receiver<bool>,
-    outlet: Outlet,
+    outlet: Outlet<'s>,
 }
 
-impl Read for Tail {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+impl Tail<'_> {
+    /// Whether the last row has lost its end.
+    fn is_cut(&self) -> bool {
+        matches!(&self.input, Input::Followed(follower) if follower.is_cut())
+    }
+}
+
+impl Read for Tail<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let _ = self.outlet.flush();
         loop {
-            let read = self.input.read(buffer)?;
-            if read > 0 || !self.follow || *self.stopping.borrow() {
-                return Ok(read);
+            let read = match (&mut self.input, &mut self.outlet.successors) {
+                (Input::Followed(follower), Some(successors)) => follower.read(buffer, successors)?,
+                (Input::Plain(input), _) => {
+                    Some(input.read(buffer)?).filter(|read| *read > 0 || !self.follow)
+                }
+                (Input::Followed(_), None) => unreachable!("a file is followed with those after it"),
+            };
+            if read.is_some() || *self.stopping.borrow() {
+                return Ok(read.unwrap_or(0));
             }
             // Only the stop wakes this early.
             let stopping = &mut self.stopping;

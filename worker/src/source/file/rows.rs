@@ -1,76 +1,73 @@
-//! Rows of a file as messages. Pure.
+//! Lines of JSON as messages, and the text of keys. Pure.
 
-use std::fmt::Write as _;
+use serde::de::IgnoredAny;
 
-use serde_json::Value;
-
+use crate::source::encoding::{self, EncodingError};
+use crate::storage::change::fields;
 use crate::storage::message::{Message, MessageError, check_key, check_payload};
 use crate::storage::topics::TopicId;
 
 /// The text between the parts of a key that is made of several columns.
 const KEY_SEPARATOR: char = '|';
 
+/// The text before a separator that is within a part, and before itself.
+const KEY_ESCAPE: char = '\\';
+
+/// What to do about a file that is JSON, and not a document a line.
+const ONE_A_LINE: &str = "write each document on one line (jq -c . does, and jq -c '.[]' for an array)";
+
 /// Why a row was refused.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RowError {
-    #[error("no UTF-8 (first bad byte at {at})")]
-    Utf8 { at: usize },
+    #[error(transparent)]
+    Encoding(#[from] EncodingError),
     #[error("no JSON: {0}")]
     Json(serde_json::Error),
+    #[error("a part of a JSON document; {ONE_A_LINE}")]
+    Part,
+    #[error("an array, so it has no field {column:?} for the key; {ONE_A_LINE}")]
+    Array { column: String },
     #[error("no object, so it has no field {column:?} for the key")]
     NoObject { column: String },
     #[error("field {column:?} is needed for the key, and it is missing or null")]
     NoKey { column: String },
+    #[error(
+        "column {column:?}: got {got:?}, allowed is {allowed}; give the column another type, or name the value in nullValues"
+    )]
+    Type { column: String, got: String, allowed: &'static str },
     #[error(transparent)]
     Message(#[from] MessageError),
 }
 
-/// Makes a message of a CSV record: an object of all columns, values typed by their look.
-pub(crate) fn csv_message<'r>(
-    header: &[String],
-    fields: impl Iterator<Item = &'r str>,
-    key_columns: &[usize],
-    null_values: &[String],
-    topic: TopicId,
-    source_offset: u64,
-) -> Result<Message, RowError> {
-    let fields: Vec<&str> = fields.collect();
-    let mut key = String::new();
-    for (n, column) in key_columns.iter().enumerate() {
-        let field = fields.get(*column).copied().unwrap_or_default();
-        if field.is_empty() || null_values.iter().any(|null| null == field) {
-            return Err(RowError::NoKey { column: header[*column].clone() });
-        }
-        if n > 0 {
-            key.push(KEY_SEPARATOR);
-        }
-        key.push_str(field);
+/// A key that is made of parts.
+pub(super) struct KeyText {
+    text: String,
+    /// Whether there are several parts, which must not run into each other.
+    is_composite: bool,
+    is_begun: bool,
+}
+
+impl KeyText {
+    pub(super) fn of(parts: usize) -> Self {
+        Self { text: String::new(), is_composite: parts > 1, is_begun: false }
     }
-    check_key(&key)?;
-    let mut payload = String::from("{");
-    for (n, (name, field)) in header.iter().zip(&fields).enumerate() {
-        if n > 0 {
-            payload.push(',');
+
+    pub(super) fn push(&mut self, part: &str) {
+        if self.is_begun {
+            self.text.push(KEY_SEPARATOR);
         }
-        let _ = write!(payload, "{}:", quoted(name));
-        if null_values.iter().any(|null| null == field) {
-            payload.push_str("null");
-        } else if *field == "true" || *field == "false" || is_json_number(field) {
-            payload.push_str(field);
-        } else {
-            payload.push_str(&quoted(field));
+        self.is_begun = true;
+        for character in part.chars() {
+            if self.is_composite && matches!(character, KEY_SEPARATOR | KEY_ESCAPE) {
+                self.text.push(KEY_ESCAPE);
+            }
+            self.text.push(character);
         }
     }
-    payload.push('}');
-    check_payload(&payload)?;
-    Ok(Message {
-        topic,
-        key: key.into_boxed_str(),
-        payload: Some(payload.into_boxed_str()),
-        timestamp: None,
-        headers: None,
-        source_offset,
-    })
+
+    pub(super) fn into_string(self) -> String {
+        self.text
+    }
 }
 
 /// Makes a message of a line that is the payload itself; its key is made of its own fields.
@@ -80,23 +77,32 @@ pub(crate) fn json_message(
     topic: TopicId,
     source_offset: u64,
 ) -> Result<Message, RowError> {
-    let text = std::str::from_utf8(line).map_err(|error| RowError::Utf8 { at: error.valid_up_to() })?;
+    let text = encoding::text(line)?.trim();
     check_payload(text)?;
-    let value: Value = serde_json::from_str(text).map_err(RowError::Json)?;
-    let mut key = String::new();
-    for (n, column) in key_columns.iter().enumerate() {
-        let Value::Object(fields) = &value else { return Err(RowError::NoObject { column: column.clone() }) };
-        if n > 0 {
-            key.push(KEY_SEPARATOR);
-        }
-        match fields.get(column) {
-            None | Some(Value::Null) => return Err(RowError::NoKey { column: column.clone() }),
-            Some(Value::String(text)) => key.push_str(text),
-            Some(other) => {
-                let _ = write!(key, "{other}");
+    serde_json::from_str::<IgnoredAny>(text).map_err(|error| match is_part(text) {
+        true => RowError::Part,
+        false => RowError::Json(error),
+    })?;
+    let found = fields(text);
+    let mut key = KeyText::of(key_columns.len());
+    for column in key_columns {
+        let column = || column.clone();
+        let Some(found) = &found else {
+            let is_array = text.starts_with('[');
+            return Err(match is_array {
+                true => RowError::Array { column: column() },
+                false => RowError::NoObject { column: column() },
+            });
+        };
+        match found.first(&column()) {
+            None | Some("null") => return Err(RowError::NoKey { column: column() }),
+            Some(value) if value.starts_with('"') => {
+                key.push(&serde_json::from_str::<String>(value).map_err(RowError::Json)?);
             }
+            Some(value) => key.push(value),
         }
     }
+    let key = key.into_string();
     check_key(&key)?;
     Ok(Message {
         topic,
@@ -108,16 +114,9 @@ pub(crate) fn json_message(
     })
 }
 
-fn quoted(text: &str) -> String {
-    serde_json::to_string(text).expect("a string is always JSON")
-}
-
-/// Whether the text is a number as JSON writes them; `007`, `+1` and `.5` are text.
-fn is_json_number(text: &str) -> bool {
-    let digits = text.strip_prefix('-').unwrap_or(text);
-    digits.starts_with(|first: char| first.is_ascii_digit())
-        && text.ends_with(|last: char| last.is_ascii_digit())
-        && serde_json::from_str::<serde_json::Number>(text).is_ok()
+/// Whether a line that is no JSON looks like one of a document that was written over several lines.
+pub(super) fn is_part(text: &str) -> bool {
+    matches!(text, "{" | "[" | "}" | "]" | "}," | "],") || text.ends_with(['{', '[', ','])
 }
 
 #[cfg(test)]
@@ -125,47 +124,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn csv_values_are_typed_by_their_look() {
-        let header: Vec<String> = ["id", "a", "b", "c", "d"].map(str::to_owned).into();
-        let nulls = ["NA".to_owned(), String::new()];
-        let message = csv_message(
-            &header,
-            ["x1", "1.50", "007", "NA", "say \"hi\""].into_iter(),
-            &[0, 1],
-            &nulls,
-            TopicId(3),
-            9,
-        )
-        .expect("a message");
-        assert_eq!(&*message.key, "x1|1.50");
-        assert_eq!(
-            message.payload.as_deref(),
-            Some(r#"{"id":"x1","a":1.50,"b":"007","c":null,"d":"say \"hi\""}"#)
-        );
-        let missing = csv_message(&header, ["NA", "1", "", "", ""].into_iter(), &[0], &nulls, TopicId(3), 9);
-        assert_eq!(
-            missing.expect_err("no key").to_string(),
-            "field \"id\" is needed for the key, and it is missing or null"
-        );
-    }
-
-    #[test]
-    fn numbers_are_those_of_json() {
-        for text in ["0", "-1", "1.5", "1e5", "-0.1E-7"] {
-            assert!(is_json_number(text), "{text}");
-        }
-        for text in ["", "007", "+1", ".5", "1.", "0x1", "1 ", " 1", "NaN", "-"] {
-            assert!(!is_json_number(text), "{text:?}");
-        }
-    }
-
-    #[test]
     fn a_json_line_is_its_own_payload() {
         let columns = ["id".to_owned(), "n".to_owned()];
         let message = json_message(br#"{"n":7,"id":"a"}"#, &columns, TopicId(0), 0).expect("a message");
         assert_eq!((&*message.key, message.payload.as_deref()), ("a|7", Some(r#"{"n":7,"id":"a"}"#)));
+        let message =
+            json_message(b"\xef\xbb\xbf{\"n\":1.50,\"id\":\"a|\",\"n\":2}", &columns, TopicId(0), 0);
+        let message = message.expect("a message");
+        assert_eq!(&*message.key, r"a\||1.50", "the first of two fields is SQLite's choice too");
         for (line, expected) in [
-            (&b"[1]"[..], "no object, so it has no field \"id\" for the key"),
+            (&b"1"[..], "no object, so it has no field \"id\" for the key"),
+            (
+                b"[1]",
+                "an array, so it has no field \"id\" for the key; write each document on one line (jq -c . does, and \
+                 jq -c '.[]' for an array)",
+            ),
+            (
+                b"{\"id\":1,",
+                "a part of a JSON document; write each document on one line (jq -c . does, and jq -c '.[]' for an array)",
+            ),
             (b"{\"id\":\"a\"}", "field \"n\" is needed for the key, and it is missing or null"),
             (b"{\"id\":", "no JSON: EOF while parsing a value at line 1 column 6"),
             (b"{\"id\":\"\xff\"}", "no UTF-8 (first bad byte at 7)"),

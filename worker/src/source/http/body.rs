@@ -6,7 +6,8 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
-use crate::storage::message::{Message, MessageError, check_key, check_payload, check_timestamp};
+use crate::source::encoding::{self, EncodingError};
+use crate::storage::message::{Message, MessageError, check_key, check_payload, check_timestamp, depth};
 use crate::storage::topics::{TopicError, TopicId};
 
 /// One message as it is written on the wire. Also a line of an NDJSON file without a topic of its own.
@@ -29,8 +30,8 @@ pub(crate) struct BodyItem<'a> {
 pub(crate) enum ItemError {
     #[error("{0}")]
     Json(String),
-    #[error("{0}")]
-    Utf8(String),
+    #[error(transparent)]
+    Encoding(#[from] EncodingError),
     #[error(transparent)]
     Topic(#[from] TopicError),
     #[error("this source takes no topic {name:?}; it takes {allowed}")]
@@ -66,13 +67,11 @@ pub(crate) fn read(
     framing: Framing,
     mut each: impl FnMut(usize, BodyItem<'_>) -> Result<(), ItemError>,
 ) -> Result<(usize, Vec<RefusedItem>), String> {
-    let text = match std::str::from_utf8(body) {
+    let text = match encoding::text(body) {
         Ok(text) => text,
         // The lines that are UTF-8 are still read.
-        Err(_) if framing == Framing::Lines => return Ok(read_lines(body, each)),
-        Err(error) => {
-            return Err(format!("the body is no UTF-8 (first bad byte at {})", error.valid_up_to()));
-        }
+        Err(EncodingError::Utf8 { .. }) if framing == Framing::Lines => return Ok(read_lines(body, each)),
+        Err(error) => return Err(format!("the body is {error}")),
     };
     let start = text.trim_start();
     if start.is_empty() {
@@ -130,9 +129,11 @@ fn read_lines(
 
 /// Reads one message.
 pub(crate) fn parse(text: &[u8]) -> Result<BodyItem<'_>, ItemError> {
-    let text = std::str::from_utf8(text)
-        .map_err(|error| ItemError::Utf8(format!("no UTF-8 (first bad byte at {})", error.valid_up_to())))?;
-    serde_json::from_str(text).map_err(|error| ItemError::Json(error.to_string()))
+    let text = encoding::text(text)?;
+    serde_json::from_str(text).map_err(|error| match depth(text) {
+        Err(half) => half.into(),
+        Ok(_) => ItemError::Json(error.to_string()),
+    })
 }
 
 impl BodyItem<'_> {
@@ -158,6 +159,7 @@ impl BodyItem<'_> {
 
 /// The JSON that a payload means: itself, or what the string holds. `None` deletes.
 fn payload(raw: &str) -> Result<Option<Box<str>>, MessageError> {
+    check_payload(raw)?;
     let json: Cow<'_, str> = if raw.starts_with('"') {
         let inner: String = serde_json::from_str(raw)
             .map_err(|error| MessageError::BadPayload { detail: error.to_string() })?;
@@ -166,7 +168,6 @@ fn payload(raw: &str) -> Result<Option<Box<str>>, MessageError> {
             .map_err(|error| MessageError::BadPayload { detail: error.to_string() })?;
         Cow::Owned(inner.trim().to_owned())
     } else {
-        check_payload(raw)?;
         Cow::Borrowed(raw)
     };
     Ok(if json == "null" { None } else { Some(json.into_owned().into_boxed_str()) })
@@ -199,6 +200,9 @@ mod tests {
         assert_eq!(keys(&format!("[{one}, {two}]"), Framing::Guess), ["a", "b"]);
         assert_eq!(keys(&format!("{one}\n\n{two}\n"), Framing::Guess), ["a", "b"]);
         assert_eq!(keys(one, Framing::Lines), ["a"]);
+        let mark = '\u{feff}';
+        assert_eq!(keys(&format!("{mark}[{one}]"), Framing::Guess), ["a"], "a byte order mark");
+        assert_eq!(keys(&format!("{mark}{one}\n{mark}{two}"), Framing::Lines), ["a", "b"]);
         let payloads: Vec<_> = messages(&format!("[{one},{two}]"), Framing::Guess).0;
         assert_eq!(payloads[0].payload, payloads[1].payload, "a string of JSON is the JSON");
     }
@@ -252,6 +256,7 @@ mod tests {
         );
         let whole = |body: &[u8]| read(body, Framing::Guess, |_, _| Ok(())).expect_err("unreadable");
         assert_eq!(whole(b"\xff{}"), "the body is no UTF-8 (first bad byte at 0)");
+        assert_eq!(whole(b"\x1f\x8b\x08"), "the body is packed by gzip; send it unpacked");
         assert_eq!(whole(b"hello"), "the body is no JSON: expected value at line 1 column 1");
         assert_eq!(
             whole(b" \n"),

@@ -7,6 +7,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use crate::source::encoding::{self, EncodingError};
 use crate::storage::message::{Message, MessageError, check_key, check_payload};
 use crate::storage::topics::TopicId;
 
@@ -33,14 +34,18 @@ pub(crate) struct Json;
 /// Why a record is no message.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KafkaRecordError {
-    #[error("value is no UTF-8 (first bad byte at {at})")]
-    ValueUtf8 { at: usize },
+    #[error("value is {0}")]
+    ValueEncoding(EncodingError),
     #[error("value is no JSON: {0}")]
     Json(serde_json::Error),
     #[error("the record has no key; write keyPath to take it from the payload")]
     NoKey,
     #[error("key is no UTF-8 (first bad byte at {at}); write keyPath to take it from the payload")]
     KeyUtf8 { at: usize },
+    #[error(
+        "key has a NUL character, as numbers and Avro have it in bytes; write keyPath to take it from the payload"
+    )]
+    NulInKey,
     #[error("keyPath {path:?} finds nothing in the payload, or null")]
     KeyPath { path: String },
     #[error("headers have {got} bytes; at most {HEADERS_BYTES_MAX} are allowed")]
@@ -51,8 +56,7 @@ pub(crate) enum KafkaRecordError {
 
 impl Decoder for Json {
     fn decode(&self, value: &[u8]) -> Result<Box<str>, KafkaRecordError> {
-        let text = std::str::from_utf8(value)
-            .map_err(|error| KafkaRecordError::ValueUtf8 { at: error.valid_up_to() })?;
+        let text = encoding::text(value).map_err(KafkaRecordError::ValueEncoding)?;
         // Before anything recurses into it.
         check_payload(text)?;
         let json: &RawValue = serde_json::from_str(text).map_err(KafkaRecordError::Json)?;
@@ -82,7 +86,10 @@ pub(crate) fn message(
             text.into()
         }
     };
-    check_key(&key)?;
+    check_key(&key).map_err(|error| match error {
+        MessageError::NulInKey if key_path.is_none() => KafkaRecordError::NulInKey,
+        error => error.into(),
+    })?;
     Ok(Message { topic, key, payload, timestamp: None, headers, source_offset })
 }
 
@@ -157,6 +164,10 @@ mod tests {
             Ok(("k".to_owned(), None)),
             "a tombstone has no payload"
         );
+        assert_eq!(
+            read(Some(b"k"), Some("\u{feff}1".as_bytes()), None),
+            Ok(("k".to_owned(), Some("1".to_owned())))
+        );
         assert_eq!(read(Some(b"k"), Some(b" null "), Some("id")), Ok(("k".to_owned(), None)), "null deletes");
         for path in ["none", "gone.x"] {
             let expected = format!("keyPath {path:?} finds nothing in the payload, or null");
@@ -177,6 +188,16 @@ mod tests {
             (Some(b"a"), Some(b"{} x"), "value is no JSON: trailing characters at line 1 column 4"),
             (Some(b"a"), Some(b"\xff"), "value is no UTF-8 (first bad byte at 0)"),
             (Some(b""), Some(b"1"), "key is empty; every message needs one"),
+            (
+                Some(b"\0\0\0\x07"),
+                Some(b"1"),
+                "key has a NUL character, as numbers and Avro have it in bytes; write keyPath to take it from the payload",
+            ),
+            (
+                Some(b"a"),
+                Some(b"{\"v\":\"\\ud83d\"}"),
+                r"\ud83d at byte 6 has no other half, so it is no Unicode; send the whole character, or leave it out",
+            ),
         ] {
             assert_eq!(read(key, value, None), Err(expected.to_owned()));
         }
