@@ -185,7 +185,7 @@ pub(super) fn aggregate(pen: &mut Pen<'_>, sources: &[&Source<'_>]) -> String {
     let a = pen.pick(sources);
     let (key, number, category) = (pen.key(a), pen.number(a), pen.category(a));
     let (order, summand) = (pen.order(sources), pen.summand(a));
-    match pen.number_from(0..=17) {
+    match pen.number_from(0..=20) {
         0 => format!("count({number})"),
         1 => format!("count(DISTINCT {category})"),
         2 => format!("count(DISTINCT {})", pen.link(a)),
@@ -202,6 +202,10 @@ pub(super) fn aggregate(pen: &mut Pen<'_>, sources: &[&Source<'_>]) -> String {
         14 => format!("sum(DISTINCT {summand})"),
         15 => format!("group_concat(DISTINCT {category} ORDER BY {category})"),
         16 => format!("max({number}) - min({number})"),
+        // Percentiles refuse texts.
+        17 => format!("median(CAST({summand} AS REAL))"),
+        18 => format!("percentile(CAST({summand} AS REAL), 25)"),
+        19 => format!("percentile_disc(CAST({summand} AS INTEGER), 0.9) FILTER (WHERE {number} > 1)"),
         _ => "count(*)".to_owned(),
     }
 }

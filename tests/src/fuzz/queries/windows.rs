@@ -35,7 +35,7 @@ fn windowed(pen: &mut Pen<'_>, a: &Source<'_>, partition: &str) -> Query {
 
 fn function(pen: &mut Pen<'_>, a: &Source<'_>) -> String {
     let (key, number, summand) = (pen.key(a), pen.number(a), pen.summand(a));
-    match pen.number_from(0..=9) {
+    match pen.number_from(0..=10) {
         0 => "rank()".to_owned(),
         1 => format!("sum({summand})"),
         2 => "count(*)".to_owned(),
@@ -45,6 +45,7 @@ fn function(pen: &mut Pen<'_>, a: &Source<'_>) -> String {
         6 => format!("max({number})"),
         7 => "ntile(3)".to_owned(),
         8 => format!("nth_value({key}, 2)"),
+        9 => format!("median(CAST({summand} AS REAL))"),
         _ => "row_number()".to_owned(),
     }
 }

@@ -24,8 +24,22 @@ pub(super) enum What {
 }
 
 /// Functions of one row that never fail, return equal values for equal ones, and return NULL if an argument is NULL.
-const STRICT: [&str; 10] =
-    ["lower", "upper", "trim", "ltrim", "rtrim", "length", "substr", "substring", "instr", "round"];
+const STRICT: [&str; 14] = [
+    "lower",
+    "upper",
+    "trim",
+    "ltrim",
+    "rtrim",
+    "length",
+    "substr",
+    "substring",
+    "instr",
+    "round",
+    "floor",
+    "ceil",
+    "ceiling",
+    "trunc",
+];
 
 /// Functions like [`STRICT`] that may return a value for NULL.
 const TOTAL: [&str; 4] = ["coalesce", "ifnull", "nullif", "typeof"];
