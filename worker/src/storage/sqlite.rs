@@ -306,7 +306,9 @@ mod tests {
         let mut statement = connection.prepare("PRAGMA compile_options").unwrap();
         let options: Vec<String> =
             statement.query_map([], |row| row.get(0)).unwrap().collect::<rusqlite::Result<_>>().unwrap();
-        for wanted in ["DQS=0", "DEFAULT_MEMSTATUS=0", "ENABLE_MATH_FUNCTIONS", "ENABLE_PERCENTILE"] {
+        for wanted in
+            ["DQS=0", "DEFAULT_MEMSTATUS=0", "ENABLE_MATH_FUNCTIONS", "ENABLE_PERCENTILE", "OMIT_LOCALTIME"]
+        {
             assert!(
                 options.iter().any(|option| option == wanted),
                 "{wanted} is missing; see .cargo/config.toml"
