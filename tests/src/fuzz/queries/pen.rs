@@ -190,17 +190,14 @@ impl<'a> Pen<'a> {
     pub fn group(&mut self, source: &Source<'_>) -> String {
         let (key, link) = (self.key(source), self.link(source));
         let (number, category) = (self.number(source), self.category(source));
-        match self.chance.random_range(0..14) {
+        match self.chance.random_range(0..12) {
             0 => format!("CAST({link} AS TEXT)"),
             1 => format!("typeof({link})"),
-            2 => format!("CAST({number} AS INTEGER) % 3"),
+            2 => format!("mod(CAST({number} AS INTEGER), 3)"),
             3 => format!("substr({key}, 1, 1)"),
             4 | 5 => number,
             6 => format!("lower({category})"),
             7 => link,
-            // A text such as 5.0 would be another spelling of 5.
-            8 => format!("CAST(floor({number}) AS REAL)"),
-            9 => format!("ceil(CAST({number} AS INTEGER) / 4.0)"),
             _ => category,
         }
     }
@@ -337,23 +334,19 @@ impl<'a> Pen<'a> {
         }
         let (key, link) = (self.key(source), self.link(source));
         let (number, category) = (self.number(source), self.category(source));
-        match self.chance.random_range(0..18) {
+        match self.chance.random_range(0..14) {
             0 => format!("{number} > 3"),
             1 => format!("{number} BETWEEN 0 AND 8"),
-            2 => format!("{category} IS NOT NULL"),
+            2 => format!("{category} NOT REGEXP '(?i)^TEA$'"),
             3 => format!("{category} IN ('tea', 7, 2.5)"),
             4 => format!("{category} = 'TEA' COLLATE NOCASE"),
-            5 => format!("{link} LIKE 'k%'"),
+            5 => format!("({link} LIKE 'k%' OR regexp('^[0-9]+$', {link}))"),
             6 => format!("{key} GLOB 'k*'"),
             7 => format!("typeof({link}) = 'text'"),
-            8 => format!("NOT ({number} < 5)"),
+            8 => format!("NOT (floor({number}) < 5)"),
             9 => format!("({category} = '7' OR {number} > '5')"),
             10 => format!("json_type({}.payload) = 'object'", source.alias),
             11 => format!("{key} NOT IN ('1', '5', 'k1')"),
-            13 => format!("{key} REGEXP '^(k|[0-9]+$)'"),
-            14 => format!("NOT regexp('(?i)^TEA$', {category})"),
-            15 => format!("({link} REGEXP '\\w' OR {category} IS NULL)"),
-            16 => format!("sqrt(pow(CAST({number} AS REAL), 2)) < 8"),
             12 if source.topic.is_timed => format!("{}.timestamp > {number}", source.alias),
             _ => format!("{number} IS NOT NULL"),
         }

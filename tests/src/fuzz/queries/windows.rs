@@ -35,17 +35,16 @@ fn windowed(pen: &mut Pen<'_>, a: &Source<'_>, partition: &str) -> Query {
 
 fn function(pen: &mut Pen<'_>, a: &Source<'_>) -> String {
     let (key, number, summand) = (pen.key(a), pen.number(a), pen.summand(a));
-    match pen.number_from(0..=10) {
+    match pen.number_from(0..=9) {
         0 => "rank()".to_owned(),
         1 => format!("sum({summand})"),
         2 => "count(*)".to_owned(),
         3 => format!("lag({key})"),
         4 => format!("lead({number}, 1, 'end')"),
         5 => format!("first_value({key})"),
-        6 => format!("max({number})"),
+        6 => format!("median(CAST({summand} AS REAL))"),
         7 => "ntile(3)".to_owned(),
         8 => format!("nth_value({key}, 2)"),
-        9 => format!("median(CAST({summand} AS REAL))"),
         _ => "row_number()".to_owned(),
     }
 }
