@@ -5,9 +5,10 @@ use std::fs;
 use std::path::Path;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use rusqlite::functions::FunctionFlags;
+use regex::Regex;
+use rusqlite::functions::{Context, FunctionFlags};
 use rusqlite::types::{Value as Owned, ValueRef};
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, Error, OpenFlags};
 use serde_json::{Map, Value, json};
 
 use crate::results::{ResultKey, Results};
@@ -49,10 +50,27 @@ impl Oracle {
         let connection = Connection::open_with_flags(":memory:", OpenFlags::default())
             .expect("SQLite opens a database in memory");
         let oracle = Self { connection };
+        oracle.add_regexp();
         for topic in topics {
             oracle.add_topic(topic);
         }
         oracle
+    }
+
+    /// Adds the function behind REGEXP, which SQLite leaves to the program.
+    fn add_regexp(&self) {
+        let matches = |context: &Context<'_>| {
+            let (pattern, text): (Owned, Owned) = (context.get(0)?, context.get(1)?);
+            let plain = PLAIN.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut statement = plain.prepare_cached("SELECT CAST(?1 AS TEXT), CAST(?2 AS TEXT)")?;
+            let texts: (Option<String>, Option<String>) =
+                statement.query_row([pattern, text], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let (Some(pattern), Some(text)) = texts else { return Ok(None) };
+            let pattern = Regex::new(&pattern).map_err(|error| Error::UserFunctionError(error.into()))?;
+            Ok(Some(pattern.is_match(&text)))
+        };
+        let made = self.connection.create_scalar_function("regexp", 2, FunctionFlags::SQLITE_UTF8, matches);
+        made.expect("SQLite takes a function");
     }
 
     /// Reads every shard of a data directory, beside a running worker or without one, and changes no file in it.

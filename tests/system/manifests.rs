@@ -2,6 +2,7 @@
 
 use expect_test::{Expect, expect};
 use litejoin_tests::worker::WorkerSite;
+use serde_json::json;
 
 /// Asserts all that `validate` says about a manifest, and that `run` says the same and stops.
 async fn refused(manifest: &str, expected: Expect) {
@@ -184,6 +185,52 @@ async fn a_query_that_is_no_select() {
 }
 
 #[tokio::test]
+async fn literals_that_fail_for_every_row_and_the_zone_of_the_machine() {
+    refused(
+        &joining("SELECT key,\n  payload->>'$x' AS x FROM orders"),
+        expect![[r#"
+        pipeline.yaml:13: spec.joins[0].query: bad JSON path: '$x'; begin with $, and write a name in double quotes unless it is plain: '$."order id"[0]'
+    "#]],
+    )
+    .await;
+    refused(
+        &joining("SELECT key, date(timestamp, 'unixepoch', 'localtime') AS day FROM orders"),
+        expect![[r#"
+        pipeline.yaml:12: spec.joins[0].query: date() with 'localtime' depends on the time zone of the machine, and results must follow from the topics; times are in UTC: write a fixed distance such as '+02:00', or give a Window a timezone
+    "#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_zone_that_a_row_names_is_not_that_of_the_machine() {
+    let query = "SELECT key, datetime(timestamp, 'unixepoch', payload->>'zone') AS at FROM orders";
+    let site = WorkerSite::with(&joining(query).replace("stdout: {}", "sse: {addr: \"127.0.0.1:0\"}"));
+    let worker = site.run([]).with_variable("TZ", "Asia/Tokyo").start().await;
+    let epoch = worker.ingest().put("orders", "o1", json!({"zone": "localtime"})).await;
+    let (_, stored) = worker.snapshot("console", "enriched", epoch).await;
+    let rows = &stored.rows[&("enriched".to_owned(), "\"o1\"".to_owned())];
+    assert_eq!(rows.as_slice(), [r#"{"at":null,"key":"o1"}"#]);
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_comment_that_swallows_the_end_of_a_folded_query() {
+    let folded = joining("SELECT key\nFROM orders\n-- only the paid ones\nWHERE payload->>'paid' = 1")
+        .replace("query: |", "query: >-");
+    let site = WorkerSite::with(&folded);
+    let warned = site.command(["validate", "-f", "pipeline.yaml"]).end().await;
+    assert_eq!(warned.code, Some(0));
+    expect![[r#"
+        pipeline.yaml:11: warning: spec.joins[0].query: the comment goes on to the end of the query, and "WHERE payload->>'paid' = 1" is a part of it: in a folded text (>) all is one line, so write query: |-, or end the comment (/* … */)
+    "#]]
+    .assert_eq(&warned.stderr);
+    site.write("pipeline.yaml", folded.replace("query: >-", "query: |-"));
+    let fine = site.command(["validate", "-f", "pipeline.yaml"]).end().await;
+    assert_eq!((fine.code, fine.stderr.as_str()), (Some(0), ""));
+}
+
+#[tokio::test]
 async fn a_duration_without_a_unit() {
     refused(
         "apiVersion: litejoin.io/v1alpha1
@@ -291,4 +338,97 @@ async fn a_folder_and_several_files_make_one_pipeline() {
         sink.json:2: spec.joins[0]: no join or window is called "enrich"; did you mean "enriched"?
     "#]]
     .assert_eq(&refused.stderr);
+}
+
+const KUSTOMIZATION: &str = "resources: [pipeline.yaml]\nbuildMetadata: [originAnnotations]\n";
+
+const SECRET: &str = "apiVersion: v1
+kind: Secret
+metadata: {name: s}
+stringData: {debug: on, debug: yes}
+---
+# Another program's words and tags are its own business.
+apiVersion: example.com/v1
+kind: Pipeline
+spec: {mode: 0755, secret: !vault x, <<: {a: b}}
+";
+
+#[tokio::test]
+async fn documents_of_other_programs_are_passed_over() {
+    let site = WorkerSite::new();
+    std::fs::create_dir(site.path().join("deploy")).expect("a folder can be made");
+    site.write("deploy/kustomization.yaml", KUSTOMIZATION);
+    site.write("deploy/pipeline.yaml", joining("SELECT key FROM orders"));
+    site.write("deploy/secret.yaml", SECRET);
+    site.write("deploy/values.yaml", "image: {tag: 1}\n");
+    let note = "note: passed over 4 documents that are not LiteJoin's: deploy/kustomization.yaml:1 (no apiVersion), \
+                deploy/secret.yaml:1 (Secret of v1), deploy/secret.yaml:7 (Pipeline of example.com/v1), \
+                deploy/values.yaml:1 (no apiVersion)\n";
+    let fine = site.command(["validate", "-f", "deploy"]).end().await;
+    assert_eq!((fine.code, fine.stderr.as_str()), (Some(0), note), "{}", fine.stdout);
+    let explained = site.command(["explain", "-f", "deploy"]).end().await;
+    assert_eq!((explained.code, explained.stderr.as_str()), (Some(0), note));
+
+    let rendered = format!("---\n{SECRET}---\n{}", joining("SELECT key FROM orders"));
+    site.write("rendered.txt", rendered);
+    let rendered = std::fs::File::open(site.path().join("rendered.txt")).expect("the file was written");
+    let piped = site.command(["validate", "-f", "-"]).with_stdin_from(rendered).end().await;
+    expect![[r#"
+        note: passed over 2 documents that are not LiteJoin's: <stdin>:2 (Secret of v1), <stdin>:8 (Pipeline of example.com/v1)
+        pipeline p is fine: 1 source, 1 join, 1 sink
+    "#]]
+    .assert_eq(&format!("{}{}", piped.stderr, piped.stdout));
+
+    // What is ours is held to every rule, whatever stands beside it.
+    site.write(
+        "deploy/sink.yaml",
+        "apiVersion: litejoin.oi/v1alpha1\nkind: Sink\nmetadata: {name: s}\nspec: {stdout: {}}\n",
+    );
+    site.write("deploy/source.yaml", "kind: Source\nmetadata: {name: s}\nspec: {http: {}}\n");
+    let refused = site.command(["validate", "-f", "deploy"]).end().await;
+    assert_eq!(refused.code, Some(2));
+    let told = refused.stderr.strip_prefix(note).expect("the note comes first");
+    expect![[r#"
+        deploy/sink.yaml:1: apiVersion: got "litejoin.oi/v1alpha1", allowed: litejoin.io/v1alpha1; did you mean "litejoin.io/v1alpha1"?
+        deploy/source.yaml:1: apiVersion: required field is missing; write apiVersion: litejoin.io/v1alpha1
+        deploy/source.yaml:3: spec.http.addr: required field is missing: address to listen on, `host:port` or `:port`
+        deploy/source.yaml:3: spec.pipelineRef: required field is missing: the Pipeline that the source belongs to
+    "#]]
+    .assert_eq(told);
+}
+
+#[tokio::test]
+async fn a_folder_without_a_document_of_ours() {
+    let site = WorkerSite::new();
+    std::fs::create_dir(site.path().join("deploy")).expect("a folder can be made");
+    site.write("deploy/kustomization.yaml", KUSTOMIZATION);
+    site.write("deploy/secret.yaml", SECRET);
+    let refused = site.command(["validate", "-f", "deploy"]).end().await;
+    assert_eq!(refused.code, Some(2));
+    expect![[r#"
+        deploy: no document is of LiteJoin, which begins with apiVersion: litejoin.io/v1alpha1 and kind: Pipeline …; got deploy/kustomization.yaml:1 (no apiVersion), deploy/secret.yaml:1 (Secret of v1), deploy/secret.yaml:7 (Pipeline of example.com/v1)
+    "#]]
+    .assert_eq(&refused.stderr);
+}
+
+#[tokio::test]
+async fn a_list_is_read_by_its_items() {
+    let pipeline = joining("SELECT key\nFROM ordesr");
+    let item = pipeline.trim_end().replace('\n', "\n    ");
+    let list = format!(
+        "apiVersion: v1
+kind: List
+metadata: {{resourceVersion: \"\"}}
+items:
+  - {item}
+  - apiVersion: v1
+    kind: ConfigMap
+    metadata: {{name: c}}
+"
+    );
+    refused(&list, expect![[r#"
+        note: passed over a document that is not LiteJoin's: pipeline.yaml:22 (ConfigMap of v1)
+        pipeline.yaml:16: spec.joins[0].query: no source fills topic "ordesr", did you mean "orders"; topics and joins: orders, customers
+    "#]])
+    .await;
 }

@@ -26,6 +26,7 @@ pub(crate) mod now;
 pub(crate) mod plan;
 pub(crate) mod rows;
 pub(crate) mod time_step;
+mod tokens;
 pub(crate) mod value;
 pub(crate) mod window;
 pub(crate) mod workspace;

@@ -9,13 +9,17 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use litejoin_crds::complaint::list;
+use litejoin_crds::kind::{API_VERSION, Kind};
 use litejoin_crds::{Complaint, Document, Place, Severity};
 
+mod ownership;
 mod scalar;
 pub(crate) mod watch;
 mod yaml;
 
-use yaml::Positions;
+use ownership::Owner;
+use yaml::{Positions, YamlDocument};
 
 /// The largest manifest, in bytes. A pipeline of thousands of joins is below 1 MiB.
 const FILE_BYTES_MAX: u64 = 8 << 20;
@@ -27,6 +31,8 @@ pub(crate) struct Manifest {
     pub(crate) documents: Vec<Document>,
     /// For each document: its file and its fields' positions.
     origins: Vec<Origin>,
+    /// Documents of other programs: where each is, and what.
+    passed_over: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -76,9 +82,9 @@ impl fmt::Display for ManifestError {
 }
 
 /// Reads files, folders (every .yaml, .yml and .json in one, by name, not those of folders in it) and standard
-/// input (`-`), each with any number of documents; or says what is wrong with every one that cannot be read.
+/// input (`-`), each with any number of documents, of which those of other programs are passed over; or says what is wrong with every one that cannot be read.
 pub(crate) fn load(paths: &[PathBuf]) -> Result<Manifest, Vec<ManifestError>> {
-    let mut manifest = Manifest { documents: Vec::new(), origins: Vec::new() };
+    let mut manifest = Manifest { documents: Vec::new(), origins: Vec::new(), passed_over: Vec::new() };
     let mut errors = Vec::new();
     let mut seen = BTreeSet::new();
     for path in paths {
@@ -98,7 +104,14 @@ pub(crate) fn load(paths: &[PathBuf]) -> Result<Manifest, Vec<ManifestError>> {
     }
     if errors.is_empty() && manifest.documents.is_empty() {
         let file = paths.first().map_or_else(|| "-f".to_owned(), |path| shown(path));
-        let message = "holds no document; write for example examples/orders/pipeline.yaml".to_owned();
+        let message = match manifest.passed_over.as_slice() {
+            [] => "holds no document; write for example examples/orders/pipeline.yaml".to_owned(),
+            others => format!(
+                "no document is of LiteJoin, which begins with apiVersion: {API_VERSION} and kind: {} …; got {}",
+                Kind::NAMES[0],
+                listed(others)
+            ),
+        };
         errors.push(ManifestError { file, line: None, message });
     }
     if errors.is_empty() { Ok(manifest) } else { Err(errors) }
@@ -152,11 +165,36 @@ impl Manifest {
             Some(folder) if !is_stdin(path) && folder != Path::new("") => folder.to_owned(),
             _ => PathBuf::from("."),
         };
-        for (value, positions) in documents {
-            self.documents.push(Document { value });
-            self.origins.push(Origin { file: file.clone(), folder: folder.clone(), positions });
+        for YamlDocument { mut value, positions, fault } in documents {
+            let items = ownership::items(&mut value).map(|items| {
+                items.into_iter().map(|(at, item)| (item, positions.below(&at))).collect::<Vec<_>>()
+            });
+            for (value, positions) in items.unwrap_or_else(|| vec![(value, positions)]) {
+                if let Owner::Other(what) = ownership::owner(&value) {
+                    let line = positions.nearest("").line;
+                    self.passed_over.push(format!("{file}:{line} ({what})"));
+                    continue;
+                }
+                if let Some(fault) = fault {
+                    return Err(error(Some(fault.line), fault.message));
+                }
+                self.documents.push(Document { value });
+                self.origins.push(Origin { file: file.clone(), folder: folder.clone(), positions });
+            }
         }
         Ok(())
+    }
+
+    /// Says which documents were passed over, in a line; an empty text if none was.
+    pub(crate) fn note(&self) -> String {
+        match self.passed_over.as_slice() {
+            [] => String::new(),
+            [other] => format!("note: passed over a document that is not LiteJoin's: {other}\n"),
+            others => {
+                let count = others.len();
+                format!("note: passed over {count} documents that are not LiteJoin's: {}\n", listed(others))
+            }
+        }
     }
 
     /// Returns where a field was written: the line of its name. A field that was not written is where the
@@ -198,6 +236,10 @@ impl Manifest {
         lines.sort_by_key(|(order, _)| *order);
         lines.into_iter().map(|(_, line)| line).collect()
     }
+}
+
+fn listed(documents: &[String]) -> String {
+    list(&documents.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// A complaint as a line.

@@ -131,19 +131,19 @@ impl Wrong {
         manifest: Manifest,
         mut complaints: Vec<Complaint>,
         queries: Vec<QueryError>,
-        text: String,
+        text: &str,
     ) -> Box<Self> {
         complaints.extend(queries.into_iter().map(|query| {
             let path = format!("{}.{}", query.place.path, query.field);
             Complaint::error(query.place.document, path, Reason::InvalidQuery, query.message)
         }));
-        Box::new(Self { complaints, text, manifest })
+        Box::new(Self { complaints, text: manifest.note() + text, manifest })
     }
 }
 
 /// Checks documents and queries without the parts at some places.
 fn check(manifest: Manifest, left_out: &BTreeSet<Place>) -> Result<(Pipeline, String), Box<Wrong>> {
-    let (mut plan, warnings) = match validate_without(&manifest.documents, left_out) {
+    let (mut plan, mut warnings) = match validate_without(&manifest.documents, left_out) {
         Ok(valid) => valid,
         Err(complaints) => {
             // The set of topics is uncertain now, but a query that SQLite can't parse is wrong with any topics.
@@ -155,7 +155,7 @@ fn check(manifest: Manifest, left_out: &BTreeSet<Place>) -> Result<(Pipeline, St
             };
             let queries = check::check(&joins, &windows, catalog, &check_window).err().unwrap_or_default();
             let text = manifest.render(&complaints) + &render_queries(&manifest, &queries);
-            return Err(Wrong::new(manifest, complaints, queries, text));
+            return Err(Wrong::new(manifest, complaints, queries, &text));
         }
     };
     let refused = left_out_of_this_build(&plan);
@@ -169,16 +169,29 @@ fn check(manifest: Manifest, left_out: &BTreeSet<Place>) -> Result<(Pipeline, St
         joins => {
             let queries = joins.err().unwrap_or_default();
             let text = render_queries(&manifest, &queries) + &manifest.render(&refused);
-            return Err(Wrong::new(manifest, refused, queries, text));
+            return Err(Wrong::new(manifest, refused, queries, &text));
         }
     };
+    warnings.extend(query_warnings(&plan, &joins));
     feed(&mut plan, &mut joins);
     let source_paths = source_paths(&plan, &manifest);
-    let warnings = manifest.render(&warnings);
+    let warnings = manifest.note() + &manifest.render(&warnings);
     let documents = manifest.documents.clone();
     let left_out = Vec::new();
     let pipeline = Pipeline { plan, joins, source_paths, once: false, manifest, documents, left_out };
     Ok((pipeline, warnings))
+}
+
+/// Returns the warnings about queries that can run.
+fn query_warnings(plan: &Plan, joins: &[CheckedJoin]) -> Vec<Complaint> {
+    let warned = joins.iter().filter_map(|join| Some((join, join.warning.as_ref()?)));
+    warned
+        .filter_map(|(join, warning)| {
+            let output = plan.outputs().find(|output| output.name == join.name)?;
+            let Place { document, path } = output.place.clone();
+            Some(Complaint::warning(document, format!("{path}.query"), Reason::InvalidQuery, warning))
+        })
+        .collect()
 }
 
 /// Gives each join and window that others read as a topic a sink of ours, which fills that topic.

@@ -19,6 +19,7 @@ pub(crate) mod log;
 pub(crate) mod message;
 pub(crate) mod offsets;
 pub(crate) mod rate_limit;
+mod regexp;
 pub(crate) mod replication_barrier;
 pub(crate) mod retention;
 pub(crate) mod shard;

@@ -169,9 +169,7 @@ fn kind(value: &Value, index: usize, complaints: &mut Complaints) -> Option<Kind
         }
         Some(other) => {
             let kind = text("kind").unwrap_or("?");
-            let message = format!(
-                "got {other:?} (kind {kind}), allowed: {API_VERSION} with kind {kinds}; move other documents to a file of their own"
-            );
+            let message = format!("got {other:?} (kind {kind}), allowed: {API_VERSION} with kind {kinds}");
             complaints.error(&place, "apiVersion", Reason::UnknownApiVersion, message);
             return None;
         }

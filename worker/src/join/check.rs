@@ -2,20 +2,24 @@
 //! authorizer that lets it read topics and other joins, and nothing else.
 
 mod authorizer;
+mod literals;
 mod outputs;
+mod refusal;
+mod swallowed;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use litejoin_crds::complaint::nearest;
-use litejoin_crds::names;
 use litejoin_crds::plan::{Join, Place, Window};
+use rusqlite::Connection;
 use rusqlite::hooks::{AuthContext, Authorization};
-use rusqlite::{Connection, ErrorCode};
 
 use self::authorizer::{Seen, authorize};
+use self::literals::wrong_literal;
 use self::outputs::{Output, Outputs, circle};
+use self::refusal::{near, refusal, short};
+use self::swallowed::swallowed;
 use super::checked::{CheckedJoin, mentions};
 use super::node;
 use super::now::{self, QueryClock};
@@ -311,6 +315,9 @@ impl<'a> Checker<'a> {
             ));
         }
         let columns = columns.map_err(|message| wrong("query", message))?;
+        if let Some(literal) = wrong_literal(&query, &self.connection) {
+            return Err(refusal(join, &query, literal.offset, literal.message));
+        }
         // SQLite does not say of each read whether it comes by way of a view.
         if let Some(name) = self.fed.iter().find(|name| mentions(&query, &feed_of(name))) {
             return Err(wrong("query", format!("{} may not be read; read {name}", feed_of(name))));
@@ -336,6 +343,7 @@ impl<'a> Checker<'a> {
             false => ClockUse::Unread,
         };
         let (topics, clock) = self.inputs(&tables, own_clock);
+        let warning = swallowed(&query, |longer| self.connection.prepare(longer).is_ok());
         let join = CheckedJoin {
             name: join.name.clone(),
             query,
@@ -351,6 +359,7 @@ impl<'a> Checker<'a> {
             has_sinks: !join.sinks.is_empty(),
             class: Class::Full(Reason::Syntax),
             window: None,
+            warning,
         };
         self.connection
             .execute_batch(&join.view_sql(&format!("{SCHEMA}.{}", quoted(&join.name))))
@@ -412,68 +421,6 @@ impl<'a> Checker<'a> {
         });
         self.connection.authorizer(None::<fn(AuthContext<'_>) -> Authorization>)?;
         outcome
-    }
-
-    /// Explains in the user's terms why SQLite refused a query. `Ok` means that a topic was added: try again.
-    fn explain(
-        &self,
-        join: &Join,
-        outputs: Outputs<'_>,
-        query: &str,
-        error: rusqlite::Error,
-    ) -> Result<(), CheckProblem> {
-        let (message, offset) = short(&error);
-        let line =
-            offset.map_or(0, |offset| query.bytes().take(offset).filter(|byte| *byte == b'\n').count());
-        let wrong = |message| {
-            CheckProblem::Wrong(vec![QueryError {
-                place: join.place.clone(),
-                field: "query",
-                line: line + leading(&join.query),
-                message,
-            }])
-        };
-        if matches!(error, rusqlite::Error::MultipleStatement) {
-            return Err(wrong("holds more than one statement; a join is one SELECT".to_owned()));
-        }
-        if error.sqlite_error_code() == Some(ErrorCode::AuthorizationForStatementDenied) {
-            let what = self.seen().denied.take().unwrap_or(message);
-            return Err(wrong(what));
-        }
-        if let Some(name) = message.strip_prefix("no such table: ") {
-            if let Some((schema, table)) = name.split_once('.') {
-                return Err(wrong(format!("{name} names a schema; write {table} without {schema}.")));
-            }
-            let lower = name.to_ascii_lowercase();
-            if let Some(output) = fed_by(&lower) {
-                return Err(wrong(format!("{name} may not be read; read {output}")));
-            }
-            if self.broken.contains(&lower) {
-                return Err(CheckProblem::NeedsBroken);
-            }
-            if outputs.names().any(|other| other.eq_ignore_ascii_case(name)) {
-                return if join.name.eq_ignore_ascii_case(name) {
-                    Err(wrong(format!("join {name:?} reads itself; read the topics instead")))
-                } else {
-                    Err(CheckProblem::NeedsOutput)
-                };
-            }
-            if self.catalog.open && names::topic_trouble(name).is_none() {
-                self.add_topic(name);
-                return Ok(());
-            }
-            let known = self.catalog.topics.iter().map(String::as_str).chain(outputs.names());
-            let hint = near(name, known.clone());
-            let present: Vec<&str> = known.filter(|known| *known != join.name).collect();
-            let present = if present.is_empty() { "there are none".to_owned() } else { present.join(", ") };
-            let kinds =
-                if outputs.windows.is_empty() { "topics and joins" } else { "topics, joins and windows" };
-            return Err(wrong(format!("no source fills topic {name:?}{hint}; {kinds}: {present}")));
-        }
-        if message == "no such column: rowid" {
-            return Err(wrong("topics have no rowid, since they are spread over shards; use key".to_owned()));
-        }
-        Err(wrong(message))
     }
 
     /// Returns the class if SQLite accepts its queries and every expression by which rows are looked up.
@@ -543,20 +490,6 @@ fn unfit(clock: &ClockUse) -> Option<String> {
     clock.bounds().iter().find(|bound| try_bound(bound).is_err()).map(|bound| bound.written.clone())
 }
 
-/// Returns SQLite's message without the query behind it, and the byte of the query that the message is about.
-fn short(error: &rusqlite::Error) -> (String, Option<usize>) {
-    match error {
-        rusqlite::Error::SqlInputError { msg, offset, .. } => (msg.clone(), usize::try_from(*offset).ok()),
-        rusqlite::Error::SqliteFailure(_, Some(message)) => (message.clone(), None),
-        other => (other.to_string(), None),
-    }
-}
-
-/// Returns the number of lines that `trim` removes in front of the query.
-fn leading(query: &str) -> usize {
-    query.len().checked_sub(query.trim_start().len()).map_or(0, |end| query[..end].matches('\n').count())
-}
-
 /// Returns the index of the result key's column, or an error about its name.
 fn key_column_of(join: &Join, columns: &[String]) -> Result<usize, String> {
     let Some(name) = &join.key_column else { return Ok(0) };
@@ -583,11 +516,6 @@ fn says_now(query: &str) -> bool {
         || ["date()", "time()", "datetime()", "julianday()", "unixepoch()"]
             .iter()
             .any(|call| dense.contains(call))
-}
-
-/// Returns `, did you mean "…"` for the nearest of `known`, or an empty text.
-fn near<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> String {
-    nearest(name, known).map_or_else(String::new, |known| format!(", did you mean {known:?}"))
 }
 
 #[cfg(test)]

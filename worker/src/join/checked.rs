@@ -40,6 +40,8 @@ pub(crate) struct CheckedJoin {
     pub(crate) class: Class,
     /// For a window: how time is cut; `None` for a join.
     pub(crate) window: Option<Arc<CheckedWindow>>,
+    /// What is right to SQLite, and likely not what the author means.
+    pub(crate) warning: Option<String>,
 }
 
 impl CheckedJoin {

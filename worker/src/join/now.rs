@@ -14,8 +14,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use rusqlite::Connection;
 use rusqlite::functions::FunctionFlags;
-use sqlite3_parser::lexer::Scanner;
-use sqlite3_parser::lexer::sql::{TokenType, Tokenizer};
+use sqlite3_parser::lexer::sql::TokenType;
+
+use super::tokens::{Token, arguments, bare, called, tokens};
 
 /// The function that stands for every form of now, in lower case.
 pub(crate) const NOW: &str = "_now";
@@ -63,33 +64,19 @@ pub(super) fn may_read_clock(function: &str) -> bool {
         || WORDS.iter().any(|(word, _)| *word == function)
 }
 
-/// A token of a query.
-struct Token<'q> {
-    kind: TokenType,
-    text: &'q str,
-    at: Range<usize>,
-}
-
-impl Token<'_> {
-    fn is(&self, word: &str) -> bool {
-        self.text.eq_ignore_ascii_case(word)
-    }
-}
-
 /// Returns the query with `_now()` in place of each form of now; `None` if there is none. A form that is only found out
 /// when the query runs (`datetime('n' || 'ow')`) stays as it is.
 pub(crate) fn bind(query: &str) -> Option<String> {
     let tokens = tokens(query)?;
     let mut edits: Vec<(Range<usize>, String)> = Vec::new();
     for (index, token) in tokens.iter().enumerate() {
-        let is_called = tokens.get(index + 1).is_some_and(|next| next.kind == TokenType::TK_LP);
         let is_named = index
             .checked_sub(1)
             .is_some_and(|before| matches!(tokens[before].kind, TokenType::TK_AS | TokenType::TK_DOT));
         if is_named {
             continue;
         }
-        if is_called {
+        if called(&tokens, index) {
             edits.extend(call(&tokens, index));
         } else if let Some((_, function)) = WORDS.iter().find(|(word, _)| token.is(word)) {
             edits.push((token.at.clone(), format!("{function}({ARGUMENTS})")));
@@ -107,19 +94,6 @@ pub(crate) fn bind(query: &str) -> Option<String> {
     }
     bound.push_str(&query[end..]);
     Some(bound)
-}
-
-fn tokens(query: &str) -> Option<Vec<Token<'_>>> {
-    let mut scanner = Scanner::new(Tokenizer::new());
-    let mut tokens = Vec::new();
-    loop {
-        match scanner.scan(query.as_bytes()).ok()? {
-            (start, Some((_, kind)), end) => {
-                tokens.push(Token { kind, text: query.get(start..end)?, at: start..end });
-            }
-            (_, None, _) => return Some(tokens),
-        }
-    }
 }
 
 /// Returns the edits of the call whose name is the token at `index`.
@@ -155,41 +129,6 @@ fn call(tokens: &[Token<'_>], index: usize) -> Vec<(Range<usize>, String)> {
             Some(last) => vec![(behind(last.end - 1), format!(", {ARGUMENTS}"))],
             None => Vec::new(),
         },
-    }
-}
-
-/// Returns the arguments of a call as ranges of tokens; `None` if the call has no end.
-fn arguments(tokens: &[Token<'_>], opening: usize) -> Option<Vec<Range<usize>>> {
-    let (mut found, mut depth, mut start) = (Vec::new(), 0_usize, opening + 1);
-    for (index, token) in tokens.iter().enumerate().skip(opening) {
-        match token.kind {
-            TokenType::TK_LP => depth += 1,
-            TokenType::TK_RP => depth -= 1,
-            _ => {}
-        }
-        let ends = depth == 0 || depth == 1 && token.kind == TokenType::TK_COMMA;
-        if ends && index > start {
-            found.push(start..index);
-        }
-        if depth == 0 {
-            return Some(found);
-        }
-        if ends {
-            start = index + 1;
-        }
-    }
-    None
-}
-
-/// Returns the tokens of an argument without parentheses around all of it.
-fn bare<'t, 'q>(tokens: &'t [Token<'q>], argument: Range<usize>) -> &'t [Token<'q>] {
-    match &tokens[argument.clone()] {
-        [first, inner @ .., last]
-            if inner.len() == 1 && first.kind == TokenType::TK_LP && last.kind == TokenType::TK_RP =>
-        {
-            inner
-        }
-        all => all,
     }
 }
 

@@ -213,6 +213,11 @@ pub(crate) enum Reason {
     )]
     NotIndexable { key: String },
     #[error(
+        "result key {key} is computed above a subquery or another join; compute it within, and take that column \
+         (SELECT id … FROM (SELECT {key} AS id, … FROM …))"
+    )]
+    KeyOfSubquery { key: String },
+    #[error(
         "result key {key} comes from the optional side of an outer join; take the key of the other side, or \
          coalesce() of both sides of a FULL JOIN's condition"
     )]
@@ -221,6 +226,11 @@ pub(crate) enum Reason {
         "{source_name} is tied to the rest by no equality that an index can answer; add one (a = b) to its ON or to WHERE"
     )]
     NoEquality { source_name: String },
+    #[error(
+        "{source_name} is tied to the rest by IS, which finds NULL equal to NULL, and no index looks that up; write = \
+         where NULL need not match"
+    )]
+    NullSafe { source_name: String },
     #[error(
         "a subquery on {source_name} is tied to its row by no equality; add one (inner = outer) to its WHERE"
     )]

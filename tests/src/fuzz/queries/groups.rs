@@ -191,7 +191,8 @@ pub(super) fn aggregate(pen: &mut Pen<'_>, sources: &[&Source<'_>]) -> String {
         2 => format!("count(DISTINCT {})", pen.link(a)),
         3 | 4 => format!("sum({summand})"),
         5 => format!("avg({summand})"),
-        6 => format!("total({summand})"),
+        // Percentiles refuse texts.
+        6 => format!("percentile_disc(CAST({summand} AS REAL), 0.25)"),
         7 => format!("min({number})"),
         8 => format!("max({number})"),
         9 => format!("min({category})"),
@@ -199,7 +200,7 @@ pub(super) fn aggregate(pen: &mut Pen<'_>, sources: &[&Source<'_>]) -> String {
         11 => format!("group_concat({key}, '|' ORDER BY {order})"),
         12 => format!("json_group_array({number} ORDER BY {order})"),
         13 => format!("sum({summand}) FILTER (WHERE {})", pen.filter(a)),
-        14 => format!("sum(DISTINCT {summand})"),
+        14 => format!("median(DISTINCT CAST({summand} AS REAL))"),
         15 => format!("group_concat(DISTINCT {category} ORDER BY {category})"),
         16 => format!("max({number}) - min({number})"),
         _ => "count(*)".to_owned(),

@@ -42,7 +42,7 @@ fn function(pen: &mut Pen<'_>, a: &Source<'_>) -> String {
         3 => format!("lag({key})"),
         4 => format!("lead({number}, 1, 'end')"),
         5 => format!("first_value({key})"),
-        6 => format!("max({number})"),
+        6 => format!("median(CAST({summand} AS REAL))"),
         7 => "ntile(3)".to_owned(),
         8 => format!("nth_value({key}, 2)"),
         _ => "row_number()".to_owned(),

@@ -72,6 +72,125 @@ fn a_query_that_cannot_run_says_why() {
 }
 
 #[test]
+fn literals_that_no_row_could_mend_are_refused() {
+    let path = "; begin with $, and write a name in double quotes unless it is plain: '$.\"order id\"[0]'";
+    let cases = [
+        ("SELECT key,\n  payload->>'$x' AS x FROM orders", format!("1: bad JSON path: '$x'{path}")),
+        ("SELECT key, json_extract(payload, '$.a', '$.') AS x FROM orders", format!("0: bad JSON path: '$.'{path}")),
+        ("SELECT key, json_set(payload, '$.a', 1, '$b', 2) AS x FROM orders", format!("0: bad JSON path: '$b'{path}")),
+        (
+            "SELECT o.key AS id, e.value AS x FROM orders o, json_each('[1,') e",
+            "0: malformed JSON".to_owned(),
+        ),
+        (
+            "SELECT key, json_set(payload, '$.a') AS x FROM orders",
+            "0: json_set() takes a document, and a value behind each path".to_owned(),
+        ),
+        (
+            "SELECT key, json_object('a', 1, 'b') AS x FROM orders",
+            "0: json_object() takes a value behind each label".to_owned(),
+        ),
+        (
+            "SELECT key FROM orders WHERE key REGEXP '('",
+            "0: regexp: pattern \"(\": unclosed group".to_owned(),
+        ),
+        (
+            "SELECT key FROM orders WHERE regexp('[', payload->>'x')",
+            "0: regexp: pattern \"[\": unclosed character class".to_owned(),
+        ),
+        (
+            "SELECT key, date(timestamp, 'unixepoch', '+1 dya') AS day FROM orders",
+            "0: date() knows no modifier '+1 dya', and gives NULL for every row; write for example '+1 day', 'start of \
+             month' or 'unixepoch'"
+                .to_owned(),
+        ),
+        (
+            "SELECT key, strftime('%Q', timestamp, 'unixepoch') AS day FROM orders",
+            "0: strftime() knows not all of the format '%Q', and gives NULL for every row; write for example \
+             '%Y-%m-%dT%H:%M:%SZ'"
+                .to_owned(),
+        ),
+        (
+            "SELECT key, datetime(payload->>'at',\n  'LocalTime') AS day FROM orders",
+            "1: datetime() with 'localtime' depends on the time zone of the machine, and results must follow from the \
+             topics; times are in UTC: write a fixed distance such as '+02:00', or give a Window a timezone"
+                .to_owned(),
+        ),
+    ];
+    for (query, expected) in cases {
+        assert_eq!(complaint(query), expected, "{query}");
+    }
+}
+
+#[test]
+fn what_a_row_may_make_right_is_accepted() {
+    for query in [
+        "SELECT key, payload->>'$.a[0].\"b c\"' AS x, payload->'a'->>0 AS y FROM orders",
+        "SELECT key, json_extract(key, '$.a') AS x, json(payload->>'inner') AS y FROM orders",
+        "SELECT key, payload->>('$' || key) AS x, key REGEXP '(' || key || ')' AS y FROM orders",
+        "SELECT key, payload->>'a' || '$x' AS x, '$x' AS y FROM orders WHERE payload->>'zone' = 'utc'",
+        "SELECT key, date(timestamp, 'unixepoch', 'start of month', '-1 day', 'weekday 1', '+02:00') AS x FROM orders",
+        "SELECT key, date('now', payload->>'modifier') AS x, unixepoch('subsec') AS y FROM orders",
+        "SELECT key, json_object('a', 1) AS x, json_object() AS y, json_array('[') AS z FROM orders",
+        "SELECT key, json_set(payload, '$.a', '$b') AS x FROM orders",
+    ] {
+        let joins = [join("enriched", query)];
+        let checked = check(&joins, &[], Catalog { topics: &topics(), open: false }, &no_window);
+        assert_eq!(checked.map(|joins| joins.len()), Ok(1), "{query}");
+    }
+}
+
+#[test]
+fn sql_of_other_databases_is_known_by_its_looks() {
+    let lateral = "SQLite has no LATERAL; json_each(…) reads the tables in front of it as it is, and row_number() OVER \
+                   (PARTITION BY …) picks the first rows of each key";
+    let cases = [
+        (
+            "SELECT key, (payload->>'n')::int AS n FROM orders",
+            "unrecognized token: \":\"; x::type is the cast of PostgreSQL; write CAST(x AS INTEGER), … AS REAL or … AS TEXT"
+                .to_owned(),
+        ),
+        (
+            "SELECT key FROM orders WHERE timestamp > unixepoch() - INTERVAL '1 day'",
+            "near \"'1 day'\": syntax error; SQLite has no INTERVAL; write datetime(x, '+1 day'), or add seconds: timestamp \
+             + 86400"
+                .to_owned(),
+        ),
+        (
+            "SELECT o.key FROM orders o, LATERAL (SELECT 1) x",
+            format!("near \"SELECT\": syntax error; {lateral}"),
+        ),
+        (
+            "SELECT o.key FROM orders o CROSS JOIN LATERAL json_each(o.payload) e",
+            format!("near \"(\": syntax error; {lateral}"),
+        ),
+        (
+            "SELECT key FROM orders GROUP BY GROUPING SETS ((key), ())",
+            "near \"SETS\": syntax error; SQLite has no GROUPING SETS; write a SELECT with GROUP BY for each set, with \
+             UNION ALL between"
+                .to_owned(),
+        ),
+        (
+            "SELECT key FROM orders EMIT CHANGES",
+            "near \"CHANGES\": syntax error; EMIT is the word of other engines; leave it out: a join tells each change of \
+             its results, and a Window has the field emit"
+                .to_owned(),
+        ),
+        // What stands elsewhere, in a text or in a comment, says nothing.
+        ("SELECT key, 'a::b', interval FRM orders /* x::y */", "near \"orders\": syntax error".to_owned()),
+        (
+            "SELECT key, -- the key payload FROM orders",
+            "incomplete input; the comment \"-- the key payload FROM orders\" goes on to the end of the query: in a folded \
+             text (>) all is one line, so write query: |"
+                .to_owned(),
+        ),
+    ];
+    for (query, expected) in cases {
+        assert_eq!(complaint(query), format!("0: {expected}"), "{query}");
+    }
+}
+
+#[test]
 fn a_key_column_must_be_one_of_the_query() {
     let mut wrong = join("enriched", "SELECT key AS order_id, payload FROM orders");
     wrong.key_column = Some("order_ids".to_owned());

@@ -155,6 +155,7 @@ impl<'q> Planner<'q> {
         let side = self.names.side_of(scope, term).map_err(|trouble| match trouble {
             NotASide::Several => Reason::KeyOfSeveral { key: key() },
             NotASide::NotIndexable => Reason::NotIndexable { key: key() },
+            NotASide::OfSubquery => Reason::KeyOfSubquery { key: key() },
         })?;
         if side.scope != scope {
             return Err(Reason::KeyOfSeveral { key: key() });
@@ -253,7 +254,11 @@ impl<'q> Planner<'q> {
                 .filter(|source| !self.state.reached.contains(&(scope, *source)))
                 .collect();
             let Some(first) = unreached.first() else { return Ok(()) };
-            let mut reason = Reason::NoEquality { source_name: source_name(core, *first) };
+            let name = source_name(core, *first);
+            let mut reason = match self.is_tied_by_is(scope, *first) {
+                true => Reason::NullSafe { source_name: name },
+                false => Reason::NoEquality { source_name: name },
+            };
             let mut moved = false;
             'sources: for source in unreached {
                 for edge in self.edges(scope) {
@@ -277,6 +282,22 @@ impl<'q> Planner<'q> {
                 return Err(reason);
             }
         }
+    }
+
+    /// Returns whether IS compares a value of `source`.
+    fn is_tied_by_is(&self, scope: usize, source: usize) -> bool {
+        let core = self.names.scopes[scope].core;
+        let conditions =
+            core.filter.iter().chain(core.sources.iter().filter_map(|source| source.on.as_ref()));
+        conditions.flat_map(conjuncts).any(|conjunct| match conjunct.parts.as_slice() {
+            [ExprPart::Expr(left), ExprPart::Text(operator), ExprPart::Expr(right)]
+                if operator.trim() == "IS" =>
+            {
+                let sides = [left, right].map(|side| self.names.side_of(scope, Term::Expr(side)));
+                sides.into_iter().flatten().any(|side| (side.scope, side.source) == (scope, source))
+            }
+            _ => false,
+        })
     }
 
     /// Returns how the edge ties `source` to a restricted source: the side of `source`, the other side, and the casts
@@ -483,12 +504,22 @@ impl<'q> Planner<'q> {
         let mut edges = Vec::new();
         let mut add = |on: Option<usize>, expr: &'q Expr| {
             for conjunct in conjuncts(expr) {
-                if let (Kind::Equals, [ExprPart::Expr(left), _, ExprPart::Expr(right)]) =
+                let (Kind::Equals, [ExprPart::Expr(left), _, ExprPart::Expr(right)]) =
                     (&conjunct.kind, conjunct.parts.as_slice())
-                    && let Ok(left) = self.names.side_of(scope, Term::Expr(left))
-                    && let Ok(right) = self.names.side_of(scope, Term::Expr(right))
-                {
-                    edges.push(Edge { on, left, right, expr: Some(conjunct) });
+                else {
+                    continue;
+                };
+                let (lefts, rights) = (row_value(left), row_value(right));
+                // A row value equals another if each of its values does.
+                let pairs =
+                    if lefts.len() == rights.len() { lefts.into_iter().zip(rights) } else { continue };
+                let expr = Some(conjunct).filter(|_| pairs.len() == 1);
+                for (left, right) in pairs {
+                    if let Ok(left) = self.names.side_of(scope, Term::Expr(left))
+                        && let Ok(right) = self.names.side_of(scope, Term::Expr(right))
+                    {
+                        edges.push(Edge { on, left, right, expr });
+                    }
                 }
             }
         };
@@ -515,5 +546,13 @@ impl<'q> Planner<'q> {
         let by_key = |side: &Side| matches!(&side.what, What::Row(expr) if expr.is_key());
         edges.sort_by_key(|edge| !(by_key(&edge.left) || by_key(&edge.right)));
         edges
+    }
+}
+
+/// Returns the values of a row value, `(a, b)`, or the expression itself.
+fn row_value(expr: &Expr) -> Vec<&Expr> {
+    match (&expr.kind, expr.parts.first()) {
+        (Kind::Other, Some(ExprPart::Text(opening))) if opening == "(" => expr.children().collect(),
+        _ => vec![expr],
     }
 }

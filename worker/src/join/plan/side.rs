@@ -24,8 +24,22 @@ pub(super) enum What {
 }
 
 /// Functions of one row that never fail, return equal values for equal ones, and return NULL if an argument is NULL.
-const STRICT: [&str; 10] =
-    ["lower", "upper", "trim", "ltrim", "rtrim", "length", "substr", "substring", "instr", "round"];
+const STRICT: [&str; 14] = [
+    "lower",
+    "upper",
+    "trim",
+    "ltrim",
+    "rtrim",
+    "length",
+    "substr",
+    "substring",
+    "instr",
+    "round",
+    "floor",
+    "ceil",
+    "ceiling",
+    "trunc",
+];
 
 /// Functions like [`STRICT`] that may return a value for NULL.
 const TOTAL: [&str; 4] = ["coalesce", "ifnull", "nullif", "typeof"];
@@ -52,7 +66,7 @@ impl<'q> Names<'q> {
                 Ok(Side { scope: at_scope, source, what: What::Row(expr) })
             }
             SourceItem::Query { .. } => {
-                let Kind::Column { table, name } = &expr.kind else { return Err(NotASide::NotIndexable) };
+                let Kind::Column { table, name } = &expr.kind else { return Err(NotASide::OfSubquery) };
                 match self.find(scope, table.as_deref(), name) {
                     Some(Meaning::Column { scope, source, column }) => {
                         at(scope, source, column).ok_or(NotASide::NotIndexable)
@@ -275,6 +289,8 @@ pub(super) fn at(scope: usize, source: usize, column: SourceColumn) -> Option<Si
 pub(super) enum NotASide {
     Several,
     NotIndexable,
+    /// It is computed of columns of a subquery.
+    OfSubquery,
 }
 
 /// Returns the top-level field of a literal JSON path: `Some(None)` for the root or an array index, `None` for a path
