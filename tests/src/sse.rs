@@ -159,6 +159,7 @@ impl Subscription {
                 "event" => value.clone_into(&mut name),
                 "id" => id = Some(value.to_owned()),
                 "data" => data.push(value),
+                "retry" => assert!(value.parse::<u32>().is_ok(), "milliseconds: {value}"),
                 other => panic!("unknown field {other} in {block}"),
             }
         }

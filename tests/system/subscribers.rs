@@ -1,5 +1,8 @@
 //! The events and answers that an SSE sink gives to subscribers and readers of snapshots.
 
+mod clients;
+mod snapshots;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use expect_test::expect;
@@ -289,6 +292,12 @@ async fn requests_that_can_not_be_answered_say_why() {
         "/snapshot?join=enrich",
         "/snapshot",
         "/snapshot?join=enriched&minEpoch=soon",
+        "/subscribe?joins=enriched",
+        "/subscribe?join=enriched&since=1",
+        "/subscribe?join=enriched&join=by_customer",
+        "/subscribe?numbers=texts",
+        "/snapshot?join=enriched&min_epoch=1",
+        "/snapshot?join=enriched&lastEventId=1",
         "/health",
     ] {
         let (status, text) = get(&worker.url("sink live", path)).await;
@@ -298,10 +307,16 @@ async fn requests_that_can_not_be_answered_say_why() {
     said += &format!("of another sink: {status} {text}\n");
     expect![[r#"
         /subscribe?join=enrich: 404 {"error":"this sink takes no join \"enrich\"; it has enriched, by_customer"}
-        /subscribe?join=enriched&replay=perhaps: 400 {"error":"Failed to deserialize query string: replay: provided string was not `true` or `false`"}
+        /subscribe?join=enriched&replay=perhaps: 400 {"error":"replay: got \"perhaps\"; allowed: true, false"}
         /snapshot?join=enrich: 404 {"error":"this sink takes no join \"enrich\"; it has enriched, by_customer"}
         /snapshot: 400 {"error":"say which join: ?join= one of enriched, by_customer"}
-        /snapshot?join=enriched&minEpoch=soon: 400 {"error":"Failed to deserialize query string: minEpoch: invalid digit found in string"}
+        /snapshot?join=enriched&minEpoch=soon: 400 {"error":"minEpoch: got \"soon\"; allowed: the epoch of an answer to POST /ingest"}
+        /subscribe?joins=enriched: 400 {"error":"there is no parameter \"joins\" here; did you mean \"join\"?"}
+        /subscribe?join=enriched&since=1: 400 {"error":"there is no parameter \"since\" here; allowed: join, replay, lastEventId, numbers"}
+        /subscribe?join=enriched&join=by_customer: 400 {"error":"join: is given twice; write it once"}
+        /subscribe?numbers=texts: 400 {"error":"numbers: got \"texts\"; allowed: json, text"}
+        /snapshot?join=enriched&min_epoch=1: 400 {"error":"there is no parameter \"min_epoch\" here; did you mean \"minEpoch\"?"}
+        /snapshot?join=enriched&lastEventId=1: 400 {"error":"there is no parameter \"lastEventId\" here; allowed: join, key, minEpoch, numbers"}
         /health: 200 {"status":"ok"}
         of another sink: 404 {"error":"this sink takes no join \"by_customer\"; it has enriched"}
     "#]].assert_eq(&said);

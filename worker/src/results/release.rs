@@ -49,9 +49,11 @@ impl Release {
         true
     }
 
-    /// Returns when all that is committed now may leave, which the caller's thread waits for; `false` if that takes too
-    /// long.
-    pub(crate) fn wait_for_all(&self, runtime: &tokio::runtime::Handle, timeout: Duration) -> bool {
-        self.0.as_ref().is_none_or(|gate| runtime.block_on(gate.replication_barrier.wait(timeout)))
+    /// Returns when all that is committed now may leave; `false` if that takes too long.
+    pub(crate) async fn wait_for_all(&self, timeout: Duration) -> bool {
+        match &self.0 {
+            Some(gate) => gate.replication_barrier.wait(timeout).await,
+            None => true,
+        }
     }
 }

@@ -29,7 +29,7 @@ use crate::sink::http::HttpSink;
 use crate::sink::kafka::KafkaSink;
 use crate::sink::routes::Routes;
 use crate::sink::sqlite::SqliteSink;
-use crate::sink::sse::{self, SseState};
+use crate::sink::sse::{self, Snapshots, SseState};
 use crate::sink::stdout::Stdout;
 use crate::sink::topic::TopicSink;
 use crate::status::Status;
@@ -89,6 +89,8 @@ pub(super) struct Sinks {
     /// Whose data this is.
     pub(super) identity: String,
     pub(super) data_dir: PathBuf,
+    /// Where snapshots are kept until their clients have read them.
+    pub(super) scratch_folder: PathBuf,
     /// Rung when standard output has no reader any more.
     pub(super) stdout_closed: mpsc::Sender<()>,
 }
@@ -135,8 +137,8 @@ impl Sinks {
                 let routes = self.routes.entry(name.clone()).or_default().subscribe();
                 let reader = Arc::clone(&self.reader);
                 let (listener, local) = listeners.listener(&format!("sink {name}"))?;
-                let snapshot_reader =
-                    Arc::new(Reader::open(self.results.path(), SseState::SNAPSHOT_CONNECTIONS)?);
+                let snapshot_reader = Arc::new(Reader::open(self.results.path(), Snapshots::CONNECTIONS)?);
+                let snapshots = Snapshots::new(snapshot_reader, self.scratch_folder.clone());
                 let (spec, lineage) = (spec.clone(), self.results.lineage().to_owned());
                 Ok(Box::new(move |stopping| {
                     let status = status.sink(&name);
@@ -146,8 +148,7 @@ impl Sinks {
                         routes,
                         lineage,
                         reader,
-                        snapshot_reader,
-                        snapshots: SseState::snapshot_permits(),
+                        snapshots,
                         applied,
                         release,
                         stopping: stopping.clone(),

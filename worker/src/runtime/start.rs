@@ -242,6 +242,7 @@ impl Core {
             shard_paths: self.shard_paths.clone(),
             identity: plan.identity.clone(),
             data_dir: self.store.data_dir.path().to_owned(),
+            scratch_folder: self.store.scratch_folder(),
             stdout_closed,
         }
     }

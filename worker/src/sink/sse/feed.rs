@@ -8,6 +8,7 @@ use axum::response::sse::Event as SseEvent;
 use serde_json::json;
 
 use super::SseState;
+use super::numbers::Numbers;
 use super::queue::EventQueue;
 use crate::blocking::blocking;
 use crate::results::event::{JoinId, ResultId};
@@ -44,6 +45,7 @@ pub(super) struct Feed {
     pub(super) routes: Arc<Routes>,
     /// The joins among them that it sends.
     pub(super) joins: Vec<JoinId>,
+    pub(super) numbers: Numbers,
     pub(super) queue: EventQueue,
 }
 
@@ -109,7 +111,7 @@ impl Feed {
             let envelope = self.routes.envelope(event.join).expect("only joins that it takes are read");
             let id = ResultId { lineage: &self.state.lineage, position: event.position };
             let sent = SseEvent::default().id(id.to_string()).event("join_result");
-            self.send(sent, &envelope.json(event, false)).await?;
+            self.send(sent, &self.numbers.applied(envelope.json(event, false))).await?;
             self.state.status.delivered.add(1);
         }
         Ok(())
@@ -191,7 +193,7 @@ impl Feed {
             after = Some(last.key.clone());
             for event in &events {
                 let sent = SseEvent::default().event("join_result");
-                self.send(sent, &envelope.json(event, true)).await?;
+                self.send(sent, &self.numbers.applied(envelope.json(event, true))).await?;
             }
         }
     }

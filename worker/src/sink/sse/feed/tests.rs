@@ -9,6 +9,7 @@ use crate::results::event::ResultChange;
 use crate::results::event::{Envelope, Op};
 use crate::results::release::Release;
 use crate::results::{Applied, Results};
+use crate::sink::sse::Snapshots;
 use crate::sink::sse::queue::queue;
 use crate::storage::replication_barrier::ReplicationBarrier;
 
@@ -43,9 +44,8 @@ fn sink(results: usize, bytes: usize, release: Release) -> (TempDir, Arc<SseStat
     let state = SseState {
         routes: watch::channel(Arc::new(Routes::from_iter([(join, envelope)]))).1,
         lineage: "lin".to_owned(),
-        snapshot_reader: Arc::clone(&reader),
+        snapshots: Snapshots::new(Arc::clone(&reader), folder.path().to_owned()),
         reader,
-        snapshots: SseState::snapshot_permits(),
         applied: watch::channel(Applied::default()).1,
         release,
         stopping: watch::channel(false).1,
@@ -65,7 +65,8 @@ fn sink(results: usize, bytes: usize, release: Release) -> (TempDir, Arc<SseStat
 fn feed(state: &Arc<SseState>, queue: EventQueue) -> Feed {
     let (in_force, routes) = (state.routes.clone(), state.routes());
     let joins = routes.joins().to_vec();
-    Feed { state: Arc::clone(state), in_force, wanted: SubscribedJoins::All, routes, joins, queue }
+    let (state, wanted, numbers) = (Arc::clone(state), SubscribedJoins::All, Numbers::Json);
+    Feed { state, in_force, wanted, routes, joins, numbers, queue }
 }
 
 #[tokio::test]
