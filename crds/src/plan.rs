@@ -11,6 +11,7 @@ use crate::credentials::{Auth, ClientTls, Credential, KafkaSasl};
 use crate::replication::{ReplicationMode, RestorePolicy};
 use crate::serving::ServerTls;
 use crate::source::ColumnType;
+use crate::sink::KafkaKeyFormat;
 use crate::source::api::{ApiMethod, ApiPagination, ApiWatermark, ChangeDetection};
 use crate::source::kafka::StartOffset;
 
@@ -538,6 +539,8 @@ pub struct KafkaSource {
     pub start_offset: StartOffset,
     /// Path of the key in the payload; `None` is the record's own key.
     pub key_path: Option<String>,
+    /// Path of the key in the record's own key, which is JSON then; `None` is all of it.
+    pub record_key_path: Option<String>,
     /// Whether the offset of a record is committed only once the record is in the replica.
     pub waits_for_replica: bool,
 }
@@ -573,6 +576,8 @@ pub struct KafkaSink {
     pub kafka_topic: String,
     /// Whether records are written in transactions.
     pub transactional: bool,
+    /// How a result key becomes the key of its record.
+    pub key_format: KafkaKeyFormat,
 }
 
 /// How to reach a Kafka cluster. Credentials are still references, to be looked up when a connection is made.

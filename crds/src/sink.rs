@@ -196,12 +196,28 @@ pub struct KafkaSinkSpec {
     /// Whether results are written in transactions, so that consumers that read committed records see each once.
     #[serde(default)]
     pub transactional: bool,
+    /// How a result key becomes the key of its record: `text`, the default, or `json`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_format: Option<KafkaKeyFormat>,
     /// How the worker authenticates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sasl: Option<KafkaSasl>,
     /// How the brokers are checked; without it the connection is not encrypted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<ClientTls>,
+}
+
+/// How a result key becomes the key of its record. `text`, the default, is text as it is (`o1`), and everything else as JSON
+/// (`1`, `null`); of two result keys that are the same text, such as `"1"` and `1`, the second becomes a dead letter. `json`
+/// is JSON throughout (`"o1"`), so that each result key is a record key of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum KafkaKeyFormat {
+    /// Text as it is.
+    #[default]
+    Text,
+    /// JSON throughout.
+    Json,
 }
 
 /// Tables of a SQLite file.

@@ -365,3 +365,59 @@ async fn a_sink_that_is_away_costs_disk_within_its_limit_and_its_neighbours_noth
     }
     worker.stop().await;
 }
+
+#[tokio::test]
+async fn dead_letters_are_told_in_the_log_and_many_of_a_kind_in_few_lines() {
+    let server = Server::start().await;
+    server.behave(|_| Reply::status(422).with_body("no such order"));
+    let site = site(&server, "dlq: {retryInterval: 1h, maxBackoff: 2h}");
+    let worker = site.start().await;
+    for n in 0..12 {
+        worker.ingest().put("orders", &format!("o{n}"), json!({"n": n})).await;
+    }
+    wait_for(&worker, "hook", "deadLetters", &json!(12)).await;
+    let told = until("the second line", async || {
+        let log = worker.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let told: Vec<Value> = lines
+            .filter(|line| line["sink"] == "hook" && line["level"] == "WARN")
+            .map(|line| json!([line["count"], line["message"], line["reason"]]))
+            .collect();
+        (told.len() > 1).then_some(told)
+    })
+    .await;
+    let line = |count| {
+        let message = "results were refused; as dead letters they wait for `litejoin dlq retry`";
+        json!([count, message, "answered 422 Unprocessable Entity: no such order"])
+    };
+    assert_eq!(told, [line(1), line(10)]);
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_run_to_the_end_of_its_sources_fails_if_rows_were_refused() {
+    let site = WorkerSite::with(
+        r#"
+apiVersion: litejoin.io/v1alpha1
+kind: Pipeline
+metadata: {name: p}
+spec:
+  storage: {shardCount: 2}
+  sources:
+    - {name: rows, file: {path: rows.ndjson, topic: lines, keyColumns: [id]}}
+  joins:
+    - {name: all_lines, query: "SELECT key FROM lines", sinks: [console]}
+  sinks:
+    - {name: console, stdout: {}}
+"#,
+    );
+    site.write("rows.ndjson", "{\"id\":1}\nnonsense\n{\"no\":\"id\"}\n{\"id\":2}\n");
+    let ended = site.run(["--once"]).end().await;
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert_eq!(ended.stdout.lines().count(), 2, "the other rows are through: {}", ended.stdout);
+    expect![[r#"error: 2 messages were refused (rows: 2) and are in the dead-letter queue, the rest is through; see them with `litejoin dlq list --data-dir data`"#]]
+        .assert_eq(ended.stderr.lines().last().unwrap_or_default());
+    // Nothing is read again, so nothing is refused in this run.
+    let ended = site.run(["--once"]).end().await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+}

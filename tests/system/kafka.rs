@@ -2,6 +2,7 @@
 
 mod example;
 mod faults;
+mod keys;
 mod memory;
 mod security;
 pub(crate) mod sink;

@@ -304,3 +304,35 @@ async fn a_file_that_cannot_be_is_refused() {
     "#]]
     .assert_eq(&said);
 }
+
+#[tokio::test]
+async fn an_infinite_number_is_stored_as_such() {
+    let query = "SELECT key AS id, payload->>'v' * 10 AS v FROM orders";
+    let site = WorkerSite::with(&manifest(&[("items", query, "")]));
+    let worker = site.start().await;
+    let orders = [("o1", 1e308), ("o2", -1e308), ("o3", 1.0)];
+    worker.ingest().send(&orders.map(|(key, v)| message("orders", key, json!({"v": v})))).await;
+    let file = until("the file", async || {
+        let file = site.path().join("out.db");
+        file.is_file().then(|| open(&file)).filter(|file| columns(file, "items").len() > 1)
+    })
+    .await;
+    settled(&file, "SELECT 1 WHERE (SELECT count(*) FROM items) = 3").await;
+    assert_eq!(
+        ask(&file, "SELECT id, v FROM items ORDER BY id"),
+        ["Text(\"o1\") Real(inf)", "Text(\"o2\") Real(-inf)", "Text(\"o3\") Real(10.0)"]
+    );
+    assert_eq!(worker.status().await["sinks"]["tables"]["deadLetters"], 0);
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_column_that_the_sink_has_for_itself_is_refused_before_anything_runs() {
+    let site = WorkerSite::with(&manifest(&[("items", "SELECT key AS id, 1 AS _KEY FROM orders", "")]));
+    let ended = site.command(["validate", "-f", "pipeline.yaml"]).end().await;
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+    let said = ended.stdout + &ended.stderr;
+    let expected = "spec.sinks[0].sqlite: the query \"items\" has a column \"_KEY\", which is where the sink keeps result keys; \
+                    give the column another name, or take the join from the sink";
+    assert!(said.contains(expected), "{said}");
+}

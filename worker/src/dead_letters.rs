@@ -9,6 +9,7 @@
 //! on request.
 
 pub(crate) mod by_hand;
+mod log;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -18,6 +19,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use tokio::sync::watch;
 use tracing::warn;
 
+use self::log::{DeadLetterLog, LetterKind};
 use crate::results::event::{Event, JoinId, Op, PendingResult, Position};
 use crate::storage::sqlite::{self, Journal, SqliteError};
 
@@ -76,6 +78,7 @@ pub(crate) struct DeadLetters {
     unchecked: AtomicU32,
     /// Counts what was done to letters by hand.
     interventions: watch::Sender<u64>,
+    log: DeadLetterLog,
 }
 
 /// A result that is in the queue, since a sink did not take it.
@@ -122,6 +125,7 @@ impl DeadLetters {
             bytes_max,
             unchecked,
             interventions: watch::channel(0).0,
+            log: DeadLetterLog::default(),
         })
     }
 
@@ -182,7 +186,14 @@ impl DeadLetters {
                     event.window
                 ])?;
             Ok(())
-        })
+        })?;
+        match retry {
+            RetryState { retry_at: None, .. } => self.log.tell(sink, LetterKind::Waiting, &retry.reason, now),
+            RetryState { attempts: 1, .. } => self.log.tell(sink, LetterKind::Retried, &retry.reason, now),
+            // The same dead letter as before, or one that was not tried.
+            RetryState { .. } => {}
+        }
+        Ok(())
     }
 
     /// Forgets the letters of a join that a sink is about to get as it stands. Letters of deletions stay: either
@@ -266,8 +277,23 @@ impl DeadLetters {
         })
     }
 
+    /// Does what [`Self::reject`] does, and says so in the log, now and then.
+    pub(crate) fn reject_and_tell(
+        &self,
+        owner: &str,
+        position: &str,
+        reason: &str,
+        body: &[u8],
+        now: i64,
+    ) -> Result<(), SqliteError> {
+        if self.reject(owner, position, reason, body, now)? {
+            self.log.tell(owner, LetterKind::Rejected, &format!("{position}: {reason}"), now);
+        }
+        Ok(())
+    }
+
     /// Stores a message that a source could not read; the same one at the same place again changes nothing. There may
-    /// be another one at that place, in a file or a partition that was made anew.
+    /// be another one at that place, in a file or a partition that was made anew. Returns whether it is new.
     pub(crate) fn reject(
         &self,
         source: &str,
@@ -275,17 +301,17 @@ impl DeadLetters {
         reason: &str,
         body: &[u8],
         now: i64,
-    ) -> Result<(), SqliteError> {
+    ) -> Result<bool, SqliteError> {
         self.limit_size()?;
         self.doing("store a rejected message", |connection| {
-            connection
+            let stored = connection
                 .prepare_cached(
                     "INSERT OR IGNORE INTO rejected (source, position, reason, body, stored_at)
                      SELECT ?1, ?2, ?3, ?4, ?5 WHERE NOT EXISTS
                          (SELECT 1 FROM rejected WHERE source = ?1 AND position = ?2 AND body = ?4)",
                 )?
                 .execute(params![source, position, reason, &body[..body.len().min(BODY_BYTES_KEPT)], now])?;
-            Ok(())
+            Ok(stored > 0)
         })
     }
 

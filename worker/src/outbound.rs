@@ -54,6 +54,9 @@ pub(crate) enum OutboundError {
     Timeout(Duration),
     #[error("{0}")]
     Network(String),
+    /// The server may have had the request, or not.
+    #[error("the connection broke off before an answer ({0})")]
+    BrokenOff(String),
     #[error("the answer is larger than {0} bytes")]
     TooLarge(usize),
 }
@@ -78,6 +81,12 @@ impl Outbound {
         Ok(self.client()?.request(method, url).headers(self.headers()?))
     }
 
+    /// A request as [`Self::request`] makes it, for a connection that nobody has used before.
+    pub(crate) fn request_anew(&self, method: Method, url: Url) -> Result<RequestBuilder, OutboundError> {
+        let client = client(&self.connection, &self.secrets)?;
+        Ok(client.request(method, url).headers(self.headers()?))
+    }
+
     /// The client; another one when certificates have changed.
     fn client(&self) -> Result<Client, OutboundError> {
         let mut made = self.client.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,7 +99,10 @@ impl Outbound {
 
     /// Sends a request and waits for the head of its answer.
     pub(crate) async fn send(&self, request: RequestBuilder) -> Result<Response, OutboundError> {
-        request.send().await.map_err(|error| self.failed(error))
+        request.send().await.map_err(|error| match is_broken_off(&error) {
+            true => OutboundError::BrokenOff(cause(error)),
+            false => self.failed(error),
+        })
     }
 
     /// Reads the body of an answer, unless it is too large.
@@ -162,10 +174,7 @@ impl Outbound {
         if error.is_timeout() {
             return OutboundError::Timeout(self.connection.timeout);
         }
-        // reqwest says "error sending request" first; what went wrong is behind that.
-        let error = error.without_url();
-        let cause = std::error::Error::source(&error);
-        OutboundError::Network(cause.map_or_else(|| error.to_string(), chain))
+        OutboundError::Network(cause(error))
     }
 
     fn headers(&self) -> Result<HeaderMap, OutboundError> {
@@ -224,6 +233,32 @@ impl Outbound {
         }
         redaction
     }
+}
+
+/// The words for a failed request: reqwest says "error sending request" first; what went wrong is behind that.
+fn cause(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let cause = std::error::Error::source(&error);
+    cause.map_or_else(|| error.to_string(), chain)
+}
+
+/// Whether a connection was there and was closed or reset before the head of an answer came. So it often is with one that
+/// was kept, when its server has closed it meanwhile.
+fn is_broken_off(error: &reqwest::Error) -> bool {
+    use std::io::ErrorKind as Kind;
+    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    let is_closed = |cause: &(dyn std::error::Error + 'static)| {
+        let by_http = cause.downcast_ref::<hyper::Error>();
+        let by_system = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        by_http.is_some_and(|error| error.is_incomplete_message() || error.is_canceled() || error.is_closed())
+            || matches!(
+                by_system,
+                Some(
+                    Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe | Kind::UnexpectedEof
+                )
+            )
+    };
+    !error.is_connect() && !error.is_timeout() && causes.into_iter().any(is_closed)
 }
 
 /// A client for a connection.

@@ -17,6 +17,7 @@ use litejoin_crds::{Candidate, Complaint, Document, HeldBack, Place, Reason, val
 use crate::join::CheckedJoin;
 use crate::join::check::{self, Catalog, QueryError};
 use crate::manifest::{self, Manifest};
+use crate::sink::sqlite;
 use crate::storage::topics::feed_of;
 use crate::window;
 
@@ -172,6 +173,11 @@ fn check(manifest: Manifest, left_out: &BTreeSet<Place>) -> Result<(Pipeline, St
             return Err(Wrong::new(manifest, refused, queries, &text));
         }
     };
+    let refused = columns_of_sinks(&plan, &joins);
+    if !refused.is_empty() {
+        let text = manifest.render(&refused);
+        return Err(Wrong::new(manifest, refused, Vec::new(), &text));
+    }
     warnings.extend(query_warnings(&plan, &joins));
     feed(&mut plan, &mut joins);
     let source_paths = source_paths(&plan, &manifest);
@@ -223,6 +229,26 @@ fn left_out_of_this_build(plan: &Plan) -> Vec<Complaint> {
             let message =
                 "this build of litejoin was made without Kafka; build it again without --no-default-features";
             Complaint::error(*document, format!("{path}.kafka"), Reason::Unsupported, message)
+        })
+        .collect()
+}
+
+/// Returns complaints about columns that a sink has for itself.
+fn columns_of_sinks(plan: &Plan, joins: &[CheckedJoin]) -> Vec<Complaint> {
+    let sinks = plan.sinks.iter().filter(|sink| matches!(sink.kind, SinkKind::Sqlite(_)));
+    let taken = sinks.flat_map(|sink| {
+        joins.iter().filter(|join| sink.joins.contains(&join.name)).map(move |join| (sink, join))
+    });
+    taken
+        .filter_map(|(sink, join)| {
+            let (column, _) = join.shape.columns.iter().find(|(name, _)| name.eq_ignore_ascii_case(sqlite::KEY))?;
+            let message = format!(
+                "the query {:?} has a column {column:?}, which is where the sink keeps result keys; give the column another \
+                 name, or take the join from the sink",
+                join.name
+            );
+            let Place { document, path } = &sink.place;
+            Some(Complaint::error(*document, format!("{path}.sqlite"), Reason::Conflict, message))
         })
         .collect()
 }

@@ -11,6 +11,7 @@
 //! watermarks, frames, panes                        the time of windows, see frames
 //! cursors(sink, epoch, n)                          how far each sink is
 //! subscriptions(sink, join_id)                     hand_overs(sink, join_id), those that have not come to their end
+//! withheld(sink, join_id, key)                     results that a sink does not write for those of others, see withheld
 //! ```
 
 pub(crate) mod event;
@@ -22,6 +23,7 @@ pub(crate) mod recovery_barrier;
 pub(crate) mod release;
 pub(crate) mod store;
 pub(crate) mod tables;
+pub(crate) mod withheld;
 
 pub(crate) use event::{Applied, Position};
 pub(crate) use reader::Reader;

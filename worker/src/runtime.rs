@@ -17,7 +17,7 @@ mod unit;
 mod writers;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -99,6 +99,11 @@ pub(crate) enum StartError {
         "another worker has taken this pipeline over; see which of both is to run (`litejoin replication status`)"
     )]
     Overtaken,
+    #[error(
+        "{count} messages were refused ({sources}) and are in the dead-letter queue, the rest is through; see them with \
+         `litejoin dlq list --data-dir {}`", .data_dir.display()
+    )]
+    Refused { count: u64, sources: String, data_dir: PathBuf },
     #[error("--once needs sources that come to an end, and {name} does not; leave --once out")]
     UnboundedSource { name: String },
     #[error(
@@ -246,8 +251,24 @@ pub(crate) async fn run(
         }
     }
     mover.call_off().await;
+    let (status, data_dir) = (Arc::clone(&running.status), running.pipeline.plan.storage.data_dir.clone());
     running.stop(StopPurpose::End).await;
-    outcome
+    outcome.and_then(|()| if once { nothing_refused(&status, data_dir) } else { Ok(()) })
+}
+
+/// Fails if sources have refused messages: whoever runs a pipeline to its end asks whether all is through.
+fn nothing_refused(status: &Status, data_dir: PathBuf) -> Result<(), StartError> {
+    let refusals = status.refusals();
+    let count = refusals.iter().map(|(_, count)| count).sum();
+    if count == 0 {
+        return Ok(());
+    }
+    let sources: Vec<String> = refusals
+        .into_iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(name, count)| format!("{name}: {count}"))
+        .collect();
+    Err(StartError::Refused { count, sources: sources.join(", "), data_dir })
 }
 
 /// What a stop is for.

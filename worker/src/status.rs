@@ -184,6 +184,11 @@ impl Status {
         (!self.ready.load(Ordering::Relaxed)).then(|| "starting or stopping".to_owned())
     }
 
+    /// How many messages each source has refused in this run.
+    pub(crate) fn refusals(&self) -> Vec<(String, u64)> {
+        self.sources.map(|source| source.refused.value()).into_iter().collect()
+    }
+
     /// The sources and sinks that can't do their work at the moment `now`.
     pub(crate) fn degraded(&self, now: i64) -> Vec<DegradedPart> {
         let mut found = Vec::new();

@@ -35,10 +35,16 @@ pub struct KafkaSourceSpec {
     #[serde(default)]
     pub start_offset: StartOffset,
     /// Path of the key in the payload, in gjson syntax; the record's own key where absent, and for records without a
-    /// value, which delete.
+    /// value, which delete. Where the record's own key is JSON that holds it, write `recordKeyPath`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub key_path: Option<String>,
+    /// Path of the key in the record's own key, which is JSON then, in gjson syntax: `id` for records of Debezium, whose
+    /// keys are `{"id": 1}`. Records that delete have that key too, and no payload in which `keyPath` could find one; so
+    /// write one of the two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub record_key_path: Option<String>,
     /// How the worker authenticates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sasl: Option<KafkaSasl>,

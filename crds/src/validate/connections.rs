@@ -6,6 +6,7 @@ use crate::complaint::Reason;
 use crate::credentials::{Auth, ClientTls, Credential, PemSource};
 use crate::defaults;
 use crate::duration::{DURATION_MAX, DurationText};
+use crate::path;
 use crate::plan::{ApiSource, HttpConnection, HttpSink, Serving};
 use crate::serving::ServingSpec;
 use crate::sink::HttpSinkSpec;
@@ -167,6 +168,7 @@ fn is_host(text: &str) -> bool {
 pub(crate) fn http_sink(http: &HttpSinkSpec, scope: &mut Scope<'_>) -> HttpSink {
     url("http.url", &http.url, scope);
     headers("http.headers", http.headers.keys(), scope);
+    sinks_own_headers(http, scope);
     auth("http.auth", http.auth.as_ref(), scope);
     if let Some(signing_key) = &http.signing_key {
         credential("http.signingKey", signing_key, scope);
@@ -225,7 +227,7 @@ fn url(field: &str, text: &str, scope: &mut Scope<'_>) {
 
 fn headers<'a>(field: &str, names: impl Iterator<Item = &'a String>, scope: &mut Scope<'_>) {
     for name in names {
-        let at = crate::path::field(field, name);
+        let at = path::field(field, name);
         if name.is_empty()
             || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
         {
@@ -236,6 +238,29 @@ fn headers<'a>(field: &str, names: impl Iterator<Item = &'a String>, scope: &mut
                 "a credential has no place among the headers; use auth, which takes a Secret or ${ENV}";
             scope.error(&at, Reason::InvalidValue, message);
         }
+    }
+}
+
+/// Complains about headers that the http sink or its connection writes itself.
+fn sinks_own_headers(http: &HttpSinkSpec, scope: &mut Scope<'_>) {
+    let by_hand = http.headers.keys().map(|name| (path::field("http.headers", name), name));
+    let header = http.auth.as_ref().and_then(|auth| auth.header.as_ref());
+    let by_auth = header.map(|header| ("http.auth.header.name".to_owned(), &header.name));
+    for (at, name) in by_hand.chain(by_auth) {
+        let why = match name.to_ascii_lowercase().as_str() {
+            "idempotency-key" => {
+                "each request has a key of its own, by which the server knows a result that comes twice"
+            }
+            "litejoin-signature" => "the sink signs with signingKey",
+            "content-type" => "results are application/json",
+            "content-length" | "transfer-encoding" | "host" | "expect" => "each request has its own",
+            "connection" | "keep-alive" | "proxy-connection" | "te" | "trailer" | "upgrade" => {
+                "it is about the connection, which the worker keeps"
+            }
+            _ => continue,
+        };
+        let message = format!("got {name:?}, which the sink writes itself: {why}; remove it");
+        scope.error(&at, Reason::Conflict, message);
     }
 }
 

@@ -22,6 +22,11 @@ pub(crate) fn source(
     scope: &mut Scope<'_>,
 ) -> KafkaSource {
     topics(kafka, topic.is_some(), scope);
+    if kafka.key_path.is_some() && kafka.record_key_path.is_some() {
+        let message = "a message has one key; remove keyPath, which takes it from the payload, or recordKeyPath, which \
+                       takes it from the record's own key";
+        scope.error("kafka.recordKeyPath", Reason::Conflict, message);
+    }
     KafkaSource {
         connection: connection(&kafka.brokers, kafka.sasl.as_ref(), kafka.tls.as_ref(), scope),
         kafka_topics: kafka.topics.clone(),
@@ -30,6 +35,7 @@ pub(crate) fn source(
         group_id: kafka.group_id.clone().unwrap_or_else(|| default_group_id.to_owned()),
         start_offset: kafka.start_offset,
         key_path: kafka.key_path.clone(),
+        record_key_path: kafka.record_key_path.clone(),
         waits_for_replica: ack == Durability::Replicated,
     }
 }
@@ -43,6 +49,7 @@ pub(crate) fn sink(kafka: &KafkaSinkSpec, scope: &mut Scope<'_>) -> KafkaSink {
         connection: connection(&kafka.brokers, kafka.sasl.as_ref(), kafka.tls.as_ref(), scope),
         kafka_topic: kafka.topic.clone(),
         transactional: kafka.transactional,
+        key_format: kafka.key_format.unwrap_or_default(),
     }
 }
 

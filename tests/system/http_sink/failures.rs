@@ -137,3 +137,64 @@ async fn a_server_that_hangs_or_is_gone_is_tried_until_it_takes() {
     assert_eq!(Results::folded(&received).rows.len(), 20);
     worker.stop().await;
 }
+
+#[tokio::test]
+async fn a_request_whose_connection_breaks_off_is_sent_again_at_once_under_its_key() {
+    let server = Server::start().await;
+    let o2_came = AtomicUsize::new(0);
+    server.behave(move |request| match key(request).as_str() {
+        "o2" if o2_came.fetch_add(1, Ordering::Relaxed) == 0 => Reply::BreakOff,
+        "o3" => Reply::BreakOff,
+        _ => Reply::status(200),
+    });
+    let site = WorkerSite::with(
+        &manifest(&[("s", format!(r#"url: "{}""#, server.url("/hook")))])
+            .replace("10ms", "1h")
+            .replace("20ms", "2h"),
+    );
+    let worker = site.start().await;
+    worker.ingest().put("orders", "o1", json!({"n": 1})).await;
+    sink_status(&worker, "delivered", &json!(1)).await;
+    // The connection is kept, and breaks off under the second request.
+    worker.ingest().put("orders", "o2", json!({"n": 2})).await;
+    sink_status(&worker, "delivered", &json!(2)).await;
+    let received = server.take();
+    let keys: Vec<String> = received.iter().map(key).collect();
+    assert_eq!(keys, ["o1", "o2", "o2"]);
+    assert_eq!(received[1].header("idempotency-key"), received[2].header("idempotency-key"));
+    assert_eq!(server.connections(), 2, "the second attempt has a connection of its own");
+    // Once more and not for ever: then it is a failure like others.
+    worker.ingest().put("orders", "o3", json!({"n": 3})).await;
+    sink_status(&worker, "deadLetters", &json!(1)).await;
+    assert_eq!(server.received().len(), 2);
+    let error = worker.status().await["sinks"]["s"]["lastError"].clone();
+    assert_eq!(
+        error,
+        "the connection broke off before an answer (client error (SendRequest): connection closed before message completed)"
+    );
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_that_has_no_name_or_no_certificate_is_left_alone_and_told_once() {
+    let server = Server::start().await;
+    for url in ["http://nowhere.invalid/".to_owned(), server.url("/hook").replace("http:", "https:")] {
+        let site = WorkerSite::with(&manifest(&[("s", format!(r#"url: "{url}", concurrency: 1"#))]));
+        let worker = site.start().await;
+        worker.ingest().send(&orders(10)).await;
+        sink_status(&worker, "circuit", &json!("open")).await;
+        // The circuit has opened after three failures; what comes behind them waits, and probes go on.
+        let sink = until("probes", async || {
+            let sink = worker.status().await["sinks"]["s"].clone();
+            (sink["failed"].as_u64() > Some(6)).then_some(sink)
+        })
+        .await;
+        assert!(sink["deadLetters"].as_u64() <= Some(3), "{url}: {sink}");
+        assert_ne!(sink["lastError"], json!(null), "{url}: {sink}");
+        let log = worker.log();
+        let told =
+            log.lines().filter(|line| line.contains("the sink keeps failing; leaving it alone for a while"));
+        assert_eq!(told.count(), 1, "{url}: {log}");
+        worker.stop().await;
+    }
+}

@@ -24,7 +24,7 @@ const TOTALS: &str = r#"    - name: totals
       sinks: [out]"#;
 
 /// A pipeline from HTTP to Kafka.
-fn pipeline(cluster: &KafkaCluster, topic: &str, more: &str) -> String {
+pub(super) fn pipeline(cluster: &KafkaCluster, topic: &str, more: &str) -> String {
     let brokers = cluster.brokers();
     manifest(
         r#"    - {name: ingest, http: {addr: "127.0.0.1:0", topics: [orders]}}"#,
@@ -33,7 +33,7 @@ fn pipeline(cluster: &KafkaCluster, topic: &str, more: &str) -> String {
     )
 }
 
-async fn sink(worker: &Worker) -> Value {
+pub(super) async fn sink(worker: &Worker) -> Value {
     worker.status().await["sinks"]["out"].clone()
 }
 
@@ -151,7 +151,7 @@ fn rand_text(length: usize) -> String {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the file is read as a user would read it")]
-fn dead_letters(site: &WorkerSite) -> Vec<String> {
+pub(super) fn dead_letters(site: &WorkerSite) -> Vec<String> {
     let dlq = rusqlite::Connection::open(site.data_dir().join("dlq.db")).expect("the queue is a database");
     let mut statement = dlq.prepare("SELECT reason FROM letters").expect("the queue has dead letters");
     let rows = statement.query_map([], |row| row.get(0)).expect("the queue can be read");

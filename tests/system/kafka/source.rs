@@ -11,7 +11,7 @@ use super::{ALL_ORDERS, LIVE, caught_up, ends, last_values, manifest, orders_fro
 
 /// A new Kafka topic of this many partitions, and a site that reads it into `orders` by a source with these further
 /// fields.
-async fn orders_site(partitions: i32, more: &str) -> (&'static KafkaCluster, String, WorkerSite) {
+pub(super) async fn orders_site(partitions: i32, more: &str) -> (&'static KafkaCluster, String, WorkerSite) {
     let cluster = kafka::shared().await;
     let topic = unique("orders");
     cluster.create_topic(&topic, partitions).await;
@@ -20,12 +20,12 @@ async fn orders_site(partitions: i32, more: &str) -> (&'static KafkaCluster, Str
 }
 
 /// The source in `/status`.
-async fn source(worker: &Worker) -> Value {
+pub(super) async fn source(worker: &Worker) -> Value {
     worker.status().await["sources"]["events"].clone()
 }
 
 /// Waits until a query over `orders` yields this value.
-async fn wait_for(site: &WorkerSite, query: &str, expected: Value) {
+pub(super) async fn wait_for(site: &WorkerSite, query: &str, expected: Value) {
     until(&format!("{expected} from {query}"), async || {
         let found = Oracle::read(&site.data_dir(), ["orders"]).value(query);
         (found == expected).then_some(())
@@ -173,7 +173,8 @@ async fn keys_come_by_a_path_headers_are_kept_tombstones_delete_and_bad_records_
                 position(no_json)
             ),
             format!(
-                "events {}: keyPath \"order.id\" finds nothing in the payload, or null: {{}}",
+                "events {}: keyPath \"order.id\" finds nothing in the payload, or null; where the record's own key holds \
+                 it, write recordKeyPath instead: {{}}",
                 position(no_key)
             ),
         ]
@@ -195,7 +196,7 @@ fn stored(site: &WorkerSite, query: &str) -> Vec<String> {
 
 /// Messages in the dead-letter queue.
 #[expect(clippy::disallowed_methods, reason = "the file is read as a user would read it")]
-fn rejected(site: &WorkerSite) -> Vec<String> {
+pub(super) fn rejected(site: &WorkerSite) -> Vec<String> {
     let dlq = rusqlite::Connection::open(site.data_dir().join("dlq.db")).expect("the queue is a database");
     let mut statement = dlq
         .prepare("SELECT source || ' ' || position || ': ' || reason || ': ' || cast(body AS TEXT) FROM rejected ORDER BY id")

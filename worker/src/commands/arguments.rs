@@ -65,7 +65,7 @@ pub(crate) enum Command {
     /// SIGHUP reads the manifests again and applies what has changed while data flows: joins, sources, sinks,
     /// retention and delivery. What is the same is not disturbed, and manifests that are wrong change nothing.
     #[command(
-        after_help = "Exit codes: 0 stopped as asked, 1 could not start, 2 the manifests are wrong, 130 a second ctrl-C"
+        after_help = "Exit codes: 0 stopped as asked, 1 could not start, or (--once) messages were refused, 2 the manifests are wrong, 130 a second ctrl-C"
     )]
     Run(Run),
     /// Check manifests and say everything that is wrong with them, with file and line

@@ -79,7 +79,13 @@ impl EpochLoop {
         let mut refuse = |row: &RefusedRow<'_>| {
             status.refused.add(1);
             let position = format!("{}/{}", fed_by(&topic).unwrap_or(&topic), row.key);
-            letters.reject(name, &position, &row.reason, row.payload.as_bytes(), clock::epoch_seconds())
+            letters.reject_and_tell(
+                name,
+                &position,
+                &row.reason,
+                row.payload.as_bytes(),
+                clock::epoch_seconds(),
+            )
         };
         let outcome = window.take_in(changes, pool.workspace().readers(), writer, &mut refuse);
         status.evaluations.add(1);

@@ -87,7 +87,7 @@ impl Results {
         self.doing("forget subscriptions", |connection| {
             let ids: Vec<i64> = joins.iter().map(|join| join.0).collect();
             let ids = serde_json::to_string(&ids).expect("numbers are always JSON");
-            for table in ["subscriptions", "hand_overs"] {
+            for table in ["subscriptions", "hand_overs", "withheld"] {
                 let sql = format!(
                     "DELETE FROM {table} WHERE sink = ?1 AND join_id NOT IN (SELECT value FROM json_each(?2))"
                 );
@@ -101,7 +101,7 @@ impl Results {
     pub(crate) fn forget_other_sinks(&self, sinks: &[&str]) -> Result<(), SqliteError> {
         self.doing("forget old sinks", |connection| {
             let names = serde_json::to_string(sinks).expect("names are always JSON");
-            for table in ["cursors", "subscriptions", "hand_overs"] {
+            for table in ["cursors", "subscriptions", "hand_overs", "withheld"] {
                 let sql = format!("DELETE FROM {table} WHERE sink NOT IN (SELECT value FROM json_each(?1))");
                 connection.execute(&sql, [&names])?;
             }

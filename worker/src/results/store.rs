@@ -249,6 +249,7 @@ impl Results {
                     "panes",
                     "subscriptions",
                     "hand_overs",
+                    "withheld",
                 ] {
                     transaction.execute(&format!("DELETE FROM {table} WHERE join_id = ?1"), [id])?;
                 }

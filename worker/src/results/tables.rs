@@ -99,6 +99,12 @@ const SCHEMA: &str = "
         sink TEXT NOT NULL,
         join_id INTEGER NOT NULL,
         PRIMARY KEY (sink, join_id)
+    ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS withheld (
+        sink TEXT NOT NULL,
+        join_id INTEGER NOT NULL,
+        key TEXT NOT NULL,
+        PRIMARY KEY (sink, join_id, key)
     ) WITHOUT ROWID;";
 
 /// Makes the tables that are missing, and the columns that a file of an older version lacks.

@@ -26,7 +26,7 @@ use crate::serve::Front;
 use crate::sink::Sink;
 use crate::sink::http::HttpSink;
 #[cfg(feature = "kafka")]
-use crate::sink::kafka::KafkaSink;
+use crate::sink::kafka::{KafkaSink, RecordKeys};
 use crate::sink::routes::Routes;
 use crate::sink::sqlite::SqliteSink;
 use crate::sink::sse::{self, Snapshots, SseState};
@@ -182,8 +182,10 @@ impl Sinks {
             SinkKind::Kafka(_) => unreachable!("the pipeline is refused without Kafka"),
             #[cfg(feature = "kafka")]
             SinkKind::Kafka(spec) => {
+                let (results, reader) = (Arc::clone(&self.results), Arc::clone(&self.reader));
+                let keys = RecordKeys::new(name, spec.key_format, results, reader);
                 let secrets = Arc::clone(&self.secrets);
-                Box::new(KafkaSink::new(name, &self.identity, (**spec).clone(), secrets))
+                Box::new(KafkaSink::new(name, &self.identity, (**spec).clone(), keys, secrets))
             }
             SinkKind::Topic => {
                 let (ingest, reader) = (self.ingest.clone(), Arc::clone(&self.reader));

@@ -1,7 +1,8 @@
-//! Records in a Kafka topic: the result key is the record's key, a deleted result is a record without a value. The
+//! Records in a Kafka topic: the result key is the record's key (`record_keys.rs`), a deleted result is a record without a value. The
 //! producer is idempotent and waits for all in-sync replicas, so retries of its own neither repeat nor reorder.
 
 mod delivered_ids;
+mod record_keys;
 mod transaction;
 
 use std::borrow::Cow;
@@ -17,8 +18,11 @@ use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer a
 use tokio::task::AbortHandle;
 use tracing::{info, warn};
 
+pub(crate) use self::record_keys::RecordKeys;
+use self::record_keys::{RecordClaim, record_key};
 use self::transaction::TransactionSession;
-use super::{Delivery, Outcome, Outcomes, Sink};
+use super::routes::Routes;
+use super::{Delivery, Outcome, Outcomes, Preparation, Sink};
 use crate::blocking::blocking;
 use crate::credentials::Secrets;
 use crate::kafka::{self, Events};
@@ -57,6 +61,7 @@ struct Producer {
 /// A Kafka sink.
 pub(crate) struct KafkaSink {
     cluster: Cluster,
+    keys: RecordKeys,
     /// Without transactions: the producer, once there was something to write.
     producer: Option<Producer>,
     /// With transactions: what goes on from one to the next; none while one is under way, so that a call that is given up
@@ -78,10 +83,16 @@ struct Cluster {
 
 impl KafkaSink {
     /// `identity` is that of the pipeline's data.
-    pub(crate) fn new(name: &str, identity: &str, spec: plan::KafkaSink, secrets: Arc<Secrets>) -> Self {
+    pub(crate) fn new(
+        name: &str,
+        identity: &str,
+        spec: plan::KafkaSink,
+        keys: RecordKeys,
+        secrets: Arc<Secrets>,
+    ) -> Self {
         let id = format!("litejoin-{identity}-{name}");
         let cluster = Cluster { name: name.to_owned(), spec, secrets, id };
-        Self { cluster, producer: None, session: None, scout: None }
+        Self { cluster, keys, producer: None, session: None, scout: None }
     }
 
     /// Sends results and waits for all of them. Results that are refused in company are sent again in halves, down to single ones.
@@ -92,8 +103,10 @@ impl KafkaSink {
         };
         let producer = self.producer.insert(producer);
         let send = |result: &Delivery| {
-            let key = record_key(&result.key);
-            producer.client.send_result(self.cluster.record(result, &key)).map_err(|(error, _)| error)
+            producer
+                .client
+                .send_result(self.cluster.record(result, &self.cluster.key(result)))
+                .map_err(|(error, _)| error)
         };
         let (cluster, events) = (&self.cluster, &producer.events);
         let mut outcomes: Vec<Option<Outcome>> = vec![None; results.len()];
@@ -131,6 +144,49 @@ impl KafkaSink {
             self.producer = None;
         } else if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Delivered)) {
             events.recovered();
+        }
+        outcomes
+    }
+
+    /// Writes those results whose record keys are theirs to write.
+    async fn write(&mut self, results: &[Delivery]) -> Vec<Outcome> {
+        let (keys, all) = (self.keys.clone(), results.to_vec());
+        let claims = match blocking(move || keys.claims(&all)).await {
+            Ok(claims) => claims,
+            Err(error) => return vec![Outcome::Failed(chain(&error).to_string()); results.len()],
+        };
+        let pairs = results.iter().zip(&claims);
+        let written: Vec<Delivery> = pairs
+            .filter(|(_, claim)| matches!(claim, RecordClaim::Write { .. }))
+            .map(|(result, _)| result.clone())
+            .collect();
+        let mut sent = if written.is_empty() {
+            Vec::new()
+        } else if self.cluster.spec.transactional {
+            self.transact(&written).await
+        } else {
+            self.send(&written).await
+        }
+        .into_iter();
+        let mut outcomes = Vec::with_capacity(results.len());
+        for (result, claim) in results.iter().zip(claims) {
+            outcomes.push(match claim {
+                RecordClaim::Nothing => Outcome::Delivered,
+                RecordClaim::Refuse(reason) => Outcome::Refused(reason),
+                RecordClaim::Write { was_withheld } => {
+                    // Results behind one that is not answered for are handed over again.
+                    let Some(outcome) = sent.next() else { break };
+                    if was_withheld && outcome == Outcome::Delivered {
+                        let (keys, result) = (self.keys.clone(), result.clone());
+                        match blocking(move || keys.written(&result)).await {
+                            Ok(()) => outcome,
+                            Err(error) => Outcome::Failed(chain(&error).to_string()),
+                        }
+                    } else {
+                        outcome
+                    }
+                }
+            });
         }
         outcomes
     }
@@ -191,12 +247,13 @@ impl Sink for KafkaSink {
         self.scout = Some(tokio::spawn(scout.run()).abort_handle());
     }
 
+    fn prepare<'a>(&'a mut self, routes: &'a Routes) -> Preparation<'a> {
+        self.keys.follow(routes);
+        Box::pin(async { Ok(()) })
+    }
+
     fn deliver<'a>(&'a mut self, results: &'a [Delivery]) -> Outcomes<'a> {
-        if self.cluster.spec.transactional {
-            Box::pin(self.transact(results))
-        } else {
-            Box::pin(self.send(results))
-        }
+        Box::pin(self.write(results))
     }
 }
 
@@ -222,6 +279,11 @@ impl Cluster {
         let client = config.create_with_context(events.clone());
         let client = client.map_err(|error| chain(&kafka::ClientError::from(error)))?;
         Ok(Producer { client, events })
+    }
+
+    /// The key of a result's record.
+    fn key<'r>(&self, result: &'r Delivery) -> Cow<'r, str> {
+        record_key(self.spec.key_format, &result.key)
     }
 
     /// A result as a record.
@@ -276,14 +338,6 @@ async fn delivered(sent: Result<DeliveryFuture, KafkaError>) -> Result<(), Kafka
     match sent?.await {
         Ok(outcome) => outcome.map(|_| ()).map_err(|(error, _)| error),
         Err(_) => Err(KafkaError::Canceled),
-    }
-}
-
-/// The key of a record: text as it is, everything else as JSON.
-fn record_key(result_key: &str) -> Cow<'_, str> {
-    match serde_json::from_str::<String>(result_key) {
-        Ok(text) => text.into(),
-        Err(_) => result_key.into(),
     }
 }
 
@@ -376,14 +430,5 @@ mod tests {
         };
         assert!(write_in_sessions(Some(()), 1, || waits.get(), open, write).0.is_none());
         assert_eq!(opened.get(), 0);
-    }
-
-    #[test]
-    fn keys_are_what_consumers_expect() {
-        for (result_key, expected) in
-            [("\"o1\"", "o1"), ("\"a\\\"b\"", "a\"b"), ("42", "42"), ("null", "null"), ("[1]", "[1]")]
-        {
-            assert_eq!(record_key(result_key), expected);
-        }
     }
 }

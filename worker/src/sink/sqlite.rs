@@ -9,6 +9,7 @@
 //! results replace them. Rows of a join that was another one (it was removed and came back, or the data directory is
 //! new) are removed.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,7 +18,7 @@ use litejoin_crds::plan::Synchronous;
 use rusqlite::types::Value as SqlValue;
 use rusqlite::{Connection, OptionalExtension, Transaction, params, params_from_iter};
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::value::RawValue;
 
 use super::routes::Routes;
 use super::{Delivery, Outcome, Outcomes, Preparation, Sink};
@@ -26,7 +27,7 @@ use crate::results::event::Shape;
 use crate::storage::sqlite::{self, SqliteError, quoted};
 
 /// The column that holds result keys.
-const KEY: &str = "_key";
+pub(crate) const KEY: &str = "_key";
 
 /// The table that says which tables are ours.
 const TABLES: &str = "CREATE TABLE IF NOT EXISTS _litejoin (
@@ -70,7 +71,7 @@ struct TargetTable {
 #[derive(Debug, Deserialize)]
 struct Written {
     query: String,
-    rows: Vec<Map<String, Value>>,
+    rows: Vec<BTreeMap<String, Box<RawValue>>>,
 }
 
 impl SqliteSink {
@@ -171,25 +172,32 @@ fn write(
     let sql = format!("INSERT INTO {name} ({columns}{KEY}) VALUES ({marks}?)");
     let mut insert = transaction.prepare_cached(&sql)?;
     for row in &written.rows {
-        let values = table.shape.columns.iter().map(|(column, _)| sql_value(row.get(column)));
+        let values =
+            table.shape.columns.iter().map(|(column, _)| sql_value(row.get(column).map(|raw| raw.get())));
         let key = SqlValue::Text(result.key.clone());
         insert.execute(params_from_iter(values.chain([key])))?;
     }
     Ok(Outcome::Delivered)
 }
 
-/// A value of a row as SQLite had it. A BLOB has become text on its way.
-fn sql_value(value: Option<&Value>) -> SqlValue {
-    match value {
-        None | Some(Value::Null) => SqlValue::Null,
-        Some(Value::Bool(truth)) => SqlValue::Integer(i64::from(*truth)),
-        Some(Value::String(text)) => SqlValue::Text(text.clone()),
-        Some(Value::Number(number)) => match (number.as_i64(), number.as_f64()) {
-            (Some(integer), _) => SqlValue::Integer(integer),
-            (None, Some(real)) => SqlValue::Real(real),
-            (None, None) => SqlValue::Text(number.to_string()),
+/// A value of a row, from JSON to what SQLite had. An infinite real is `9e999` in JSON, which serde_json's numbers can't be.
+/// A BLOB has become text on its way.
+fn sql_value(json: Option<&str>) -> SqlValue {
+    let Some(json) = json else { return SqlValue::Null };
+    match json.as_bytes().first() {
+        Some(b'n') => SqlValue::Null,
+        Some(b't') => SqlValue::Integer(1),
+        Some(b'f') => SqlValue::Integer(0),
+        Some(b'-' | b'0'..=b'9') => match (json.parse::<i64>(), json.parse::<f64>()) {
+            (Ok(integer), _) => SqlValue::Integer(integer),
+            (Err(_), Ok(real)) => SqlValue::Real(real),
+            (Err(_), Err(_)) => SqlValue::Text(json.to_owned()),
         },
-        Some(nested) => SqlValue::Text(nested.to_string()),
+        Some(b'"') => {
+            let text = serde_json::from_str(json);
+            SqlValue::Text(text.unwrap_or_else(|_| json.to_owned()))
+        }
+        _ => SqlValue::Text(json.to_owned()),
     }
 }
 
@@ -265,4 +273,28 @@ impl TargetTable {
 fn columns_of(transaction: &Transaction<'_>, table: &str) -> rusqlite::Result<Vec<(String, String)>> {
     let mut statement = transaction.prepare("SELECT name, type FROM pragma_table_info(?1) ORDER BY cid")?;
     statement.query_map([table], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_come_back_as_sqlite_had_them() {
+        for (json, value) in [
+            (None, SqlValue::Null),
+            (Some("null"), SqlValue::Null),
+            (Some("1"), SqlValue::Integer(1)),
+            (Some("-9223372036854775808"), SqlValue::Integer(i64::MIN)),
+            (Some("1.0"), SqlValue::Real(1.0)),
+            (Some("1e300"), SqlValue::Real(1e300)),
+            (Some("9e999"), SqlValue::Real(f64::INFINITY)),
+            (Some("-9e999"), SqlValue::Real(f64::NEG_INFINITY)),
+            (Some("\"9e999\""), SqlValue::Text("9e999".to_owned())),
+            (Some("\"a\\nb\""), SqlValue::Text("a\nb".to_owned())),
+            (Some("[1]"), SqlValue::Text("[1]".to_owned())),
+        ] {
+            assert_eq!(sql_value(json), value, "{json:?}");
+        }
+    }
 }

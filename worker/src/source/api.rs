@@ -538,8 +538,13 @@ impl Poller {
     fn refuse(&self, text: &str, reason: &str, run: &PollerRun) {
         run.status.refused.add(1);
         let position = format!("record {:016x}", digest(text.as_bytes()));
-        let stored =
-            self.letters.reject(&self.name, &position, reason, text.as_bytes(), clock::epoch_seconds());
+        let stored = self.letters.reject_and_tell(
+            &self.name,
+            &position,
+            reason,
+            text.as_bytes(),
+            clock::epoch_seconds(),
+        );
         if let Err(error) = stored {
             warn!(source = self.name, position, error = chain(&error), "could not keep a refused record");
         }

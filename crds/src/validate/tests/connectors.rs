@@ -50,6 +50,11 @@ fn sinks_have_one_kind_and_what_it_needs() {
 - {name: both, sse: {addr: ":0"}, stdout: {}}
 - {name: origins, sse: {addr: ":0", corsOrigins: ["*", "https://a.example", "a.example/x"], heartbeatInterval: 0s, maxClients: 0}}
 - {name: post, http: {url: "ftp://x", headers: {Authorization: x, "a b": y}, auth: {bearer: {}, basic: {username: {env: "${U}"}, password: {env: "${P}", secretKeyRef: {name: s, key: k}}}}}}
+- name: own
+  http:
+    url: "https://x.example/"
+    headers: {Content-Length: "3", idempotency-key: k, Content-Type: text/plain, Host: h, TE: trailers, X-Team: blue}
+    auth: {header: {name: Connection, value: {env: "${C}"}}}
 - {name: creds, http: {url: "https://me:pw@x.example/"}}
 - {name: topic, kafka: {brokers: "a:9092, b", topic: t, tls: {cert: {path: c.pem}}}}"#,
         ),
@@ -65,9 +70,15 @@ fn sinks_have_one_kind_and_what_it_needs() {
             0 spec.sinks[3].http.auth: NotExactlyOne: got bearer and basic; write exactly one of bearer, basic, header
             0 spec.sinks[3].http.auth.bearer: NotExactlyOne: got none of secretKeyRef, env; write exactly one
             0 spec.sinks[3].http.auth.basic.password: NotExactlyOne: got secretKeyRef and env; write exactly one of secretKeyRef, env
-            0 spec.sinks[4].http.url: InvalidValue: holds a user or password; remove it and use auth, which takes a Secret or ${ENV}
-            0 spec.sinks[5].kafka.brokers: InvalidAddress: got "b", write host:port, with commas between several, such as "kafka-0:9092,kafka-1:9092"
-            0 spec.sinks[5].kafka.tls: Conflict: cert and key go together; add the other or remove both
+            0 spec.sinks[4].http.headers.Content-Length: Conflict: got "Content-Length", which the sink writes itself: each request has its own; remove it
+            0 spec.sinks[4].http.headers.Content-Type: Conflict: got "Content-Type", which the sink writes itself: results are application/json; remove it
+            0 spec.sinks[4].http.headers.Host: Conflict: got "Host", which the sink writes itself: each request has its own; remove it
+            0 spec.sinks[4].http.headers.TE: Conflict: got "TE", which the sink writes itself: it is about the connection, which the worker keeps; remove it
+            0 spec.sinks[4].http.headers.idempotency-key: Conflict: got "idempotency-key", which the sink writes itself: each request has a key of its own, by which the server knows a result that comes twice; remove it
+            0 spec.sinks[4].http.auth.header.name: Conflict: got "Connection", which the sink writes itself: it is about the connection, which the worker keeps; remove it
+            0 spec.sinks[5].http.url: InvalidValue: holds a user or password; remove it and use auth, which takes a Secret or ${ENV}
+            0 spec.sinks[6].kafka.brokers: InvalidAddress: got "b", write host:port, with commas between several, such as "kafka-0:9092,kafka-1:9092"
+            0 spec.sinks[6].kafka.tls: Conflict: cert and key go together; add the other or remove both
         "#]],
     );
 }
@@ -128,6 +139,7 @@ fn kafka_needs_what_its_clients_need() {
 - {name: a, topic: t, kafka: {brokers: "k:9092", topics: ["^(", "a b", ..], sasl: {mechanism: PLAIN, username: {env: "${U}"}, password: {}}}}
 - {name: b, kafka: {brokers: ":9092,k", topics: [t], groupId: ""}}
 - {name: c, kafka: {brokers: "k:9092", topics: [t], tls: {serverName: k}}}
+- {name: p, kafka: {brokers: "k:9092", topics: [t], keyPath: after.id, recordKeyPath: id}}
 sinks:
 - {name: s, kafka: {brokers: "k:9092", topic: "a/b", sasl: {mechanism: SCRAM-SHA-1, username: {env: "${U}"}, password: {env: "${P}"}}}}
 - {name: t, kafka: {brokers: "k:9092", topic: "a/b", sasl: {mechanism: SCRAM-SHA-256, username: {env: "${U}"}, password: {env: "${P}"}}}}"#,
@@ -143,6 +155,7 @@ sinks:
             0 spec.sources[1].kafka.brokers: InvalidAddress: got ":9092", write host:port, with commas between several, such as "kafka-0:9092,kafka-1:9092"
             0 spec.sources[1].kafka.brokers: InvalidAddress: got "k", write host:port, with commas between several, such as "kafka-0:9092,kafka-1:9092"
             0 spec.sources[2].kafka.tls.serverName: Conflict: each broker is checked by the host that it tells; remove serverName, and let the brokers advertise the names of their certificates
+            0 spec.sources[3].kafka.recordKeyPath: Conflict: a message has one key; remove keyPath, which takes it from the payload, or recordKeyPath, which takes it from the record's own key
             0 spec.sinks[1].kafka.topic: InvalidName: got "a/b", a Kafka topic has letters, digits, '.', '_' and '-', 249 at most
         "#]],
     );

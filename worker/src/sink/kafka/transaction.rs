@@ -14,7 +14,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tracing::debug;
 
 use super::delivered_ids::DeliveredIds;
-use super::{Cluster, Producer, delivered, halves, record_key};
+use super::{Cluster, Producer, delivered, halves};
 use crate::kafka::{self, Events};
 use crate::sink::{Delivery, Outcome};
 
@@ -169,7 +169,7 @@ impl TransactionSession {
         let sent: Vec<_> = results
             .iter()
             .map(|result| {
-                let key = record_key(&result.key);
+                let key = cluster.key(result);
                 let record = cluster.record(result, &key);
                 self.producer.client.send_result(record).map_err(|(error, _)| error)
             })

@@ -46,6 +46,7 @@ const PIECE_BYTES: usize = 64 << 10;
 /// Snapshots in scratch files are charged by blocks of this size, so the number of blocks bounds files too.
 const BLOCK_BYTES: u64 = 64 << 20;
 const BLOCKS_MAX: usize = 64;
+const SPOOLED_GIB_MAX: u64 = (BLOCKS_MAX as u64 * BLOCK_BYTES) >> 30;
 
 /// The snapshots of one sink.
 pub(crate) struct Snapshots {
@@ -212,11 +213,16 @@ enum SnapshotError {
     Behind { join: String, epoch: u64 },
     #[error("could not keep the snapshot in a file without a name in {}: {source}", .folder.display())]
     Scratch { folder: PathBuf, source: io::Error },
-    #[error("the snapshot is larger than {} GiB; ask for single results with key=, or read all of them by \
-             /subscribe?join=NAME&replay=true", BLOCKS_MAX as u64 * BLOCK_BYTES >> 30)]
+    #[error(
+        "the snapshot is larger than {} GiB; ask for single results with key=, or read all of them by \
+             /subscribe?join=NAME&replay=true",
+        SPOOLED_GIB_MAX
+    )]
     TooLarge,
-    #[error("snapshots that other clients have not read yet take up the {} GiB that are kept of them; ask again",
-            BLOCKS_MAX as u64 * BLOCK_BYTES >> 30)]
+    #[error(
+        "snapshots that other clients have not read yet take up the {} GiB that are kept of them; ask again",
+        SPOOLED_GIB_MAX
+    )]
     NoRoom,
 }
 

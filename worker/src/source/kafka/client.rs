@@ -15,11 +15,11 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use self::discovery::{Discovery, DiscoveryError};
 use super::committer::{OffsetCommitter, is_replicated};
-use super::record::{self, Json, KafkaRecord};
+use super::record::{self, Json, KafkaRecord, KeyPaths};
 use super::{PartitionRun, RecordBlock};
 use crate::clock;
 use crate::credentials::Secrets;
@@ -68,9 +68,6 @@ const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a stop waits for the replica, so that the broker can be told of the last.
 const LAST_SYNC_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Refused records that are logged one by one; all of them are in the dead-letter queue.
-const REFUSALS_LOGGED: u64 = 5;
-
 /// Wait before a refused record is tried to be kept again.
 const LETTER_RETRY: Duration = Duration::from_secs(1);
 
@@ -96,8 +93,13 @@ pub(super) struct KafkaClient {
 struct Partition {
     topic: TopicId,
     stream: Arc<str>,
-    /// The offset of the next record to come.
+    /// Where this session began to read.
+    begun: u64,
+    /// The offset behind the last record that was taken.
     next: u64,
+    /// The consumer's position: behind the last record too, or further, behind markers of transactions and records that
+    /// compaction has removed, where no record is.
+    position: u64,
     /// The offset that was committed last.
     committed: u64,
     /// Its run in the block that is being filled.
@@ -325,8 +327,11 @@ impl KafkaClient {
         };
         let read = headers.and_then(|headers| {
             let record = KafkaRecord { key: record.key(), value: record.payload() };
-            let key_path = self.spec.key_path.as_deref();
-            record::message(record, headers, &Json, key_path, partition.topic, offset)
+            let key_paths = KeyPaths {
+                payload: self.spec.key_path.as_deref(),
+                record_key: self.spec.record_key_path.as_deref(),
+            };
+            record::message(record, headers, &Json, key_paths, partition.topic, offset)
         });
         let index = *partition.run.get_or_insert_with(|| {
             let stream = Stream { name: Arc::clone(&partition.stream), next: offset };
@@ -353,12 +358,9 @@ impl KafkaClient {
         let position = format!("{}[{}] offset {}", record.topic(), record.partition(), record.offset());
         self.status.refused.add(1);
         self.status.error.set(&format!("{position}: {reason}"));
-        if self.status.refused.value() <= REFUSALS_LOGGED {
-            warn!(source = self.name, position, reason, "refused a record; it is in the dead-letter queue");
-        }
         let body = record.payload().unwrap_or_default();
         while let Err(error) =
-            self.letters.reject(&self.name, &position, reason, body, clock::epoch_seconds())
+            self.letters.reject_and_tell(&self.name, &position, reason, body, clock::epoch_seconds())
         {
             if self.status.error.set(&chain(&error)) {
                 error!(
@@ -396,13 +398,29 @@ impl KafkaClient {
     }
 }
 
+impl Partition {
+    /// How far all shards are, where they have told since the start; the position where every record before it is stored.
+    fn stored(&self, progress: &StreamProgress) -> Option<u64> {
+        progress.stored(&self.stream).map(|stored| self.or_position(stored))
+    }
+
+    /// How far reading has come, for show.
+    fn reached(&self, progress: &StreamProgress) -> u64 {
+        self.stored(progress).unwrap_or_else(|| self.or_position(self.begun))
+    }
+
+    fn or_position(&self, stored: u64) -> u64 {
+        if stored >= self.next { stored.max(self.position) } else { stored }
+    }
+}
+
 impl ClientSession {
     /// How far all shards are, where the broker does not know it yet.
     fn uncommitted(&mut self, progress: &StreamProgress) -> Option<TopicPartitionList> {
         let mut offsets = TopicPartitionList::new();
         for (kafka_topic, partitions) in &mut self.partitions {
             for (number, partition) in partitions {
-                let Some(next) = progress.stored(&partition.stream) else { continue };
+                let Some(next) = partition.stored(progress) else { continue };
                 if next != partition.committed {
                     let offset = Offset::Offset(i64::try_from(next).ok()?);
                     offsets.add_partition_offset(kafka_topic, *number, offset).ok()?;

@@ -157,6 +157,7 @@ mod tests {
             group_id: String::new(),
             start_offset: StartOffset::Earliest,
             key_path: None,
+            record_key_path: None,
             waits_for_replica: false,
         };
         let wanted = TopicFilter::new(&spec);

@@ -46,8 +46,22 @@ pub(crate) enum KafkaRecordError {
         "key has a NUL character, as numbers and Avro have it in bytes; write keyPath to take it from the payload"
     )]
     NulInKey,
-    #[error("keyPath {path:?} finds nothing in the payload, or null")]
+    #[error(
+        "keyPath {path:?} finds nothing in the payload, or null; where the record's own key holds it, write recordKeyPath \
+         instead"
+    )]
     KeyPath { path: String },
+    #[error(
+        "a record without a value deletes by its own key, which is an object, and keyPath gives rows other keys; write \
+         recordKeyPath instead of keyPath, such as \"id\" for {{\"id\": 1}}"
+    )]
+    KeylessDelete,
+    #[error(
+        "recordKeyPath {path:?} wants a key that is JSON, and the record's own key is none; remove recordKeyPath"
+    )]
+    RecordKeyJson { path: String },
+    #[error("recordKeyPath {path:?} finds nothing in the record's own key, or null")]
+    RecordKeyPath { path: String },
     #[error("headers have {got} bytes; at most {HEADERS_BYTES_MAX} are allowed")]
     LargeHeaders { got: usize },
     #[error(transparent)]
@@ -64,44 +78,76 @@ impl Decoder for Json {
     }
 }
 
-/// Makes a message of a record of `topic`. The key is at `key_path` in the payload, or else the record's own; a record
-/// without a value has no payload, so there it is always the record's own.
+/// Where the key of a message is; the record's own key, as it is, where neither path is given.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct KeyPaths<'p> {
+    /// In the payload.
+    pub(crate) payload: Option<&'p str>,
+    /// In the record's own key, which is JSON.
+    pub(crate) record_key: Option<&'p str>,
+}
+
+/// Makes a message of a record of `topic`. A record without a value has no payload, so its key is always the record's own,
+/// or in that.
 pub(crate) fn message(
     record: KafkaRecord<'_>,
     headers: Option<Box<str>>,
     decoder: &dyn Decoder,
-    key_path: Option<&str>,
+    key_paths: KeyPaths<'_>,
     topic: TopicId,
     source_offset: u64,
 ) -> Result<Message, KafkaRecordError> {
     let payload = record.value.map(|value| decoder.decode(value)).transpose()?;
     // As everywhere: null deletes.
     let payload = payload.filter(|json| &**json != "null");
-    let key = match (key_path, &payload) {
-        (Some(path), Some(payload)) => key_at(path, payload)?,
-        _ => {
-            let bytes = record.key.ok_or(KafkaRecordError::NoKey)?;
-            let text = std::str::from_utf8(bytes)
-                .map_err(|error| KafkaRecordError::KeyUtf8 { at: error.valid_up_to() })?;
-            text.into()
+    let own_key = || {
+        let bytes = record.key.ok_or(KafkaRecordError::NoKey)?;
+        std::str::from_utf8(bytes).map_err(|error| KafkaRecordError::KeyUtf8 { at: error.valid_up_to() })
+    };
+    let key = match (key_paths, &payload) {
+        (KeyPaths { record_key: Some(path), .. }, _) => key_in_record_key(path, own_key()?)?,
+        (KeyPaths { payload: Some(path), .. }, Some(payload)) => {
+            key_at(path, payload).ok_or_else(|| KafkaRecordError::KeyPath { path: path.to_owned() })?
         }
+        // With keyPath, rows have other keys than such an object, so it would delete none.
+        (KeyPaths { payload: Some(_), .. }, None) if is_object(own_key()?) => {
+            return Err(KafkaRecordError::KeylessDelete);
+        }
+        _ => own_key()?.into(),
     };
     check_key(&key).map_err(|error| match error {
-        MessageError::NulInKey if key_path.is_none() => KafkaRecordError::NulInKey,
+        MessageError::NulInKey if key_paths.payload.is_none() && key_paths.record_key.is_none() => KafkaRecordError::NulInKey,
         error => error.into(),
     })?;
     Ok(Message { topic, key, payload, timestamp: None, headers, source_offset })
 }
 
-/// The key that a path finds: a string as it is, anything else as JSON.
-fn key_at(path: &str, payload: &str) -> Result<Box<str>, KafkaRecordError> {
-    let found = gjson::get(payload, path);
+/// The key that a path finds, if it finds one and not null: a string as it is, anything else as JSON.
+fn key_at(path: &str, json: &str) -> Option<Box<str>> {
+    let found = gjson::get(json, path);
     match found.kind() {
-        _ if !found.exists() => Err(KafkaRecordError::KeyPath { path: path.to_owned() }),
-        gjson::Kind::Null => Err(KafkaRecordError::KeyPath { path: path.to_owned() }),
-        gjson::Kind::String => Ok(found.str().into()),
-        _ => Ok(found.json().into()),
+        _ if !found.exists() => None,
+        gjson::Kind::Null => None,
+        gjson::Kind::String => Some(found.str().into()),
+        _ => Some(found.json().into()),
     }
+}
+
+/// The key that a path finds in a record's own key.
+fn key_in_record_key(path: &str, own_key: &str) -> Result<Box<str>, KafkaRecordError> {
+    // Before anything recurses into it; it may be as long as a payload.
+    check_payload(own_key)?;
+    if serde_json::from_str::<&RawValue>(own_key).is_err() {
+        return Err(KafkaRecordError::RecordKeyJson { path: path.to_owned() });
+    }
+    key_at(path, own_key).ok_or_else(|| KafkaRecordError::RecordKeyPath { path: path.to_owned() })
+}
+
+/// Whether a text is a JSON object.
+fn is_object(text: &str) -> bool {
+    text.trim_start().starts_with('{')
+        && check_payload(text).is_ok()
+        && serde_json::from_str::<&RawValue>(text).is_ok()
 }
 
 /// Headers as a JSON object; `None` if there are none. Text stays text, other bytes become `{"base64": …}`, and a header
@@ -145,7 +191,12 @@ mod tests {
         key_path: Option<&str>,
     ) -> Result<(String, Option<String>), String> {
         let record = KafkaRecord { key, value };
-        message(record, None, &Json, key_path, TopicId(0), 0)
+        let key_paths = KeyPaths { payload: key_path, record_key: None };
+        made(record, key_paths)
+    }
+
+    fn made(record: KafkaRecord<'_>, key_paths: KeyPaths<'_>) -> Result<(String, Option<String>), String> {
+        message(record, None, &Json, key_paths, TopicId(0), 0)
             .map(|message| (message.key.into_string(), message.payload.map(String::from)))
             .map_err(|error| error.to_string())
     }
@@ -170,9 +221,42 @@ mod tests {
         );
         assert_eq!(read(Some(b"k"), Some(b" null "), Some("id")), Ok(("k".to_owned(), None)), "null deletes");
         for path in ["none", "gone.x"] {
-            let expected = format!("keyPath {path:?} finds nothing in the payload, or null");
+            let expected = format!(
+                "keyPath {path:?} finds nothing in the payload, or null; where the record's own key holds it, write \
+                 recordKeyPath instead"
+            );
             assert_eq!(key(Some(path)), Err(expected));
         }
+    }
+
+    #[test]
+    fn records_that_delete_have_the_key_of_the_record_that_created() {
+        let made = |key: &str, value: Option<&str>| {
+            let record = KafkaRecord { key: Some(key.as_bytes()), value: value.map(str::as_bytes) };
+            made(record, KeyPaths { payload: None, record_key: Some("id") }).map(|(key, _)| key)
+        };
+        let own = r#"{"id": 1}"#;
+        for value in [Some(r#"{"after": {"id": 1}}"#), Some(r#"{"before": {"id": 1}, "after": null}"#), None]
+        {
+            assert_eq!(made(own, value), Ok("1".to_owned()), "{value:?}");
+        }
+        assert_eq!(made(r#"{"id": "a"}"#, None), Ok("a".to_owned()));
+        for (key, expected) in [
+            (r#"{"no": 1}"#, "recordKeyPath \"id\" finds nothing in the record's own key, or null"),
+            (
+                "plain",
+                "recordKeyPath \"id\" wants a key that is JSON, and the record's own key is none; remove recordKeyPath",
+            ),
+        ] {
+            assert_eq!(made(key, Some("1")), Err(expected.to_owned()));
+        }
+        // Without it, an object as the key would delete nothing.
+        assert_eq!(
+            read(Some(own.as_bytes()), None, Some("after.id")),
+            Err("a record without a value deletes by its own key, which is an object, and keyPath gives rows other keys; \
+                 write recordKeyPath instead of keyPath, such as \"id\" for {\"id\": 1}"
+                .to_owned())
+        );
     }
 
     #[test]

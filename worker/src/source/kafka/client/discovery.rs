@@ -193,7 +193,8 @@ impl KafkaClient {
             );
             session.assign(&kafka_topic, number, place.next)?;
             let Stream { name: stream, next } = stream(&place);
-            let partition = Partition { topic, stream, next, committed: 0, run: None };
+            let partition =
+                Partition { topic, stream, begun: next, next, position: next, committed: 0, run: None };
             session.partitions.entry(kafka_topic).or_default().insert(number, partition);
         }
         Ok(())

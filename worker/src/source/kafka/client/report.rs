@@ -24,13 +24,19 @@ impl KafkaClient {
                 session.refused_since = None;
             }
             let mut shown = BTreeMap::new();
-            for (kafka_topic, partitions) in &session.partitions {
+            for (kafka_topic, partitions) in &mut session.partitions {
                 for (number, partition) in partitions {
                     let known =
                         statistics.topics.get(kafka_topic).and_then(|topic| topic.partitions.get(number));
                     let ends = known.map_or([-1; 2], |known| [known.ls_offset, known.hi_offset]);
                     let end = ends.into_iter().find_map(|end| u64::try_from(end).ok());
-                    let next = self.progress.stored(&partition.stream).unwrap_or(partition.next);
+                    // What was fetched by then has been taken, unless some of it waits in the client's queue.
+                    if let Some(known) = known.filter(|known| known.fetchq_cnt == 0)
+                        && let Ok(fetched) = u64::try_from(known.next_offset)
+                    {
+                        partition.position = partition.position.max(fetched);
+                    }
+                    let next = partition.reached(&self.progress);
                     shown.insert((kafka_topic.clone(), *number), PartitionStatus { next, end });
                 }
             }
