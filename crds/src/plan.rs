@@ -10,8 +10,8 @@ use serde::Serialize;
 use crate::credentials::{Auth, ClientTls, Credential, KafkaSasl};
 use crate::replication::{ReplicationMode, RestorePolicy};
 use crate::serving::ServerTls;
-use crate::source::ColumnType;
 use crate::sink::KafkaKeyFormat;
+use crate::source::ColumnType;
 use crate::source::api::{ApiMethod, ApiPagination, ApiWatermark, ChangeDetection};
 use crate::source::kafka::StartOffset;
 

@@ -116,7 +116,9 @@ pub(crate) fn message(
         _ => own_key()?.into(),
     };
     check_key(&key).map_err(|error| match error {
-        MessageError::NulInKey if key_paths.payload.is_none() && key_paths.record_key.is_none() => KafkaRecordError::NulInKey,
+        MessageError::NulInKey if key_paths.payload.is_none() && key_paths.record_key.is_none() => {
+            KafkaRecordError::NulInKey
+        }
         error => error.into(),
     })?;
     Ok(Message { topic, key, payload, timestamp: None, headers, source_offset })
