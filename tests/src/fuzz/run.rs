@@ -349,7 +349,8 @@ impl<'s> Run<'s> {
             return Err((join.clone(), format!("no row is malformed, and these keys fail: {keys:?}")));
         }
         if let Some(join) = failures.joins.first() {
-            return Err((join.clone(), "no row is malformed, and the query fails".to_owned()));
+            let error = self.live.worker.status().await["joins"][join.as_str()]["lastError"].to_string();
+            return Err((join.clone(), format!("no row is malformed, and the query fails: {error}")));
         }
         self.audit().await
     }

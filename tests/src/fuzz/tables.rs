@@ -85,8 +85,8 @@ impl Tables {
         self.oracle.reverse();
     }
 
-    /// Stores a message. One with a time of its own does nothing to what is newer, and the same payload again
-    /// changes nothing at all.
+    /// Stores a message. One with a time of its own does nothing to what is newer; the same payload again gives its row
+    /// this time.
     pub fn apply(&mut self, message: &Message) {
         let Message { topic, key, payload, timestamp } = message;
         let payload = payload.as_ref().map(ToString::to_string);
@@ -94,7 +94,6 @@ impl Tables {
         let time = timestamp.unwrap_or(0);
         match stored {
             Some((_, newest)) if *newest > time => return,
-            Some((before, _)) if *before == payload && payload.is_some() => return,
             _ => {}
         }
         match &payload {

@@ -300,13 +300,7 @@ impl<'a> Checker<'a> {
         };
         let (functions, tables, named, timed) = {
             let seen = self.seen();
-            (seen.functions.clone(), seen.tables.clone(), seen.named.clone(), seen.timed.clone())
-        };
-        // SQLite does not tell of the columns that NATURAL and USING compare.
-        let timed = if ["natural", "using"].iter().any(|word| mentions(&query, word)) {
-            tables.clone()
-        } else {
-            timed
+            (seen.functions.clone(), seen.tables.clone(), seen.named.clone(), seen.timed_in(&query))
         };
         if let Some(function) = UNREPEATABLE.iter().find(|function| functions.contains(**function)) {
             return Err(wrong(

@@ -101,6 +101,6 @@ impl CheckedJoin {
     }
 }
 
-pub(super) fn mentions(query: &str, name: &str) -> bool {
+pub(in crate::join) fn mentions(query: &str, name: &str) -> bool {
     query.to_ascii_lowercase().contains(&name.to_ascii_lowercase())
 }

@@ -243,7 +243,7 @@ impl Shard {
             let messages = shard.coalesce(batches, pending);
             shard.ensure_tables(messages.iter().map(|message| message.topic), topics, pending)?;
             for run in messages.chunk_by(|a, b| a.topic == b.topic) {
-                shard.apply(run, now, topics.refresh_after(run[0].topic), pending)?;
+                shard.apply(run, (now, topics.refresh_after(run[0].topic)), pending)?;
             }
             pending.times = event_times::note(&shard.connection, &shard.clocks, batches, now)?;
             for batch in batches {
@@ -457,12 +457,11 @@ impl Shard {
     }
 
     /// Applies messages of one topic. A message that repeats the payload of a row whose timestamp no query reads gives the
-    /// row a new one once that is `refresh_after` seconds later.
+    /// row its own later one, or that of its arrival once that is `refresh_after` seconds later.
     fn apply(
         &self,
         messages: &[&Message],
-        now: i64,
-        refresh_after: i64,
+        (now, refresh_after): (i64, i64),
         pending: &mut Pending,
     ) -> rusqlite::Result<()> {
         let topic = messages[0].topic;
@@ -511,13 +510,12 @@ impl Shard {
                     pending.tombstones = true;
                     counts.deleted += 1;
                 }
-                (Some(old), Some(new))
-                    if old.payload == new && (!table.is_moved_by_time || old.timestamp == timestamp) =>
-                {
+                (Some(old), Some(new)) if old.payload == new && !table.moves(old, timestamp) => {
                     counts.unchanged += 1;
-                    if timestamp - old.timestamp >= refresh_after && timestamp > old.timestamp {
-                        let number = old.number;
-                        drop(rows);
+                    let (number, age) = (old.number, timestamp - old.timestamp);
+                    drop(rows);
+                    let due = if message.timestamp.is_some() { 1 } else { refresh_after };
+                    if age >= due {
                         writer.refresh(number, key, timestamp)?;
                         pending.bytes += change_bytes(key, None, None);
                     }

@@ -28,14 +28,14 @@ const ROWS_AT_ONCE: usize = 1_024;
 /// Keys that fail, while none does not, after which the query is taken to fail for all.
 const ALL_FAIL_AFTER: usize = 1_000;
 
-/// Why the evaluation ends early.
-enum Stop {
+/// Why the evaluation ends before all keys are.
+enum PassEnd {
     Failed(EpochError),
     /// The join can't be evaluated key by key.
     GiveUp,
 }
 
-impl<E: Into<EpochError>> From<E> for Stop {
+impl<E: Into<EpochError>> From<E> for PassEnd {
     fn from(error: E) -> Self {
         Self::Failed(error.into())
     }
@@ -88,14 +88,14 @@ impl RunningJob {
                 self.is_by_key = true;
                 Ok(true)
             }
-            Err(Stop::GiveUp) => Ok(false),
-            Err(Stop::Failed(error)) => Err(error),
+            Err(PassEnd::GiveUp) => Ok(false),
+            Err(PassEnd::Failed(error)) => Err(error),
         }
     }
 }
 
 impl KeyPass<'_> {
-    fn run(&mut self, scanners: &[ShardReader]) -> Result<(), Stop> {
+    fn run(&mut self, scanners: &[ShardReader]) -> Result<(), PassEnd> {
         let evaluator = Arc::clone(&self.job.evaluator);
         for (shard, scanner) in scanners.iter().enumerate() {
             for topic in self.join.key_topics() {
@@ -120,10 +120,10 @@ impl KeyPass<'_> {
     }
 
     /// Evaluates the results that the rows of a topic in a shard belong to.
-    fn scan(&mut self, shard: usize, scanner: &ShardReader, topic: TopicId) -> Result<(), Stop> {
+    fn scan(&mut self, shard: usize, scanner: &ShardReader, topic: TopicId) -> Result<(), PassEnd> {
         let name = self.job.evaluator.topics.name(topic);
         let mut part = ShardChanges::default();
-        scanner.rows::<Stop>(&name, |row| {
+        scanner.rows::<PassEnd>(&name, |row| {
             part.add(&LoggedChange {
                 topic,
                 key: row.key,
@@ -142,13 +142,13 @@ impl KeyPass<'_> {
         self.take_rows(shard, &part)
     }
 
-    fn take_rows(&mut self, shard: usize, rows: &ShardChanges) -> Result<(), Stop> {
-        let keys = self.workspace.affected(self.join, shard, rows, None, KEYS_MAX).map_err(stop)?;
+    fn take_rows(&mut self, shard: usize, rows: &ShardChanges) -> Result<(), PassEnd> {
+        let keys = self.workspace.affected(self.join, shard, rows, None, KEYS_MAX).map_err(ended_by)?;
         self.evaluate(keys.into_keys())
     }
 
     /// Evaluates those of the keys that were not, and stores what differs.
-    fn evaluate(&mut self, keys: impl Iterator<Item = Value>) -> Result<(), Stop> {
+    fn evaluate(&mut self, keys: impl Iterator<Item = Value>) -> Result<(), PassEnd> {
         let seen = &mut self.seen;
         let mut keys: Vec<AffectedKey> = keys
             .filter(|value| seen.insert(value.clone()))
@@ -160,12 +160,12 @@ impl KeyPass<'_> {
             let now = self.job.moment.unwrap_or_default();
             self.workspace
                 .evaluate(self.join, now, share, None, &FailingKeys::new(), &mut found)
-                .map_err(stop)?;
+                .map_err(ended_by)?;
         }
         self.failed += found.failed.len();
         let all_fail = self.failed >= ALL_FAIL_AFTER && self.failed == self.seen.len();
         if self.failed > FAILING_KEYS_MAX || all_fail {
-            return Err(Stop::GiveUp);
+            return Err(PassEnd::GiveUp);
         }
         if self.job.evaluator.cancelled.load(Ordering::Relaxed) {
             return Err(FullError::Cancelled.into());
@@ -176,7 +176,7 @@ impl KeyPass<'_> {
         self.store(&found)
     }
 
-    fn store(&mut self, found: &Evaluated) -> Result<(), Stop> {
+    fn store(&mut self, found: &Evaluated) -> Result<(), PassEnd> {
         let (committer, id) = (&self.job.evaluator.committer, self.job.job.id);
         let is_first = !std::mem::replace(&mut self.has_stored, true);
         committer.commit::<EpochError>(self.cut.epoch, |writer| {
@@ -198,7 +198,7 @@ impl KeyPass<'_> {
     }
 
     /// Stores that the results contain the cut.
-    fn end(&self) -> Result<(), Stop> {
+    fn end(&self) -> Result<(), PassEnd> {
         let id = self.job.job.id;
         self.job.evaluator.committer.commit::<EpochError>(self.cut.epoch, |writer| {
             if !self.has_stored {
@@ -214,10 +214,10 @@ impl KeyPass<'_> {
 }
 
 /// Errors of files are tried again; all others are of the query or its data.
-fn stop(error: KeyedError) -> Stop {
+fn ended_by(error: KeyedError) -> PassEnd {
     match error {
         KeyedError::File(error) => error.into(),
         KeyedError::Memory(error) => error.into(),
-        _ => Stop::GiveUp,
+        _ => PassEnd::GiveUp,
     }
 }

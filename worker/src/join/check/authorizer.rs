@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 
+use crate::join::checked::mentions;
 use crate::join::now;
 
 /// Names that the authorizer has noted during one prepare.
@@ -16,6 +17,15 @@ pub(super) struct Seen {
     pub(super) timed: BTreeSet<String>,
     pub(super) functions: BTreeSet<String>,
     pub(super) denied: Option<String>,
+}
+
+impl Seen {
+    /// Returns the tables whose column `timestamp` the query may read.
+    pub(super) fn timed_in(&self, query: &str) -> BTreeSet<String> {
+        // SQLite does not tell of the columns that NATURAL and USING compare.
+        let compares_any = ["natural", "using"].iter().any(|word| mentions(query, word));
+        if compares_any { self.tables.clone() } else { self.timed.clone() }
+    }
 }
 
 /// Allows a query to read, and notes its reads in `seen`.

@@ -69,6 +69,11 @@ impl TopicTable {
         }
     }
 
+    /// Returns whether a message that repeats the payload of a row changes the row: a query reads its time.
+    pub(super) fn moves(&self, row: IndexedRow<'_>, timestamp: i64) -> bool {
+        self.is_moved_by_time && row.timestamp != timestamp
+    }
+
     pub(super) fn writer<'c>(&'c self, connection: &'c Connection) -> rusqlite::Result<TableWriter<'c>> {
         Ok(TableWriter {
             id: self.id,
