@@ -3,6 +3,7 @@
 
 use expect_test::expect;
 use litejoin_tests::ingest::message;
+use litejoin_tests::server::{Reply, Server};
 use litejoin_tests::sse::Subscription;
 use litejoin_tests::wait::until;
 use litejoin_tests::worker::{Worker, WorkerSite};
@@ -232,4 +233,47 @@ async fn a_query_that_reads_the_timestamp_sees_when_a_payload_was_repeated() {
         let row = format!("[{{\"key\":\"steady\",\"timestamp\":{}}}]", START + second);
         assert!(next(&mut client).await.ends_with(&row));
     }
+}
+
+#[tokio::test]
+async fn rows_that_an_api_calls_unchanged_stay() {
+    let server = Server::start().await;
+    server.behave(|request| match request.header("if-none-match") {
+        Some("\"v1\"") => Reply::status(304),
+        _ => Reply::json(&json!([{"id": "c1", "name": "Ada"}])).with_header("etag", "\"v1\""),
+    });
+    let api = format!(
+        r#"{{name: people, topic: people, api: {{url: "{}", interval: 100ms, keyPath: id, watermark: {{strategy: etag}}}}}}"#,
+        server.url("/people")
+    );
+    let manifest = manifest(
+        "SELECT key, payload->>'name' AS name FROM people",
+        "retention: {duration: 1h, cleanInterval: 100ms}",
+    )
+    .replace("  sources:\n", &format!("  sources:\n    - {api}\n"));
+    let site = WorkerSite::with(&manifest);
+    site.write("customers.csv", "id,name\nc1,Ada\n");
+    site.set_clock(START);
+    let worker = site.start().await;
+    let ingest = worker.ingest();
+    until("the record", async || (rows(&worker, "watched", 0).await.len() == 1).then_some(())).await;
+    for hour in 1..=48 {
+        let old = ingest.put("orders", &format!("o{hour}"), json!({})).await;
+        rows(&worker, "keys", old).await;
+        site.set_clock(START + 1_800 * hour);
+        let polls = server.received().len();
+        until("the API to be asked again", async || (server.received().len() > polls + 2).then_some(()))
+            .await;
+    }
+    until("orders to expire", async || {
+        let status = worker.status().await;
+        (status["topics"]["orders"]["expired"].as_u64() >= Some(45)).then_some(())
+    })
+    .await;
+    assert_eq!(rows(&worker, "watched", 0).await, [r#"{"key":"c1","name":"Ada"}"#]);
+    assert_eq!(worker.status().await["topics"]["people"]["expired"], 0);
+    // Once the API is away, nobody says that the row is there.
+    server.behave(|_| Reply::status(500));
+    site.set_clock(START + 1_800 * 48 + 3_700);
+    expired(&worker, "people", 1).await;
 }

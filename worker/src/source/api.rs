@@ -22,6 +22,7 @@ mod watermark;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, StatusCode, header};
@@ -88,6 +89,8 @@ pub(crate) struct Poller {
     states: Arc<States>,
     /// The least place of the stream over all shards.
     stored: u64,
+    /// When unchanged rows were last noted to be there, in seconds since the Unix epoch.
+    renewed_at: AtomicI64,
 }
 
 /// A record that was read; or its text, and why it can't be.
@@ -151,8 +154,20 @@ impl Poller {
         let topic = ingest.topics.find_or_add(&spec.topic)?;
         let stream = format!("{name}:{:016x}", fingerprint(spec));
         let stored = offsets.get(&stream).copied().unwrap_or(0);
-        let (name, spec) = (name.to_owned(), spec.clone());
-        Ok(Self { name, spec, topic, stream, outbound, ingest, letters, shard_paths, states, stored })
+        let (name, spec, renewed_at) = (name.to_owned(), spec.clone(), AtomicI64::new(0));
+        Ok(Self {
+            name,
+            spec,
+            topic,
+            stream,
+            outbound,
+            ingest,
+            letters,
+            shard_paths,
+            states,
+            stored,
+            renewed_at,
+        })
     }
 
     /// Polls until the worker stops.
@@ -230,7 +245,13 @@ impl Poller {
             Some(mark) => mark,
             None => mark.insert(self.recall().await?),
         };
-        let Some(mut poll) = self.read(Wanted::Changed, mark, &mut limit, run).await? else { return Ok(()) };
+        let Some(mut poll) = self.read(Wanted::Changed, mark, &mut limit, run).await? else {
+            self.renew().await;
+            return Ok(());
+        };
+        if poll.pages_unchanged > 0 {
+            self.renew().await;
+        }
         let is_same = poll.pages_changed == 0 && poll.tags.len() == mark.tags.len();
         if self.spec.detect_deletes && poll.pages_unchanged > 0 && !is_same {
             // A record may have gone, or to another page: the keys of the unchanged pages are needed too.
@@ -245,6 +266,21 @@ impl Poller {
         }
         *mark = self.remember(mark, poll, run).await?;
         Ok(())
+    }
+
+    /// Notes that the API still has the records that it says are unchanged, so that they don't expire. It does not say which
+    /// they are, so all rows of the topic are taken for them.
+    async fn renew(&self) {
+        let keeps_tags =
+            self.spec.watermark.as_ref().is_some_and(|mark| mark.strategy == WatermarkStrategy::Etag);
+        let now = clock::epoch_seconds();
+        let is_due =
+            now - self.renewed_at.load(Ordering::Relaxed) >= self.ingest.topics.refresh_after(self.topic);
+        if keeps_tags && is_due && self.ingest.topics.expires(self.topic) {
+            let (ingest, topic) = (self.ingest.clone(), self.topic);
+            blocking(move || ingest.renew(topic)).await;
+            self.renewed_at.store(now, Ordering::Relaxed);
+        }
     }
 
     /// Reads the pages, one after another, and stores their records; `None` if there is nothing to say at all.

@@ -12,7 +12,7 @@ use super::hash::shard_index;
 use super::rate_limit::IngestLimit;
 use super::shard::{Needs, ShardBatch};
 use super::sqlite::SqliteError;
-use super::topics::Topics;
+use super::topics::{TopicId, Topics};
 use super::writer::{WriteError, WriterCommand};
 use crate::storage::message::Message;
 
@@ -233,6 +233,19 @@ impl Ingest {
             writer.send(command).expect("a writer runs until its sender is gone");
         }
         true
+    }
+
+    /// Gives all rows of a topic that are due for it the present time, since their source still has them. Blocks.
+    pub(crate) fn renew(&self, topic: TopicId) {
+        loop {
+            let (done, finished) = std::sync::mpsc::channel();
+            let commands =
+                (0..self.shard_count).map(|_| WriterCommand::Renew { topic, done: done.clone() }).collect();
+            drop(done);
+            if !self.command_all(commands) || !finished.iter().fold(false, |any, more| any | more) {
+                return;
+            }
+        }
     }
 
     /// Has the writers of some shards checkpoint. Readers that hold a snapshot all the time keep a WAL from ever starting

@@ -17,6 +17,7 @@ mod follow;
 mod index;
 mod pending;
 mod record;
+mod renew;
 mod table;
 mod transfer;
 

@@ -138,6 +138,12 @@ impl Topics {
         *self.retention.write().unwrap_or_else(PoisonError::into_inner) = Some(retention.clone());
     }
 
+    /// Returns whether rows of a topic expire.
+    pub(crate) fn expires(&self, topic: TopicId) -> bool {
+        let retention = self.retention.read().unwrap_or_else(PoisonError::into_inner);
+        retention.as_ref().is_some_and(|retention| retention.of(&self.name(topic)).is_some())
+    }
+
     /// Returns after how many seconds a message that repeats a row's payload gives the row a new timestamp, where no query
     /// reads it: often enough for the row's age, and seldom enough that a source which repeats all of its rows writes few.
     pub(crate) fn refresh_after(&self, topic: TopicId) -> i64 {

@@ -14,7 +14,7 @@ use super::expiry::Expiry;
 use super::gate::EpochGate;
 use super::shard::{Needs, Pending, Shard, ShardBatch};
 use super::sqlite::SqliteError;
-use super::topics::Topics;
+use super::topics::{TopicId, Topics};
 use crate::clock;
 use crate::fault;
 use crate::status::Status;
@@ -26,6 +26,11 @@ pub(crate) enum WriterCommand {
         done: oneshot::Sender<Result<u64, WriteError>>,
     },
     Expire(Expiry),
+    /// Gives some rows of a topic the present time, since their source still has them; says whether there may be more.
+    Renew {
+        topic: TopicId,
+        done: mpsc::Sender<bool>,
+    },
     /// Makes the tables and indexes that joins need, and drops indexes that none does.
     Prepare {
         needs: Arc<Needs>,
@@ -112,6 +117,10 @@ impl Writer {
             match other {
                 None | Some(WriterCommand::Write { .. }) => {}
                 Some(WriterCommand::Expire(expiry)) => self.expire(&expiry),
+                Some(WriterCommand::Renew { topic, done }) => {
+                    // The source may have gone.
+                    let _ = done.send(self.renew(topic));
+                }
                 Some(WriterCommand::Prepare { needs, done }) => {
                     // The caller may have gone.
                     let _ = done.send(self.shard.prepare(&needs, &self.topics, clock::epoch_seconds()));
@@ -167,6 +176,17 @@ impl Writer {
         let _ = self.report(outcome);
         // The cleaner may have gone.
         let _ = expiry.done.send(());
+    }
+
+    /// Returns whether there may be more rows to renew. A failure is reported; the source asks again.
+    fn renew(&mut self, topic: TopicId) -> bool {
+        let now = self.gate.stamp(self.shard_index);
+        let renewed = self.shard.renew(topic, &self.topics, now);
+        let outcome = renewed.and_then(|(pending, more)| Ok((self.commit(pending)?, more)));
+        self.gate.stamped(self.shard_index);
+        let more = outcome.as_ref().is_ok_and(|(_, more)| *more);
+        let _ = self.report(outcome.map(|(epoch, _)| epoch));
+        more
     }
 
     fn commit(&mut self, mut pending: Pending) -> Result<u64, SqliteError> {
