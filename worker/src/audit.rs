@@ -87,7 +87,7 @@ pub(crate) enum Skip {
     New,
     #[error("its query has changed since its results were stored")]
     Edited,
-    #[error("its query failed, and its results are as they were before; see /status")]
+    #[error("its query fails, for all rows or for some, and results are as they were before; see /status")]
     Failed,
     #[error("its results are just being stored; try again later")]
     Storing,
@@ -257,7 +257,13 @@ impl Stored {
         let known: Option<Known> = self.doing(|connection| {
             connection.execute_batch("BEGIN")?;
             let clock = if tables::has_clock(connection)? { "clock" } else { "NULL" };
-            let sql = format!("SELECT id, definition, stale, applied, {clock} FROM joins WHERE name = ?1");
+            let failing = if tables::has_failing(connection)? {
+                "failing"
+            } else {
+                "(SELECT 0 AS join_id WHERE FALSE)"
+            };
+            let stale = format!("iif(EXISTS (SELECT 1 FROM {failing} WHERE join_id = id), 1, stale)");
+            let sql = format!("SELECT id, definition, {stale}, applied, {clock} FROM joins WHERE name = ?1");
             let row = |row: &rusqlite::Row<'_>| {
                 Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
             };

@@ -125,6 +125,11 @@ pub(crate) fn has_clock(connection: &Connection) -> rusqlite::Result<bool> {
     sqlite::has_column(connection, "joins", "clock")
 }
 
+/// Returns whether the file notes which results can't be evaluated.
+pub(crate) fn has_failing(connection: &Connection) -> rusqlite::Result<bool> {
+    sqlite::has_column(connection, "failing", "join_id")
+}
+
 /// Reads a value of `meta`.
 pub(super) fn meta<T: rusqlite::types::FromSql>(
     connection: &Connection,
