@@ -1,6 +1,8 @@
 //! The state of a join: the progress of its results, its class in force, and the reason for a class slower than
 //! planned.
 
+use std::collections::BTreeSet;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use super::background::FullCopy;
@@ -10,17 +12,20 @@ use crate::join::CheckedJoin;
 use crate::join::aggregate::{AccumulatedJoin, AggregateChange};
 use crate::join::changes::Changes;
 use crate::join::due::{DUE_MAX, TimeBounds};
-use crate::join::keyed::{FailingKeys, KeyedError, KeyedJoin};
+use crate::join::keyed::{AffectedKey, FailingKeys, KeyedError, KeyedJoin};
 use crate::join::plan::{Class, Keyed};
 use crate::join::time_step::{TimePassed, TimeStep};
 use crate::join::value::Value;
 use crate::join::workspace::Workspace;
-use crate::results::event::JoinId;
+use crate::results::event::{Emit, JoinId};
 use crate::results::failing::FAILING_KEYS_MAX;
 use crate::results::store::{EpochWriter, Progress};
 use crate::status::join::{ClassInForce, ClassName};
 use crate::storage::topics::Topics;
 use crate::window::WindowEvaluation;
+
+/// Failing keys that an epoch evaluates although no change has led to them.
+const SUSPECTS_MAX: usize = 32;
 
 /// A join and its progress.
 pub(super) struct JoinState {
@@ -63,6 +68,8 @@ pub(super) struct JoinState {
     fallback: Option<Fallback>,
     /// Result keys whose evaluation fails; their stored results stay as they were.
     pub(super) failing: FailingKeys,
+    /// The last of the failing keys that were evaluated without a change of their rows.
+    last_suspect: Option<Value>,
     /// The keys of which was last told that they fail.
     pub(super) told: FailingKeys,
     /// Whether `failing` may differ from that.
@@ -232,6 +239,7 @@ impl JoinState {
             has_failed: false,
             failing: FailingKeys::new(),
             told: FailingKeys::new(),
+            last_suspect: None,
         })
     }
 
@@ -418,9 +426,10 @@ impl JoinState {
             },
         }
         // A join without a key plan is evaluated in full, which gives up its aggregate state in turn.
-        let keyed = self.keyed.as_ref().ok_or(KeyedError::NotAccumulable)?;
         let (mut failed, mut mended) = (Vec::new(), Vec::new());
-        let results = pool.evaluate(keyed, time, changes, known, &self.failing, |found| {
+        let suspects = self.next_suspects();
+        let keyed = self.keyed.as_ref().ok_or(KeyedError::NotAccumulable)?;
+        let results = pool.evaluate(keyed, time, changes, known, &self.failing, suspects, |found| {
             failed.extend(found.failed);
             mended.extend(found.mended);
             Ok(writer.store(self.id, &found.changes)?)
@@ -430,6 +439,22 @@ impl JoinState {
             (Aggregation::Kept, None) => EvaluationOutcome::Unaffected,
             (_, results) => EvaluationOutcome::Evaluated { results: results.unwrap_or(0), aggregation },
         })
+    }
+
+    /// Returns some of the keys that fail, others each time. Look-ups may yield a few rows more than belong to a key; where
+    /// one of these fails, no change of the key's own rows would lead to it.
+    fn next_suspects(&mut self) -> Vec<AffectedKey> {
+        let after = self.last_suspect.take();
+        let later = (after.as_ref().map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let rest = self.failing.range::<Value, _>(later).map(|(value, _)| value);
+        let first = self.failing.keys().take(if after.is_some() { SUSPECTS_MAX } else { 0 });
+        let suspects: BTreeSet<&Value> = rest.take(SUSPECTS_MAX).chain(first).take(SUSPECTS_MAX).collect();
+        let suspects: Vec<AffectedKey> = suspects
+            .into_iter()
+            .map(|value| AffectedKey { value: value.clone(), emit: Emit::Event })
+            .collect();
+        self.last_suspect = suspects.last().map(|key| key.value.clone());
+        suspects
     }
 
     /// Stores which keys fail, and which fail no more.

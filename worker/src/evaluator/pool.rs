@@ -113,7 +113,8 @@ impl EvaluatorPool {
     }
 
     /// Evaluates the results that the changes affect, and calls `store` with each batch of differences while other
-    /// batches are still evaluated. Returns the number of differences; `None` if no result is affected.
+    /// batches are still evaluated; `suspects` are evaluated, too. Returns the number of differences; `None` if no result
+    /// is evaluated.
     pub(super) fn evaluate(
         &mut self,
         join: &KeyedJoin,
@@ -121,9 +122,13 @@ impl EvaluatorPool {
         changes: &Changes,
         known: Option<&Changes>,
         failing: &FailingKeys,
+        suspects: Vec<AffectedKey>,
         mut store: impl FnMut(Evaluated) -> Result<(), KeyedError>,
     ) -> Result<Option<u64>, KeyedError> {
-        let keys = self.affected(join, time, changes, KEYS_MAX)?;
+        let mut keys = self.affected(join, time, changes, KEYS_MAX)?;
+        let is_affected = |suspect: &AffectedKey| keys.iter().any(|key| key.value == suspect.value);
+        let suspects: Vec<_> = suspects.into_iter().filter(|suspect| !is_affected(suspect)).collect();
+        keys.extend(suspects);
         if keys.is_empty() {
             return Ok(None);
         }
