@@ -144,6 +144,16 @@ fn wrong(text: &str) -> String {
     format!("got {text:?}, which is no duration; write for example \"10ms\", \"30s\", \"1h30m\" or \"168h\"")
 }
 
+/// Writes a duration of whole seconds, or of less than one, as a user would.
+pub fn duration_text(duration: Duration) -> String {
+    match duration.as_secs() {
+        0 => format!("{}ms", duration.as_millis()),
+        seconds if seconds % 3600 == 0 => format!("{}h", seconds / 3600),
+        seconds if seconds % 60 == 0 => format!("{}m", seconds / 60),
+        seconds => format!("{seconds}s"),
+    }
+}
+
 /// Reads a point in time as RFC 3339 has it, such as `2026-05-01T12:00:00Z`, in milliseconds since the epoch.
 pub fn parse_timestamp(text: &str) -> Result<i64, String> {
     text.parse::<jiff::Timestamp>()

@@ -144,6 +144,10 @@ pub struct StorageSpec {
     /// Size of the volume, such as `10Gi`; it can only grow.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<QuantityText>,
+    /// Size, such as `5Gi` and `1Mi` at least, that shards and results may take in their files; any size where absent. Above
+    /// it messages that bring a payload are refused until there is room again, and deletions are taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_bytes: Option<Bytes>,
     /// Storage class of the volume; the cluster's default where absent. Fixed once the volume is there.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
@@ -178,6 +182,7 @@ impl Default for StorageSpec {
             flush_interval: defaults::FLUSH_INTERVAL.into(),
             synchronous: SynchronousMode::Normal,
             size: None,
+            max_bytes: None,
             storage_class_name: None,
             access_mode: AccessMode::ReadWriteOncePod,
             retain_on_delete: defaults::RETAIN_ON_DELETE,

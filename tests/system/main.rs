@@ -16,6 +16,7 @@ mod faults;
 mod files;
 mod first_run;
 mod golden;
+mod growth;
 mod http_sink;
 mod kafka;
 mod kill;

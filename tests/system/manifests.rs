@@ -308,6 +308,7 @@ async fn a_good_manifest_and_one_that_only_deserves_a_warning() {
     assert_eq!((fine.code, fine.stderr.as_str()), (Some(0), ""));
     expect![[r#"
         pipeline p is fine: 1 source, 1 join, 1 sink
+        note: the topics orders, customers keep their rows for ever; give them a retention, or bound storage.maxBytes
     "#]]
     .assert_eq(&fine.stdout);
 
@@ -318,6 +319,7 @@ async fn a_good_manifest_and_one_that_only_deserves_a_warning() {
         pipeline.yaml:10: warning: spec.joins[0]: no sink takes the join "enriched" and no other query reads it; add sinks: [<a sink's name>]
         pipeline.yaml:15: warning: spec.sinks[0]: the sink "console" takes no join; add joins: [<a join's name>], or its name to a join's sinks
         pipeline p is fine: 1 source, 1 join, 1 sink
+        note: the topics orders, customers keep their rows for ever; give them a retention, or bound storage.maxBytes
     "#]].assert_eq(&format!("{}{}", warned.stderr, warned.stdout));
 }
 
@@ -376,6 +378,7 @@ async fn documents_of_other_programs_are_passed_over() {
     expect![[r#"
         note: passed over 2 documents that are not LiteJoin's: <stdin>:2 (Secret of v1), <stdin>:8 (Pipeline of example.com/v1)
         pipeline p is fine: 1 source, 1 join, 1 sink
+        note: the topics orders, customers keep their rows for ever; give them a retention, or bound storage.maxBytes
     "#]]
     .assert_eq(&format!("{}{}", piped.stderr, piped.stdout));
 

@@ -19,7 +19,8 @@ use self::replication::ReplicationStatus;
 use self::reshard::MoveStatus;
 use self::sink::SinkStatus;
 use self::source::SourceStatus;
-use self::topics::TopicStatus;
+use self::storage::StorageStatus;
+use self::topics::{TopicSettings, TopicStatus};
 
 pub(crate) mod audit;
 pub(crate) mod config;
@@ -32,6 +33,7 @@ pub(crate) mod replication;
 pub(crate) mod reshard;
 pub(crate) mod sink;
 pub(crate) mod source;
+pub(crate) mod storage;
 pub(crate) mod topics;
 
 /// Everything that is told. Sources, joins and sinks are those of the config in force, topics may be added.
@@ -55,6 +57,9 @@ pub(crate) struct Status {
     results_error: LastError,
     results_disk_full: AtomicBool,
     shard_errors: Vec<LastError>,
+    /// How much the files of the data take.
+    pub(crate) storage: StorageStatus,
+    topic_settings: RwLock<TopicSettings>,
     topics: RwLock<BTreeMap<Arc<str>, Arc<TopicStatus>>>,
     sources: ByName<SourceStatus>,
     joins: ByName<JoinStatus>,
@@ -83,6 +88,8 @@ impl Status {
             results_error: LastError::default(),
             results_disk_full: AtomicBool::new(false),
             shard_errors: (0..plan.storage.shard_count).map(|_| LastError::default()).collect(),
+            storage: StorageStatus::default(),
+            topic_settings: RwLock::new(TopicSettings::new(plan)),
             topics: RwLock::default(),
             sources: ByName::default(),
             joins: ByName::default(),
@@ -92,12 +99,20 @@ impl Status {
         status
     }
 
-    /// Adds counters for the plan's sources, joins and sinks and removes those of parts that are gone. `classes` are the
-    /// joins by name.
+    /// Adds counters for the plan's topics, sources, joins and sinks and removes those of sources, joins and sinks that are
+    /// gone. `classes` are the joins by name.
     pub(crate) fn follow<'j>(&self, plan: &Plan, classes: impl IntoIterator<Item = (&'j str, ClassInForce)>) {
         self.sources.keep(plan.sources.iter().map(|source| source.name.as_str()));
         self.joins.keep(plan.outputs().map(|output| output.name));
         self.sinks.keep(plan.sinks.iter().map(|sink| sink.name.as_str()));
+        *self.topic_settings.write().unwrap_or_else(PoisonError::into_inner) = TopicSettings::new(plan);
+        let mut topics = self.topics.write().unwrap_or_else(PoisonError::into_inner);
+        for topic in plan.sources.iter().flat_map(|source| source.kind.topics()) {
+            if !topics.keys().any(|known| known.eq_ignore_ascii_case(topic)) {
+                topics.insert(topic.into(), Arc::default());
+            }
+        }
+        drop(topics);
         for (name, class) in classes {
             self.join(name).set_class(class);
         }
@@ -131,7 +146,7 @@ impl Status {
         self.sinks.of(name)
     }
 
-    /// The counters of a topic, from its first message on.
+    /// The counters of a topic.
     pub(crate) fn topic(&self, name: &Arc<str>) -> Arc<TopicStatus> {
         if let Some(topic) = self.topics.read().unwrap_or_else(PoisonError::into_inner).get(name) {
             return Arc::clone(topic);
@@ -175,7 +190,9 @@ impl Status {
             .iter()
             .enumerate()
             .find_map(|(index, error)| error.text().map(|error| format!("shard_{index}.db: {error}")));
-        of_shard.or_else(|| self.results_error.text().map(|error| format!("results.db: {error}")))
+        of_shard
+            .or_else(|| self.results_error.text().map(|error| format!("results.db: {error}")))
+            .or_else(|| self.storage.excess().map(|excess| excess.to_string()))
     }
 
     /// The reason why the worker is not ready, if any. Whether other servers answer is none: that keeps no client from the
@@ -231,7 +248,9 @@ impl Status {
         let epoch = self.epoch_applied.value();
         let map = |entries: Vec<(String, Value)>| Value::Object(entries.into_iter().collect());
         let topics = self.topics.read().unwrap_or_else(PoisonError::into_inner);
-        let topics = topics.iter().map(|(name, topic)| (name.to_string(), topic.counts().json())).collect();
+        let settings = self.topic_settings.read().unwrap_or_else(PoisonError::into_inner);
+        let topics =
+            topics.iter().map(|(name, topic)| (name.to_string(), topic.json(name, &settings))).collect();
         json!({
             "pipeline": self.pipeline,
             "identity": self.identity,
@@ -245,6 +264,8 @@ impl Status {
             "outboxCompacted": self.outbox_compacted.value(),
             "inflightBytes": self.inflight_bytes.value(),
             "storageError": self.storage_error(),
+            "storageBytes": self.storage.bytes(),
+            "storageBytesMax": self.storage.bytes_max(),
             "replication": self.replication.json(now),
             "degraded": self.degraded(now),
             "shardCount": self.shard_errors.len(),

@@ -10,6 +10,7 @@
 pub(crate) mod arrivals;
 pub(crate) mod change;
 pub(crate) mod checkpoint;
+pub(crate) mod data_size;
 pub(crate) mod expiry;
 pub(crate) mod gate;
 pub(crate) mod hash;

@@ -22,6 +22,8 @@ pub struct Storage {
     pub flush_interval: Duration,
     /// The crash that an acknowledged message survives.
     pub synchronous: Synchronous,
+    /// Bytes that shards and results may take in their files; `None`: any number.
+    pub bytes_max: Option<u64>,
     /// The data without which a start may begin.
     pub accept_loss: Option<String>,
     /// Consent to move the data to another number of shards.

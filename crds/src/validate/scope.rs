@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::complaints::Complaints;
 use crate::complaint::Reason;
-use crate::duration::{AgeText, DURATION_MAX, DurationText};
+use crate::duration::{AgeText, DURATION_MAX, DurationText, duration_text};
 use crate::plan::Place;
 use crate::quantity::Bytes;
 
@@ -33,8 +33,10 @@ impl Scope<'_> {
         let message = match text.parse() {
             Ok(duration) if duration >= min && duration <= max => return duration,
             Ok(duration) if duration.is_zero() => format!("got {:?}, allowed only more than zero", text.0),
-            Ok(duration) if duration < min => format!("got {:?}, allowed at least {:?}", text.0, shown(min)),
-            Ok(_) => format!("got {:?}, allowed at most {:?}", text.0, shown(max)),
+            Ok(duration) if duration < min => {
+                format!("got {:?}, allowed at least {:?}", text.0, duration_text(min))
+            }
+            Ok(_) => format!("got {:?}, allowed at most {:?}", text.0, duration_text(max)),
             Err(message) => message,
         };
         self.error(field, Reason::InvalidDuration, message);
@@ -61,15 +63,5 @@ impl Scope<'_> {
             Err(message) => self.error(field, Reason::InvalidValue, message),
         }
         0
-    }
-}
-
-/// A bound as a user would write it.
-fn shown(duration: Duration) -> String {
-    match duration.as_secs() {
-        0 => format!("{}ms", duration.as_millis()),
-        seconds if seconds % 3600 == 0 => format!("{}h", seconds / 3600),
-        seconds if seconds % 60 == 0 => format!("{}m", seconds / 60),
-        seconds => format!("{seconds}s"),
     }
 }

@@ -123,6 +123,10 @@ fn storage(spec: &PipelineSpec, scope: &mut Scope<'_>) -> Storage {
             SynchronousMode::Normal => Synchronous::Normal,
             SynchronousMode::Full => Synchronous::Full,
         },
+        bytes_max: storage
+            .max_bytes
+            .as_ref()
+            .map(|bytes| scope.bytes("storage.maxBytes", bytes, STORAGE_BYTES_LEAST)),
         accept_loss: storage.accept_loss.clone(),
         reshard,
     }
@@ -304,5 +308,7 @@ fn encryption(replication: &ReplicationSpec, scope: &mut Scope<'_>) -> Option<En
 const TENTH: Duration = Duration::from_millis(100);
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
+/// The smallest bound on the data, in bytes: the empty tables of a few shards take as much.
+const STORAGE_BYTES_LEAST: u64 = 1 << 20;
 /// The smallest limit of the outbox, in bytes: below it the outbox would be compacted with every batch.
 const OUTBOX_BYTES_LEAST: u64 = 1 << 20;

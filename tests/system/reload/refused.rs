@@ -43,7 +43,7 @@ async fn assert_invalid_is_refused(site: &WorkerSite, worker: &Worker, good: &st
     "#]]).await;
     let unknown = good.replace("storage: {", "storage: {sharts: 1, ");
     assert_refused(site, worker, &unknown, expect![[r#"
-        pipeline.yaml:5: spec.storage.sharts: unknown field "sharts"; allowed: acceptLoss, accessMode, batchSize, dataDir, ephemeral, flushInterval, onNodeLoss, readerPoolSize, reshard, retainOnDelete, shardCount, size, storageClassName, synchronous
+        pipeline.yaml:5: spec.storage.sharts: unknown field "sharts"; allowed: acceptLoss, accessMode, batchSize, dataDir, ephemeral, flushInterval, maxBytes, onNodeLoss, readerPoolSize, reshard, retainOnDelete, shardCount, size, storageClassName, synchronous
     "#]]).await;
     assert_refused(
         site,

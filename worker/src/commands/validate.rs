@@ -14,12 +14,37 @@ pub(crate) fn run(arguments: &Validate) -> ExitCode {
         Ok((pipeline, warnings)) => {
             complain(&warnings);
             say(&format!("{}\n", summary(&pipeline.plan)));
+            if let Some(note) = growth(&pipeline.plan) {
+                say(&format!("{note}\n"));
+            }
             ExitCode::SUCCESS
         }
         Err(complaints) => {
             complain(&complaints);
             ExitCode::from(EXIT_INVALID)
         }
+    }
+}
+
+/// Returns the line that names the topics whose rows nothing removes and nothing bounds, if there are any.
+fn growth(plan: &Plan) -> Option<String> {
+    let filled = plan.sources.iter().flat_map(|source| source.kind.topics());
+    let mut topics: Vec<&str> = Vec::new();
+    for topic in filled.filter(|topic| plan.retention.of(topic).is_none()) {
+        if !topics.iter().any(|named| named.eq_ignore_ascii_case(topic)) {
+            topics.push(topic);
+        }
+    }
+    match topics[..] {
+        _ if plan.storage.bytes_max.is_some() => None,
+        [] => None,
+        [topic] => Some(format!(
+            "note: the topic {topic} keeps its rows for ever; give it a retention, or bound storage.maxBytes"
+        )),
+        _ => Some(format!(
+            "note: the topics {} keep their rows for ever; give them a retention, or bound storage.maxBytes",
+            topics.join(", ")
+        )),
     }
 }
 

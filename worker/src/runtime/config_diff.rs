@@ -55,7 +55,7 @@ pub(super) struct ConfigDiff {
     pub(super) joins: NameDiff,
     pub(super) sources: NameDiff,
     pub(super) sinks: NameDiff,
-    /// Whether `retention`, `delivery` or `audit` differ.
+    /// Whether `retention`, `delivery`, `audit` or `storage.maxBytes` differ.
     pub(super) settings: bool,
     /// Whether a move of the data beside the pipeline begins or is called off.
     pub(super) reshard: bool,

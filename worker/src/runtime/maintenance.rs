@@ -21,9 +21,12 @@ use crate::reshard;
 use crate::results::outbox::Keep;
 use crate::results::{Reader, Results};
 use crate::status::Status;
+use crate::storage::data_size::DataSize;
 use crate::storage::expiry::NeededRows;
 use crate::storage::ingest::Ingest;
 use crate::storage::retention::{Cleaner, Needed};
+use crate::storage::sqlite::SqliteError;
+use crate::storage::writer::WriterCommand;
 
 /// How often the outbox is looked at, and rates are sampled.
 const TIDY_INTERVAL: Duration = Duration::from_secs(1);
@@ -66,6 +69,7 @@ impl Maintenance {
     /// Starts all of it, as the plan asks for it.
     pub(super) fn start(&mut self, plan: &Plan, joins: &[CheckedJoin]) {
         self.letters.set_bytes_max(plan.delivery.dlq.bytes_max);
+        self.status.storage.bound(plan.storage.bytes_max);
         if let Some(nonce) = plan.delivery.dlq.retry_nonce.clone() {
             tokio::spawn(retry_once(Arc::clone(&self.letters), nonce));
         }
@@ -79,7 +83,12 @@ impl Maintenance {
         let needed = needed(Arc::clone(&self.reader), joins);
         let cleaner = Cleaner::new(retention, needed, shard_paths, self.ingest.clone());
         let data_dir = plan.storage.data_dir.clone();
-        let works: [Work; 4] = [
+        let measured = self.data_paths();
+        let (ingest_of_size, status_of_size) = (self.ingest.clone(), Arc::clone(&self.status));
+        let works: [Work; 5] = [
+            Box::new(move |stopping| {
+                Box::pin(measure_data(measured, ingest_of_size, status_of_size, stopping))
+            }),
             Box::new(move |stopping| Box::pin(tidy_outbox(outbox, results, ingest, status, stopping))),
             Box::new(move |stopping| Box::pin(clean_letters(policy, letters, stopping))),
             Box::new(move |stopping| Box::pin(clean_topics(cleaner, interval, stopping))),
@@ -92,6 +101,12 @@ impl Maintenance {
                 Box::new(|stopping| Box::pin(async move { auditor.watch(policy, stopping).await }));
             self.units.push(Unit::start(watch));
         }
+    }
+
+    /// The files that `storage.maxBytes` bounds.
+    fn data_paths(&self) -> Vec<PathBuf> {
+        let results = self.results.path().to_owned();
+        self.shard_paths.iter().cloned().chain([results]).collect()
     }
 
     /// Ends all of it; what it has begun is done.
@@ -156,6 +171,38 @@ async fn tidy_outbox(
                 }
             }
             Err(error) => warn!(error = chain(&error), "could not tidy the outbox; trying again"),
+        }
+    }
+}
+
+/// Measures the data each second. While it takes too much no writes come that would trim the change logs, and these are a
+/// part of it.
+async fn measure_data(
+    paths: Vec<PathBuf>,
+    ingest: Ingest,
+    status: Arc<Status>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let mut size = None;
+    while tick(TIDY_INTERVAL, &mut stopping).await {
+        let paths = paths.clone();
+        let measured = blocking(move || {
+            let open = size.map_or_else(|| DataSize::open(paths), Ok)?;
+            Ok::<_, SqliteError>((open.bytes()?, open))
+        })
+        .await;
+        size = match measured {
+            Ok((bytes, open)) => {
+                status.storage.measured(bytes);
+                Some(open)
+            }
+            Err(error) => {
+                warn!(error = chain(&error), "could not measure the data; trying again");
+                None
+            }
+        };
+        if status.storage.excess().is_some() {
+            ingest.command_all((0..ingest.shard_count()).map(|_| WriterCommand::Trim).collect());
         }
     }
 }

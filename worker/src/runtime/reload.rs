@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use litejoin_crds::error::chain;
-use litejoin_crds::plan::SourceKind;
+use litejoin_crds::plan::{Plan, SourceKind};
 use litejoin_crds::{Complaint, Reason};
 use tracing::{error, info, warn};
 
@@ -97,8 +97,7 @@ impl Running {
             joins: config_diff::joins(present, &next),
             sources: self.sources.units.diff(&source_specs),
             sinks: self.sinks.units.diff(&sink_specs),
-            settings: (&present.plan.retention, &present.plan.delivery, &present.plan.audit)
-                != (&plan.retention, &plan.delivery, &plan.audit),
+            settings: settings(&present.plan) != settings(plan),
             reshard: present.plan.storage.online() != plan.storage.online(),
         };
         if diff.keeps_parts() {
@@ -196,6 +195,11 @@ impl Running {
         }
         Ok(())
     }
+}
+
+/// The settings by which maintenance works.
+fn settings(plan: &Plan) -> impl PartialEq + '_ {
+    (&plan.retention, &plan.delivery, &plan.audit, plan.storage.bytes_max)
 }
 
 fn names(pipeline: &Pipeline) -> Vec<&str> {

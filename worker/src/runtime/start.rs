@@ -36,6 +36,7 @@ use crate::results::{Applied, Results};
 use crate::serve::Front;
 use crate::source::api::state::States;
 use crate::status::Status;
+use crate::storage::data_size::DataSize;
 use crate::storage::gate::EpochGate;
 use crate::storage::ingest::Ingest;
 use crate::storage::layout::LockedDir;
@@ -86,6 +87,13 @@ impl OpenPipeline {
         status.epoch_applied.set(applied.1.borrow().epoch);
         let offsets = stream_offsets(&shard_paths)?;
         let shards = std::mem::take(&mut store.shards);
+        for (topic, size) in
+            shards.iter().map(Shard::sizes).collect::<Result<Vec<_>, _>>()?.into_iter().flatten()
+        {
+            status.topic(&store.topics.name(topic)).grow(size);
+        }
+        let files = shard_paths.iter().cloned().chain([store.results.path().to_owned()]);
+        status.storage.measured(DataSize::open(files)?.bytes()?);
         Ok(Self { store, shards, shard_paths, status, states, progress, ids, applied, offsets })
     }
 }

@@ -225,7 +225,9 @@ async fn store(state: &HttpState, body: &[u8], framing: Framing) -> Response {
     refused.truncate(REFUSALS_LISTED);
     reply["refused"] = json!(refused);
     match failed {
-        Some(WriteError::DiskFull) => answer(StatusCode::INSUFFICIENT_STORAGE, reply),
+        Some(WriteError::DiskFull | WriteError::BytesMax(_)) => {
+            answer(StatusCode::INSUFFICIENT_STORAGE, reply)
+        }
         Some(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], axum::Json(reply)).into_response()
         }

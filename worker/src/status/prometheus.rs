@@ -20,6 +20,7 @@ use super::join::JoinStatus;
 use super::replication::FileProgress;
 use super::sink::SinkStatus;
 use super::source::SourceStatus;
+use super::topics::TopicStatus;
 use crate::clock;
 
 /// One metric of `/metrics`.
@@ -98,6 +99,20 @@ const OF_WORKER: &[Metric] = &[
         help: "1 while data can't be stored",
         series: |status| flag(status.storage_error().is_some()),
     },
+    Metric {
+        name: "litejoin_storage_bytes",
+        kind: MetricType::Gauge,
+        labels: &[],
+        help: "What shards and results take in their files",
+        series: |status| one(status.storage.bytes() as f64),
+    },
+    Metric {
+        name: "litejoin_storage_bytes_max",
+        kind: MetricType::Gauge,
+        labels: &[],
+        help: "What shards and results may take before messages are refused; absent where there is no bound",
+        series: |status| status.storage.bytes_max().map_or_else(Series::new, |bytes| one(bytes as f64)),
+    },
 ];
 
 /// Metrics of the replica; absent while nothing is replicated.
@@ -147,6 +162,20 @@ const OF_INPUT: &[Metric] = &[
         labels: &["topic", "op"],
         help: "Messages by what they did to their topic",
         series: of_topics,
+    },
+    Metric {
+        name: "litejoin_topic_rows",
+        kind: MetricType::Gauge,
+        labels: &["topic"],
+        help: "Rows of a topic",
+        series: |status| of_sizes(status, |topic| topic.rows.value() as f64),
+    },
+    Metric {
+        name: "litejoin_topic_bytes",
+        kind: MetricType::Gauge,
+        labels: &["topic"],
+        help: "Keys and payloads of the rows of a topic",
+        series: |status| of_sizes(status, |topic| topic.bytes.value() as f64),
     },
     Metric {
         name: "litejoin_source_accepted",
@@ -422,6 +451,11 @@ fn of_topics(status: &Status) -> Series {
         }
     }
     changes
+}
+
+fn of_sizes(status: &Status, value: fn(&TopicStatus) -> f64) -> Series {
+    let topics = status.topics.read().unwrap_or_else(PoisonError::into_inner);
+    topics.iter().map(|(name, topic)| (vec![name.to_string()], value(topic))).collect()
 }
 
 fn of_sources(status: &Status, value: fn(&SourceStatus) -> f64) -> Series {

@@ -9,8 +9,10 @@
 //! _offsets(stream, next)                          how far each source's stream is in this shard
 //! _floors(stream, shard_count, shard, next)       how far a stream was in the shards of an earlier layout
 //! _tombstones(topic, key, timestamp)              deleted keys, so that an older message can't revive them
+//! _sizes(topic, rows, bytes, seq)                 how much is in each topic, as of an entry of _chg
 //! ```
 
+mod coalesce;
 mod event_times;
 mod floors;
 mod follow;
@@ -18,6 +20,7 @@ mod index;
 mod pending;
 mod record;
 mod renew;
+mod sizes;
 mod table;
 mod transfer;
 
@@ -34,8 +37,7 @@ pub(crate) use self::floors::Floor;
 pub(crate) use self::follow::ShardFollower;
 use self::index::IndexedRow;
 pub(crate) use self::index::{Index, IndexedTime};
-pub(crate) use self::pending::Pending;
-use self::pending::change_bytes;
+pub(crate) use self::pending::{CommittedChanges, Pending};
 pub(crate) use self::record::{FollowedChange, Record, RecordBatch, RecordKind, RecordTally};
 use self::table::TopicTable;
 pub(crate) use self::table::{KIND_EXPIRY, KIND_REFRESH, KIND_WRITE};
@@ -150,6 +152,7 @@ impl Shard {
             connection.execute_batch(SCHEMA)?;
             connection.execute_batch(index::SCHEMA)?;
             connection.execute_batch(event_times::SCHEMA)?;
+            connection.execute_batch(sizes::SCHEMA)?;
             let names = connection
                 .prepare("SELECT id, name FROM _topics")?
                 .query_map([], |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))?
@@ -166,6 +169,7 @@ impl Shard {
                 [],
                 |row| Ok((row.get(0)?, row.get(1)?)),
             )?;
+            sizes::settle(&connection, last_seq)?;
             let indexes = Index::present(&connection)?.into_iter().filter_map(|(_, index)| index).collect();
             let clocks = EventTimes::present(&connection)?;
             Ok((names, offsets, floors, has_tombstones, last_seq, first_seq, indexes, clocks))
@@ -252,8 +256,17 @@ impl Shard {
                     shard.advance(stream, pending)?;
                 }
             }
+            shard.store_sizes(pending)?;
             shard.trim(trim_to, pending)
         })
+    }
+
+    /// Trims the change log, which each write does too, as far as one transaction goes; returns whether there was anything.
+    pub(crate) fn trim_log(&mut self, trim_to: i64) -> Result<bool, SqliteError> {
+        let pending =
+            self.in_transaction("trim the change log", |shard, pending| shard.trim(trim_to, pending))?;
+        let is_trimmed = pending.trimmed_to.is_some();
+        self.commit(pending).map(|_| is_trimmed)
     }
 
     /// Opens a transaction and removes the rows and tombstones that an expiry names.
@@ -275,7 +288,7 @@ impl Shard {
                     {
                         let row = IndexedRow { number, key, payload: &payload, timestamp };
                         writer.expire(row, now, kind)?;
-                        pending.bytes += change_bytes(key, Some(&payload), None);
+                        pending.log(*topic, key, Some(&payload), None);
                         counts.expired += 1;
                     }
                 }
@@ -284,6 +297,7 @@ impl Shard {
                 }
                 pending.counts.push((*topic, counts));
             }
+            shard.store_sizes(pending)?;
             fault::point("rows-expired");
             if shard.has_tombstones {
                 shard
@@ -338,7 +352,7 @@ impl Shard {
     }
 
     /// Makes the open transaction durable, as durable as `storage.synchronous` asks.
-    pub(crate) fn commit(&mut self, pending: Pending) -> Result<Vec<(TopicId, Counts)>, SqliteError> {
+    pub(crate) fn commit(&mut self, pending: Pending) -> Result<CommittedChanges, SqliteError> {
         if let Err(source) = self.connection.execute_batch("COMMIT") {
             self.roll_back(&pending);
             return Err(SqliteError::new(&self.path, "commit a batch", source));
@@ -352,7 +366,7 @@ impl Shard {
             let next = self.offsets.entry(stream.name).or_default();
             *next = stream.next.max(*next);
         }
-        Ok(pending.counts)
+        Ok(CommittedChanges { counts: pending.counts, sizes: pending.sizes })
     }
 
     /// See [`CheckpointWindow::open`].
@@ -392,49 +406,6 @@ impl Shard {
         }
     }
 
-    /// Drops what the shard has seen already, and keeps only the last of several messages with one key: between
-    /// two commits no reader can see the others. Messages that carry their own time all stay, in their order, since
-    /// the last one to arrive need not win. Orders the rest by topic and key: neighbours in the index are found
-    /// for less.
-    fn coalesce<'a>(&self, batches: &'a [ShardBatch], pending: &mut Pending) -> Vec<&'a Message> {
-        let total = batches.iter().map(|batch| batch.messages.len()).sum();
-        let mut kept: Vec<Option<&Message>> = Vec::with_capacity(total);
-        let mut last: HashMap<(TopicId, &str), usize> = HashMap::with_capacity(total);
-        // How far each stream is with the batches so far: two that overlap may meet in one transaction, when a source
-        // was started anew before the last of its predecessor was stored.
-        let mut seen: HashMap<&str, u64> = HashMap::new();
-        for batch in batches {
-            let stream = batch.stream.as_ref();
-            let before = stream.map_or(0, |stream| {
-                let stored = self.offsets.get(&stream.name).copied().unwrap_or(0);
-                let seen = seen.entry(&stream.name).or_insert(stored);
-                std::mem::replace(seen, stream.next.max(*seen))
-            });
-            let floors: Vec<&Floor> = stream.map_or_else(Vec::new, |stream| {
-                self.floors.iter().filter(|floor| floor.stream == *stream.name).collect()
-            });
-            for message in batch.messages.iter() {
-                let place = message.source_offset;
-                let is_stored = place < before || floors.iter().any(|floor| floor.has(&message.key, place));
-                if stream.is_some() && is_stored {
-                    pending.count(message.topic).replayed += 1;
-                    continue;
-                }
-                if message.timestamp.is_none()
-                    && let Some(earlier) = last.insert((message.topic, &message.key), kept.len())
-                    && kept[earlier].is_some_and(|message| message.timestamp.is_none())
-                {
-                    kept[earlier] = None;
-                    pending.count(message.topic).superseded += 1;
-                }
-                kept.push(Some(message));
-            }
-        }
-        let mut messages: Vec<&Message> = kept.into_iter().flatten().collect();
-        messages.sort_by(|a, b| (a.topic, &a.key).cmp(&(b.topic, &b.key)));
-        messages
-    }
-
     fn ensure_tables(
         &mut self,
         used: impl Iterator<Item = TopicId>,
@@ -451,6 +422,7 @@ impl Shard {
             let id =
                 self.connection
                     .query_row("SELECT id FROM _topics WHERE name = ?1", [&*name], |row| row.get(0))?;
+            sizes::begin(&self.connection, id)?;
             self.tables.insert(topic, TopicTable::new(id, &name));
             pending.new_tables.push(topic);
         }
@@ -504,7 +476,7 @@ impl Shard {
                 }
                 (Some(old), None) => {
                     writer.log_deletion(old, timestamp)?;
-                    pending.bytes += change_bytes(key, Some(old.payload), None);
+                    pending.log(topic, key, Some(old.payload), None);
                     drop(rows);
                     writer.delete(key)?;
                     writer.bury(key, timestamp)?;
@@ -518,13 +490,13 @@ impl Shard {
                     let due = if message.timestamp.is_some() { 1 } else { refresh_after };
                     if age >= due {
                         writer.refresh(number, key, timestamp)?;
-                        pending.bytes += change_bytes(key, None, None);
+                        pending.log(topic, key, None, None);
                     }
                 }
                 (Some(old), Some(new)) => {
                     let number = old.number;
                     let change = writer.log_update(old, new, timestamp, message.headers.as_deref())?;
-                    pending.bytes += change_bytes(key, Some(old.payload), Some(new));
+                    pending.log(topic, key, Some(old.payload), Some(new));
                     drop(rows);
                     writer.update(number, new, timestamp, &change)?;
                     counts.updated += 1;
@@ -532,7 +504,7 @@ impl Shard {
                 (None, Some(new)) => {
                     drop(rows);
                     writer.insert(key, new, timestamp, message.headers.as_deref())?;
-                    pending.bytes += change_bytes(key, None, Some(new));
+                    pending.log(topic, key, None, Some(new));
                     if tombstones {
                         writer.unbury(key)?;
                     }

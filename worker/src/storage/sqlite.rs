@@ -165,6 +165,13 @@ pub(crate) fn wal_bytes_used(connection: &Connection) -> rusqlite::Result<u64> {
     Ok(u64::try_from(pages).unwrap_or(0) * PAGE_BYTES)
 }
 
+/// Bytes of the pages of a file that hold something, with those that are still in the WAL.
+pub(crate) fn bytes_used(connection: &Connection) -> rusqlite::Result<u64> {
+    let sql = "SELECT (page_count - freelist_count) * page_size
+               FROM pragma_page_count, pragma_freelist_count, pragma_page_size";
+    connection.prepare_cached(sql)?.query_row([], |row| row.get(0))
+}
+
 /// Has the disk hold what is in the WAL of a file, which `synchronous: normal` leaves to the system.
 pub(crate) fn sync_wal(path: &Path) -> std::io::Result<()> {
     match std::fs::File::open(beside(path, "-wal")) {

@@ -12,18 +12,19 @@ use tracing::{error, warn};
 
 use super::expiry::Expiry;
 use super::gate::EpochGate;
-use super::shard::{Needs, Pending, Shard, ShardBatch};
+use super::shard::{CommittedChanges, Needs, Pending, Shard, ShardBatch};
 use super::sqlite::SqliteError;
 use super::topics::{TopicId, Topics};
 use crate::clock;
 use crate::fault;
 use crate::status::Status;
+use crate::status::storage::StorageExcess;
 
 /// A request to a writer.
 pub(crate) enum WriterCommand {
     Write {
         batch: ShardBatch,
-        done: oneshot::Sender<Result<u64, WriteError>>,
+        done: Acknowledgement,
     },
     Expire(Expiry),
     /// Gives some rows of a topic the present time, since their source still has them; says whether there may be more.
@@ -31,6 +32,8 @@ pub(crate) enum WriterCommand {
         topic: TopicId,
         done: mpsc::Sender<bool>,
     },
+    /// Trims the change log, for which no write comes.
+    Trim,
     /// Makes the tables and indexes that joins need, and drops indexes that none does.
     Prepare {
         needs: Arc<Needs>,
@@ -52,6 +55,8 @@ pub(crate) enum WriterCommand {
 pub(crate) enum WriteError {
     #[error("the disk is full; nothing of this was stored, send it again when there is space")]
     DiskFull,
+    #[error("{0}; nothing of this was stored, send it again when there is room")]
+    BytesMax(StorageExcess),
     #[error("the shard could not be written ({detail}); send it again")]
     Failed { detail: String },
     #[error("the worker is stopping; send it again")]
@@ -62,6 +67,28 @@ impl WriteError {
     fn new(error: &SqliteError) -> Self {
         if error.is_disk_full() { Self::DiskFull } else { Self::Failed { detail: chain(error) } }
     }
+}
+
+/// The sender of the answer to a batch.
+type Acknowledgement = oneshot::Sender<Result<u64, WriteError>>;
+
+/// Refuses the batches that bring payloads, since the data takes too much, and returns the others: deletions make room.
+fn refuse_payloads(
+    batches: Vec<ShardBatch>,
+    waiting: Vec<Acknowledgement>,
+    excess: StorageExcess,
+) -> (Vec<ShardBatch>, Vec<Acknowledgement>) {
+    let mut taken = (Vec::new(), Vec::new());
+    for (batch, done) in batches.into_iter().zip(waiting) {
+        if batch.messages.iter().any(|message| message.payload.is_some()) {
+            // The sender may have gone.
+            let _ = done.send(Err(WriteError::BytesMax(excess)));
+        } else {
+            taken.0.push(batch);
+            taken.1.push(done);
+        }
+    }
+    taken
 }
 
 /// The writer of a shard, and all that it works with.
@@ -107,6 +134,9 @@ impl Writer {
                 }
                 next = commands.recv_timeout(deadline.saturating_duration_since(Instant::now()));
             }
+            if let Some(excess) = self.status.storage.excess() {
+                (batches, waiting) = refuse_payloads(batches, waiting, excess);
+            }
             if !batches.is_empty() {
                 let outcome = self.write(&batches);
                 for done in waiting {
@@ -121,6 +151,7 @@ impl Writer {
                     // The source may have gone.
                     let _ = done.send(self.renew(topic));
                 }
+                Some(WriterCommand::Trim) => self.trim(),
                 Some(WriterCommand::Prepare { needs, done }) => {
                     // The caller may have gone.
                     let _ = done.send(self.shard.prepare(&needs, &self.topics, clock::epoch_seconds()));
@@ -189,21 +220,36 @@ impl Writer {
         more
     }
 
+    fn trim(&mut self) {
+        let trim_to = self.trim_to.load(Ordering::Relaxed);
+        let mut trimmed = Ok(true);
+        while let Ok(true) = trimmed {
+            trimmed = self.shard.trim_log(trim_to);
+        }
+        if let Err(error) = trimmed {
+            // What is left goes with the next write, which tells of an error too.
+            warn!(shard = self.shard_index, error = chain(&error), "could not trim the change log");
+        }
+    }
+
     fn commit(&mut self, mut pending: Pending) -> Result<u64, SqliteError> {
-        let mut counts = Vec::new();
+        let mut committed = CommittedChanges::default();
         let shard = &mut self.shard;
         fault::point("batch-written");
         let times = std::mem::take(&mut pending.times);
         let epoch = self.gate.pass(self.shard_index, pending.last_seq, pending.bytes, || {
-            counts = shard.commit(pending)?;
+            committed = shard.commit(pending)?;
             Ok::<(), SqliteError>(())
         })?;
         fault::point("batch-committed");
         for (arrival, clock, time) in times {
             arrival.note(&clock, time);
         }
-        for (topic, counts) in counts {
+        for (topic, counts) in committed.counts {
             self.status.topic(&self.topics.name(topic)).add(counts);
+        }
+        for (topic, growth) in committed.sizes {
+            self.status.topic(&self.topics.name(topic)).grow(growth);
         }
         Ok(epoch)
     }

@@ -7,7 +7,7 @@ fn settings_keep_their_bounds() {
     check(
         &pipeline(
             r#"replicas: 2
-storage: {flushInterval: 5m, ephemeral: true, onNodeLoss: Replace, reshard: {fromShardCount: 8, toShardCount: 8}}
+storage: {flushInterval: 5m, maxBytes: 64Ki, ephemeral: true, onNodeLoss: Replace, reshard: {fromShardCount: 8, toShardCount: 8}}
 retention: {duration: 100ms, cleanInterval: 0s, tombstoneDuration: 100000h}
 delivery: {after: replicated, outboxMaxBytes: 1Ki, dlq: {retryInterval: 10m}}
 replication: {replicaUrl: "http://x", identity: "../x", restore: {timestamp: yesterday, fromUrl: "s3://"}}
@@ -19,6 +19,7 @@ admin: {addr: "9090"}"#,
             0 spec.replicas: OutOfRange: got 2, allowed 0 or 1: one pod holds all shards; give it more cores by resources
             0 spec.storage.reshard: Conflict: from and to are both 8; write the number of shards that the data has and the one it is to have
             0 spec.storage.flushInterval: InvalidDuration: got "5m", allowed at most "1m"
+            0 spec.storage.maxBytes: OutOfRange: got 65536 bytes, allowed at least 1048576
             0 spec.retention.duration: InvalidDuration: got "100ms", allowed at least "1s"
             0 spec.retention.cleanInterval: InvalidDuration: got "0s", allowed only more than zero
             0 spec.delivery.dlq.maxBackoff: Conflict: got "5m", shorter than retryInterval "10m"; write at least as long a time

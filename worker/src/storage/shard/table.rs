@@ -24,7 +24,8 @@ pub(super) const LOG: &str = "INSERT INTO _chg (topic, key, old, new, old_timest
 
 /// A topic in this file, with the statements of the hot path spelled out once.
 pub(super) struct TopicTable {
-    id: i64,
+    /// Its number in `_topics`.
+    pub(super) id: i64,
     /// Reads payload, timestamp and row number of a key.
     pub(super) select: String,
     insert: String,

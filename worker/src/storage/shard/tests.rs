@@ -34,7 +34,7 @@ impl ShardFixture {
         let batch =
             ShardBatch { messages: Arc::new(messages), partition: "s".into(), arrivals: Vec::new(), stream };
         let pending = self.shard.write(&[batch], &self.topics, now, 0).unwrap();
-        let counts = self.shard.commit(pending).unwrap();
+        let counts = self.shard.commit(pending).unwrap().counts;
         counts.first().map_or_else(Counts::default, |(_, counts)| *counts)
     }
 
@@ -141,7 +141,7 @@ fn what_a_stream_has_sent_before_is_dropped_within_a_transaction_too() {
     let older = batch(4, vec![from(3, upsert("a", "old"))]);
     let pending = bench.shard.write(&[newer, older], &bench.topics, 10, 0).unwrap();
     let counts = bench.shard.commit(pending).unwrap();
-    assert_eq!(counts, [(T, Counts { created: 1, replayed: 1, ..Counts::default() })]);
+    assert_eq!(counts.counts, [(T, Counts { created: 1, replayed: 1, ..Counts::default() })]);
     assert_eq!(bench.list("SELECT payload FROM t"), ["new"]);
     assert_eq!(bench.shard.offsets().get("f"), Some(&9));
     bench.reopen();
@@ -198,7 +198,7 @@ fn only_rows_that_are_still_old_expire() {
     let expiry = Expiry { candidates, tombstones_before: 0, quiet: true, done };
     let pending = bench.shard.expire(&expiry, 60).unwrap();
     let counts = bench.shard.commit(pending).unwrap();
-    assert_eq!(counts, [(T, Counts { expired: 1, ..Counts::default() })]);
+    assert_eq!(counts.counts, [(T, Counts { expired: 1, ..Counts::default() })]);
     assert_eq!(bench.list("SELECT key FROM t"), ["renewed"]);
     assert_eq!(bench.log().last().unwrap(), "4 old 1>");
     assert_eq!(bench.shard.last_seq(), 4);

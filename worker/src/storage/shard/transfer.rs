@@ -55,12 +55,7 @@ impl ShardExport {
 
     /// Bytes of the pages that hold something.
     pub(crate) fn bytes_used(&self) -> Result<u64, SqliteError> {
-        self.doing("read its size", |connection| {
-            let pragma = |name: &str| -> rusqlite::Result<u64> {
-                connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get(0))
-            };
-            Ok((pragma("page_count")? - pragma("freelist_count")?) * pragma("page_size")?)
-        })
+        self.doing("read its size", sqlite::bytes_used)
     }
 
     /// The newest number in the change log.
