@@ -26,6 +26,9 @@ const START: i64 = 1_700_000_000;
 const RETENTION: i64 = 86_401;
 const SINKS: [&str; 5] = ["live", "hook", "out", "tables", "console"];
 
+/// A join that reads a window, whose results come to it by a sink of the worker's own.
+const BUSY: &str = "SELECT customer, orders FROM hourly WHERE orders > 1";
+
 /// What happens between two looks at the mirrors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Turn {
@@ -137,7 +140,8 @@ impl Queries {
         let join = |name: &str, query: &str| json!({"name": name, "query": query, "sinks": SINKS});
         let more =
             self.more.iter().map(|name| join(name, "SELECT id, n FROM named ORDER BY n DESC, id LIMIT 3"));
-        [join("named", &named), join("totals", &totals)].into_iter().chain(more).collect()
+        let fixed = [join("named", &named), join("totals", &totals), join("busy", BUSY)];
+        fixed.into_iter().chain(more).collect()
     }
 
     fn windows(&self) -> Value {
@@ -150,7 +154,7 @@ impl Queries {
     }
 
     fn names(&self) -> Vec<&'static str> {
-        ["named", "totals", "hourly", "hours"].into_iter().chain(self.more.iter().copied()).collect()
+        ["named", "totals", "busy", "hourly", "hours"].into_iter().chain(self.more.iter().copied()).collect()
     }
 }
 
@@ -280,6 +284,16 @@ impl Gallery {
         let named: BTreeSet<String> = named.map(|(_, key)| key.trim_matches('"').to_owned()).collect();
         if !named.iter().eq(self.shop.orders.keys()) {
             return format!("\n/snapshot has the orders {named:?}, want {:?}", self.shop.orders.keys());
+        }
+        let rows = |of: &str| {
+            let results = shown.rows.iter().filter(|((join, _), _)| join == of);
+            let mut rows: Vec<&String> = results.flat_map(|(_, rows)| rows).collect();
+            rows.retain(|row| !row.ends_with("\"orders\":1}"));
+            rows.sort_unstable();
+            rows
+        };
+        if rows("hourly") != rows("busy") {
+            return format!("\n/snapshot has busy {:?}, want {:?}", rows("busy"), rows("hourly"));
         }
         let mut wrong = String::new();
         for (sink, held) in self.mirrors.held(worker, &names) {

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use litejoin_tests::consumers::Subscriber;
 use litejoin_tests::kafka::{self, TopicReader};
 use litejoin_tests::results::{Event, Results};
-use litejoin_tests::server::Server;
+use litejoin_tests::server::{Reply, Server};
 use litejoin_tests::worker::{Ended, Worker, WorkerSite};
 use rusqlite::types::Value as SqlValue;
 use rusqlite::{Connection, OpenFlags};
@@ -40,10 +41,16 @@ impl Mirrors {
         let cluster = kafka::shared().await;
         let kafka_topic = format!("mirror-{:08x}", rand::random::<u32>());
         cluster.create_topic(&kafka_topic, 2).await;
+        let (server, answers) = (Server::start().await, AtomicUsize::new(0));
+        // Every fifth answer says that a result was not taken, though it was: it is sent again.
+        server.behave(move |_| match answers.fetch_add(1, Ordering::Relaxed) % 5 {
+            4 => Reply::status(500),
+            _ => Reply::status(200),
+        });
         Self {
             subscriber: Arc::default(),
             following: None,
-            server: Server::start().await,
+            server,
             posted: Mutex::default(),
             reader: cluster.follow(&kafka_topic),
             brokers: cluster.brokers(),
