@@ -65,7 +65,7 @@ const TURNS: [Turn; 13] = [
 ];
 
 /// Random orders and customers, and which of them are there.
-struct Shop {
+struct ShopModel {
     chance: StdRng,
     now: i64,
     /// When each order that is there was last written.
@@ -74,7 +74,7 @@ struct Shop {
     unsettled: BTreeMap<(&'static str, String), Value>,
 }
 
-impl Shop {
+impl ShopModel {
     fn new(seed: u64) -> Self {
         Self { chance: chance(seed), now: START, orders: BTreeMap::new(), unsettled: BTreeMap::new() }
     }
@@ -162,7 +162,7 @@ impl Queries {
 struct Gallery {
     pipeline: Replicated,
     mirrors: Mirrors,
-    shop: Shop,
+    shop: ShopModel,
     queries: Queries,
 }
 
@@ -171,7 +171,7 @@ impl Gallery {
         let pipeline = Replicated::to(store, &json!({"syncInterval": "200ms"}));
         pipeline.site.set_clock(START);
         let mirrors = Mirrors::start(&pipeline.site).await;
-        let gallery = Self { pipeline, mirrors, shop: Shop::new(seed), queries: Queries::default() };
+        let gallery = Self { pipeline, mirrors, shop: ShopModel::new(seed), queries: Queries::default() };
         gallery.pipeline.change(|manifest| {
             let spec = &mut manifest["spec"];
             spec["sources"] =
