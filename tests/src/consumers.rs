@@ -1,4 +1,4 @@
-//! Consumers of results, and the keys of the results that each of them holds.
+//! Consumers of results, and the results that each of them holds.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -6,19 +6,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::kafka::Record;
-use crate::results::Event;
+use crate::results::{Event, Results};
 use crate::sse::Subscription;
 
 /// A subscriber by Server-Sent Events, which reconnects after each loss of its connection.
 #[derive(Default)]
 pub struct Subscriber {
-    held: Mutex<BTreeSet<String>>,
+    results: Mutex<Results>,
     last_event_id: Mutex<Option<String>>,
     resets: AtomicUsize,
 }
 
 impl Subscriber {
-    /// Follows a join until the stream ends: from the last event id, or from the whole state if there is none.
+    /// Follows a join, or all joins if it is `*`, until the stream ends: from the last event id, or from the whole state
+    /// if there is none.
     ///
     /// # Errors
     /// If no server accepts the subscription.
@@ -28,9 +29,9 @@ impl Subscriber {
         let mut stream = Subscription::try_open(address, &query, last.as_deref()).await?;
         while let Some(event) = stream.next().await {
             match event.event.as_str() {
-                "join_result" => note(&mut lock(&self.held), &event.result()),
+                "join_result" => lock(&self.results).fold([&event.result()]),
                 "reset" => {
-                    lock(&self.held).clear();
+                    *lock(&self.results) = Results::default();
                     self.resets.fetch_add(1, Ordering::Relaxed);
                 }
                 _ => {}
@@ -40,8 +41,15 @@ impl Subscriber {
         Ok(())
     }
 
+    /// Returns the rows that the subscriber holds.
+    pub fn results(&self) -> Results {
+        lock(&self.results).clone()
+    }
+
+    /// Returns the keys that the subscriber holds of a join whose keys are texts.
     pub fn held(&self) -> BTreeSet<String> {
-        lock(&self.held).clone()
+        let text = |key: &String| serde_json::from_str(key).expect("these keys are texts");
+        lock(&self.results).rows.keys().map(|(_, key)| text(key)).collect()
     }
 
     /// Returns the number of `reset` events.

@@ -7,6 +7,7 @@ mod cuts;
 mod gone;
 mod load;
 mod loss;
+mod mirror;
 pub(crate) mod points;
 mod refused;
 mod reshard;
@@ -21,7 +22,7 @@ use std::process::{Command, Stdio};
 
 use litejoin_tests::stores::{Call, Store, StoreKind, StoreProxy, litestream};
 use litejoin_tests::wait::until;
-use litejoin_tests::worker::{Launch, Worker, WorkerSite};
+use litejoin_tests::worker::{Ended, Launch, Worker, WorkerSite};
 use serde_json::{Value, json};
 
 use self::consumers::SinkConsumers;
@@ -159,17 +160,16 @@ fn assert_there(acknowledged: &BTreeSet<String>, found: &BTreeSet<String>, when:
 }
 
 /// Kills a worker and its Litestream, the worker first if `worker_first`, and waits until neither is left.
-async fn kill_both(pipeline: &Replicated, worker: Worker, worker_first: bool) {
+async fn kill_both(pipeline: &Replicated, worker: Worker, worker_first: bool) -> Ended {
     let pid = std::fs::read_to_string(pipeline.site.data_dir().join("litestream.lock")).expect("it is noted");
     let kill_litestream = || Command::new("kill").args(["-9", &pid]).stderr(Stdio::null()).status();
-    if worker_first {
-        worker.kill().await;
+    if !worker_first {
         let _ = kill_litestream();
-    } else {
-        let _ = kill_litestream();
-        worker.kill().await;
     }
+    let ended = worker.kill().await;
+    let _ = kill_litestream();
     until("the end of Litestream", async || (!is_alive(&pid)).then_some(())).await;
+    ended
 }
 
 /// Whether a process still runs; a zombie has no program any more.

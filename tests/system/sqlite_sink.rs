@@ -1,6 +1,7 @@
 //! The sqlite sink: its tables hold the results of the joins, also for programs that read meanwhile, over crashes and
 //! changed queries.
 
+use std::fs;
 use std::path::Path;
 
 use expect_test::expect;
@@ -335,4 +336,25 @@ async fn a_column_that_the_sink_has_for_itself_is_refused_before_anything_runs()
     let expected = "spec.sinks[0].sqlite: the query \"items\" has a column \"_KEY\", which is where the sink keeps result keys; \
                     give the column another name, or take the join from the sink";
     assert!(said.contains(expected), "{said}");
+}
+
+#[tokio::test]
+async fn tables_that_were_removed_are_filled_anew() {
+    let site = WorkerSite::with(&manifest(&[("items", ITEMS, ""), ("totals", TOTALS, "")]));
+    let worker = site.start().await;
+    worker.ingest().send(&[order("o1", "ada", 1.0), order("o2", "bob", 2.5)]).await;
+    let path = site.path().join("out.db");
+    settled(&open(&path), "SELECT 1 FROM items, totals WHERE id = 'o2' AND totals.customer = 'bob'").await;
+    worker.stop().await;
+    open(&path).execute_batch("DROP TABLE totals").expect("a table can be dropped");
+    let worker = site.start().await;
+    settled(&open(&path), "SELECT 1 FROM totals WHERE customer = 'ada'").await;
+    assert_eq!(ask(&open(&path), "SELECT id FROM items"), ["Text(\"o1\")", "Text(\"o2\")"]);
+    worker.stop().await;
+    fs::remove_file(&path).expect("the file can be removed");
+    let worker = site.start().await;
+    let file = open(&path);
+    settled(&file, "SELECT 1 FROM items, totals WHERE id = 'o2' AND totals.customer = 'bob'").await;
+    assert_eq!(ask(&file, "SELECT id FROM items ORDER BY id"), ["Text(\"o1\")", "Text(\"o2\")"]);
+    worker.stop().await;
 }

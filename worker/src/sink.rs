@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::routes::Routes;
-use crate::results::event::Op;
+use crate::results::event::{JoinId, Op};
 use crate::status::sink::SinkStatus;
 
 pub(crate) mod http;
@@ -51,6 +51,9 @@ pub(crate) const RESULTS_PER_CALL: usize = 500;
 /// that are not answered for are handed over again.
 pub(crate) type Outcomes<'a> = Pin<Box<dyn Future<Output = Vec<Outcome>> + Send + 'a>>;
 
+/// The joins whose results are lost at a sink, or why that can't be told.
+pub(crate) type LostJoins<'a> = Pin<Box<dyn Future<Output = Result<Vec<JoinId>, String>> + Send + 'a>>;
+
 /// Whether a sink is ready, or why it is not.
 pub(crate) type Preparation<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
 
@@ -58,6 +61,12 @@ pub(crate) type Preparation<'a> = Pin<Box<dyn Future<Output = Result<(), String>
 pub(crate) trait Sink: Send + Sync {
     /// Called once before anything is delivered, for a sink that wants to know early whether it can.
     fn start(&mut self, _status: &Arc<SinkStatus>) {}
+
+    /// Returns those of these joins whose results are not where the sink has put them, such as in a file that was removed.
+    /// They are handed over as they stand. Asked before each [`Self::prepare`].
+    fn lost<'a>(&'a mut self, _routes: &'a Routes) -> LostJoins<'a> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
 
     /// Makes ready for results of these joins: before the first of them, and when the joins or their columns change.
     fn prepare<'a>(&'a mut self, _routes: &'a Routes) -> Preparation<'a> {

@@ -7,7 +7,7 @@
 //! ```
 //! A query whose columns change takes its table along: columns come, go and change their type, rows stay until the new
 //! results replace them. Rows of a join that was another one (it was removed and came back, or the data directory is
-//! new) are removed.
+//! new or restored) are removed, and all of its results are handed over.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,9 +21,9 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::routes::Routes;
-use super::{Delivery, Outcome, Outcomes, Preparation, Sink};
+use super::{Delivery, LostJoins, Outcome, Outcomes, Preparation, Sink};
 use crate::blocking::blocking;
-use crate::results::event::Shape;
+use crate::results::event::{JoinId, Shape};
 use crate::storage::sqlite::{self, SqliteError, quoted};
 
 /// The column that holds result keys.
@@ -61,6 +61,7 @@ struct TargetFile {
 /// The table of a join.
 #[derive(Debug, Clone, PartialEq)]
 struct TargetTable {
+    join: JoinId,
     name: String,
     /// The join's data: of which directory, and of which join of that name there.
     incarnation: String,
@@ -115,15 +116,23 @@ impl SqliteSink {
 }
 
 impl Sink for SqliteSink {
+    /// Joins without a table, or whose table has the rows of another history: that of before a restore, for one.
+    fn lost<'a>(&'a mut self, routes: &'a Routes) -> LostJoins<'a> {
+        let tables = tables_of(routes);
+        Box::pin(self.doing(move |file| {
+            let mut lost = Vec::new();
+            for table in tables {
+                let is_there = !columns_of(&file.connection, &table.name)?.is_empty();
+                if !is_there || table.known(&file.connection)?.as_ref() != Some(&table.incarnation) {
+                    lost.push(table.join);
+                }
+            }
+            Ok(lost)
+        }))
+    }
+
     fn prepare<'a>(&'a mut self, routes: &'a Routes) -> Preparation<'a> {
-        let envelopes = routes.joins().iter().filter_map(|join| Some((join, routes.envelope(*join)?)));
-        let tables: Vec<TargetTable> = envelopes
-            .map(|(join, envelope)| TargetTable {
-                name: envelope.join_name.clone(),
-                incarnation: format!("{}/{}", envelope.lineage, join.0),
-                shape: Arc::clone(&envelope.shape),
-            })
-            .collect();
+        let tables = tables_of(routes);
         Box::pin(self.doing(move |file| {
             let transaction = file.connection.transaction()?;
             for table in &tables {
@@ -150,6 +159,18 @@ impl Sink for SqliteSink {
             written.await.unwrap_or_else(|problem| vec![Outcome::Failed(problem); count])
         })
     }
+}
+
+fn tables_of(routes: &Routes) -> Vec<TargetTable> {
+    let envelopes = routes.joins().iter().filter_map(|join| Some((*join, routes.envelope(*join)?)));
+    envelopes
+        .map(|(join, envelope)| TargetTable {
+            join,
+            name: envelope.join_name.clone(),
+            incarnation: format!("{}/{}", envelope.lineage, join.0),
+            shape: Arc::clone(&envelope.shape),
+        })
+        .collect()
 }
 
 /// Replaces the rows of one result.
@@ -202,13 +223,15 @@ fn sql_value(json: Option<&str>) -> SqlValue {
 }
 
 impl TargetTable {
+    /// What the rows of the table are of, if it is one of ours.
+    fn known(&self, connection: &Connection) -> rusqlite::Result<Option<String>> {
+        let sql = "SELECT incarnation FROM _litejoin WHERE join_name = ?1";
+        connection.query_row(sql, [&self.name], |row| row.get(0)).optional()
+    }
+
     /// Brings the table in line with the join.
     fn prepare(&self, transaction: &Transaction<'_>) -> Result<(), TableError> {
-        let known: Option<String> = transaction
-            .query_row("SELECT incarnation FROM _litejoin WHERE join_name = ?1", [&self.name], |row| {
-                row.get(0)
-            })
-            .optional()?;
+        let known = self.known(transaction)?;
         let present = columns_of(transaction, &self.name)?;
         if known.is_none() && !present.is_empty() {
             return Err(TableError::Foreign { name: self.name.clone() });
@@ -270,8 +293,8 @@ impl TargetTable {
 }
 
 /// Names and types of a table's columns; none if there is no such table.
-fn columns_of(transaction: &Transaction<'_>, table: &str) -> rusqlite::Result<Vec<(String, String)>> {
-    let mut statement = transaction.prepare("SELECT name, type FROM pragma_table_info(?1) ORDER BY cid")?;
+fn columns_of(connection: &Connection, table: &str) -> rusqlite::Result<Vec<(String, String)>> {
+    let mut statement = connection.prepare("SELECT name, type FROM pragma_table_info(?1) ORDER BY cid")?;
     statement.query_map([table], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 

@@ -39,6 +39,12 @@ impl Dispatcher {
     /// order.
     pub(super) async fn begin(&mut self, circuit: &mut Circuit) -> Result<Position, BeginError> {
         self.routes = Arc::clone(&self.in_force.borrow_and_update());
+        // What is lost is forgotten before the sink makes ready for it: a worker that dies in between hands it over too.
+        let lost = self.sink.lost(&self.routes).await.map_err(BeginError::Sink)?;
+        let held =
+            self.routes.joins().iter().copied().filter(|join| !lost.contains(join)).collect::<Vec<_>>();
+        let (results, name) = (Arc::clone(&self.results), self.name.clone());
+        blocking(move || results.unsubscribe_others(&name, &held)).await?;
         self.sink.prepare(&self.routes).await.map_err(BeginError::Sink)?;
         self.has_letters = self.letters.has_any(&self.name)?;
         let name = self.name.clone();
@@ -54,9 +60,6 @@ impl Dispatcher {
         if cursor != Some(start) {
             self.move_cursor(start).await?;
         }
-        let taken = self.routes.joins().to_vec();
-        let (results, name) = (Arc::clone(&self.results), self.name.clone());
-        blocking(move || results.unsubscribe_others(&name, &taken)).await?;
         self.joins.clear();
         // The worker may have stopped in the middle of a hand-over. The hand-over starts again from its beginning, but
         // events from the outbox are sent first.
