@@ -11,9 +11,9 @@ use crate::credentials::{Auth, ClientTls, Credential, KafkaSasl};
 use crate::replication::{ReplicationMode, RestorePolicy};
 use crate::serving::ServerTls;
 use crate::sink::KafkaKeyFormat;
-use crate::source::ColumnType;
 use crate::source::api::{ApiMethod, ApiPagination, ApiWatermark, ChangeDetection};
 use crate::source::kafka::StartOffset;
+use crate::source::{ColumnType, TypeInference};
 
 mod retention;
 mod storage;
@@ -366,8 +366,10 @@ pub struct FileSource {
     pub key_columns: Vec<String>,
     /// CSV fields that stand for null.
     pub null_values: Vec<String>,
-    /// Types of CSV columns that are no text.
+    /// Types of CSV columns.
     pub types: BTreeMap<String, ColumnType>,
+    /// How the other CSV columns get a type; `None`: they are text.
+    pub infer: Option<TypeInference>,
     /// Rows a second at most.
     pub rows_per_second_max: Option<u32>,
     /// Whether to wait for more at the end of the file.

@@ -61,6 +61,10 @@ pub(crate) fn file_source() -> Value {
             "!has(self.types) || (has(self.format) ? self.format == 'csv' : self.path.endsWith('.csv'))",
             "types is for csv: the values of ndjson have types of their own",
         ),
+        (
+            "!has(self.infer) || (has(self.format) ? self.format == 'csv' : self.path.endsWith('.csv'))",
+            "infer is for csv: the values of ndjson have types of their own",
+        ),
     ])
 }
 

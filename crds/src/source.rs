@@ -158,10 +158,19 @@ pub struct FileSourceSpec {
     #[serde(default = "default_null_values")]
     #[schemars(length(max = 16), inner(length(max = 256)), extend("x-kubernetes-list-type" = "atomic"))]
     pub null_values: Vec<String>,
-    /// Types of columns (csv) by their names; a column that is not named is text, whatever it looks like.
+    /// Types of columns (csv) by their names; a column that is not named is text, whatever it looks like, unless
+    /// `infer` is set.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 256))]
     pub types: BTreeMap<String, ColumnType>,
+    /// How columns (csv) that `types` does not name get a type; where absent they are text. `column`: by all values of the
+    /// column in the first 1,000 rows (16 MiB at most), found once for each column and kept for good. A column is integer,
+    /// real or boolean if every value that is not null is that type's own way of writing it: 01569, 1e3, 1.50, identifiers
+    /// of 20 digits, and 5 beside 1.5 stay text, as does a later value that is of another type (a warning tells the first).
+    /// A shorter file counts with the whole rows that it has at the first look, or with its first one. Of standard input, no
+    /// row is handed on before all of these are there or the input ends, unless the types are known from an earlier run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub infer: Option<TypeInference>,
     /// Rows a second at most, at least 1; as fast as they can be stored where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10000000))]
@@ -189,6 +198,14 @@ pub enum ColumnType {
     Boolean,
     /// JSON documents.
     Json,
+}
+
+/// What the types of CSV columns are found by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TypeInference {
+    /// All values of a column in the first rows.
+    Column,
 }
 
 /// How lines of a file are read.

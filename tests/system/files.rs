@@ -106,6 +106,137 @@ async fn csv_fields_are_text_unless_their_column_has_a_type() {
 }
 
 #[tokio::test]
+async fn types_of_csv_columns_are_inferred_from_their_first_rows_and_kept() {
+    let file =
+        "path: in.csv, topic: orders, keyColumns: [id], types: {code: text}, nullValues: [NA], infer: column";
+    let site = WorkerSite::with(&manifest(file));
+    let first = "id,zip,code,count,price,paid,none\na,01569,1,NA,1.5,true,NA\nb,94107,2,7,20.0,false,NA\n";
+    site.write("in.csv", first);
+    let ended = site.run(["--once"]).end().await;
+    expect![[r#"
+        "a" {"id":"a","zip":"01569","code":"1","count":null,"price":1.5,"paid":true,"none":null}
+        "b" {"id":"b","zip":"94107","code":"2","count":7,"price":20.0,"paid":false,"none":null}
+    "#]]
+    .assert_eq(&rows(&ended.stdout));
+    let told = "read as: count integer, paid boolean, price real; all other columns are text";
+    assert!(ended.stderr.contains(told), "{}", ended.stderr);
+    // The column zip would be of whole numbers by these rows, and count would be text.
+    let later = "c,1,3,08,1.50,TRUE,5\nd,2,4,8,2.5,true,6\ne,3,5,many,5,0,7\n";
+    site.write("in.csv", format!("{first}{later}"));
+    let (rows, complaints) = once(&site).await;
+    expect![[r#"
+        "c" {"id":"c","zip":"1","code":"3","count":"08","price":"1.50","paid":"TRUE","none":"5"}
+        "d" {"id":"d","zip":"2","code":"4","count":8,"price":2.5,"paid":true,"none":"6"}
+        "e" {"id":"e","zip":"3","code":"5","count":"many","price":"5","paid":"0","none":"7"}
+        {"column":"count","got":"08","level":"WARN","message":"kept a value as text, since its column was inferred to be of another type; told once for each column; give the column a type in types","position":"in.csv: line 4","read_as":"integer","source":"input"}
+        {"column":"price","got":"1.50","level":"WARN","message":"kept a value as text, since its column was inferred to be of another type; told once for each column; give the column a type in types","position":"in.csv: line 4","read_as":"real","source":"input"}
+        {"column":"paid","got":"TRUE","level":"WARN","message":"kept a value as text, since its column was inferred to be of another type; told once for each column; give the column a type in types","position":"in.csv: line 4","read_as":"boolean","source":"input"}
+    "#]]
+    .assert_eq(&(rows + &complaints));
+}
+
+#[tokio::test]
+async fn inferred_types_are_the_same_after_a_kill_in_the_middle() {
+    const ROWS: usize = 20_000;
+    // Only the first 1,000 rows show what `code` is, and only those behind them have an odd `n`.
+    let file = (1..=ROWS).fold("id,code,n\n".to_owned(), |mut file, n| {
+        let (code, odd) =
+            (if n == 1_000 { "x" } else { "1" }, if n > 1_000 && n % 2 == 0 { "+" } else { "" });
+        let _ = writeln!(file, "k{n},{code},{odd}{n}");
+        file
+    });
+    let spec = "path: in.csv, topic: orders, keyColumns: [id], infer: column";
+    let site = WorkerSite::with(&manifest(&format!("{spec}, rate: 1000")));
+    site.write("in.csv", file);
+    let worker = site.start().await;
+    until("more rows than decide", async || (accepted(&worker).await > 1_100).then_some(())).await;
+    worker.kill().await;
+    site.write("pipeline.yaml", manifest(spec));
+    let (_, complaints) = once(&site).await;
+    assert_eq!(complaints.lines().count(), 1, "{complaints}");
+    let oracle = Oracle::read(&site.data_dir(), ["orders"]);
+    let types = "SELECT group_concat(kind || ' ' || rows, ', ' ORDER BY kind) AS types FROM (SELECT
+        json_type(payload, '$.code') || ' ' || json_type(payload, '$.n') AS kind, count(*) AS rows FROM orders GROUP BY 1)";
+    assert_eq!(oracle.value(types), "text integer 10500, text text 9500");
+}
+
+#[tokio::test]
+async fn inferred_types_of_a_file_that_is_followed_outlive_its_rotation() {
+    let spec = "path: in.csv, topic: orders, keyColumns: [id], follow: true, infer: column";
+    let site = WorkerSite::with(&manifest(spec));
+    let at = |name: &str| site.path().join(name);
+    let append = |text: &str| {
+        let mut file = OpenOptions::new().append(true).open(at("in.csv")).expect("the file is there");
+        file.write_all(text.as_bytes()).expect("a file can be written");
+    };
+    // A header has no values, and half a row is none: neither says what a column is.
+    site.write("in.csv", "id,code,n\n");
+    let worker = site.start().await;
+    append("a,x,5\nb,1,-");
+    worker.wait_for_stdout(1).await;
+    append("7\n");
+    worker.wait_for_stdout(2).await;
+    std::fs::rename(at("in.csv"), at("in.csv.1")).expect("a file can be renamed");
+    site.write("in.csv", "id,code,n,more\nc,1,many,1\nd,2,8,2\n");
+    let before = worker.wait_for_stdout(4).await;
+    worker.kill().await;
+    std::fs::remove_file(at("in.csv.1")).expect("a file can be removed");
+    append("e,3,9,x\n");
+    let worker = site.start().await;
+    until("the last row", async || {
+        worker.stdout().iter().any(|line| Event::read(line).key == "e").then_some(())
+    })
+    .await;
+    let after = worker.stdout();
+    worker.stop().await;
+    let mut all: Vec<String> = before.iter().chain(&after).map(|line| rows(line)).collect();
+    all.sort();
+    all.dedup();
+    expect![[r#"
+        "a" {"id":"a","code":"x","n":5}
+        "b" {"id":"b","code":"1","n":-7}
+        "c" {"id":"c","code":"1","n":"many","more":1}
+        "d" {"id":"d","code":"2","n":8,"more":2}
+        "e" {"id":"e","code":"3","n":9,"more":"x"}
+    "#]]
+    .assert_eq(&all.concat());
+}
+
+#[tokio::test]
+async fn standard_input_is_held_back_until_the_types_of_its_columns_are_known() {
+    let site = WorkerSite::with(&manifest(
+        "path: \"-\", format: csv, topic: orders, keyColumns: [id], infer: column",
+    ));
+    let mut worker = site.run(["--once"]).with_stdin().start().await;
+    let mut stdin = worker.stdin();
+    writeln!(stdin, "id,n,code\na,5,1").expect("somebody reads");
+    until("the first row to be held", async || {
+        worker
+            .log()
+            .contains("holding the first rows back until 1000 are there or the input ends")
+            .then_some(())
+    })
+    .await;
+    writeln!(stdin, "b,6,x").expect("somebody reads");
+    assert_eq!(accepted(&worker).await, 0);
+    drop(stdin);
+    let ended = worker.ended().await;
+    expect![[r#"
+        "a" {"id":"a","n":5,"code":"1"}
+        "b" {"id":"b","n":6,"code":"x"}
+    "#]]
+    .assert_eq(&rows(&ended.stdout));
+    // The types are known to the next run, and rows come one by one.
+    let mut worker = site.run(["--once"]).with_stdin().start().await;
+    let mut stdin = worker.stdin();
+    writeln!(stdin, "id,n,code\nc,many,1").expect("somebody reads");
+    let lines = worker.wait_for_stdout(1).await;
+    assert_eq!(rows(&lines[0]), "\"c\" {\"id\":\"c\",\"n\":\"many\",\"code\":\"1\"}\n");
+    drop(stdin);
+    assert_eq!(worker.ended().await.code, Some(0));
+}
+
+#[tokio::test]
 async fn keys_of_several_columns_do_not_run_into_each_other() {
     for (name, lines) in [
         ("in.csv", "a,b,n\na|b,c,1\na,b|c,2\na\\,b,3\na,\\b,4\n"),

@@ -8,3 +8,4 @@ pub(crate) mod http;
 #[cfg(feature = "kafka")]
 pub(crate) mod kafka;
 pub(crate) mod lanes;
+pub(crate) mod state;

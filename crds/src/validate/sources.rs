@@ -165,6 +165,10 @@ fn file_source(file: &FileSourceSpec, scope: &mut Scope<'_>) -> Option<FileSourc
         let message = "types is for csv; the values of ndjson have the types that they are written with";
         scope.error("file.types", Reason::Conflict, message);
     }
+    if format == Some(FileFormat::Ndjson) && file.infer.is_some() {
+        let message = "infer is for csv; the values of ndjson have the types that they are written with";
+        scope.error("file.infer", Reason::Conflict, message);
+    }
     for (index, column) in file.key_columns.iter().enumerate() {
         if file.key_columns[..index].contains(column) {
             let message = format!("got column {column:?} twice; remove one");
@@ -189,6 +193,7 @@ fn file_source(file: &FileSourceSpec, scope: &mut Scope<'_>) -> Option<FileSourc
         key_columns: file.key_columns.clone(),
         null_values: file.null_values.clone(),
         types: file.types.clone(),
+        infer: file.infer,
         rows_per_second_max: file.rate,
         follow: file.follow,
     })

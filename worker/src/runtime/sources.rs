@@ -16,12 +16,12 @@ use crate::credentials::Secrets;
 use crate::dead_letters::DeadLetters;
 use crate::outbound::Outbound;
 use crate::serve::Front;
-use crate::source::api::state::States;
 use crate::source::api::{Poller, PollerRun, Surroundings};
 use crate::source::file::{self, FileReader};
 use crate::source::http::{self, HttpState};
 #[cfg(feature = "kafka")]
 use crate::source::kafka::KafkaReader;
+use crate::source::state::States;
 use crate::status::Status;
 use crate::storage::ingest::Ingest;
 use crate::storage::replication_barrier::ReplicationBarrier;
@@ -148,7 +148,7 @@ impl Sources {
         stored: HashMap<String, u64>,
     ) -> Work {
         let (status, ingest) = (Arc::clone(&self.status), self.ingest.clone());
-        let letters = Arc::clone(&self.letters);
+        let (letters, states) = (Arc::clone(&self.letters), Arc::clone(&self.states));
         let batch_messages_max = self.batch_messages_max;
         Box::new(move |stopping| {
             let status = status.source(&name);
@@ -161,6 +161,7 @@ impl Sources {
                 path,
                 ingest,
                 letters,
+                states,
                 status,
                 stopping,
                 batch_messages_max,

@@ -34,7 +34,7 @@ use crate::results::release::Release;
 use crate::results::store::Progress;
 use crate::results::{Applied, Results};
 use crate::serve::Front;
-use crate::source::api::state::States;
+use crate::source::state::States;
 use crate::status::Status;
 use crate::storage::data_size::DataSize;
 use crate::storage::gate::EpochGate;

@@ -1,8 +1,10 @@
 //! Rows of a file, or of standard input, as messages of a topic. A file's place is stored with the data, so a
 //! restart goes on where the shards have it; what standard input has sent can't be sent again.
 
+mod column_types;
 mod columns;
 mod follow;
+mod inference;
 mod lookback;
 mod place;
 mod read;
@@ -28,6 +30,7 @@ use self::rotation::FilePart;
 use crate::clock;
 use crate::dead_letters::DeadLetters;
 use crate::source::lanes::Lanes;
+use crate::source::state::States;
 use crate::status::source::SourceStatus;
 use crate::storage::ingest::{Batch, Ingest};
 use crate::storage::shard::Stream;
@@ -52,6 +55,7 @@ pub(crate) struct FileReader {
     pub(crate) path: PathBuf,
     pub(crate) ingest: Ingest,
     pub(crate) letters: Arc<DeadLetters>,
+    pub(crate) states: Arc<States>,
     pub(crate) status: Arc<SourceStatus>,
     pub(crate) stopping: watch::Receiver<bool>,
     /// Rows of one transaction of a shard.
@@ -124,6 +128,7 @@ impl FileReader {
             source: self.name.clone(),
             spec: self.spec.clone(),
             topics: Arc::clone(&self.ingest.topics),
+            states: Arc::clone(&self.states),
             stopping: self.stopping.clone(),
             blocks: sender,
         };

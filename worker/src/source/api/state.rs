@@ -1,57 +1,17 @@
-//! `sources.db`: what api sources remember from poll to poll.
-//!
-//! ```text
-//! marks(stream, number, watermark)   of the last polls; one counts if every shard is beyond its number
-//! noted(stream, key, digest)         records of a first poll that was not to be taken, until they change
-//! page_tags(stream, page, …)         ETags of pages, of the poll whose records each stands for
-//! ```
-//! The state is worth nothing without the shards: where they have lost the end of a poll, its mark does not count, and where
-//! the file is lost the next poll is a first one.
+//! What api sources remember from poll to poll, in `sources.db`. It is worth nothing without the shards: where they have
+//! lost the end of a poll, its mark does not count, and where the file is lost the next poll is a first one.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::pages::PageFacts;
-use crate::storage::layout::SOURCES_FILE;
-use crate::storage::sqlite::{self, Journal, SqliteError};
-
-const SCHEMA: &str = "
-    CREATE TABLE IF NOT EXISTS marks (
-        stream TEXT NOT NULL,
-        number INTEGER NOT NULL,
-        watermark TEXT,
-        PRIMARY KEY (stream, number)
-    ) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS noted (
-        stream TEXT NOT NULL,
-        key TEXT NOT NULL,
-        digest INTEGER NOT NULL,
-        PRIMARY KEY (stream, key)
-    ) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS page_tags (
-        stream TEXT NOT NULL,
-        page INTEGER NOT NULL,
-        number INTEGER NOT NULL,
-        tag TEXT NOT NULL,
-        records INTEGER NOT NULL,
-        next TEXT,
-        more INTEGER,
-        total INTEGER,
-        PRIMARY KEY (stream, page)
-    ) WITHOUT ROWID;";
+use crate::source::state::States;
+use crate::storage::sqlite::SqliteError;
 
 /// Marks of one stream that are kept: shards lose a few polls at most.
 const MARKS_KEPT: u64 = 100;
-
-/// The file, opened by the first source that needs it.
-pub(crate) struct States {
-    path: PathBuf,
-    journal: Journal,
-    connection: Mutex<Option<Connection>>,
-}
 
 /// The state that a poll leaves to the next.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -83,15 +43,6 @@ impl Mark {
 }
 
 impl States {
-    pub(crate) fn new(data_dir: &Path, journal: impl Into<Journal>) -> Self {
-        Self { path: data_dir.join(SOURCES_FILE), journal: journal.into(), connection: Mutex::new(None) }
-    }
-
-    /// Makes the file before any source needs it.
-    pub(crate) fn make(&self) -> Result<(), SqliteError> {
-        self.doing("make the file", |_| Ok(()))
-    }
-
     /// The mark of the last poll that every shard has stored; `stored` is the least of their places.
     pub(super) fn recall(&self, stream: &str, stored: u64) -> Result<Mark, SqliteError> {
         self.doing("read what sources remember", |connection| {
@@ -176,23 +127,6 @@ impl States {
             transaction.execute("UPDATE marks SET watermark = NULL WHERE stream = ?1", params![stream])?;
             transaction.commit()
         })
-    }
-
-    fn doing<T>(
-        &self,
-        what: &str,
-        work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
-    ) -> Result<T, SqliteError> {
-        let mut opened = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        if opened.is_none() {
-            let connection = sqlite::open_writer(&self.path, self.journal)?;
-            connection
-                .execute_batch(SCHEMA)
-                .map_err(|source| SqliteError::new(&self.path, "make the tables", source))?;
-            *opened = Some(connection);
-        }
-        let connection = opened.as_mut().expect("it was opened above");
-        work(connection).map_err(|source| SqliteError::new(&self.path, what, source))
     }
 }
 

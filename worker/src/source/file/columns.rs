@@ -1,5 +1,5 @@
-//! Records of CSV as messages: an object of all columns. A field is text unless the manifest gives its column another type;
-//! no type is guessed, since a guess differs from row to row. Pure.
+//! Records of CSV as messages: an object of all columns. A field is text unless the manifest gives its column another type,
+//! or has it inferred from the whole column. No type is guessed for one field: it would differ from row to row. Pure.
 
 use std::borrow::Cow;
 
@@ -7,7 +7,9 @@ use litejoin_crds::plan::FileSource;
 use litejoin_crds::source::ColumnType;
 use serde::de::IgnoredAny;
 
+use super::inference::{TypesByName, is_null, type_name, type_of};
 use super::rows::{KeyText, RowError};
+use crate::source::encoding::EncodingError;
 use crate::storage::message::{Message, check_key, check_payload};
 use crate::storage::topics::TopicId;
 
@@ -21,6 +23,8 @@ pub(super) struct CsvColumns<'s> {
     /// Indexes of the columns of the key.
     key: Vec<usize>,
     null_values: &'s [String],
+    /// First values of another type than was inferred, which are to be told.
+    odd_values: Vec<OddValue>,
 }
 
 #[derive(Debug)]
@@ -29,6 +33,29 @@ struct CsvColumn {
     /// The name as JSON, with the colon behind it.
     field: String,
     column_type: ColumnType,
+    basis: TypeBasis,
+    /// Whether a value of another type than was inferred has been told.
+    is_told: bool,
+}
+
+/// What the type of a column rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TypeBasis {
+    Declared,
+    /// Nothing: the column is text.
+    Unknown,
+    /// The values of the column.
+    Inferred,
+}
+
+/// The first value of a column that is of another type than was inferred.
+#[derive(Debug)]
+pub(super) struct OddValue {
+    pub(super) column: String,
+    /// The type of the column.
+    pub(super) read_as: &'static str,
+    /// The value, or its beginning.
+    pub(super) got: String,
 }
 
 impl<'s> CsvColumns<'s> {
@@ -47,8 +74,12 @@ impl<'s> CsvColumns<'s> {
                 let other = other + 1;
                 return Err(format!("line 1 names columns {other} and {number} both {name:?}; rename one"));
             }
-            let column_type = spec.types.get(name).copied().unwrap_or(ColumnType::Text);
-            columns.push(CsvColumn { name: name.clone(), field: format!("{}:", quoted(name)), column_type });
+            let (column_type, basis) = match spec.types.get(name) {
+                Some(column_type) => (*column_type, TypeBasis::Declared),
+                None => (ColumnType::Text, TypeBasis::Unknown),
+            };
+            let field = format!("{}:", quoted(name));
+            columns.push(CsvColumn { name: name.clone(), field, column_type, basis, is_told: false });
         }
         let find = |name: &String, what: &str| {
             header.iter().position(|column| column == name).ok_or_else(|| {
@@ -57,16 +88,46 @@ impl<'s> CsvColumns<'s> {
         };
         spec.types.keys().try_for_each(|name| find(name, "types").map(drop))?;
         let key = spec.key_columns.iter().map(|name| find(name, "the key")).collect::<Result<_, _>>()?;
-        Ok(Self { columns, key, null_values: &spec.null_values })
+        Ok(Self { columns, key, null_values: &spec.null_values, odd_values: Vec::new() })
     }
 
-    pub(super) fn count(&self) -> usize {
-        self.columns.len()
+    pub(super) fn names(&self) -> Vec<String> {
+        self.columns.iter().map(|column| column.name.clone()).collect()
     }
 
-    /// Makes a message of a record, which has a field for each column.
+    /// Whether a column without a declared type is not among these.
+    pub(super) fn lack(&self, types: &TypesByName) -> bool {
+        let mut unknown = self.columns.iter().filter(|column| column.basis == TypeBasis::Unknown);
+        unknown.any(|column| !types.contains_key(&column.name))
+    }
+
+    /// Gives the columns without a declared type these types.
+    pub(super) fn infer(&mut self, types: &TypesByName) {
+        for column in self.columns.iter_mut().filter(|column| column.basis == TypeBasis::Unknown) {
+            if let Some(column_type) = types.get(&column.name) {
+                (column.column_type, column.basis) = (*column_type, TypeBasis::Inferred);
+            }
+        }
+    }
+
+    /// The first value of each column that was kept as text though another type was inferred, since they were asked for.
+    pub(super) fn odd_values(&mut self) -> Vec<OddValue> {
+        std::mem::take(&mut self.odd_values)
+    }
+
+    /// The text of a record, which must have a field for each column.
+    pub(super) fn row(&self, record: &csv::ByteRecord) -> Result<csv::StringRecord, RowError> {
+        let (got, expected) = (record.len(), self.columns.len());
+        if got != expected {
+            return Err(RowError::Fields { got, expected });
+        }
+        csv::StringRecord::from_byte_record(record.clone())
+            .map_err(|error| EncodingError::Utf8 { at: error.utf8_error().valid_up_to() }.into())
+    }
+
+    /// Makes a message of a row.
     pub(super) fn message(
-        &self,
+        &mut self,
         record: &csv::StringRecord,
         topic: TopicId,
         source_offset: u64,
@@ -74,7 +135,7 @@ impl<'s> CsvColumns<'s> {
         let mut key = KeyText::of(self.key.len());
         for index in &self.key {
             let field = &record[*index];
-            if field.is_empty() || self.is_null(field) {
+            if field.is_empty() || is_null(self.null_values, field) {
                 return Err(RowError::NoKey { column: self.columns[*index].name.clone() });
             }
             key.push(field);
@@ -82,12 +143,22 @@ impl<'s> CsvColumns<'s> {
         let key = key.into_string();
         check_key(&key)?;
         let mut payload = String::from("{");
-        for (column, field) in self.columns.iter().zip(record) {
+        for (column, field) in self.columns.iter_mut().zip(record) {
             if payload.len() > 1 {
                 payload.push(',');
             }
             payload.push_str(&column.field);
-            payload.push_str(&if self.is_null(field) { "null".into() } else { column.value(field)? });
+            let is_null = is_null(self.null_values, field);
+            let is_odd = !is_null && column.is_odd(field);
+            payload.push_str(&match (is_null, is_odd) {
+                (true, _) => "null".into(),
+                (_, true) => quoted(field).into(),
+                _ => column.value(field)?,
+            });
+            if is_odd && !std::mem::replace(&mut column.is_told, true) {
+                let (column, read_as) = (column.name.clone(), type_name(column.column_type));
+                self.odd_values.push(OddValue { column, read_as, got: shown(field) });
+            }
         }
         payload.push('}');
         check_payload(&payload)?;
@@ -100,13 +171,15 @@ impl<'s> CsvColumns<'s> {
             source_offset,
         })
     }
-
-    fn is_null(&self, field: &str) -> bool {
-        self.null_values.iter().any(|null| null == field)
-    }
 }
 
 impl CsvColumn {
+    /// Whether a field is of another type than was inferred.
+    fn is_odd(&self, field: &str) -> bool {
+        let has_type = self.basis == TypeBasis::Inferred && self.column_type != ColumnType::Text;
+        has_type && type_of(field) != self.column_type
+    }
+
     /// A field as JSON.
     fn value<'f>(&self, field: &'f str) -> Result<Cow<'f, str>, RowError> {
         let trimmed = field.trim();
@@ -126,11 +199,13 @@ impl CsvColumn {
                 (is_json.then_some(Cow::Borrowed(trimmed)), "JSON")
             }
         };
-        value.ok_or_else(|| {
-            let end = field.floor_char_boundary(SHOWN_BYTES_MAX);
-            RowError::Type { column: self.name.clone(), got: field[..end].to_owned(), allowed }
-        })
+        value.ok_or_else(|| RowError::Type { column: self.name.clone(), got: shown(field), allowed })
     }
+}
+
+/// A field, or its beginning.
+fn shown(field: &str) -> String {
+    field[..field.floor_char_boundary(SHOWN_BYTES_MAX)].to_owned()
 }
 
 /// A number as JSON writes one that has a fraction: 5 as 5.0, so that a division by SQLite is that of its column.
@@ -162,6 +237,7 @@ mod tests {
             topic: Some("t".to_owned()),
             key_columns: vec!["id".to_owned(), "a".to_owned()],
             null_values: vec!["NA".to_owned(), String::new()],
+            infer: None,
             types: types.iter().map(|(name, column_type)| ((*name).to_owned(), *column_type)).collect(),
             rows_per_second_max: None,
             follow: false,
@@ -175,7 +251,7 @@ mod tests {
     /// Key and payload of a record with the columns `id`, `a` and `v`, the last of this type.
     fn read(record: [&str; 3], column_type: ColumnType) -> Result<(String, String), String> {
         let spec = spec(&[("v", column_type)]);
-        let columns = CsvColumns::new(&header(&["id", "a", "v"]), &spec).expect("the columns are there");
+        let mut columns = CsvColumns::new(&header(&["id", "a", "v"]), &spec).expect("the columns are there");
         let message = columns.message(&csv::StringRecord::from(record.to_vec()), TopicId(3), 9);
         let message = message.map_err(|error| error.to_string())?;
         Ok((message.key.into_string(), message.payload.map(String::from).unwrap_or_default()))

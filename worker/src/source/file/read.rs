@@ -15,8 +15,8 @@ use super::lookback::Lookback;
 use super::place::FileInput;
 use super::rotation::FilePart;
 use super::rows::{RowError, is_part, json_message};
-use crate::source::encoding::EncodingError;
 use crate::source::http::body::{self, ItemError};
+use crate::source::state::States;
 use crate::storage::message::{Message, PAYLOAD_BYTES_MAX};
 use crate::storage::topics::Topics;
 
@@ -25,7 +25,7 @@ const BLOCK_ROWS_MAX: usize = 512;
 const BLOCK_BYTES_MAX: usize = 1 << 20;
 
 /// Longest line, or row of CSV, in bytes; a longer one is refused.
-const LINE_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + 8_192;
+pub(super) const LINE_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + 8_192;
 
 /// A row that was read, or why it can't be.
 #[derive(Debug)]
@@ -59,6 +59,8 @@ pub(crate) struct RowReader {
     pub(crate) source: String,
     pub(crate) spec: FileSource,
     pub(crate) topics: Arc<Topics>,
+    /// Where the types of columns are stored that were found by their values.
+    pub(crate) states: Arc<States>,
     pub(crate) stopping: watch::Receiver<bool>,
     pub(crate) blocks: mpsc::Sender<FileBlock>,
 }
@@ -90,6 +92,7 @@ impl RowReader {
         let input = match &part.file {
             Some(_) if successors.is_some() => Input::Followed(Box::new(Follower::new(&self.source, part)?)),
             Some(file) => Input::Plain(Box::new(FileInput { file: Arc::clone(file), at: part.start })),
+            None if self.spec.infer.is_some() => Input::Plain(self.sampled_stdin()?),
             None => Input::Plain(Box::new(io::stdin())),
         };
         let outlet = Outlet { rows: Vec::new(), bytes: 0, blocks: &self.blocks, successors };
@@ -163,7 +166,8 @@ impl RowReader {
                 record.iter().map(str::to_owned).collect()
             }
         };
-        let columns = CsvColumns::new(&header, &self.spec).map_err(Stop::Failed)?;
+        let mut columns = CsvColumns::new(&header, &self.spec).map_err(Stop::Failed)?;
+        let mut has_types = self.spec.infer.is_none();
         let topic = self.topics.declare(self.spec.topic.as_deref().expect("a CSV file has a topic"));
         let mut record = csv::ByteRecord::new();
         // Where the reader began.
@@ -199,16 +203,17 @@ impl RowReader {
                 (reader, record, begin) = (csv_reader(input), csv::ByteRecord::new(), next);
                 continue;
             }
-            let parsed = || -> Result<Message, String> {
-                if record.len() != columns.count() {
-                    return Err(format!("{} fields, and the header has {}", record.len(), columns.count()));
-                }
-                let text = csv::StringRecord::from_byte_record(record.clone()).map_err(|error| {
-                    EncodingError::Utf8 { at: error.utf8_error().valid_up_to() }.to_string()
-                })?;
-                columns.message(&text, topic, at).map_err(|error| error.to_string())
-            };
-            let outcome = parsed().map_err(|reason| {
+            let row = columns.row(&record);
+            if let Some(row) = row.as_ref().ok().filter(|_| !has_types) {
+                self.infer(&mut columns, part, row)?;
+                has_types = true;
+            }
+            let outcome = row.and_then(|row| columns.message(&row, topic, at));
+            for odd in columns.odd_values() {
+                self.tell_odd(part, lines.number() + blank_lines, &odd);
+            }
+            let outcome = outcome.map_err(|error| {
+                let reason = error.to_string();
                 let body = record.iter().collect::<Vec<_>>().join(&b","[..]);
                 Rejected { line: lines.number() + blank_lines, reason, body }
             });
@@ -258,14 +263,18 @@ fn count_lines(input: impl Read) -> u64 {
     count
 }
 
-fn csv_reader<R: Read>(input: R) -> csv::Reader<R> {
+pub(super) fn csv_reader<R: Read>(input: R) -> csv::Reader<R> {
     let mut builder = csv::ReaderBuilder::new();
     builder.has_headers(false).flexible(true).buffer_capacity(256 << 10).from_reader(input)
 }
 
 /// The columns of a CSV file, by its first line.
 pub(crate) fn csv_header(file: &File) -> Result<Vec<String>, csv::Error> {
-    let mut reader = csv_reader(Lookback::new(FileInput { file, at: 0 }, 0, LINE_BYTES_MAX));
+    read_header(&mut csv_reader(Lookback::new(FileInput { file, at: 0 }, 0, LINE_BYTES_MAX)))
+}
+
+/// Reads the first line of CSV, which names the columns.
+pub(super) fn read_header<R: Read>(reader: &mut csv::Reader<R>) -> Result<Vec<String>, csv::Error> {
     let mut record = csv::StringRecord::new();
     reader.read_record(&mut record)?;
     Ok(record.iter().map(str::to_owned).collect())
@@ -290,7 +299,7 @@ fn skip_line(input: &mut impl BufRead) -> std::io::Result<u64> {
 }
 
 /// Why reading ends.
-enum Stop {
+pub(super) enum Stop {
     Failed(String),
     /// The source takes no more rows.
     Unwanted,

@@ -29,6 +29,8 @@ pub(crate) enum RowError {
     Array { column: String },
     #[error("no object, so it has no field {column:?} for the key")]
     NoObject { column: String },
+    #[error("{got} fields, and the header has {expected}")]
+    Fields { got: usize, expected: usize },
     #[error("field {column:?} is needed for the key, and it is missing or null")]
     NoKey { column: String },
     #[error(
