@@ -340,16 +340,18 @@ impl<'s> Run<'s> {
     async fn end_round(&mut self) -> Result<(), Wrong> {
         let mending = self.tables.mending();
         if !mending.is_empty() {
-            let epoch = self.send(&mending).await;
-            self.catch_up(epoch).await?;
-            self.compare()?;
+            self.send(&mending).await;
         }
+        // The last step may not have waited for its results.
+        self.catch_up_anew().await?;
+        self.compare()?;
         let failures = self.failures();
         if let Some((join, keys)) = failures.keys.iter().next() {
             return Err((join.clone(), format!("no row is malformed, and these keys fail: {keys:?}")));
         }
         if let Some(join) = failures.joins.first() {
-            let error = self.live.worker.status().await["joins"][join.as_str()]["lastError"].to_string();
+            let status = self.live.worker.status().await;
+            let error = &status["joins"][join.as_str()]["lastError"];
             return Err((join.clone(), format!("no row is malformed, and the query fails: {error}")));
         }
         self.audit().await

@@ -447,23 +447,13 @@ impl Shard {
             let key = &*message.key;
             let timestamp = message.timestamp.unwrap_or(now);
             let mut rows = select.query([key])?;
-            let stored = match rows.next()? {
-                Some(row) => Some(IndexedRow {
-                    key,
-                    payload: row.get_ref(0)?.as_str()?,
-                    timestamp: row.get(1)?,
-                    number: row.get(2)?,
-                }),
-                None => None,
-            };
+            let stored = rows.next()?.map(|row| table::selected(key, row)).transpose()?;
             let tombstones = self.has_tombstones || pending.tombstones;
-            let newest = match &stored {
-                Some(stored) => Some(stored.timestamp),
+            let buried_at = match &stored {
                 None if tombstones && message.timestamp.is_some() => writer.buried_at(key)?,
-                None => None,
+                _ => None,
             };
-            let is_older = message.timestamp.is_some() && newest.is_some_and(|newest| newest > timestamp);
-            if is_older || self.is_stale(table, stored, message, timestamp)? {
+            if self.is_stale(table, stored, buried_at, message, timestamp)? {
                 counts.stale += 1;
                 continue;
             }
@@ -519,14 +509,20 @@ impl Shard {
         Ok(())
     }
 
-    /// Returns whether a message is older than the row that it would replace, by an event time that tells their order.
+    /// Returns whether a message is older than the row that it would replace, or than the deletion of its key: by a time of
+    /// its own, or by an event time that tells their order.
     fn is_stale(
         &self,
         table: &TopicTable,
         stored: Option<IndexedRow<'_>>,
+        buried_at: Option<i64>,
         message: &Message,
         timestamp: i64,
     ) -> rusqlite::Result<bool> {
+        let newest = stored.as_ref().map(|stored| stored.timestamp).or(buried_at);
+        if message.timestamp.is_some() && newest.is_some_and(|newest| newest > timestamp) {
+            return Ok(true);
+        }
         match (stored, message.payload.as_deref()) {
             (Some(stored), Some(payload)) => {
                 event_times::is_older(&self.connection, &table.ordered_by, stored, payload, timestamp)

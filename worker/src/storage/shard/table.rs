@@ -39,6 +39,11 @@ pub(super) struct TopicTable {
     pub(super) is_moved_by_time: bool,
 }
 
+/// Reads a row that [`TopicTable::select`] has found under a key.
+pub(super) fn selected<'r>(key: &'r str, row: &'r rusqlite::Row<'_>) -> rusqlite::Result<IndexedRow<'r>> {
+    Ok(IndexedRow { key, payload: row.get_ref(0)?.as_str()?, timestamp: row.get(1)?, number: row.get(2)? })
+}
+
 /// The prepared statements that write one topic.
 pub(super) struct TableWriter<'c> {
     id: i64,
