@@ -19,10 +19,12 @@ use crate::window::Window;
 #[cfg(test)]
 mod tests;
 
-/// Fields that are younger than documents in clusters, as paths in the schema of their kind. An API server would write
+/// Fields that are younger than documents in clusters, or whose defaults are, as paths in the schema of their kind. An API server would write
 /// their defaults into stored documents, and each pipeline would get another config, which its worker need not know.
-const WITHOUT_DEFAULT: [(Kind, &str); 3] = [
+const WITHOUT_DEFAULT: [(Kind, &str); 5] = [
     (Kind::Join, "/properties/spec/properties/refresh"),
+    (Kind::Pipeline, "/properties/spec/properties/retention/properties/duration"),
+    (Kind::Pipeline, "/properties/spec/properties/retention/properties/emitExpiry"),
     (Kind::Pipeline, "/properties/spec/properties/storage/properties/reshard/properties/strategy"),
     (Kind::Pipeline, "/properties/spec/properties/storage/properties/reshard/properties/keepOldLayout"),
 ];

@@ -352,7 +352,7 @@ fn narrowed(before: &Value, now: &Value, at: &str, complaints: &mut Vec<String>)
     }
     for (name, field) in now["properties"].as_object().into_iter().flatten() {
         let default = &field["default"];
-        if *default != before["properties"][name]["default"] {
+        if !default.is_null() && *default != before["properties"][name]["default"] {
             complaints.push(format!("{at}.{name}: {default} is filled into stored documents"));
         }
     }

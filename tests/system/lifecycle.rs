@@ -166,7 +166,7 @@ async fn the_admin_address_shows_health_status_and_metrics() {
     let parts =
         [&status["topics"]["orders"], &status["sinks"]["console"]["lagEpochs"], &status["storageError"]];
     expect![[r#"
-        {"created":3,"deleted":1,"expired":0,"replayed":0,"stale":0,"superseded":0,"unchanged":1,"updated":0}
+        {"bytes":18,"created":3,"deleted":1,"expired":0,"replayed":0,"retention":"forever","rows":2,"source":["ingest"],"stale":0,"superseded":0,"unchanged":1,"updated":0}
         0
         null
     "#]]

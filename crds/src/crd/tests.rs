@@ -111,7 +111,7 @@ fn defaults_are_in_the_schema() {
     let spec = &schema(Kind::Pipeline)["properties"]["spec"]["properties"];
     assert_eq!(spec["storage"]["properties"]["shardCount"]["default"], 8);
     assert_eq!(spec["delivery"]["properties"]["dlq"]["properties"]["backoffMultiplier"]["default"], 2.0);
-    assert_eq!(spec["retention"]["properties"]["duration"]["default"], "forever");
+    assert_eq!(spec["retention"]["properties"]["cleanInterval"]["default"], "1m");
     assert!(spec["storage"]["default"].is_null());
     assert!(spec["storage"]["properties"]["reshard"]["default"].is_null());
 }

@@ -445,7 +445,7 @@ impl FaultRun {
             "metadata": {"name": "faults"},
             "spec": {
                 "storage": storage,
-                "retention": {"cleanInterval": self.clean_interval, "emitExpiry": true},
+                "retention": {"duration": "24h", "cleanInterval": self.clean_interval},
                 "delivery": {"replayWindow": self.replay_window},
                 "admin": {"addr": "127.0.0.1:0"},
                 "sources": [{"name": "ingest", "http": {"addr": "127.0.0.1:0", "topics": TOPICS}}],
