@@ -6,7 +6,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use super::background::FullCopy;
-use super::pool::EvaluatorPool;
+use super::pool::{EvaluatorPool, KnownFailures};
 use super::{LAG_ENTRIES_MAX, WHOLE_ENTRIES_MAX};
 use crate::join::CheckedJoin;
 use crate::join::aggregate::{AccumulatedJoin, AggregateChange};
@@ -429,7 +429,8 @@ impl JoinState {
         let (mut failed, mut mended) = (Vec::new(), Vec::new());
         let suspects = self.next_suspects();
         let keyed = self.keyed.as_ref().ok_or(KeyedError::NotAccumulable)?;
-        let results = pool.evaluate(keyed, time, changes, known, &self.failing, suspects, |found| {
+        let failing = KnownFailures { keys: &self.failing, suspects };
+        let results = pool.evaluate(keyed, time, changes, known, failing, |found| {
             failed.extend(found.failed);
             mended.extend(found.mended);
             Ok(writer.store(self.id, &found.changes)?)

@@ -37,6 +37,13 @@ pub(super) struct EvaluatorPool {
     looked_back: BTreeSet<TopicId>,
 }
 
+/// What is known to fail when keys are evaluated.
+pub(super) struct KnownFailures<'f> {
+    pub(super) keys: &'f FailingKeys,
+    /// Those of the keys that are evaluated although no change has led to them.
+    pub(super) suspects: Vec<AffectedKey>,
+}
+
 impl EvaluatorPool {
     pub(super) fn new<'a>(
         shard_paths: &[PathBuf],
@@ -113,7 +120,7 @@ impl EvaluatorPool {
     }
 
     /// Evaluates the results that the changes affect, and calls `store` with each batch of differences while other
-    /// batches are still evaluated; `suspects` are evaluated, too. Returns the number of differences; `None` if no result
+    /// batches are still evaluated. Returns the number of differences; `None` if no result
     /// is evaluated.
     pub(super) fn evaluate(
         &mut self,
@@ -121,13 +128,12 @@ impl EvaluatorPool {
         time: Option<&TimeStep>,
         changes: &Changes,
         known: Option<&Changes>,
-        failing: &FailingKeys,
-        suspects: Vec<AffectedKey>,
+        failing: KnownFailures<'_>,
         mut store: impl FnMut(Evaluated) -> Result<(), KeyedError>,
     ) -> Result<Option<u64>, KeyedError> {
         let mut keys = self.affected(join, time, changes, KEYS_MAX)?;
         let is_affected = |suspect: &AffectedKey| keys.iter().any(|key| key.value == suspect.value);
-        let suspects: Vec<_> = suspects.into_iter().filter(|suspect| !is_affected(suspect)).collect();
+        let suspects: Vec<_> = failing.suspects.into_iter().filter(|suspect| !is_affected(suspect)).collect();
         keys.extend(suspects);
         if keys.is_empty() {
             return Ok(None);
@@ -136,7 +142,7 @@ impl EvaluatorPool {
         let mut differences = 0;
         let [_, now] = moments(time);
         let evaluate = |workspace: &mut Workspace, share: &[AffectedKey], found: &mut Evaluated| {
-            workspace.evaluate(join, now, share, known, failing, found)
+            workspace.evaluate(join, now, share, known, failing.keys, found)
         };
         self.share(&keys, evaluate, |found| {
             differences += found.changes.len() as u64;
