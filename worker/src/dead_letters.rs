@@ -114,7 +114,10 @@ impl DeadLetters {
                     connection.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column} TEXT"))?;
                 }
             }
-            Ok(())
+            connection.execute_batch(
+                "CREATE INDEX IF NOT EXISTS rejected_result ON rejected (source, result_key)
+                     WHERE result_key IS NOT NULL",
+            )
         };
         create().map_err(|source| SqliteError::new(path, "make the tables", source))?;
         let unchecked = AtomicU32::new(0);
@@ -315,33 +318,35 @@ impl DeadLetters {
         })
     }
 
-    /// Stores that a result of a join over some topics can't be evaluated; `key` is its result key as JSON.
-    pub(crate) fn put_failing(
+    /// Stores that results of a join over some topics can't be evaluated, each with its result key as JSON and the reason;
+    /// and forgets that of others, the `mended`, which can be.
+    pub(crate) fn note_failing(
         &self,
         join_name: &str,
         topics: &str,
-        key: &str,
-        reason: &str,
+        failing: &[(String, &str)],
+        mended: &[String],
         now: i64,
     ) -> Result<(), SqliteError> {
-        self.limit_size()?;
-        self.doing("store a result that can't be evaluated", |connection| {
-            let known = "UPDATE rejected SET reason = ?3 WHERE source = ?1 AND result_key = ?2";
-            if connection.prepare_cached(known)?.execute([join_name, key, reason])? == 0 {
-                let put = "INSERT INTO rejected (source, result_key, reason, position, stored_at)
-                           VALUES (?1, ?2, ?3, ?4, ?5)";
-                connection.prepare_cached(put)?.execute(params![join_name, key, reason, topics, now])?;
+        if failing.is_empty() && mended.is_empty() {
+            return Ok(());
+        }
+        failing.iter().try_for_each(|_| self.limit_size())?;
+        self.doing("store which results can't be evaluated", |connection| {
+            let transaction = connection.transaction()?;
+            for (key, reason) in failing {
+                let known = "UPDATE rejected SET reason = ?3 WHERE source = ?1 AND result_key = ?2";
+                if transaction.prepare_cached(known)?.execute([join_name, key, reason])? == 0 {
+                    let put = "INSERT INTO rejected (source, result_key, reason, position, stored_at)
+                               VALUES (?1, ?2, ?3, ?4, ?5)";
+                    transaction.prepare_cached(put)?.execute(params![join_name, key, reason, topics, now])?;
+                }
             }
-            Ok(())
-        })
-    }
-
-    /// Removes what [`Self::put_failing`] has stored, now that the result can be evaluated.
-    pub(crate) fn remove_failing(&self, join_name: &str, key: &str) -> Result<(), SqliteError> {
-        self.doing("remove a result that can be evaluated", |connection| {
-            let remove = "DELETE FROM rejected WHERE source = ?1 AND result_key = ?2";
-            connection.prepare_cached(remove)?.execute([join_name, key])?;
-            Ok(())
+            for key in mended {
+                let remove = "DELETE FROM rejected WHERE source = ?1 AND result_key = ?2";
+                transaction.prepare_cached(remove)?.execute([join_name, key])?;
+            }
+            transaction.commit()
         })
     }
 
@@ -386,13 +391,7 @@ impl DeadLetters {
                     transaction.execute(&format!("DELETE FROM {table} WHERE stored_at < ?1"), [before])?;
             }
             loop {
-                let page_bytes: u64 = transaction.query_row(
-                    "SELECT (page_count - freelist_count) * page_size
-                     FROM pragma_page_count, pragma_freelist_count, pragma_page_size",
-                    [],
-                    |row| row.get(0),
-                )?;
-                let excess = page_bytes.saturating_sub(bytes_max);
+                let excess = sqlite::bytes_used(&transaction)?.saturating_sub(bytes_max);
                 let went = if excess > 0 { drop_oldest(&transaction, excess)? } else { 0 };
                 if went == 0 {
                     break;

@@ -11,6 +11,9 @@ use crate::quantity::Bytes;
 /// The shortest duration there is.
 pub(crate) const DURATION_MIN: Duration = Duration::from_nanos(1);
 
+/// The shortest age of a row: the rows of topics carry whole seconds.
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
+
 /// A part of a document, and where complaints about its fields go.
 pub(crate) struct Scope<'a> {
     pub(crate) place: &'a Place,

@@ -18,7 +18,7 @@ use crate::schedule::{SCHEDULE_MESSAGE, is_schedule};
 use crate::validate::complaints::Complaints;
 use crate::validate::connections;
 use crate::validate::read::{Contents, PipelineDocument};
-use crate::validate::scope::{DURATION_MIN, Scope};
+use crate::validate::scope::{DURATION_MIN, SECOND, Scope};
 use crate::validate::topics;
 
 /// The parts of a plan that come from the Pipeline alone.
@@ -30,9 +30,6 @@ pub(crate) struct Settings {
     pub(crate) audit: Audit,
     pub(crate) admin: Admin,
 }
-
-/// The rows of topics carry whole seconds.
-const SECOND: Duration = Duration::from_secs(1);
 
 /// Checks the settings and parses them.
 pub(crate) fn plan(

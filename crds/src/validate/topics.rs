@@ -9,10 +9,7 @@ use crate::path;
 use crate::pipeline::PipelineSpec;
 use crate::validate::names::{fills_any_topic, topics_of};
 use crate::validate::read::Contents;
-use crate::validate::scope::Scope;
-
-/// The rows of topics carry whole seconds.
-const SECOND: Duration = Duration::from_secs(1);
+use crate::validate::scope::{SECOND, Scope};
 
 /// Returns the ages of topics for which that of the Pipeline does not hold, by their names in lower case: those that
 /// are written, and that of each topic that files alone fill.

@@ -55,10 +55,10 @@ fn tell(state: &mut JoinState, status: &Status, letters: &DeadLetters) {
     }
     let now = clock::epoch_seconds();
     let topics = join.topics.iter().cloned().collect::<Vec<_>>().join(", ");
-    let stored = news
-        .iter()
-        .try_for_each(|(key, error)| letters.put_failing(&join.name, &topics, &json(key), error, now))
-        .and_then(|()| mended.iter().try_for_each(|key| letters.remove_failing(&join.name, &json(key))));
+    let news: Vec<(String, &str)> =
+        news.into_iter().map(|(key, error)| (json(key), error.as_str())).collect();
+    let mended: Vec<String> = mended.into_iter().map(json).collect();
+    let stored = letters.note_failing(&join.name, &topics, &news, &mended, now);
     if let Err(error) = stored {
         warn!(
             error = litejoin_crds::error::chain(&error),
